@@ -1,0 +1,68 @@
+"""The ``intl-transfer`` command: a thin table of subcommands.
+
+Each subcommand is a module with ``HELP`` (one line), ``add_arguments(parser)`` and
+``run(arguments) -> int``. Modules are imported only when their command is called, so that
+``intl-transfer --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from intl_transfer import __version__
+from intl_transfer.errors import UserError, did_you_mean
+
+# command: (module, one line of help)
+COMMANDS = {
+    "doctor": ("intl_transfer.doctor", "say what works on this machine, and what is missing"),
+    "data": ("intl_transfer.data.command", "make the embedded data set"),
+    "convert": ("intl_transfer.conversion.command", "convert a checkpoint to Detectron2, verified"),
+    "collect": ("intl_transfer.results.command", "collect run directories into a results table"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand.
+
+    Args:
+        argv: the arguments after the program's name; ``sys.argv[1:]`` by default.
+
+    Returns:
+        The exit status: 0 done, 1 the command's own "no" (a failed check), 2 wrong use.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="intl-transfer",
+        description=__doc__.splitlines()[0] if __doc__ else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="commands:\n"
+        + "\n".join(f"  {name:10s} {text}" for name, (_, text) in COMMANDS.items())
+        + "\n\n`intl-transfer COMMAND --help` explains each.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("command", metavar="COMMAND", help="one of the commands below")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    parsed = parser.parse_args(arguments)
+    if parsed.command not in COMMANDS:
+        hint = did_you_mean(parsed.command, COMMANDS)
+        parser.error(f"no command '{parsed.command}'.{hint} Known: {', '.join(COMMANDS)}.")
+    module_name, text = COMMANDS[parsed.command]
+    module = importlib.import_module(module_name)
+    command_parser = argparse.ArgumentParser(
+        prog=f"intl-transfer {parsed.command}",
+        description=module.__doc__ or text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(command_parser)
+    try:
+        return int(module.run(command_parser.parse_args(parsed.rest)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""Errors that a user can act on."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can put right: a wrong name, a missing file, a damaged checkpoint.
+
+    The message is the whole story: what was expected, what was found, what to do. Command-line
+    entry points print it without a traceback and exit with status 2.
+    """
+
+
+def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
+    """Names the known words nearest to a misspelt one.
+
+    Args:
+        name: what the user wrote.
+        known: every word that would have been right.
+        limit: how many to name at most.
+
+    Returns:
+        ``" Did you mean 'a' or 'b'?"`` with a leading space, or ``""`` where nothing is near.
+    """
+    near = difflib.get_close_matches(name, list(known), n=limit, cutoff=0.55)
+    if not near:
+        return ""
+    return " Did you mean " + " or ".join(f"'{word}'" for word in near) + "?"

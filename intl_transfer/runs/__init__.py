@@ -1,0 +1,25 @@
+"""Run directories, checkpoints and the process group: what every stage keeps and needs."""
+
+from intl_transfer.runs.atomic import sha256_file, write_atomically, write_json
+from intl_transfer.runs.directory import (
+    MANIFEST,
+    METRICS,
+    RESULTS,
+    RunDirectory,
+    read_manifest,
+    read_metrics,
+    read_results,
+)
+
+__all__ = [
+    "MANIFEST",
+    "METRICS",
+    "RESULTS",
+    "RunDirectory",
+    "read_manifest",
+    "read_metrics",
+    "read_results",
+    "sha256_file",
+    "write_atomically",
+    "write_json",
+]

@@ -1,0 +1,322 @@
+"""The run directory: the only interface between the stages.
+
+``manifest.json`` says what is being run and from what; ``metrics.jsonl`` grows while it runs;
+``results.json`` is written once, at the end. ``docs/run-directory.md`` documents every field.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from intl_transfer.errors import UserError
+from intl_transfer.runs.atomic import write_json
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+METRICS = "metrics.jsonl"
+RESULTS = "results.json"
+
+Stage = Literal["pretrain", "detection"]
+STATUSES = ("running", "finished", "failed", "interrupted")
+
+_LIBRARIES = (
+    "intl-transfer",
+    "torch",
+    "torchvision",
+    "numpy",
+    "pillow",
+    "opencv-python-headless",
+    "fvcore",
+    "pycocotools",
+    "submitit",
+)
+
+
+class RunDirectory:
+    """One run's folder, opened by the process that runs it (global rank 0).
+
+    Use :meth:`start`; it makes a new folder or takes up one that an earlier session left, keeping
+    the run's id and adding a session to its manifest.
+
+    Attributes:
+        path: the folder.
+        manifest: the content of ``manifest.json``, kept in step with the file.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._metrics_path = path / METRICS
+
+    @classmethod
+    def start(
+        cls,
+        path: str | Path,
+        *,
+        stage: Stage,
+        name: str,
+        config_name: str,
+        config: Mapping[str, Any],
+        seed: int,
+        method: str | None = None,
+        inputs: Sequence[Mapping[str, Any]] = (),
+        world_size: int = 1,
+    ) -> RunDirectory:
+        """Opens a run directory for writing and records a new session in its manifest.
+
+        Args:
+            path: the folder; made if absent.
+            stage: ``"pretrain"`` or ``"detection"``.
+            name: a short name for tables and logs.
+            config_name: the configuration file's name, as the user gave it.
+            config: the fully resolved configuration, JSON-compatible.
+            seed: the seed of this run.
+            method: the pretraining method behind the run (``"INTL"``, ``"random init"``, ...).
+            inputs: input files, each ``{"role", "path", "sha256", ...}``.
+            world_size: number of ranks.
+
+        Returns:
+            The open run directory, its manifest already on disk with status ``running``.
+
+        Raises:
+            UserError: if the folder holds a run of another stage or a damaged manifest.
+        """
+        path = Path(path)
+        existing = read_manifest(path) if (path / MANIFEST).exists() else None
+        if existing is not None and existing["stage"] != stage:
+            raise UserError(
+                f"{path} holds a '{existing['stage']}' run; this is a '{stage}' run. "
+                "Give another output directory."
+            )
+        session = {
+            "started": _now(),
+            "ended": None,
+            "command": [sys.executable, *sys.argv],
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "world_size": world_size,
+        }
+        manifest: dict[str, Any] = {
+            "schema": SCHEMA,
+            "id": existing["id"] if existing else uuid.uuid4().hex,
+            "stage": stage,
+            "name": name,
+            "method": method,
+            "status": "running",
+            "config_name": config_name,
+            "config": dict(config),
+            "seed": seed,
+            "inputs": [dict(item) for item in inputs],
+            "git": git_state(),
+            "versions": library_versions(),
+            "hardware": hardware(),
+            "started": existing["started"] if existing else session["started"],
+            "ended": None,
+            "error": None,
+            "sessions": [*(existing["sessions"] if existing else []), session],
+        }
+        run = cls(path, manifest)
+        run.save()
+        return run
+
+    def save(self) -> None:
+        """Writes the manifest to disk, atomically."""
+        write_json(self.path / MANIFEST, self.manifest)
+
+    def log(self, **values: Any) -> None:
+        """Appends one line to ``metrics.jsonl``.
+
+        The line is written in one call, so that a reader never sees half of it unless the machine
+        stopped in between; readers skip a damaged last line.
+
+        Args:
+            values: JSON-compatible numbers or strings; by convention ``step`` and, in the
+                pretraining stage, ``epoch`` are among them. ``time`` (Unix seconds) is added.
+                NaN and infinities are stored as the strings ``"nan"``, ``"inf"``, ``"-inf"``.
+        """
+        clean = {key: _json_number(value) for key, value in values.items()}
+        line = json.dumps({"time": round(time.time(), 3), **clean}, allow_nan=False) + "\n"
+        with open(self._metrics_path, "ab") as file:
+            if file.tell() and not _ends_with_newline(self._metrics_path):
+                file.write(b"\n")  # an earlier session was cut off in the middle of a line
+            file.write(line.encode())
+
+    def finish(self, results: Mapping[str, Any]) -> None:
+        """Writes ``results.json`` and marks the run finished, in this order."""
+        write_json(self.path / RESULTS, {"schema": SCHEMA, **results})
+        self._close("finished", None)
+
+    def fail(self, error: BaseException | str) -> None:
+        """Marks the run failed with the error's text."""
+        text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        self._close("failed", text)
+
+    def interrupt(self, reason: str) -> None:
+        """Marks the run interrupted: stopped from outside, to be continued."""
+        self._close("interrupted", reason)
+
+    def _close(self, status: str, error: str | None) -> None:
+        now = _now()
+        self.manifest.update(status=status, ended=now, error=error)
+        self.manifest["sessions"][-1]["ended"] = now
+        self.save()
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[RunDirectory]:
+        """Marks the run failed or interrupted if the block raises, and lets the error pass on."""
+        try:
+            yield self
+        except KeyboardInterrupt:
+            self.interrupt("stopped from the keyboard")
+            raise
+        except SystemExit as error:
+            if error.code not in (None, 0):
+                self.interrupt(f"stopped with exit status {error.code}")
+            raise
+        except BaseException as error:
+            self.fail(error)
+            raise
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """Reads and checks a run directory's manifest.
+
+    Args:
+        path: the run directory.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: if it is absent, is not JSON, lacks a field, or was written by a newer version.
+    """
+    file = Path(path) / MANIFEST
+    value = _read_json_object(file)
+    for key in ("schema", "id", "stage", "name", "status", "config", "seed", "inputs", "sessions"):
+        if key not in value:
+            raise UserError(f"{file}: the field '{key}' is missing; this is not a run's manifest")
+    if value["schema"] > SCHEMA:
+        raise UserError(
+            f"{file}: written with schema {value['schema']}, this version reads up to {SCHEMA}; "
+            "upgrade intl-transfer"
+        )
+    if value["status"] not in STATUSES:
+        raise UserError(
+            f"{file}: status is '{value['status']}', expected one of {', '.join(STATUSES)}"
+        )
+    return value
+
+
+def read_results(path: str | Path) -> dict[str, Any] | None:
+    """Reads ``results.json`` of a run directory, or ``None`` where there is none yet.
+
+    Raises:
+        UserError: if the file is there but is not a JSON object.
+    """
+    file = Path(path) / RESULTS
+    return _read_json_object(file) if file.exists() else None
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """Reads ``metrics.jsonl``; lines cut off by a crash are skipped.
+
+    Returns:
+        One dictionary a line, in file order; empty where the file is absent.
+    """
+    file = Path(path) / METRICS
+    if not file.exists():
+        return []
+    rows = []
+    for line in file.read_text(errors="replace").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            row = json.loads(line)
+            if isinstance(row, dict):
+                rows.append(row)
+    return rows
+
+
+def git_state(folder: str | Path | None = None) -> dict[str, Any]:
+    """The revision of the source tree: ``{"revision": str | None, "dirty": bool | None}``."""
+    folder = Path(folder) if folder else Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        ).stdout.strip()
+
+    try:
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return {"revision": None, "dirty": None}
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide results."""
+    versions = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    detectron2 = sys.modules.get("detectron2")
+    if detectron2 is not None:
+        versions["detectron2"] = getattr(detectron2, "__version__", "unknown")
+    return versions
+
+
+def hardware() -> dict[str, Any]:
+    """What the run computes on: host, CPU count, GPUs by name."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "cuda": torch.version.cuda if gpus else None,
+    }
+
+
+def _read_json_object(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{file} does not exist; expected a run directory") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not valid JSON ({error}); the file is damaged") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _json_number(value: Any) -> Any:
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return str(value)
+    return value
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
