@@ -1,0 +1,1 @@
+"""Checkpoints of other tools in, Detectron2 weights out, verified."""

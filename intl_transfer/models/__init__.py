@@ -1,0 +1,17 @@
+"""Backbones, projector and the siamese network."""
+
+from intl_transfer.models.backbones import BACKBONES, build_backbone
+from intl_transfer.models.projector import build_projector
+from intl_transfer.models.siamese import Encoder, MovingAverage, ema_momentum
+from intl_transfer.models.sync_batchnorm import CollectiveBatchNorm, synchronise_batchnorm
+
+__all__ = [
+    "BACKBONES",
+    "CollectiveBatchNorm",
+    "Encoder",
+    "MovingAverage",
+    "build_backbone",
+    "build_projector",
+    "ema_momentum",
+    "synchronise_batchnorm",
+]

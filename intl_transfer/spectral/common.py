@@ -92,6 +92,28 @@ class _GatherRows(torch.autograd.Function):
         return own.contiguous(), None
 
 
+class _SumOverRanks(torch.autograd.Function):
+    """The sum of every rank's tensor; its derivative sums every rank's gradient likewise."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        total = value.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        gradient = gradients[0].clone()
+        dist.all_reduce(gradient, group=ctx.group)
+        return gradient, None
+
+
+def sum_over_ranks(value: Tensor, group: Any = None) -> Tensor:
+    """The sum of every rank's tensor (of one shape), differentiable; needs a process group."""
+    return cast(Tensor, _SumOverRanks.apply(value, group))
+
+
 def gather_rows(z: Tensor, group: Any = None, distributed: bool = True) -> Tensor:
     """The global batch: every rank's rows one below the other, in rank order.
 

@@ -1,0 +1,93 @@
+"""Batches for every rank, the same global batch whatever the number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from intl_transfer.data.datasets import ViewsDataset
+from intl_transfer.errors import UserError
+
+
+def rank_batch_size(batch_size: int, world_size: int) -> int:
+    """Rows of the global batch that each rank holds.
+
+    Raises:
+        UserError: if the ranks do not divide the batch; names the nearest that do.
+    """
+    if batch_size % world_size:
+        divisors = [w for w in range(1, batch_size + 1) if batch_size % w == 0]
+        below = max(w for w in divisors if w < world_size) if world_size > 1 else 1
+        above = [w for w in divisors if w > world_size]
+        near = f"{below} or {above[0]}" if above else str(below)
+        raise UserError(
+            f"{world_size} ranks do not divide the global batch of {batch_size}; the nearest "
+            f"numbers of ranks that do: {near}"
+        )
+    return batch_size // world_size
+
+
+class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
+    """One rank's share of each global batch of one epoch.
+
+    The permutation depends on seed and epoch alone; rank r takes rows r*b to (r+1)*b of each
+    global batch of W*b, so that the global batch is the same for any W. The last, incomplete
+    batch is dropped.
+
+    Attributes:
+        epoch: set before each epoch.
+        start: number of global batches of this epoch to leave out, for resuming.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if length < batch_size:
+            raise UserError(
+                f"{length} images do not fill one global batch of {batch_size}; take a smaller "
+                "optim.batch_size or more images"
+            )
+        self._length, self._batch_size, self._seed = length, batch_size, seed
+        self._rows = rank_batch_size(batch_size, world_size)
+        self._rank = rank
+        self.epoch = 0
+        self.start = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of global batches in an epoch."""
+        return self._length // self._batch_size
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.random.default_rng((self._seed, self.epoch)).permutation(self._length)
+        for step in range(self.start, self.steps_per_epoch):
+            first = step * self._batch_size + self._rank * self._rows
+            yield [(self.epoch, int(index)) for index in order[first : first + self._rows]]
+
+
+def build_loader(
+    dataset: ViewsDataset, sampler: GlobalBatchSampler, workers: int, pin_memory: bool
+) -> DataLoader[list[Tensor]]:
+    """Builds the loader of one rank: lists of V uint8 tensors (n, 3, size, size)."""
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        # Workers must not be recreated between epochs, but they hold a copy of the dataset only:
+        # the epoch reaches them with every index.
+        persistent_workers=workers > 0,
+        worker_init_fn=_one_thread if workers > 0 else None,
+        prefetch_factor=4 if workers > 0 else None,
+    )
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,50 @@
+"""ResNet backbones under torchvision's parameter names."""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import torchvision
+from torch import nn
+
+from intl_transfer.errors import UserError, did_you_mean
+
+Stem = Literal["imagenet", "cifar"]
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2")
+
+
+def build_backbone(
+    name: str, stem: Stem = "imagenet", zero_init_residual: bool = True
+) -> tuple[nn.Module, int]:
+    """Builds a ResNet without its classifier, randomly initialised.
+
+    Args:
+        name: ``resnet18``, ``resnet34``, ``resnet50``, ``resnet101``, ``resnet152`` or
+            ``wide_resnet50_2``.
+        stem: ``"imagenet"`` (7x7 convolution of stride 2 and max-pooling) or ``"cifar"`` (3x3 of
+            stride 1, no pooling).
+        zero_init_residual: start each residual branch's last batch norm weight at zero, as the
+            published ResNet-50 recipes do (not those of ResNet-18).
+
+    Returns:
+        The network, images (B, 3, H, W) to pooled features (B, width), and ``width``.
+
+    Raises:
+        UserError: for an unknown name or stem.
+    """
+    if name not in BACKBONES:
+        raise UserError(
+            f"no backbone '{name}'; known: {', '.join(BACKBONES)}.{did_you_mean(name, BACKBONES)}"
+        )
+    if stem not in ("imagenet", "cifar"):
+        raise UserError(f"no stem '{stem}'; expected 'imagenet' or 'cifar'")
+    network = torchvision.models.get_model(
+        name, weights=None, zero_init_residual=zero_init_residual
+    )
+    width = int(network.fc.in_features)
+    network.fc = nn.Identity()
+    if stem == "cifar":
+        network.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+        network.maxpool = nn.Identity()
+    return cast(nn.Module, network), width

@@ -1,0 +1,78 @@
+"""Backbone and projector together, and their moving-average copy."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Encoder(nn.Module):
+    """Images to embeddings: backbone, then projector.
+
+    Attributes:
+        backbone: images (B, 3, H, W) to features (B, width).
+        projector: features to embeddings (B, d).
+    """
+
+    def __init__(self, backbone: nn.Module, projector: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = projector
+
+    def forward(self, views: Sequence[Tensor]) -> list[Tensor]:
+        """Embeds each view by itself, so that each has its own batch-norm statistics.
+
+        Args:
+            views: tensors (B, 3, H_v, W_v); sizes may differ between views.
+
+        Returns:
+            One tensor (B, d) a view.
+        """
+        # One call for all views: DistributedDataParallel allows a single forward per backward.
+        return [self.projector(self.backbone(view)) for view in views]
+
+
+class MovingAverage:
+    """An exponential moving average of an encoder's parameters.
+
+    Only parameters are averaged; batch-norm buffers come from the copy's own forward passes, which
+    therefore run in training mode.
+
+    Attributes:
+        encoder: the copy, without gradients.
+    """
+
+    def __init__(self, online: Encoder) -> None:
+        self.encoder = copy.deepcopy(online)
+        self.encoder.requires_grad_(False)
+        self.encoder.train()
+
+    @torch.no_grad()
+    def update(self, online: Encoder, momentum: float) -> None:
+        """``target <- momentum * target + (1 - momentum) * online``, parameter by parameter."""
+        targets: list[Tensor] = list(self.encoder.parameters())
+        torch._foreach_lerp_(targets, [p.detach() for p in online.parameters()], 1 - momentum)
+
+    @torch.no_grad()
+    def __call__(self, view: Tensor) -> Tensor:
+        """Embeds one view (B, 3, H, W) to (B, d), without gradient."""
+        embedding: Tensor = self.encoder([view])[0]
+        return embedding
+
+
+def ema_momentum(step: int, total_steps: int, initial: float) -> float:
+    """The momentum's schedule, ``m = 1 - (1 + cos(pi step / total)) (1 - m_0) / 2``.
+
+    Args:
+        step: the step about to be made, from 0.
+        total_steps: number of steps of the whole training.
+        initial: m_0; published: 0.996 (ImageNet), 0.999 (CIFAR).
+
+    Returns:
+        m, from m_0 at the start to 1 at the end.
+    """
+    return 1 - 0.5 * (1 + math.cos(math.pi * step / total_steps)) * (1 - initial)

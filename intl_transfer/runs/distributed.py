@@ -1,0 +1,126 @@
+"""The process group, from torchrun's or SLURM's environment or none."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from intl_transfer.errors import UserError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where this process stands among all processes of the run.
+
+    Attributes:
+        rank: global rank, 0 to ``world_size - 1``.
+        world_size: number of processes on all nodes together.
+        local_rank: rank on this node, which is also the index of its GPU.
+        device: what this process computes on.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """True on global rank 0, the only rank that writes files."""
+        return self.rank == 0
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every rank's (small) value, in rank order, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Waits for all ranks."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def process_group(device: str = "auto", timeout_minutes: float = 30) -> Iterator[Ranks]:
+    """Joins the process group that torchrun's variables describe, and leaves it at the end.
+
+    Args:
+        device: ``"auto"`` (CUDA where there is one), ``"cpu"`` or ``"cuda"``.
+        timeout_minutes: how long a rank waits for the others before it gives up.
+
+    Yields:
+        This process's place. Without ``WORLD_SIZE`` in the environment it is the only one.
+
+    Raises:
+        UserError: if CUDA is asked for and absent, there are more ranks than GPUs on this node,
+            or torchrun's variables are incomplete.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    missing = [
+        name
+        for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        if world_size > 1 and name not in os.environ
+    ]
+    if missing:
+        raise UserError(
+            f"WORLD_SIZE is {world_size} but {', '.join(missing)} is not set; start the ranks with "
+            "torchrun, or unset WORLD_SIZE for a single process"
+        )
+    rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+    ranks = Ranks(rank, world_size, local_rank, _device(device, local_rank))
+    if world_size > 1:
+        dist.init_process_group(
+            "nccl" if ranks.device.type == "cuda" else "gloo",
+            timeout=timedelta(minutes=timeout_minutes),
+        )
+    try:
+        yield ranks
+    finally:
+        if world_size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def parallelise(module: nn.Module, ranks: Ranks, share_buffers: bool) -> DistributedDataParallel:
+    """Wraps a module so that its gradients are averaged over ranks.
+
+    Args:
+        module: the network, already on this rank's device.
+        ranks: this process's place.
+        share_buffers: send rank 0's buffers (batch-norm statistics) to all before each forward.
+    """
+    devices = [ranks.local_rank] if ranks.device.type == "cuda" else None
+    # torch 2.14 renamed the argument and warns of the old name.
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {name: share_buffers}
+    return DistributedDataParallel(module, device_ids=devices, **options)
+
+
+def _device(wanted: str, local_rank: int) -> torch.device:
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise UserError(f"no device '{wanted}'; expected auto, cpu or cuda")
+    available = torch.cuda.is_available()
+    if wanted == "cpu" or (wanted == "auto" and not available):
+        return torch.device("cpu")
+    if not available:
+        raise UserError("device is cuda, but torch sees no GPU here; use device=cpu or auto")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"local rank {local_rank} has no GPU: {torch.cuda.device_count()} found on this node; "
+            "start at most that many ranks a node"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from intl_transfer.models import Encoder, build_backbone, build_projector
+from intl_transfer.runs import read_manifest, read_metrics, read_results, sha256_file
+from intl_transfer.runs.checkpoint import load_newest
+from pretrain.config import OptimConfig
+from pretrain.train import learning_rate, parameter_groups
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Two epochs of three steps, small enough for a second or two.
+TINY = [
+    "optim.epochs=2",
+    "optim.batch_size=8",
+    "optim.base_lr=0.5",
+    "model.projector_hidden=32",
+    "model.embedding=32",
+    "engine.threads=1",
+    "engine.log_steps=1",
+    "views=[{size: 32}, {size: 32}, {size: 24}]",
+]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for label in ("a", "b"):
+        (root / label).mkdir()
+        for i in range(13):
+            small = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+            Image.fromarray(small).resize((48, 48)).save(root / label / f"{i}.png")
+    return root
+
+
+def train(images, output, *overrides, launcher=(sys.executable,), check=True, **kwargs):
+    command = [
+        *launcher,
+        str(ROOT / "pretrain" / "train.py"),
+        "--config",
+        "shapes_r18",
+        *TINY,
+        f"data.root={images}",
+        f"--output-dir={output}",
+        *overrides,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=environment, **kwargs
+    )
+    assert not check or done.returncode == 0, done.stderr + done.stdout
+    return done
+
+
+def backbone(output):
+    return load_file(output / "backbone.safetensors")
+
+
+def assert_same(a, b, **tolerance):
+    left, right = backbone(a), backbone(b)
+    assert left.keys() == right.keys()
+    for name in left:
+        if tolerance:
+            torch.testing.assert_close(left[name], right[name], **tolerance)
+        else:
+            assert torch.equal(left[name], right[name]), name
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [(), ("loss.method=intl_ema", "data.workers=1"), ("engine.precision=bf16",)],
+    ids=["intl", "ema", "bf16"],
+)
+def test_resuming_is_bit_identical(images, tmp_path, overrides):
+    train(images, tmp_path / "whole", *overrides)
+    # Stopped in the middle of the first epoch, and again in the second.
+    stops = [*overrides, "engine.stop_after_steps=2"]
+    train(images, tmp_path / "parts", *stops)
+    assert read_manifest(tmp_path / "parts")["status"] == "interrupted"
+    assert read_results(tmp_path / "parts") is None
+    train(images, tmp_path / "parts", *stops)
+    train(images, tmp_path / "parts", *overrides)
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+    losses = {
+        name: {row["step"]: row["loss"] for row in read_metrics(tmp_path / name)}
+        for name in ("whole", "parts")
+    }
+    assert losses["whole"] == losses["parts"]
+    assert sorted(losses["whole"]) == [1, 2, 3, 4, 5, 6]
+    again = train(images, tmp_path / "parts", *overrides)
+    assert "is finished; nothing to do" in again.stdout
+    assert len(read_manifest(tmp_path / "parts")["sessions"]) == 3
+
+
+def test_a_run_directory_says_all(images, tmp_path):
+    done = train(images, tmp_path / "run", "seed=3")
+    assert "ETA" in done.stdout
+    manifest, results = read_manifest(tmp_path / "run"), read_results(tmp_path / "run")
+    assert manifest["status"] == "finished"
+    assert (manifest["seed"], results["seed"]) == (3, 3)
+    assert manifest["config"]["optim"]["batch_size"] == 8
+    assert results["steps"] == 6
+    assert math.isfinite(results["final_loss"])
+    file = tmp_path / "run" / results["backbone_file"]
+    assert results["backbone_sha256"] == sha256_file(file)
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    assert json.loads(metadata["pretrain_run"])["id"] == manifest["id"]
+    reference, _ = build_backbone("resnet18")
+    reference.load_state_dict(backbone(tmp_path / "run"))
+    other = train(images, tmp_path / "run", "seed=4", check=False)
+    assert other.returncode == 2
+    assert "seed: 3 there, 4 here" in other.stderr
+
+
+def test_killed_without_warning_continues(images, tmp_path):
+    train(images, tmp_path / "whole")
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            str(ROOT / "pretrain" / "train.py"),
+            *["--config", "shapes_r18", *TINY, f"data.root={images}"],
+            *["--output-dir", str(tmp_path / "killed"), "engine.checkpoint_steps=1"],
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+    )
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("step_*.pt")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = train(images, tmp_path / "killed")
+    assert "from step" in done.stdout
+    assert_same(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_damaged_checkpoint_is_passed_over(images, tmp_path):
+    train(images, tmp_path / "whole")
+    partial = tmp_path / "partial"
+    train(images, partial, "engine.stop_after_steps=4", "engine.checkpoint_steps=1")
+    newest = sorted((partial / "checkpoints").glob("*.pt"))[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    done = train(images, partial)
+    assert f"{newest.name} is damaged" in done.stderr
+    assert "from step 3" in done.stdout
+    assert_same(tmp_path / "whole", partial)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["intl", "intl_ema"])
+def test_two_ranks_train_what_one_process_trains(images, tmp_path, method):
+    # One step: from then on rounding alone drives two trainings of a tiny network apart. That the
+    # gradients are exact is tested in float64, in tests/models.
+    settings = [f"loss.method={method}", "engine.stop_after_steps=1"]
+    train(images, tmp_path / "one", *settings)
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
+    train(images, tmp_path / "two", *settings, launcher=torchrun)
+    assert read_manifest(tmp_path / "two")["sessions"][0]["world_size"] == 2
+    (one,), (two,) = (read_metrics(tmp_path / name) for name in ("one", "two"))
+    assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+    _, one_state = load_newest(tmp_path / "one" / "checkpoints")
+    _, two_state = load_newest(tmp_path / "two" / "checkpoints")
+    assert len(two_state["rng"]) == 2
+    for part in ("model", *(["target"] if method == "intl_ema" else [])):
+        assert one_state[part].keys() == two_state[part].keys()
+        for name, value in one_state[part].items():
+            torch.testing.assert_close(two_state[part][name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_ranks_that_do_not_divide_the_batch(images, tmp_path):
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=3", "--standalone")
+    done = train(images, tmp_path / "run", launcher=torchrun, check=False)
+    assert done.returncode != 0
+    assert "3 ranks do not divide the global batch of 8" in done.stderr
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(images, tmp_path):
+    done = train(images, tmp_path / "run", "optim.base_lr=1e30", check=False)
+    assert done.returncode == 2
+    assert "the loss is nan" in done.stderr
+    assert read_manifest(tmp_path / "run")["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("loss.method=byol", "loss.method is 'byol'; expected one of intl, intl_ema"),
+        ("engine.precision=fp8", "engine.precision is 'fp8'"),
+        ("views=[{size: 32}]", "views has 1 entry"),
+        ("views=[{size: 32, blur: 2}, {size: 32}]", "blur is 2"),
+        ("data.root=absent", "no image folder absent"),
+        ("model.backbone=resnet19", "Did you mean 'resnet18'"),
+        ("optim.batch_size=64", "26 images do not fill one global batch of 64"),
+    ],
+)
+def test_bad_settings_are_refused_before_training(images, tmp_path, override, message):
+    done = train(images, tmp_path / "run", override, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_learning_rate_schedule():
+    optim = OptimConfig(epochs=10, batch_size=512, base_lr=0.3, warmup_epochs=2)
+    rates = [learning_rate(step, 100, 20, optim) for step in range(100)]
+    assert rates[0] == pytest.approx(0.6 / 20)
+    assert rates[19] == pytest.approx(0.6)
+    assert rates[20] == pytest.approx(0.6)
+    assert rates[60] == pytest.approx(0.0006 + 0.5994 / 2)
+    assert learning_rate(100, 100, 20, optim) == pytest.approx(0.0006)
+
+
+def test_weight_decay_spares_one_dimensional_parameters():
+    network, width = build_backbone("resnet18")
+    encoder = Encoder(network, build_projector(width, 16, 16))
+    decayed, free = parameter_groups(encoder, OptimConfig(weight_decay=0.1))
+    assert decayed["weight_decay"] == 0.1
+    assert all(p.dim() > 1 for p in decayed["params"])
+    assert free["weight_decay"] == 0
+    assert all(p.dim() == 1 for p in free["params"])
+    assert len(decayed["params"]) + len(free["params"]) == len(list(encoder.parameters()))
+    (every,) = parameter_groups(encoder, OptimConfig(weight_decay=0.1, decay_1d=True))
+    assert len(every["params"]) == len(list(encoder.parameters()))

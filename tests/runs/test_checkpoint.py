@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from intl_transfer.errors import UserError
+from intl_transfer.runs.checkpoint import (
+    list_checkpoints,
+    load_newest,
+    read_checkpoint,
+    save_checkpoint,
+)
+
+
+def state(value: float) -> dict:
+    return {"model": {"weight": torch.full((100, 100), value)}, "progress": {"step": int(value)}}
+
+
+def test_keeps_the_newest(tmp_path):
+    for step in (9, 10, 100):
+        save_checkpoint(tmp_path, step, state(step), keep=2)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step_00000100.pt", "step_00000010.pt"]
+    path, found = load_newest(tmp_path)
+    assert path.name == "step_00000100.pt"
+    assert found["progress"]["step"] == 100
+    assert torch.equal(found["model"]["weight"], torch.full((100, 100), 100.0))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "text"])
+def test_a_damaged_one_is_named_and_passed_over(tmp_path, damage):
+    save_checkpoint(tmp_path, 1, state(1))
+    newest = save_checkpoint(tmp_path, 2, state(2))
+    data = bytearray(newest.read_bytes())
+    if damage == "truncated":
+        data = data[: len(data) // 2]
+    elif damage == "flipped":
+        data[len(data) // 2] ^= 1
+    elif damage == "empty":
+        data = bytearray()
+    else:
+        data = bytearray(b"not a checkpoint")
+    newest.write_bytes(data)
+    with pytest.warns(UserWarning, match=r"passed over: .*step_00000002\.pt is damaged"):
+        path, found = load_newest(tmp_path)
+    assert path.name == "step_00000001.pt"
+    assert found["progress"]["step"] == 1
+
+
+def test_only_damaged_ones_is_an_error_not_a_fresh_start(tmp_path):
+    save_checkpoint(tmp_path, 1, state(1)).write_bytes(b"")
+    with (
+        pytest.warns(UserWarning, match="passed over"),
+        pytest.raises(UserError, match="none of the 1 checkpoints"),
+    ):
+        load_newest(tmp_path)
+    assert load_newest(tmp_path / "absent") is None
+
+
+def test_foreign_and_dangerous_files_are_refused(tmp_path):
+    foreign = tmp_path / "foreign.pt"
+    torch.save({"model": {}}, foreign)
+    with pytest.raises(UserError, match="not a checkpoint of this project"):
+        read_checkpoint(foreign)
+    dangerous = tmp_path / "dangerous.pt"
+    torch.save({"format": "intl-transfer checkpoint", "schema": 1, "x": os.getcwd}, dangerous)
+    with pytest.raises(UserError, match="not a checkpoint"):
+        read_checkpoint(dangerous)
+    with pytest.raises(UserError, match="does not exist"):
+        read_checkpoint(tmp_path / "absent.pt")
+
+
+def test_newer_schema_is_refused(tmp_path):
+    path = tmp_path / "new.pt"
+    torch.save({"format": "intl-transfer checkpoint", "schema": 2}, path)
+    with pytest.raises(UserError, match="schema 2, this version reads up to 1"):
+        read_checkpoint(path)

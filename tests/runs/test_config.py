@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from omegaconf import MISSING
+
+from intl_transfer.errors import UserError
+from intl_transfer.runs.config import load_config
+
+
+@dataclass
+class Inner:
+    rate: float = 0.1
+    sizes: list[int] = field(default_factory=lambda: [1])
+
+
+@dataclass
+class Outer:
+    name: str = MISSING
+    seed: int = 0
+    inner: Inner = field(default_factory=Inner)
+    items: list[Inner] = field(default_factory=list)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "base.yaml").write_text("name: base\ninner: {rate: 0.5, sizes: [1, 2]}\n")
+    (tmp_path / "child.yaml").write_text("base: base\nname: child\nitems: [{rate: 2}]\n")
+    return tmp_path
+
+
+def test_bases_and_overrides(folder):
+    config = load_config(Outer, "child", ["inner.rate=3", "seed=7"], folder)
+    assert config == Outer("child", 7, Inner(3.0, [1, 2]), [Inner(2.0, [1])])
+    assert load_config(Outer, str(folder / "base.yaml"), [], folder).name == "base"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["sed=1"], "no key 'sed'. Did you mean 'seed'"),
+        (["rate=1"], "no key 'rate'. Did you mean 'inner.rate' or 'items.rate'"),
+        (["inner.rates=1"], "no key 'inner.rates'. Did you mean 'inner.rate'"),
+        (["seed=many"], "seed: Value 'many' of type 'str' could not be converted to Integer"),
+        (["seed"], "expected key=value"),
+    ],
+)
+def test_wrong_overrides_say_what_is_near(folder, overrides, message):
+    with pytest.raises(UserError, match=message):
+        load_config(Outer, "child", overrides, folder)
+
+
+def test_wrong_files_say_so(folder):
+    with pytest.raises(UserError, match=r"no configuration 'chid'.*Did you mean 'child'"):
+        load_config(Outer, "chid", [], folder)
+    (folder / "typo.yaml").write_text("name: x\ninner: {rat: 1}\n")
+    with pytest.raises(UserError, match=r"typo\.yaml: no key 'inner\.rat'"):
+        load_config(Outer, "typo", [], folder)
+    (folder / "items.yaml").write_text("name: x\nitems: [{rat: 1}]\n")
+    with pytest.raises(UserError, match=r"items\.yaml: no key .*rat"):
+        load_config(Outer, "items", [], folder)
+    (folder / "loop.yaml").write_text("base: loop\n")
+    with pytest.raises(UserError, match="leads back"):
+        load_config(Outer, "loop", [], folder)
+    (folder / "unnamed.yaml").write_text("seed: 1\n")
+    with pytest.raises(UserError, match="no value for name"):
+        load_config(Outer, "unnamed", [], folder)
+
+
+def test_a_tag_that_runs_code_is_refused(folder, tmp_path):
+    mark = tmp_path / "ran"
+    (folder / "evil.yaml").write_text(f"name: !!python/object/apply:os.mkdir ['{mark}']\n")
+    with pytest.raises(UserError, match="refused"):
+        load_config(Outer, "evil", [], folder)
+    assert not mark.exists()
