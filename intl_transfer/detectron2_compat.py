@@ -1,0 +1,181 @@
+"""Makes Detectron2 v0.6 from PyPI, and upstream main, work on today's libraries.
+
+Import this before the first ``import detectron2``:
+
+    import intl_transfer.detectron2_compat
+
+It adds what is missing and touches nothing that is there. Under a real build, with its compiled
+``detectron2._C``, only names that numpy and Pillow have dropped are put back.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HOW_TO_BUILD = (
+    "Install a compiled build: get the source of upstream Detectron2 and run "
+    "`pip install --no-build-isolation PATH_TO_IT` in this environment (a C++ compiler is needed; "
+    "about two minutes)."
+)
+
+
+class MissingCompiledOpError(RuntimeError):
+    """A compiled operator of Detectron2 was called, and this installation has none."""
+
+
+@dataclass(frozen=True)
+class Detectron2Status:
+    """What is known of Detectron2 in this environment.
+
+    Attributes:
+        installed: whether it can be imported.
+        version: its version.
+        location: its folder.
+        compiled_ops: whether its C++ and CUDA operators are there.
+        stood_in: what this module put in place of something missing.
+        error: why it cannot be imported, if so.
+    """
+
+    installed: bool
+    version: str | None = None
+    location: str | None = None
+    compiled_ops: bool = False
+    stood_in: list[str] = field(default_factory=list)
+    error: str | None = None
+
+
+_stood_in: list[str] = []
+
+
+class _StandInC(types.ModuleType):
+    """Takes the place of ``detectron2._C``: importable, and clear about what it cannot do."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name in ("get_compiler_version", "get_cuda_version"):
+            return lambda: "not compiled"  # asked by `detectron2.utils.collect_env`
+
+        def missing(*_: Any, **__: Any) -> None:
+            raise MissingCompiledOpError(
+                f"detectron2._C.{name} is a compiled operator, and this Detectron2 has none "
+                f"(rotated boxes, deformable convolution and the fast COCO evaluator need them). "
+                f"{HOW_TO_BUILD}"
+            )
+
+        return missing
+
+
+class _StandInFinder:
+    """Answers for ``detectron2._C`` after every other finder has said no."""
+
+    @staticmethod
+    def find_spec(
+        name: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name != "detectron2._C":
+            return None
+        return importlib.machinery.ModuleSpec(name, _StandInLoader(), origin="stand-in")
+
+
+class _StandInLoader(importlib.abc.Loader):
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        _note("detectron2._C (compiled operators)")
+        module = _StandInC(spec.name)
+        # `collect_env` asks for the file to find the architectures it was compiled for.
+        module.__file__ = "(stand-in)"
+        return module
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Nothing runs: the module is what it is."""
+
+
+def _note(what: str) -> None:
+    if what not in _stood_in:
+        _stood_in.append(what)
+
+
+def install() -> None:
+    """Adds what is missing; called on import, and harmless when called again."""
+    _restore_numpy_names()
+    _restore_pillow_names()
+    _restore_pkg_resources()
+    if not any(isinstance(finder, type) and finder is _StandInFinder for finder in sys.meta_path):
+        # Last in the line: a real extension module is found first.
+        sys.meta_path.append(_StandInFinder)
+
+
+def _restore_numpy_names() -> None:
+    """Numpy 1.24 dropped its aliases of Python's types, which v0.6 uses."""
+    import numpy
+
+    for name, value in {
+        "bool": bool,
+        "int": int,
+        "float": float,
+        "object": object,
+        "str": str,
+    }.items():
+        if name not in numpy.__dict__:
+            setattr(numpy, name, value)
+            _note(f"numpy.{name}")
+
+
+def _restore_pillow_names() -> None:
+    """Pillow 10 dropped the old names of its filters."""
+    from PIL import Image
+
+    for name, value in {
+        "LINEAR": Image.Resampling.BILINEAR,
+        "CUBIC": Image.Resampling.BICUBIC,
+        "ANTIALIAS": Image.Resampling.LANCZOS,
+    }.items():
+        if not hasattr(Image, name):
+            setattr(Image, name, value)
+            _note(f"PIL.Image.{name}")
+
+
+def _restore_pkg_resources() -> None:
+    """Setuptools 81 dropped pkg_resources, of which ``model_zoo`` uses one function."""
+    if "pkg_resources" in sys.modules or importlib.util.find_spec("pkg_resources") is not None:
+        return
+
+    def resource_filename(package: str, resource: str) -> str:
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError(f"no package named '{package}'")
+        return str(Path(spec.origin).parent / resource)
+
+    module = types.ModuleType("pkg_resources", "One function of setuptools' former pkg_resources.")
+    module.resource_filename = resource_filename  # type: ignore[attr-defined]
+    module.__spec__ = importlib.machinery.ModuleSpec("pkg_resources", None)
+    sys.modules["pkg_resources"] = module
+    _note("pkg_resources.resource_filename")
+
+
+def status() -> Detectron2Status:
+    """Imports Detectron2 and reports on it."""
+    try:
+        import detectron2
+        import detectron2.layers  # the first import that needs the operators
+        from detectron2 import _C
+    except Exception as error:
+        return Detectron2Status(False, error=f"{type(error).__name__}: {error}")
+    return Detectron2Status(
+        installed=True,
+        version=getattr(detectron2, "__version__", "unknown"),
+        location=str(Path(detectron2.__file__ or "").parent),
+        compiled_ops=not isinstance(_C, _StandInC),
+        stood_in=list(_stood_in),
+    )
+
+
+install()
