@@ -15,6 +15,7 @@ import importlib.machinery
 import importlib.util
 import sys
 import types
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,6 +106,8 @@ def _note(what: str) -> None:
 
 def install() -> None:
     """Adds what is missing; called on import, and harmless when called again."""
+    # Detectron2 and fvcore script functions when imported; torch warns of each.
+    warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
     _restore_numpy_names()
     _restore_pillow_names()
     _restore_pkg_resources()

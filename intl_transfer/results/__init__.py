@@ -1,1 +1,7 @@
 """Run directories in, tables out."""
+
+from intl_transfer.results.collect import Collection, collect
+from intl_transfer.results.render import render
+from intl_transfer.results.tables import Table, build_tables
+
+__all__ = ["Collection", "Table", "build_tables", "collect", "render"]
