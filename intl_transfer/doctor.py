@@ -1,0 +1,181 @@
+"""Says what works on this machine, and what is missing.
+
+Exits with status 1 when the main job (pretrain, convert, fine-tune, collect) cannot run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import sys
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = (
+    "intl-transfer",
+    "torch",
+    "torchvision",
+    "numpy",
+    "pillow",
+    "fvcore",
+    "pycocotools",
+    "submitit",
+    "omegaconf",
+    "safetensors",
+    "scikit-image",
+    "shapely",
+    "opencv-python-headless",
+)
+_SLURM = ("sbatch", "srun", "squeue", "sacct", "scancel", "scontrol")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of ``intl-transfer doctor``."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the report; returns 0 if the main job can run, else 1."""
+    report = examine()
+    if arguments.json:
+        print(json.dumps(report, indent=2))
+    else:
+        _show(report)
+    return 1 if report["problems"] else 0
+
+
+def examine() -> dict[str, Any]:
+    """Looks at everything that the stages need.
+
+    Returns:
+        ``versions``, ``detectron2``, ``devices``, ``slurm``, ``datasets``, ``disk_free_gb`` and
+        ``problems``: one line for each thing that keeps the main job from running.
+    """
+    problems: list[str] = []
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+            problems.append(f"the package {name} is not installed; run `make setup`")
+    if sys.version_info < (3, 10):
+        problems.append(f"Python {platform.python_version()} is too old; expected 3.10 or newer")
+    detectron2 = _detectron2(problems)
+    free = round(shutil.disk_usage(".").free / 1e9, 1)
+    if free < 1:
+        problems.append(f"{free} GB free in {Path.cwd()}; checkpoints need at least 1 GB")
+    if not os.access(".", os.W_OK):
+        problems.append(f"{Path.cwd()} cannot be written to; runs are kept below it")
+    return {
+        "versions": versions,
+        "detectron2": detectron2,
+        "devices": _devices(problems),
+        "slurm": {name: shutil.which(name) for name in _SLURM},
+        "datasets": _datasets(),
+        "disk_free_gb": free,
+        "problems": problems,
+    }
+
+
+def _detectron2(problems: list[str]) -> dict[str, Any]:
+    try:
+        from intl_transfer.detectron2_compat import status
+    except ImportError as error:
+        problems.append(f"Detectron2 cannot be prepared: {error}")
+        return {"installed": False, "error": str(error)}
+    found = status()
+    if not found.installed:
+        problems.append(f"Detectron2 cannot be imported ({found.error}); run `make setup`")
+    return asdict(found)
+
+
+def _devices(problems: list[str]) -> dict[str, Any]:
+    try:
+        import torch
+    except ImportError as error:
+        problems.append(f"torch cannot be imported: {error}")
+        return {}
+    return {
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "torch_threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda,
+    }
+
+
+def _datasets() -> list[dict[str, Any]]:
+    """What is found of each data set, and where it was looked for."""
+    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+    imagenet = Path(os.environ.get("IMAGENET_DIR", root / "imagenet")).expanduser()
+    coco, voc7, voc12 = root / "coco", root / "VOC2007", root / "VOC2012"
+    wanted = {
+        "shapes": (root / "shapes", ["COMPLETE.json"]),
+        "ImageNet": (imagenet, ["train", "val"]),
+        "COCO 2017": (
+            coco,
+            [
+                "annotations/instances_train2017.json",
+                "annotations/instances_val2017.json",
+                "train2017",
+                "val2017",
+            ],
+        ),
+        "VOC 2007": (voc7, ["Annotations", "ImageSets/Main/test.txt", "JPEGImages"]),
+        "VOC 2012": (voc12, ["Annotations", "ImageSets/Main/trainval.txt", "JPEGImages"]),
+    }
+    return [
+        {
+            "name": name,
+            "folder": str(folder.resolve()),
+            "missing": [part for part in parts if not (folder / part).exists()],
+            "found": all((folder / part).exists() for part in parts),
+        }
+        for name, (folder, parts) in wanted.items()
+    ]
+
+
+def _show(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(soft_wrap=True, highlight=False)
+
+    def line(title: str, text: str) -> None:
+        console.print(f"[bold]{title:<12}[/bold] {escape(text)}")
+
+    line("versions", ", ".join(f"{k} {v or 'MISSING'}" for k, v in report["versions"].items()))
+    d2 = report["detectron2"]
+    if d2["installed"]:
+        kind = "compiled operators" if d2["compiled_ops"] else "no compiled operators (stand-in)"
+        line("Detectron2", f"{d2['version']}, {kind}, {d2['location']}")
+        if d2["stood_in"]:
+            line("", f"put back or stood in for: {', '.join(d2['stood_in'])}")
+    else:
+        line("Detectron2", f"MISSING: {d2['error']}")
+    devices = report["devices"]
+    gpus = ", ".join(devices.get("gpus", [])) or "no GPU: everything runs on the CPU"
+    line(
+        "devices",
+        f"{devices.get('cpu_cores')} CPU cores, "
+        f"{devices.get('torch_threads')} torch threads; {gpus}",
+    )
+    found = [name for name, path in report["slurm"].items() if path]
+    line("SLURM", ", ".join(found) if found else f"no commands found ({', '.join(_SLURM)})")
+    for index, data in enumerate(report["datasets"]):
+        state = "found" if data["found"] else f"not found ({', '.join(data['missing'])})"
+        line("data sets" if index == 0 else "", f"{data['name']}: {state} in {data['folder']}")
+    line(
+        "",
+        "DETECTRON2_DATASETS and IMAGENET_DIR say where to look; shapes is made by "
+        "`intl-transfer data shapes`",
+    )
+    line("disk", f"{report['disk_free_gb']} GB free here")
+    for problem in report["problems"]:
+        console.print(f"[bold red]problem[/bold red]      {escape(problem)}")
+    console.print("the main job can run" if not report["problems"] else "the main job cannot run")

@@ -1,0 +1,257 @@
+"""The whole pipeline on the embedded data set: pretrain, convert, fine-tune, collect.
+
+    python scripts/demo.py [--backbone resnet18|resnet50] [--scale 1] [--out runs/demo]
+
+Every step leaves its result behind; run again after any interruption, finished steps are not
+repeated. The figures check that the pipeline works; they do not compare methods.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from intl_transfer.data.shapes import ShapesSpec, make_shapes
+from intl_transfer.errors import UserError
+from intl_transfer.results import build_tables, collect, render
+from intl_transfer.runs import read_manifest, read_metrics, read_results, write_atomically
+from intl_transfer.runs.progress import format_seconds
+
+# At scale 1, chosen for a quarter of an hour on two cores.
+EPOCHS = 20
+ITERATIONS = 160
+CONFIGS = {"resnet18": "R18", "resnet50": "R50"}
+
+
+@dataclass
+class Job:
+    """A stage's command, and how far it is.
+
+    Attributes:
+        name: for progress lines.
+        folder: its run directory.
+        command: the command line.
+        total: steps or iterations in all.
+        unit: the key that counts them in ``metrics.jsonl``.
+        process: while it runs.
+    """
+
+    name: str
+    folder: Path
+    command: list[str]
+    total: int
+    unit: str
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    @property
+    def log(self) -> Path:
+        return self.folder.with_suffix(".log")
+
+    def finished(self) -> bool:
+        manifest = self.folder / "manifest.json"
+        return manifest.exists() and read_manifest(self.folder)["status"] == "finished"
+
+    def start(self, threads: int) -> None:
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+            "PYTHONUNBUFFERED": "1",
+        }
+        # The log is added to, so that an interrupted run's last words are not lost.
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                self.command, stdout=log, stderr=subprocess.STDOUT, env=environment
+            )
+
+    def progress(self) -> str:
+        rows = read_metrics(self.folder) if self.folder.exists() else []
+        done = rows[-1].get(self.unit, 0) if rows else 0
+        if done >= self.total:
+            return f"{self.name}: evaluating"
+        return f"{self.name}: {done}/{self.total}"
+
+
+class Demo:
+    """All steps of one demo folder."""
+
+    def __init__(self, backbone: str, scale: float, out: Path) -> None:
+        self.start = time.monotonic()
+        self.backbone, self.scale = backbone, scale
+        self.folder = out / f"{backbone}_scale{scale:g}"
+        self.datasets = out / "datasets"
+        self.cores = len(os.sched_getaffinity(0))
+
+    def say(self, text: str) -> None:
+        print(f"[{format_seconds(time.monotonic() - self.start):>5}] {text}", flush=True)
+
+    def run(self) -> None:
+        self.say(f"demo with {self.backbone}, scale {self.scale:g}, on {self.cores} core(s)")
+        self.make_data()
+        self.run_jobs([self.pretraining()], "1/4 pretraining with INTL", 1)
+        weights = self.convert()
+        jobs = self.finetuning(weights)
+        self.run_jobs(jobs, "3/4 fine-tuning", max(1, min(len(jobs), self.cores)))
+        self.table(jobs)
+
+    def make_data(self) -> None:
+        def report(part: str, done: int, total: int) -> None:
+            if done == total:
+                self.say(f"    {part}: {total}")
+
+        self.say("0/4 embedded data set")
+        make_shapes(self.datasets / "shapes", ShapesSpec(), report)
+
+    def pretraining(self) -> Job:
+        epochs = max(1, round(EPOCHS * self.scale))
+        spec = ShapesSpec()
+        config = f"shapes_{CONFIGS[self.backbone].lower()}"
+        command = [
+            sys.executable,
+            str(ROOT / "pretrain" / "train.py"),
+            *["--config", config, "--output-dir", str(self.folder / "pretrain")],
+            f"data.root={self.datasets / 'shapes' / 'classification' / 'train'}",
+            f"optim.epochs={epochs}",
+            f"engine.checkpoint_epochs={max(1, epochs // 10)}",
+        ]
+        total = epochs * (spec.objects_train // 64)
+        return Job("INTL", self.folder / "pretrain", command, total, "step")
+
+    def convert(self) -> Path:
+        out = self.folder / "weights" / "intl.pth"
+        results = read_results(self.folder / "pretrain") or {}
+        report = out.with_suffix(".json")
+        if out.exists() and report.exists():
+            source = json.loads(report.read_text())["provenance"]["source_sha256"]
+            if source == results.get("backbone_sha256"):
+                self.say("2/4 conversion to Detectron2: done before")
+                return out
+        self.say("2/4 conversion to Detectron2, verified")
+        command = [sys.executable, "-m", "intl_transfer.cli", "convert", "--force"]
+        subprocess.run(
+            [*command, str(self.folder / "pretrain"), str(out)], check=True, env=self.environment()
+        )
+        return out
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def finetuning(self, weights: Path) -> list[Job]:
+        iterations = max(20, round(ITERATIONS * self.scale))
+        os.environ["DETECTRON2_DATASETS"] = str(self.datasets)
+        jobs = []
+        for layout, seeds in (("coco", (0, 1)), ("voc", (0,))):
+            config = f"shapes_{layout}_{CONFIGS[self.backbone]}_C4.yaml"
+            for seed in seeds:
+                for name, start in (("INTL", str(weights)), ("random", "random")):
+                    folder = self.folder / "detection" / f"{layout}_{name}_seed{seed}"
+                    command = [
+                        sys.executable,
+                        str(ROOT / "detection" / "train_net.py"),
+                        *["--config", config, "--weights", start, "--seed", str(seed)],
+                        *["--output-dir", str(folder), "--resume"],
+                        *["SOLVER.MAX_ITER", str(iterations)],
+                        *["SOLVER.STEPS", f"({round(iterations * 0.85)},)"],
+                    ]
+                    title = f"{layout} {name} seed {seed}"
+                    jobs.append(Job(title, folder, command, iterations, "iteration"))
+        return jobs
+
+    def run_jobs(self, jobs: list[Job], title: str, parallel: int) -> None:
+        """Runs what is not finished, a few at a time, with a line every few seconds."""
+        waiting = [job for job in jobs if not job.finished()]
+        done = len(jobs) - len(waiting)
+        if not waiting:
+            self.say(f"{title}: done before")
+            return
+        self.say(f"{title}: {len(waiting)} run(s), {parallel} at a time; logs beside the runs")
+        running: list[Job] = []
+        shown = time.monotonic()
+        try:
+            while waiting or running:
+                while waiting and len(running) < parallel:
+                    job = waiting.pop(0)
+                    job.start(max(1, self.cores // parallel))
+                    running.append(job)
+                time.sleep(0.5)
+                for job in [job for job in running if self.ended(job)]:
+                    running.remove(job)
+                    done += 1
+                    self.say(f"    {job.name}: done ({done}/{len(jobs)})")
+                if running and time.monotonic() - shown > 10:
+                    shown = time.monotonic()
+                    self.say("    " + "; ".join(job.progress() for job in running))
+        finally:
+            for job in running:
+                if job.process is not None and job.process.poll() is None:
+                    job.process.terminate()
+                    job.process.wait()
+
+    def ended(self, job: Job) -> bool:
+        assert job.process is not None
+        code = job.process.poll()
+        if code is None:
+            return False
+        if code != 0 or not job.finished():
+            tail = job.log.read_text(errors="replace").splitlines()[-15:]
+            raise UserError(
+                f"{job.name} ended with status {code}. Its log, {job.log}, ends with:\n"
+                + "\n".join(f"    {line}" for line in tail)
+            )
+        return True
+
+    def table(self, jobs: list[Job]) -> None:
+        self.say("4/4 results")
+        found = collect([self.folder])
+        for problem in found.problems:
+            print(problem, file=sys.stderr)
+        tables = build_tables(found)
+        for form, name in (("md", "table.md"), ("json", "table.json"), ("csv", "table.csv")):
+            text = render(tables, form)
+            write_atomically(self.folder / name, lambda out, text=text: out.write(text.encode()))
+        print()
+        print(render(tables, "console"), end="")
+        print(f"Table: {self.folder}/table.md (also .csv, .json)")
+        print(f"Pictures, truth beside prediction: {self.folder}/detection/*/predictions.png")
+        print(
+            f"This is a small-scale check of the pipeline with a {self.backbone}, on drawn images "
+            "and after minutes of training; it is no measure of the method."
+        )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--backbone", choices=sorted(CONFIGS), default="resnet18")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on both training budgets")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"))
+    arguments = parser.parse_args()
+    if arguments.scale <= 0:
+        parser.error(f"--scale is {arguments.scale:g}; expected a number above 0")
+    try:
+        Demo(arguments.backbone, arguments.scale, arguments.out).run()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except subprocess.CalledProcessError as error:
+        print(f"error: the step ended with status {error.returncode}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
