@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -64,8 +63,6 @@ def examine() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[name] = None
             problems.append(f"the package {name} is not installed; run `make setup`")
-    if sys.version_info < (3, 10):
-        problems.append(f"Python {platform.python_version()} is too old; expected 3.10 or newer")
     detectron2 = _detectron2(problems)
     free = round(shutil.disk_usage(".").free / 1e9, 1)
     if free < 1:

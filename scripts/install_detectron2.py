@@ -84,8 +84,8 @@ def pip(*arguments: str) -> None:
         lines = [s for s in output.splitlines() if s.startswith("ERROR")] or output.splitlines()
         raise InstallError(
             f"pip {arguments[0]} of {NAME} {VERSION} failed: "
-            f"{lines[-1] if lines else 'no output'}. Without a network, fetch the archive elsewhere and "
-            "give it with --sdist FILE"
+            f"{lines[-1] if lines else 'no output'}. Without a network, fetch the archive "
+            "elsewhere and give it with --sdist FILE"
         )
 
 

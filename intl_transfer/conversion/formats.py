@@ -136,7 +136,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         head = file.read(9)
     if len(head) < 9:
         raise UserError(f"{path} is damaged: only {path.stat().st_size} bytes long")
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+    if head[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
         try:
             with safe_open(path, "pt") as opened:
                 return {key: opened.get_tensor(key) for key in opened.keys()}, (  # noqa: SIM118
