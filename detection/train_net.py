@@ -277,9 +277,7 @@ def results_of(
             "provenance": given["provenance"],
         },
         "seed": cfg.SEED,
-        "iteration": trainer.iter + 1
-        if trainer.start_iter < trainer.max_iter
-        else trainer.max_iter,
+        "iteration": trainer.max_iter,
         "metrics": metrics,
         "wall_time_s": round(trainer.costs.seconds, 3),
         "images_per_second": round(trainer.costs.images_per_second(), 3),

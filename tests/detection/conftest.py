@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import intl_transfer.detectron2_compat  # isort: skip  # before the first import of detectron2
+from intl_transfer.data.shapes import ShapesSpec, make_shapes
+
+assert intl_transfer.detectron2_compat
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# A detector that trains in a second an iteration or less, and learns nothing.
+TINY = [
+    *["SOLVER.IMS_PER_BATCH", "2"],
+    *["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MAX_SIZE_TRAIN", "64"],
+    *["INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "64"],
+    *["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "8"],
+    *["TEST.PRECISE_BN.NUM_ITER", "1", "SOLVER.STEPS", "()"],
+]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A folder for DETECTRON2_DATASETS with a small embedded set."""
+    root = tmp_path_factory.mktemp("datasets")
+    spec = ShapesSpec(
+        objects_train=8, objects_val=8, scenes_train=6, scenes_val=3, crowd_fraction=0.2
+    )
+    make_shapes(root / "shapes", spec)
+    return root
+
+
+@pytest.fixture(scope="session")
+def backbone_file(tmp_path_factory):
+    """Converted weights of a ResNet-18 that is not at its start."""
+    from intl_transfer.conversion import convert
+    from tests.conversion.test_conversion import backbone_state
+
+    folder = tmp_path_factory.mktemp("weights")
+    torch.save(backbone_state(), folder / "in.pth")
+    convert(folder / "in.pth", folder / "intl_r18.pth")
+    return folder / "intl_r18.pth"
+
+
+def train_net(data, *arguments, check=True, cwd=None):
+    """Runs the stage as a user does."""
+    command = [sys.executable, str(ROOT / "detection" / "train_net.py"), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": str(data)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, env=environment, cwd=cwd
+    )
+    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done

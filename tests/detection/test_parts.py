@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+
+import detection.roi_heads
+from detection import datasets, weights
+from detection.config import load_config
+from detection.evaluators import VOCEvaluator, build_evaluator, summarise
+from intl_transfer.data.shapes import CLASSES
+from intl_transfer.errors import UserError
+from tests.detection.conftest import TINY
+
+assert detection.roi_heads
+
+
+@pytest.fixture
+def registered(data, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(data))
+    names = [f"shapes_{n}" for n in ("coco_train", "coco_val", "voc_trainval", "voc_test")]
+    for name in names:
+        if name in DatasetCatalog.list():
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+    datasets.register()
+    yield names
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def detector(*overrides: str) -> torch.nn.Module:
+    name = "shapes_coco_R50_C4"
+    return build_model(load_config(name, ["MODEL.DEVICE", "cpu", *TINY, *overrides]))
+
+
+@pytest.mark.parametrize(
+    ("depth", "channels", "blocks"), [(18, 64, 2), (34, 64, 3), (50, 256, 3), (101, 256, 3)]
+)
+def test_res5_has_the_blocks_of_its_depth(depth, channels, blocks):
+    model = detector(
+        *["MODEL.RESNETS.DEPTH", str(depth)], *["MODEL.RESNETS.RES2_OUT_CHANNELS", str(channels)]
+    )
+    res5 = model.roi_heads.res5
+    assert [name for name, _ in res5.named_children()] == [*map(str, range(blocks)), "norm"]
+    assert isinstance(res5.norm, torch.nn.BatchNorm2d)
+    assert res5.norm.num_features == channels * 8
+    out = res5(torch.randn(2, channels * 4, 7, 7))
+    assert out.shape == (2, channels * 8, 4, 4)
+    assert ("conv3" in dict(res5[0].named_children())) == (depth >= 50)
+
+
+def r18() -> torch.nn.Module:
+    return detector("MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64")
+
+
+def test_right_weights_pass_and_fill_the_backbone(backbone_file):
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    model = r18()
+    content = weights.read_weights(str(backbone_file))
+    weights.check_backbone(model, content["model"], "w")
+    with pytest.raises(UserError, match="was not loaded as it is in the file"):
+        weights.check_loaded(model, content["model"], "w")
+    DetectionCheckpointer(model).load(str(backbone_file))
+    weights.check_loaded(model, content["model"], "w")
+    found = model.roi_heads.res5[1].conv2.weight
+    assert torch.equal(found, content["model"]["res5.1.conv2.weight"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: {f"encoder.{k}": v for k, v in w.items()}, "nothing in it matches"),
+        (lambda w: {k: v for k, v in w.items() if "res4.1.conv2.weight" not in k}, "1 of the"),
+        (
+            lambda w: {**w, "res3.0.conv1.weight": torch.zeros(3, 3)},
+            r"res3\.0\.conv1\.weight has shape \(3, 3\)",
+        ),
+        (
+            lambda w: {**w, "stem.conv1.weight": w["stem.conv1.weight"] * float("nan")},
+            r"stem\.conv1\.weight holds NaN",
+        ),
+        (lambda w: {k: v for k, v in w.items() if ".1." not in k}, "another depth"),
+    ],
+)
+def test_wrong_weights_are_refused(backbone_file, change, message):
+    content = weights.read_weights(str(backbone_file))
+    with pytest.raises(UserError, match=message):
+        weights.check_backbone(r18(), change(content["model"]), "w")
+
+
+def test_weights_of_another_depth_are_refused(backbone_file):
+    content = weights.read_weights(str(backbone_file))
+    with pytest.raises(UserError, match=r"another depth.*MODEL\.RESNETS\.DEPTH"):
+        weights.check_backbone(detector(), content["model"], "w")
+
+
+def test_weights_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match=r"MODEL\.WEIGHTS is empty.*--weights random"):
+        weights.read_weights("")
+    with pytest.raises(UserError, match=r"weights not found: looked for .*intl-transfer convert"):
+        weights.read_weights(str(tmp_path / "absent.pth"))
+    (tmp_path / "half.pth").write_bytes(b"PK\x03\x04half")
+    with pytest.raises(UserError, match="cannot be read"):
+        weights.read_weights(str(tmp_path / "half.pth"))
+
+
+def edited(data, tmp_path, change):
+    """A copy of the set whose COCO annotations were changed."""
+    root = tmp_path / "datasets"
+    shutil.copytree(data, root)
+    file = root / "shapes" / "coco" / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    return root
+
+
+def _outside(content):
+    content["annotations"][2]["bbox"] = [500, 10, 20, 20]
+
+
+def _missing_image(content):
+    content["images"][1]["file_name"] = "absent.jpg"
+
+
+def _empty(content):
+    content["images"], content["annotations"] = [], []
+
+
+def _foreign(content):
+    content["annotations"][0]["image_id"] = 12345
+
+
+def _short_box(content):
+    content["annotations"][0]["bbox"] = [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_outside, r"annotation 3: the box .* lies outside its image 0000.*128 x 128"),
+        (_missing_image, r"names 1 image\(s\) that .* lacks, the first: absent\.jpg"),
+        (_empty, "is empty: 0 images, 0 annotations"),
+        (_foreign, "is of image 12345, which is not listed"),
+        (_short_box, r"bbox is \[1, 2, 3\]"),
+    ],
+)
+def test_bad_annotations_are_named(data, tmp_path, monkeypatch, registered, change, message):
+    root = edited(data, tmp_path, change)
+    for name in registered:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    datasets.register()
+    with pytest.raises(UserError, match=message):
+        datasets.check(["shapes_coco_train"])
+    assert datasets.check(["shapes_coco_val", "shapes_voc_test"])
+
+
+def test_missing_data_says_where_it_was_looked_for(tmp_path, monkeypatch, registered):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(UserError, match=r"intl-transfer data shapes --out"):
+        datasets.check(["shapes_coco_train"])
+    with pytest.raises(UserError, match=r"'coco_2017_train'.*instances_train2017\.json is missing"):
+        datasets.check(["coco_2017_train"])
+    with pytest.raises(UserError, match=r"'voc_2007_test'.*test\.txt is missing"):
+        datasets.check(["voc_2007_test"])
+    with pytest.raises(UserError, match=r"no data set 'shapes_coco_trian'.*'shapes_coco_train'"):
+        datasets.check(["shapes_coco_trian"])
+
+
+def predictions(records, noise: float, seed: int = 0):
+    """Detections from the truth, shifted at random, and some false ones."""
+    rng = np.random.default_rng(seed)
+    outputs = []
+    for record in records:
+        boxes, labels, scores = [], [], []
+        for annotation in record["annotations"]:
+            box = np.array(annotation["bbox"], dtype=float)
+            boxes.append(box + rng.normal(0, noise, 4))
+            labels.append(annotation["category_id"])
+            scores.append(rng.uniform(0.3, 1.0))
+        for _ in range(2):
+            corner = rng.uniform(0, 80, 2)
+            boxes.append(np.concatenate([corner, corner + rng.uniform(10, 40, 2)]))
+            labels.append(int(rng.integers(8)))
+            scores.append(rng.uniform(0.0, 0.7))
+        instances = Instances((128, 128))
+        instances.pred_boxes = Boxes(torch.tensor(np.array(boxes), dtype=torch.float32))
+        instances.pred_classes = torch.tensor(labels)
+        # Written with three digits by Detectron2: ties would be broken by order.
+        instances.scores = torch.tensor(np.round(scores, 3))
+        outputs.append({"instances": instances})
+    return outputs
+
+
+ONE_BASED = np.array([1, 1, 0, 0])
+
+
+def independent_voc_ap(records, outputs, difficult, label, threshold):
+    """VOC 2007's 11-point AP from its definition."""
+    detections = sorted(
+        (
+            (float(s), i, np.round(b.numpy() + ONE_BASED, 1))
+            for i, out in enumerate(outputs)
+            for b, c, s in zip(
+                out["instances"].pred_boxes.tensor,
+                out["instances"].pred_classes,
+                out["instances"].scores,
+                strict=True,
+            )
+            if int(c) == label
+        ),
+        key=lambda item: -item[0],
+    )
+    truth = [
+        [
+            (np.array(a["bbox"]) + ONE_BASED, hard)
+            for a, hard in zip(r["annotations"], flags, strict=True)
+            if a["category_id"] == label
+        ]
+        for r, flags in zip(records, difficult, strict=True)
+    ]
+    positives = sum(not hard for image in truth for _, hard in image)
+    if positives == 0:
+        return float("nan")
+    used: set[tuple[int, int]] = set()
+    hits, curve = [0, 0], []
+    for _, image, box in detections:
+        overlaps = []
+        for other, _ in truth[image]:
+            low, high = np.maximum(box[:2], other[:2]), np.minimum(box[2:], other[2:])
+            common = np.prod(np.maximum(high - low + 1, 0))
+            areas = [np.prod(b[2:] - b[:2] + 1) for b in (box, other)]
+            overlaps.append(common / (sum(areas) - common))
+        best = int(np.argmax(overlaps)) if overlaps else -1
+        if best >= 0 and overlaps[best] > threshold:
+            if truth[image][best][1]:
+                continue
+            right = (image, best) not in used
+            used.add((image, best))
+        else:
+            right = False
+        hits[0 if right else 1] += 1
+        curve.append((hits[0] / positives, hits[0] / sum(hits)))
+    points = [max((p for r, p in curve if r >= t), default=0.0) for t in np.arange(0, 1.1, 0.1)]
+    return 100 * float(np.mean(points))
+
+
+def test_voc_figures_equal_an_independent_computation(data, registered):
+    from xml.etree import ElementTree
+
+    records = DatasetCatalog.get("shapes_voc_trainval")
+    outputs = predictions(records, noise=3.0)
+    evaluator = build_evaluator("shapes_voc_trainval", "")
+    assert isinstance(evaluator, VOCEvaluator)
+    evaluator.reset()
+    evaluator.process(records, outputs)
+    metrics = summarise(evaluator.evaluate(), "shapes_voc_trainval")["voc"]
+    difficult = [
+        [
+            o.findtext("difficult") == "1"
+            for o in ElementTree.parse(
+                data / "shapes" / "voc" / "Annotations" / f"{r['image_id']}.xml"
+            ).findall("object")
+        ]
+        for r in records
+    ]
+    thresholds = np.arange(0.5, 1.0, 0.05)
+    expected = {
+        name: [independent_voc_ap(records, outputs, difficult, i, t) for t in thresholds]
+        for i, name in enumerate(CLASSES)
+    }
+    counted = np.array([v for v in expected.values() if not np.isnan(v[0])])
+    assert 5 < counted[:, 0].mean() < 100
+    assert metrics["AP50"] == pytest.approx(counted[:, 0].mean(), abs=1e-3)
+    assert metrics["AP75"] == pytest.approx(counted[:, 5].mean(), abs=1e-3)
+    assert metrics["AP"] == pytest.approx(counted.mean(), abs=1e-3)
+    for name, aps in expected.items():
+        if np.isnan(aps[0]):
+            assert metrics["per_class"][name] is None
+        else:
+            assert metrics["per_class"][name] == pytest.approx(np.mean(aps), abs=1e-3)
+
+
+def test_coco_figures_equal_pycocotools(registered, tmp_path):
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    name = "shapes_coco_train"
+    records = DatasetCatalog.get(name)
+    for record in records:
+        for annotation in record["annotations"]:
+            x, y, w, h = annotation["bbox"]
+            annotation["bbox"] = [x, y, x + w, y + h]
+    outputs = predictions(records, noise=3.0)
+    evaluator = build_evaluator(name, str(tmp_path))
+    evaluator.reset()
+    evaluator.process(records, outputs)
+    metrics = summarise(evaluator.evaluate(), name)["box"]
+    truth = COCO(MetadataCatalog.get(name).json_file)
+    found = [
+        {
+            "image_id": record["image_id"],
+            "category_id": int(label) + 1,
+            "bbox": [*box[:2].tolist(), *(box[2:] - box[:2]).tolist()],
+            "score": float(score),
+        }
+        for record, output in zip(records, outputs, strict=True)
+        for box, label, score in zip(
+            output["instances"].pred_boxes.tensor,
+            output["instances"].pred_classes,
+            output["instances"].scores,
+            strict=True,
+        )
+    ]
+    api = COCOeval(truth, truth.loadRes(found), "bbox")
+    api.evaluate()
+    api.accumulate()
+    api.summarize()
+    expected = dict(zip(("AP", "AP50", "AP75"), 100 * api.stats[:3], strict=True))
+    assert {key: metrics[key] for key in expected} == pytest.approx(expected, abs=1e-3)
+    assert 5 < metrics["AP"] < 100

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from intl_transfer.cli import main
+from intl_transfer.runs import read_manifest, read_metrics, read_results, sha256_file
+from tests.detection.conftest import TINY, train_net
+
+COCO, VOC = "shapes_coco_R18_C4.yaml", "shapes_voc_R18_C4"
+
+
+def budget(iterations: int, period: int = 100) -> list[str]:
+    return [*TINY, "SOLVER.MAX_ITER", str(iterations), "SOLVER.CHECKPOINT_PERIOD", str(period)]
+
+
+@pytest.mark.slow
+def test_coco_layout_from_weights(data, backbone_file, tmp_path):
+    out = tmp_path / "run"
+    done = train_net(
+        *(data, "--config", COCO, "--weights", backbone_file, "--seed", 3),
+        *("--output-dir", out, *budget(3)),
+    )
+    assert "no GPU found: using the CPU" in done.stdout
+    manifest, results = read_manifest(out), read_results(out)
+    assert manifest["status"] == "finished"
+    assert manifest["inputs"][0]["sha256"] == sha256_file(backbone_file)
+    assert manifest["config"]["MODEL"]["RESNETS"]["DEPTH"] == 18
+    assert results["dataset"] == {
+        "name": "shapes_coco_val",
+        "train": ["shapes_coco_train"],
+        "layout": "coco",
+        "images": 3,
+    }
+    assert results["architecture"] == {
+        "meta": "Mask R-CNN",
+        "backbone": "resnet18",
+        "head": "C4",
+    }
+    assert results["initialisation"]["kind"] == "pretrained"
+    assert results["initialisation"]["provenance"]["backbone"] == "resnet18"
+    assert (results["seed"], results["iteration"]) == (3, 3)
+    assert set(results["metrics"]) == {"box", "mask"}
+    assert len(results["metrics"]["box"]["per_class"]) == 8
+    assert results["images_per_second"] > 0
+    (row,) = read_metrics(out)
+    assert row["iteration"] == 3
+    assert {"total_loss", "loss_mask", "loss_rpn_cls"} <= row.keys()
+    with Image.open(out / "predictions.png") as image:
+        assert image.size == (1280, 640)
+    assert main(["collect", str(tmp_path)]) == 0
+
+    # Evaluated again from its last checkpoint, it has the same figures.
+    arguments = ["--config", COCO, "--output-dir", tmp_path / "again"]
+    train_net(*(data, *arguments, "--eval-only", "--weights", out / "model_final.pth", *budget(3)))
+    again = json.loads((tmp_path / "again" / "evaluation.json").read_text())
+    assert again["metrics"] == results["metrics"]
+    lacking = train_net(
+        *(data, *arguments, "--eval-only", "--weights", backbone_file, *budget(3)), check=False
+    )
+    assert lacking.returncode == 2
+    assert "are not a whole detector" in lacking.stderr
+
+
+@pytest.mark.slow
+def test_voc_layout_from_scratch_resumes_and_repeats(data, tmp_path):
+    base = ["--config-file", VOC, "--weights", "random"]
+    train_net(data, *base, "--output-dir", tmp_path / "whole", *budget(4))
+    results = read_results(tmp_path / "whole")
+    assert results["initialisation"] == {
+        "kind": "random",
+        "method": "random init",
+        "weights_sha256": None,
+        "provenance": None,
+    }
+    assert set(results["metrics"]) == {"voc"}
+    assert results["schedule"]["name"] == "shapes-4"
+
+    # The same seed gives the same weights, to the bit.
+    train_net(data, *base, "--output-dir", tmp_path / "twin", *budget(4))
+    states = [
+        torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"]
+        for name in ("whole", "twin")
+    ]
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+    # Stopped after two iterations (a shorter run), its newest checkpoint damaged on top.
+    part = tmp_path / "part"
+    train_net(data, *base, "--output-dir", part, *budget(2, period=1))
+    manifest = json.loads((part / "manifest.json").read_text())
+    manifest["status"] = "interrupted"
+    (part / "manifest.json").write_text(json.dumps(manifest))
+    (part / "model_final.pth").write_bytes(b"half")
+    again = train_net(data, *base, "--output-dir", part, *budget(4), check=False)
+    assert again.returncode == 2
+    assert "holds a run already. Continue it with --resume" in again.stderr
+    resumed = train_net(data, *base, "--output-dir", part, "--resume", *budget(4))
+    assert "model_final.pth is damaged" in resumed.stderr
+    assert "Starting training from iteration 2" in resumed.stdout + resumed.stderr
+    assert read_results(part)["iteration"] == 4
+    assert len(read_manifest(part)["sessions"]) == 2
+    done = train_net(data, *base, "--output-dir", part, "--resume", *budget(4))
+    assert "is finished; nothing to do" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "shapes_coco_R18_C4"], "weights not found: looked for weights/intl_r18.pth"),
+        (["--config", "shapes_coco_R18_C5", "--weights", "random"], "Did you mean"),
+        (
+            ["--config", "coco_R50_C4.yaml", "--weights", "random"],
+            "train2017.json is missing",
+        ),
+        (["--config", COCO, "--weights", "random", "SOLVER.LR", "1"], "no key"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_built(data, tmp_path, arguments, message):
+    done = train_net(data, *arguments, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from intl_transfer import __version__, doctor
+from intl_transfer.cli import COMMANDS, main
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_version_and_help(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out.strip() == __version__
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in COMMANDS)
+
+
+def test_a_misspelt_command_names_the_near_one(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["docter"])
+    assert "Did you mean 'doctor'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([name, "--help"])
+    assert len(capsys.readouterr().out.splitlines()) > 5
+
+
+def test_doctor_reports_what_is_here(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    (tmp_path / "VOC2007").mkdir()
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["problems"] == []
+    assert report["detectron2"]["installed"] is True
+    assert report["versions"]["torch"]
+    found = {d["name"]: d for d in report["datasets"]}
+    assert found["VOC 2007"]["folder"] == str(tmp_path / "VOC2007")
+    assert found["VOC 2007"]["missing"][0] == "Annotations"
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert "the main job can run" in printed
+    assert str(tmp_path / "coco") in printed
+
+
+def test_doctor_fails_with_the_reason(capsys, monkeypatch):
+    monkeypatch.setattr(
+        doctor,
+        "_detectron2",
+        lambda problems: (
+            problems.append("Detectron2 cannot be imported")
+            or {"installed": False, "error": "gone"}
+        ),
+    )
+    assert main(["doctor"]) == 1
+    printed = capsys.readouterr().out
+    assert "the main job cannot run" in printed
+    assert "Detectron2 cannot be imported" in printed
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported():
+    code = (
+        "import sys\nfrom intl_transfer.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit: pass\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ}, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_results_as_a_module(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "intl_transfer.results", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 1
+    assert "no finished detection run found" in done.stderr

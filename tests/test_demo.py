@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from intl_transfer.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def demo_module(monkeypatch):
+    spec = importlib.util.spec_from_file_location("demo", ROOT / "scripts" / "demo.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "demo", module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+# Stands in for a stage: counts how often it was started, then writes a finished run.
+STAGE = """
+import sys; sys.path.insert(0, {root!r})
+from pathlib import Path
+from intl_transfer.runs import RunDirectory
+names = dict(stage="detection", name="x", config_name="c")
+run = RunDirectory.start({folder!r}, config={{}}, seed=0, **names)
+print("working")
+if {fail!r} and len(run.manifest["sessions"]) < 2:
+    raise SystemExit("disk on fire")
+run.log(iteration=5)
+run.finish({{}})
+"""
+
+
+def job(module, folder, name, fail=False):
+    code = STAGE.format(root=str(ROOT), folder=str(folder / name), fail=fail)
+    return module.Job(name, folder / name, [sys.executable, "-c", code], 5, "iteration")
+
+
+def test_finished_steps_are_not_repeated_and_a_failed_one_is_shown(demo_module, tmp_path, capsys):
+    demo = demo_module.Demo("resnet18", 1.0, tmp_path)
+    jobs = [job(demo_module, tmp_path, "a"), job(demo_module, tmp_path, "b", fail=True)]
+    with pytest.raises(UserError, match=r"b ended with status 1[\s\S]*disk on fire"):
+        demo.run_jobs(jobs, "both", 1)
+    assert [j.finished() for j in jobs] == [True, False]
+    demo.run_jobs(jobs, "both", 2)
+    assert all(j.finished() for j in jobs)
+    assert jobs[0].log.read_text().count("working") == 1
+    assert jobs[1].log.read_text().count("working") == 2
+    assert jobs[0].progress() == "a: evaluating"
+    demo.run_jobs(jobs, "both", 2)
+    assert "both: done before" in capsys.readouterr().out
+
+
+def test_commands_follow_backbone_and_scale(demo_module, tmp_path):
+    for backbone, short in (("resnet18", "R18"), ("resnet50", "R50")):
+        demo = demo_module.Demo(backbone, 0.5, tmp_path)
+        pretraining = demo.pretraining()
+        assert f"shapes_{short.lower()}" in pretraining.command
+        assert f"optim.epochs={round(demo_module.EPOCHS / 2)}" in pretraining.command
+        jobs = demo.finetuning(tmp_path / "w.pth")
+        assert [j.name for j in jobs] == [
+            *("coco INTL seed 0", "coco random seed 0", "coco INTL seed 1", "coco random seed 1"),
+            *("voc INTL seed 0", "voc random seed 0"),
+        ]
+        # Equal budgets for both initialisations.
+        assert {tuple(j.command[-4:]) for j in jobs} == {tuple(jobs[0].command[-4:])}
+        assert {j.total for j in jobs} == {round(demo_module.ITERATIONS / 2)}
