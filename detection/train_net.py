@@ -28,6 +28,7 @@ import intl_transfer.detectron2_compat  # isort: skip  # before the first import
 import torch
 from detectron2.engine import default_setup, launch
 from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
 
 import detection.roi_heads  # registers the box head
 from detection import datasets, weights
@@ -40,6 +41,16 @@ from intl_transfer.runs import RunDirectory, read_manifest, sha256_file, write_j
 
 assert intl_transfer.detectron2_compat
 assert detection.roi_heads
+
+# Where things lie and how the machine is used may differ between sessions of one run.
+FREE_TO_CHANGE = {
+    "OUTPUT_DIR",
+    "MODEL.WEIGHTS",
+    "MODEL.DEVICE",
+    "DATALOADER.NUM_WORKERS",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "TEST.EVAL_PERIOD",
+}
 
 
 def main() -> int:
@@ -61,6 +72,8 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except ProcessExitedException as error:  # one of several processes has said why
+        return error.exit_code or 1
     except KeyboardInterrupt:
         print("stopped; --resume continues from the last checkpoint", file=sys.stderr)
         return 130
@@ -116,17 +129,54 @@ def prepare(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any] | None]:
             )
         )
         cfg.MODEL.DEVICE = "cpu"
+    if len(cfg.DATASETS.TEST) != 1:
+        raise UserError(
+            f"DATASETS.TEST is {tuple(cfg.DATASETS.TEST)}; expected one data set, whose figures go "
+            "into results.json"
+        )
     datasets.register()
     datasets.check([*([] if arguments.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST])
     content = None if arguments.weights == RANDOM else weights.read_weights(cfg.MODEL.WEIGHTS)
     cfg.freeze()
-    manifest = Path(cfg.OUTPUT_DIR) / "manifest.json"
-    if manifest.exists() and not (arguments.resume or arguments.eval_only):
-        raise UserError(
-            f"{cfg.OUTPUT_DIR} holds a run already. Continue it with --resume, give another "
-            "folder with --output-dir, or remove it"
-        )
+    if (Path(cfg.OUTPUT_DIR) / "manifest.json").exists() and not arguments.eval_only:
+        if not arguments.resume:
+            raise UserError(
+                f"{cfg.OUTPUT_DIR} holds a run already. Continue it with --resume, give another "
+                "folder with --output-dir, or remove it"
+            )
+        check_same_run(cfg, content)
     return cfg, content
+
+
+def check_same_run(cfg: Any, content: dict[str, Any] | None) -> None:
+    """Refuses to continue a run under settings or from weights that are not its own."""
+    manifest = read_manifest(cfg.OUTPUT_DIR)
+    there, here = flat(manifest["config"]), flat(as_dict(cfg))
+    differing = [
+        f"{key}: {there.get(key)} there, {here.get(key)} here"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key) and key not in FREE_TO_CHANGE
+    ]
+    sha = None if content is None else sha256_file(cfg.MODEL.WEIGHTS)
+    before = manifest["inputs"][0]["sha256"] if manifest["inputs"] else None
+    if sha != before:
+        differing.append(f"sha256 of the weights: {before} there, {sha} here")
+    if differing:
+        raise UserError(
+            f"{cfg.OUTPUT_DIR} holds a run with other settings ({'; '.join(differing)}). Give "
+            "another folder with --output-dir, or remove that one"
+        )
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted keys."""
+    values: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            values.update(flat(value, f"{prefix}{key}."))
+        else:
+            values[f"{prefix}{key}"] = value
+    return values
 
 
 def finished(cfg: Any) -> bool:
@@ -142,10 +192,17 @@ def worker(cfg: Any, content: dict[str, Any] | None, arguments: argparse.Namespa
     if cfg.MODEL.DEVICE == "cpu":
         # Single runs repeat to the bit; Detectron2 only seeds.
         torch.use_deterministic_algorithms(True, warn_only=True)
-    if arguments.eval_only:
-        evaluate(cfg, content)
-    else:
-        train(cfg, content, arguments)
+    try:
+        if arguments.eval_only:
+            evaluate(cfg, content)
+        else:
+            train(cfg, content, arguments)
+    except UserError as error:
+        if comm.get_world_size() == 1:
+            raise
+        if comm.is_main_process():
+            print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def evaluate(cfg: Any, content: dict[str, Any] | None) -> None:

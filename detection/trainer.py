@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import time
+import weakref
+from pathlib import Path
 from typing import Any
 
 import intl_transfer.detectron2_compat  # isort: skip  # before the first import of detectron2
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
@@ -20,6 +24,20 @@ from intl_transfer.runs import RunDirectory, read_metrics
 assert intl_transfer.detectron2_compat
 
 _PERIOD = 20  # iterations between progress lines
+
+
+class AtomicCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, whose files are whole or absent whenever the process dies."""
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Writes ``name.pth`` under a temporary name first."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        part = f".{name}.part"
+        super().save(part, **kwargs)
+        folder = Path(self.save_dir)
+        os.replace(folder / f"{part}.pth", folder / f"{name}.pth")
+        self.tag_last_checkpoint(f"{name}.pth")
 
 
 class Trainer(DefaultTrainer):
@@ -61,6 +79,10 @@ class Trainer(DefaultTrainer):
             loader = self.build_train_loader(cfg)
             iterations = cfg.TEST.PRECISE_BN.NUM_ITER
             built.append(hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, iterations))
+        # In place of the one that the base class made, before any hook holds on to that.
+        self.checkpointer = AtomicCheckpointer(
+            self.checkpointer.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
         if comm.is_main_process():
             period = cfg.SOLVER.CHECKPOINT_PERIOD
             built.append(hooks.PeriodicCheckpointer(self.checkpointer, period, max_to_keep=2))

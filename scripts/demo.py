@@ -66,6 +66,8 @@ class Job:
             **os.environ,
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
+            # On a busy machine, threads that spin while they wait slow all others down tenfold.
+            "OMP_WAIT_POLICY": "PASSIVE",
             "PYTHONUNBUFFERED": "1",
         }
         # The log is added to, so that an interrupted run's last words are not lost.
@@ -78,7 +80,7 @@ class Job:
         rows = read_metrics(self.folder) if self.folder.exists() else []
         done = rows[-1].get(self.unit, 0) if rows else 0
         if done >= self.total:
-            return f"{self.name}: evaluating"
+            return f"{self.name}: finishing"
         return f"{self.name}: {done}/{self.total}"
 
 

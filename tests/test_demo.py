@@ -50,7 +50,7 @@ def test_finished_steps_are_not_repeated_and_a_failed_one_is_shown(demo_module, 
     assert all(j.finished() for j in jobs)
     assert jobs[0].log.read_text().count("working") == 1
     assert jobs[1].log.read_text().count("working") == 2
-    assert jobs[0].progress() == "a: evaluating"
+    assert jobs[0].progress() == "a: finishing"
     demo.run_jobs(jobs, "both", 2)
     assert "both: done before" in capsys.readouterr().out
 

@@ -9,7 +9,10 @@ Writes OUT.pth and the report OUT.json, or nothing if any check fails.
 from __future__ import annotations
 
 import argparse
+import sys
+import warnings
 from pathlib import Path
+from typing import TextIO
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +32,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Converts; returns 0."""
     from intl_transfer.conversion import convert
 
-    report = convert(arguments.source, arguments.out, arguments.branch, arguments.force)
+    with warnings.catch_warnings():
+        warnings.showwarning = _note
+        report = convert(arguments.source, arguments.out, arguments.branch, arguments.force)
     provenance, parity = report["provenance"], report["parity"]
     print(f"read      {provenance['source_path']}")
     print(
@@ -39,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"          sha256 {provenance['source_sha256']}")
     print(
         f"audit     {report['tensors']} tensors, each used once, none missing"
-        + (f"; dropped {', '.join(report['dropped'])}" if report["dropped"] else "")
+        + _dropped(report["dropped"])
     )
     print(
         "parity    "
@@ -52,3 +57,22 @@ def run(arguments: argparse.Namespace) -> int:
     for key, value in report["config"].items():
         print(f"  {key} {value}")
     return 0
+
+
+def _dropped(keys: list[str]) -> str:
+    if not keys:
+        return ""
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return f"; dropped {', '.join(keys[:3])}{more}"
+
+
+def _note(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning as one line for a user, without the place in the code."""
+    print(f"note      {message}", file=sys.stderr)

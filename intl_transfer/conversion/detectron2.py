@@ -57,9 +57,46 @@ def _to_name(key: str) -> str:
     raise UserError(f"'{key}' is not the name of a ResNet's tensor")
 
 
+_DETECTRON2 = re.compile(
+    r"(?:backbone\.bottom_up\.|backbone\.|roi_heads\.)?(?:stem|res(\d)\.(\d+))\.(.+)"
+)
+_STATISTICS = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
+
+
 def is_detectron2(keys: Iterable[str]) -> bool:
     """Whether names are Detectron2's, of a backbone alone or of a whole detector."""
-    return any(key.endswith("stem.conv1.weight") for key in keys)
+    stems = (prefix + "stem.conv1.weight" for prefix in ("", "backbone.", "backbone.bottom_up."))
+    return not set(stems).isdisjoint(keys)
+
+
+def torchvision_name(key: str) -> str | None:
+    """Torchvision's name of a Detectron2 tensor.
+
+    Args:
+        key: a name from a backbone file or a whole detector.
+
+    Returns:
+        The name, or None for a part of a detector that is not of the ResNet.
+
+    Raises:
+        UserError: for a tensor inside the ResNet that torchvision's has not, such as the offsets
+            of a deformable convolution: without it the features would be others.
+    """
+    match = _DETECTRON2.fullmatch(key)
+    if match is None:
+        return None
+    stage, block, rest = match.groups()
+    prefix = f"layer{int(stage) - 1}.{block}." if stage else ""
+    rules = (
+        (r"conv(\d)\.weight", r"conv\1.weight"),
+        (rf"conv(\d)\.norm\.{_STATISTICS}", r"bn\1.\2"),
+        (r"shortcut\.weight", "downsample.0.weight"),
+        (rf"shortcut\.norm\.{_STATISTICS}", r"downsample.1.\1"),
+    )
+    for pattern, replacement in rules:
+        if re.fullmatch(pattern, rest):
+            return prefix + re.sub(pattern, replacement, rest)
+    raise UserError(f"'{key}' has no place in torchvision's ResNet; this backbone is another one")
 
 
 def from_detectron2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -71,24 +108,21 @@ def from_detectron2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Returns:
         torchvision's names, without ``fc``.
+
+    Raises:
+        UserError: for a tensor of the ResNet that torchvision's has not, or that is there twice.
     """
-    found: dict[str, Tensor] = {}
-    pattern = re.compile(
-        r"(?:backbone\.bottom_up\.|backbone\.|roi_heads\.)?(stem|res(\d)\.(\d+))\."
-        r"(conv\d|shortcut)\.(?:norm\.)?(weight|bias|running_mean|running_var)"
-    )
-    for key, tensor in state.items():
-        match = pattern.fullmatch(key)
-        if match is None:
+    origins: dict[str, str] = {}
+    for key in state:
+        name = torchvision_name(key)
+        if name is None:
             continue
-        _, stage, block, layer, leaf = match.groups()
-        prefix = f"layer{int(stage) - 1}.{block}." if stage else ""
-        if layer == "shortcut":
-            name = f"downsample.{1 if '.norm.' in key else 0}.{leaf}"
-        else:
-            name = f"{'bn' if '.norm.' in key else 'conv'}{layer[4:]}.{leaf}"
-        found[prefix + name] = tensor
-    return found
+        if name in origins:
+            raise UserError(
+                f"'{origins[name]}' and '{key}' are the same tensor of two ResNets; expected one"
+            )
+        origins[name] = key
+    return {name: state[key] for name, key in origins.items()}
 
 
 def audit(state: Mapping[str, Tensor]) -> str:
@@ -106,7 +140,7 @@ def audit(state: Mapping[str, Tensor]) -> str:
             finite, or a variance below zero; or a stem that Detectron2 has not.
     """
     architecture = _architecture(state)
-    if state["conv1.weight"].shape[-1] != 7:
+    if state["conv1.weight"].ndim == 4 and state["conv1.weight"].shape[-1] != 7:
         size = "x".join(map(str, state["conv1.weight"].shape[-2:]))
         raise UserError(
             f"conv1 is {size}: a stem for small images (CIFAR). Detectron2's ResNet has a 7x7 "
@@ -155,8 +189,8 @@ def _architecture(state: Mapping[str, Tensor]) -> str:
             "or it is another network"
         )
     name = _DEPTHS[blocks, bottleneck]
-    width = state["layer1.0.conv1.weight"].shape[0]
-    return "wide_resnet50_2" if name == "resnet50" and width == 128 else name
+    width = state["layer1.0.conv1.weight"].shape[:1]
+    return "wide_resnet50_2" if name == "resnet50" and width == (128,) else name
 
 
 def _shapes(architecture: str) -> dict[str, torch.Size]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from intl_transfer.conversion import verify
 from intl_transfer.conversion.detectron2 import audit, to_detectron2
@@ -34,14 +36,11 @@ def convert(
         The report: ``provenance``, ``architecture``, ``parity``, ``sha256``, ``config``.
 
     Raises:
-        UserError: if the source is not a whole, sound ResNet or the features differ. Nothing is
-            written then.
+        UserError: if the source is not a whole, sound ResNet, the features differ, or the file
+            cannot be written. Nothing is written then.
     """
-    out = Path(out)
-    if out.suffix != ".pth":
-        raise UserError(f"{out}: expected a file name ending in .pth")
-    if out.exists() and not force:
-        raise UserError(f"{out} exists already; give another name, or --force to replace it")
+    source, out = Path(source), Path(out)
+    _check_target(source, out, force)
     backbone = read_backbone(source, branch)
     try:
         architecture = audit(backbone.state)
@@ -56,35 +55,68 @@ def convert(
         "method": backbone.method,
         "pretrain_run": backbone.pretrain_run,
     }
+    # Copies: a tensor that is a view would take its whole storage along into the file.
+    model = {key: tensor.clone() for key, tensor in to_detectron2(backbone.state).items()}
     content = {
-        "model": to_detectron2(backbone.state),
+        "model": model,
         "__author__": "intl-transfer",
         # Lets Detectron2 find res5 in the box head of C4 and below the pyramid of FPN.
         "matching_heuristics": True,
         "provenance": provenance,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.stem}.", dir=out.parent) as folder:
-        written = Path(folder) / out.name
-        torch.save(content, written)
-        errors = verify.parity(backbone.state, architecture, written)
-        worst = max(errors, key=lambda stage: errors[stage])
-        if not errors[worst] <= verify.TOLERANCE:
-            raise UserError(
-                f"conversion refused: features differ by {errors[worst]:.2g} (relative) at "
-                f"{worst}, at most {verify.TOLERANCE:g} is allowed. Nothing was written"
-            )
-        report = {
-            "provenance": provenance,
-            "architecture": architecture,
-            "tensors": len(content["model"]),  # type: ignore[arg-type]
-            "dropped": backbone.dropped,
-            "parity": errors,
-            "sha256": sha256_file(written),
-            "config": verify.config_values(architecture),
-        }
-        with open(written, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(written, out)
-    write_json(out.with_suffix(".json"), report)
+    report: dict[str, Any] = {
+        "provenance": provenance,
+        "architecture": architecture,
+        "tensors": len(model),
+        "dropped": backbone.dropped,
+        "config": verify.config_values(architecture),
+    }
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.stem}.", dir=out.parent) as folder:
+            written = Path(folder) / out.name
+            torch.save(content, written)
+            report["parity"] = _checked_parity(backbone.state, architecture, written)
+            report["sha256"] = sha256_file(written)
+            _publish(written, out, report)
+    except OSError as error:
+        raise UserError(f"{error.filename or out} cannot be written: {error.strerror}") from None
     return report
+
+
+def _check_target(source: Path, out: Path, force: bool) -> None:
+    """Refuses, before anything is read, a target that must not be written."""
+    if out.suffix != ".pth":
+        raise UserError(f"{out}: expected a file name ending in .pth")
+    for file in (out, out.with_suffix(".json")):
+        if file.is_dir():
+            raise UserError(f"{file} is a folder; expected the name of a file")
+        if file.exists() and source.exists() and file.samefile(source):
+            raise UserError(f"{file} is the source itself; give another name")
+        if file.exists() and not force:
+            raise UserError(f"{file} exists already; give another name, or --force to replace it")
+
+
+def _checked_parity(
+    state: Mapping[str, Tensor], architecture: str, written: Path
+) -> dict[str, float]:
+    errors = verify.parity(state, architecture, written)
+    worst = max(errors, key=lambda stage: errors[stage])
+    if not errors[worst] <= verify.TOLERANCE:
+        raise UserError(
+            f"conversion refused: features differ by {errors[worst]:.2g} (relative) at "
+            f"{worst}, at most {verify.TOLERANCE:g} is allowed. Nothing was written"
+        )
+    return errors
+
+
+def _publish(written: Path, out: Path, report: dict[str, Any]) -> None:
+    """Gives the verified file its name, so that weights never lie beside another file's report."""
+    with open(written, "rb") as file:
+        os.fsync(file.fileno())
+    final = out.with_suffix(".json")
+    draft = written.with_suffix(".json")
+    write_json(draft, report)
+    final.unlink(missing_ok=True)
+    os.replace(written, out)
+    os.replace(draft, final)

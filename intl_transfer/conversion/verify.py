@@ -45,7 +45,8 @@ def detectron2_backbone(architecture: str, file: str | Path) -> nn.Module:
     """Detectron2's ResNet with all stages, filled from a file by Detectron2's own checkpointer.
 
     Raises:
-        UserError: if Detectron2 is not installed, or leaves a tensor unfilled.
+        UserError: if Detectron2 is not installed, leaves a tensor unfilled, or holds another
+            than the file.
     """
     import intl_transfer.detectron2_compat  # isort: skip
 
@@ -77,7 +78,20 @@ def detectron2_backbone(architecture: str, file: str | Path) -> nn.Module:
             f"Detectron2 left {len(unfilled)} of the backbone's tensors unfilled from {file}, the "
             f"first: {unfilled[0]}"
         )
+    _check_loaded(backbone, Path(file))
     return backbone.eval()
+
+
+def _check_loaded(backbone: nn.Module, file: Path) -> None:
+    """Holds every tensor against the file: a dead channel's would not show in the features."""
+    written = torch.load(file, map_location="cpu", weights_only=True)["model"]
+    loaded = backbone.state_dict()
+    leftover = sorted(written.keys() - loaded.keys())
+    if leftover:
+        raise UserError(f"{file}: Detectron2 has no place for {len(leftover)}, e.g. {leftover[0]}")
+    for key, tensor in written.items():
+        if not torch.equal(loaded[key], tensor):
+            raise UserError(f"{file}: after loading by Detectron2, {key} is not as in the file")
 
 
 def parity(

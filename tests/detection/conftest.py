@@ -48,12 +48,33 @@ def backbone_file(tmp_path_factory):
     return folder / "intl_r18.pth"
 
 
+def _command(arguments):
+    return [sys.executable, str(ROOT / "detection" / "train_net.py"), *map(str, arguments)]
+
+
+def _environment(data):
+    return {**os.environ, "OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": str(data)}
+
+
+def start_train_net(data, *arguments):
+    """Starts the stage and leaves it running."""
+    return subprocess.Popen(
+        _command(arguments),
+        env=_environment(data),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
 def train_net(data, *arguments, check=True, cwd=None):
     """Runs the stage as a user does."""
-    command = [sys.executable, str(ROOT / "detection" / "train_net.py"), *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": str(data)}
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=600, env=environment, cwd=cwd
+        _command(arguments),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=_environment(data),
+        cwd=cwd,
     )
     assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done

@@ -330,3 +330,21 @@ def test_coco_figures_equal_pycocotools(registered, tmp_path):
     expected = dict(zip(("AP", "AP50", "AP75"), 100 * api.stats[:3], strict=True))
     assert {key: metrics[key] for key in expected} == pytest.approx(expected, abs=1e-3)
     assert 5 < metrics["AP"] < 100
+
+
+def test_a_checkpoint_cut_off_while_it_is_written_has_no_name(tmp_path, monkeypatch):
+    from detection.trainer import AtomicCheckpointer
+
+    checkpointer = AtomicCheckpointer(torch.nn.Linear(2, 2), str(tmp_path))
+    checkpointer.save("model_0000001", iteration=1)
+    assert torch.load(tmp_path / "model_0000001.pth", weights_only=True)["iteration"] == 1
+
+    def cut_off(data, file):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", cut_off)
+    with pytest.raises(OSError, match="disk full"):
+        checkpointer.save("model_0000002", iteration=2)
+    assert [p.name for p in tmp_path.glob("model_*.pth")] == ["model_0000001.pth"]
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from PIL import Image
 
 from intl_transfer.cli import main
 from intl_transfer.runs import read_manifest, read_metrics, read_results, sha256_file
-from tests.detection.conftest import TINY, train_net
+from tests.detection.conftest import TINY, start_train_net, train_net
 
 COCO, VOC = "shapes_coco_R18_C4.yaml", "shapes_voc_R18_C4"
 
@@ -87,19 +89,27 @@ def test_voc_layout_from_scratch_resumes_and_repeats(data, tmp_path):
     ]
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
 
-    # Stopped after two iterations (a shorter run), its newest checkpoint damaged on top.
+    # Killed without warning, with a damaged checkpoint on top.
     part = tmp_path / "part"
-    train_net(data, *base, "--output-dir", part, *budget(2, period=1))
-    manifest = json.loads((part / "manifest.json").read_text())
-    manifest["status"] = "interrupted"
-    (part / "manifest.json").write_text(json.dumps(manifest))
-    (part / "model_final.pth").write_bytes(b"half")
+    command = [*base, "--output-dir", part, *budget(4, period=1)]
+    process = start_train_net(data, *command)
+    deadline = time.monotonic() + 240
+    while not list(part.glob("model_0*.pth")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert read_manifest(part)["status"] == "running"
+    (part / "model_0000099.pth").write_bytes(b"half")
     again = train_net(data, *base, "--output-dir", part, *budget(4), check=False)
     assert again.returncode == 2
     assert "holds a run already. Continue it with --resume" in again.stderr
+    other = ["--output-dir", part, "--resume", "--seed", 1, *budget(4), "SOLVER.BASE_LR", "0.1"]
+    refused = train_net(data, *base, *other, check=False)
+    assert refused.returncode == 2
+    assert "SEED: 0 there, 1 here; SOLVER.BASE_LR: 0.02 there, 0.1 here" in refused.stderr
     resumed = train_net(data, *base, "--output-dir", part, "--resume", *budget(4))
-    assert "model_final.pth is damaged" in resumed.stderr
-    assert "Starting training from iteration 2" in resumed.stdout + resumed.stderr
+    assert "model_0000099.pth is damaged" in resumed.stderr
+    assert re.search(r"Starting training from iteration [123]\b", resumed.stdout + resumed.stderr)
     assert read_results(part)["iteration"] == 4
     assert len(read_manifest(part)["sessions"]) == 2
     done = train_net(data, *base, "--output-dir", part, "--resume", *budget(4))

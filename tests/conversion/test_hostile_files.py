@@ -1,0 +1,213 @@
+"""Files that are damaged, foreign or malicious: one clear line each, and nothing written."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from intl_transfer.cli import main
+from intl_transfer.conversion import (
+    convert,
+    from_detectron2,
+    load_backbone,
+    read_backbone,
+    to_detectron2,
+)
+from intl_transfer.errors import UserError
+from intl_transfer.runs.checkpoint import FORMAT, save_checkpoint
+from tests.conversion.test_conversion import backbone_state, checkpoint, same, start_run
+
+
+def saved(path, value):
+    torch.save(value, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "content", ["version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "<!DOCTYPE html>"]
+)
+def test_text_in_place_of_weights_is_shown(tmp_path, content):
+    file = tmp_path / "in.pth"
+    file.write_text(content)
+    with pytest.raises(UserError) as caught:
+        load_backbone(file)
+    assert f"it begins with {content[:9].encode()!r}" in str(caught.value)
+    assert "weights_only" not in str(caught.value)  # no hint at how to switch protection off
+
+
+def test_plain_pickles_and_foreign_types_are_refused_by_name(tmp_path):
+    (tmp_path / "in.pkl").write_bytes(pickle.dumps({"model": {}}, protocol=4))
+    with pytest.raises(UserError, match=r"in\.pkl is a plain pickle"):
+        load_backbone(tmp_path / "in.pkl")
+    value = {"state_dict": backbone_state(), "args": argparse.Namespace(lr=1)}
+    with pytest.raises(UserError, match=r"holds argparse\.Namespace"):
+        load_backbone(saved(tmp_path / "in.pth", value))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({0: torch.zeros(1)}, r"no known format \(its first keys: 0\)"),
+        ({}, r"first keys: none"),
+        ({"fc.weight": torch.zeros(3, 3)}, r"first keys: fc\.weight"),
+        ({"optimizer": {"state": {}}}, r"first keys: optimizer"),
+        ({"format": FORMAT, "schema": 1}, r"not a whole checkpoint: .* 'model'"),
+        ({"format": FORMAT, "schema": 1, "model": {"a": torch.zeros(1)}}, r"begins with 'backb"),
+        ({"format": FORMAT, "schema": 99}, r"schema 99"),
+    ],
+)
+def test_dictionaries_without_a_backbone(tmp_path, value, message):
+    with pytest.raises(UserError, match=message):
+        load_backbone(saved(tmp_path / "in.pth", value))
+
+
+@pytest.mark.parametrize("key", ["conv1.weight", "layer1.0.conv1.weight"])
+def test_a_number_in_place_of_a_kernel(tmp_path, key):
+    file = saved(tmp_path / "in.pth", {**backbone_state(), key: torch.tensor(1.0)})
+    with pytest.raises(UserError, match=rf"{key}: expected shape \(64, .* found \(\)"):
+        convert(file, tmp_path / "out.pth")
+
+
+def test_a_misspelt_branch(tmp_path):
+    with pytest.raises(UserError, match="Did you mean 'target'"):
+        read_backbone(tmp_path, "targte")  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory):
+    """A checkpoint whose pickle is most of it, so that a random place is often in the pickle."""
+    value = {"state_dict": {f"layer1.{i}.conv1.weight": torch.zeros(1) for i in range(8)}}
+    return saved(tmp_path_factory.mktemp("small") / "in.pth", value).read_bytes()
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_damage_anywhere_is_a_clear_error(tmp_path, small_file, data):
+    """The file holds no ResNet, so whatever survives the damage has to be refused as well."""
+    damaged = bytearray(small_file)
+    for _ in range(data.draw(st.integers(1, 4), label="places")):
+        place = data.draw(st.integers(0, len(damaged) - 1), label="place")
+        damaged[place] = data.draw(st.integers(0, 255), label="value")
+    keep = data.draw(st.integers(0, len(damaged)), label="keep") if data.draw(st.booleans()) else -1
+    path = tmp_path / "in.pth"
+    path.write_bytes(bytes(damaged[:keep] if keep >= 0 else damaged))
+    with pytest.raises(UserError, match=r"in\.pth"):
+        load_backbone(path)
+
+
+def test_two_resnets_in_one_file_are_never_mixed():
+    state = to_detectron2(backbone_state())
+    both = {**state, **{f"backbone.{key}": value for key, value in state.items()}}
+    with pytest.raises(UserError, match=r"'backbone\.stem\.conv1\.weight' are the same tensor"):
+        from_detectron2(both)
+
+
+def test_detectron2_backbones_with_more_than_a_resnet_are_refused(tmp_path):
+    state = {**to_detectron2(backbone_state()), "res4.0.conv2_offset.weight": torch.zeros(2)}
+    with pytest.raises(UserError, match=r"in\.pth: 'res4\.0\.conv2_offset\.weight' has no place"):
+        load_backbone(saved(tmp_path / "in.pth", {"model": state}))
+
+
+def test_a_detectors_backbone_comes_back(tmp_path):
+    """Names as a C4 detector has them: res5 in the box head, counters, and other parts."""
+    state = backbone_state()
+    names = to_detectron2(state)
+    detector = {
+        ("roi_heads." if key.startswith("res5") else "backbone.") + key: value
+        for key, value in names.items()
+    }
+    others = ["roi_heads.res5.norm.weight", "proposal_generator.rpn_head.conv.weight"]
+    detector.update(dict.fromkeys(others, torch.zeros(3)))
+    detector["backbone.stem.conv1.norm.num_batches_tracked"] = torch.tensor(7)
+    found = read_backbone(saved(tmp_path / "in.pth", {"model": detector, "iteration": 90_000}))
+    same(found.state, state)
+    assert found.state["bn1.num_batches_tracked"] == 7
+    assert sorted(found.dropped) == sorted(others)
+
+
+def test_a_replaced_backbone_of_a_finished_run_is_noticed(tmp_path):
+    run = start_run(tmp_path / "run")
+    file = run.path / "backbone.safetensors"
+    save_file(backbone_state(), file)
+    run.finish({"backbone_sha256": read_backbone(file).source_sha256})
+    same(load_backbone(run.path), backbone_state())
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1  # still a readable file of finite numbers
+    file.write_bytes(bytes(data))
+    with pytest.raises(UserError, match=r"damaged or not this run's.*results\.json says"):
+        load_backbone(run.path)
+
+
+@pytest.mark.parametrize("origin", [{"method": torch.zeros(2)}, {"pretrain_run": {1j: 1}}, 3])
+def test_unreadable_provenance_is_left_out_and_said(tmp_path, origin):
+    value = {"model": to_detectron2(backbone_state()), "provenance": origin}
+    file = saved(tmp_path / "in.pth", value)
+    if isinstance(origin, dict):
+        with pytest.warns(UserWarning, match="what it says of its pretraining"):
+            found = read_backbone(file)
+    else:
+        found = read_backbone(file)
+    assert (found.method, found.pretrain_run) == (None, None)
+
+
+def test_the_report_of_another_file_is_not_replaced(tmp_path):
+    file = saved(tmp_path / "in.pth", backbone_state())
+    (tmp_path / "out.json").write_text("mine")
+    with pytest.raises(UserError, match=r"out\.json exists already"):
+        convert(file, tmp_path / "out.pth")
+    assert (tmp_path / "out.json").read_text() == "mine"
+    assert not (tmp_path / "out.pth").exists()
+
+
+def test_the_source_is_never_replaced(tmp_path):
+    file = saved(tmp_path / "in.pth", backbone_state())
+    before = file.read_bytes()
+    with pytest.raises(UserError, match="is the source itself"):
+        convert(file, tmp_path / "in.pth", force=True)
+    assert file.read_bytes() == before
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    file = saved(tmp_path / "in.pth", backbone_state())
+    (tmp_path / "folder.pth").mkdir()
+    with pytest.raises(UserError, match="is a folder"):
+        convert(file, tmp_path / "folder.pth", force=True)
+    with pytest.raises(UserError, match="cannot be written"):
+        convert(file, file / "out.pth")
+
+
+def test_views_do_not_take_their_storage_along(tmp_path):
+    """Tensors cut out of one large buffer: only they are written, not the buffer."""
+    state = backbone_state()
+    buffer = torch.zeros(40_000_000)
+    buffer[: state["conv1.weight"].numel()] = state["conv1.weight"].flatten()
+    state["conv1.weight"] = buffer[: state["conv1.weight"].numel()].view(64, 3, 7, 7)
+    file = saved(tmp_path / "in.pth", state)
+    assert file.stat().st_size > 200e6
+    convert(file, tmp_path / "out.pth")
+    assert (tmp_path / "out.pth").stat().st_size < 50e6
+
+
+def test_the_command_names_a_damaged_checkpoint_and_goes_on(tmp_path, capsys):
+    run = start_run(tmp_path / "run")
+    save_checkpoint(run.path / "checkpoints", 1, checkpoint(1))
+    newest = save_checkpoint(run.path / "checkpoints", 2, checkpoint(2))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    out = tmp_path / "out.pth"
+    assert main(["convert", str(run.path), str(out), "--branch", "target"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.startswith("note      passed over: ")
+    assert "step_00000002.pt is damaged" in printed.err
+    provenance = json.loads(out.with_suffix(".json").read_text())["provenance"]
+    assert provenance["source_path"].endswith("step_00000001.pt")
+    assert provenance["branch"] == "target"
+    same(load_backbone(out), backbone_state(seed=101))

@@ -1,0 +1,125 @@
+"""Converted weights inside whole detectors, filled by Detectron2's own checkpointer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import intl_transfer.detectron2_compat  # noqa: F401  (before Detectron2)
+from intl_transfer.conversion import convert, load_backbone, to_detectron2, verify
+from intl_transfer.errors import UserError
+from tests.conversion.test_conversion import backbone_state
+
+pytest.importorskip("detectron2")
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("converted")
+    state = backbone_state("resnet50", seed=3)
+    torch.save(state, folder / "in.pth")
+    report = convert(folder / "in.pth", folder / "out.pth")
+    return state, folder / "out.pth", report
+
+
+def detector(report, meta: str, norm: str = "BN"):
+    """A detector as the report's values and nothing else configure it."""
+    from detectron2.config import get_cfg
+    from detectron2.modeling import build_model
+
+    cfg = get_cfg()
+    for key, value in report["config"].items():
+        cfg.merge_from_list([key, value])
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.RESNETS.NORM = norm
+    if meta == "C4":
+        cfg.MODEL.ROI_HEADS.NAME = "Res5ROIHeads"
+    else:
+        cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
+        cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+        cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+        cfg.MODEL.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
+        cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32], [64], [128], [256], [512]]
+        cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+        cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2", "p3", "p4", "p5"]
+        cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
+        cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 1
+        cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 16
+    return build_model(cfg)
+
+
+@pytest.mark.parametrize(
+    ("meta", "norm", "place"),
+    [
+        ("C4", "naiveSyncBN", lambda key: "roi_heads." if key[:4] == "res5" else "backbone."),
+        ("FPN", "BN", lambda key: "backbone.bottom_up."),
+    ],
+    ids=["C4", "FPN"],
+)
+def test_every_tensor_arrives_where_it_belongs(converted, meta, norm, place):
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    state, file, report = converted
+    model = detector(report, meta, norm)
+    DetectionCheckpointer(model).load(str(file))
+    found = model.state_dict()
+    expected = to_detectron2(state)
+    assert len(expected) == 265  # 53 convolutions with four batch-norm tensors each
+    for key, tensor in expected.items():
+        assert torch.equal(found[place(key) + key], tensor), key
+
+
+def test_a_whole_detector_gives_its_backbone_back(converted, tmp_path):
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    state, file, report = converted
+    model = detector(report, "C4")
+    checkpointer = DetectionCheckpointer(model, str(tmp_path))
+    checkpointer.load(str(file))
+    checkpointer.save("model_final")
+    back = load_backbone(tmp_path / "model_final.pth")
+    assert back.keys() == state.keys()
+    for key, tensor in state.items():
+        if not key.endswith("num_batches_tracked"):
+            assert torch.equal(back[key], tensor), key
+
+
+def test_a_wrong_stride_setting_shows_from_res3_on(converted, monkeypatch):
+    state, file, _ = converted
+    right = verify.config_values
+
+    def wrong(architecture):
+        return {**right(architecture), "MODEL.RESNETS.STRIDE_IN_1X1": True}
+
+    monkeypatch.setattr(verify, "config_values", wrong)
+    errors = verify.parity(state, "resnet50", file)
+    assert errors["res2"] < 1e-5  # no stride there
+    assert min(errors[stage] for stage in ("res3", "res4", "res5")) > 1e-2
+
+
+def test_a_dead_channels_tensor_is_compared_too(tmp_path, monkeypatch):
+    """A scale of zero hides the running mean from the features, not from the comparison."""
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    state = backbone_state()
+    state["bn1.weight"][5] = 0
+    file = tmp_path / "out.pth"
+    torch.save({"model": to_detectron2(state), "matching_heuristics": True}, file)
+    load = DetectionCheckpointer.load
+
+    def tampering(self, *arguments):
+        result = load(self, *arguments)
+        self.model.stem.conv1.norm.running_mean[5] += 1
+        return result
+
+    monkeypatch.setattr(DetectionCheckpointer, "load", tampering)
+    with pytest.raises(UserError, match=r"stem\.conv1\.norm\.running_mean is not as in the file"):
+        verify.parity(state, "resnet18", file)
+
+
+@pytest.mark.parametrize("name", ["resnet34", "wide_resnet50_2"])
+def test_other_depths_and_widths(tmp_path, name):
+    torch.save(backbone_state(name), tmp_path / "in.pth")
+    report = convert(tmp_path / "in.pth", tmp_path / "out.pth")
+    assert report["architecture"] == name
+    assert max(report["parity"].values()) < 1e-5
