@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import intl_transfer.detectron2_compat  # isort: skip  # before the first import of detectron2
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
@@ -23,8 +22,6 @@ _SCHEDULES = {
     ("coco_2017", 180_000, (120_000, 160_000)): "2x",
     ("voc", 24_000, (18_000, 22_000)): "24k",
 }
-
-assert intl_transfer.detectron2_compat
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> CfgNode:

@@ -8,14 +8,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-import intl_transfer.detectron2_compat  # isort: skip  # before the first import of detectron2
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_voc_instances, register_coco_instances
 
 from intl_transfer.data.shapes import CLASSES, is_complete
 from intl_transfer.errors import UserError, did_you_mean
-
-assert intl_transfer.detectron2_compat
 
 
 def data_root() -> Path:

@@ -8,7 +8,6 @@ import tempfile
 from collections import OrderedDict, defaultdict
 from typing import Any
 
-import intl_transfer.detectron2_compat  # isort: skip  # before the first import of detectron2
 import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
@@ -16,8 +15,6 @@ from detectron2.evaluation.pascal_voc_evaluation import voc_eval
 from detectron2.utils import comm
 
 from detection.datasets import layout
-
-assert intl_transfer.detectron2_compat
 
 
 def build_evaluator(name: str, output_dir: str) -> DatasetEvaluator:

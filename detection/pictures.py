@@ -5,15 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import intl_transfer.detectron2_compat  # isort: skip  # before the first import of detectron2
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.data import detection_utils as utils
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
-
-assert intl_transfer.detectron2_compat
 
 _SIDE = 320
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import intl_transfer.detectron2_compat  # isort: skip  # before the first import of detectron2
 from detectron2.layers import get_norm
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock, ResNet
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
 from torch import nn
-
-assert intl_transfer.detectron2_compat
 
 # Number of residual blocks in res5.
 _BLOCKS = {18: 2, 34: 3, 50: 3, 101: 3, 152: 3}

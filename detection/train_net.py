@@ -24,23 +24,18 @@ sys.path[0] = str(ROOT)
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
 warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")
 
-import intl_transfer.detectron2_compat  # isort: skip  # before the first import of detectron2
+from detection import datasets, weights  # isort: skip  # first: prepares Detectron2
 import torch
 from detectron2.engine import default_setup, launch
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
-import detection.roi_heads  # registers the box head
-from detection import datasets, weights
 from detection.config import RANDOM, as_dict, load_config, schedule_name
 from detection.evaluators import summarise
 from detection.pictures import draw_predictions
 from detection.trainer import Trainer
 from intl_transfer.errors import UserError
 from intl_transfer.runs import RunDirectory, read_manifest, sha256_file, write_json
-
-assert intl_transfer.detectron2_compat
-assert detection.roi_heads
 
 # Where things lie and how the machine is used may differ between sessions of one run.
 FREE_TO_CHANGE = {

@@ -9,7 +9,6 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-import intl_transfer.detectron2_compat  # isort: skip  # before the first import of detectron2
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import DefaultTrainer, HookBase, hooks
@@ -19,9 +18,11 @@ from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
 
 from detection.evaluators import build_evaluator
+from detection.roi_heads import Res5ROIHeadsExtraNorm
 from intl_transfer.runs import RunDirectory, read_metrics
 
-assert intl_transfer.detectron2_compat
+# The box head is named so that importing the trainer registers it with Detectron2.
+__all__ = ["AtomicCheckpointer", "Res5ROIHeadsExtraNorm", "Trainer"]
 
 _PERIOD = 20  # iterations between progress lines
 

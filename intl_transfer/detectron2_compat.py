@@ -1,8 +1,10 @@
 """Makes Detectron2 v0.6 from PyPI, and upstream main, work on today's libraries.
 
-Import this before the first ``import detectron2``:
+Import this before the first ``import detectron2``, or call :func:`install`:
 
-    import intl_transfer.detectron2_compat
+    from intl_transfer import detectron2_compat
+
+    detectron2_compat.install()
 
 It adds what is missing and touches nothing that is there. Under a real build, with its compiled
 ``detectron2._C``, only names that numpy and Pillow have dropped are put back.

@@ -48,16 +48,15 @@ def detectron2_backbone(architecture: str, file: str | Path) -> nn.Module:
         UserError: if Detectron2 is not installed, leaves a tensor unfilled, or holds another
             than the file.
     """
-    import intl_transfer.detectron2_compat  # isort: skip
+    from intl_transfer import detectron2_compat
 
+    detectron2_compat.install()
     try:
         from detectron2.checkpoint import DetectionCheckpointer
         from detectron2.config import get_cfg
         from detectron2.modeling import build_backbone
     except ImportError as error:
         raise UserError(f"Detectron2 cannot be imported ({error}); run `make setup`") from None
-    assert intl_transfer.detectron2_compat
-
     cfg = get_cfg()
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"

@@ -5,12 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-import intl_transfer.detectron2_compat  # noqa: F401  (before Detectron2)
 from intl_transfer.conversion import convert, load_backbone, to_detectron2, verify
 from intl_transfer.errors import UserError
 from tests.conversion.test_conversion import backbone_state
-
-pytest.importorskip("detectron2")
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import intl_transfer.detectron2_compat  # isort: skip  # before the first import of detectron2
 from intl_transfer.data.shapes import ShapesSpec, make_shapes
-
-assert intl_transfer.detectron2_compat
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,15 +10,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
-import detection.roi_heads
 from detection import datasets, weights
 from detection.config import load_config
 from detection.evaluators import VOCEvaluator, build_evaluator, summarise
+from detection.roi_heads import Res5ROIHeadsExtraNorm
 from intl_transfer.data.shapes import CLASSES
 from intl_transfer.errors import UserError
 from tests.detection.conftest import TINY
-
-assert detection.roi_heads
 
 
 @pytest.fixture
@@ -48,6 +46,7 @@ def test_res5_has_the_blocks_of_its_depth(depth, channels, blocks):
     model = detector(
         *["MODEL.RESNETS.DEPTH", str(depth)], *["MODEL.RESNETS.RES2_OUT_CHANNELS", str(channels)]
     )
+    assert isinstance(model.roi_heads, Res5ROIHeadsExtraNorm)
     res5 = model.roi_heads.res5
     assert [name for name, _ in res5.named_children()] == [*map(str, range(blocks)), "norm"]
     assert isinstance(res5.norm, torch.nn.BatchNorm2d)
