@@ -9,11 +9,8 @@ Any of Detectron2's options can follow as KEY VALUE. Run again with --resume to 
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import sys
 import warnings
-import zipfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -26,26 +23,27 @@ warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")
 
 from detection import datasets, weights  # isort: skip  # first: prepares Detectron2
 import torch
-from detectron2.engine import default_setup, launch
+from detectron2.engine import launch
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
-from detection.config import RANDOM, as_dict, load_config, schedule_name
+from detection.config import RANDOM, load_config
 from detection.evaluators import summarise
 from detection.pictures import draw_predictions
+from detection.session import (
+    architecture,
+    check_same_run,
+    choose_checkpoint,
+    finished,
+    initialisation,
+    open_run,
+    results_of,
+    set_up,
+    show,
+)
 from detection.trainer import Trainer
 from intl_transfer.errors import UserError
-from intl_transfer.runs import RunDirectory, read_manifest, sha256_file, write_json
-
-# Where things lie and how the machine is used may differ between sessions of one run.
-FREE_TO_CHANGE = {
-    "OUTPUT_DIR",
-    "MODEL.WEIGHTS",
-    "MODEL.DEVICE",
-    "DATALOADER.NUM_WORKERS",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "TEST.EVAL_PERIOD",
-}
+from intl_transfer.runs import write_json
 
 
 def main() -> int:
@@ -143,50 +141,9 @@ def prepare(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any] | None]:
     return cfg, content
 
 
-def check_same_run(cfg: Any, content: dict[str, Any] | None) -> None:
-    """Refuses to continue a run under settings or from weights that are not its own."""
-    manifest = read_manifest(cfg.OUTPUT_DIR)
-    there, here = flat(manifest["config"]), flat(as_dict(cfg))
-    differing = [
-        f"{key}: {there.get(key)} there, {here.get(key)} here"
-        for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key) and key not in FREE_TO_CHANGE
-    ]
-    sha = None if content is None else sha256_file(cfg.MODEL.WEIGHTS)
-    before = manifest["inputs"][0]["sha256"] if manifest["inputs"] else None
-    if sha != before:
-        differing.append(f"sha256 of the weights: {before} there, {sha} here")
-    if differing:
-        raise UserError(
-            f"{cfg.OUTPUT_DIR} holds a run with other settings ({'; '.join(differing)}). Give "
-            "another folder with --output-dir, or remove that one"
-        )
-
-
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted keys."""
-    values: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            values.update(flat(value, f"{prefix}{key}."))
-        else:
-            values[f"{prefix}{key}"] = value
-    return values
-
-
-def finished(cfg: Any) -> bool:
-    """Whether the output folder's run is done."""
-    folder = Path(cfg.OUTPUT_DIR)
-    return (folder / "manifest.json").exists() and read_manifest(folder)["status"] == "finished"
-
-
 def worker(cfg: Any, content: dict[str, Any] | None, arguments: argparse.Namespace) -> None:
     """What each process does."""
-    default_setup(cfg, argparse.Namespace(eval_only=arguments.eval_only))
-    logging.getLogger("fvcore.common.checkpoint").setLevel(logging.ERROR)
-    if cfg.MODEL.DEVICE == "cpu":
-        # Single runs repeat to the bit; Detectron2 only seeds.
-        torch.use_deterministic_algorithms(True, warn_only=True)
+    set_up(cfg, training=not arguments.eval_only)
     try:
         if arguments.eval_only:
             evaluate(cfg, content)
@@ -205,14 +162,21 @@ def evaluate(cfg: Any, content: dict[str, Any] | None) -> None:
     model = Trainer.build_model(cfg)
     if content is None:
         raise UserError("--eval-only needs a fine-tuned detector: give it with --weights FILE")
-    missing = [key for key in model.state_dict() if key not in content["model"]]
-    missing = [key for key in missing if not key.endswith(("num_batches_tracked",))]
+    counters = "num_batches_tracked"  # not in every file, and of no use to an evaluation
+    missing = [
+        key
+        for key in model.state_dict()
+        if key not in content["model"] and not key.endswith(counters)
+    ]
     if missing:
         raise UserError(
             f"weights {cfg.MODEL.WEIGHTS} are not a whole detector of this configuration: "
             f"{len(missing)} tensors are missing, the first: {missing[0]}"
         )
-    model.load_state_dict(content["model"])
+    try:
+        model.load_state_dict(content["model"], strict=False)
+    except RuntimeError as error:
+        raise UserError(f"weights {cfg.MODEL.WEIGHTS} do not fit: {error}") from None
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
         metrics = summarise(results, cfg.DATASETS.TEST[0])
@@ -222,11 +186,20 @@ def evaluate(cfg: Any, content: dict[str, Any] | None) -> None:
 
 def train(cfg: Any, content: dict[str, Any] | None, arguments: argparse.Namespace) -> None:
     """Trains, evaluates the last iteration, writes results."""
+    start = initialisation(cfg, content)
     with ExitStack() as stack:
         run = None
         if comm.is_main_process():
-            run = open_run(cfg, content, Path(arguments.config).stem)
+            run = open_run(cfg, start, Path(arguments.config).stem)
             stack.enter_context(run.recording())
+            built = architecture(cfg)
+            print(
+                f"{built['meta']} {built['backbone']}-{built['head']} on "
+                f"{', '.join(cfg.DATASETS.TRAIN)} from {cfg.MODEL.WEIGHTS or start['method']}: "
+                f"{cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} images, seed "
+                f"{cfg.SEED}, in {cfg.OUTPUT_DIR}",
+                flush=True,
+            )
         trainer = Trainer(cfg, run)
         if content is not None:
             weights.check_backbone(trainer.model, content["model"], cfg.MODEL.WEIGHTS)
@@ -238,143 +211,15 @@ def train(cfg: Any, content: dict[str, Any] | None, arguments: argparse.Namespac
         if trainer.start_iter < trainer.max_iter:
             trainer.train()
         else:  # stopped between the last iteration and its evaluation
+            trainer.costs.take_up()
             trainer.evaluation = trainer.test(cfg, trainer.model)
         if run is not None:
             name = cfg.DATASETS.TEST[0]
             draw_predictions(cfg, trainer.model, name, Path(cfg.OUTPUT_DIR) / "predictions.png")
             metrics = summarise(trainer.evaluation, name)
-            run.finish(results_of(cfg, run, trainer, metrics))
+            run.finish(results_of(cfg, start, trainer, metrics))
             show(metrics)
             print(f"finished: {cfg.OUTPUT_DIR}/results.json, pictures in predictions.png")
-
-
-def open_run(cfg: Any, content: dict[str, Any] | None, name: str) -> RunDirectory:
-    """Opens the run directory for a new session."""
-    start = initialisation(cfg, content)
-    inputs = []
-    if content is not None:
-        inputs.append(
-            {
-                "role": "weights",
-                "path": os.path.abspath(cfg.MODEL.WEIGHTS),
-                "sha256": start["weights_sha256"],
-                "provenance": start["provenance"],
-            }
-        )
-    return RunDirectory.start(
-        cfg.OUTPUT_DIR,
-        stage="detection",
-        name=f"{name} from {start['method'] or Path(cfg.MODEL.WEIGHTS).stem} seed {cfg.SEED}",
-        config_name=name,
-        config=as_dict(cfg),
-        seed=cfg.SEED,
-        method=start["method"],
-        inputs=inputs,
-        world_size=comm.get_world_size(),
-    )
-
-
-def initialisation(cfg: Any, content: dict[str, Any] | None) -> dict[str, Any]:
-    """Where the backbone comes from, as far as the weights file says."""
-    if content is None:
-        return {
-            "kind": "random",
-            "method": "random init",
-            "weights_sha256": None,
-            "provenance": None,
-        }
-    provenance = content.get("provenance")
-    method = provenance.get("method") if isinstance(provenance, dict) else None
-    supervised = method is not None and "supervised" in method.lower().split("-")
-    return {
-        "kind": "supervised" if supervised else "pretrained",
-        "method": method,
-        "weights_sha256": sha256_file(cfg.MODEL.WEIGHTS),
-        "provenance": provenance if isinstance(provenance, dict) else None,
-    }
-
-
-def results_of(
-    cfg: Any, run: RunDirectory, trainer: Trainer, metrics: dict[str, Any]
-) -> dict[str, Any]:
-    """The content of ``results.json``."""
-    kept = run.manifest["inputs"]
-    given = kept[0] if kept else {"sha256": None, "provenance": None}
-    method = run.manifest["method"]
-    name = cfg.DATASETS.TEST[0]
-    head = "C4" if "Res5" in cfg.MODEL.ROI_HEADS.NAME else "FPN"
-    return {
-        "stage": "detection",
-        "dataset": {
-            "name": name,
-            "train": list(cfg.DATASETS.TRAIN),
-            "layout": datasets.layout(name),
-            "images": datasets.check([name])[name],
-        },
-        "architecture": {
-            "meta": "Mask R-CNN" if cfg.MODEL.MASK_ON else "Faster R-CNN",
-            "backbone": f"resnet{cfg.MODEL.RESNETS.DEPTH}",
-            "head": head,
-        },
-        "schedule": {
-            "name": schedule_name(cfg),
-            "iterations": cfg.SOLVER.MAX_ITER,
-            "batch_size": cfg.SOLVER.IMS_PER_BATCH,
-            "base_lr": cfg.SOLVER.BASE_LR,
-        },
-        "initialisation": {
-            "kind": kind_of(kept, method),
-            "method": method,
-            "weights_sha256": given["sha256"],
-            "provenance": given["provenance"],
-        },
-        "seed": cfg.SEED,
-        "iteration": trainer.max_iter,
-        "metrics": metrics,
-        "wall_time_s": round(trainer.costs.seconds, 3),
-        "images_per_second": round(trainer.costs.images_per_second(), 3),
-        "peak_memory_mb": round(trainer.costs.peak_memory_mb(), 1),
-    }
-
-
-def kind_of(inputs: list[dict[str, Any]], method: str | None) -> str:
-    """``random``, ``supervised`` or ``pretrained``."""
-    if not inputs:
-        return "random"
-    return "supervised" if method and "supervised" in method.lower() else "pretrained"
-
-
-def choose_checkpoint(folder: Path) -> None:
-    """Points Detectron2 at the newest whole checkpoint; names damaged ones and passes them over."""
-    if not comm.is_main_process():
-        comm.synchronize()
-        return
-    found = sorted(folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in found:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-        except zipfile.BadZipFile:
-            damaged = "all of it"
-        if damaged is None:
-            (folder / "last_checkpoint").write_text(path.name)
-            break
-        print(f"passed over: {path} is damaged", file=sys.stderr)
-    else:
-        (folder / "last_checkpoint").unlink(missing_ok=True)
-        if found:
-            raise UserError(f"none of the {len(found)} checkpoints in {folder} can be read")
-    comm.synchronize()
-
-
-def show(metrics: dict[str, Any]) -> None:
-    """Prints the figures of one run."""
-    for task, figures in metrics.items():
-        text = ", ".join(
-            f"{key} {figures[key]:.2f}" if figures[key] is not None else f"{key} -"
-            for key in ("AP", "AP50", "AP75")
-        )
-        print(f"{task}: {text}")
 
 
 if __name__ == "__main__":

@@ -111,7 +111,11 @@ class _Costs(HookBase):
         self._began = 0.0
 
     def before_train(self) -> None:
-        """Takes up the account where an earlier session left it."""
+        """Goes on with the account where an earlier session left it."""
+        self.take_up()
+
+    def take_up(self) -> None:
+        """Reads the account of earlier sessions, up to the iteration that this one starts from."""
         rows = read_metrics(self._run.path) if self._run else []
         done = [r for r in rows if r.get("iteration", 0) <= self.trainer.start_iter]
         if done:

@@ -1,0 +1,215 @@
+"""What surrounds the training: logging, the run directory, checkpoints to continue from."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+
+from detection import datasets
+from detection.config import as_dict, schedule_name
+from detection.trainer import Trainer
+from intl_transfer.errors import UserError
+from intl_transfer.runs import RunDirectory, read_manifest, sha256_file, write_atomically
+
+# Where things lie and how the machine is used may differ between sessions of one run.
+FREE_TO_CHANGE = {
+    "OUTPUT_DIR",
+    "MODEL.WEIGHTS",
+    "MODEL.DEVICE",
+    "DATALOADER.NUM_WORKERS",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "TEST.EVAL_PERIOD",
+}
+
+
+def set_up(cfg: Any, training: bool) -> None:
+    """Logging, seeds and Detectron2's ``config.yaml``, in every process.
+
+    Detectron2's own ``default_setup`` also prints the whole configuration, hundreds of lines that
+    the manifest holds.
+    """
+    rank = comm.get_rank()
+    folder = Path(cfg.OUTPUT_DIR)
+    if comm.is_main_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "config.yaml", lambda out: out.write(cfg.dump().encode()))
+    comm.synchronize()
+    for name in ("detectron2", "fvcore"):
+        setup_logger(str(folder), distributed_rank=rank, name=name)
+    # Which tensors no backbone file holds is said by `detection.weights`, in fewer words.
+    logging.getLogger("fvcore.common.checkpoint").setLevel(logging.ERROR)
+    seed_all_rng(cfg.SEED + rank)
+    if cfg.MODEL.DEVICE == "cpu":
+        # Single runs repeat to the bit; Detectron2 only seeds.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    elif training:
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+
+
+def finished(cfg: Any) -> bool:
+    """Whether the output folder's run is done."""
+    folder = Path(cfg.OUTPUT_DIR)
+    return (folder / "manifest.json").exists() and read_manifest(folder)["status"] == "finished"
+
+
+def check_same_run(cfg: Any, content: dict[str, Any] | None) -> None:
+    """Refuses to continue a run under settings or from weights that are not its own."""
+    manifest = read_manifest(cfg.OUTPUT_DIR)
+    there, here = flat(manifest["config"]), flat(as_dict(cfg))
+    differing = [
+        f"{key}: {there.get(key)} there, {here.get(key)} here"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key) and key not in FREE_TO_CHANGE
+    ]
+    sha = None if content is None else sha256_file(cfg.MODEL.WEIGHTS)
+    before = manifest["inputs"][0]["sha256"] if manifest["inputs"] else None
+    if sha != before:
+        differing.append(f"sha256 of the weights: {before} there, {sha} here")
+    if differing:
+        raise UserError(
+            f"{cfg.OUTPUT_DIR} holds a run with other settings ({'; '.join(differing)}). Give "
+            "another folder with --output-dir, or remove that one"
+        )
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted keys."""
+    values: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            values.update(flat(value, f"{prefix}{key}."))
+        else:
+            values[f"{prefix}{key}"] = value
+    return values
+
+
+def initialisation(cfg: Any, content: dict[str, Any] | None) -> dict[str, Any]:
+    """Where the backbone comes from, as far as the weights file says."""
+    if content is None:
+        return {
+            "kind": "random",
+            "method": "random init",
+            "weights_sha256": None,
+            "provenance": None,
+        }
+    provenance = content.get("provenance")
+    method = provenance.get("method") if isinstance(provenance, dict) else None
+    supervised = method is not None and "supervised" in method.lower().split("-")
+    return {
+        "kind": "supervised" if supervised else "pretrained",
+        "method": method,
+        "weights_sha256": sha256_file(cfg.MODEL.WEIGHTS),
+        "provenance": provenance if isinstance(provenance, dict) else None,
+    }
+
+
+def open_run(cfg: Any, start: dict[str, Any], name: str) -> RunDirectory:
+    """Opens the run directory for a new session.
+
+    Args:
+        cfg: the configuration.
+        start: from :func:`initialisation`.
+        name: the configuration's name.
+    """
+    inputs = []
+    if start["kind"] != "random":
+        inputs.append(
+            {
+                "role": "weights",
+                "path": os.path.abspath(cfg.MODEL.WEIGHTS),
+                "sha256": start["weights_sha256"],
+                "provenance": start["provenance"],
+            }
+        )
+    return RunDirectory.start(
+        cfg.OUTPUT_DIR,
+        stage="detection",
+        name=f"{name} from {start['method'] or Path(cfg.MODEL.WEIGHTS).stem} seed {cfg.SEED}",
+        config_name=name,
+        config=as_dict(cfg),
+        seed=cfg.SEED,
+        method=start["method"],
+        inputs=inputs,
+        world_size=comm.get_world_size(),
+    )
+
+
+def results_of(
+    cfg: Any, start: dict[str, Any], trainer: Trainer, metrics: dict[str, Any]
+) -> dict[str, Any]:
+    """The content of ``results.json``, after the last iteration."""
+    name = cfg.DATASETS.TEST[0]
+    return {
+        "stage": "detection",
+        "dataset": {
+            "name": name,
+            "train": list(cfg.DATASETS.TRAIN),
+            "layout": datasets.layout(name),
+            "images": datasets.check([name])[name],
+        },
+        "architecture": architecture(cfg),
+        "schedule": {
+            "name": schedule_name(cfg),
+            "iterations": cfg.SOLVER.MAX_ITER,
+            "batch_size": cfg.SOLVER.IMS_PER_BATCH,
+            "base_lr": cfg.SOLVER.BASE_LR,
+        },
+        "initialisation": start,
+        "seed": cfg.SEED,
+        "iteration": trainer.max_iter,
+        "metrics": metrics,
+        "wall_time_s": round(trainer.costs.seconds, 3),
+        "images_per_second": round(trainer.costs.images_per_second(), 3),
+        "peak_memory_mb": round(trainer.costs.peak_memory_mb(), 1),
+    }
+
+
+def architecture(cfg: Any) -> dict[str, str]:
+    """The detector's kind, backbone and head."""
+    return {
+        "meta": "Mask R-CNN" if cfg.MODEL.MASK_ON else "Faster R-CNN",
+        "backbone": f"resnet{cfg.MODEL.RESNETS.DEPTH}",
+        "head": "C4" if "Res5" in cfg.MODEL.ROI_HEADS.NAME else "FPN",
+    }
+
+
+def choose_checkpoint(folder: Path) -> None:
+    """Points Detectron2 at the newest whole checkpoint; names damaged ones and passes them over."""
+    if not comm.is_main_process():
+        comm.synchronize()
+        return
+    found = sorted(folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in found:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+        except zipfile.BadZipFile:
+            damaged = "all of it"
+        if damaged is None:
+            (folder / "last_checkpoint").write_text(path.name)
+            break
+        print(f"passed over: {path} is damaged", file=sys.stderr)
+    else:
+        (folder / "last_checkpoint").unlink(missing_ok=True)
+        if found:
+            raise UserError(f"none of the {len(found)} checkpoints in {folder} can be read")
+    comm.synchronize()
+
+
+def show(metrics: dict[str, Any]) -> None:
+    """Prints the figures of one run."""
+    for task, figures in metrics.items():
+        text = ", ".join(
+            f"{key} {figures[key]:.2f}" if figures[key] is not None else f"{key} -"
+            for key in ("AP", "AP50", "AP75")
+        )
+        print(f"{task}: {text}")
