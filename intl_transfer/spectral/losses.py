@@ -36,11 +36,11 @@ def default_trace_weight(n: int, d: int, axis: Axis = "channel") -> float:
         axis: x is N on the channel axis and d on the batch axis.
 
     Returns:
-        beta; 0.05 for N = 256 on the channel axis. Negative below 8, where the formula has no
-        meaning, is cut to 0.
+        beta; 0.05 for N = 256 on the channel axis. The formula as published: 0 at x = 8, and
+        negative below, where a weight of one's own is wanted.
     """
     check_axis(axis)
-    return max(0.0, 0.01 * (math.log2(n if axis == "channel" else d) - 3))
+    return 0.01 * (math.log2(n if axis == "channel" else d) - 3)
 
 
 def trace_loss(
