@@ -18,7 +18,7 @@ import importlib.util
 import sys
 import types
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,17 +64,37 @@ class _StandInC(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        # What `detectron2.utils.collect_env` asks, at the start of every training.
         if name in ("get_compiler_version", "get_cuda_version"):
-            return lambda: "not compiled"  # asked by `detectron2.utils.collect_env`
+            return lambda: "not compiled"
+        if name == "has_cuda":
+            return lambda: False
+        return _missing(f"detectron2._C.{name}")
 
-        def missing(*_: Any, **__: Any) -> None:
-            raise MissingCompiledOpError(
-                f"detectron2._C.{name} is a compiled operator, and this Detectron2 has none "
-                f"(rotated boxes, deformable convolution and the fast COCO evaluator need them). "
-                f"{HOW_TO_BUILD}"
-            )
 
-        return missing
+class _StandInOps:
+    """``torch.ops.detectron2``, by which some operators are called, without a compiled build."""
+
+    def __init__(self, namespace: Any) -> None:
+        self._namespace = namespace
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return getattr(self._namespace, name)  # somebody registered it after all
+        except AttributeError:
+            if name.startswith("__"):
+                raise
+            return _missing(f"torch.ops.detectron2.{name}")
+
+
+def _missing(name: str) -> Callable[..., None]:
+    def missing(*_: Any, **__: Any) -> None:
+        raise MissingCompiledOpError(
+            f"{name} is a compiled operator, and this Detectron2 has none (rotated boxes, "
+            f"deformable convolution and the fast COCO evaluator need them). {HOW_TO_BUILD}"
+        )
+
+    return missing
 
 
 class _StandInFinder:
@@ -91,9 +111,12 @@ class _StandInFinder:
 
 class _StandInLoader(importlib.abc.Loader):
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        import torch
+
         _note("detectron2._C (compiled operators)")
+        vars(torch.ops)["detectron2"] = _StandInOps(torch.ops.detectron2)
         module = _StandInC(spec.name)
-        # `collect_env` asks for the file to find the architectures it was compiled for.
+        # As a real one has; `collect_env` prints what it finds there.
         module.__file__ = "(stand-in)"
         return module
 

@@ -110,6 +110,10 @@ def _datasets() -> list[dict[str, Any]]:
     """What is found of each data set, and where it was looked for."""
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
     imagenet = Path(os.environ.get("IMAGENET_DIR", root / "imagenet")).expanduser()
+
+    def splits(*names: str) -> list[str]:
+        return [f"ImageSets/Main/{name}.txt" for name in names]
+
     coco, voc7, voc12 = root / "coco", root / "VOC2007", root / "VOC2012"
     wanted = {
         "shapes": (root / "shapes", ["COMPLETE.json"]),
@@ -123,8 +127,8 @@ def _datasets() -> list[dict[str, Any]]:
                 "val2017",
             ],
         ),
-        "VOC 2007": (voc7, ["Annotations", "ImageSets/Main/test.txt", "JPEGImages"]),
-        "VOC 2012": (voc12, ["Annotations", "ImageSets/Main/trainval.txt", "JPEGImages"]),
+        "VOC 2007": (voc7, ["Annotations", *splits("trainval", "test"), "JPEGImages"]),
+        "VOC 2012": (voc12, ["Annotations", *splits("trainval"), "JPEGImages"]),
     }
     return [
         {

@@ -22,6 +22,9 @@ from pathlib import Path
 NAME, VERSION = "pb1-detectron2", "0.6"
 SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
 
+# There while our own files are being copied: what an interruption left is not taken for whole.
+UNFINISHED = Path(sys.prefix) / "detectron2.unfinished"
+
 # Packages that upstream installs below `detectron2.projects`, and where they lie.
 PROJECTS = {
     "point_rend": "projects/PointRend/point_rend",
@@ -41,6 +44,9 @@ description = "Detectron2 v{VERSION}, Python sources only (no compiled operators
 
 [tool.setuptools.packages.find]
 include = ["detectron2*"]
+
+[tool.setuptools.package-data]
+"detectron2.model_zoo" = ["configs/**/*.yaml", "configs/**/*.py"]
 """
 
 
@@ -54,9 +60,9 @@ def main() -> int:
     )
     parser.add_argument("--sdist", type=Path, help="use this archive (a machine without network)")
     arguments = parser.parse_args()
-    spec = importlib.util.find_spec("detectron2")
-    if spec is not None:
-        print(f"detectron2 is there already: {Path(spec.origin or '').parent}")
+    found = installed()
+    if found is not None:
+        print(f"detectron2 is there already: {found}")
         return 0
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -64,12 +70,23 @@ def main() -> int:
             sdist = arguments.sdist or download(work)
             check_hash(sdist)
             tree = lay_out(unpack(sdist, work / "unpacked"), work / "tree")
-            pip("install", "--no-deps", "--no-build-isolation", str(tree))
+            UNFINISHED.touch()
+            pip("install", "--no-deps", "--no-build-isolation", "--force-reinstall", str(tree))
+            UNFINISHED.unlink()
     except InstallError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"installed detectron2 {VERSION} (Python sources; no compiled operators)")
     return 0
+
+
+def installed() -> Path | None:
+    """The folder of the `detectron2` that can be imported, whoever installed it, or None."""
+    if UNFINISHED.exists():
+        return None
+    spec = importlib.util.find_spec("detectron2")
+    # A folder without `__init__.py` has no origin, and is no package.
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent
 
 
 def pip(*arguments: str) -> None:
@@ -116,7 +133,15 @@ def check_hash(sdist: Path) -> None:
 
 def unpack(sdist: Path, folder: Path) -> Path:
     with tarfile.open(sdist) as archive:
-        archive.extractall(folder, filter="data")
+        if hasattr(tarfile, "data_filter"):
+            archive.extractall(folder, filter="data")
+        else:  # the first releases of Python 3.10 and 3.11
+            for member in archive.getmembers():
+                path = Path(member.name)
+                plain = member.isfile() or member.isdir()
+                if path.is_absolute() or ".." in path.parts or not plain:
+                    raise InstallError(f"{sdist} holds '{member.name}', which is not unpacked")
+            archive.extractall(folder)
     return next(folder.iterdir())
 
 

@@ -47,7 +47,13 @@ def test_doctor_reports_what_is_here(capsys, tmp_path, monkeypatch):
     assert report["versions"]["torch"]
     found = {d["name"]: d for d in report["datasets"]}
     assert found["VOC 2007"]["folder"] == str(tmp_path / "VOC2007")
-    assert found["VOC 2007"]["missing"][0] == "Annotations"
+    assert found["VOC 2007"]["missing"] == [
+        "Annotations",
+        "ImageSets/Main/trainval.txt",
+        "ImageSets/Main/test.txt",
+        "JPEGImages",
+    ]
+    assert found["shapes"]["missing"] == ["COMPLETE.json"]
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
     assert "the main job can run" in printed

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
 import io
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -44,6 +46,118 @@ def test_what_is_missing_is_said_in_one_line(setup, monkeypatch):
         setup.check_compiler()
 
 
+def test_what_is_installed_already_need_not_be_free_again(setup, tmp_path):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "a").write_bytes(b"x" * 1000)
+    (tmp_path / "b").write_bytes(b"x" * 24)
+    assert setup.size(tmp_path) == 1024
+    assert setup.size(tmp_path / "absent") == 0
+    setup.check_disk(3_100_000_000, installed_bytes=5_000_000_000)
+    with pytest.raises(setup.SetupError, match=r"2\.9 GB free at .*expected at least 3 GB"):
+        setup.check_disk(2_900_000_000, installed_bytes=5_000_000_000)
+    with pytest.raises(setup.SetupError, match=r"expected at least 1 GB"):
+        setup.check_disk(500_000_000, installed_bytes=50_000_000_000)
+
+
+def test_an_old_python_can_read_the_script(setup):
+    # Python 3.6 knows neither `from __future__ import annotations` nor `list[int]`.
+    tree = ast.parse(Path(setup.__file__).read_text(), feature_version=(3, 6))
+    assert not any(isinstance(n, ast.ImportFrom) and n.module == "__future__" for n in tree.body)
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef):
+            kinds = [*(a.annotation for a in function.args.args), function.returns]
+            assert not any(isinstance(kind, ast.Subscript | ast.BinOp) for kind in kinds)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (
+            [
+                "WARNING: Retrying (Retry(total=0)) after connection broken by "
+                "'NewConnectionError(': Failed to establish a new connection: [Errno 111]",
+                "ERROR: Could not find a version that satisfies the requirement torch",
+                "ERROR: No matching distribution found for torch",
+            ],
+            "pip cannot reach its package index (NewConnectionError)",
+        ),
+        (
+            ["WARNING: Retrying after NewConnectionError", "error: command 'gcc' failed"],
+            "command 'gcc' failed",
+        ),
+        (
+            [
+                "ERROR: Cannot install torch because these package versions have conflicts.",
+                "",
+                "The conflict is caused by:",
+                "    The user requested torch",
+                "    The user requested (constraint) torch==9",
+                "",
+                "ERROR: ResolutionImpossible: for help visit the manual",
+            ],
+            "The user requested torch; The user requested (constraint) torch==9",
+        ),
+        (
+            ["The virtual environment was not created because ensurepip is not available.", "x"],
+            "apt-get install python3-venv",
+        ),
+        ([], "no output"),
+    ],
+)
+def test_the_line_that_says_most_is_chosen(setup, said, expected):
+    assert expected in setup.reason(said)
+
+
+def test_a_half_made_or_another_environment_is_made_anew(setup, monkeypatch, tmp_path):
+    venv = tmp_path / ".venv"
+    monkeypatch.setattr(setup, "VENV", venv)
+    monkeypatch.setattr(setup, "LOG", tmp_path / "setup.log")
+    (tmp_path / "setup.log").touch()
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    assert not setup.is_whole_venv(version, system=False)  # interrupted before it had pip
+    setup.make_venv(system=False)
+    assert setup.is_whole_venv(version, system=False)
+    assert not setup.is_whole_venv(version, system=True)
+    assert not setup.is_whole_venv("3.99", system=False)
+    monkeypatch.setattr(setup, "run", lambda *a: pytest.fail("a whole environment was made anew"))
+    setup.make_venv(system=False)
+
+
+def test_packages_of_the_python_given_are_shared(setup, monkeypatch, tmp_path):
+    """Also where that Python is one of a virtual environment, which venv alone does not share."""
+    given = tmp_path / "given"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(given)], check=True)
+    python = given / "bin" / "python"
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    where = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    packages = Path(where.stdout.strip())
+    for name, text in {"torch": "", "detectron2": "", "detectron2/_C": None}.items():
+        folder = packages / name
+        if text is None:
+            (packages / f"{name}.py").touch()
+        else:
+            folder.mkdir()
+            (folder / "__init__.py").write_text(text)
+    made = tmp_path / ".venv"
+    (tmp_path / "setup.log").touch()
+    code = (
+        "import sys; from pathlib import Path\n"
+        f"sys.path.insert(0, {str(ROOT / 'scripts')!r})\n"
+        "import setup\n"
+        f"setup.VENV, setup.LOG = Path({str(made)!r}), Path({str(tmp_path / 'setup.log')!r})\n"
+        "assert setup.has_compiled_detectron2(sys.executable)\n"
+        "setup.make_venv(system=True)\n"
+    )
+    subprocess.run([python, "-c", code], check=True)
+    code = "from detectron2 import _C; print(_C.__file__)"
+    found = subprocess.run([made / "bin" / "python", "-c", code], capture_output=True, text=True)
+    assert found.stdout.strip() == str(packages / "detectron2" / "_C.py")
+    script = ROOT / "scripts" / "install_detectron2.py"
+    left = subprocess.run([made / "bin" / "python", script], capture_output=True, text=True)
+    assert left.stdout == f"detectron2 is there already: {packages / 'detectron2'}\n"
+
+
 def run_main(setup, monkeypatch, tmp_path, install):
     venv = tmp_path / ".venv"
     (venv / "bin").mkdir(parents=True, exist_ok=True)
@@ -82,6 +196,8 @@ def test_a_failing_step_gives_its_own_last_word(setup, monkeypatch, tmp_path):
     monkeypatch.setattr(setup, "LOG", tmp_path / "setup.log")
     (tmp_path / "setup.log").touch()
     setup.run("fine", [sys.executable, "-c", "print('ok')"])
+    # Bytes that are no text, before the step, shift nothing.
+    (tmp_path / "setup.log").write_bytes("⠋ …".encode() * 100 + b"\xff\n")
     code = "print('Collecting x'); print('ERROR: No matching distribution found for x'); exit(3)"
     with pytest.raises(setup.SetupError, match=r"bad: No matching .* for x .whole"):
         setup.run("bad", [sys.executable, "-c", code])
@@ -105,6 +221,9 @@ def archive(path: Path, escape: bool = False) -> Path:
         "projects/PointRend/point_rend/__init__.py": "",
         "projects/DeepLab/deeplab/__init__.py": "",
         "projects/Panoptic-DeepLab/panoptic_deeplab/__init__.py": "",
+        "detectron2/model_zoo/__init__.py": "",
+        "detectron2/model_zoo/configs/Base.yaml": "VERSION: 2",
+        "detectron2/model_zoo/configs/COCO/a.yaml": "VERSION: 2",
         "LICENSE": "Apache",
     }
     if escape:
@@ -141,9 +260,26 @@ def test_the_package_is_laid_out_as_upstream_does(installer, tmp_path, monkeypat
     assert 'name = "detectron2"' in (tree / "pyproject.toml").read_text()
 
 
-def test_an_archive_cannot_write_outside_its_folder(installer, tmp_path):
+def test_what_is_laid_out_installs_whole(installer, tmp_path):
+    """With the model zoo's configurations, which are no Python files."""
+    sdist = archive(tmp_path / "a.tar.gz")
+    tree = installer.lay_out(installer.unpack(sdist, tmp_path / "u"), tmp_path / "tree")
+    options = ["--no-deps", "--no-build-isolation", "--target", str(tmp_path / "site")]
+    command = [sys.executable, "-m", "pip", "install", "--no-index", *options, str(tree)]
+    subprocess.run(command, check=True, capture_output=True)
+    site = tmp_path / "site"
+    for name in ("Base.yaml", "COCO/a.yaml"):
+        assert (site / "detectron2" / "model_zoo" / "configs" / name).read_text() == "VERSION: 2"
+    assert (site / "detectron2" / "projects" / "point_rend" / "__init__.py").exists()
+    assert [p.name for p in site.glob("*.dist-info")] == ["detectron2-0.6.dist-info"]
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+def test_an_archive_cannot_write_outside_its_folder(installer, tmp_path, monkeypatch, filtered):
+    if not filtered:  # as in the first releases of Python 3.10 and 3.11
+        monkeypatch.delattr(tarfile, "data_filter")
     sdist = archive(tmp_path / "a.tar.gz", escape=True)
-    with pytest.raises(tarfile.TarError):
+    with pytest.raises((tarfile.TarError, installer.InstallError)):
         installer.unpack(sdist, tmp_path / "deep" / "u")
     assert not (tmp_path / "escaped").exists()
     assert not (tmp_path / "deep" / "escaped").exists()
@@ -154,6 +290,36 @@ def test_an_importable_detectron2_is_left_alone(installer, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["x"])
     assert installer.main() == 0
     assert "is there already" in capsys.readouterr().out
+
+
+def test_what_an_interruption_left_is_not_taken_for_whole(installer, monkeypatch, tmp_path):
+    monkeypatch.setattr(installer, "UNFINISHED", tmp_path / "unfinished")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    package = tmp_path / "detectron2"
+    package.mkdir()
+    assert installer.installed() is None  # no __init__.py yet
+    (package / "__init__.py").touch()
+    importlib.invalidate_caches()
+    assert installer.installed() == package
+
+    sdist = archive(tmp_path / "a.tar.gz")
+    monkeypatch.setattr(installer, "SHA256", hashlib.sha256(sdist.read_bytes()).hexdigest())
+    monkeypatch.setattr(sys, "argv", ["x", "--sdist", str(sdist)])
+    shutil.rmtree(package)
+
+    def interrupted(*arguments):
+        package.mkdir(exist_ok=True)
+        (package / "__init__.py").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(installer, "pip", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        installer.main()
+    importlib.invalidate_caches()
+    assert installer.installed() is None
+    monkeypatch.setattr(installer, "pip", lambda *arguments: None)
+    assert installer.main() == 0
+    assert installer.installed() == package
 
 
 def test_pips_word_on_hashes_becomes_one_line(installer, monkeypatch):
