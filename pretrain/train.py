@@ -222,17 +222,6 @@ def learning_rate(step: int, total: int, warmup: int, optim: OptimConfig) -> flo
     return final + (peak - final) * (1 + math.cos(math.pi * share)) / 2
 
 
-def finite(loss: Tensor, step: int) -> float:
-    """The loss as a number; a run whose loss is NaN or infinite ends here."""
-    value = loss.item()
-    if not math.isfinite(value):
-        raise UserError(
-            f"the loss is {value} at step {step}; the last checkpoint is whole. Try a smaller "
-            "optim.base_lr, or engine.precision=fp32"
-        )
-    return value
-
-
 def due(step: int, steps_per_epoch: int, config: PretrainConfig) -> bool:
     """Whether a checkpoint is taken after this step."""
     engine = config.engine

@@ -295,6 +295,7 @@ def test_an_importable_detectron2_is_left_alone(installer, monkeypatch, capsys):
 def test_what_an_interruption_left_is_not_taken_for_whole(installer, monkeypatch, tmp_path):
     monkeypatch.setattr(installer, "UNFINISHED", tmp_path / "unfinished")
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "detectron2", raising=False)  # of another test
     package = tmp_path / "detectron2"
     package.mkdir()
     assert installer.installed() is None  # no __init__.py yet
