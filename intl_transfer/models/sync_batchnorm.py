@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from intl_transfer.spectral.common import sum_over_ranks
+from intl_transfer.spectral.collectives import sum_over_ranks
 
 
 class CollectiveBatchNorm(_BatchNorm):

@@ -8,24 +8,50 @@ Pure functions on embeddings, depending on torch alone:
     >>> intl_loss(views).backward()
 """
 
-from intl_transfer.spectral.common import Axis
-from intl_transfer.spectral.iternorm import iternorm, iternorm_eigenvalue
+from intl_transfer.spectral.common import Axis, NonFiniteError
+from intl_transfer.spectral.iternorm import iternorm, iternorm_eigenvalue, iternorm_factor
 from intl_transfer.spectral.losses import (
+    INTLLoss,
     default_trace_weight,
     intl_ema_loss,
     intl_loss,
+    spectral_loss,
     trace_loss,
 )
-from intl_transfer.spectral.transforms import matrix_function, power_transform
+from intl_transfer.spectral.matrix_function import matrix_function
+from intl_transfer.spectral.sharding import HeadPlan, plan_head
+from intl_transfer.spectral.transforms import (
+    CholeskyWhitening,
+    IterNorm,
+    PowerTransform,
+    ScalarTransform,
+    SpectralTransform,
+    cholesky_whitening,
+    power_transform,
+    spectral_transform,
+)
 
 __all__ = [
     "Axis",
+    "CholeskyWhitening",
+    "HeadPlan",
+    "INTLLoss",
+    "IterNorm",
+    "NonFiniteError",
+    "PowerTransform",
+    "ScalarTransform",
+    "SpectralTransform",
+    "cholesky_whitening",
     "default_trace_weight",
     "intl_ema_loss",
     "intl_loss",
     "iternorm",
     "iternorm_eigenvalue",
+    "iternorm_factor",
     "matrix_function",
+    "plan_head",
     "power_transform",
+    "spectral_loss",
+    "spectral_transform",
     "trace_loss",
 ]

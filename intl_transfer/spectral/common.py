@@ -1,15 +1,18 @@
-"""What every spectral transformation shares: axes, centring, precision, and the global batch."""
+"""What every spectral transformation shares: axes, checks of the input, precision, centring."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 Axis = Literal["channel", "batch"]
 AXES = ("channel", "batch")
+
+
+class NonFiniteError(FloatingPointError):
+    """An embedding holds NaN or infinity, or values too large for its covariance."""
 
 
 def check_axis(axis: str) -> None:
@@ -26,6 +29,52 @@ def check_embedding(z: Tensor, name: str = "z") -> None:
         raise ValueError(f"{name}: expected shape (N, d) with N, d >= 1, found {tuple(z.shape)}")
     if not z.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point tensor, found {z.dtype}")
+
+
+def check_spread(rows: int, width: int, axis: str) -> None:
+    """Raises unless a batch of ``rows`` x ``width`` has a variance along ``axis``.
+
+    The channel axis needs two channels, the batch axis two samples: centring one alone leaves
+    nothing.
+    """
+    check_axis(axis)
+    if axis == "channel" and width < 2:
+        raise ValueError(
+            f"an embedding of width d = {width} has no variance over its channels; axis='channel' "
+            "needs d >= 2"
+        )
+    if axis == "batch" and rows < 2:
+        raise ValueError(
+            f"a batch of N = {rows} has no variance over its samples; axis='batch' needs N >= 2 "
+            "(all ranks together)"
+        )
+
+
+def check_iterations(iterations: int) -> None:
+    """Raises ValueError unless T is a whole number from 0 on."""
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
+        raise ValueError(f"iterations is {iterations!r}; expected an integer T >= 0")
+
+
+def check_finite(traces: Tensor) -> None:
+    """Raises :class:`NonFiniteError` where the total variance of a batch is NaN or infinite.
+
+    One look at V numbers instead of at V x N x d: whatever is not finite in an embedding is not
+    finite in its total variance. On a GPU this waits for the covariance.
+
+    Args:
+        traces: total variance of each of V batches, shape (V,) or ().
+    """
+    is_finite = torch.isfinite(traces)
+    if bool(is_finite.all()):
+        return
+    which = (~is_finite).reshape(-1).nonzero().reshape(-1).tolist()
+    where = f"in batch {', '.join(map(str, which))} of {traces.numel()}" if traces.dim() else ""
+    raise NonFiniteError(
+        f"NaN or infinity in the embeddings {where}".rstrip() + ", or values whose squares "
+        f"overflow {str(traces.dtype).removeprefix('torch.')}; look at the network's activations, "
+        "or lower the learning rate"
+    )
 
 
 def at_least_float32(z: Tensor) -> Tensor:
@@ -58,80 +107,3 @@ def centre(z: Tensor, axis: Axis) -> Tensor:
 def degrees_of_freedom(z: Tensor, axis: Axis) -> int:
     """The divisor of the covariance: d - 1 (channel) or N - 1 (batch), at least 1."""
     return max(1, z.shape[-1 if axis == "channel" else -2] - 1)
-
-
-def world_size(group: Any = None, distributed: bool = True) -> int:
-    """Number of ranks whose rows make up the global batch."""
-    if not (distributed and dist.is_available() and dist.is_initialized()):
-        return 1
-    return dist.get_world_size(group)
-
-
-class _GatherRows(torch.autograd.Function):
-    """Concatenates every rank's rows; the backward pass sums every rank's gradient of them.
-
-    The sum makes the gather exact as a function of all ranks' inputs. Where every rank forms the
-    same global loss L, the gradient at its own rows is W * dL/dz, and the average over W ranks
-    that DistributedDataParallel takes of the parameter gradients gives dL/dparameters exactly.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        ctx.rank = dist.get_rank(group)
-        ctx.rows = z.shape[-2]
-        parts = [torch.empty_like(z) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(parts, z, group=group)
-        return torch.cat(parts, dim=-2)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        gradient = gradients[0].contiguous()
-        dist.all_reduce(gradient, group=ctx.group)
-        own = gradient.narrow(-2, ctx.rank * ctx.rows, ctx.rows)
-        return own.contiguous(), None
-
-
-class _SumOverRanks(torch.autograd.Function):
-    """The sum of every rank's tensor; its derivative sums every rank's gradient likewise."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        total = value.clone()
-        dist.all_reduce(total, group=group)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        gradient = gradients[0].clone()
-        dist.all_reduce(gradient, group=ctx.group)
-        return gradient, None
-
-
-def sum_over_ranks(value: Tensor, group: Any = None) -> Tensor:
-    """The sum of every rank's tensor (of one shape), differentiable; needs a process group."""
-    return cast(Tensor, _SumOverRanks.apply(value, group))
-
-
-def gather_rows(z: Tensor, group: Any = None, distributed: bool = True) -> Tensor:
-    """The global batch: every rank's rows one below the other, in rank order.
-
-    Args:
-        z: this rank's rows, shape (..., n, d); n must be the same on every rank.
-        group: process group; the default one if None.
-        distributed: False leaves the batch as it is, even under a process group.
-
-    Returns:
-        Shape (..., W * n, d) for W ranks; ``z`` itself without a process group.
-    """
-    if world_size(group, distributed) == 1:
-        return z
-    return cast(Tensor, _GatherRows.apply(z.contiguous(), group))
-
-
-def own_rows(z: Tensor, rows: int, group: Any = None, distributed: bool = True) -> Tensor:
-    """This rank's ``rows`` rows of a global batch (..., W * rows, d)."""
-    if world_size(group, distributed) == 1:
-        return z
-    return z.narrow(-2, dist.get_rank(group) * rows, rows)

@@ -15,24 +15,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from intl_transfer.spectral.collectives import gather_rows, own_rows
 from intl_transfer.spectral.common import (
     Axis,
     at_least_float32,
     centre,
-    check_axis,
     check_embedding,
+    check_finite,
+    check_iterations,
+    check_spread,
     degrees_of_freedom,
-    gather_rows,
     no_autocast,
-    own_rows,
 )
+from intl_transfer.spectral.gram import gram
+from intl_transfer.spectral.matrix_function import FLOOR, matrix_function
+from intl_transfer.spectral.newton import newton, newton_direct
 
-# From this many iterations on, rounding of a float32 Gram matrix (relative 1e-7, negative
-# eigenvalues among it) has been amplified by 2.25 per iteration to where it shows.
-_DOUBLE_FROM = 7
-# Lifts the negative eigenvalues that rounding leaves in a float64 Gram matrix above zero; an
-# eigenvalue of relative size 1e-8 is changed by one part in 1e6.
-_SHIFT = 1e-14
+#: Up to this T the iteration runs in the precision of the embeddings. Each step multiplies what
+#: rounding leaves in a float32 Gram matrix (1e-7 of its trace, negative eigenvalues among it) by
+#: up to 2.25: after six steps 1e-5, after twenty everything. Above, Theorem 1 is evaluated by an
+#: eigendecomposition in float64, which is exact at any T.
+NEWTON_UP_TO = 6
 
 
 def iternorm(
@@ -53,18 +56,22 @@ def iternorm(
             ``Z Z^T / (d - 1)``; ``"batch"`` centres each channel and works on the d x d
             covariance ``Z^T Z / (N - 1)``.
         iterations: T >= 0. T = 0 centres and divides by ``sqrt(tr Sigma)``.
-        stable: True uses the coupled form of the iteration, in float64 for T > 6; False the
+        stable: True uses the product form of the iteration up to T = 6 and, above, Theorem 1 on
+            an eigendecomposition in float64, in which eigenvalues below 1e-14 of the trace are
+            raised to that before f_T (resolved ones are left exactly as they are). False is the
             direct form of the paper, which diverges for large T (its Figure 3d).
         group: process group whose ranks share the batch; the default group if None.
         distributed: False treats ``z`` as the whole batch even under a process group.
 
     Returns:
         The transformed rows, shape of ``z``, float32 (float64 for float64 input) whatever
-        autocast says.
+        autocast says. A batch without variance comes out as zeros, with zero gradient.
 
     Raises:
-        ValueError: for an unknown axis, a negative T or a tensor without N and d.
+        ValueError: for an unknown axis, a T that is no whole number from 0 on, a tensor without N
+            and d, one channel on the channel axis, or one sample on the batch axis.
         TypeError: if ``z`` is not a floating-point tensor.
+        NonFiniteError: if ``z`` holds NaN or infinity (``stable=False`` passes them on).
 
     Example:
         >>> import torch
@@ -73,55 +80,71 @@ def iternorm(
         True
     """
     check_embedding(z)
+    check_iterations(iterations)
     with no_autocast(z.device):
         rows = gather_rows(at_least_float32(z), group, distributed)
-        z_hat = transform_global(rows, axis, iterations, stable)
+        check_spread(rows.shape[-2], rows.shape[-1], axis)
+        work = rows.double() if stable and iterations > NEWTON_UP_TO else rows
+        centred = centre(work, axis)
+        # P is a polynomial in Sigma and Z p(Z^T Z) = p(Z Z^T) Z, so that either axis can be
+        # solved on whichever of N x N and d x d is smaller.
+        left = centred.shape[-2] <= centred.shape[-1]
+        covariance = gram(centred if left else centred.mT)
+        covariance = covariance / degrees_of_freedom(centred, axis)
+        s, trace = trace_normalised(covariance, check=stable)
+        f = small_iternorm(s, iterations)[0] if stable else newton_direct(s, iterations)
+        p = f * trace.rsqrt()[..., None, None]
+        z_hat = (p @ centred if left else centred @ p).to(rows.dtype)
         return own_rows(z_hat, z.shape[-2], group, distributed)
 
 
-def transform_global(z: Tensor, axis: Axis, iterations: int, stable: bool = True) -> Tensor:
-    """IterNorm of a batch that is all here, shape (..., N, d), float32 or float64."""
-    check_axis(axis)
-    if iterations < 0:
-        raise ValueError(f"iterations is {iterations}; expected T >= 0")
-    centred = centre(z, axis)
-    work = centred.double() if stable and iterations >= _DOUBLE_FROM else centred
-    # P is a polynomial in Sigma and Z p(Z^T Z) = p(Z Z^T) Z, so that either axis can be solved
-    # on whichever of N x N and d x d is smaller.
-    left = z.shape[-2] <= z.shape[-1]
-    gram = work @ work.mT if left else work.mT @ work
-    sigma = gram / degrees_of_freedom(z, axis)
-    trace = sigma.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-    # A batch without any variance has trace 0 and stays at zero instead of becoming NaN.
-    trace = trace.clamp_min(torch.finfo(trace.dtype).tiny)
-    newton = _coupled if stable else _direct
-    p = (newton(sigma / trace, iterations) * trace.rsqrt()).to(centred.dtype)
-    return p @ centred if left else centred @ p
+def trace_normalised(covariance: Tensor, check: bool = True) -> tuple[Tensor, Tensor]:
+    """``Sigma / tr Sigma`` and ``tr Sigma``; zeros and 1 for a covariance of zero.
 
+    Args:
+        covariance: shape (..., n, n).
+        check: False lets NaN and infinity pass.
 
-def _direct(sigma: Tensor, iterations: int) -> Tensor:
-    """``P_{k+1} = (3 P_k - P_k^3 Sigma) / 2`` as it is written."""
-    p = torch.eye(sigma.shape[-1], dtype=sigma.dtype, device=sigma.device).expand_as(sigma)
-    for _ in range(iterations):
-        p = 1.5 * p - 0.5 * (p @ p @ p @ sigma)
-    return p
-
-
-def _coupled(sigma: Tensor, iterations: int) -> Tensor:
-    """The same iterates through ``M_k = P_k^2 Sigma``: ``R = (3 I - M) / 2``, P <- P R, M <- M R^2.
-
-    M converges to the identity and is its own correction, so that rounding in P is not fed back
-    into the iteration (Higham, *Functions of Matrices*, section 6.3, the product form).
+    Raises:
+        NonFiniteError: if a trace is NaN or infinite.
     """
-    eye = torch.eye(sigma.shape[-1], dtype=sigma.dtype, device=sigma.device)
-    p = eye.expand_as(sigma)
-    m = sigma + _SHIFT * eye if sigma.dtype == torch.float64 else sigma
-    for k in range(iterations):
-        r = 1.5 * eye - 0.5 * m
-        p = r if k == 0 else p @ r
-        if k + 1 < iterations:
-            m = m @ r @ r
-    return p
+    trace = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
+    if check:
+        check_finite(trace)
+    # Without variance there is no direction to go: a constant 1 keeps zeros at zero, their
+    # gradient too. (NaN is not below anything and stays.)
+    is_zero = trace < torch.finfo(trace.dtype).tiny
+    covariance = torch.where(is_zero[..., None, None], torch.zeros_like(covariance), covariance)
+    trace = torch.where(is_zero, torch.ones_like(trace), trace)
+    return covariance / trace[..., None, None], trace
+
+
+def small_iternorm(s: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """``f_T(S)`` (..., n, n) and ``diag(f_T(S) S f_T(S))`` (..., n) of trace-normalised matrices.
+
+    Above T = 6 ``s`` must be float64.
+    """
+    if iterations <= NEWTON_UP_TO:
+        return newton(s, iterations)
+    f = matrix_function(s, lambda x: iternorm_factor(x, iterations), floor=FLOOR)
+    return f, ((f @ s) * f).sum(-1)
+
+
+def iternorm_factor(x: Tensor, iterations: int = 4) -> Tensor:
+    """``f_T(x)`` of Theorem 1, the factor on a direction whose share of the variance is x.
+
+    Args:
+        x: eigenvalues of ``Sigma / tr Sigma``, in [0, 1], any shape.
+        iterations: T >= 0.
+
+    Returns:
+        From ``1.5^T`` at 0 falling to 1 at 1; near ``x^-0.5`` where T is large.
+    """
+    check_iterations(iterations)
+    f = torch.ones_like(x)
+    for _ in range(iterations):
+        f = 1.5 * f - 0.5 * x * f**3
+    return f
 
 
 def iternorm_eigenvalue(x: Tensor, iterations: int = 4) -> Tensor:
@@ -134,8 +157,10 @@ def iternorm_eigenvalue(x: Tensor, iterations: int = 4) -> Tensor:
     Returns:
         The eigenvalues of the output's covariance, shape of ``x``: monotone in x, within [0, 1],
         ``h_T(0) = 0`` and ``h_T(1) = 1``.
+
+    Example:
+        >>> import torch
+        >>> iternorm_eigenvalue(torch.tensor([0.0, 0.1, 1.0]))
+        tensor([0.0000, 0.9198, 1.0000])
     """
-    f = torch.ones_like(x)
-    for _ in range(iterations):
-        f = 1.5 * f - 0.5 * x * f**3
-    return x * f**2
+    return x * iternorm_factor(x, iterations) ** 2

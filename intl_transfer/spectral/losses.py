@@ -13,18 +13,23 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from intl_transfer.spectral.collectives import Exchange, gather_rows, replicated, world_size
 from intl_transfer.spectral.common import (
     Axis,
     at_least_float32,
     check_axis,
     check_embedding,
+    check_finite,
+    check_iterations,
+    check_spread,
     degrees_of_freedom,
-    gather_rows,
     no_autocast,
 )
-from intl_transfer.spectral.iternorm import transform_global
+from intl_transfer.spectral.head import ViewStatistics, view_statistics
+from intl_transfer.spectral.sharding import announce, plan_head
+from intl_transfer.spectral.transforms import SpectralTransform
 
 
 def default_trace_weight(n: int, d: int, axis: Axis = "channel") -> float:
@@ -49,8 +54,9 @@ def trace_loss(
     """Trace loss of one view, ``sum_j (1 - Sigma_hat_jj)^2``.
 
     Args:
-        z_hat: output of :func:`intl_transfer.spectral.iternorm` (centred along ``axis``), shape
-            (N, d); this rank's rows under a process group.
+        z_hat: output of :func:`intl_transfer.spectral.iternorm` or another transformation (centred
+            along ``axis``), shape (N, d), or (V, N, d), whose losses are summed; this rank's rows
+            under a process group.
         axis: ``"channel"``: ``Sigma_hat_jj = ||z_hat_j||^2 / (d - 1)`` over the N samples;
             ``"batch"``: the variance of each of the d channels.
         group: process group whose ranks share the batch; the default group if None.
@@ -61,12 +67,20 @@ def trace_loss(
 
     Raises:
         ValueError: for an unknown axis or a wrong shape.
+        NonFiniteError: if ``z_hat`` holds NaN or infinity.
+
+    Example:
+        >>> import torch
+        >>> trace_loss(torch.zeros(16, 64))  # collapsed: every sample misses its variance of one
+        tensor(16.)
     """
     check_embedding(z_hat, "z_hat")
     check_axis(axis)
     with no_autocast(z_hat.device):
-        rows = gather_rows(at_least_float32(z_hat), group, distributed)
-        return _trace_loss(rows, axis).sum()
+        rows = gather_rows(at_least_float32(z_hat), group, distributed, is_replicated=True)
+        losses = row_trace_loss(rows, axis)
+        check_finite(losses.detach())
+        return replicated(losses.sum(), group, distributed)
 
 
 def intl_loss(
@@ -77,6 +91,7 @@ def intl_loss(
     *,
     group: Any = None,
     distributed: bool = True,
+    sharded: bool | None = None,
 ) -> Tensor:
     """The INTL loss of V views, view 0 the target of all others.
 
@@ -88,24 +103,35 @@ def intl_loss(
             of which every rank must hold the same number.
         axis: ``"channel"`` (all published models) or ``"batch"``.
         iterations: T of IterNorm.
-        trace_weight: beta; None takes :func:`default_trace_weight` of the global batch.
+        trace_weight: beta; None takes :func:`default_trace_weight` of the global batch, 0 leaves
+            the trace loss away.
         group: process group whose ranks share the batch; the default group if None.
         distributed: False treats the rows as the whole batch even under a process group.
+        sharded: True shares the work out over ranks, False repeats it on each, None does what is
+            worth it (:func:`intl_transfer.spectral.plan_head`).
 
     Returns:
         A scalar, the loss of the global batch, the same on every rank. Averaged over ranks by
-        DistributedDataParallel, its parameter gradients equal those of one process.
+        DistributedDataParallel, its parameter gradients equal those of one process. Float32
+        (float64 for float64 input) whatever autocast says.
 
     Raises:
-        ValueError: for fewer than two views, views of different shapes or an unknown axis.
+        ValueError: for fewer than two views, views of different shapes, an unknown axis, or a T
+            that is no whole number from 0 on.
+        TypeError: if a view is not a floating-point tensor.
+        NonFiniteError: if a view holds NaN or infinity.
+
+    Example:
+        >>> import torch
+        >>> views = [torch.randn(32, 128, requires_grad=True) for _ in range(6)]
+        >>> intl_loss(views).backward()
     """
-    z = _gather_views(views, group, distributed)
-    with no_autocast(z.device):
-        z_hat = transform_global(z, axis, iterations)
-        traces = _trace_loss(z_hat, axis)
-        beta = _weight(trace_weight, z, axis)
-        similarity = _mse(z_hat[1:], z_hat[:1]).mean()
-        return similarity + beta * (traces[1:].mean() + traces[0])
+    beta, statistics = _statistics(
+        views, axis, iterations, trace_weight, True, group, distributed, sharded
+    )
+    traces = statistics.traces
+    loss = statistics.mismatch.mean() + beta * (traces[1:].mean() + traces[0])
+    return replicated(loss, group, distributed)
 
 
 def intl_ema_loss(
@@ -117,6 +143,7 @@ def intl_ema_loss(
     *,
     group: Any = None,
     distributed: bool = True,
+    sharded: bool | None = None,
 ) -> Tensor:
     """The INTL loss against a target from a moving-average copy of the network.
 
@@ -130,25 +157,122 @@ def intl_ema_loss(
         trace_weight: beta; None takes :func:`default_trace_weight` of the global batch.
         group: process group whose ranks share the batch; the default group if None.
         distributed: False treats the rows as the whole batch even under a process group.
+        sharded: as for :func:`intl_loss`.
 
     Returns:
         A scalar, the loss of the global batch, the same on every rank.
 
     Raises:
-        ValueError: for no online view, views of different shapes or an unknown axis.
+        ValueError: for no online view, views of different shapes, an unknown axis, or a T that is
+            no whole number from 0 on.
+        TypeError: if a view is not a floating-point tensor.
+        NonFiniteError: if a view holds NaN or infinity.
+
+    Example:
+        >>> import torch
+        >>> online = [torch.randn(32, 128, requires_grad=True)]
+        >>> intl_ema_loss(online, torch.randn(32, 128)).backward()
     """
-    z = _gather_views([target.detach(), *online_views], group, distributed)
-    with no_autocast(z.device):
-        z_hat = transform_global(z, axis, iterations)
-        k_hat, online = z_hat[:1].detach(), z_hat[1:]
-        beta = _weight(trace_weight, z, axis)
-        return _mse(online, k_hat).mean() + beta * _trace_loss(online, axis).mean()
+    beta, statistics = _statistics(
+        [target.detach(), *online_views],
+        axis,
+        iterations,
+        trace_weight,
+        False,
+        group,
+        distributed,
+        sharded,
+    )
+    loss = statistics.mismatch.mean() + beta * statistics.traces[1:].mean()
+    return replicated(loss, group, distributed)
 
 
-def _gather_views(views: Sequence[Tensor], group: Any, distributed: bool) -> Tensor:
-    """All views of the global batch, (V, N, d), by one exchange."""
+def spectral_loss(
+    views: Sequence[Tensor],
+    transform: SpectralTransform,
+    trace_weight: float = 0.0,
+    *,
+    group: Any = None,
+    distributed: bool = True,
+) -> Tensor:
+    """The framework's loss for any spectral transformation: match, with or without trace loss.
+
+    ``L = 1/(V-1) sum_{i>=1} [ MSE(z_i, z_0) + beta (TL_i + TL_0) ]`` on ``transform``'s outputs.
+
+    Args:
+        views: V >= 2 tensors (N, d), view 0 the target; this rank's rows under a process group.
+        transform: for example ``PowerTransform(0.5)`` (whitening) or ``IterNorm(9)``.
+        trace_weight: beta; 0 leaves the trace loss away.
+        group: process group whose ranks share the batch; the default group if None.
+        distributed: False treats the rows as the whole batch even under a process group.
+
+    Returns:
+        A scalar, the loss of the global batch, the same on every rank.
+
+    Raises:
+        ValueError: for fewer than two views or views of different shapes.
+        TypeError: if a view is not a floating-point tensor.
+        NonFiniteError: if a view holds NaN or infinity.
+
+    Example:
+        >>> import torch
+        >>> from intl_transfer.spectral import PowerTransform
+        >>> views = [torch.randn(32, 128, requires_grad=True) for _ in range(2)]
+        >>> spectral_loss(views, PowerTransform(0.5)).backward()
+    """
+    check_views(views)
+    with no_autocast(views[0].device):
+        stacked = torch.stack([at_least_float32(view) for view in views])
+        rows = gather_rows(stacked, group, distributed, is_replicated=True)
+        z_hat = transform.apply_to(rows)
+        loss = row_mismatch(z_hat[1:], z_hat[:1]).mean()
+        if trace_weight:
+            traces = row_trace_loss(z_hat, transform.axis)
+            loss = loss + trace_weight * (traces[1:].mean() + traces[0])
+        return replicated(loss, group, distributed)
+
+
+class INTLLoss(nn.Module):
+    """:func:`intl_loss` as a module.
+
+    Args:
+        axis: ``"channel"`` or ``"batch"``.
+        iterations: T of IterNorm.
+        trace_weight: beta; None takes the published formula.
+        sharded: as for :func:`intl_loss`.
+
+    Example:
+        >>> import torch
+        >>> criterion = INTLLoss()
+        >>> loss = criterion([torch.randn(16, 64), torch.randn(16, 64)])
+    """
+
+    def __init__(
+        self,
+        axis: Axis = "channel",
+        iterations: int = 4,
+        trace_weight: float | None = None,
+        sharded: bool | None = None,
+    ) -> None:
+        super().__init__()
+        check_axis(axis)
+        check_iterations(iterations)
+        self.axis: Axis = axis
+        self.iterations, self.trace_weight, self.sharded = iterations, trace_weight, sharded
+
+    def forward(self, views: Sequence[Tensor]) -> Tensor:
+        """The loss of V views (N, d), view 0 the target."""
+        return intl_loss(views, self.axis, self.iterations, self.trace_weight, sharded=self.sharded)
+
+    def extra_repr(self) -> str:
+        """Its settings, for ``print``."""
+        return f"axis={self.axis!r}, T={self.iterations}, trace_weight={self.trace_weight}"
+
+
+def check_views(views: Sequence[Tensor]) -> None:
+    """Raises unless there are two or more floating tensors (N, d) of one shape and dtype."""
     if len(views) < 2:
-        raise ValueError(f"{len(views)} view(s); INTL needs a target and at least one other view")
+        raise ValueError(f"{len(views)} view(s); expected a target and at least one other view")
     for index, view in enumerate(views):
         check_embedding(view, f"view {index}")
         if view.dim() != 2 or view.shape != views[0].shape:
@@ -156,20 +280,40 @@ def _gather_views(views: Sequence[Tensor], group: Any, distributed: bool) -> Ten
                 f"view {index} has shape {tuple(view.shape)}, view 0 {tuple(views[0].shape)}; "
                 "expected the same (N, d) for all"
             )
+
+
+def _statistics(
+    views: Sequence[Tensor],
+    axis: Axis,
+    iterations: int,
+    trace_weight: float | None,
+    target_too: bool,
+    group: Any,
+    distributed: bool,
+    sharded: bool | None,
+) -> tuple[float, ViewStatistics]:
+    """The weight of the trace loss, and what it weighs."""
+    check_views(views)
+    check_iterations(iterations)
+    ranks = world_size(group, distributed)
+    rows, width = views[0].shape[0] * ranks, views[0].shape[1]
+    check_spread(rows, width, axis)
+    plan = plan_head(len(views), rows, width, ranks, sharded)
+    announce(plan, rows, width)
+    beta = default_trace_weight(rows, width, axis) if trace_weight is None else trace_weight
     with no_autocast(views[0].device):
-        return gather_rows(
-            torch.stack([at_least_float32(view) for view in views]), group, distributed
+        views = [at_least_float32(view) for view in views]
+        if plan.form == "gathered":
+            together = gather_rows(torch.stack(views), group, is_replicated=True)
+            views = list(together.unbind(0))
+        exchange = Exchange(group, active=plan.is_sharded)
+        return beta, view_statistics(
+            views, axis, iterations, exchange, target_too, plan.share_solves
         )
 
 
-def _weight(trace_weight: float | None, z: Tensor, axis: Axis) -> float:
-    if trace_weight is not None:
-        return trace_weight
-    return default_trace_weight(z.shape[-2], z.shape[-1], axis)
-
-
-def _trace_loss(z_hat: Tensor, axis: Axis) -> Tensor:
-    """Trace loss of each batch in (..., N, d): shape (...)."""
+def row_trace_loss(z_hat: Tensor, axis: Axis) -> Tensor:
+    """Trace loss of each batch in (..., N, d) that is all here: shape (...)."""
     if axis == "channel":
         variances = z_hat.square().sum(dim=-1) / degrees_of_freedom(z_hat, axis)
     else:
@@ -177,6 +321,6 @@ def _trace_loss(z_hat: Tensor, axis: Axis) -> Tensor:
     return (1 - variances).square().sum(dim=-1)
 
 
-def _mse(a: Tensor, b: Tensor) -> Tensor:
+def row_mismatch(a: Tensor, b: Tensor) -> Tensor:
     """``2 - 2 mean_n cos(a_n, b_n)`` of each batch in (..., N, d): shape (...)."""
     return 2 - 2 * F.cosine_similarity(a, b, dim=-1, eps=1e-12).mean(dim=-1)

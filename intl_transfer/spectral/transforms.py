@@ -1,136 +1,367 @@
-"""Spectral transformations by eigendecomposition: power functions, whitening among them.
+"""Spectral transformations: power functions, whitening, IterNorm, and functions of one's own.
 
 A spectral transformation (Weng et al., ICLR 2024, section 3) centres ``Z``, decomposes its
-covariance ``Sigma = U Lambda U^T`` and returns ``U g(Lambda) U^T Z``.
+covariance ``Sigma = U Lambda U^T`` and returns ``U g(Lambda) U^T Z``. Each is here as a function of
+embeddings, and as a thin module with one interface: called on ``z`` it returns the transformed
+rows, and ``g(values)`` is its scalar function.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from intl_transfer.spectral.collectives import gather_rows, own_rows
 from intl_transfer.spectral.common import (
     Axis,
     at_least_float32,
     centre,
     check_axis,
     check_embedding,
+    check_finite,
+    check_iterations,
+    check_spread,
     degrees_of_freedom,
-    gather_rows,
     no_autocast,
-    own_rows,
 )
+from intl_transfer.spectral.gram import gram
+from intl_transfer.spectral.iternorm import iternorm, iternorm_factor
+from intl_transfer.spectral.matrix_function import FLOOR, Scalar, matrix_function
 
-# Eigenvalues below this fraction of the largest are raised to it before g is applied. They carry
-# no signal in inputs of this precision, and g(lambda) = lambda^-p would blow rounding up.
-_FLOOR = {torch.float32: 1e-7, torch.float64: 1e-14}
+
+def spectral_transform(
+    z: Tensor,
+    g: Scalar,
+    axis: Axis = "channel",
+    *,
+    g_prime: Scalar | None = None,
+    floor: float = FLOOR,
+    group: Any = None,
+    distributed: bool = True,
+) -> Tensor:
+    """The spectral transformation of any scalar function: ``U g(Lambda) U^T Z``.
+
+    Decomposed in float64 on the smaller of N x N and d x d. Eigenvalues below ``floor`` of their
+    sum are raised to it before g is applied: rounding alone decides what they are. All others are
+    left exactly as they are.
+
+    Args:
+        z: embeddings, shape (N, d) or (V, N, d); this rank's rows under a process group.
+        g: elementwise function of a tensor of eigenvalues, positive ones.
+        axis: ``"channel"`` or ``"batch"``, as for :func:`intl_transfer.spectral.iternorm`.
+        g_prime: the derivative of g; by autograd if None.
+        floor: a fraction of the trace, 1e-14 unless given. A larger one, such as 1e-6, keeps
+            noise in collapsed directions from being scaled up.
+        group: process group whose ranks share the batch; the default group if None.
+        distributed: False treats ``z`` as the whole batch even under a process group.
+
+    Returns:
+        The transformed rows, shape of ``z``, float32 (float64 for float64 input) whatever
+        autocast says. Gradients are exact also where eigenvalues repeat (Daleckii-Krein formula).
+        A batch without variance comes out as zeros, with zero gradient.
+
+    Raises:
+        ValueError: for an unknown axis, a tensor without N and d, one channel on the channel
+            axis, or one sample on the batch axis.
+        TypeError: if ``z`` is not a floating-point tensor.
+        NonFiniteError: if ``z`` holds NaN or infinity, or g maps an eigenvalue to one.
+
+    Example:
+        >>> import torch
+        >>> z_hat = spectral_transform(torch.randn(16, 64), lambda values: 1 / (1 + values))
+    """
+    check_embedding(z)
+    with no_autocast(z.device):
+        rows = gather_rows(at_least_float32(z), group, distributed)
+        check_spread(rows.shape[-2], rows.shape[-1], axis)
+        centred = centre(rows.double(), axis)
+        left = centred.shape[-2] <= centred.shape[-1]
+        sigma = gram(centred if left else centred.mT) / degrees_of_freedom(centred, axis)
+        trace = sigma.diagonal(dim1=-2, dim2=-1).sum(-1)
+        check_finite(trace)
+        # A batch without variance is decomposed as the identity, and multiplied with zeros.
+        is_zero = (trace < torch.finfo(trace.dtype).tiny)[..., None, None]
+        eye = torch.eye(sigma.shape[-1], dtype=sigma.dtype, device=sigma.device)
+        transform = matrix_function(torch.where(is_zero, eye, sigma), g, g_prime, floor)
+        check_finite(transform.detach().sum((-2, -1)))
+        z_hat = transform @ centred if left else centred @ transform
+        # Zeros have no derivative through g: at least none that is worth following.
+        z_hat = torch.where(is_zero, torch.zeros_like(z_hat), z_hat)
+        return own_rows(z_hat.to(rows.dtype), z.shape[-2], group, distributed)
 
 
 def power_transform(
-    z: Tensor, p: float, axis: Axis = "channel", *, group: Any = None, distributed: bool = True
+    z: Tensor,
+    p: float,
+    axis: Axis = "channel",
+    *,
+    floor: float = FLOOR,
+    group: Any = None,
+    distributed: bool = True,
 ) -> Tensor:
     """Spectral transformation with the power function ``g(lambda) = lambda^-p``.
 
-    ``p = 0`` centres, ``p = 0.5`` is ZCA (hard) whitening. Decomposed in float64 on the smaller
-    of N x N and d x d. Eigenvalues below 1e-7 (float64 input: 1e-14) of the largest are raised to
-    that floor; the directions they belong to carry rounding noise alone.
+    ``p = 0`` centres, ``p = 0.5`` is ZCA (hard) whitening.
 
     Args:
         z: embeddings, shape (N, d) or (V, N, d); this rank's rows under a process group.
         p: exponent, any real number >= 0.
         axis: ``"channel"`` or ``"batch"``, as for :func:`intl_transfer.spectral.iternorm`.
+        floor: eigenvalues below this fraction of their sum are raised to it, as for
+            :func:`spectral_transform`.
         group: process group whose ranks share the batch; the default group if None.
         distributed: False treats ``z`` as the whole batch even under a process group.
 
     Returns:
-        The transformed rows, shape of ``z``, float32 (float64 for float64 input). Gradients are
-        exact also where eigenvalues repeat (Daleckii-Krein formula).
+        As :func:`spectral_transform`.
 
     Raises:
-        ValueError: for a negative p, an unknown axis or a tensor without N and d.
+        ValueError: for a negative p; else as :func:`spectral_transform`.
         TypeError: if ``z`` is not a floating-point tensor.
+        NonFiniteError: if ``z`` holds NaN or infinity.
+
+    Example:
+        >>> import torch
+        >>> z_hat = power_transform(torch.randn(8, 64), 0.5)
+        >>> bool(torch.allclose(z_hat @ z_hat.T / 63, torch.eye(8), atol=1e-5))
+        True
     """
-    check_embedding(z)
-    check_axis(axis)
-    if not p >= 0:
+    if not 0 <= p < float("inf"):
         raise ValueError(f"p is {p}; expected a power p >= 0")
-    with no_autocast(z.device):
-        rows = gather_rows(at_least_float32(z), group, distributed)
-        centred = centre(rows, axis)
-        if p == 0:
-            return own_rows(centred, z.shape[-2], group, distributed)
-        left = centred.shape[-2] <= centred.shape[-1]
-        work = centred.double()
-        gram = work @ work.mT if left else work.mT @ work
-        sigma = gram / degrees_of_freedom(centred, axis)
-        transform = matrix_function(
-            sigma,
-            lambda values: values.pow(-p),
-            lambda values: -p * values.pow(-p - 1),
-            floor=_FLOOR[centred.dtype],
-        ).to(centred.dtype)
-        z_hat = transform @ centred if left else centred @ transform
-        return own_rows(z_hat, z.shape[-2], group, distributed)
+    if p == 0:  # exactly centring, without a decomposition
+        check_embedding(z)
+        with no_autocast(z.device):
+            rows = gather_rows(at_least_float32(z), group, distributed)
+            check_spread(rows.shape[-2], rows.shape[-1], axis)
+            check_finite(rows.detach().square().sum((-2, -1)))
+            return own_rows(centre(rows, axis), z.shape[-2], group, distributed)
+    return spectral_transform(
+        z,
+        lambda values: values.pow(-p),
+        axis,
+        g_prime=lambda values: -p * values.pow(-p - 1),
+        floor=floor,
+        group=group,
+        distributed=distributed,
+    )
 
 
-class _MatrixFunction(torch.autograd.Function):
-    """``U g(Lambda) U^T`` with the Daleckii-Krein derivative.
-
-    The gradient is ``U (K * (U^T G U)) U^T`` with ``K_ij = (g_i - g_j) / (l_i - l_j)``, and
-    ``g'`` where two eigenvalues coincide. Differentiating through ``torch.linalg.eigh`` instead
-    divides by the gap itself and gives NaN at repeated eigenvalues.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        sigma: Tensor,
-        g: Callable[[Tensor], Tensor],
-        g_prime: Callable[[Tensor], Tensor],
-        floor: float,
-    ) -> Tensor:
-        values, vectors = torch.linalg.eigh(sigma)
-        lowest = (floor * values[..., -1:]).clamp_min(torch.finfo(values.dtype).tiny)
-        raised = torch.maximum(values, lowest)
-        mapped = g(raised)
-        # A raised eigenvalue no longer depends on the input: its slope is zero.
-        slope = torch.where(values < lowest, torch.zeros_like(values), g_prime(raised))
-        ctx.save_for_backward(values, vectors, mapped, slope)
-        return cast(Tensor, (vectors * mapped[..., None, :]) @ vectors.mT)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        values, vectors, mapped, slope = ctx.saved_tensors
-        gap = values[..., :, None] - values[..., None, :]
-        rise = mapped[..., :, None] - mapped[..., None, :]
-        mean_slope = (slope[..., :, None] + slope[..., None, :]) / 2
-        scale = torch.maximum(values[..., :, None].abs(), values[..., None, :].abs())
-        # Below this gap the quotient is rounding noise and the mean slope is closer to it.
-        close = gap.abs() <= 1e-7 * scale
-        k = torch.where(close, mean_slope, rise / torch.where(close, torch.ones_like(gap), gap))
-        inner = vectors.mT @ gradients[0] @ vectors
-        gradient = vectors @ (k * inner) @ vectors.mT
-        return (gradient + gradient.mT) / 2, None, None, None
-
-
-def matrix_function(
-    sigma: Tensor,
-    g: Callable[[Tensor], Tensor],
-    g_prime: Callable[[Tensor], Tensor],
-    floor: float = 0.0,
+def cholesky_whitening(
+    z: Tensor,
+    axis: Axis = "batch",
+    *,
+    shrinkage: float = 0.0,
+    group: Any = None,
+    distributed: bool = True,
 ) -> Tensor:
-    """Applies a scalar function to the eigenvalues of a symmetric matrix, differentiably.
+    """Whitening with the inverse Cholesky factor, as W-MSE does (arXiv 2007.06346).
+
+    With ``Sigma = L L^T``, the output is ``L^-1 Z`` (channel axis) or ``Z L^-T`` (batch axis). Its
+    covariance is the identity, as that of ZCA whitening, from which it differs by a rotation that
+    depends on the order of the channels (samples): it is no spectral transformation.
 
     Args:
-        sigma: symmetric positive semi-definite matrices, shape (..., n, n).
-        g: the scalar function, applied to a tensor of eigenvalues.
-        g_prime: its derivative.
-        floor: eigenvalues below this fraction of the largest are raised to it first.
+        z: embeddings, shape (N, d) or (V, N, d); this rank's rows under a process group. Sigma
+            must have full rank: d < N on the batch axis, N < d on the channel axis.
+        axis: ``"batch"`` whitens the d channels (W-MSE), ``"channel"`` the N samples.
+        shrinkage: s in [0, 1]: Sigma becomes ``(1 - s) Sigma + s I``.
+        group: process group whose ranks share the batch; the default group if None.
+        distributed: False treats ``z`` as the whole batch even under a process group.
 
     Returns:
-        ``U g(Lambda) U^T``, shape of ``sigma``.
+        The transformed rows, shape of ``z``, float32 (float64 for float64 input), decomposed in
+        float64.
+
+    Raises:
+        ValueError: if Sigma is singular (to 1e-14 of its trace); says why where shapes tell.
+        TypeError: if ``z`` is not a floating-point tensor.
+        NonFiniteError: if ``z`` holds NaN or infinity.
+
+    Example:
+        >>> import torch
+        >>> z_hat = cholesky_whitening(torch.randn(64, 8))
+        >>> bool(torch.allclose(torch.cov(z_hat.T), torch.eye(8), atol=1e-5))
+        True
     """
-    return cast(Tensor, _MatrixFunction.apply(sigma, g, g_prime, floor))
+    check_embedding(z)
+    if not 0 <= shrinkage <= 1:
+        raise ValueError(f"shrinkage is {shrinkage}; expected a number from 0 to 1")
+    with no_autocast(z.device):
+        rows = gather_rows(at_least_float32(z), group, distributed)
+        n, d = rows.shape[-2:]
+        check_spread(n, d, axis)
+        centred = centre(rows.double(), axis)
+        sigma = gram(centred if axis == "channel" else centred.mT)
+        sigma = sigma / degrees_of_freedom(centred, axis)
+        trace = sigma.diagonal(dim1=-2, dim2=-1).sum(-1)
+        check_finite(trace)
+        eye = torch.eye(sigma.shape[-1], dtype=sigma.dtype, device=sigma.device)
+        sigma = (1 - shrinkage) * sigma + shrinkage * eye
+        factor, info = torch.linalg.cholesky_ex(sigma)
+        # Diagonal entries of a singular matrix's factor are square roots of rounding.
+        pivots = factor.detach().diagonal(dim1=-2, dim2=-1).square()
+        if bool((info > 0).any()) or bool((pivots < FLOOR * trace.detach()[..., None]).any()):
+            small, large = ("N", "d") if axis == "channel" else ("d", "N")
+            raise ValueError(
+                f"the covariance of a batch with N = {n}, d = {d} is singular on the {axis} axis; "
+                f"Cholesky whitening needs {small} < {large} and no collapsed direction. Use a "
+                "shrinkage > 0, or power_transform(z, 0.5), which leaves such directions at zero"
+            )
+        if axis == "channel":
+            z_hat = torch.linalg.solve_triangular(factor, centred, upper=False)
+        else:
+            z_hat = torch.linalg.solve_triangular(factor, centred.mT, upper=False).mT
+        return own_rows(z_hat.to(rows.dtype), z.shape[-2], group, distributed)
+
+
+class SpectralTransform(nn.Module, ABC):
+    """One interface: called on ``z`` (..., N, d) the transformation, ``g`` its scalar function.
+
+    Attributes:
+        axis: ``"channel"`` or ``"batch"``.
+    """
+
+    axis: Axis
+
+    def __init__(self, axis: Axis) -> None:
+        super().__init__()
+        check_axis(axis)
+        self.axis = axis
+
+    def forward(self, z: Tensor) -> Tensor:
+        """The transformed rows of the global batch that this rank holds."""
+        return self.transformed(z, distributed=True)
+
+    def apply_to(self, z: Tensor) -> Tensor:
+        """The transformation of a batch that is all here."""
+        return self.transformed(z, distributed=False)
+
+    @abstractmethod
+    def transformed(self, z: Tensor, distributed: bool) -> Tensor:
+        """The transformed rows, of the global batch or of ``z`` alone."""
+
+    @abstractmethod
+    def g(self, values: Tensor) -> Tensor:
+        """The factor on each direction, from the covariance's eigenvalues (..., n), all of them."""
+
+
+class PowerTransform(SpectralTransform):
+    """:func:`power_transform`: ``g(lambda) = lambda^-p``.
+
+    Example:
+        >>> import torch
+        >>> PowerTransform(0.5).g(torch.tensor([4.0, 1.0]))
+        tensor([0.5000, 1.0000])
+    """
+
+    def __init__(self, p: float, axis: Axis = "channel", floor: float = FLOOR) -> None:
+        super().__init__(axis)
+        if not 0 <= p < float("inf"):
+            raise ValueError(f"p is {p}; expected a power p >= 0")
+        self.p, self.floor = p, floor
+
+    def transformed(self, z: Tensor, distributed: bool) -> Tensor:
+        """As :func:`power_transform`."""
+        return power_transform(z, self.p, self.axis, floor=self.floor, distributed=distributed)
+
+    def g(self, values: Tensor) -> Tensor:
+        """``lambda^-p``, above the floor."""
+        return values.maximum(self.floor * values.sum(-1, keepdim=True)).pow(-self.p)
+
+    def extra_repr(self) -> str:
+        """Its settings, for ``print``."""
+        return f"p={self.p}, axis={self.axis!r}"
+
+
+class IterNorm(SpectralTransform):
+    """:func:`iternorm`: ``g(lambda) = f_T(lambda / tr Sigma) / sqrt(tr Sigma)`` (Theorem 1).
+
+    Example:
+        >>> import torch
+        >>> values = torch.tensor([3.0, 1.0])
+        >>> values * IterNorm(iterations=20).g(values) ** 2
+        tensor([1.0000, 1.0000])
+    """
+
+    def __init__(self, iterations: int = 4, axis: Axis = "channel", stable: bool = True) -> None:
+        super().__init__(axis)
+        check_iterations(iterations)
+        self.iterations, self.stable = iterations, stable
+
+    def transformed(self, z: Tensor, distributed: bool) -> Tensor:
+        """As :func:`iternorm`."""
+        return iternorm(z, self.axis, self.iterations, self.stable, distributed=distributed)
+
+    def g(self, values: Tensor) -> Tensor:
+        """``f_T(lambda / tr Sigma) / sqrt(tr Sigma)``."""
+        trace = values.sum(-1, keepdim=True)
+        return iternorm_factor(values / trace, self.iterations) * trace.rsqrt()
+
+    def extra_repr(self) -> str:
+        """Its settings, for ``print``."""
+        return f"T={self.iterations}, axis={self.axis!r}, stable={self.stable}"
+
+
+class ScalarTransform(SpectralTransform):
+    """:func:`spectral_transform` with a function of one's own.
+
+    Example:
+        >>> import torch
+        >>> shrink = ScalarTransform(lambda values: 1 / (1 + values))
+        >>> shrink(torch.randn(8, 32)).shape
+        torch.Size([8, 32])
+    """
+
+    def __init__(
+        self,
+        g: Scalar,
+        axis: Axis = "channel",
+        g_prime: Scalar | None = None,
+        floor: float = FLOOR,
+    ) -> None:
+        super().__init__(axis)
+        self._g, self._g_prime, self.floor = g, g_prime, floor
+
+    def transformed(self, z: Tensor, distributed: bool) -> Tensor:
+        """As :func:`spectral_transform`."""
+        return spectral_transform(
+            z,
+            self._g,
+            self.axis,
+            g_prime=self._g_prime,
+            floor=self.floor,
+            distributed=distributed,
+        )
+
+    def g(self, values: Tensor) -> Tensor:
+        """The function, above the floor."""
+        return self._g(values.maximum(self.floor * values.sum(-1, keepdim=True)))
+
+
+class CholeskyWhitening(SpectralTransform):
+    """:func:`cholesky_whitening`; its output has ZCA whitening's spectrum, in other directions.
+
+    Example:
+        >>> import torch
+        >>> CholeskyWhitening()(torch.randn(64, 8)).shape
+        torch.Size([64, 8])
+    """
+
+    def __init__(self, axis: Axis = "batch", shrinkage: float = 0.0) -> None:
+        super().__init__(axis)
+        self.shrinkage = shrinkage
+
+    def transformed(self, z: Tensor, distributed: bool) -> Tensor:
+        """As :func:`cholesky_whitening`."""
+        return cholesky_whitening(z, self.axis, shrinkage=self.shrinkage, distributed=distributed)
+
+    def g(self, values: Tensor) -> Tensor:
+        """``lambda^-1/2`` of the shrunk spectrum: the scale, not the directions."""
+        return ((1 - self.shrinkage) * values + self.shrinkage).rsqrt()
+
+    def extra_repr(self) -> str:
+        """Its settings, for ``print``."""
+        return f"axis={self.axis!r}, shrinkage={self.shrinkage}"
