@@ -33,7 +33,7 @@ lint: setup
 	$(PY) -m mypy
 
 bench: setup
-	@for file in $(wildcard benchmarks/*.py); do echo "== $$file"; $(PY) $$file || exit 1; done
+	@for file in $(filter-out benchmarks/__init__.py benchmarks/reference.py,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(PY) $$file || exit 1; done
 
 clean:
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info

@@ -51,15 +51,18 @@ class ModelConfig:
 
 @dataclass
 class LossConfig:
-    """INTL.
+    """INTL, or another method for comparison.
 
     Attributes:
-        method: ``intl`` (gradients through every view) or ``intl_ema`` (view 0 through a
-            moving-average copy).
+        method: ``intl`` (gradients through every view), ``intl_ema`` (view 0 through a
+            moving-average copy); for comparison ``power`` (a power function, with trace loss if
+            ``trace_weight`` is given), ``w_mse``, ``barlow_twins``, ``vicreg`` or ``simclr``.
         axis: ``channel`` or ``batch``.
         iterations: T of IterNorm.
         trace_weight: beta; null takes the published formula at the global batch size.
         ema_momentum: m_0 of the moving average.
+        options: keywords of another method's loss, for example ``loss.options.temperature=0.2``
+            for ``simclr``, ``loss.options.p=0.5`` for ``power``.
     """
 
     method: str = "intl"
@@ -67,6 +70,7 @@ class LossConfig:
     iterations: int = 4
     trace_weight: float | None = None
     ema_momentum: float = 0.996
+    options: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass

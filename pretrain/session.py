@@ -18,9 +18,18 @@ from intl_transfer.runs import RunDirectory, read_manifest, sha256_file, write_a
 from intl_transfer.runs.checkpoint import load_newest, save_checkpoint
 from intl_transfer.runs.distributed import Ranks
 from intl_transfer.runs.progress import Progress
+from pretrain.baselines import check_options
 from pretrain.config import PretrainConfig
 
-METHODS = {"intl": "INTL", "intl_ema": "INTL + EMA"}
+METHODS = {
+    "intl": "INTL",
+    "intl_ema": "INTL + EMA",
+    "power": "Spectral power",
+    "w_mse": "W-MSE",
+    "barlow_twins": "Barlow Twins",
+    "vicreg": "VICReg",
+    "simclr": "SimCLR",
+}
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -106,6 +115,7 @@ def check(config: PretrainConfig) -> None:
     for key, (value, known) in choices.items():
         if value not in known:
             raise UserError(f"{key} is '{value}'; expected one of {', '.join(known)}")
+    check_options(config.loss)
     if len(config.views) < 2:
         raise UserError(f"views has {len(config.views)} entry; INTL needs at least two views")
     if config.optim.epochs < 1 or config.optim.batch_size < 2:

@@ -39,7 +39,8 @@ from intl_transfer.models import (
 from intl_transfer.runs.config import load_config
 from intl_transfer.runs.distributed import Ranks, parallelise, process_group
 from intl_transfer.runs.progress import Progress
-from intl_transfer.spectral import intl_ema_loss, intl_loss
+from intl_transfer.spectral import NonFiniteError, intl_ema_loss, intl_loss
+from pretrain.baselines import baseline_loss
 from pretrain.config import OptimConfig, PretrainConfig
 from pretrain.session import METHODS, PRECISIONS, State, check, export, open_run, unfinished
 
@@ -143,7 +144,10 @@ def train(config: PretrainConfig, name: str, ranks: Ranks) -> None:
                     momentum = ema_momentum(step, total_steps, config.loss.ema_momentum)
                     target.update(encoder, momentum)
                 with torch.autocast(ranks.device.type, dtype=half, enabled=half is not None):
-                    loss = loss_of(network, target, views, config)
+                    try:
+                        loss = loss_of(network, target, views, config)
+                    except NonFiniteError as error:
+                        raise not_finite(step + 1, str(error)) from None
                 optimiser.zero_grad(set_to_none=True)
                 scaler.scale(loss).backward()
                 scaler.step(optimiser)
@@ -154,10 +158,7 @@ def train(config: PretrainConfig, name: str, ranks: Ranks) -> None:
                 if step % engine.log_steps == 0 or at_end or progress.due():
                     loss_value = loss.item()
                     if not math.isfinite(loss_value):
-                        raise UserError(
-                            f"the loss is {loss_value} at step {step}; the last checkpoint is "
-                            f"whole. Try a smaller optim.base_lr or engine.precision=fp32"
-                        )
+                        raise not_finite(step, f"the loss is {loss_value}")
                     if run is not None:
                         rate = progress.rate(step) * optim.batch_size
                         values = {"loss": loss_value, "lr": lr, "images_per_second": rate}
@@ -199,9 +200,11 @@ def loss_of(
 ) -> Tensor:
     """Embeddings become a loss: float32 inside, whatever autocast says of the network."""
     settings = (config.loss.axis, config.loss.iterations, config.loss.trace_weight)
-    if target is None:
+    if target is not None:
+        return intl_ema_loss(network(views[1:]), target(views[0]), *settings)
+    if config.loss.method == "intl":
         return intl_loss(network(views), *settings)
-    return intl_ema_loss(network(views[1:]), target(views[0]), *settings)
+    return baseline_loss(network(views), config.loss)
 
 
 def parameter_groups(network: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
@@ -220,6 +223,14 @@ def learning_rate(step: int, total: int, warmup: int, optim: OptimConfig) -> flo
     final = peak * optim.final_lr_factor
     share = (step - warmup) / max(1, total - warmup)
     return final + (peak - final) * (1 + math.cos(math.pi * share)) / 2
+
+
+def not_finite(step: int, what: str) -> UserError:
+    """What ends a run that has diverged."""
+    return UserError(
+        f"step {step}: {what}; the last checkpoint is whole. Try a smaller optim.base_lr or "
+        "engine.precision=fp32"
+    )
 
 
 def due(step: int, steps_per_epoch: int, config: PretrainConfig) -> bool:

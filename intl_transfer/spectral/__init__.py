@@ -8,7 +8,27 @@ Pure functions on embeddings, depending on torch alone:
     >>> intl_loss(views).backward()
 """
 
+from intl_transfer.spectral.baselines import (
+    barlow_twins_loss,
+    nt_xent_loss,
+    vicreg_loss,
+    w_mse_loss,
+)
 from intl_transfer.spectral.common import Axis, NonFiniteError
+from intl_transfer.spectral.diagnostics import (
+    CollapseAlarm,
+    Diagnostics,
+    alignment,
+    collapse_alarm,
+    condition_indicator,
+    diagnose,
+    effective_rank,
+    feature_std,
+    spectrum,
+    stable_rank,
+    trace_loss_bound,
+    uniformity,
+)
 from intl_transfer.spectral.iternorm import iternorm, iternorm_eigenvalue, iternorm_factor
 from intl_transfer.spectral.losses import (
     INTLLoss,
@@ -34,6 +54,8 @@ from intl_transfer.spectral.transforms import (
 __all__ = [
     "Axis",
     "CholeskyWhitening",
+    "CollapseAlarm",
+    "Diagnostics",
     "HeadPlan",
     "INTLLoss",
     "IterNorm",
@@ -41,17 +63,31 @@ __all__ = [
     "PowerTransform",
     "ScalarTransform",
     "SpectralTransform",
+    "alignment",
+    "barlow_twins_loss",
     "cholesky_whitening",
+    "collapse_alarm",
+    "condition_indicator",
     "default_trace_weight",
+    "diagnose",
+    "effective_rank",
+    "feature_std",
     "intl_ema_loss",
     "intl_loss",
     "iternorm",
     "iternorm_eigenvalue",
     "iternorm_factor",
     "matrix_function",
+    "nt_xent_loss",
     "plan_head",
     "power_transform",
     "spectral_loss",
     "spectral_transform",
+    "spectrum",
+    "stable_rank",
     "trace_loss",
+    "trace_loss_bound",
+    "uniformity",
+    "vicreg_loss",
+    "w_mse_loss",
 ]

@@ -130,7 +130,8 @@ def sum_of_products(factors: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     width = _PANEL if right.device.type == "cpu" else right.shape[1]
     for start in range(0, right.shape[1], width):
         panel = slice(start, start + width)
-        torch.mm(left, right[:, panel], out=result[:, panel])
+        out = result[:, panel]
+        torch.mm(left, right[:, panel], out=out)
         for matrix, other in more:
-            result[:, panel].addmm_(matrix, other[:, panel])
+            torch.addmm(out, matrix, other[:, panel], out=out)
     return result

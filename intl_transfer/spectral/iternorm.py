@@ -161,6 +161,6 @@ def iternorm_eigenvalue(x: Tensor, iterations: int = 4) -> Tensor:
     Example:
         >>> import torch
         >>> iternorm_eigenvalue(torch.tensor([0.0, 0.1, 1.0]))
-        tensor([0.0000, 0.9198, 1.0000])
+        tensor([0.0000, 0.9186, 1.0000])
     """
     return x * iternorm_factor(x, iterations) ** 2

@@ -192,10 +192,41 @@ def test_ranks_that_do_not_divide_the_batch(images, tmp_path):
     assert "3 ranks do not divide the global batch of 8" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("power", {"p": 0.3}),
+        ("w_mse", {"shrinkage": 0.1, "whitening_size": 4}),
+        ("barlow_twins", {}),
+        ("vicreg", {"variance_weight": 10}),
+        ("simclr", {"temperature": 0.2}),
+    ],
+)
+def test_other_methods_train_under_the_same_engine(images, tmp_path, method, options):
+    settings = [f"loss.options.{name}={value}" for name, value in options.items()]
+    train(images, tmp_path / "run", f"loss.method={method}", "optim.base_lr=0.01", *settings)
+    losses = [entry["loss"] for entry in read_metrics(tmp_path / "run")]
+    assert len(losses) == 6
+    assert all(math.isfinite(loss) for loss in losses)
+    assert read_results(tmp_path / "run")["method"] not in ("INTL", method)
+
+
+def test_options_that_a_method_does_not_have(images, tmp_path):
+    for override, expected in {
+        "loss.method=simclr loss.options.temprature=1": "Did you mean 'temperature'?",
+        "loss.method=intl loss.options.p=1": "loss.options.p: intl takes none",
+        "loss.method=power": "loss.method=power needs an exponent",
+    }.items():
+        done = train(images, tmp_path / "run", *override.split(), check=False)
+        assert done.returncode == 2
+        assert expected in done.stderr
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(images, tmp_path):
     done = train(images, tmp_path / "run", "optim.base_lr=1e30", check=False)
     assert done.returncode == 2
-    assert "the loss is nan" in done.stderr
+    assert "NaN or infinity in the embeddings" in done.stderr
+    assert "the last checkpoint is whole" in done.stderr
     assert read_manifest(tmp_path / "run")["status"] == "failed"
 
 

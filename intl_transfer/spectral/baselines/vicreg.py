@@ -1,0 +1,74 @@
+"""VICReg: Variance-Invariance-Covariance Regularization (Bardes, Ponce, LeCun, ICLR 2022).
+
+https://arxiv.org/abs/2105.04906
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from intl_transfer.spectral.baselines.common import finite, off_diagonal, prepare
+from intl_transfer.spectral.collectives import replicated
+from intl_transfer.spectral.common import no_autocast
+from intl_transfer.spectral.gram import gram
+
+
+def vicreg_loss(
+    views: Sequence[Tensor],
+    invariance_weight: float = 25.0,
+    variance_weight: float = 25.0,
+    covariance_weight: float = 1.0,
+    eps: float = 1e-4,
+    *,
+    group: Any = None,
+    distributed: bool = True,
+) -> Tensor:
+    """``lambda s(Z, Z') + mu [v(Z) + v(Z')] + nu [c(Z) + c(Z')]``.
+
+    s is the mean squared difference over samples and channels; v the mean over channels of
+    ``max(0, 1 - sqrt(Var + eps))``; c the sum of squares off the covariance's diagonal, over d. As
+    in the authors' code, v of the two views is averaged and c summed. Variances and covariances
+    are those of the global batch (divisor N - 1).
+
+    Args:
+        views: V >= 2 tensors (N, d); this rank's rows under a process group.
+        invariance_weight: lambda.
+        variance_weight: mu.
+        covariance_weight: nu.
+        eps: added to each channel's variance.
+        group: process group whose ranks share the batch; the default group if None.
+        distributed: False treats the rows as the whole batch even under a process group.
+
+    Returns:
+        A scalar, the loss of the global batch, the same on every rank; float32 (float64 for
+        float64 input).
+
+    Raises:
+        ValueError: for fewer than two views, views of different shapes, or N = 1.
+        TypeError: if a view is not a floating-point tensor.
+        NonFiniteError: if a view holds NaN or infinity.
+
+    Example:
+        >>> import torch
+        >>> views = [torch.randn(32, 16, requires_grad=True) for _ in range(2)]
+        >>> vicreg_loss(views).backward()
+    """
+    z, exchange, rows = prepare(views, group, distributed, smallest_batch=2)
+    width = z.shape[-1]
+    with no_autocast(z.device):
+        difference = exchange.reduce((z[1:] - z[:1]).square().sum((-2, -1)))
+        invariance = difference / (rows * width)
+        z = z - exchange.sum(z.sum(-2, keepdim=True)) / rows
+        covariance = exchange.reduce(gram(z.mT)) / (rows - 1)
+        deviation = (covariance.diagonal(dim1=-2, dim2=-1) + eps).sqrt()
+        variance = (1 - deviation).relu().mean(-1)
+        redundancy = off_diagonal(covariance).square().sum((-2, -1)) / width
+        loss = (
+            invariance_weight * invariance
+            + variance_weight * (variance[1:] + variance[0]) / 2
+            + covariance_weight * (redundancy[1:] + redundancy[0])
+        ).mean()
+        return replicated(finite(loss), group, distributed)

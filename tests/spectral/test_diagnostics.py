@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from intl_transfer.spectral import (
+    NonFiniteError,
+    alignment,
+    collapse_alarm,
+    condition_indicator,
+    diagnose,
+    effective_rank,
+    feature_std,
+    iternorm,
+    spectrum,
+    stable_rank,
+    trace_loss,
+    trace_loss_bound,
+    uniformity,
+)
+from tests.spectral import reference
+
+AXES = ["channel", "batch"]
+
+
+def embeddings(n: int, d: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, d, generator=generator).double() * torch.linspace(0.2, 2, d).double()
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("shape", [(8, 20), (20, 8)])
+def test_spectrum_is_that_of_the_full_covariance(axis, shape):
+    z = embeddings(*shape)
+    full = torch.linalg.eigvalsh(reference.covariance(z, axis)).flip(0)
+    torch.testing.assert_close(spectrum(z, axis), full[:8], rtol=1e-9, atol=1e-9)
+
+
+def test_figures_of_known_spectra():
+    white = torch.ones(5).double()
+    assert condition_indicator(white) == 0
+    assert effective_rank(white) == pytest.approx(5)
+    assert stable_rank(white) == 5
+    one = torch.tensor([2.0, 0.0, 0.0])
+    assert effective_rank(one) == pytest.approx(1)
+    assert stable_rank(one) == 1
+    assert condition_indicator(one) == -math.inf
+    assert condition_indicator(torch.tensor([1.0, 0.1, 1e-3])) == pytest.approx(-3)
+    for figure in (effective_rank, stable_rank):
+        assert figure(torch.zeros(4)) == 0
+    # RankMe's definition, on singular values.
+    z = embeddings(9, 30)
+    singular = torch.linalg.svdvals(reference.centred(z, "channel"))
+    p = singular / singular.sum()
+    expected = math.exp(-float((p * p.log()).sum()))
+    assert effective_rank(spectrum(z)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_figures_of_pairs_follow_their_definitions():
+    a, b = embeddings(7, 12), embeddings(7, 12, seed=1)
+    x, y = F.normalize(a, dim=1), F.normalize(b, dim=1)
+    assert alignment(a, b) == pytest.approx(float(((x - y) ** 2).sum(1).mean()))
+    pairs = torch.pdist(x).square()
+    assert uniformity(a) == pytest.approx(float((-2 * pairs).exp().mean().log()))
+    assert feature_std(a) == pytest.approx(float(x.std(0).mean()))
+    assert uniformity(torch.ones(4, 3)) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ValueError, match="N >= 2"):
+        uniformity(torch.ones(1, 3))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(2, 10),
+    d=st.integers(2, 20),
+    iterations=st.integers(0, 8),
+    rank=st.integers(1, 10),
+    axis=st.sampled_from(AXES),
+    seed=st.integers(0, 999),
+)
+def test_no_batch_of_a_rank_beats_its_bound(n, d, iterations, rank, axis, seed):
+    generator = torch.Generator().manual_seed(seed)
+    left = torch.randn(n, rank, generator=generator).double()
+    z = left @ torch.randn(rank, d, generator=generator).double()
+    size = n if axis == "channel" else d
+    value = float(trace_loss(iternorm(z, axis, iterations), axis))
+    assert value >= trace_loss_bound(size, iterations, min(rank, size)) - 1e-9
+    alarm = collapse_alarm(value, size, iterations)
+    assert alarm.rank_at_least <= min(rank, n, d)
+    assert alarm.verdict != "impossible"
+
+
+def test_bound_and_its_published_values():
+    assert [round(trace_loss_bound(n), 2) for n in (128, 256, 512)] == [85.85, 209.60, 463.25]
+    assert round(trace_loss_bound(256, rank=1), 1) == 254.0
+    bounds = [trace_loss_bound(64, rank=k) for k in range(1, 65)]
+    assert bounds == sorted(set(bounds), reverse=True)
+    with pytest.raises(ValueError, match="rank is 65; expected 1 to N = 64"):
+        trace_loss_bound(64, rank=65)
+
+
+def test_the_alarm_tells_collapse_from_health():
+    spread = torch.randn(64, 1024)
+    assert diagnose([spread, spread]).alarm.verdict == "healthy"
+    collapsed = torch.randn(64, 1) * torch.randn(1, 1024) + 0.01 * spread
+    figures = diagnose([collapsed, spread])
+    assert figures.alarm.verdict == "collapsed"
+    assert figures.effective_rank < 30
+    assert figures.scalars()["collapsed"] == 1
+    assert "eigenvalues" not in figures.scalars()
+    assert collapse_alarm(10.0, 256).verdict == "impossible"
+    assert collapse_alarm(trace_loss_bound(256), 256).verdict == "healthy"
+    zero = diagnose([torch.zeros(8, 16), torch.zeros(8, 16)])
+    assert zero.alarm.verdict == "collapsed"
+    assert zero.trace_loss == pytest.approx(8)
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("shape", [(16, 40), (40, 16)])
+def test_all_figures_at_once_equal_each_by_itself(axis, shape):
+    views = [embeddings(*shape), embeddings(*shape, seed=1)]
+    figures = diagnose(views, axis)
+    values = spectrum(views[0], axis)
+    if values[-1] > 1e-9:  # else the smallest is rounding
+        assert figures.condition == pytest.approx(float(condition_indicator(values)), rel=1e-6)
+    assert figures.effective_rank == pytest.approx(float(effective_rank(values)))
+    assert figures.alignment == pytest.approx(float(alignment(*views)))
+    expected = float(trace_loss(iternorm(views[0], axis), axis))
+    assert figures.trace_loss == pytest.approx(expected, rel=1e-8)
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match=r"1 view\(s\)"):
+        diagnose([torch.randn(4, 8)])
+    with pytest.raises(NonFiniteError):
+        spectrum(torch.full((4, 8), math.nan))
+    with pytest.raises(NonFiniteError):
+        diagnose([torch.full((4, 8), math.inf), torch.randn(4, 8)])
