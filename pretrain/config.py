@@ -15,15 +15,20 @@ class DataConfig:
 
     Attributes:
         name: of the data set, for tables (``imagenet``, ``shapes``).
-        root: folder of ``CLASS/IMAGE`` files; the classes are not used.
+        root: folder of ``CLASS/IMAGE`` files, tar shards (a folder of them or a pattern) or CIFAR's
+            files; the classes are not used.
+        subset: text file of class names or image names to keep; null keeps all.
         workers: loading processes per rank; 0 loads in the training process.
         cache: keep all decoded images in memory.
+        max_unreadable: share of the images that may turn out unreadable before the run fails.
     """
 
     name: str = MISSING
     root: str = MISSING
+    subset: str | None = None
     workers: int = 8
     cache: bool = False
+    max_unreadable: float = 0.001
 
 
 @dataclass
@@ -75,9 +80,10 @@ class LossConfig:
 
 @dataclass
 class OptimConfig:
-    """SGD with linear warm-up and cosine decay.
+    """SGD or LARS with linear warm-up and cosine decay.
 
     Attributes:
+        optimizer: ``sgd`` or ``lars``.
         epochs: passes over the data.
         batch_size: the global one, all ranks together.
         base_lr: learning rate at a batch of 256; scaled linearly with the batch.
@@ -86,8 +92,10 @@ class OptimConfig:
         momentum: of SGD.
         weight_decay: L2 penalty.
         decay_1d: also penalise 1-D parameters (biases and batch norms).
+        clip_norm: largest norm of the gradient; null does not clip.
     """
 
+    optimizer: str = "sgd"
     epochs: int = MISSING
     batch_size: int = 256
     base_lr: float = MISSING
@@ -96,6 +104,7 @@ class OptimConfig:
     momentum: float = 0.9
     weight_decay: float = 1e-5
     decay_1d: bool = False
+    clip_norm: float | None = None
 
 
 @dataclass
@@ -107,13 +116,17 @@ class EngineConfig:
         precision: ``fp32``, ``bf16`` or ``fp16`` (with gradient scaling) for the network; the
             loss is always float32.
         channels_last: memory layout of images and convolutions.
+        compile: a backend of ``torch.compile`` (``inductor``); null does not compile.
+        recompute: keep activations between the backbone's stages only and compute the others
+            again (activation checkpointing): less memory, a third more time.
         threads: CPU threads; null leaves torch's choice.
-        log_seconds: time between progress lines.
-        log_steps: steps between lines of ``metrics.jsonl``.
         checkpoint_steps: steps between checkpoints within an epoch; null saves at the end of
             epochs only.
         checkpoint_epochs: epochs between checkpoints.
         keep_checkpoints: how many checkpoints stay on disk.
+        milestone_epochs: checkpoints of every so many epochs stay for good; null keeps none.
+        nonfinite_steps: steps in a row whose loss is not finite before the run stops; they change
+            no weight.
         stop_after_steps: stop in order after this many steps of this session, to be continued;
             for job time limits and tests.
     """
@@ -121,13 +134,55 @@ class EngineConfig:
     device: str = "auto"
     precision: str = "fp32"
     channels_last: bool = True
+    compile: str | None = None
+    recompute: bool = False
     threads: int | None = None
-    log_seconds: float = 10.0
-    log_steps: int = 10
     checkpoint_steps: int | None = None
     checkpoint_epochs: int = 1
     keep_checkpoints: int = 2
+    milestone_epochs: int | None = None
+    nonfinite_steps: int = 5
     stop_after_steps: int | None = None
+
+
+@dataclass
+class LogConfig:
+    """What is told while a run goes on.
+
+    Attributes:
+        seconds: time between progress lines.
+        steps: steps between lines of ``metrics.jsonl``.
+        diagnostics_steps: steps between looks at the spectrum of the embeddings; 0 never looks.
+        tensorboard: also write TensorBoard's files.
+        wandb: project of Weights & Biases to report to; null does not.
+        pictures: write ``views.png``, what the network sees.
+    """
+
+    seconds: float = 10.0
+    steps: int = 10
+    diagnostics_steps: int = 50
+    tensorboard: bool = True
+    wandb: str | None = None
+    pictures: bool = True
+
+
+@dataclass
+class KnnConfig:
+    """k nearest neighbours on the backbone's features while a run goes on.
+
+    Attributes:
+        epochs: epochs between evaluations; 0 never evaluates.
+        train: labelled images to learn from, as ``data.root``; null takes the training images.
+        test: labelled images to classify.
+        k: neighbours.
+        size: side of the images, in pixels; null takes that of view 0.
+    """
+
+    epochs: int = 0
+    train: str | None = None
+    test: str | None = None
+    k: int = 5
+    size: int | None = None
 
 
 @dataclass
@@ -143,6 +198,8 @@ class PretrainConfig:
         loss: INTL.
         optim: SGD and its schedule.
         engine: how the machine is used.
+        log: what is told.
+        knn: k nearest neighbours now and then.
     """
 
     seed: int = 0
@@ -153,3 +210,5 @@ class PretrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    knn: KnnConfig = field(default_factory=KnnConfig)

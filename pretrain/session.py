@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from intl_transfer.data.views import build_views
 from intl_transfer.errors import UserError
-from intl_transfer.models import Encoder, MovingAverage
-from intl_transfer.runs import RunDirectory, read_manifest, sha256_file, write_atomically
-from intl_transfer.runs.checkpoint import load_newest, save_checkpoint
+from intl_transfer.runs import RunDirectory, read_manifest
+from intl_transfer.runs.checkpoint import (
+    CheckpointNotWrittenError,
+    list_checkpoints,
+    load_newest,
+    read_checkpoint,
+    save_checkpoint,
+)
 from intl_transfer.runs.distributed import Ranks
 from intl_transfer.runs.progress import Progress
 from pretrain.baselines import check_options
 from pretrain.config import PretrainConfig
+from pretrain.learner import PRECISIONS, Learner
 
 METHODS = {
     "intl": "INTL",
@@ -30,29 +36,37 @@ METHODS = {
     "vicreg": "VICReg",
     "simclr": "SimCLR",
 }
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class State:
-    """All that a checkpoint holds, so that a resumed run is the uninterrupted one."""
+    """All that a checkpoint holds, so that a resumed run is the uninterrupted one.
+
+    Attributes:
+        run: the run directory, on rank 0 once it is open.
+        last: figures of the results that a session takes over from the one before.
+    """
 
     def __init__(
-        self,
-        encoder: Encoder,
-        target: MovingAverage | None,
-        optimiser: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler,
-        config: PretrainConfig,
-        name: str,
+        self, learner: Learner, config: PretrainConfig, name: str, steps_per_epoch: int
     ) -> None:
-        self.encoder, self.target = encoder, target
-        self.optimiser, self.scaler = optimiser, scaler
+        self.encoder, self.target = learner.encoder, learner.target
+        self.optimiser, self.scaler = learner.optimiser, learner.scaler
         self.config, self.name = config, name
         self.run: RunDirectory | None = None
+        self.last: dict[str, float] = {}
+        self._steps_per_epoch = steps_per_epoch
         self.seconds = 0.0  # of training in earlier sessions
 
+    def is_finite(self) -> bool:
+        """Whether every parameter is: what is not must not become a checkpoint."""
+        norms = torch._foreach_norm([p.detach() for p in self.encoder.parameters()])
+        return bool(torch.isfinite(torch.stack([norm.float() for norm in norms])).all())
+
     def save(self, folder: Path, step: int, progress: Progress, ranks: Ranks) -> None:
-        """Writes a checkpoint from global rank 0; every rank contributes its random state."""
+        """Writes a checkpoint from global rank 0; every rank contributes its random state.
+
+        Where that fails (a full disk), the run goes on with the checkpoints that it has.
+        """
         rng = ranks.gather_objects(random_state(ranks.device))
         if self.run is None:
             return
@@ -61,32 +75,54 @@ class State:
             "target": self.target.encoder.state_dict() if self.target else None,
             "optimizer": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "progress": {"step": step, "seconds": self.seconds + progress.elapsed()},
+            "progress": {
+                "step": step,
+                "seconds": self.seconds + progress.elapsed(),
+                "last": self.last,
+            },
             "rng": rng,
             "config": dataclasses.asdict(self.config),
             "run": describe(self.run, self.config, self.name),
         }
-        save_checkpoint(folder, step, state, self.config.engine.keep_checkpoints)
+        try:
+            keep = self.config.engine.keep_checkpoints
+            save_checkpoint(folder, step, state, keep, self.is_milestone)
+        except CheckpointNotWrittenError as error:
+            older = list_checkpoints(folder)
+            has = f"the newest is {older[0].name}" if older else "there is none yet"
+            print(f"warning: {error}; the run goes on, {has}", file=sys.stderr, flush=True)
+
+    def is_milestone(self, step: int) -> bool:
+        """Whether the checkpoint of a step stays for good."""
+        every = self.config.engine.milestone_epochs
+        return every is not None and step % (every * self._steps_per_epoch) == 0
 
     def resume(self, folder: Path, ranks: Ranks) -> int:
         """Takes up the newest whole checkpoint; returns the number of steps already made."""
-        found = load_newest(folder)
-        if found is None:
+        # One rank looks, all take what it found: on a shared disk others may see less.
+        found = None
+        if ranks.is_main:
+            for leftover in folder.glob(".step_*.part"):  # of a process that was killed
+                leftover.unlink(missing_ok=True)
+            found = load_newest(folder)
+        path = ranks.gather_objects(str(found[0]) if found else None)[0]
+        if path is None:
             return 0
-        path, state = found
+        state = found[1] if found else read_checkpoint(path)
         try:
             self.encoder.load_state_dict(state["model"])
             if self.target is not None:
                 self.target.encoder.load_state_dict(state["target"])
             self.optimiser.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise UserError(f"{path} does not fit this configuration: {error}") from None
         # The random streams of a run on another number of ranks have no owner here; views and
         # order do not depend on them.
         if len(state["rng"]) == ranks.world_size:
             restore_random_state(state["rng"][ranks.rank], ranks.device)
         self.seconds = float(state["progress"]["seconds"])
+        self.last = dict(state["progress"].get("last", {}))
         return int(state["progress"]["step"])
 
 
@@ -107,40 +143,107 @@ def restore_random_state(state: dict[str, Tensor], device: torch.device) -> None
 
 def check(config: PretrainConfig) -> None:
     """Refuses values that no training could use, before anything is built."""
+    loss, optim, engine = config.loss, config.optim, config.engine
     choices = {
-        "loss.method": (config.loss.method, METHODS),
-        "loss.axis": (config.loss.axis, ("channel", "batch")),
-        "engine.precision": (config.engine.precision, PRECISIONS),
+        "loss.method": (loss.method, METHODS),
+        "loss.axis": (loss.axis, ("channel", "batch")),
+        "engine.precision": (engine.precision, PRECISIONS),
+        "optim.optimizer": (optim.optimizer, ("sgd", "lars")),
     }
     for key, (value, known) in choices.items():
         if value not in known:
             raise UserError(f"{key} is '{value}'; expected one of {', '.join(known)}")
-    check_options(config.loss)
+    rules = {
+        "optim.epochs": (optim.epochs, optim.epochs >= 1, "at least 1"),
+        "optim.batch_size": (optim.batch_size, optim.batch_size >= 2, "at least 2"),
+        "optim.base_lr": (optim.base_lr, 0 < optim.base_lr < float("inf"), "a positive number"),
+        "optim.final_lr_factor": (optim.final_lr_factor, 0 <= optim.final_lr_factor <= 1, "0 to 1"),
+        "optim.warmup_epochs": (optim.warmup_epochs, optim.warmup_epochs >= 0, "0 or more"),
+        "optim.momentum": (optim.momentum, 0 <= optim.momentum < 1, "0 to below 1"),
+        "optim.weight_decay": (optim.weight_decay, optim.weight_decay >= 0, "0 or more"),
+        "optim.clip_norm": (
+            optim.clip_norm,
+            optim.clip_norm is None or optim.clip_norm > 0,
+            "null or a positive number",
+        ),
+        "loss.iterations": (
+            loss.iterations,
+            loss.iterations >= 1,
+            "at least 1 (0 only centres and scales; for that take loss.method=power "
+            "loss.options.p=0)",
+        ),
+        "loss.ema_momentum": (loss.ema_momentum, 0 <= loss.ema_momentum <= 1, "0 to 1"),
+        "data.workers": (config.data.workers, config.data.workers >= 0, "0 or more"),
+        "data.max_unreadable": (
+            config.data.max_unreadable,
+            0 <= config.data.max_unreadable <= 1,
+            "a share from 0 to 1",
+        ),
+        "log.steps": (config.log.steps, config.log.steps >= 1, "at least 1"),
+        "log.diagnostics_steps": (
+            config.log.diagnostics_steps,
+            config.log.diagnostics_steps >= 0,
+            "0 or more",
+        ),
+        "knn.epochs": (config.knn.epochs, config.knn.epochs >= 0, "0 or more"),
+        "knn.k": (config.knn.k, config.knn.k >= 1, "at least 1"),
+        **{
+            f"engine.{key}": (
+                getattr(engine, key),
+                getattr(engine, key) is None or getattr(engine, key) >= 1,
+                "at least 1",
+            )
+            for key in (
+                "checkpoint_steps",
+                "checkpoint_epochs",
+                "keep_checkpoints",
+                "milestone_epochs",
+                "nonfinite_steps",
+                "stop_after_steps",
+                "threads",
+            )
+        },
+    }
+    for key, (found, is_good, expected) in rules.items():
+        if not is_good:
+            raise UserError(f"{key} is {found}; expected {expected}")
+    check_options(loss)
     if len(config.views) < 2:
         raise UserError(f"views has {len(config.views)} entry; INTL needs at least two views")
-    if config.optim.epochs < 1 or config.optim.batch_size < 2:
-        raise UserError("optim.epochs must be at least 1 and optim.batch_size at least 2")
     try:
         build_views(config.views)
     except ValueError as error:
         raise UserError(f"views: {error}") from None
 
 
-def unfinished(config: PretrainConfig) -> bool:
-    """Whether the run directory still wants work; refuses one of another configuration."""
+def differences(config: PretrainConfig) -> dict[str, dict[str, Any]]:
+    """Settings in which the run directory's earlier session differs, by dotted key."""
     output = Path(config.output_dir or "")
     if not (output / "manifest.json").exists():
-        return True
-    manifest = read_manifest(output)
-    wanted, found = comparable(dataclasses.asdict(config)), comparable(manifest["config"])
-    differing = sorted(key for key in wanted.keys() | found if wanted.get(key) != found.get(key))
-    if differing:
-        lines = ", ".join(f"{k}: {found.get(k)} there, {wanted.get(k)} here" for k in differing)
+        return {}
+    wanted = comparable(dataclasses.asdict(config))
+    found = comparable(read_manifest(output)["config"])
+    defaults = comparable(dataclasses.asdict(PretrainConfig()))
+    return {
+        key: {"before": found.get(key, defaults.get(key)), "now": wanted.get(key)}
+        for key in sorted(wanted.keys() | found)
+        # A key that an older version did not know had its default.
+        if wanted.get(key) != found.get(key, defaults.get(key))
+    }
+
+
+def unfinished(config: PretrainConfig, changes: dict[str, dict[str, Any]], allow: bool) -> bool:
+    """Whether the run directory still wants work; refuses one of another configuration."""
+    output = Path(config.output_dir or "")
+    if changes and not allow:
+        lines = ", ".join(f"{k}: {v['before']} there, {v['now']} here" for k, v in changes.items())
         raise UserError(
             f"{output} holds a run with other settings ({lines}). Give another directory with "
-            "output_dir=DIR, or remove that one"
+            "output_dir=DIR, or go on with the new settings by --allow-config-change"
         )
-    return manifest["status"] != "finished"
+    if not (output / "manifest.json").exists():
+        return True
+    return bool(changes) or read_manifest(output)["status"] != "finished"
 
 
 def comparable(config: dict[str, Any]) -> dict[str, Any]:
@@ -151,16 +254,23 @@ def comparable(config: dict[str, Any]) -> dict[str, Any]:
             flat.update({f"{key}.{inner}": inner_value for inner, inner_value in value.items()})
         else:
             flat[key] = value
-    # Where the data lies and how the machine is used may change between sessions.
-    elsewhere = {"output_dir", "data.root", "data.workers", "data.cache"}
+    # Where the data lies, what is told and how the machine is used may change between sessions.
+    elsewhere = {"output_dir", "data.root", "data.workers", "data.cache", "data.max_unreadable"}
+    free = ("engine.", "log.", "knn.")
     return {
         key: value
         for key, value in flat.items()
-        if key == "engine.precision" or not (key in elsewhere or key.startswith("engine."))
+        if key == "engine.precision" or not (key in elsewhere or key.startswith(free))
     }
 
 
-def open_run(config: PretrainConfig, name: str, ranks: Ranks) -> RunDirectory:
+def open_run(
+    config: PretrainConfig,
+    name: str,
+    ranks: Ranks,
+    changes: dict[str, dict[str, Any]],
+    details: dict[str, Any],
+) -> RunDirectory:
     """Opens the run directory for a new session."""
     return RunDirectory.start(
         config.output_dir or "",
@@ -171,6 +281,8 @@ def open_run(config: PretrainConfig, name: str, ranks: Ranks) -> RunDirectory:
         seed=config.seed,
         method=METHODS[config.loss.method],
         world_size=ranks.world_size,
+        details=details,
+        changes=changes,
     )
 
 
@@ -185,42 +297,3 @@ def describe(run: RunDirectory, config: PretrainConfig, name: str) -> dict[str, 
         "dataset": config.data.name,
         "seed": config.seed,
     }
-
-
-def export(
-    run: RunDirectory,
-    state: State,
-    config: PretrainConfig,
-    name: str,
-    steps_per_epoch: int,
-    loss: float,
-    progress: Progress,
-) -> None:
-    """Writes the backbone under torchvision's names, and the results."""
-    backbone = {k: v.cpu().contiguous() for k, v in state.encoder.backbone.state_dict().items()}
-    described = describe(run, config, name)
-    metadata = {
-        "method": described["method"],
-        "backbone": config.model.backbone,
-        "pretrain_run": json.dumps(described),
-    }
-    file = run.path / "backbone.safetensors"
-    data = safetensors_bytes(backbone, metadata=metadata)
-    write_atomically(file, lambda out: out.write(data))
-    run.finish(
-        {
-            "stage": "pretrain",
-            "method": described["method"],
-            "backbone": config.model.backbone,
-            "dataset": config.data.name,
-            "epochs": config.optim.epochs,
-            "steps": config.optim.epochs * steps_per_epoch,
-            "batch_size": config.optim.batch_size,
-            "seed": config.seed,
-            "final_loss": loss,
-            "wall_time_s": round(state.seconds + progress.elapsed(), 3),
-            "backbone_file": file.name,
-            "backbone_sha256": sha256_file(file),
-        }
-    )
-    print(f"finished: {file}", flush=True)

@@ -38,7 +38,7 @@ def test_resnet50_from_images_to_the_table(tmp_path):
     train = step(
         *(tmp_path, ROOT / "pretrain" / "train.py", "--config", "shapes_r50"),
         *("--output-dir", "runs/pretrain", "optim.epochs=1", "optim.batch_size=8"),
-        *("model.projector_hidden=64", "model.embedding=64", "engine.log_steps=1"),
+        *("model.projector_hidden=64", "model.embedding=64", "log.steps=1"),
     )
     assert "INTL, resnet50 on shapes: 24 images" in train
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import cv2
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
-from intl_transfer.data.datasets import ViewsDataset
+from intl_transfer.data.datasets import Batch, ViewsDataset
 from intl_transfer.errors import UserError
 
 
@@ -34,7 +36,8 @@ def rank_batch_size(batch_size: int, world_size: int) -> int:
 class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
     """One rank's share of each global batch of one epoch.
 
-    The permutation depends on seed and epoch alone; rank r takes rows r*b to (r+1)*b of each
+    The order depends on seed and epoch alone (a permutation, or what the source's
+    ``epoch_order`` makes of them); rank r takes rows r*b to (r+1)*b of each
     global batch of W*b, so that the global batch is the same for any W. The last, incomplete
     batch is dropped.
 
@@ -44,13 +47,20 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(
-        self, length: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        epoch_order: Callable[[int, int], NDArray[np.int64]] | None = None,
     ) -> None:
         if length < batch_size:
             raise UserError(
                 f"{length} images do not fill one global batch of {batch_size}; take a smaller "
                 "optim.batch_size or more images"
             )
+        self._epoch_order = epoch_order or self._permutation
         self._length, self._batch_size, self._seed = length, batch_size, seed
         self._rows = rank_batch_size(batch_size, world_size)
         self._rank = rank
@@ -66,18 +76,22 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
         return self.steps_per_epoch - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng((self._seed, self.epoch)).permutation(self._length)
+        order = self._epoch_order(self._seed, self.epoch)
         for step in range(self.start, self.steps_per_epoch):
             first = step * self._batch_size + self._rank * self._rows
             yield [(self.epoch, int(index)) for index in order[first : first + self._rows]]
 
+    def _permutation(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng((seed, epoch)).permutation(self._length).astype(np.int64)
+
 
 def build_loader(
     dataset: ViewsDataset, sampler: GlobalBatchSampler, workers: int, pin_memory: bool
-) -> DataLoader[list[Tensor]]:
-    """Builds the loader of one rank: lists of V uint8 tensors (n, 3, size, size)."""
+) -> DataLoader[Batch]:
+    """Builds the loader of one rank's :class:`intl_transfer.data.datasets.Batch`."""
     return DataLoader(
         dataset,
+        collate_fn=_as_it_is,  # the dataset makes whole batches
         batch_sampler=sampler,
         num_workers=workers,
         pin_memory=pin_memory,
@@ -89,5 +103,10 @@ def build_loader(
     )
 
 
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
 def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
+    cv2.setNumThreads(0)

@@ -2,6 +2,7 @@
 
 from intl_transfer.models.backbones import BACKBONES, build_backbone
 from intl_transfer.models.projector import build_projector
+from intl_transfer.models.recomputation import recompute_activations
 from intl_transfer.models.siamese import Encoder, MovingAverage, ema_momentum
 from intl_transfer.models.sync_batchnorm import CollectiveBatchNorm, synchronise_batchnorm
 
@@ -13,5 +14,6 @@ __all__ = [
     "build_backbone",
     "build_projector",
     "ema_momentum",
+    "recompute_activations",
     "synchronise_batchnorm",
 ]

@@ -6,6 +6,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +20,59 @@ SCHEMA = 1
 _NAME = re.compile(r"step_(\d+)\.pt")
 
 
+class CheckpointNotWrittenError(Exception):
+    """A checkpoint could not be written; older ones are as they were."""
+
+
 def checkpoint_path(folder: str | Path, step: int) -> Path:
     """Where the checkpoint taken after ``step`` optimiser steps lies."""
     return Path(folder) / f"step_{step:08d}.pt"
 
 
-def save_checkpoint(folder: str | Path, step: int, state: dict[str, Any], keep: int = 2) -> Path:
-    """Writes a checkpoint atomically, then removes all but the newest ones.
+def save_checkpoint(
+    folder: str | Path,
+    step: int,
+    state: dict[str, Any],
+    keep: int = 2,
+    is_milestone: Callable[[int], bool] = lambda step: False,
+) -> Path:
+    """Writes a checkpoint atomically, then removes all but the newest ones and the milestones.
 
     Args:
         folder: the run's ``checkpoints`` folder; made if absent.
         step: number of optimiser steps taken.
         state: tensors, numbers, strings, lists and dictionaries only, so that it can be read
             with ``weights_only=True``.
-        keep: how many checkpoints stay.
+        keep: how many checkpoints stay, milestones aside.
+        is_milestone: tells of a step whether its checkpoint is never removed.
 
     Returns:
         The file written.
+
+    Raises:
+        CheckpointNotWrittenError: if the disk is full or the folder cannot be written. Nothing is
+            removed then, and no part of a file is left behind.
     """
     path = checkpoint_path(folder, step)
     value = {"format": FORMAT, "schema": SCHEMA, **state}
-    write_atomically(path, lambda file: torch.save(value, file))
-    for old in list_checkpoints(folder)[keep:]:
+    try:
+        write_atomically(path, lambda file: torch.save(value, file))
+    except (OSError, RuntimeError) as error:
+        # torch's writer turns the error of a write into a RuntimeError of its own.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise CheckpointNotWrittenError(f"{path} was not written ({cause})") from error
+    passing = [old for old in list_checkpoints(folder) if not is_milestone(step_of(old))]
+    for old in passing[keep:]:
         old.unlink(missing_ok=True)
     return path
+
+
+def step_of(path: Path) -> int:
+    """The number of steps after which a checkpoint was taken, from its name."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise ValueError(f"{path.name} is no checkpoint's name; expected step_N.pt")
+    return int(match.group(1))
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:

@@ -74,6 +74,8 @@ class RunDirectory:
         method: str | None = None,
         inputs: Sequence[Mapping[str, Any]] = (),
         world_size: int = 1,
+        details: Mapping[str, Any] | None = None,
+        changes: Mapping[str, Any] | None = None,
     ) -> RunDirectory:
         """Opens a run directory for writing and records a new session in its manifest.
 
@@ -87,6 +89,9 @@ class RunDirectory:
             method: the pretraining method behind the run (``"INTL"``, ``"random init"``, ...).
             inputs: input files, each ``{"role", "path", "sha256", ...}``.
             world_size: number of ranks.
+            details: further facts for the manifest, kept from session to session.
+            changes: settings in which this session differs from the one before, by dotted key,
+                each ``{"before", "now"}``.
 
         Returns:
             The open run directory, its manifest already on disk with status ``running``.
@@ -108,6 +113,7 @@ class RunDirectory:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "world_size": world_size,
+            **({"changes": dict(changes)} if changes else {}),
         }
         manifest: dict[str, Any] = {
             "schema": SCHEMA,
@@ -123,6 +129,7 @@ class RunDirectory:
             "git": git_state(),
             "versions": library_versions(),
             "hardware": hardware(),
+            "details": {**(existing or {}).get("details", {}), **(details or {})},
             "started": existing["started"] if existing else session["started"],
             "ended": None,
             "error": None,

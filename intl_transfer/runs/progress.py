@@ -1,21 +1,39 @@
-"""Progress lines with rate and time left, fit for a terminal and for a log file."""
+"""Rate and time left: one live line on a terminal, a line now and then in a log file."""
 
 from __future__ import annotations
 
+import sys
 import time
+
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as RichProgress
 
 
 class Progress:
-    """Measures the rate of a loop and prints a line every few seconds.
+    """Measures the rate of a loop and shows how far it is.
 
     Args:
         total: number of steps of the whole run.
         done: steps made before this session.
         every_seconds: time between lines; the first and the last step always print.
+        live: one line that changes in place, with a bar; where the output is a terminal if None.
     """
 
-    def __init__(self, total: int, done: int = 0, every_seconds: float = 10.0) -> None:
+    def __init__(
+        self,
+        total: int,
+        done: int = 0,
+        every_seconds: float = 10.0,
+        live: bool | None = None,
+    ) -> None:
         self._total, self._first = total, done
+        self._live: RichProgress | None = None
+        if sys.stdout.isatty() if live is None else live:
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=20))
+            self._live = RichProgress(*columns, TextColumn("ETA {task.fields[eta]}"))
+            self._task = self._live.add_task("starting", total=total, completed=done, eta="?")
+            self._live.start()
+            every_seconds = 0.5
         self._every = every_seconds
         self._start = time.perf_counter()
         self._shown = -float("inf")
@@ -44,12 +62,24 @@ class Progress:
         if not self.due() and step != self._total:
             return
         self._shown = time.perf_counter()
-        left = (self._total - step) / max(1e-9, self.rate(step))
-        print(
-            f"step {step}/{self._total} {text} {images_per_second:.0f} images/s "
-            f"ETA {format_seconds(left)}",
-            flush=True,
-        )
+        left = format_seconds((self._total - step) / max(1e-9, self.rate(step)))
+        line = f"step {step}/{self._total} {text} {images_per_second:.0f} images/s"
+        if self._live is not None:
+            self._live.update(self._task, description=line, completed=step, eta=left)
+        else:
+            print(f"{line} ETA {left}", flush=True)
+
+    def say(self, text: str) -> None:
+        """Prints a line of its own, above the live one."""
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Leaves the live line as it is."""
+        if self._live is not None:
+            self._live.stop()
 
 
 def format_seconds(seconds: float) -> str:

@@ -91,6 +91,7 @@ def intl_loss(
     group: Any = None,
     distributed: bool = True,
     sharded: bool | None = None,
+    parts: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """The INTL loss of V views, view 0 the target of all others.
 
@@ -108,6 +109,9 @@ def intl_loss(
         distributed: False treats the rows as the whole batch even under a process group.
         sharded: True shares the work out over ranks, False repeats it on each, None does what is
             worth it (:func:`intl_transfer.spectral.plan_head`).
+        parts: a dictionary to be filled with what the loss is made of, without gradient:
+            ``mismatch`` (mean over the pairs) and ``trace_loss`` (mean over the views that it is
+            taken of).
 
     Returns:
         A scalar, the loss of the global batch, the same on every rank. Averaged over ranks by
@@ -129,6 +133,7 @@ def intl_loss(
         views, axis, iterations, trace_weight, True, group, distributed, sharded
     )
     traces = statistics.traces
+    _report(parts, statistics.mismatch, traces)
     loss = statistics.mismatch.mean() + beta * (traces[1:].mean() + traces[0])
     return replicated(loss, group, distributed)
 
@@ -143,6 +148,7 @@ def intl_ema_loss(
     group: Any = None,
     distributed: bool = True,
     sharded: bool | None = None,
+    parts: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """The INTL loss against a target from a moving-average copy of the network.
 
@@ -157,6 +163,7 @@ def intl_ema_loss(
         group: process group whose ranks share the batch; the default group if None.
         distributed: False treats the rows as the whole batch even under a process group.
         sharded: as for :func:`intl_loss`.
+        parts: as for :func:`intl_loss`.
 
     Returns:
         A scalar, the loss of the global batch, the same on every rank.
@@ -182,6 +189,7 @@ def intl_ema_loss(
         distributed,
         sharded,
     )
+    _report(parts, statistics.mismatch, statistics.traces[1:])
     loss = statistics.mismatch.mean() + beta * statistics.traces[1:].mean()
     return replicated(loss, group, distributed)
 
@@ -266,6 +274,13 @@ class INTLLoss(nn.Module):
     def extra_repr(self) -> str:
         """Its settings, for ``print``."""
         return f"axis={self.axis!r}, T={self.iterations}, trace_weight={self.trace_weight}"
+
+
+def _report(parts: dict[str, Tensor] | None, mismatch: Tensor, traces: Tensor) -> None:
+    """Fills the dictionary that a caller gave to know the parts of the loss."""
+    if parts is not None:
+        parts["mismatch"] = mismatch.detach().mean()
+        parts["trace_loss"] = traces.detach().mean()
 
 
 def _statistics(

@@ -6,16 +6,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torchvision.transforms import v2
 
-from intl_transfer.data.datasets import ViewsDataset, decode, image_folder
+from intl_transfer.data.datasets import ViewsDataset
 from intl_transfer.data.loaders import GlobalBatchSampler, build_loader, rank_batch_size
-from intl_transfer.data.views import ViewConfig, build_view, build_views, normalise
+from intl_transfer.data.sources import open_source
+from intl_transfer.data.views import ViewConfig, build_views
 from intl_transfer.errors import UserError
 
 
 @pytest.fixture
-def images(tmp_path):
+def images(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.parent / "cache"))
     rng = np.random.default_rng(0)
     for label in ("a", "b"):
         (tmp_path / label).mkdir()
@@ -75,97 +76,62 @@ def test_batches_that_cannot_be_shared_out():
         GlobalBatchSampler(5, 8, 0)
 
 
+def test_a_source_may_have_an_order_of_its_own():
+    sampler = GlobalBatchSampler(9, 4, 0, epoch_order=lambda seed, epoch: np.arange(9)[::-1])
+    assert [i for batch in sampler for _, i in batch] == [8, 7, 6, 5, 4, 3, 2, 1]
+
+
+def rows(dataset, keys):
+    return [dataset[key].views for key in keys]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_views_depend_on_seed_epoch_and_index_alone(images, workers):
-    files = [file for file, _ in image_folder(images)]
+    source = open_source(images)
     views = build_views([ViewConfig(size=16), ViewConfig(size=8)])
-    reference = ViewsDataset(files, views, seed=3)
-    sampler = GlobalBatchSampler(len(files), 4, seed=3)
+    reference = ViewsDataset(source, views, seed=3)
+    sampler = GlobalBatchSampler(len(source), 4, seed=3)
     sampler.epoch = 2
-    loader = build_loader(ViewsDataset(files, views, 3, cache=True), sampler, workers, False)
+    loader = build_loader(ViewsDataset(source, views, 3, cache=True), sampler, workers, False)
     for keys, batch in zip(sampler, loader, strict=True):
-        expected = [reference[key] for key in keys]
+        expected = rows(reference, keys)
+        assert batch.unreadable == []
+        assert not batch.gone
         for view, size in enumerate((16, 8)):
-            assert batch[view].dtype == torch.uint8
-            assert batch[view].shape == (4, 3, size, size)
-            assert torch.equal(batch[view], torch.stack([e[view] for e in expected]))
+            assert batch.views[view].dtype == torch.uint8
+            assert batch.views[view].shape == (4, size, size, 3)
+            assert torch.equal(batch.views[view], torch.cat([row[view] for row in expected]))
+            assert batch.views[view].is_shared() == (workers > 0)
     torch.manual_seed(123)
     expected_next = torch.rand(1)
     torch.manual_seed(123)
     reference[(2, 0)]  # drawing views leaves the process's own generator alone
     assert torch.equal(torch.rand(1), expected_next)
-    assert not torch.equal(reference[(2, 0)][0], reference[(3, 0)][0])
-    assert not torch.equal(reference[(2, 0)][0], ViewsDataset(files, views, 4)[(2, 0)][0])
+    one = reference[(2, 0)].views[0]
+    assert not torch.equal(one, reference[(3, 0)].views[0])
+    assert not torch.equal(one, ViewsDataset(source, views, 4)[(2, 0)].views[0])
 
 
-def test_view_probabilities_and_ranges():
-    torch.manual_seed(0)
-    # Left half black, right half white: a flip swaps them, solarisation inverts the white one.
-    image = torch.zeros(3, 64, 64, dtype=torch.uint8)
-    image[:, :, 32:] = 200
-    plain = {"jitter": 0.0, "grey": 0.0, "blur": 0.0, "scale_min": 1.0}
-    flips = build_view(ViewConfig(size=64, solarise=0.0, flip=0.5, **plain))
-    count = sum(int(flips(image)[0, 32, 2] > 100) for _ in range(400))
-    assert 160 < count < 240
-    solarised = build_view(ViewConfig(size=64, solarise=0.2, flip=0.0, **plain))
-    values = [int(solarised(image)[0, 32, 60]) for _ in range(400)]
-    assert set(values) == {200, 55}
-    assert 50 < values.count(55) < 110
+@pytest.mark.parametrize("cache", [False, True])
+def test_another_image_takes_the_place_of_one_that_cannot_be_read(images, cache):
+    (images / "a" / "3.png").write_bytes(b"no image")
+    source = open_source(images)
+    views = build_views([ViewConfig(size=16)])
+    dataset = ViewsDataset(source, views, seed=0, cache=cache)
+    batch = dataset.__getitems__([(0, i) for i in range(6)])
+    ((index, reason),) = batch.unreadable
+    assert index == 3
+    assert reason.endswith("3.png cannot be read as an image (no image format that is known)")
+    # Whoever asks, alone or among others, gets the same image in its place.
+    assert torch.equal(dataset[(0, 3)].views[0][0], batch.views[0][3])
+    assert batch.views[0][3].any()
+    assert not batch.gone
 
 
-def test_blur_has_the_drawn_strength():
-    torch.manual_seed(0)
-    image = torch.zeros(3, 33, 33, dtype=torch.uint8)
-    image[:, 16, 16] = 255
-    view = build_view(
-        ViewConfig(size=33, scale_min=1.0, jitter=0, grey=0, solarise=0, flip=0, blur=1.0)
-    )
-    peaks = torch.tensor([float(view(image)[0, 16, 16]) / 255 for _ in range(300)])
-    # The peak of a blurred point is the kernel's centre: 1 for sigma 0.1, 0.0398 for sigma 2.
-    assert peaks.max() > 0.9
-    assert 0.03 < peaks.min() < 0.06
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"blur": 1.5}, "blur is 1.5"),
-        ({"scale_min": 0.5, "scale_max": 0.2}, "crop scale 0.5 to 0.2"),
-        ({"scale_min": 0.0}, "crop scale 0.0"),
-    ],
-)
-def test_impossible_views_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        build_view(ViewConfig(**change))
-
-
-def test_normalise_equals_torchvision():
-    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
-    transform = v2.Compose(
-        [
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        ]
-    )
-    torch.testing.assert_close(normalise(images), transform(images), rtol=1e-5, atol=1e-5)
-
-
-def test_bad_folders_and_files(tmp_path):
-    with pytest.raises(UserError, match="no image folder"):
-        image_folder(tmp_path / "absent")
-    with pytest.raises(UserError, match="no images in class folders"):
-        image_folder(tmp_path)
-    (tmp_path / "a").mkdir()
-    with pytest.raises(UserError, match="no images in class folders"):
-        image_folder(tmp_path)
-    broken = tmp_path / "a" / "x.png"
-    broken.write_bytes(b"\x89PNG nothing")
-    with pytest.raises(UserError, match=r"x\.png cannot be read as an image"):
-        decode(str(broken))
-
-
-def test_grey_and_palette_images_become_rgb(tmp_path):
-    for mode in ("L", "P", "RGBA", "CMYK"):
-        file = tmp_path / f"{mode}.tiff"
-        Image.new(mode, (5, 4)).save(file)
-        assert decode(str(file)).shape == (3, 4, 5)
+def test_a_data_set_that_has_gone_is_noticed(images):
+    dataset = ViewsDataset(open_source(images), build_views([ViewConfig(size=16)]), seed=0)
+    for file in images.rglob("*.png"):
+        file.unlink()
+    batch = dataset[(0, 3)]
+    assert batch.gone
+    assert len(batch.unreadable) == 16

@@ -7,8 +7,8 @@ import pytest
 from intl_transfer.runs.config import load_config
 from intl_transfer.spectral import default_trace_weight
 from pretrain.config import PretrainConfig
+from pretrain.learner import learning_rate
 from pretrain.session import check
-from pretrain.train import learning_rate
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "pretrain"
 

@@ -2,84 +2,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
-import subprocess
 import sys
-import time
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
 
 from intl_transfer.models import Encoder, build_backbone, build_projector
 from intl_transfer.runs import read_manifest, read_metrics, read_results, sha256_file
 from intl_transfer.runs.checkpoint import load_newest
 from pretrain.config import OptimConfig
-from pretrain.train import learning_rate, parameter_groups
-
-ROOT = Path(__file__).resolve().parents[2]
-
-# Two epochs of three steps, small enough for a second or two.
-TINY = [
-    "optim.epochs=2",
-    "optim.batch_size=8",
-    "optim.base_lr=0.5",
-    "model.projector_hidden=32",
-    "model.embedding=32",
-    "engine.threads=1",
-    "engine.log_steps=1",
-    "views=[{size: 32}, {size: 32}, {size: 24}]",
-]
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    root = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for label in ("a", "b"):
-        (root / label).mkdir()
-        for i in range(13):
-            small = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
-            Image.fromarray(small).resize((48, 48)).save(root / label / f"{i}.png")
-    return root
-
-
-def train(images, output, *overrides, launcher=(sys.executable,), check=True, **kwargs):
-    command = [
-        *launcher,
-        str(ROOT / "pretrain" / "train.py"),
-        "--config",
-        "shapes_r18",
-        *TINY,
-        f"data.root={images}",
-        f"--output-dir={output}",
-        *overrides,
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=environment, **kwargs
-    )
-    assert not check or done.returncode == 0, done.stderr + done.stdout
-    return done
-
-
-def backbone(output):
-    return load_file(output / "backbone.safetensors")
-
-
-def assert_same(a, b, **tolerance):
-    left, right = backbone(a), backbone(b)
-    assert left.keys() == right.keys()
-    for name in left:
-        if tolerance:
-            torch.testing.assert_close(left[name], right[name], **tolerance)
-        else:
-            assert torch.equal(left[name], right[name]), name
+from pretrain.learner import learning_rate, parameter_groups
+from tests.pretrain.running import TORCHRUN, assert_same, backbone, train
 
 
 @pytest.mark.parametrize(
@@ -129,29 +63,6 @@ def test_a_run_directory_says_all(images, tmp_path):
     assert "seed: 3 there, 4 here" in other.stderr
 
 
-def test_killed_without_warning_continues(images, tmp_path):
-    train(images, tmp_path / "whole")
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            str(ROOT / "pretrain" / "train.py"),
-            *["--config", "shapes_r18", *TINY, f"data.root={images}"],
-            *["--output-dir", str(tmp_path / "killed"), "engine.checkpoint_steps=1"],
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-    )
-    checkpoints = tmp_path / "killed" / "checkpoints"
-    deadline = time.monotonic() + 120
-    while not list(checkpoints.glob("step_*.pt")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = train(images, tmp_path / "killed")
-    assert "from step" in done.stdout
-    assert_same(tmp_path / "whole", tmp_path / "killed")
-
-
 def test_a_damaged_checkpoint_is_passed_over(images, tmp_path):
     train(images, tmp_path / "whole")
     partial = tmp_path / "partial"
@@ -171,8 +82,7 @@ def test_two_ranks_train_what_one_process_trains(images, tmp_path, method):
     # gradients are exact is tested in float64, in tests/models.
     settings = [f"loss.method={method}", "engine.stop_after_steps=1"]
     train(images, tmp_path / "one", *settings)
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
-    train(images, tmp_path / "two", *settings, launcher=torchrun)
+    train(images, tmp_path / "two", *settings, launcher=TORCHRUN)
     assert read_manifest(tmp_path / "two")["sessions"][0]["world_size"] == 2
     (one,), (two,) = (read_metrics(tmp_path / name) for name in ("one", "two"))
     assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
@@ -222,14 +132,6 @@ def test_options_that_a_method_does_not_have(images, tmp_path):
         assert expected in done.stderr
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(images, tmp_path):
-    done = train(images, tmp_path / "run", "optim.base_lr=1e30", check=False)
-    assert done.returncode == 2
-    assert "NaN or infinity in the embeddings" in done.stderr
-    assert "the last checkpoint is whole" in done.stderr
-    assert read_manifest(tmp_path / "run")["status"] == "failed"
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -238,6 +140,15 @@ def test_a_loss_that_is_not_finite_ends_the_run(images, tmp_path):
         ("views=[{size: 32}]", "views has 1 entry"),
         ("views=[{size: 32, blur: 2}, {size: 32}]", "blur is 2"),
         ("data.root=absent", "no image folder absent"),
+        ("data.subset=absent.txt", "the subset list absent.txt cannot be read"),
+        ("data.workers=-1", "data.workers is -1; expected 0 or more"),
+        ("optim.base_lr=-0.1", "optim.base_lr is -0.1; expected a positive number"),
+        ("optim.clip_norm=0", "optim.clip_norm is 0.0; expected null or a positive number"),
+        ("optim.optimizer=adam", "optim.optimizer is 'adam'; expected one of sgd, lars"),
+        ("optim.batch_size=1", "optim.batch_size is 1; expected at least 2"),
+        ("loss.iterations=0", "loss.iterations is 0; expected at least 1"),
+        ("engine.keep_checkpoints=0", "engine.keep_checkpoints is 0; expected at least 1"),
+        ("knn.epochs=1", "knn.epochs needs labelled images to classify: knn.test=DIR"),
         ("model.backbone=resnet19", "Did you mean 'resnet18'"),
         ("optim.batch_size=64", "26 images do not fill one global batch of 64"),
     ],

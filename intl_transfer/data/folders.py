@@ -1,0 +1,163 @@
+"""Images in class folders, listed once.
+
+Listing 1.28 million files of a parallel file system takes minutes; the list is kept in the user's
+cache. A folder's modification time changes with every file that comes or goes, so that a list that
+is out of date is noticed by a thousand calls in place of a million, and only the folders that
+changed are listed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from intl_transfer.data.augment import Pixels
+from intl_transfer.data.images import read_image
+from intl_transfer.data.sources import ImageSource, NameTable
+from intl_transfer.errors import UserError
+from intl_transfer.runs.atomic import write_atomically
+
+# torchvision's list, and GIF, in small letters.
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
+_VERSION = 1
+
+
+@dataclass
+class _Class:
+    """A class folder: all folders in it with their modification times in ns, and all files."""
+
+    name: str
+    folders: dict[str, int]
+    files: list[str]
+
+
+class FolderSource(ImageSource):
+    """A folder of ``CLASS/IMAGE`` files, in the order of torchvision's ``ImageFolder``.
+
+    Args:
+        root: the folder. Images may also lie in folders below a class.
+
+    Attributes:
+        listed: how many class folders had to be listed; 0 where the cached list was up to date.
+
+    Raises:
+        UserError: if the folder is absent, or a class folder without image is found, or none.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self._root = Path(root)
+        if not self._root.is_dir():
+            raise UserError(
+                f"no image folder {root} (looked for {self._root.resolve()}); expected CLASS/IMAGE "
+                "files, .tar shards or CIFAR's files in it. Give another with data.root=DIR"
+            )
+        listings, self.listed = _listings(self._root)
+        empty = [entry.name for entry in listings if not entry.files]
+        if not listings or len(empty) == len(listings):
+            loose = sum(path.suffix.lower() in EXTENSIONS for path in self._root.iterdir())
+            found = f"{loose} images lie in it directly" if loose else f"{len(listings)} folders"
+            raise UserError(
+                f"{root}: no images in class folders ({found}); expected CLASS/IMAGE files. "
+                "Without classes, put all images into one folder below it"
+            )
+        if empty:
+            raise UserError(
+                f"{root}: no image in class folder '{empty[0]}'"
+                + (f" and {len(empty) - 1} more" if len(empty) > 1 else "")
+                + f"; expected files ending in {', '.join(EXTENSIONS)}"
+            )
+        self.classes = [entry.name for entry in listings]
+        counts = [len(entry.files) for entry in listings]
+        self.labels = np.repeat(np.arange(len(listings)), counts).astype(np.int64)
+        self._names = NameTable.of(f"{one.name}/{file}" for one in listings for file in one.files)
+
+    def name(self, index: int) -> str:
+        """The image's path."""
+        return str(self._root / self._names[index])
+
+    def image(self, index: int) -> Pixels:
+        """Reads and decodes the file."""
+        return read_image(self.name(index))
+
+
+def _listings(root: Path) -> tuple[list[_Class], int]:
+    """All class folders with their files, and how many of them had to be listed."""
+    with os.scandir(root) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir())
+    cache = _cache_file(root)
+    known = {entry.name: entry for entry in _read_cache(cache)}
+
+    def is_current(name: str) -> bool:
+        return name in known and all(
+            _modified(root / name / inner) == time for inner, time in known[name].folders.items()
+        )
+
+    with ThreadPoolExecutor(16) as pool:  # the file system's latency, not our time
+        current = list(pool.map(is_current, names))
+        stale = [name for name, good in zip(names, current, strict=True) if not good]
+        listed = pool.map(lambda name: _list(root, name), stale)
+        fresh = dict(zip(stale, listed, strict=True))
+    listings = [fresh[name] if name in fresh else known[name] for name in names]
+    if stale or len(known) != len(names):
+        _write_cache(cache, listings)
+    return listings, len(stale)
+
+
+def _modified(folder: Path) -> int:
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return -1
+
+
+def _list(root: Path, name: str) -> _Class:
+    folders: dict[str, int] = {}
+    files: list[str] = []
+    for parent, inner, found in os.walk(root / name, followlinks=True):
+        inner.sort()
+        relative = os.path.relpath(parent, root / name)
+        # Before the files are read: one that comes meanwhile makes the time differ.
+        folders[relative] = _modified(Path(parent))
+        prefix = "" if relative == "." else f"{relative}/"
+        files += [prefix + file for file in sorted(found) if file.lower().endswith(EXTENSIONS)]
+    return _Class(name, folders, files)
+
+
+def _cache_file(root: Path) -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+    return Path(base) / "intl-transfer" / f"folder-{key}.npz"
+
+
+def _read_cache(file: Path) -> list[_Class]:
+    """What an earlier run listed; nothing where the cache is absent or damaged."""
+    try:
+        with np.load(file, allow_pickle=False) as saved:
+            classes = json.loads(saved["classes"].tobytes())
+            if classes["version"] != _VERSION:
+                return []
+            names = NameTable(saved["files"], saved["ends"])
+            listings, start = [], 0
+            for name, folders, count in classes["classes"]:
+                files = [names[index] for index in range(start, start + count)]
+                listings.append(_Class(name, folders, files))
+                start += count
+            return listings
+    except Exception:  # a cache: whatever is wrong with it, listing again is right
+        return []
+
+
+def _write_cache(file: Path, listings: list[_Class]) -> None:
+    names = NameTable.of(name for entry in listings for name in entry.files)
+    classes = [[entry.name, entry.folders, len(entry.files)] for entry in listings]
+    text = json.dumps({"version": _VERSION, "classes": classes}).encode()
+    arrays = {"classes": np.frombuffer(text, np.uint8), "files": names.text, "ends": names.ends}
+    with contextlib.suppress(OSError):  # no cache, then
+        write_atomically(file, lambda out: np.savez(out, **arrays))  # type: ignore[arg-type]

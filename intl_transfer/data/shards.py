@@ -1,0 +1,208 @@
+"""Images in tar shards, as webdataset writes them: few large files, for parallel file systems.
+
+A shard is indexed once (its headers are read, not its images) and images are read at their offset,
+so that epochs have an exact length and a run resumes at any step. The order of an epoch shuffles
+the shards, and images within windows of some shards: reading stays local, and the global batch is
+the same on any number of ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+import re
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from intl_transfer.data.augment import Pixels
+from intl_transfer.data.folders import EXTENSIONS
+from intl_transfer.data.images import UnreadableImageError, decode_image
+from intl_transfer.data.sources import ImageSource, NameTable
+from intl_transfer.errors import UserError
+from intl_transfer.runs.atomic import write_atomically
+
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_WINDOW = 16  # shards among which images are shuffled
+_VERSION = 1
+
+
+def are_shards(root: str | Path) -> bool:
+    """Whether a path stands for tar shards: a pattern of ``.tar`` files or a folder with some."""
+    text = str(root)
+    if text.endswith(".tar"):
+        return True
+    return os.path.isdir(text) and any(name.endswith(".tar") for name in os.listdir(text))
+
+
+def shard_files(root: str | Path) -> list[str]:
+    """The shards that a folder or a pattern stands for, sorted.
+
+    Args:
+        root: a folder, ``FOLDER/train-{0000..0146}.tar``, ``FOLDER/train-*.tar``, or one file.
+
+    Raises:
+        UserError: if there is none, or one of a numbered pattern is missing.
+    """
+    text = str(root)
+    if os.path.isdir(text):
+        return sorted(glob(os.path.join(glob_escape(text), "*.tar")))
+    parts: list[list[str]] = []
+    position = 0
+    for match in _BRACES.finditer(text):
+        first, last = match.groups()
+        numbers = [f"{i:0{len(first)}d}" for i in range(int(first), int(last) + 1)]
+        parts += [[text[position : match.start()]], numbers]
+        position = match.end()
+    parts.append([text[position:]])
+    files = ["".join(pieces) for pieces in itertools.product(*parts)]
+    if len(files) == 1 and any(sign in text for sign in "*?["):
+        files = sorted(glob(text))
+    missing = [file for file in files if not os.path.isfile(file)]
+    if missing or not files:
+        raise UserError(
+            f"no tar shard {missing[0] if missing else text}"
+            + (f" ({len(missing)} of {len(files)} are missing)" if len(files) > 1 else "")
+        )
+    return files
+
+
+def glob_escape(text: str) -> str:
+    """A path in which no sign is taken for a pattern."""
+    return re.sub(r"([*?[])", r"[\1]", text)
+
+
+class TarSource(ImageSource):
+    """Images in tar shards: members ``KEY.jpg`` with ``KEY.cls`` beside, or ``CLASS/NAME.jpg``.
+
+    Args:
+        root: for :func:`shard_files`.
+
+    Raises:
+        UserError: if a shard is missing, is no tar file or is cut off, or there is no image.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self._files = shard_files(root)
+        with ThreadPoolExecutor(8) as pool:
+            tables = list(pool.map(_index, self._files))
+        counts = [len(table["offsets"]) for table in tables]
+        if not sum(counts):
+            raise UserError(f"{root}: {len(self._files)} tar shard(s) without any image")
+        self._ends = np.cumsum(counts)
+        self._offsets = np.concatenate([table["offsets"] for table in tables])
+        self._sizes = np.concatenate([table["sizes"] for table in tables])
+        names = [name for table in tables for name in NameTable(table["names"], table["ends"])]
+        written = [
+            label for table in tables for label in NameTable(table["cls"], table["cls_ends"])
+        ]
+        folder = [name.rsplit("/", 1)[0] if "/" in name else "" for name in names]
+        label_of = written if all(written) else folder
+        # Numbers as numbers: 10 comes after 9.
+        known = sorted(
+            set(label_of), key=lambda x: (not x.isdigit(), int(x) if x.isdigit() else 0, x)
+        )
+        self.classes = known
+        number = {name: index for index, name in enumerate(known)}
+        self.labels = np.array([number[label] for label in label_of], np.int64)
+        self._names = NameTable.of(names)
+        self._open: dict[int, int] = {}
+        self._process = os.getpid()
+
+    def name(self, index: int) -> str:
+        """``SHARD/MEMBER``."""
+        return f"{self._files[self._shard(index)]}/{self._names[index]}"
+
+    def image(self, index: int) -> Pixels:
+        """Reads a member at its offset and decodes it."""
+        if self._process != os.getpid():  # a loading process opens its own
+            self._open, self._process = {}, os.getpid()
+        shard = self._shard(index)
+        try:
+            if shard not in self._open:
+                self._forget()
+                self._open[shard] = os.open(self._files[shard], os.O_RDONLY)
+            size = int(self._sizes[index])
+            data = os.pread(self._open[shard], size, int(self._offsets[index]))
+        except OSError as error:
+            raise UnreadableImageError(
+                f"{self.name(index)} cannot be read ({error.strerror or error})"
+            ) from None
+        return decode_image(data, self.name(index))
+
+    def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """Shards in random order, images shuffled among 16 shards at a time."""
+        generator = np.random.default_rng((seed, epoch))
+        shards = generator.permutation(len(self._files))
+        starts = np.concatenate([[0], self._ends[:-1]])
+        order = []
+        for first in range(0, len(shards), _WINDOW):
+            window = shards[first : first + _WINDOW]
+            indices = np.concatenate([np.arange(starts[s], self._ends[s]) for s in window])
+            order.append(generator.permutation(indices))
+        return np.concatenate(order).astype(np.int64)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_open": {}}
+
+    def _shard(self, index: int) -> int:
+        return int(np.searchsorted(self._ends, index, side="right"))
+
+    def _forget(self) -> None:
+        """Closes the files opened first: windows move on."""
+        while len(self._open) >= 2 * _WINDOW:
+            os.close(self._open.pop(next(iter(self._open))))
+
+
+def _index(file: str) -> dict[str, NDArray[Any]]:
+    """Where the images of a shard lie; from the cache where the shard has not changed."""
+    state = os.stat(file)
+    key = f"{os.path.realpath(file)} {state.st_size} {state.st_mtime_ns} {_VERSION}"
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    name = hashlib.sha256(key.encode()).hexdigest()[:24]
+    cache = Path(base) / "intl-transfer" / f"shard-{name}.npz"
+    with contextlib.suppress(Exception), np.load(cache, allow_pickle=False) as saved:
+        return dict(saved)
+    table = _read_headers(file)
+    with contextlib.suppress(OSError):
+        write_atomically(cache, lambda out: np.savez(out, **table))  # type: ignore[arg-type]
+    return table
+
+
+def _read_headers(file: str) -> dict[str, NDArray[Any]]:
+    labels: dict[str, str] = {}
+    images: list[tuple[str, int, int]] = []
+    try:
+        with tarfile.open(file, "r:") as archive:
+            for member in archive:
+                if not member.isfile():
+                    continue
+                key, _, extension = member.name.removeprefix("./").rpartition(".")
+                if f".{extension.lower()}" in EXTENSIONS:
+                    name = member.name.removeprefix("./")
+                    images.append((name, member.offset_data, member.size))
+                elif extension == "cls":
+                    content = archive.extractfile(member)
+                    labels[key] = content.read(64).decode().strip() if content else ""
+            end = images[-1][1] + images[-1][2] if images else 0
+    except (tarfile.TarError, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not a whole, uncompressed tar file ({error})") from None
+    if end > os.path.getsize(file):
+        raise UserError(f"{file} is cut off: its last image ends behind the file's end")
+    names = NameTable.of(name for name, _, _ in images)
+    cls = NameTable.of(labels.get(name.rpartition(".")[0], "") for name, _, _ in images)
+    return {
+        "names": names.text,
+        "ends": names.ends,
+        "cls": cls.text,
+        "cls_ends": cls.ends,
+        "offsets": np.array([offset for _, offset, _ in images], np.int64),
+        "sizes": np.array([size for _, _, size in images], np.int64),
+    }

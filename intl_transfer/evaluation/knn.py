@@ -1,0 +1,131 @@
+"""k nearest neighbours on frozen features, over ranks."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from intl_transfer.runs.distributed import Ranks
+
+_CHUNK = 1024  # queries at a time
+
+
+@torch.no_grad()
+def knn_predict(
+    train: Tensor,
+    train_labels: Tensor,
+    queries: Tensor,
+    k: int = 5,
+    ranks: Ranks | None = None,
+) -> Tensor:
+    """Classifies by majority among the k nearest neighbours in Euclidean distance.
+
+    That is the evaluation of the whitening literature (W-MSE, INTL: k = 5). Among classes with
+    equally many votes the one whose member is nearest wins.
+
+    Args:
+        train: features (n, width); under several ranks this rank's share, of any length.
+        train_labels: (n,), int64.
+        queries: features (q, width), the same on every rank.
+        k: neighbours; fewer where there are not as many.
+        ranks: this process's place, if it is one of several.
+
+    Returns:
+        A label for each query, (q,), the same on every rank.
+
+    Raises:
+        ValueError: if there is no training feature on any rank, or k is below 1.
+
+    Example:
+        >>> import torch
+        >>> train = torch.tensor([[0.0], [0.1], [1.0]])
+        >>> knn_predict(train, torch.tensor([4, 4, 7]), torch.tensor([[0.0], [0.9]]), k=1)
+        tensor([4, 7])
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}; expected at least 1 neighbour")
+    several = ranks is not None and ranks.world_size > 1
+    classes = int(train_labels.max()) + 1 if len(train_labels) else 0
+    if several:
+        classes = max(ranks.gather_objects(classes))  # type: ignore[union-attr]
+    if classes == 0:
+        raise ValueError("no training features; k nearest neighbours need at least one")
+    predictions = []
+    for chunk in torch.split(queries, _CHUNK):
+        distances, labels = _nearest(train, train_labels, chunk, k)
+        if several:
+            distances, labels = _nearest_of_all(distances, labels, k)
+        predictions.append(_majority(labels, distances, classes))
+    return torch.cat(predictions) if predictions else queries.new_zeros(0, dtype=torch.int64)
+
+
+def _nearest(train: Tensor, labels: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Distances and labels (q, k), the nearest first; infinitely far where there are fewer."""
+    found = torch.full((len(queries), k), float("inf"), device=queries.device)
+    whose = torch.zeros(len(queries), k, dtype=torch.int64, device=queries.device)
+    if len(train):
+        count = min(k, len(train))
+        distances = torch.cdist(queries, train, compute_mode="use_mm_for_euclid_dist")
+        nearest = distances.topk(count, dim=1, largest=False)
+        found[:, :count] = nearest.values
+        whose[:, :count] = labels[nearest.indices]
+    return found, whose
+
+
+def _nearest_of_all(distances: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k nearest among all ranks' k nearest: no rank ever holds the others' features."""
+    ranks = dist.get_world_size()
+    all_distances = [torch.empty_like(distances) for _ in range(ranks)]
+    all_labels = [torch.empty_like(labels) for _ in range(ranks)]
+    dist.all_gather(all_distances, distances)
+    dist.all_gather(all_labels, labels)
+    joined = torch.cat(all_distances, 1)
+    nearest = joined.topk(k, dim=1, largest=False)
+    return nearest.values, torch.cat(all_labels, 1).gather(1, nearest.indices)
+
+
+def _majority(labels: Tensor, distances: Tensor, classes: int) -> Tensor:
+    """The most frequent label of each row; of several, the one that comes first."""
+    votes = torch.zeros(len(labels), classes, dtype=torch.int64, device=labels.device)
+    votes.scatter_add_(1, labels, torch.isfinite(distances).long())
+    # Of equally many votes the nearest wins: columns are in order of distance.
+    ballots = votes.gather(1, labels)
+    ballots = torch.where(torch.isfinite(distances), ballots, -1)
+    best = ballots == ballots.max(1, keepdim=True).values
+    first = best.float().argmax(1, keepdim=True)
+    return labels.gather(1, first)[:, 0]
+
+
+def knn_accuracy(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    k: int = 5,
+    ranks: Ranks | None = None,
+) -> float:
+    """Share of the test features whose nearest training features have their label, in per cent.
+
+    Args:
+        train: features (n, width), this rank's share.
+        train_labels: (n,).
+        test: features (m, width), this rank's share.
+        test_labels: (m,).
+        k: neighbours.
+        ranks: this process's place, if it is one of several.
+
+    Returns:
+        Accuracy from 0 to 100, the same on every rank.
+
+    Raises:
+        ValueError: if there are no training or no test features.
+    """
+    if ranks is not None and ranks.world_size > 1:
+        parts = ranks.gather_objects((test.cpu(), test_labels.cpu()))
+        test = torch.cat([features for features, _ in parts]).to(train.device)
+        test_labels = torch.cat([labels for _, labels in parts]).to(train.device)
+    if not len(test):
+        raise ValueError("no test features; expected at least one")
+    predicted = knn_predict(train, train_labels, test, k, ranks)
+    return 100 * float((predicted == test_labels).double().mean())

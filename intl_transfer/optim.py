@@ -1,0 +1,72 @@
+"""LARS, for large batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class LARS(torch.optim.Optimizer):
+    """SGD with momentum whose rate is adapted layer by layer (You et al., arXiv 1708.03888).
+
+    For a weight w with gradient g, ``u = g + weight_decay w`` becomes ``u eta ||w|| / ||u||``, then
+    momentum and step as SGD. Parameters of one dimension (biases, batch norms) take plain
+    SGD, as SimCLR, BYOL and Barlow Twins do.
+
+    Args:
+        params: parameters, or groups of such.
+        lr: learning rate.
+        momentum: of SGD.
+        weight_decay: L2 penalty; 0 for a group that shall have none.
+        eta: the trust coefficient.
+
+    Example:
+        >>> import torch
+        >>> layer = torch.nn.Linear(4, 2)
+        >>> optimiser = LARS(layer.parameters(), lr=0.1)
+        >>> layer(torch.ones(3, 4)).sum().backward()
+        >>> optimiser.step()
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        eta: float = 0.001,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step on all parameters that have a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            updates: list[Tensor] = [p.grad for p in parameters]
+            if group["weight_decay"]:
+                updates = list(torch._foreach_add(updates, parameters, alpha=group["weight_decay"]))
+            adapted = [i for i, p in enumerate(parameters) if p.dim() > 1]
+            if adapted:
+                weights = torch._foreach_norm([parameters[i] for i in adapted])
+                norms = torch._foreach_norm([updates[i] for i in adapted])
+                for i, weight, norm in zip(adapted, weights, norms, strict=True):
+                    # No rate can be told from a weight or a gradient of zero: plain SGD.
+                    usable = (weight > 0) & (norm > 0)
+                    ratio = group["eta"] * weight / torch.where(usable, norm, 1)
+                    updates[i] = updates[i] * torch.where(usable, ratio, 1)
+            for parameter, update in zip(parameters, updates, strict=True):
+                state = self.state[parameter]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(update)
+                parameter.add_(buffer, alpha=-group["lr"])
+        return loss

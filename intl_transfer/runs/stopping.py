@@ -1,0 +1,83 @@
+"""Requests to stop: SIGTERM, SIGUSR2 and Ctrl-C, agreed on by all ranks."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+#: Exit status of a run that was asked to stop and wants to be continued by the same command
+#: (EX_TEMPFAIL of sysexits.h).
+CONTINUE = 75
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+
+
+class StopRequest:
+    """Notes signals, and tells all ranks of it at the same step.
+
+    Schedulers send SIGTERM or SIGUSR2 before they kill; each process may receive it at another
+    step, or one process only. Ranks exchange a flag beside the training: the answer to step n's
+    exchange is taken up at step n + 1, so that nobody waits for it.
+
+    Use as a context manager around the training loop.
+    """
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+        self._before: dict[int, Any] = {}
+        self._group: Any = None
+        self._flag = torch.zeros(1, dtype=torch.int32)
+        self._exchange: Any = None
+
+    def __enter__(self) -> StopRequest:
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            # A group of its own, on the host: no order with the training's collectives, and no
+            # waiting for a GPU.
+            self._group = dist.new_group(backend="gloo")
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if self.signal is not None:
+                raise KeyboardInterrupt
+            print("stopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+        self.signal = signal.Signals(number).name
+
+    def agreed(self) -> bool:
+        """Whether any rank has been asked to stop; the same answer on every rank.
+
+        To be called once a step by all ranks. Among several ranks a request is answered one step
+        later.
+        """
+        if self._group is None:
+            return self.signal is not None
+        answer = False
+        if self._exchange is not None:
+            self._exchange.wait()
+            answer = bool(self._flag.item())
+        self._flag = torch.tensor([int(self.signal is not None)], dtype=torch.int32)
+        self._exchange = dist.all_reduce(
+            self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True
+        )
+        if answer:
+            self._exchange.wait()  # nothing may be under way when the group is left
+        return answer
+
+    def close(self) -> None:
+        """Takes up what is under way, at the loop's end."""
+        if self._exchange is not None:
+            self._exchange.wait()
+            self._exchange = None

@@ -1,0 +1,99 @@
+"""TensorBoard and Weights & Biases beside ``metrics.jsonl``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from intl_transfer.errors import UserError
+
+
+class Trackers:
+    """Sends a run's figures to whichever trackers were asked for.
+
+    A tracker that fails in the middle of a run is left out from then on, with a warning: no
+    training ends because a server does not answer.
+
+    Args:
+        folder: the run directory; both keep their files in it.
+        run_id: the run's id, under which a resumed run continues on Weights & Biases.
+        name: the run's name.
+        config: the resolved configuration.
+        step: steps already made; what TensorBoard has beyond them is taken back.
+        tensorboard: write TensorBoard's files.
+        wandb_project: project to report to, if any. ``WANDB_MODE=offline`` needs no network.
+
+    Raises:
+        UserError: if Weights & Biases is asked for and is not installed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        run_id: str,
+        name: str,
+        config: Mapping[str, Any],
+        step: int = 0,
+        tensorboard: bool = True,
+        wandb_project: str | None = None,
+    ) -> None:
+        self._tensorboard: Any = None
+        self._wandb: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(
+                str(folder / "tensorboard"), purge_step=step + 1 if step else None
+            )
+        if wandb_project:
+            try:
+                import wandb
+            except ImportError:
+                raise UserError(
+                    f"log.wandb={wandb_project}: Weights & Biases is not installed; install it "
+                    "with `pip install 'intl-transfer[wandb]'`, or leave log.wandb=null"
+                ) from None
+            self._wandb = wandb.init(
+                project=wandb_project,
+                id=run_id,
+                name=name,
+                config=dict(config),
+                dir=str(folder),
+                resume="allow",
+            )
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Sends numbers; anything else among the values is left out."""
+        numbers = {
+            key: float(value)
+            for key, value in values.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        if self._tensorboard is not None:
+            try:
+                for key, value in numbers.items():
+                    self._tensorboard.add_scalar(key, value, step)
+            except Exception as error:
+                self._tensorboard = None
+                _lost("TensorBoard", error)
+        if self._wandb is not None:
+            try:
+                self._wandb.log(numbers, step=step)
+            except Exception as error:
+                self._wandb = None
+                _lost("Weights & Biases", error)
+
+    def close(self) -> None:
+        """Writes out what is held back."""
+        for tracker, end in ((self._tensorboard, "close"), (self._wandb, "finish")):
+            if tracker is not None:
+                try:
+                    getattr(tracker, end)()
+                except Exception as error:
+                    _lost("a tracker", error)
+
+
+def _lost(name: str, error: Exception) -> None:
+    warnings.warn(f"{name} failed and is left out from now on: {error}", stacklevel=3)

@@ -1,0 +1,145 @@
+"""The trained backbone: weights under torchvision's names, a model card, the results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as safetensors_bytes
+from torch import nn
+
+from intl_transfer.runs import RunDirectory, sha256_file, write_atomically
+from pretrain.config import PretrainConfig
+from pretrain.session import describe
+
+CARD = "MODEL_CARD.md"
+BACKBONE = "backbone.safetensors"
+
+
+def export(
+    run: RunDirectory,
+    backbone: nn.Module,
+    config: PretrainConfig,
+    name: str,
+    figures: dict[str, Any],
+) -> Path:
+    """Writes ``backbone.safetensors``, ``MODEL_CARD.md`` and ``results.json``, in this order.
+
+    Args:
+        run: the run directory.
+        backbone: the trained one.
+        config: the run's.
+        name: the configuration's.
+        figures: what was measured, for the results.
+
+    Returns:
+        The weights' file.
+    """
+    weights = {key: v.cpu().contiguous() for key, v in backbone.state_dict().items()}
+    described = describe(run, config, name)
+    metadata = {
+        "method": described["method"],
+        "backbone": config.model.backbone,
+        "pretrain_run": json.dumps(described),
+    }
+    file = run.path / BACKBONE
+    data = safetensors_bytes(weights, metadata=metadata)
+    write_atomically(file, lambda out: out.write(data))
+    results = {
+        "stage": "pretrain",
+        "method": described["method"],
+        "backbone": config.model.backbone,
+        "dataset": config.data.name,
+        "epochs": config.optim.epochs,
+        "batch_size": config.optim.batch_size,
+        "seed": config.seed,
+        **figures,
+        "backbone_file": file.name,
+        "backbone_sha256": sha256_file(file),
+    }
+    card = model_card(run.manifest, config, results).encode()
+    write_atomically(run.path / CARD, lambda out: out.write(card))
+    run.finish(results)
+    return file
+
+
+def model_card(manifest: dict[str, Any], config: PretrainConfig, results: dict[str, Any]) -> str:
+    """What somebody who is given the file wants to know, as Markdown.
+
+    Args:
+        manifest: of the run.
+        config: of the run.
+        results: of the run.
+    """
+    optim, model = config.optim, config.model
+    views = [
+        f"| {index} | {v.size} | {v.scale_min:g} to {v.scale_max:g} | {v.blur:g} | {v.solarise:g} |"
+        for index, v in enumerate(config.views)
+    ]
+    git = manifest["git"]
+    revision = git["revision"] or "not known"
+    facts = {
+        "method": results["method"],
+        "backbone": f"{model.backbone}, {model.stem} stem",
+        "pretraining data": config.data.name + (", a subset" if config.data.subset else ""),
+        "epochs, steps": f"{optim.epochs}, {results['steps']}",
+        "batch size": f"{optim.batch_size} (global)",
+        "optimiser": (
+            f"{optim.optimizer}, base rate {optim.base_lr:g} x N/256, {optim.warmup_epochs:g} "
+            f"epochs of warm-up, cosine, weight decay {optim.weight_decay:g}"
+        ),
+        "projector": (
+            f"{model.projector_layers} layers, {model.projector_hidden} to {model.embedding}"
+        ),
+        "seed": config.seed,
+        "final loss": f"{results['final_loss']:.4f}",
+        **(
+            {f"{config.knn.k}-NN accuracy": f"{results['knn_accuracy']:.2f} %"}
+            if results.get("knn_accuracy") is not None
+            else {}
+        ),
+        "run": f"`{manifest['id']}`",
+        "source revision": f"`{revision}`" + (" with local changes" if git["dirty"] else ""),
+        "SHA-256 of the file": f"`{results['backbone_sha256']}`",
+    }
+    rows = [f"| {key} | {value} |" for key, value in facts.items()]
+    network = f'resnet = torchvision.models.get_model("{model.backbone}")'
+    if model.stem == "cifar":
+        network += (
+            "\nresnet.conv1 = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False)  # CIFAR's stem"
+            "\nresnet.maxpool = torch.nn.Identity()"
+        )
+    timm = [
+        f'timm: `timm.create_model("{model.backbone}", num_classes=0)'
+        f'.load_state_dict(load_file("{BACKBONE}"))`.',
+        "",
+    ]
+    return "\n".join(
+        [
+            f"# {manifest['name']}",
+            "",
+            f"A {model.backbone} backbone without classifier, under torchvision's names. Images "
+            "are RGB in [0, 1], normalised by mean (0.485, 0.456, 0.406) and standard deviation "
+            "(0.229, 0.224, 0.225).",
+            "",
+            "| | |",
+            "|---|---|",
+            *rows,
+            "",
+            "| view | pixels | crop scale | blur | solarise |",
+            "|---|---|---|---|---|",
+            *views,
+            "",
+            "```python",
+            "import torch, torchvision",
+            "from safetensors.torch import load_file",
+            "",
+            network,
+            f'weights = load_file("{BACKBONE}")',
+            "print(resnet.load_state_dict(weights, strict=False))  # fc alone is missing",
+            "```",
+            "",
+            *(timm if model.stem == "imagenet" else []),
+        ]
+    )

@@ -1,0 +1,185 @@
+"""What learns: the networks, the optimiser, and one step of training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from intl_transfer.data.datasets import Batch
+from intl_transfer.data.views import normalise
+from intl_transfer.models import (
+    Encoder,
+    MovingAverage,
+    build_backbone,
+    build_projector,
+    ema_momentum,
+    recompute_activations,
+    synchronise_batchnorm,
+)
+from intl_transfer.optim import LARS
+from intl_transfer.runs.distributed import Ranks, parallelise
+from intl_transfer.spectral import NonFiniteError, intl_ema_loss, intl_loss
+from pretrain.baselines import baseline_loss
+from pretrain.config import OptimConfig, PretrainConfig
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of training came to.
+
+    Attributes:
+        is_finite: whether the loss was; if not, no weight has changed.
+        parts: the loss and what it is made of, on the device.
+        views: this rank's embeddings.
+        lr: learning rate.
+        momentum: of the moving average, where there is one.
+    """
+
+    is_finite: bool
+    parts: dict[str, Tensor]
+    views: list[Tensor]
+    lr: float
+    momentum: float | None
+
+
+class Learner:
+    """The encoder, its moving average, the optimiser and the scaler.
+
+    Args:
+        config: the run's.
+        ranks: this process's place.
+        steps_per_epoch: decides the schedules.
+    """
+
+    def __init__(self, config: PretrainConfig, ranks: Ranks, steps_per_epoch: int) -> None:
+        self._config, self._ranks = config, ranks
+        self._total = config.optim.epochs * steps_per_epoch
+        self._warmup = round(config.optim.warmup_epochs * steps_per_epoch)
+        engine = config.engine
+        self._memory = torch.channels_last if engine.channels_last else torch.contiguous_format
+        self._half = PRECISIONS[engine.precision]
+        self.encoder = build_encoder(config, ranks).to(ranks.device, memory_format=self._memory)
+        self.target = MovingAverage(self.encoder) if config.loss.method == "intl_ema" else None
+        self.network: nn.Module = self.encoder
+        self.optimiser = build_optimiser(self.encoder, config.optim)
+        is_fp16 = self._half == torch.float16
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=is_fp16)
+
+    def prepare(self) -> None:
+        """Makes the networks recompute, compiled, and parallel, as the configuration asks."""
+        engine = self._config.engine
+        if engine.recompute:
+            recompute_activations(self.encoder.backbone)
+        if engine.compile is not None:
+            for encoder in (self.encoder, *([self.target.encoder] if self.target else [])):
+                encoder.backbone.compile(backend=engine.compile)
+                encoder.projector.compile(backend=engine.compile)
+        if self._ranks.world_size > 1:
+            # Synchronised batch norms are equal on all ranks as they are.
+            shared = not self._config.model.sync_batchnorm
+            self.network = parallelise(self.encoder, self._ranks, share_buffers=shared)
+
+    def step(self, step: int, batch: Batch) -> Step:
+        """Learns from one batch.
+
+        Args:
+            step: number of steps made before.
+            batch: this rank's rows.
+        """
+        optim, device = self._config.optim, self._ranks.device
+        lr = learning_rate(step, self._total, self._warmup, optim)
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        momentum = None
+        if self.target is not None:
+            momentum = ema_momentum(step, self._total, self._config.loss.ema_momentum)
+            self.target.update(self.encoder, momentum)
+
+        images = [normalise(view, device).to(memory_format=self._memory) for view in batch.views]
+        with torch.autocast(device.type, dtype=self._half, enabled=self._half is not None):
+            views = embed(self.network, self.target, images)
+            loss, parts = loss_of(views, self._config)
+
+        # The loss is the global batch's: all ranks come to the same answer.
+        is_finite = bool(torch.isfinite(loss))
+        if is_finite:
+            self.optimiser.zero_grad(set_to_none=True)
+            self.scaler.scale(loss).backward()
+            if optim.clip_norm is not None:
+                self.scaler.unscale_(self.optimiser)
+                nn.utils.clip_grad_norm_(self.encoder.parameters(), optim.clip_norm)
+            self.scaler.step(self.optimiser)
+            self.scaler.update()
+        return Step(is_finite, parts, views, lr, momentum)
+
+
+def build_encoder(config: PretrainConfig, ranks: Ranks) -> Encoder:
+    """Backbone and projector, with batch norm over the global batch if asked for."""
+    model = config.model
+    backbone, width = build_backbone(model.backbone, model.stem, model.zero_init_residual)
+    projector = build_projector(
+        width, model.projector_hidden, model.embedding, model.projector_layers
+    )
+    encoder = Encoder(backbone, projector)
+    if model.sync_batchnorm and ranks.world_size > 1:
+        synchronise_batchnorm(encoder, ranks.device)
+    return encoder
+
+
+def embed(network: nn.Module, target: MovingAverage | None, images: list[Tensor]) -> list[Tensor]:
+    """Views become embeddings, view 0 by the moving average where there is one."""
+    if target is None:
+        return list(network(images))
+    return [target(images[0]), *network(images[1:])]
+
+
+def loss_of(views: list[Tensor], config: PretrainConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """Embeddings become a loss: float32 inside, whatever autocast says of the network.
+
+    Returns:
+        The loss, NaN where the embeddings are not finite, and the same with its parts.
+    """
+    loss, parts = config.loss, dict[str, Tensor]()
+    settings: Any = (loss.axis, loss.iterations, loss.trace_weight)
+    try:
+        if loss.method == "intl_ema":
+            value = intl_ema_loss(views[1:], views[0], *settings, parts=parts)
+        elif loss.method == "intl":
+            value = intl_loss(views, *settings, parts=parts)
+        else:
+            value = baseline_loss(views, loss)
+    except NonFiniteError:
+        value = torch.full((), math.nan, device=views[0].device)
+    return value, {"loss": value.detach(), **parts}
+
+
+def build_optimiser(encoder: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+    """SGD, in one fused step for all parameters, or LARS."""
+    groups = parameter_groups(encoder, optim)
+    if optim.optimizer == "lars":
+        return LARS(groups, lr=0.0, momentum=optim.momentum)
+    return torch.optim.SGD(groups, lr=0.0, momentum=optim.momentum, fused=True)
+
+
+def parameter_groups(network: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
+    """Weight decay on matrices and kernels; on 1-D parameters only if asked for."""
+    decayed = [p for p in network.parameters() if p.dim() > 1 or optim.decay_1d]
+    free = [p for p in network.parameters() if p.dim() <= 1 and not optim.decay_1d]
+    groups = [{"params": decayed, "weight_decay": optim.weight_decay}]
+    return groups + ([{"params": free, "weight_decay": 0.0}] if free else [])
+
+
+def learning_rate(step: int, total: int, warmup: int, optim: OptimConfig) -> float:
+    """``base x N/256``, linear warm-up ``(step + 1) / warmup``, then cosine to the final factor."""
+    peak = optim.base_lr * optim.batch_size / 256
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    final = peak * optim.final_lr_factor
+    share = (step - warmup) / max(1, total - warmup)
+    return final + (peak - final) * (1 + math.cos(math.pi * share)) / 2

@@ -1,0 +1,315 @@
+"""What is told of a run while it goes on, and what makes it stop."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from intl_transfer.data.datasets import TRIES, Batch, ViewsDataset
+from intl_transfer.data.sources import ImageSource, open_source
+from intl_transfer.errors import UserError
+from intl_transfer.evaluation import EvaluationImages, extract_features, knn_accuracy
+from intl_transfer.runs import RunDirectory
+from intl_transfer.runs.distributed import Ranks
+from intl_transfer.runs.progress import Progress
+from intl_transfer.runs.trackers import Trackers
+from intl_transfer.spectral import NonFiniteError, diagnose, plan_head
+from intl_transfer.spectral.collectives import gather_rows
+from pretrain.config import PretrainConfig
+from pretrain.session import METHODS
+
+_NAMED = 20  # unreadable images that are named; the rest are counted
+
+
+class Monitor:
+    """Figures to the progress line, ``metrics.jsonl`` and the trackers.
+
+    Every rank has one, since some figures take all ranks; rank 0's has the run directory.
+
+    Args:
+        config: the run's.
+        ranks: this process's place.
+        progress: the loop's.
+        steps_per_epoch: of the run.
+        run: the run directory, on rank 0.
+        trackers: TensorBoard and the like, on rank 0.
+        knn: the labelled images of the k-NN evaluation, where there is one.
+    """
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        ranks: Ranks,
+        progress: Progress,
+        steps_per_epoch: int,
+        run: RunDirectory | None,
+        trackers: Trackers | None,
+        knn: KnnSets | None = None,
+    ) -> None:
+        self._knn = knn
+        self._config, self._ranks, self._progress = config, ranks, progress
+        self._steps_per_epoch = steps_per_epoch
+        self._run, self._trackers = run, trackers
+        self._waited = 0.0
+
+    def waited(self, seconds: float) -> None:
+        """Adds to the time that the training waited for data."""
+        self._waited += seconds
+
+    def due(self, step: int, at_end: bool) -> bool:
+        """Whether figures are told after this step."""
+        return step % self._config.log.steps == 0 or at_end or self._progress.due()
+
+    def step(self, step: int, parts: dict[str, Tensor], values: dict[str, float | None]) -> None:
+        """Tells the figures of a step.
+
+        Args:
+            step: its number, from 1.
+            parts: tensors: the loss and what it is made of.
+            values: what is known without looking at the device.
+        """
+        if self._run is None:
+            return
+        images = self._config.optim.batch_size
+        rate = self._progress.rate(step) * images
+        figures: dict[str, Any] = {name: float(value) for name, value in parts.items()}
+        figures |= {name: value for name, value in values.items() if value is not None}
+        figures |= {"images_per_second": rate, "data_time": self._waited}
+        self._waited = 0.0
+        epoch = step / self._steps_per_epoch
+        self._log(step, epoch, figures)
+        shown = {
+            "loss": "loss {:.3f}",
+            "mismatch": "= {:.3f} mismatch",
+            "trace_loss": "+ b x {:.1f} trace",
+            "lr": "lr {:.4f}",
+            "ema_momentum": "ema {:.5f}",
+        }
+        texts = [text.format(figures[name]) for name, text in shown.items() if name in figures]
+        self._progress.show(step, f"epoch {epoch:.2f} {' '.join(texts)}", rate)
+
+    def diagnostics(self, step: int, views: Sequence[Tensor]) -> None:
+        """Looks at the spectrum of the global batch every ``log.diagnostics_steps`` steps."""
+        every = self._config.log.diagnostics_steps
+        if not every or step % every:
+            return
+        pair = [gather_rows(view.detach().float()) for view in views[:2]]
+        if self._run is None:
+            return
+        loss = self._config.loss
+        try:
+            figures = diagnose(pair, loss.axis, loss.iterations)  # type: ignore[arg-type]
+        except NonFiniteError:
+            return
+        epoch = step / self._steps_per_epoch
+        self._log(step, epoch, {f"spectrum/{k}": v for k, v in figures.scalars().items()})
+        if figures.alarm.verdict == "collapsed" and epoch > self._config.optim.warmup_epochs:
+            self._progress.say(f"step {step}: {figures.alarm}")
+
+    def neighbours_due(self, epoch: int) -> bool:
+        """Whether k-NN is evaluated at the end of an epoch: every ``knn.epochs``, and the last."""
+        if self._knn is None:
+            return False
+        return epoch % self._config.knn.epochs == 0 or epoch == self._config.optim.epochs
+
+    def neighbours(self, step: int, backbone: nn.Module) -> float:
+        """Classifies by k nearest neighbours of frozen features; accuracy in per cent."""
+        assert self._knn is not None
+        accuracy = self._knn.accuracy(backbone, self._ranks)
+        epoch = step / self._steps_per_epoch
+        self._log(step, epoch, {"knn_accuracy": accuracy})
+        self.say(f"epoch {epoch:.0f}: {self._config.knn.k}-NN accuracy {accuracy:.2f} %")
+        return accuracy
+
+    def say(self, text: str) -> None:
+        """Prints a line, on rank 0."""
+        if self._run is not None:
+            self._progress.say(text)
+
+    def _log(self, step: int, epoch: float, figures: dict[str, Any]) -> None:
+        if self._run is not None:
+            self._run.log(step=step, epoch=epoch, **figures)
+        if self._trackers is not None:
+            self._trackers.log(step, {"epoch": epoch, **figures})
+
+
+class Unreadable:
+    """Counts images that cannot be read, over all ranks, and ends the run where they are many.
+
+    Args:
+        dataset: whose images they are.
+        limit: largest share of them that may be unreadable.
+        ranks: this process's place.
+    """
+
+    def __init__(self, dataset: ViewsDataset, limit: float, ranks: Ranks) -> None:
+        self._dataset, self._limit, self._ranks = dataset, limit, ranks
+        self._own: set[int] = set()
+
+    def note(self, batch: Batch) -> None:
+        """Takes up what one batch says; names each image once.
+
+        Raises:
+            UserError: if so many in a row could not be read that the data set must have gone.
+        """
+        for index, reason in batch.unreadable:
+            if index not in self._own:
+                self._own.add(index)
+                if len(self._own) <= _NAMED:
+                    print(f"warning: {reason}; another image takes its place", file=sys.stderr)
+        if batch.gone:
+            raise UserError(
+                f"{TRIES} images in a row cannot be read, the last: {batch.unreadable[-1][1]}. "
+                "Is the data set still there?"
+            )
+
+    def check(self, figures: dict[str, float]) -> None:
+        """Compares with the limit; to be called by all ranks at the same step.
+
+        Args:
+            figures: where ``unreadable_images`` is kept, the most that a session has found.
+
+        Raises:
+            UserError: if too many images are unreadable.
+        """
+        everyones = self._ranks.gather_objects(sorted(self._own))
+        count = len({index for own in everyones for index in own})
+        figures["unreadable_images"] = max(count, figures.get("unreadable_images", 0))
+        allowed = self._limit * len(self._dataset)
+        if count > allowed:
+            raise UserError(
+                f"{count} of {len(self._dataset)} images cannot be read, over the limit of "
+                f"data.max_unreadable={self._limit:g} ({allowed:g} images); the first of them are "
+                "named above. The last checkpoint is whole"
+            )
+
+
+class KnnSets:
+    """The labelled images of the k-NN evaluation.
+
+    Args:
+        config: the run's.
+        train: the training images, for where no others are given.
+
+    Raises:
+        UserError: if the labelled images are not there, or their classes differ.
+    """
+
+    def __init__(self, config: PretrainConfig, train: ImageSource) -> None:
+        knn = config.knn
+        if knn.test is None:
+            raise UserError("knn.epochs needs labelled images to classify: knn.test=DIR")
+        size = knn.size or config.views[0].size
+        sources = [open_source(knn.train) if knn.train else train, open_source(knn.test)]
+        if list(sources[0].classes) != list(sources[1].classes):
+            raise UserError(
+                f"knn.train has {len(sources[0].classes)} classes, knn.test "
+                f"{len(sources[1].classes)}, or their names differ; expected the same"
+            )
+        self._sets = [EvaluationImages(source, size) for source in sources]
+        self._k, self._workers = knn.k, config.data.workers
+
+    def accuracy(self, backbone: nn.Module, ranks: Ranks) -> float:
+        """In per cent, over all ranks."""
+        features = [
+            extract_features(backbone, images, ranks, workers=self._workers)
+            for images in self._sets
+        ]
+        return knn_accuracy(*features[0], *features[1], k=self._k, ranks=ranks)
+
+
+def draw_views(dataset: ViewsDataset, indices: Sequence[int], file: Path) -> None:
+    """Writes a picture of what the network sees: a row an image, a column a view."""
+    views = dataset.__getitems__([(0, int(index)) for index in indices]).views
+    margin = 4
+    widths = [view.shape[2] for view in views]
+    height = max(widths)
+    sheet = np.full(
+        (len(indices) * (height + margin) + margin, sum(widths) + margin * (len(views) + 1), 3),
+        255,
+        np.uint8,
+    )
+    left = margin
+    for view, width in zip(views, widths, strict=True):
+        for row, image in enumerate(view.numpy()):
+            top = margin + row * (height + margin)
+            sheet[top : top + width, left : left + width] = image
+        left += width + margin
+    Image.fromarray(sheet).save(file)
+
+
+@torch.no_grad()
+def network_size(backbone: nn.Module, size: int, device: torch.device) -> dict[str, Any]:
+    """Parameters, and multiply-adds of one image, as fvcore counts them.
+
+    Args:
+        backbone: images to features.
+        size: side of the image, in pixels.
+        device: where the backbone is.
+    """
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # fvcore traces by a part of torch that is deprecated
+            from fvcore.nn import FlopCountAnalysis
+
+            counter = FlopCountAnalysis(backbone, torch.zeros(1, 3, size, size, device=device))
+            counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+            multiply_adds = int(counter.total())
+    finally:
+        backbone.train(was_training)
+    return {
+        "backbone_parameters": sum(p.numel() for p in backbone.parameters()),
+        "backbone_multiply_adds": multiply_adds,
+        "image_size": size,
+    }
+
+
+def open_trackers(run: RunDirectory, config: PretrainConfig, step: int) -> Trackers:
+    """TensorBoard and the like, as the configuration asks."""
+    manifest, log = run.manifest, config.log
+    name, settings = manifest["name"], manifest["config"]
+    return Trackers(run.path, manifest["id"], name, settings, step, log.tensorboard, log.wandb)
+
+
+def introduce(
+    config: PretrainConfig,
+    dataset: ViewsDataset,
+    run: RunDirectory,
+    ranks: Ranks,
+    step: int,
+    total_steps: int,
+    monitor: Monitor,
+) -> None:
+    """Says what is about to be trained, and draws what the network will see."""
+    batch = config.optim.batch_size
+    monitor.say(
+        f"{METHODS[config.loss.method]}, {config.model.backbone} on {config.data.name}: "
+        f"{len(dataset)} images, {config.optim.epochs} epochs, {total_steps} steps of {batch} "
+        f"images x {len(config.views)} views, {ranks.world_size} rank(s) on {ranks.device.type}"
+        + (f", from step {step}" if step else "")
+    )
+    if ranks.world_size > 1 and config.loss.method.startswith("intl"):
+        width = config.model.embedding
+        plan = plan_head(len(config.views), batch, width, ranks.world_size)
+        monitor.say(f"loss head of {batch} x {width}: {plan}")
+    sessions = run.manifest["sessions"]
+    if len(sessions) > 1 and sessions[-2]["world_size"] != ranks.world_size:
+        monitor.say(
+            f"{ranks.world_size} rank(s) where there were {sessions[-2]['world_size']}: the global "
+            f"batch stays {batch}, {batch // ranks.world_size} images a rank; images, order and "
+            "learning rate stay, sums are rounded otherwise"
+        )
+    for key, value in sessions[-1].get("changes", {}).items():
+        monitor.say(f"changed: {key}, {value['before']} before, {value['now']} now")
+    if config.log.pictures and not step:
+        draw_views(dataset, range(min(8, len(dataset))), run.path / "views.png")

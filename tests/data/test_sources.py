@@ -1,0 +1,348 @@
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import pickletools
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
+
+from intl_transfer.data import cifar
+from intl_transfer.data.folders import FolderSource
+from intl_transfer.data.images import UnreadableImageError
+from intl_transfer.data.shards import TarSource, shard_files
+from intl_transfer.data.sources import NameTable, open_source
+from intl_transfer.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def picture(seed, size=(20, 30)):
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "images"
+    for label in ("cat", "dog", "émeu"):
+        (root / label / "inner").mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(picture(i)).save(root / label / f"{label}_{i}.png")
+        Image.fromarray(picture(9)).save(root / label / "inner" / "x.PNG")
+        (root / label / "notes.txt").write_text("no image")
+    return root
+
+
+def listed(source):
+    return [(source.name(i), int(source.labels[i])) for i in range(len(source))]
+
+
+def test_a_folder_is_listed_as_torchvision_lists_it(folder):
+    source, reference = FolderSource(folder), ImageFolder(str(folder))
+    assert sorted(listed(source)) == sorted(reference.samples)
+    assert list(source.classes) == reference.classes
+    assert np.array_equal(source.image(0), picture(0))
+
+
+def test_the_list_is_kept_and_a_stale_one_noticed(folder, cache):
+    assert FolderSource(folder).listed == 3
+    again = FolderSource(folder)
+    assert again.listed == 0
+    assert len(again) == 15
+    (folder / "dog" / "inner" / "x.PNG").unlink()
+    fewer = FolderSource(folder)
+    assert fewer.listed == 1  # only the class that changed
+    assert len(fewer) == 14
+    Image.fromarray(picture(3)).save(folder / "cat" / "new.png")
+    (folder / "wolf").mkdir()
+    Image.fromarray(picture(3)).save(folder / "wolf" / "new.png")
+    more = FolderSource(folder)
+    assert more.listed == 2
+    assert list(more.classes) == ["cat", "dog", "wolf", "émeu"]
+    assert sorted(listed(more)) == sorted(ImageFolder(str(folder)).samples)
+    # A class that is gone.
+    (folder / "wolf" / "new.png").unlink()
+    (folder / "wolf").rmdir()
+    assert list(FolderSource(folder).classes) == ["cat", "dog", "émeu"]
+    assert FolderSource(folder).listed == 0
+
+
+def test_a_damaged_or_unwritable_cache_does_no_harm(folder, cache, monkeypatch):
+    FolderSource(folder)
+    (file,) = (cache / "intl-transfer").glob("folder-*.npz")
+    file.write_bytes(file.read_bytes()[:100])
+    assert len(FolderSource(folder)) == 15
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    assert len(FolderSource(folder)) == 15
+
+
+def test_folders_without_classes_or_images(tmp_path):
+    with pytest.raises(UserError, match=r"no image folder .*looked for"):
+        open_source(tmp_path / "absent")
+    with pytest.raises(UserError, match=r"no images in class folders \(0 folders\)"):
+        open_source(tmp_path)
+    Image.fromarray(picture(0)).save(tmp_path / "loose.png")
+    with pytest.raises(UserError, match=r"1 images lie in it directly.*put all images into one"):
+        open_source(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "bare").mkdir()
+    Image.fromarray(picture(0)).save(tmp_path / "full" / "a.png")
+    with pytest.raises(UserError, match="no image in class folder 'bare'"):
+        open_source(tmp_path)
+
+
+def test_name_tables_hold_any_name():
+    names = ["a/b.png", "", "日本/絵.jpg", b"\xff\xfe.png".decode("utf-8", "surrogateescape")]
+    table = NameTable.of(names)
+    assert list(table) == names
+    assert len(NameTable.of([])) == 0
+
+
+# Tar shards
+
+
+def add(archive, name, data):
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    archive.addfile(info, io.BytesIO(data))
+
+
+def png(seed):
+    buffer = io.BytesIO()
+    Image.fromarray(picture(seed)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def shards(tmp_path):
+    root = tmp_path / "shards"
+    root.mkdir()
+    for shard in range(3):
+        with tarfile.open(root / f"train-{shard:04d}.tar", "w") as archive:
+            for i in range(5):
+                key = shard * 5 + i
+                add(archive, f"{key:05d}.png", png(key))
+                add(archive, f"{key:05d}.cls", str(key % 11).encode())
+                add(archive, f"{key:05d}.json", b"{}")
+    return root
+
+
+@pytest.mark.parametrize("pattern", ["", "/train-{0000..0002}.tar", "/train-*.tar"])
+def test_shards_hold_what_was_put_in(shards, pattern):
+    source = open_source(f"{shards}{pattern}")
+    assert isinstance(source, TarSource)
+    assert len(source) == 15
+    assert list(source.classes) == [str(i) for i in range(11)]
+    for i in range(15):
+        assert np.array_equal(source.image(i), picture(i))
+        assert source.labels[i] == i % 11
+    assert source.name(7).endswith("train-0001.tar/00007.png")
+
+
+def test_shards_that_webdataset_wrote(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    with webdataset.ShardWriter(str(tmp_path / "w-%06d.tar"), maxcount=4, verbose=0) as writer:
+        for i in range(10):
+            writer.write({"__key__": f"k{i:03d}", "png": picture(i), "cls": i % 3})
+    source = open_source(tmp_path)
+    assert len(source) == 10
+    assert sorted(int(source.classes[label]) for label in source.labels) == sorted(
+        i % 3 for i in range(10)
+    )
+    reference = webdataset.WebDataset(
+        sorted(str(p) for p in tmp_path.glob("*.tar")), shardshuffle=False
+    ).decode("rgb8")
+    for i, sample in enumerate(reference):
+        assert np.array_equal(source.image(i), sample["png"])
+        assert int(source.classes[source.labels[i]]) == sample["cls"]
+
+
+def test_shards_with_class_folders(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for label in ("n02", "n01"):
+            add(archive, f"./{label}/{label}_1.png", png(1))
+    source = TarSource(tmp_path / "a.tar")
+    assert list(source.classes) == ["n01", "n02"]
+    assert source.labels.tolist() == [1, 0]
+
+
+def test_epochs_of_shards_are_permutations_and_local(tmp_path):
+    for shard in range(40):
+        with tarfile.open(tmp_path / f"{shard:02d}.tar", "w") as archive:
+            for i in range(3):
+                add(archive, f"{shard}_{i}.png", png(0))
+    source = TarSource(tmp_path)
+    one, two = source.epoch_order(0, 0), source.epoch_order(0, 1)
+    assert sorted(one) == sorted(two) == list(range(120))
+    assert not np.array_equal(one, two)
+    assert np.array_equal(one, TarSource(tmp_path).epoch_order(0, 0))
+    for first in range(0, 120, 48):  # 16 shards of 3 at a time
+        assert len(set(one[first : first + 48] // 3)) == min(16, (120 - first) // 3)
+
+
+def test_bad_shards_are_named(shards):
+    with pytest.raises(UserError, match=r"train-0003\.tar \(1 of 4 are missing\)"):
+        shard_files(f"{shards}/train-{{0000..0003}}.tar")
+    with pytest.raises(UserError, match="no tar shard"):
+        shard_files(f"{shards}/valid-*.tar")
+    file = shards / "train-0001.tar"
+    file.write_bytes(file.read_bytes()[: 512 + 100])
+    with pytest.raises(UserError, match=r"train-0001\.tar is (cut off|not a whole)"):
+        open_source(shards)
+    file.write_bytes(b"no tar" * 400)
+    with pytest.raises(UserError, match=r"train-0001\.tar is not a whole, uncompressed tar file"):
+        open_source(shards)
+
+
+def test_a_damaged_image_in_a_shard_is_named(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        add(archive, "good.png", png(0))
+        add(archive, "bad.png", png(0)[:200])
+    with pytest.raises(UnreadableImageError, match=r"a\.tar/bad\.png cannot be read"):
+        TarSource(tmp_path).image(1)
+
+
+# CIFAR
+
+
+def as_python_2(data):
+    """The same pickle with its short strings as Python 2 wrote them, as bytes."""
+    data = bytearray(data)
+    for opcode, argument, position in pickletools.genops(bytes(data)):
+        words = ("data", "label", "batch", "fine_", "class ")
+        if opcode.name == "BINUNICODE" and argument.startswith(words):
+            data[position] = ord("T")
+    return bytes(data)
+
+
+def write_cifar(root, hundred, binary, count=6):
+    rng = np.random.default_rng(0)
+    classes = 100 if hundred else 10
+    folder = {
+        (False, False): "cifar-10-batches-py",
+        (True, False): "cifar-100-python",
+        (False, True): "cifar-10-batches-bin",
+        (True, True): "cifar-100-binary",
+    }[hundred, binary]
+    folder = root / folder
+    folder.mkdir(parents=True)
+    parts = (
+        ["train", "test"] if hundred else [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
+    )
+    for part in parts:
+        data = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
+        labels = rng.integers(0, classes, count).tolist()
+        if binary:
+            coarse = np.zeros((count, 1 if hundred else 0), np.uint8)
+            table = np.hstack([coarse, np.array(labels, np.uint8)[:, None], data])
+            (folder / f"{part}.bin").write_bytes(table.tobytes())
+        else:
+            key = "fine_labels" if hundred else "labels"
+            batch = {"data": data, key: labels, "batch_label": "a part"}
+            (folder / part).write_bytes(as_python_2(pickle.dumps(batch, protocol=2)))
+    names = [f"class {i}" for i in range(classes)]
+    if binary:
+        name = "fine_label_names.txt" if hundred else "batches.meta.txt"
+        (folder / name).write_text("\n".join(names) + "\n\n")
+    else:
+        key = "fine_label_names" if hundred else "label_names"
+        name = "meta" if hundred else "batches.meta"
+        (folder / name).write_bytes(as_python_2(pickle.dumps({key: names}, protocol=2)))
+    return folder
+
+
+@pytest.mark.parametrize("hundred", [False, True])
+def test_cifar_is_read_as_torchvision_reads_it(tmp_path, monkeypatch, hundred):
+    write_cifar(tmp_path / "py", hundred, binary=False)
+    write_cifar(tmp_path / "bin", hundred, binary=True)
+    kind = CIFAR100 if hundred else CIFAR10
+    # The files are not the real ones, whose checksums torchvision knows.
+    monkeypatch.setattr(kind, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    for part in ("train", "test"):
+        reference = kind(str(tmp_path / "py"), train=part == "train")
+        for flavour in ("py", "bin"):
+            source = open_source(f"{tmp_path / flavour}:{part}")
+            assert len(source) == len(reference)
+            assert list(source.classes) == reference.classes
+            assert source.labels.tolist() == reference.targets
+            for i in range(len(source)):
+                assert np.array_equal(source.image(i), np.asarray(reference[i][0]))
+
+
+def test_cifar_files_run_no_code(tmp_path):
+    folder = write_cifar(tmp_path, False, binary=False)
+
+    class Harm:
+        def __reduce__(self):
+            return os.system, ("touch /tmp/never",)
+
+    (folder / "data_batch_2").write_bytes(pickle.dumps({"data": Harm()}))
+    with pytest.raises(UserError, match=r"data_batch_2 is not a CIFAR file.*system"):
+        open_source(tmp_path)
+
+
+def test_cifar_files_that_are_damaged_or_missing(tmp_path):
+    folder = write_cifar(tmp_path, False, binary=False)
+    good = (folder / "data_batch_3").read_bytes()
+    (folder / "data_batch_3").write_bytes(good[:500])
+    with pytest.raises(UserError, match=r"data_batch_3 is not a CIFAR file, or damaged"):
+        open_source(tmp_path)
+    (folder / "data_batch_3").unlink()
+    with pytest.raises(UserError, match=r"data_batch_3 cannot be read \(No such file"):
+        open_source(tmp_path)
+    (folder / "data_batch_3").write_bytes(pickle.dumps({b"data": np.zeros((2, 9), np.uint8)}))
+    with pytest.raises(UserError, match=r"data_batch_3: expected 'data' of uint8"):
+        open_source(tmp_path)
+    binary = write_cifar(tmp_path / "b", True, binary=True)
+    (binary / "train.bin").write_bytes(b"\0" * 3075)
+    with pytest.raises(UserError, match=r"train\.bin has 3075 bytes.*cut off"):
+        open_source(tmp_path / "b")
+
+
+def test_where_cifar_may_lie(tmp_path):
+    folder = write_cifar(tmp_path, True, binary=False)
+    assert cifar.find(tmp_path) == cifar.find(folder) == folder
+    assert cifar.find(tmp_path / "other") is None
+
+
+# Subsets
+
+
+def test_subsets_by_class(folder, tmp_path):
+    listing = tmp_path / "classes.txt"
+    listing.write_text("# two of three\némeu\n\ncat\n")
+    source = open_source(folder, listing)
+    assert list(source.classes) == ["cat", "émeu"]
+    assert len(source) == 10
+    assert {source.classes[source.labels[i]] in source.name(i) for i in range(10)} == {True}
+
+
+def test_subsets_by_image(folder, tmp_path):
+    listing = tmp_path / "some.txt"
+    listing.write_text("dog_2.png\ncat/cat_1.png\ncat_0\n")
+    source = open_source(folder, listing)
+    names = [os.path.basename(source.name(i)) for i in range(len(source))]
+    assert names == ["cat_0.png", "cat_1.png", "dog_2.png"]
+    assert source.labels.tolist() == [0, 0, 1]
+    assert sorted(source.epoch_order(3, 1)) == [0, 1, 2]
+
+
+def test_subset_lists_that_do_not_fit(folder, tmp_path):
+    with pytest.raises(UserError, match=r"subset list .*absent\.txt cannot be read"):
+        open_source(folder, tmp_path / "absent.txt")
+    listing = tmp_path / "x.txt"
+    listing.write_text("# nothing\n")
+    with pytest.raises(UserError, match="names nothing"):
+        open_source(folder, listing)
+    listing.write_text("cat_1.png\ncat_7.png\n")
+    with pytest.raises(UserError, match=r"1 of 2 entries .* 'cat_7\.png'\. Did you mean 'cat_"):
+        open_source(folder, listing)

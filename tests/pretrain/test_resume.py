@@ -1,0 +1,286 @@
+"""Whatever stops a run, the same command goes on, and nothing is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from intl_transfer.runs import read_manifest, read_results
+from intl_transfer.runs.checkpoint import list_checkpoints, load_newest, read_checkpoint
+from tests.pretrain.running import TORCHRUN, assert_same, command, environment, train
+
+LONG = ["optim.epochs=10", "engine.checkpoint_steps=1"]  # 30 steps
+
+
+def start(images, output, *overrides, launcher=(sys.executable,)):
+    return subprocess.Popen(
+        command(images, output, *overrides, launcher=launcher),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def newest_step(output):
+    found = list_checkpoints(output / "checkpoints")
+    return int(found[0].stem.removeprefix("step_")) if found else 0
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def kill(process):
+    """SIGKILL to the process and all that it started."""
+    everyone = [process.pid, *descendants(process.pid)]
+    for pid in everyone:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate()
+    # Those that another process started are reaped by somebody else, a moment later.
+    deadline = time.monotonic() + 30
+    while any(is_alive(pid) for pid in everyone) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def descendants(pid):
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            found += [child, *descendants(child)]
+    return found
+
+
+def is_alive(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def assert_same_checkpoints(one, two):
+    """Every tensor of the last checkpoint, to the bit."""
+    _, first = load_newest(one / "checkpoints")
+    _, second = load_newest(two / "checkpoints")
+    for part in ("model", "target"):
+        assert (first[part] is None) == (second[part] is None)
+        for name, value in (first[part] or {}).items():
+            assert torch.equal(value, second[part][name]), (part, name)
+    buffers = zip(
+        first["optimizer"]["state"].values(), second["optimizer"]["state"].values(), strict=True
+    )
+    assert all(torch.equal(a["momentum_buffer"], b["momentum_buffer"]) for a, b in buffers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kills", "launcher", "overrides"),
+    [
+        (10, (sys.executable,), ("data.workers=2", "views=[{size: 32}, {size: 32}]")),
+        (4, TORCHRUN, ("loss.method=intl_ema", "data.workers=1")),
+    ],
+    ids=["one-rank-two-views", "two-ranks-multicrop-ema"],
+)
+def test_killed_anywhere_the_weights_are_those_of_an_undisturbed_run(
+    images, tmp_path, kills, launcher, overrides
+):
+    train(images, tmp_path / "whole", *LONG, *overrides, launcher=launcher)
+    generator, killed = random.Random(0), tmp_path / "killed"
+    for done in range(kills):
+        process = start(images, killed, *LONG, *overrides, launcher=launcher)
+        if done % 5 == 4:  # while it starts
+            time.sleep(generator.uniform(0.5, 6))
+        else:
+            # One step further than the last session, then anywhere in the next two.
+            reached = newest_step(killed)
+            wait_for(lambda reached=reached: newest_step(killed) > reached, process)
+            time.sleep(generator.uniform(0, 0.6))
+        if process.poll() is not None:
+            pytest.fail(f"ended before it was killed: {process.communicate()[0]}")
+        kill(process)
+    assert 0 < newest_step(killed) < 30
+    train(images, killed, *LONG, *overrides, launcher=launcher)
+    assert len(read_manifest(killed)["sessions"]) >= kills * 3 // 5
+    assert_same(tmp_path / "whole", killed)
+    assert_same_checkpoints(tmp_path / "whole", killed)
+    assert not list((killed / "checkpoints").glob(".*.part"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+def test_a_signal_ends_the_run_at_the_next_step_with_a_checkpoint(images, tmp_path, number):
+    settings = ["optim.epochs=40"]
+    process = start(images, tmp_path / "run", *settings)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    wait_for(metrics.exists, process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert f"stopped by {number.name} after step" in output
+    manifest = read_manifest(tmp_path / "run")
+    assert manifest["status"] == "interrupted"
+    step = newest_step(tmp_path / "run")
+    assert f"after step {step}" in manifest["error"]
+    train(images, tmp_path / "run", *settings, "engine.stop_after_steps=1")
+    assert newest_step(tmp_path / "run") == step + 1
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_ranks_stops_both(images, tmp_path):
+    process = start(images, tmp_path / "run", "optim.epochs=200", launcher=TORCHRUN)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    wait_for(metrics.exists, process)
+    os.kill(descendants(process.pid)[-1], signal.SIGUSR2)
+    output, _ = process.communicate(timeout=120)
+    assert "after step" in output
+    assert output.count("exitcode  : 75") + output.count("exitcode: 75") >= 1, output
+    step = newest_step(tmp_path / "run")
+    done = train(
+        images, tmp_path / "run", "optim.epochs=200", "engine.stop_after_steps=1", launcher=TORCHRUN
+    )
+    assert f"from step {step}" in done.stdout
+
+
+def test_another_number_of_ranks_takes_over(images, tmp_path):
+    train(images, tmp_path / "run", "engine.stop_after_steps=2")
+    done = train(images, tmp_path / "run", launcher=TORCHRUN)
+    assert "2 rank(s) where there were 1: the global batch stays 8, 4 images a rank" in done.stdout
+    assert "loss head of 8 x 32: gathered" in done.stdout
+    assert read_results(tmp_path / "run")["steps"] == 6
+
+
+def test_other_settings_are_shown_and_refused_unless_asked_for(images, tmp_path):
+    run = tmp_path / "run"
+    train(images, run, "engine.stop_after_steps=2")
+    done = train(images, run, "optim.base_lr=0.1", "loss.iterations=5", check=False)
+    assert done.returncode == 2
+    assert "loss.iterations: 4 there, 5 here, optim.base_lr: 0.5 there, 0.1 here" in done.stderr
+    assert "--allow-config-change" in done.stderr
+    done = train(images, run, "optim.base_lr=0.1", "--allow-config-change")
+    assert "from step 2" in done.stdout
+    assert "changed: optim.base_lr, 0.5 before, 0.1 now" in done.stdout
+    last = read_manifest(run)["sessions"][-1]
+    assert last["changes"] == {"optim.base_lr": {"before": 0.5, "now": 0.1}}
+    # How the machine is used and what is told is nobody's business.
+    done = train(images, run, "optim.base_lr=0.1", "data.workers=1", "log.steps=2")
+    assert "nothing to do" in done.stdout
+
+
+def test_longer_training_of_a_finished_run(images, tmp_path):
+    train(images, tmp_path / "run")
+    done = train(images, tmp_path / "run", "optim.epochs=3", "--allow-config-change")
+    assert "from step 6" in done.stdout
+    assert read_results(tmp_path / "run")["steps"] == 9
+
+
+def test_two_runs_in_one_directory(images, tmp_path):
+    process = start(images, tmp_path / "run", "optim.epochs=400")
+    try:
+        wait_for((tmp_path / "run" / "metrics.jsonl").exists, process)
+        done = train(images, tmp_path / "run", "optim.epochs=400", check=False)
+        assert done.returncode == 2
+        assert f"is in use by process {process.pid} on" in done.stderr
+    finally:
+        kill(process)
+    # What was killed leaves no lock.
+    train(images, tmp_path / "run", "optim.epochs=400", "engine.stop_after_steps=1")
+
+
+def damage_truncated(file):
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def damage_flipped(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 16
+    file.write_bytes(data)
+
+
+def damage_foreign(file):
+    torch.save({"state_dict": {}}, file)
+
+
+@pytest.mark.parametrize("damage", [damage_truncated, damage_flipped, damage_foreign])
+def test_a_bad_checkpoint_is_named_and_the_one_before_taken(images, tmp_path, damage):
+    run = tmp_path / "run"
+    train(images, run, "engine.stop_after_steps=4", "engine.checkpoint_steps=1")
+    newest = list_checkpoints(run / "checkpoints")[0]
+    damage(newest)
+    done = train(images, run)
+    assert f"{newest.name} is" in done.stderr
+    assert "from step 3" in done.stdout
+
+
+def test_no_checkpoint_left_that_can_be_read(images, tmp_path):
+    run = tmp_path / "run"
+    train(images, run, "engine.stop_after_steps=2")
+    for file in list_checkpoints(run / "checkpoints"):
+        damage_truncated(file)
+    done = train(images, run, check=False)
+    assert done.returncode == 2
+    assert "none of the 1 checkpoints" in done.stderr
+
+
+def test_a_full_disk_fails_the_write_and_not_the_run(images, tmp_path):
+    run = tmp_path / "run"
+    train(images, run, "engine.stop_after_steps=3")
+    before = list_checkpoints(run / "checkpoints")
+
+    def small_files():  # the backbone fits, a checkpoint does not
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000_000, 60_000_000))
+
+    done = train(images, run, "engine.checkpoint_steps=1", preexec_fn=small_files)
+    assert "was not written" in done.stderr
+    assert "the run goes on, the newest is step_00000003.pt" in done.stderr
+    assert list_checkpoints(run / "checkpoints") == before
+    assert not list((run / "checkpoints").glob(".*"))
+    read_checkpoint(before[0])
+    assert read_results(run)["steps"] == 6
+
+
+def test_milestones_stay(images, tmp_path):
+    settings = ["optim.epochs=5", "engine.milestone_epochs=2", "engine.keep_checkpoints=1"]
+    train(images, tmp_path / "run", *settings)
+    names = [file.name for file in list_checkpoints(tmp_path / "run" / "checkpoints")]
+    assert names == ["step_00000015.pt", "step_00000012.pt", "step_00000006.pt"]
+
+
+def test_a_folder_that_cannot_be_written(images, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = train(images, tmp_path / "file" / "run", check=False)
+    assert done.returncode == 2
+    assert "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_run_ends_where_only_the_export_was_missing(images, tmp_path):
+    """Killed between the last checkpoint and the results."""
+    run = tmp_path / "run"
+    train(images, run)
+    manifest_before = (run / "results.json").read_text()
+    shutil.copytree(run, tmp_path / "copy")
+    (run / "results.json").unlink()
+    (run / "backbone.safetensors").unlink()
+    manifest = (run / "manifest.json").read_text()
+    (run / "manifest.json").write_text(
+        manifest.replace('"status": "finished"', '"status": "running"')
+    )
+    train(images, run)
+    assert_same(tmp_path / "copy", run)
+    assert '"final_loss"' in manifest_before
+    assert read_results(run)["final_loss"] == read_results(tmp_path / "copy")["final_loss"]
