@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from intl_transfer.data.datasets import Batch
 from intl_transfer.data.views import normalise
+from intl_transfer.errors import UserError
 from intl_transfer.models import (
     Encoder,
     MovingAverage,
@@ -55,9 +56,17 @@ class Learner:
         config: the run's.
         ranks: this process's place.
         steps_per_epoch: decides the schedules.
+
+    Raises:
+        UserError: if each rank has a single image and batch norm is its own.
     """
 
     def __init__(self, config: PretrainConfig, ranks: Ranks, steps_per_epoch: int) -> None:
+        if ranks.world_size == config.optim.batch_size and not config.model.sync_batchnorm:
+            raise UserError(
+                f"{ranks.world_size} ranks have one image each of the global batch; batch norm of "
+                "one image has no variance. Take fewer ranks or model.sync_batchnorm=true"
+            )
         self._config, self._ranks = config, ranks
         self._total = config.optim.epochs * steps_per_epoch
         self._warmup = round(config.optim.warmup_epochs * steps_per_epoch)
@@ -67,8 +76,8 @@ class Learner:
         self.encoder = build_encoder(config, ranks).to(ranks.device, memory_format=self._memory)
         self.target = MovingAverage(self.encoder) if config.loss.method == "intl_ema" else None
         self.network: nn.Module = self.encoder
-        self.optimiser = build_optimiser(self.encoder, config.optim)
         is_fp16 = self._half == torch.float16
+        self.optimiser = build_optimiser(self.encoder, config.optim, is_fp16)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=is_fp16)
 
     def prepare(self) -> None:
@@ -159,12 +168,24 @@ def loss_of(views: list[Tensor], config: PretrainConfig) -> tuple[Tensor, dict[s
     return value, {"loss": value.detach(), **parts}
 
 
-def build_optimiser(encoder: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """SGD, in one fused step for all parameters, or LARS."""
+def build_optimiser(
+    encoder: nn.Module, optim: OptimConfig, is_scaled: bool
+) -> torch.optim.Optimizer:
+    """SGD, or LARS.
+
+    Args:
+        encoder: whose parameters it steps.
+        optim: settings.
+        is_scaled: whether gradients are scaled (fp16).
+    """
     groups = parameter_groups(encoder, optim)
     if optim.optimizer == "lars":
         return LARS(groups, lr=0.0, momentum=optim.momentum)
-    return torch.optim.SGD(groups, lr=0.0, momentum=optim.momentum, fused=True)
+    # One fused step for all parameters; not under gradient scaling, where the fused step decides
+    # itself whether a step is skipped, and where it skips the first leaves its momentum
+    # uninitialised and goes on from whatever was in memory (torch 2.14).
+    fused = None if is_scaled else True
+    return torch.optim.SGD(groups, lr=0.0, momentum=optim.momentum, fused=fused)
 
 
 def parameter_groups(network: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:

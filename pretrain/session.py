@@ -207,6 +207,11 @@ def check(config: PretrainConfig) -> None:
     for key, (found, is_good, expected) in rules.items():
         if not is_good:
             raise UserError(f"{key} is {found}; expected {expected}")
+    if engine.recompute and engine.compile is not None:
+        raise UserError(
+            "engine.recompute and engine.compile exclude each other: torch.compile cannot trace "
+            "the recomputation. Leave one of them out"
+        )
     check_options(loss)
     if len(config.views) < 2:
         raise UserError(f"views has {len(config.views)} entry; INTL needs at least two views")

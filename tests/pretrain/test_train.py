@@ -102,6 +102,15 @@ def test_ranks_that_do_not_divide_the_batch(images, tmp_path):
     assert "3 ranks do not divide the global batch of 8" in done.stderr
 
 
+def test_one_image_a_rank(images, tmp_path):
+    settings = ["optim.batch_size=2", "optim.epochs=1", "engine.stop_after_steps=1"]
+    train(images, tmp_path / "synchronised", *settings, launcher=TORCHRUN)
+    settings.append("model.sync_batchnorm=false")
+    done = train(images, tmp_path / "own", *settings, launcher=TORCHRUN, check=False)
+    assert done.returncode != 0
+    assert "2 ranks have one image each of the global batch" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("method", "options"),
     [
@@ -148,13 +157,15 @@ def test_options_that_a_method_does_not_have(images, tmp_path):
         ("optim.batch_size=1", "optim.batch_size is 1; expected at least 2"),
         ("loss.iterations=0", "loss.iterations is 0; expected at least 1"),
         ("engine.keep_checkpoints=0", "engine.keep_checkpoints is 0; expected at least 1"),
+        ("engine.compile=inductor engine.recompute=true", "exclude each other"),
         ("knn.epochs=1", "knn.epochs needs labelled images to classify: knn.test=DIR"),
         ("model.backbone=resnet19", "Did you mean 'resnet18'"),
         ("optim.batch_size=64", "26 images do not fill one global batch of 64"),
     ],
 )
 def test_bad_settings_are_refused_before_training(images, tmp_path, override, message):
-    done = train(images, tmp_path / "run", override, check=False)
+    settings = override.split() if override.startswith("engine.compile") else [override]
+    done = train(images, tmp_path / "run", *settings, check=False)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,0 +1,212 @@
+"""What a run tells: figures, pictures, alarms, the exported backbone."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from intl_transfer.conversion import load_backbone
+from intl_transfer.runs import read_manifest, read_metrics, read_results, sha256_file
+from intl_transfer.runs.checkpoint import list_checkpoints
+from tests.pretrain.running import TORCHRUN, train
+
+
+def test_figures_reach_every_reader(images, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    settings = ["loss.method=intl_ema", "log.diagnostics_steps=2", "log.tensorboard=true"]
+    settings += ["log.pictures=true", "log.seconds=0"]
+    train(images, run, *settings, "engine.stop_after_steps=3")
+    done = train(images, run, *settings)
+    for word in ("epoch", "step 6/6", "images/s", "ETA", "mismatch", "trace", "lr", "ema"):
+        assert word in done.stdout, word
+
+    rows = read_metrics(run)
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
+    for row in steps:
+        beta = 0.01 * (np.log2(8) - 3)
+        assert row["loss"] == pytest.approx(row["mismatch"] + beta * row["trace_loss"], rel=1e-4)
+        assert {"lr", "ema_momentum", "images_per_second", "data_time", "epoch"} <= row.keys()
+    spectra = [row for row in rows if "spectrum/effective_rank" in row]
+    assert [row["step"] for row in spectra] == [2, 4, 6]
+    assert {"spectrum/condition", "spectrum/collapsed", "spectrum/alignment"} <= spectra[0].keys()
+
+    board = EventAccumulator(str(run / "tensorboard")).Reload()
+    scalars = board.Scalars("loss")
+    assert [event.step for event in scalars] == [1, 2, 3, 4, 5, 6]
+    assert [event.value for event in scalars] == pytest.approx([row["loss"] for row in steps])
+
+    size = read_manifest(run)["details"]
+    assert size["backbone_parameters"] == 11_176_512  # ResNet-18 without its classifier
+    assert size["backbone_multiply_adds"] == pytest.approx(37.1e6, rel=0.02)  # 1.82 G (32/224)^2
+
+    sheet = np.asarray(Image.open(run / "views.png"))
+    assert sheet.shape == (8 * 36 + 4, 32 + 32 + 24 + 16, 3)
+    assert sheet[4:36, 4:36].std() > 10
+
+
+def test_multiply_adds_are_those_that_are_published():
+    from pretrain.monitor import network_size
+
+    size = network_size(torchvision.models.resnet50(), 224, torch.device("cpu"))
+    assert size["backbone_multiply_adds"] == pytest.approx(4.1e9, rel=0.02)
+    assert size["backbone_parameters"] == 25_557_032
+
+
+def test_weights_and_biases_offline(images, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    train(images, tmp_path / "run", "log.wandb=intl", "engine.stop_after_steps=2")
+    (offline,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    (file,) = offline.glob("*.wandb")
+    identity = read_manifest(tmp_path / "run")["id"]
+    assert identity in file.name
+    assert b"images_per_second" in file.read_bytes()
+
+
+@pytest.mark.parametrize("launcher", [None, TORCHRUN], ids=["one-rank", "two-ranks"])
+def test_neighbours_are_asked_every_so_many_epochs(images, tmp_path, launcher):
+    settings = [f"knn.test={images}", "knn.epochs=2", "knn.k=1", "optim.epochs=3"]
+    options = {"launcher": launcher} if launcher else {}
+    done = train(images, tmp_path / "run", *settings, **options)
+    # Each image is its own nearest neighbour.
+    assert "epoch 2: 1-NN accuracy 100.00 %" in done.stdout
+    rows = [row for row in read_metrics(tmp_path / "run") if "knn_accuracy" in row]
+    assert [(row["step"], row["knn_accuracy"]) for row in rows] == [(6, 100.0), (9, 100.0)]
+    assert read_results(tmp_path / "run")["knn_accuracy"] == 100.0
+
+
+def test_neighbours_do_not_change_the_training(images, tmp_path):
+    train(images, tmp_path / "plain")
+    train(images, tmp_path / "asked", f"knn.test={images}", "knn.epochs=1")
+    one, two = (load_file(tmp_path / name / "backbone.safetensors") for name in ("plain", "asked"))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+def test_sets_of_other_classes_are_no_neighbours(images, tmp_path):
+    (tmp_path / "other" / "a").mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(tmp_path / "other" / "a" / "x.png")
+    settings = [f"knn.test={tmp_path / 'other'}", "knn.epochs=1"]
+    done = train(images, tmp_path / "run", *settings, check=False)
+    assert done.returncode == 2
+    assert "knn.train has 2 classes, knn.test 1" in done.stderr
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_says_what_it_saw(images, tmp_path):
+    run = tmp_path / "run"
+    settings = ["engine.checkpoint_steps=1", "optim.epochs=20"]
+    train(images, run, *settings, "engine.stop_after_steps=3")
+    broken = ["optim.base_lr=1e30", "engine.nonfinite_steps=3", "--allow-config-change"]
+    done = train(images, run, *settings, *broken, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "NaN or infinity" in done.stderr
+    assert "3 step(s) in a row" in done.stderr
+    assert read_manifest(run)["status"] == "failed"
+    (file,) = run.glob("nonfinite_step_*.json")
+    dump = json.loads(file.read_text())
+    newest = list_checkpoints(run / "checkpoints")[0]
+    assert dump["last_checkpoint"] == newest.name
+    assert newest.name in done.stderr
+    assert dump["gradient_norm"].keys() == dump["parameter_norm"].keys()
+    assert {"backbone.conv1", "backbone.layer4", "projector"} <= dump["gradient_norm"].keys()
+    assert len(dump["views"]) == 3
+    assert all(view["rows"] == 8 for view in dump["views"])
+    # No checkpoint holds what is not finite: the run goes on from there.
+    done = train(images, run, *settings, "--allow-config-change", "engine.stop_after_steps=2")
+    assert f"from step {int(newest.stem[5:])}" in done.stdout
+
+
+def test_unreadable_images_are_named_counted_and_limited(images, tmp_path):
+    data = tmp_path / "data"
+    for file in images.rglob("*.png"):
+        (data / file.parent.name).mkdir(parents=True, exist_ok=True)
+        (data / file.parent.name / file.name).write_bytes(file.read_bytes())
+    (data / "a" / "3.png").write_bytes(b"nothing")
+    (data / "b" / "7.png").write_bytes((data / "b" / "7.png").read_bytes()[:300])
+    some = ["data.max_unreadable=0.1", "optim.epochs=4"]
+    done = train(data, tmp_path / "some", *some, "data.workers=1")
+    assert done.stderr.count("another image takes its place") == 2
+    assert "a/3.png cannot be read" in done.stderr
+    assert "b/7.png cannot be read" in done.stderr
+    assert read_results(tmp_path / "some")["unreadable_images"] == 2
+    # Two ranks agree with one on the global batch.
+    train(data, tmp_path / "one", *some, "engine.stop_after_steps=1")
+    train(data, tmp_path / "two", *some, "engine.stop_after_steps=1", launcher=TORCHRUN)
+    (one,), (two,) = (read_metrics(tmp_path / name) for name in ("one", "two"))
+    assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+    done = train(data, tmp_path / "none", "optim.epochs=4", check=False)
+    assert done.returncode == 2
+    assert "of 26 images cannot be read, over the limit of data.max_unreadable=0.001" in done.stderr
+
+
+def test_a_data_set_that_goes_away_ends_the_run(images, tmp_path):
+    data = tmp_path / "data"
+    (data / "a").mkdir(parents=True)
+    for i in range(30):
+        (data / "a" / f"{i}.png").write_bytes(b"nothing")
+    done = train(data, tmp_path / "run", "data.workers=1", check=False)
+    assert done.returncode == 2
+    assert "16 images in a row cannot be read" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# The exported backbone
+
+
+@pytest.fixture(scope="module")
+def exported(images, tmp_path_factory):
+    run = tmp_path_factory.mktemp("exported") / "run"
+    train(images, run, "model.zero_init_residual=true")
+    return run
+
+
+def test_torchvision_and_timm_load_the_backbone(exported):
+    weights = load_file(exported / "backbone.safetensors")
+    network = torchvision.models.resnet18()
+    loaded = network.load_state_dict(weights, strict=False)
+    assert loaded.missing_keys == ["fc.weight", "fc.bias"]
+    assert loaded.unexpected_keys == []
+    network.fc = torch.nn.Identity()
+    network.load_state_dict(weights)
+    other = timm.create_model("resnet18", num_classes=0)
+    other.load_state_dict(weights)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(network.eval()(images), other.eval()(images))
+    ours = load_backbone(exported / "backbone.safetensors")
+    assert all(torch.equal(value, weights[name]) for name, value in ours.items())
+
+
+def test_the_model_card_says_where_the_weights_come_from(exported):
+    card = (exported / "MODEL_CARD.md").read_text()
+    manifest, results = read_manifest(exported), read_results(exported)
+    for fact in (
+        "INTL",
+        "resnet18, imagenet stem",
+        "| pretraining data | shapes |",
+        "| epochs, steps | 2, 6 |",
+        "| batch size | 8 (global) |",
+        "sgd, base rate 0.5 x N/256",
+        manifest["id"],
+        sha256_file(exported / "backbone.safetensors"),
+        f"{results['final_loss']:.4f}",
+        "| 2 | 24 |",
+    ):
+        assert fact in card, fact
+
+
+def test_the_cards_code_runs(exported, monkeypatch, capsys):
+    card = (exported / "MODEL_CARD.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(exported)
+    exec(compile(code, "card", "exec"), {})
+    assert "missing_keys=['fc.weight', 'fc.bias'], unexpected_keys=[]" in capsys.readouterr().out

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from intl_transfer.optim import LARS
+
+
+def by_the_formula(weights, gradients, lr, momentum, decay, eta):
+    """Plain Python, one number or matrix at a time, in float64."""
+    weights = [w.double().clone() for w in weights]
+    buffers = [torch.zeros_like(w) for w in weights]
+    for step in gradients:
+        for i, (w, g) in enumerate(zip(weights, step, strict=True)):
+            update = g.double() + decay * w
+            if w.dim() > 1 and float(w.norm()) > 0 and float(update.norm()) > 0:
+                update = update * eta * w.norm() / update.norm()
+            buffers[i] = momentum * buffers[i] + update
+            weights[i] = w - lr * buffers[i]
+    return weights
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_lars_follows_its_formula(decay):
+    torch.manual_seed(0)
+    weights = [torch.randn(4, 3), torch.randn(3), torch.zeros(2, 2), torch.randn(2, 3, 1, 1)]
+    gradients = [[torch.randn_like(w) for w in weights] for _ in range(5)]
+    gradients[2][0].zero_()
+    expected = by_the_formula(weights, gradients, 0.3, 0.9, decay, 0.01)
+    parameters = [w.clone().requires_grad_() for w in weights]
+    optimiser = LARS(parameters, lr=0.3, momentum=0.9, weight_decay=decay, eta=0.01)
+    for step in gradients:
+        for parameter, gradient in zip(parameters, step, strict=True):
+            parameter.grad = gradient.clone()
+        optimiser.step()
+    for parameter, wanted in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.detach().double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_lars_continues_from_its_state():
+    torch.manual_seed(0)
+    first = torch.nn.Linear(3, 2)
+    one = LARS(first.parameters(), lr=0.1)
+    first(torch.ones(1, 3)).sum().backward()
+    one.step()
+    second = torch.nn.Linear(3, 2)
+    second.load_state_dict(first.state_dict())
+    two = LARS(second.parameters(), lr=0.1)
+    two.load_state_dict(copy.deepcopy(one.state_dict()))
+    for layer, optimiser in ((first, one), (second, two)):
+        layer.zero_grad()
+        layer(torch.full((1, 3), 2.0)).sum().backward()
+        optimiser.step()
+    assert torch.equal(first.weight, second.weight)
