@@ -110,8 +110,7 @@ def intl_loss(
         sharded: True shares the work out over ranks, False repeats it on each, None does what is
             worth it (:func:`intl_transfer.spectral.plan_head`).
         parts: a dictionary to be filled with what the loss is made of, without gradient:
-            ``mismatch`` (mean over the pairs) and ``trace_loss`` (mean over the views that it is
-            taken of).
+            ``mismatch`` and ``trace_loss``, of which ``mismatch + beta trace_loss`` is the loss.
 
     Returns:
         A scalar, the loss of the global batch, the same on every rank. Averaged over ranks by
@@ -132,9 +131,10 @@ def intl_loss(
     beta, statistics = _statistics(
         views, axis, iterations, trace_weight, True, group, distributed, sharded
     )
-    traces = statistics.traces
-    _report(parts, statistics.mismatch, traces)
-    loss = statistics.mismatch.mean() + beta * (traces[1:].mean() + traces[0])
+    traces = statistics.traces[1:].mean() + statistics.traces[0]
+    mismatch = statistics.mismatch.mean()
+    _report(parts, mismatch, traces)
+    loss = mismatch + beta * traces
     return replicated(loss, group, distributed)
 
 
@@ -189,8 +189,9 @@ def intl_ema_loss(
         distributed,
         sharded,
     )
-    _report(parts, statistics.mismatch, statistics.traces[1:])
-    loss = statistics.mismatch.mean() + beta * statistics.traces[1:].mean()
+    mismatch, traces = statistics.mismatch.mean(), statistics.traces[1:].mean()
+    _report(parts, mismatch, traces)
+    loss = mismatch + beta * traces
     return replicated(loss, group, distributed)
 
 
@@ -276,11 +277,10 @@ class INTLLoss(nn.Module):
         return f"axis={self.axis!r}, T={self.iterations}, trace_weight={self.trace_weight}"
 
 
-def _report(parts: dict[str, Tensor] | None, mismatch: Tensor, traces: Tensor) -> None:
+def _report(parts: dict[str, Tensor] | None, mismatch: Tensor, trace_loss: Tensor) -> None:
     """Fills the dictionary that a caller gave to know the parts of the loss."""
     if parts is not None:
-        parts["mismatch"] = mismatch.detach().mean()
-        parts["trace_loss"] = traces.detach().mean()
+        parts["mismatch"], parts["trace_loss"] = mismatch.detach(), trace_loss.detach()
 
 
 def _statistics(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import tarfile
 
 import pytest
 import torch
@@ -192,3 +193,24 @@ def test_weight_decay_spares_one_dimensional_parameters():
     assert len(decayed["params"]) + len(free["params"]) == len(list(encoder.parameters()))
     (every,) = parameter_groups(encoder, OptimConfig(weight_decay=0.1, decay_1d=True))
     assert len(every["params"]) == len(list(encoder.parameters()))
+
+
+def test_tar_shards_train_and_resume_bit_identically(images, tmp_path):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    files = sorted(images.rglob("*.png"))
+    for shard in range(3):
+        with tarfile.open(shards / f"{shard}.tar", "w") as archive:
+            for file in files[shard::3]:
+                archive.add(file, f"{file.parent.name}/{file.name}")
+    train(shards, tmp_path / "whole", "data.workers=1")
+    train(shards, tmp_path / "parts", "data.workers=2", "engine.stop_after_steps=4")
+    train(shards, tmp_path / "parts", "data.workers=1")
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_subset_is_what_is_trained_on(images, tmp_path):
+    listing = tmp_path / "one.txt"
+    listing.write_text("b\n")
+    done = train(images, tmp_path / "run", f"data.subset={listing}")
+    assert "13 images, 2 epochs, 2 steps" in done.stdout

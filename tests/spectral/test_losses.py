@@ -161,3 +161,19 @@ def test_distributed_false_ignores_the_process_group():
 
 def _without_group(rank: int, world_size: int) -> float:
     return intl_loss(make_views(2, 8, 16), distributed=False).item()
+
+
+@pytest.mark.parametrize("views", [2, 4])
+def test_the_parts_make_up_the_loss(views):
+    torch.manual_seed(0)
+    rows = [torch.randn(16, 64) for _ in range(views)]
+    parts: dict[str, torch.Tensor] = {}
+    loss = intl_loss(rows, trace_weight=0.07, parts=parts)
+    assert float(loss) == pytest.approx(float(parts["mismatch"] + 0.07 * parts["trace_loss"]))
+    traces = [float(trace_loss(iternorm(view))) for view in rows]
+    assert float(parts["trace_loss"]) == pytest.approx(
+        sum(traces[1:]) / (views - 1) + traces[0], rel=1e-4
+    )
+    loss = intl_ema_loss(rows[1:], rows[0], trace_weight=0.07, parts=parts)
+    assert float(loss) == pytest.approx(float(parts["mismatch"] + 0.07 * parts["trace_loss"]))
+    assert float(parts["trace_loss"]) == pytest.approx(sum(traces[1:]) / (views - 1), rel=1e-4)
