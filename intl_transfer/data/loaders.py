@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -98,7 +99,7 @@ def build_loader(
         # Workers must not be recreated between epochs, but they hold a copy of the dataset only:
         # the epoch reaches them with every index.
         persistent_workers=workers > 0,
-        worker_init_fn=_one_thread if workers > 0 else None,
+        worker_init_fn=_prepare_worker if workers > 0 else None,
         prefetch_factor=4 if workers > 0 else None,
     )
 
@@ -107,6 +108,15 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _one_thread(_: int) -> None:
+def _prepare_worker(_: int) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+    # A scheduler's signal and Ctrl-C reach every process of a job; the training process answers
+    # them, and needs its workers until it has.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _second_time_ends)
+
+
+def _second_time_ends(*_: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -24,10 +23,13 @@ class EvaluationImages(Dataset[tuple[Tensor, int]]):
     Args:
         source: labelled images.
         size: side of the crop, in pixels.
+
+    Attributes:
+        size: side of the crop, in pixels.
     """
 
     def __init__(self, source: ImageSource, size: int) -> None:
-        self._source, self._size = source, size
+        self._source, self.size = source, size
 
     def __len__(self) -> int:
         return len(self._source)
@@ -37,8 +39,8 @@ class EvaluationImages(Dataset[tuple[Tensor, int]]):
         try:
             image = self._source.image(index)
         except UnreadableImageError:
-            return torch.zeros(self._size, self._size, 3, dtype=torch.uint8), -1
-        return torch.from_numpy(centre_crop(image, self._size)), int(self._source.labels[index])
+            return torch.zeros(self.size, self.size, 3, dtype=torch.uint8), -1
+        return torch.from_numpy(centre_crop(image, self.size)), int(self._source.labels[index])
 
 
 def centre_crop(image: Pixels, size: int) -> Pixels:
@@ -90,8 +92,11 @@ def extract_features(
     )
     was_training = backbone.training
     backbone.eval()
-    features, labels = [], []
+    # An empty share has features too: none, of the right width.
+    blank = torch.zeros(1, images.size, images.size, 3, dtype=torch.uint8)
     try:
+        features = [backbone(normalise(blank, ranks.device)).float()[:0]]
+        labels = [torch.zeros(0, dtype=torch.int64, device=ranks.device)]
         for batch, label in loader:
             output = backbone(normalise(batch, ranks.device)).float()
             known = (label >= 0).to(ranks.device)
@@ -99,14 +104,4 @@ def extract_features(
             labels.append(label.to(ranks.device)[known])
     finally:
         backbone.train(was_training)
-    if not features:
-        width = backbone(torch.zeros(1, 3, 32, 32, device=ranks.device)).shape[1]
-        return torch.zeros(0, width, device=ranks.device), torch.zeros(
-            0, dtype=torch.int64, device=ranks.device
-        )
     return torch.cat(features), torch.cat(labels)
-
-
-def normalised(features: Tensor) -> Tensor:
-    """Rows of length one."""
-    return F.normalize(features, dim=1)

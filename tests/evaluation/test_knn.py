@@ -118,3 +118,14 @@ def test_features_leave_the_training_as_it_was(images):
     assert torch.equal(torch.get_rng_state(), generator)
     for name, value in backbone.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_a_rank_without_images_has_no_features_of_the_right_width(images):
+    backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1))
+    backbone.append(nn.Flatten())
+    before = backbone[1].running_mean.clone()
+    data = EvaluationImages(open_source(images), 32)
+    features, labels = extract_features(backbone, data, Ranks(7, 8, 7, CPU))
+    assert features.shape == (0, 4)
+    assert labels.shape == (0,)
+    assert torch.equal(backbone[1].running_mean, before)

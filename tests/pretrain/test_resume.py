@@ -124,14 +124,15 @@ def test_killed_anywhere_the_weights_are_those_of_an_undisturbed_run(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
 def test_a_signal_ends_the_run_at_the_next_step_with_a_checkpoint(images, tmp_path, number):
-    settings = ["optim.epochs=40"]
+    settings = ["optim.epochs=40", "data.workers=1"]
     process = start(images, tmp_path / "run", *settings)
     metrics = tmp_path / "run" / "metrics.jsonl"
     wait_for(metrics.exists, process)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # to the loading process too, as a scheduler does
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output
     assert f"stopped by {number.name} after step" in output
+    assert output.count("stopping after this step") == (number == signal.SIGINT)
     manifest = read_manifest(tmp_path / "run")
     assert manifest["status"] == "interrupted"
     step = newest_step(tmp_path / "run")
