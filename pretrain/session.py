@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ METHODS = {
     "vicreg": "VICReg",
     "simclr": "SimCLR",
 }
+
+
+_LATE_SECONDS = 60
 
 
 class State:
@@ -108,6 +112,9 @@ class State:
         path = ranks.gather_objects(str(found[0]) if found else None)[0]
         if path is None:
             return 0
+        deadline = time.monotonic() + _LATE_SECONDS
+        while not Path(path).exists() and time.monotonic() < deadline:
+            time.sleep(0.5)  # other nodes' file systems may show it later
         state = found[1] if found else read_checkpoint(path)
         try:
             self.encoder.load_state_dict(state["model"])

@@ -258,6 +258,11 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 def git_state(folder: str | Path | None = None) -> dict[str, Any]:
     """The revision of the source tree: ``{"revision": str | None, "dirty": bool | None}``."""
     folder = Path(folder) if folder else Path(__file__).resolve().parents[2]
+    copied = folder / "REVISION.json"  # a copy of the sources, made for a job
+    if copied.is_file():
+        with contextlib.suppress(OSError, json.JSONDecodeError):
+            state = json.loads(copied.read_text())
+            return {"revision": state.get("revision"), "dirty": state.get("dirty")}
 
     def git(*arguments: str) -> str:
         return subprocess.run(

@@ -1,0 +1,169 @@
+"""What runs on a node: a stage's own command, given ranks, signals, and a second chance.
+
+Pickled by value, so that a job does not depend on what becomes of this file while it waits.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+#: Exit status of a stage that was asked to stop and wants to be continued by the same command.
+CONTINUE = 75
+_PATIENCE = 600  # seconds; longer than any site's grace time before it kills
+_FORWARDED = (signal.SIGUSR2, signal.SIGTERM)
+
+
+class StageFailedError(RuntimeError):
+    """A stage ended with an error; its log says which."""
+
+
+class StageJob:
+    """Runs a stage's command line in every task of a job.
+
+    The command is the one that a user runs by hand; the job only says which rank it is. Time-outs,
+    preemptions and ``scancel --signal`` reach the stage as signals; it saves, ends with status 75,
+    and the job puts itself back into the queue. An external ``scontrol requeue`` and the failure
+    of a node give no warning: the stage then resumes from its run directory's last checkpoint, as
+    it does in any case.
+
+    Args:
+        command: the stage's command line.
+        folder: where to run it.
+        max_requeues: how often the job may put itself back.
+        environment: variables to set (NCCL settings and the like).
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        folder: str,
+        max_requeues: int = 10,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self.command, self.folder = list(command), folder
+        self.max_requeues, self.environment = max_requeues, dict(environment or {})
+
+    def __call__(self) -> str:
+        """Runs the command as one rank; returns ``"finished"`` or ``"interrupted"``.
+
+        Raises:
+            StageFailedError: if the stage ends with an error.
+        """
+        from submitit import JobEnvironment
+
+        job = JobEnvironment()
+        environment = {**os.environ, **self.environment, **rank_environment(job)}
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+        where = f"rank {job.global_rank} of {job.num_tasks} on {socket.gethostname()}"
+        print(f"{where}, start {restarts + 1}: {' '.join(self.command)}", flush=True)
+        child = subprocess.Popen(self.command, cwd=self.folder, env=environment)
+
+        received: set[int] = set()
+
+        def forward(number: int, _: object) -> None:
+            received.add(number)
+            if child.poll() is None:
+                child.send_signal(number)
+
+        for number in _FORWARDED:  # in place of submitit's own handlers
+            signal.signal(number, forward)
+        status = child.wait()
+        if status == 0:
+            return "finished"
+        if status != CONTINUE:
+            reason = f"signal {-status}" if status < 0 else f"exit status {status}"
+            raise StageFailedError(f"{where}: the stage ended with {reason}")
+        if "SLURM_JOB_ID" not in os.environ:
+            return "interrupted"
+        if signal.SIGUSR2 not in received:
+            # SIGTERM alone: either scancel, whose word is final, or a preemption, after which the
+            # controller itself puts the job back. It ends this task in both cases.
+            print(f"{where}: saved; waiting for SLURM to end or requeue the job", flush=True)
+            time.sleep(_PATIENCE)
+            return "interrupted"
+        if restarts >= self.max_requeues:
+            raise StageFailedError(
+                f"{where}: put back into the queue {restarts} times, as often as allowed; launch "
+                "it again to go on"
+            )
+        if job.global_rank == 0:
+            print(f"{where}: back into the queue, time {restarts + 1}", flush=True)
+            subprocess.run(["scontrol", "requeue", job.job_id], check=True, timeout=60)
+        # The controller ends this task; a job whose tasks had all ended would be complete.
+        time.sleep(_PATIENCE)
+        return "interrupted"
+
+
+def rank_environment(job: object) -> dict[str, str]:
+    """torch.distributed's variables for this task, from submitit's job environment."""
+    from submitit.helpers import TorchDistributedEnvironment
+
+    place = TorchDistributedEnvironment()
+    return {
+        "MASTER_ADDR": reachable(place.master_addr),
+        "MASTER_PORT": str(place.master_port),
+        "RANK": str(place.rank),
+        "WORLD_SIZE": str(place.world_size),
+        "LOCAL_RANK": str(place.local_rank),
+        "LOCAL_WORLD_SIZE": str(place.local_world_size),
+    }
+
+
+def reachable(host: str) -> str:
+    """A node's name, or its address where the name does not resolve."""
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        done = subprocess.run(
+            ["scontrol", "getaddrs", host], capture_output=True, text=True, timeout=30
+        )
+        if done.returncode == 0 and ":" in done.stdout:
+            return done.stdout.split()[1].rsplit(":", 1)[0].strip("[]")
+        print(f"the node name {host} does not resolve", file=sys.stderr)
+    return host
+
+
+def snapshot(root: Path, target: Path) -> Path:
+    """Copies the source tree, so that edits during the queue do no harm to a job.
+
+    Args:
+        root: the repository.
+        target: folder of the copy; an existing one of the same revision is kept.
+
+    Returns:
+        The folder.
+    """
+    import json
+    import shutil
+
+    from intl_transfer.runs.directory import git_state
+
+    if (target / "REVISION.json").exists():
+        return target
+    names: list[str] = []
+    if shutil.which("git"):
+        listing = ["git", "-C", str(root), "ls-files", "-co", "--exclude-standard", "-z"]
+        found = subprocess.run(listing, capture_output=True, text=True)
+        names = [name for name in found.stdout.split("\0") if name]
+    if not names:  # no git or no repository: what an archive of the sources holds
+        folders = ("intl_transfer", "pretrain", "detection", "configs")
+        names = [
+            str(path.relative_to(root))
+            for folder in folders
+            for path in (root / folder).rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts
+        ]
+    wanted = ("intl_transfer/", "pretrain/", "detection/", "configs/", "slurm/")
+    for name in names:
+        if name.startswith(wanted) and (root / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, target / name)
+    (target / "REVISION.json").write_text(json.dumps(git_state(root)))
+    return target

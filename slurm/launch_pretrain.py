@@ -1,0 +1,176 @@
+r"""Launches pretraining on SLURM, or on this machine.
+
+    python slurm/launch_pretrain.py --config imagenet_r50_ep200_multicrop_ema --nodes 4 \
+        --gpus-per-node 8 --partition P [key=value ...]
+
+One task a GPU runs `pretrain/train.py`, from a copy of the sources. Time-outs and preemptions put
+the job back into the queue, where it goes on from its last checkpoint. `--array-seeds 0-4` launches
+one job a seed, `--dry-run` shows what would be submitted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from omegaconf import OmegaConf
+
+from intl_transfer.data.loaders import rank_batch_size
+from intl_transfer.errors import UserError
+from intl_transfer.runs.config import load_config
+from pretrain.config import PretrainConfig
+from pretrain.session import check
+from slurm.executors import (
+    Resources,
+    add_arguments,
+    batch_script,
+    make_executor,
+    resources,
+    say,
+    submit,
+    tasks_per_node,
+    wait_for,
+)
+from slurm.jobs import StageJob, snapshot
+
+
+def main() -> int:
+    """Reads the command line, submits, says what was submitted."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="name in configs/pretrain/, or a path")
+    parser.add_argument("--output-dir", help="run directory; with several seeds, their parent")
+    parser.add_argument("--array-seeds", help="one job a seed: 0-4 or 0,2,5")
+    parser.add_argument("--dry-run", action="store_true", help="show, submit nothing")
+    parser.add_argument("--wait", action="store_true", help="wait for the jobs' end")
+    add_arguments(parser)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example seed=1")
+    arguments = parser.parse_intermixed_args()
+    try:
+        return launch(arguments, resources(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def launch(arguments: argparse.Namespace, wanted: Resources) -> int:
+    """Submits a job a seed."""
+    name = Path(arguments.config).stem
+    runs = [
+        (config, output_folder(arguments, name, config))
+        for config in configurations(arguments, name)
+    ]
+    ranks = wanted.nodes * tasks_per_node(wanted)
+    for config, _ in runs:
+        rank_batch_size(config.optim.batch_size, ranks)
+    parent = runs[0][1] if len(runs) == 1 else runs[0][1].parent
+    logs = parent / "slurm"
+    code = ROOT if arguments.dry_run else snapshot_of(parent)
+    config_argument = (
+        str(Path(arguments.config).resolve()) if Path(arguments.config).is_file() else name
+    )
+    work = [
+        StageJob(
+            [
+                sys.executable,
+                str(code / "pretrain" / "train.py"),
+                *("--config", config_argument),
+                *("--output-dir", str(folder)),
+                *arguments.overrides,
+                f"seed={config.seed}",
+            ],
+            str(Path.cwd()),
+            wanted.max_requeues,
+            {**wanted.environment, "PYTHONUNBUFFERED": "1"},
+        )
+        for config, folder in runs
+    ]
+    tasks = tasks_per_node(wanted)
+    say(
+        f"{wanted.cluster}: {len(work)} job(s) of {wanted.nodes} node(s) x {tasks} rank(s), "
+        f"{wanted.gpus_per_node} GPU(s) a node"
+    )
+    job_name = f"pretrain-{name}" + (f"-seed{runs[0][0].seed}" if len(runs) == 1 else "")
+    executor = make_executor(wanted, logs, job_name)
+    if arguments.dry_run:
+        say(batch_script(executor, work[0]))
+        for item in work:
+            say("# " + " ".join(item.command))
+        say("# the resolved configuration:\n" + OmegaConf.to_yaml(OmegaConf.structured(runs[0][0])))
+        return 0
+    submitted = submit(executor, work)
+    for job, (_, folder) in zip(submitted, runs, strict=True):
+        say(f"job {job.job_id}: {folder}; log: {job.paths.stdout}")
+    if arguments.wait or wanted.cluster == "debug":
+        outcomes = [
+            wait_for(job, folder, wanted.cluster)
+            for job, (_, folder) in zip(submitted, runs, strict=True)
+        ]
+        for job, outcome in zip(submitted, outcomes, strict=True):
+            say(f"job {job.job_id}: {outcome}")
+        return 0 if set(outcomes) <= {"finished", "interrupted"} else 1
+    return 0
+
+
+def configurations(arguments: argparse.Namespace, name: str) -> list[PretrainConfig]:
+    """The run's configuration, once a seed, checked before anything is submitted."""
+    folder = ROOT / "configs" / "pretrain"
+    seeds = parse_seeds(arguments.array_seeds)
+    overrides = arguments.overrides
+    made = []
+    for seed in seeds or [None]:
+        more = [] if seed is None else [f"seed={seed}"]
+        config = load_config(PretrainConfig, arguments.config, [*overrides, *more], folder)
+        check(config)
+        made.append(config)
+    return made
+
+
+def parse_seeds(text: str | None) -> list[int]:
+    """``0-4`` or ``0,2,5`` as numbers.
+
+    Raises:
+        UserError: for anything else.
+    """
+    if text is None:
+        return []
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if match is None or (match[2] and int(match[2]) < int(match[1])):
+            raise UserError(f"--array-seeds {text}: expected seeds as 0-4 or 0,2,5")
+        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return list(dict.fromkeys(seeds))
+
+
+def output_folder(arguments: argparse.Namespace, name: str, config: PretrainConfig) -> Path:
+    """The run directory, absolute: nodes have working directories of their own."""
+    given = arguments.output_dir or config.output_dir
+    leaf = f"{name}_seed{config.seed}"
+    if given is None:
+        return (Path("runs") / "pretrain" / leaf).resolve()
+    return (Path(given) / leaf if arguments.array_seeds else Path(given)).resolve()
+
+
+def snapshot_of(parent: Path) -> Path:
+    """A copy of the sources beside the runs, one for each launch."""
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = parent / "code"
+        number = 0
+        while folder.exists():
+            number += 1
+            folder = parent / f"code{number}"
+        return snapshot(ROOT, folder)
+    except OSError as error:
+        raise UserError(f"{parent} cannot be written ({error.strerror or error})") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
