@@ -92,6 +92,8 @@ def train(config: PretrainConfig, name: str, ranks: Ranks, allow_change: bool = 
         return 0
     if engine.threads is not None:
         torch.set_num_threads(engine.threads)
+    # Images come in a few sizes that never change: the fastest kernels are looked for once.
+    torch.backends.cudnn.benchmark = True
     torch.manual_seed(config.seed)
     np.random.seed(config.seed)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import shutil
 import subprocess
 import sys
@@ -237,6 +238,41 @@ def batch_script(executor: submitit.AutoExecutor, work: jobs.StageJob) -> str:
     if make is None:
         return f"# no batch script: a {type(inner).__name__} runs {' '.join(work.command)}\n"
     return str(make(getattr(inner, "_submitit_command_str", "python -m submitit"), "JOB"))
+
+
+def parse_seeds(text: str | None, option: str) -> list[int]:
+    """``0-4`` or ``0,2,5`` as numbers.
+
+    Raises:
+        UserError: for anything else.
+    """
+    if text is None:
+        return []
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if match is None or (match[2] and int(match[2]) < int(match[1])):
+            raise UserError(f"{option} {text}: expected seeds as 0-4 or 0,2,5")
+        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return list(dict.fromkeys(seeds))
+
+
+def snapshot_beside(parent: Path, root: Path) -> Path:
+    """A copy of the sources beside the runs, one for each launch.
+
+    Raises:
+        UserError: if the folder cannot be written.
+    """
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = parent / "code"
+        number = 0
+        while folder.exists():
+            number += 1
+            folder = parent / f"code{number}"
+        return jobs.snapshot(root, folder)
+    except OSError as error:
+        raise UserError(f"{parent} cannot be written ({error.strerror or error})") from None
 
 
 def say(text: str) -> None:

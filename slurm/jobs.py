@@ -38,6 +38,9 @@ class StageJob:
         folder: where to run it.
         max_requeues: how often the job may put itself back.
         environment: variables to set (NCCL settings and the like).
+        per_node: the command starts its own processes on a node: ``{num_machines}``,
+            ``{machine_rank}`` and ``{dist_url}`` in it are filled in, and no rank is told. For one
+            task a node.
     """
 
     def __init__(
@@ -46,7 +49,9 @@ class StageJob:
         folder: str,
         max_requeues: int = 10,
         environment: dict[str, str] | None = None,
+        per_node: bool = False,
     ) -> None:
+        self.per_node = per_node
         self.command, self.folder = list(command), folder
         self.max_requeues, self.environment = max_requeues, dict(environment or {})
 
@@ -59,11 +64,21 @@ class StageJob:
         from submitit import JobEnvironment
 
         job = JobEnvironment()
-        environment = {**os.environ, **self.environment, **rank_environment(job)}
+        ranks = rank_environment()
+        environment, command = {**os.environ, **self.environment}, self.command
+        if self.per_node:
+            places = {
+                "{num_machines}": ranks["WORLD_SIZE"],
+                "{machine_rank}": ranks["RANK"],
+                "{dist_url}": f"tcp://{ranks['MASTER_ADDR']}:{ranks['MASTER_PORT']}",
+            }
+            command = [places.get(word, word) for word in command]
+        else:
+            environment.update(ranks)
         restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         where = f"rank {job.global_rank} of {job.num_tasks} on {socket.gethostname()}"
-        print(f"{where}, start {restarts + 1}: {' '.join(self.command)}", flush=True)
-        child = subprocess.Popen(self.command, cwd=self.folder, env=environment)
+        print(f"{where}, start {restarts + 1}: {' '.join(command)}", flush=True)
+        child = subprocess.Popen(command, cwd=self.folder, env=environment)
 
         received: set[int] = set()
 
@@ -77,7 +92,8 @@ class StageJob:
         status = child.wait()
         if status == 0:
             return "finished"
-        if status != CONTINUE:
+        # A stage that does not answer the signal is ended by it, and resumes all the same.
+        if status not in (CONTINUE, -signal.SIGUSR2, -signal.SIGTERM):
             reason = f"signal {-status}" if status < 0 else f"exit status {status}"
             raise StageFailedError(f"{where}: the stage ended with {reason}")
         if "SLURM_JOB_ID" not in os.environ:
@@ -101,7 +117,7 @@ class StageJob:
         return "interrupted"
 
 
-def rank_environment(job: object) -> dict[str, str]:
+def rank_environment() -> dict[str, str]:
     """torch.distributed's variables for this task, from submitit's job environment."""
     from submitit.helpers import TorchDistributedEnvironment
 

@@ -11,7 +11,6 @@ one job a seed, `--dry-run` shows what would be submitted.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from pathlib import Path
 
@@ -30,13 +29,15 @@ from slurm.executors import (
     add_arguments,
     batch_script,
     make_executor,
+    parse_seeds,
     resources,
     say,
+    snapshot_beside,
     submit,
     tasks_per_node,
     wait_for,
 )
-from slurm.jobs import StageJob, snapshot
+from slurm.jobs import StageJob
 
 
 def main() -> int:
@@ -71,7 +72,7 @@ def launch(arguments: argparse.Namespace, wanted: Resources) -> int:
         rank_batch_size(config.optim.batch_size, ranks)
     parent = runs[0][1] if len(runs) == 1 else runs[0][1].parent
     logs = parent / "slurm"
-    code = ROOT if arguments.dry_run else snapshot_of(parent)
+    code = ROOT if arguments.dry_run else snapshot_beside(parent, ROOT)
     config_argument = (
         str(Path(arguments.config).resolve()) if Path(arguments.config).is_file() else name
     )
@@ -121,7 +122,7 @@ def launch(arguments: argparse.Namespace, wanted: Resources) -> int:
 def configurations(arguments: argparse.Namespace, name: str) -> list[PretrainConfig]:
     """The run's configuration, once a seed, checked before anything is submitted."""
     folder = ROOT / "configs" / "pretrain"
-    seeds = parse_seeds(arguments.array_seeds)
+    seeds = parse_seeds(arguments.array_seeds, "--array-seeds")
     overrides = arguments.overrides
     made = []
     for seed in seeds or [None]:
@@ -132,23 +133,6 @@ def configurations(arguments: argparse.Namespace, name: str) -> list[PretrainCon
     return made
 
 
-def parse_seeds(text: str | None) -> list[int]:
-    """``0-4`` or ``0,2,5`` as numbers.
-
-    Raises:
-        UserError: for anything else.
-    """
-    if text is None:
-        return []
-    seeds: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        if match is None or (match[2] and int(match[2]) < int(match[1])):
-            raise UserError(f"--array-seeds {text}: expected seeds as 0-4 or 0,2,5")
-        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
-    return list(dict.fromkeys(seeds))
-
-
 def output_folder(arguments: argparse.Namespace, name: str, config: PretrainConfig) -> Path:
     """The run directory, absolute: nodes have working directories of their own."""
     given = arguments.output_dir or config.output_dir
@@ -156,20 +140,6 @@ def output_folder(arguments: argparse.Namespace, name: str, config: PretrainConf
     if given is None:
         return (Path("runs") / "pretrain" / leaf).resolve()
     return (Path(given) / leaf if arguments.array_seeds else Path(given)).resolve()
-
-
-def snapshot_of(parent: Path) -> Path:
-    """A copy of the sources beside the runs, one for each launch."""
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        folder = parent / "code"
-        number = 0
-        while folder.exists():
-            number += 1
-            folder = parent / f"code{number}"
-        return snapshot(ROOT, folder)
-    except OSError as error:
-        raise UserError(f"{parent} cannot be written ({error.strerror or error})") from None
 
 
 if __name__ == "__main__":

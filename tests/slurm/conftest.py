@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 
+from tests.detection.conftest import data
 from tests.pretrain.conftest import images
 from tests.slurm.cluster import Cluster, why_not
 
-__all__ = ["images"]
+__all__ = ["data", "images"]
 
 
 @pytest.fixture(scope="session")

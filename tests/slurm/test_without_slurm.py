@@ -12,8 +12,8 @@ import pytest
 
 from intl_transfer.runs import read_results
 from intl_transfer.runs.directory import git_state
+from slurm.executors import parse_seeds
 from slurm.jobs import reachable, snapshot
-from slurm.launch_pretrain import parse_seeds
 from tests.pretrain.running import ROOT, TINY
 
 LAUNCH = [sys.executable, str(ROOT / "slurm" / "launch_pretrain.py"), "--config", "shapes_r18"]
@@ -102,9 +102,9 @@ def test_profiles_hold_a_sites_defaults(images, tmp_path):
 
 
 def test_seeds():
-    assert parse_seeds("0-4") == [0, 1, 2, 3, 4]
-    assert parse_seeds("7,1-2,7") == [7, 1, 2]
-    assert parse_seeds(None) == []
+    assert parse_seeds("0-4", "--seeds") == [0, 1, 2, 3, 4]
+    assert parse_seeds("7,1-2,7", "--seeds") == [7, 1, 2]
+    assert parse_seeds(None, "--seeds") == []
 
 
 def test_a_snapshot_is_what_was_there(tmp_path):
