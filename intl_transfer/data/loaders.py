@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -90,6 +93,9 @@ def build_loader(
     dataset: ViewsDataset, sampler: GlobalBatchSampler, workers: int, pin_memory: bool
 ) -> DataLoader[Batch]:
     """Builds the loader of one rank's :class:`intl_transfer.data.datasets.Batch`."""
+    if workers > 0:
+        atexit.unregister(_end_workers)  # once is enough
+        atexit.register(_end_workers)
     return DataLoader(
         dataset,
         collate_fn=_as_it_is,  # the dataset makes whole batches
@@ -113,10 +119,18 @@ def _prepare_worker(_: int) -> None:
     cv2.setNumThreads(0)
     # A scheduler's signal and Ctrl-C reach every process of a job; the training process answers
     # them, and needs its workers until it has.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _second_time_ends)
+    for number in (signal.SIGINT, signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
-def _second_time_ends(*_: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _end_workers() -> None:
+    """Ends loading processes with the training process, before Python waits for them.
+
+    Python ends daemons, which they are, by SIGTERM, which they leave aside, and would wait for
+    ever.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would call their end an error
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
