@@ -115,7 +115,9 @@ def train(config: PretrainConfig, name: str, ranks: Ranks, allow_change: bool = 
 
     # Views become embeddings, embeddings a loss.
     learner = Learner(config, ranks, per_epoch)
-    details = network_size(learner.encoder.backbone, config.views[0].size, ranks.device)
+    details = {}
+    if ranks.is_main:  # who writes the manifest; before the network is compiled
+        details = network_size(learner.encoder.backbone, config.views[0].size, ranks.device)
     learner.prepare()
     state = State(learner, config, name, per_epoch)
 

@@ -228,6 +228,38 @@ def wait_for(job: submitit.Job[str], folder: Path, cluster: str) -> str:
     return str(read_manifest(folder)["status"])
 
 
+def submit_and_tell(
+    executor: submitit.AutoExecutor,
+    work: list[jobs.StageJob],
+    folders: list[Path],
+    cluster: str,
+    wait: bool,
+) -> int:
+    """Submits jobs, says where they went and, if asked to wait, how they ended.
+
+    Args:
+        executor: from :func:`make_executor`.
+        work: the jobs.
+        folders: their run directories.
+        cluster: where they run; ``debug`` always waits.
+        wait: wait for their end.
+
+    Returns:
+        An exit status: 1 if a job that was waited for failed.
+    """
+    submitted = submit(executor, work)
+    for job, folder in zip(submitted, folders, strict=True):
+        say(f"job {job.job_id}: {folder}; log: {job.paths.stdout}")
+    if not wait and cluster != "debug":
+        return 0
+    outcomes = [
+        wait_for(job, folder, cluster) for job, folder in zip(submitted, folders, strict=True)
+    ]
+    for job, outcome in zip(submitted, outcomes, strict=True):
+        say(f"job {job.job_id}: {outcome}")
+    return 0 if set(outcomes) <= {"finished", "interrupted"} else 1
+
+
 def batch_script(executor: submitit.AutoExecutor, work: jobs.StageJob) -> str:
     """What would be given to ``sbatch``.
 

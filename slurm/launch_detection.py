@@ -31,8 +31,7 @@ from slurm.executors import (
     resources,
     say,
     snapshot_beside,
-    submit,
-    wait_for,
+    submit_and_tell,
 )
 from slurm.jobs import StageJob
 
@@ -113,16 +112,7 @@ def launch(arguments: argparse.Namespace, wanted: Resources) -> int:
         for item in work:
             say("# " + " ".join(item.command))
         return 0
-    submitted = submit(executor, work)
-    for job, folder in zip(submitted, folders, strict=True):
-        say(f"job {job.job_id}: {folder}; log: {job.paths.stdout}")
-    if arguments.wait or wanted.cluster == "debug":
-        pairs = zip(submitted, folders, strict=True)
-        outcomes = [wait_for(job, folder, wanted.cluster) for job, folder in pairs]
-        for job, outcome in zip(submitted, outcomes, strict=True):
-            say(f"job {job.job_id}: {outcome}")
-        return 0 if set(outcomes) <= {"finished", "interrupted"} else 1
-    return 0
+    return submit_and_tell(executor, work, folders, wanted.cluster, arguments.wait)
 
 
 def weights_name(weights: str) -> str:

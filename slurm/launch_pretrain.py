@@ -33,9 +33,8 @@ from slurm.executors import (
     resources,
     say,
     snapshot_beside,
-    submit,
+    submit_and_tell,
     tasks_per_node,
-    wait_for,
 )
 from slurm.jobs import StageJob
 
@@ -105,18 +104,8 @@ def launch(arguments: argparse.Namespace, wanted: Resources) -> int:
             say("# " + " ".join(item.command))
         say("# the resolved configuration:\n" + OmegaConf.to_yaml(OmegaConf.structured(runs[0][0])))
         return 0
-    submitted = submit(executor, work)
-    for job, (_, folder) in zip(submitted, runs, strict=True):
-        say(f"job {job.job_id}: {folder}; log: {job.paths.stdout}")
-    if arguments.wait or wanted.cluster == "debug":
-        outcomes = [
-            wait_for(job, folder, wanted.cluster)
-            for job, (_, folder) in zip(submitted, runs, strict=True)
-        ]
-        for job, outcome in zip(submitted, outcomes, strict=True):
-            say(f"job {job.job_id}: {outcome}")
-        return 0 if set(outcomes) <= {"finished", "interrupted"} else 1
-    return 0
+    folders = [folder for _, folder in runs]
+    return submit_and_tell(executor, work, folders, wanted.cluster, arguments.wait)
 
 
 def configurations(arguments: argparse.Namespace, name: str) -> list[PretrainConfig]:

@@ -9,7 +9,6 @@ changed are listed again.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ import numpy as np
 
 from intl_transfer.data.augment import Pixels
 from intl_transfer.data.images import read_image
-from intl_transfer.data.sources import ImageSource, NameTable
+from intl_transfer.data.sources import ImageSource, NameTable, cache_file
 from intl_transfer.errors import UserError
 from intl_transfer.runs.atomic import write_atomically
 
@@ -131,9 +130,7 @@ def _list(root: Path, name: str) -> _Class:
 
 
 def _cache_file(root: Path) -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
-    return Path(base) / "intl-transfer" / f"folder-{key}.npz"
+    return cache_file("folder", str(root.resolve()))
 
 
 def _read_cache(file: Path) -> list[_Class]:

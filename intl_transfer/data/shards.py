@@ -9,7 +9,6 @@ the same on any number of ranks.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import os
 import re
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from intl_transfer.data.augment import Pixels
 from intl_transfer.data.folders import EXTENSIONS
 from intl_transfer.data.images import UnreadableImageError, decode_image
-from intl_transfer.data.sources import ImageSource, NameTable
+from intl_transfer.data.sources import ImageSource, NameTable, cache_file
 from intl_transfer.errors import UserError
 from intl_transfer.runs.atomic import write_atomically
 
@@ -165,9 +164,7 @@ def _index(file: str) -> dict[str, NDArray[Any]]:
     """Where the images of a shard lie; from the cache where the shard has not changed."""
     state = os.stat(file)
     key = f"{os.path.realpath(file)} {state.st_size} {state.st_mtime_ns} {_VERSION}"
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    name = hashlib.sha256(key.encode()).hexdigest()[:24]
-    cache = Path(base) / "intl-transfer" / f"shard-{name}.npz"
+    cache = cache_file("shard", key)
     with contextlib.suppress(Exception), np.load(cache, allow_pickle=False) as saved:
         return dict(saved)
     table = _read_headers(file)

@@ -6,6 +6,8 @@ one they read.
 
 from __future__ import annotations
 
+import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -71,6 +73,13 @@ class NameTable(Sequence[str]):
     def __getitem__(self, index: int) -> str:  # type: ignore[override]
         start = int(self.ends[index - 1]) if index else 0
         return self.text[start : int(self.ends[index])].tobytes().decode("utf-8", "surrogateescape")
+
+
+def cache_file(kind: str, key: str) -> Path:
+    """Where a list is kept in the user's cache, under what it is a list of."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    name = hashlib.sha256(key.encode()).hexdigest()[:24]
+    return Path(base) / "intl-transfer" / f"{kind}-{name}.npz"
 
 
 class Subset(ImageSource):
