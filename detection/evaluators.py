@@ -1,101 +1,229 @@
-"""Evaluation as COCO and as VOC 2007, with figures per class."""
+"""Evaluation as COCO and as VOC, with figures per class and precision-recall curves.
+
+Both evaluators write what they were given, in COCO's results format, and the curves. They are made
+of Detectron2's ``DatasetEvaluator`` and its public functions alone.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import itertools
+import json
+import logging
 import math
-import os
-import tempfile
-from collections import OrderedDict, defaultdict
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
-from detectron2.evaluation.pascal_voc_evaluation import voc_eval
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
+from pycocotools.coco import COCO
 
+from detection import coco_figures
+from detection.curves import curve_entry, write_curves
 from detection.datasets import layout
+from detection.voc_figures import THRESHOLDS, VocDetection, read_objects, voc_curves
+from intl_transfer.runs import write_atomically
+
+_LOG = logging.getLogger("detectron2.evaluation")
+_TASKS = {"bbox": "box", "segm": "mask"}
+_SIZES = ("APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
-def build_evaluator(name: str, output_dir: str) -> DatasetEvaluator:
+def build_evaluator(name: str, output_dir: str | None) -> DatasetEvaluator:
     """The evaluator that a data set's layout asks for.
 
     Args:
         name: a registered data set.
-        output_dir: where COCO predictions are written (None writes nothing).
+        output_dir: where detections and curves are written (None or empty writes nothing).
     """
-    if layout(name) == "coco":
-        # The compiled evaluator is faster and approximate; pycocotools is the reference.
-        return COCOEvaluator(name, output_dir=output_dir, use_fast_impl=False)
-    return VOCEvaluator(name)
+    kind = CocoEvaluator if layout(name) == "coco" else VOCEvaluator
+    return kind(name, output_dir)
 
 
-class VOCEvaluator(PascalVOCDetectionEvaluator):
-    """Detectron2's VOC evaluation, with the AP of every class.
+def results_file(folder: str | Path, name: str) -> Path:
+    """Where the detections of a data set's last evaluation lie, in COCO's results format."""
+    return Path(folder) / f"{layout(name)}_instances_results.json"
 
-    VOC 2007 is scored by its 11-point metric. Classes without any counted object in the test set
-    have no AP: they are left out of the mean, where Detectron2 would make all of it NaN.
+
+class CocoEvaluator(DatasetEvaluator):
+    """COCO's figures for boxes and, if there are masks, for masks.
+
+    Args:
+        name: a registered data set.
+        output_dir: where ``coco_instances_results.json`` and ``curves.json`` go, if anywhere.
     """
 
-    def evaluate(self) -> dict[str, Any] | None:
-        """Returns ``{"bbox": {"AP", "AP50", "AP75", "AP-CLASS"...}}`` in %, on the main process."""
-        gathered = comm.gather(self._predictions, dst=0)
+    def __init__(self, name: str, output_dir: str | None = None) -> None:
+        self._name = name
+        self._folder = Path(output_dir) if output_dir else None
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._truth = COCO(MetadataCatalog.get(name).json_file)
+        self._found: list[dict[str, Any]] = []
+
+    def reset(self) -> None:
+        """Forgets all detections."""
+        self._found = []
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Takes the detections of some images."""
+        for one, output in zip(inputs, outputs, strict=True):
+            instances = output["instances"].to("cpu")
+            self._found.extend(instances_to_coco_json(instances, one["image_id"]))
+
+    def evaluate(self) -> dict[str, Any]:
+        """Returns ``{"bbox": {...}, "segm": {...}}`` in %, on the main process.
+
+        Each task has the twelve figures of :data:`detection.coco_figures.FIGURES` and
+        ``AP-CLASS``; what does not exist is NaN. Nothing detected scores 0.
+        """
+        gathered = comm.gather(self._found, dst=0)
         if not comm.is_main_process():
-            return None
-        lines: dict[int, list[str]] = defaultdict(list)
-        for predictions in gathered:
-            for label, own in predictions.items():
-                lines[label].extend(own)
-        precision = {
-            name: self._class_ap(name, lines[i]) for i, name in enumerate(self._class_names)
+            return {}
+        ids, classes = _categories(self._name)
+        found = [{**d, "category_id": ids[d["category_id"]]} for d in itertools.chain(*gathered)]
+        if self._folder is not None:
+            _write(results_file(self._folder, self._name), found)
+        if "annotations" not in self._truth.dataset:
+            _LOG.info("%s has no annotations: detections are written, not scored", self._name)
+            return {}
+        results: dict[str, Any] = {}
+        curves: dict[str, Any] = {}
+        for task in ("bbox", *(["segm"] if any("segmentation" in d for d in found) else [])):
+            began = time.perf_counter()
+            figures = coco_figures.coco_figures(self._truth, found, task)
+            _LOG.info(
+                "%s: %d detections evaluated by %s in %.1f s",
+                *(task, len(found), figures.engine, time.perf_counter() - began),
+            )
+            per_class = figures.class_ap()
+            results[task] = {
+                **{key: 100 * value for key, value in figures.figures().items()},
+                **{f"AP-{classes[i]}": 100 * per_class[i] for i in figures.categories},
+            }
+            curves[_TASKS[task]] = {
+                f"{iou:.2f}": curve_entry({classes[i]: c for i, c in figures.curve(iou).items()})
+                for iou in (0.5, 0.75)
+            }
+        if self._folder is not None:
+            write_curves(self._folder, curves)
+        return results
+
+
+def _categories(name: str) -> tuple[list[int], dict[int, str]]:
+    """A data set's category ids in the order of the detector's classes, and their names by id."""
+    metadata = MetadataCatalog.get(name)
+    if not hasattr(metadata, "thing_dataset_id_to_contiguous_id"):
+        DatasetCatalog.get(name)  # reads them from the annotation file
+    places = metadata.thing_dataset_id_to_contiguous_id
+    ids = sorted(places, key=places.__getitem__)
+    return ids, dict(zip(ids, metadata.thing_classes, strict=True))
+
+
+class VOCEvaluator(DatasetEvaluator):
+    """VOC's figures: the 11-point metric for sets of 2007, that of 2012 otherwise.
+
+    As Detectron2's own, scores are rounded to three decimals and corners to one before they are
+    compared. Classes without any counted object in the test set have no AP: they are left out of
+    the mean, where Detectron2 would make all of it NaN.
+
+    Args:
+        name: a registered data set.
+        output_dir: where ``voc_instances_results.json`` and ``curves.json`` go, if anywhere.
+    """
+
+    def __init__(self, name: str, output_dir: str | None = None) -> None:
+        self._name = name
+        self._folder = Path(output_dir) if output_dir else None
+        metadata = MetadataCatalog.get(name)
+        self._classes = list(metadata.thing_classes)
+        self._eleven_points = metadata.year == 2007
+        folder = Path(metadata.dirname)
+        listing = folder / "ImageSets" / "Main" / f"{metadata.split}.txt"
+        self._objects = {
+            image: read_objects(folder / "Annotations" / f"{image}.xml")
+            for image in listing.read_text().split()
         }
-        counted = np.array([aps for aps in precision.values() if not math.isnan(aps[0])])
-        if len(counted) == 0:
-            counted = np.zeros((1, 10))
+        self._found: list[dict[str, Any]] = []
+
+    def reset(self) -> None:
+        """Forgets all detections."""
+        self._found = []
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Takes the detections of some images."""
+        for one, output in zip(inputs, outputs, strict=True):
+            instances = output["instances"].to("cpu")
+            for box, label, score in zip(
+                instances.pred_boxes.tensor.tolist(),
+                instances.pred_classes.tolist(),
+                instances.scores.tolist(),
+                strict=True,
+            ):
+                self._found.append(
+                    {"image_id": one["image_id"], "category_id": label, "score": score, "box": box}
+                )
+
+    def evaluate(self) -> dict[str, Any]:
+        """Returns ``{"bbox": {"AP", "AP50", "AP75", "AP-CLASS"...}}`` in %, on the main process."""
+        gathered = comm.gather(self._found, dst=0)
+        if not comm.is_main_process():
+            return {}
+        found = list(itertools.chain(*gathered))
+        of_class: list[list[VocDetection]] = [[] for _ in self._classes]
+        for d in found:
+            x0, y0, x1, y1 = d["box"]
+            # VOC counts pixels from 1; Detectron2 took 1 from the first corner on loading.
+            corners = (x0 + 1, y0 + 1, x1, y1)
+            box = tuple(float(f"{np.float32(value):.1f}") for value in corners)
+            detection = VocDetection(d["image_id"], float(f"{d['score']:.3f}"), box)
+            of_class[d["category_id"]].append(detection)
+        curves = {
+            name: voc_curves(self._objects, detections, name)
+            for name, detections in zip(self._classes, of_class, strict=True)
+        }
+        nothing = [math.nan] * len(THRESHOLDS)
+        precision = {
+            name: nothing if own is None else [100 * c.ap(self._eleven_points) for c in own]
+            for name, own in curves.items()
+        }
+        if self._folder is not None:
+            _write(results_file(self._folder, self._name), [_as_coco(d) for d in found])
+            points = np.linspace(0, 1, 101)
+            entry = curve_entry(
+                {
+                    name: None if own is None else np.array([own[0].at(p) for p in points])
+                    for name, own in curves.items()
+                }
+            )
+            write_curves(self._folder, {"voc": {"0.50": entry}})
+        table = np.array(list(precision.values()))
         figures: dict[str, float] = {
-            "AP": float(counted.mean()),
-            "AP50": float(counted[:, 0].mean()),
-            "AP75": float(counted[:, 5].mean()),
+            "AP": _mean(table),
+            "AP50": _mean(table[:, 0]),
+            "AP75": _mean(table[:, 5]),
         }
         figures.update({f"AP-{name}": float(np.mean(aps)) for name, aps in precision.items()})
-        return OrderedDict(bbox=figures)
+        return {"bbox": figures}
 
-    def _class_ap(self, name: str, lines: list[str]) -> list[float]:
-        """AP in % at IoU 0.50, 0.55 ... 0.95."""
-        with tempfile.TemporaryDirectory() as folder:
-            template = os.path.join(folder, "{}.txt")
-            with open(template.format(name), "w") as file:
-                file.write("\n".join(lines))
-            with np.errstate(invalid="ignore", divide="ignore"):
-                return [
-                    100
-                    * voc_eval(
-                        template,
-                        self._anno_file_template,
-                        self._image_set_path,
-                        name,
-                        ovthresh=threshold / 100,
-                        use_07_metric=self._is_2007,
-                    )[2]
-                    if self._has_objects(name)
-                    else math.nan
-                    for threshold in range(50, 100, 5)
-                ]
 
-    def _has_objects(self, name: str) -> bool:
-        """Whether any object of this class counts, that is, is not marked difficult."""
-        if not hasattr(self, "_counted"):
-            from detectron2.evaluation.pascal_voc_evaluation import parse_rec
+def _mean(values: np.ndarray) -> float:
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if values.size else math.nan
 
-            with open(self._image_set_path) as file:
-                ids = file.read().split()
-            self._counted = {
-                thing["name"]
-                for number in ids
-                for thing in parse_rec(self._anno_file_template.format(number))
-                if not thing["difficult"]
-            }
-        return name in self._counted
+
+def _as_coco(detection: dict[str, Any]) -> dict[str, Any]:
+    x0, y0, x1, y1 = detection["box"]
+    rest = {key: value for key, value in detection.items() if key != "box"}
+    return {**rest, "bbox": [x0, y0, x1 - x0, y1 - y0]}
+
+
+def _write(file: Path, found: list[dict[str, Any]]) -> None:
+    write_atomically(file, lambda out: out.write(json.dumps(found).encode()))
 
 
 def summarise(results: dict[str, Any], name: str) -> dict[str, Any]:
@@ -107,22 +235,22 @@ def summarise(results: dict[str, Any], name: str) -> dict[str, Any]:
 
     Returns:
         ``{"box": {...}, "mask": {...}}`` or ``{"voc": {...}}``, each with ``AP``, ``AP50``,
-        ``AP75`` and ``per_class``; figures that do not exist are None.
+        ``AP75`` and ``per_class``; for COCO also AP by size (``APs``, ``APm``, ``APl``) and
+        recall (``AR1``, ``AR10``, ``AR100``, ``ARs``, ``ARm``, ``ARl``). Figures that do not
+        exist are None.
     """
-    tasks = {"bbox": "box", "segm": "mask"} if layout(name) == "coco" else {"bbox": "voc"}
-    # pycocotools and VOC know the class names; with one class COCOEvaluator leaves them out.
+    coco = layout(name) == "coco"
+    tasks = _TASKS if coco else {"bbox": "voc"}
+    keys = ("AP", "AP50", "AP75", *(_SIZES if coco else ()))
     classes = MetadataCatalog.get(name).thing_classes
-    metrics: dict[str, Any] = {}
-    for theirs, ours in tasks.items():
-        if theirs not in results:
-            continue
-        figures = results[theirs]
-        metrics[ours] = {key: _number(figures.get(key)) for key in ("AP", "AP50", "AP75")}
-        for size in ("APs", "APm", "APl"):
-            if size in figures:
-                metrics[ours][size] = _number(figures[size])
-        metrics[ours]["per_class"] = {c: _number(figures.get(f"AP-{c}")) for c in classes}
-    return metrics
+    return {
+        ours: {
+            **{key: _number(results[theirs].get(key)) for key in keys},
+            "per_class": {c: _number(results[theirs].get(f"AP-{c}")) for c in classes},
+        }
+        for theirs, ours in tasks.items()
+        if theirs in results
+    }
 
 
 def _number(value: Any) -> float | None:

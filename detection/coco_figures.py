@@ -1,0 +1,329 @@
+"""COCO's twelve figures and what lies beneath them, as pycocotools computes them.
+
+Matching and counting are done by faster-coco-eval where it is installed, and by pycocotools
+otherwise. Overlaps, mask areas and the figures come from the same code for both, so that the two
+can only differ in how they match; tests hold them together on random and on awkward inputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from intl_transfer.errors import UserError
+
+try:  # an optional dependency
+    import faster_coco_eval
+except ImportError:
+    faster_coco_eval = None
+
+FAST, REFERENCE = "faster-coco-eval", "pycocotools"
+LIMITS = [1, 10, 100]  # detections counted per image and class
+# Where each figure is found: precision or recall, IoU (None: the mean of all), area, limit.
+_FIGURES: dict[str, tuple[str, float | None, int, int]] = {
+    "AP": ("precision", None, 0, 2),
+    "AP50": ("precision", 0.5, 0, 2),
+    "AP75": ("precision", 0.75, 0, 2),
+    "APs": ("precision", None, 1, 2),
+    "APm": ("precision", None, 2, 2),
+    "APl": ("precision", None, 3, 2),
+    "AR1": ("recall", None, 0, 0),
+    "AR10": ("recall", None, 0, 1),
+    "AR100": ("recall", None, 0, 2),
+    "ARs": ("recall", None, 1, 2),
+    "ARm": ("recall", None, 2, 2),
+    "ARl": ("recall", None, 3, 2),
+}
+FIGURES = tuple(_FIGURES)
+
+
+@dataclass(frozen=True)
+class CocoFigures:
+    """What an evaluation has found.
+
+    Attributes:
+        precision: (IoU 10, recall 101, class, area 4, limit 3), -1 where there is no object.
+        recall: (IoU 10, class, area 4, limit 3), -1 where there is no object.
+        categories: the categories' ids, in the order of the arrays.
+        engine: what computed it, ``faster-coco-eval`` or ``pycocotools``.
+    """
+
+    precision: np.ndarray
+    recall: np.ndarray
+    categories: list[int]
+    engine: str
+
+    def figures(self) -> dict[str, float]:
+        """The twelve figures of ``COCOeval.summarize`` by name, 0 to 1; NaN where none exists."""
+        arrays = {"precision": self.precision, "recall": self.recall}
+        return {
+            name: _mean(_at(arrays[kind], iou)[..., area, limit])
+            for name, (kind, iou, area, limit) in _FIGURES.items()
+        }
+
+    def class_ap(self) -> dict[int, float]:
+        """AP of each category, by id; NaN for one without objects."""
+        return {
+            category: _mean(self.precision[:, :, index, 0, -1])
+            for index, category in enumerate(self.categories)
+        }
+
+    def curve(self, iou: float) -> dict[int, np.ndarray | None]:
+        """Precision at recalls 0, 0.01 ... 1 of each category; None for one without objects."""
+        at = _at(self.precision, iou)[0, :, :, 0, -1]
+        return {
+            category: None if (at[:, index] < 0).any() else at[:, index]
+            for index, category in enumerate(self.categories)
+        }
+
+
+def _at(array: np.ndarray, iou: float | None) -> np.ndarray:
+    if iou is None:
+        return array
+    index = round((iou - 0.5) / 0.05)
+    return array[index : index + 1]
+
+
+def _mean(values: np.ndarray) -> float:
+    values = values[values > -1]
+    return float(np.mean(values)) if values.size else float("nan")
+
+
+def coco_figures(
+    truth: COCO, found: Sequence[dict[str, Any]], task: str, engine: str | None = None
+) -> CocoFigures:
+    """Evaluates detections by the COCO protocol.
+
+    Args:
+        truth: the annotations. Left as they are.
+        found: detections in COCO's results format: ``image_id``, ``category_id``, ``score`` and
+            ``bbox`` (x, y, width, height) or ``segmentation`` (compressed RLE). Left as they are.
+        task: ``bbox`` or ``segm``.
+        engine: ``faster-coco-eval`` or ``pycocotools``; by default the first, if it is installed
+            and made for this input (:func:`why_reference`).
+
+    Returns:
+        The figures. Without any detection they are 0, not absent.
+
+    Raises:
+        UserError: for detections of images that the annotations do not list, and for annotations
+            that lack what the protocol needs.
+    """
+    known = set(truth.getImgIds())
+    strangers = {d["image_id"] for d in found} - known
+    if strangers:
+        raise UserError(
+            f"{len(strangers)} images have detections and are not in the annotations, the first: "
+            f"{min(strangers, key=str)!r}. Are these the detections of another data set?"
+        )
+    _check_truth(truth, task)
+    with _no_collection():
+        detections = _detections(found, task)
+        if engine is None:
+            engine = REFERENCE if why_reference(truth, detections) else FAST
+        evaluate = _evaluate_fast if engine == FAST else _evaluate_reference
+        return evaluate(truth, detections, task)
+
+
+def why_reference(truth: COCO, detections: _Detections | None = None) -> str | None:
+    """Why pycocotools is to evaluate this, or None if faster-coco-eval can.
+
+    The faster library keeps ids as unsigned numbers and refuses scores that are NaN; pycocotools
+    takes both.
+    """
+    if faster_coco_eval is None:
+        return "faster-coco-eval is not installed"
+    if not all(type(i) is int for i in truth.imgs):
+        return "image ids are not whole numbers"
+    if not all(type(i) is int and i >= 0 for i in truth.anns):
+        return "annotation ids are not whole numbers from 0 on"
+    if detections is not None and np.isnan(detections.score).any():
+        return "a score is NaN"
+    return None
+
+
+@dataclass(frozen=True)
+class _Detections:
+    """Detections column by column.
+
+    Attributes:
+        found: as they were given.
+        score: (D,).
+        area: (D,), of the box or the mask.
+        shapes: boxes (D, 4), or compressed RLEs.
+    """
+
+    found: Sequence[dict[str, Any]]
+    score: np.ndarray
+    area: np.ndarray
+    shapes: Any
+
+    def annotations(self) -> list[dict[str, Any]]:
+        """As pycocotools' ``loadRes`` makes them of results, of which it changes the input."""
+        return [
+            {
+                "id": number,
+                "image_id": d["image_id"],
+                "category_id": d["category_id"],
+                "score": score,
+                "area": area,
+                "iscrowd": 0,
+            }
+            for number, (d, score, area) in enumerate(
+                zip(self.found, self.score.tolist(), self.area.tolist(), strict=True), start=1
+            )
+        ]
+
+
+def _detections(found: Sequence[dict[str, Any]], task: str) -> _Detections:
+    score = np.array([d["score"] for d in found], dtype=np.float64)
+    shapes: Any
+    if task == "bbox":
+        shapes = np.array([d["bbox"] for d in found], dtype=np.float64).reshape(-1, 4)
+        area = shapes[:, 2] * shapes[:, 3]
+    else:
+        shapes = [d["segmentation"] for d in found]
+        # In portions: pycocotools keeps the number of masks in a byte.
+        parts = [mask_util.area(shapes[i : i + 255]) for i in range(0, len(shapes), 255)]
+        area = np.concatenate([np.zeros(0, np.uint32), *parts])
+    return _Detections(found, score, area, shapes)
+
+
+def _check_truth(truth: COCO, task: str) -> None:
+    needed = ["area", "bbox", *(["segmentation"] if task == "segm" else [])]
+    for annotation in truth.dataset["annotations"]:
+        for key in needed:
+            if key not in annotation:
+                raise UserError(
+                    f"annotation {annotation.get('id')} has no '{key}', which COCO's figures for "
+                    f"'{task}' need; add it to the annotation file"
+                )
+
+
+def _objects(truth: COCO) -> list[dict[str, Any]]:
+    """Copies of the annotations, which either library writes to."""
+    return [
+        {
+            "id": a["id"],
+            "image_id": a["image_id"],
+            "category_id": a["category_id"],
+            "area": a["area"],
+            "bbox": a["bbox"],
+            "iscrowd": int(a.get("iscrowd", 0)),
+        }
+        for a in truth.dataset["annotations"]
+    ]
+
+
+def _evaluate_reference(truth: COCO, detections: _Detections, task: str) -> CocoFigures:
+    objects, annotations = _objects(truth), detections.annotations()
+    key = "bbox" if task == "bbox" else "segmentation"
+    for detection, shape in zip(annotations, detections.shapes, strict=True):
+        detection[key] = shape
+    if task == "segm":
+        for thing, annotation in zip(objects, truth.dataset["annotations"], strict=True):
+            thing["segmentation"] = annotation["segmentation"]
+    sides = []
+    with contextlib.redirect_stdout(io.StringIO()):
+        for rows in (objects, annotations):
+            side = COCO()
+            side.dataset = _dataset(truth, rows)
+            side.createIndex()
+            sides.append(side)
+        api = COCOeval(*sides, task)
+        api.params.maxDets = list(LIMITS)
+        api.evaluate()
+        api.accumulate()
+    return _result(api, REFERENCE)
+
+
+def _evaluate_fast(truth: COCO, detections: _Detections, task: str) -> CocoFigures:
+    class Evaluation(faster_coco_eval.COCOeval_faster):
+        """Matches by overlaps that are handed to it."""
+
+        def computeIoU(self, imgId: int, catId: int) -> Any:
+            return overlaps.get((int(imgId), int(catId)), [])
+
+    overlaps = _overlaps(truth, detections, task)
+    sides = [
+        faster_coco_eval.COCO(_dataset(truth, rows))
+        for rows in (_objects(truth), detections.annotations())
+    ]
+    # As for boxes in either case: shapes are of no more use once overlaps and areas are known.
+    api = Evaluation(*sides, "bbox")
+    api.params.maxDets = list(LIMITS)
+    api.evaluate()
+    api.accumulate()
+    return _result(api, FAST)
+
+
+def _dataset(truth: COCO, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "images": truth.dataset["images"],
+        "categories": truth.dataset["categories"],
+        "annotations": rows,
+    }
+
+
+def _result(api: Any, engine: str) -> CocoFigures:
+    shape = api.eval["counts"]
+    return CocoFigures(
+        precision=np.asarray(api.eval["precision"]).reshape(shape),
+        recall=np.asarray(api.eval["recall"]).reshape(shape[0], *shape[2:]),
+        categories=[int(i) for i in api.params.catIds],
+        engine=engine,
+    )
+
+
+def _overlaps(truth: COCO, detections: _Detections, task: str) -> dict[tuple[int, int], np.ndarray]:
+    """IoU by pycocotools of every image and category that has both objects and detections.
+
+    Returns:
+        By image and category: (detections by falling score, at most 100; objects).
+    """
+    objects: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for annotation in truth.dataset["annotations"]:
+        objects.setdefault((annotation["image_id"], annotation["category_id"]), []).append(
+            annotation
+        )
+    candidates: dict[tuple[int, int], list[int]] = {}
+    for index, d in enumerate(detections.found):
+        key = (d["image_id"], d["category_id"])
+        if key in objects:
+            candidates.setdefault(key, []).append(index)
+    overlaps = {}
+    for key, indices in candidates.items():
+        order = np.array(indices)
+        # Mergesort, as the protocol has it: equal scores stay in their order.
+        order = order[np.argsort(-detections.score[order], kind="mergesort")][: LIMITS[-1]]
+        things = objects[key]
+        crowd = [int(a.get("iscrowd", 0)) for a in things]
+        if task == "bbox":
+            theirs: Any = np.array([a["bbox"] for a in things], dtype=np.float64)
+            ours: Any = detections.shapes[order]
+        else:
+            theirs = [truth.annToRLE(a) for a in things]
+            ours = [detections.shapes[i] for i in order]
+        overlaps[key] = mask_util.iou(ours, theirs, crowd)
+    return overlaps
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without garbage collection, which would go through millions of small objects in vain."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
