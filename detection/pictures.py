@@ -1,71 +1,305 @@
-"""Predictions beside the truth, as one picture."""
+"""The worst pictures of an evaluation: predictions beside the truth, for people and for the report.
+
+The error of a picture is 1 - F1 of its boxes, counted at IoU 0.5 over detections with a score of
+0.5 or more: 0 where every object is found and nothing else, 1 where nothing is right. Objects
+that are crowds or difficult, and detections on them, do not count.
+"""
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
-import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
+import pycocotools.mask as mask_util
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import detection_utils as utils
-from detectron2.utils.visualizer import Visualizer
-from PIL import Image
+from detectron2.structures import BoxMode
+from PIL import Image, ImageDraw
 
-_SIDE = 320
+from detection.datasets import layout
+from detection.drawing import Thing, colour, draw_things, font
+from detection.evaluators import results_file
+from detection.voc_figures import read_objects
+from intl_transfer.runs import write_atomically
+
+SCORE = 0.5  # detections below it are neither counted nor drawn
+IOU = 0.5
+COUNT = 12
+SIDE = 480  # longest side of a stored picture
+_TILE, _GAP, _TEXT = 340, 12, 14  # of the sheet
 
 
-def draw_predictions(
-    cfg: Any,
-    model: torch.nn.Module,
-    name: str,
-    path: str | Path,
-    count: int = 6,
-    score: float = 0.3,
-) -> None:
-    """Draws a few test images: truth on the left, predictions on the right.
+@dataclass(frozen=True)
+class Picture:
+    """One test image: its truth beside its predictions.
+
+    Attributes:
+        file: the image.
+        truth: its objects; ``right`` says whether each was found.
+        predictions: its detections; ``right`` says whether each is right.
+        masks: COCO segmentations of both, or None.
+    """
+
+    file: str
+    truth: list[Thing]
+    predictions: list[Thing]
+    masks: tuple[list[Any], list[Any]]
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Objects found, objects missed, false detections."""
+        found = sum(thing.right is True for thing in self.truth)
+        missed = sum(thing.right is False for thing in self.truth)
+        return found, missed, sum(thing.right is False for thing in self.predictions)
+
+    @property
+    def error(self) -> float:
+        """1 - F1; 0 for an image without objects in which nothing is seen."""
+        found, missed, false = self.counts
+        mistakes = missed + false
+        return mistakes / (2 * found + mistakes) if mistakes else 0.0
+
+
+def write_pictures(folder: str | Path, name: str) -> None:
+    """Writes ``predictions.json``, ``predictions/`` and ``predictions.png`` of a run.
+
+    They are made of the detections that the last evaluation has left in the folder.
 
     Args:
-        cfg: the configuration.
-        model: the detector, weights loaded.
-        name: the data set.
-        path: the PNG to write.
-        count: number of images.
-        score: predictions below it are left out.
+        folder: the run directory.
+        name: the data set that was evaluated.
     """
-    metadata = MetadataCatalog.get(name)
-    truth = {str(r["image_id"]): r for r in DatasetCatalog.get(name)}
-    rows = []
-    training = model.training
-    model.eval()
-    try:
-        for batch in build_detection_test_loader(cfg, name):
-            for item in batch:
-                with torch.no_grad():
-                    instances = model([item])[0]["instances"].to("cpu")
-                image = utils.read_image(item["file_name"], "RGB")
-                scale = _SIDE / max(image.shape[:2])
-                known = Visualizer(image, metadata, scale=scale).draw_dataset_dict(
-                    truth[str(item["image_id"])]
-                )
-                found = Visualizer(image, metadata, scale=scale).draw_instance_predictions(
-                    instances[instances.scores >= score]
-                )
-                rows.append(np.concatenate([_square(known), _square(found)], axis=1))
-                if len(rows) == count:
-                    break
-            if len(rows) == count:
-                break
-    finally:
-        model.train(training)
-    if len(rows) % 2:
-        rows.append(np.zeros_like(rows[0]))
-    pairs = [np.concatenate(rows[i : i + 2], axis=1) for i in range(0, len(rows), 2)]
-    Image.fromarray(np.concatenate(pairs, axis=0)).save(path)
+    folder = Path(folder)
+    classes = list(MetadataCatalog.get(name).thing_classes)
+    worst = sorted(pictures(folder, name), key=lambda one: (-one.error, -sum(one.counts[1:])))[
+        :COUNT
+    ]
+    shutil.rmtree(folder / "predictions", ignore_errors=True)
+    (folder / "predictions").mkdir(parents=True)
+    entries, small = [], []
+    for number, picture in enumerate(worst):
+        image = Image.fromarray(utils.read_image(picture.file, "RGB"))
+        image, picture = _resized(image, _outlined(picture), SIDE)
+        place = f"predictions/{number:03d}.jpg"
+        image.save(folder / place, quality=85, optimize=True)
+        entries.append(_entry(place, image, picture))
+        small.append((image, picture))
+    content = {"score": SCORE, "iou": IOU, "classes": classes, "images": entries}
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    write_atomically(folder / "predictions.json", lambda out: out.write(text.encode()))
+    _sheet(small, classes, name).save(folder / "predictions.png", optimize=True)
 
 
-def _square(drawing: Any) -> np.ndarray:
-    """A drawing on a black square, so that images of any shape line up."""
-    image = drawing.get_image()[:_SIDE, :_SIDE]
-    height, width = image.shape[:2]
-    return np.pad(image, ((0, _SIDE - height), (0, _SIDE - width), (0, 0)))
+def pictures(folder: Path, name: str) -> list[Picture]:
+    """All images of a test set with the detections that a run has left."""
+    by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for d in json.loads(results_file(folder, name).read_bytes()):
+        if d["score"] >= SCORE:
+            by_image[d["image_id"]].append(d)
+    records = DatasetCatalog.get(name)
+    places = getattr(MetadataCatalog.get(name), "thing_dataset_id_to_contiguous_id", None)
+    found = []
+    for record in records:
+        truth, ignored, masks = _truth(record, name)
+        detections = sorted(by_image[record["image_id"]], key=lambda d: -d["score"])
+        predictions = [
+            Thing(
+                label=d["category_id"] if places is None else places[d["category_id"]],
+                box=_corners(d["bbox"]),
+                score=d["score"],
+            )
+            for d in detections
+        ]
+        theirs = [d.get("segmentation") for d in detections]
+        judged = judge(truth, ignored, predictions)
+        found.append(Picture(record["file_name"], *judged, (masks, theirs)))
+    return found
+
+
+def judge(
+    truth: Sequence[Thing], ignored: Sequence[bool], predictions: Sequence[Thing]
+) -> tuple[list[Thing], list[Thing]]:
+    """Decides what is right.
+
+    Each detection, by falling score, takes the free object of its class that it overlaps most, if
+    by :data:`IOU` or more; failing that it may lie on an object that does not count.
+
+    Args:
+        truth: the objects.
+        ignored: which of them do not count (crowd, difficult).
+        predictions: by falling score.
+
+    Returns:
+        Both, with ``right`` set.
+    """
+    boxes = [
+        np.array([[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in (t.box for t in things)])
+        for things in (predictions, truth)
+    ]
+    overlaps = np.zeros((len(predictions), len(truth)))
+    if overlaps.size:
+        overlaps = mask_util.iou(boxes[0], boxes[1], [int(i) for i in ignored])
+    taken = [False] * len(truth)
+    judged = []
+    for row, prediction in zip(overlaps, predictions, strict=True):
+        right: bool | None = False
+        alike = [i for i, t in enumerate(truth) if t.label == prediction.label and row[i] >= IOU]
+        free = [i for i in alike if not ignored[i] and not taken[i]]
+        if free:
+            taken[max(free, key=lambda i: row[i])] = True
+            right = True
+        elif any(ignored[i] for i in alike):
+            right = None
+        judged.append(replace(prediction, right=right))
+    objects = [
+        replace(thing, right=None if out else hit)
+        for thing, out, hit in zip(truth, ignored, taken, strict=True)
+    ]
+    return objects, judged
+
+
+def _truth(record: dict[str, Any], name: str) -> tuple[list[Thing], list[bool], list[Any]]:
+    """An image's objects, which of them do not count, and their masks."""
+    if layout(name) == "voc":
+        metadata = MetadataCatalog.get(name)
+        # Detectron2's loader drops the mark of difficult objects.
+        objects = read_objects(Path(metadata.dirname, "Annotations", f"{record['image_id']}.xml"))
+        classes = list(metadata.thing_classes)
+        objects = [o for o in objects if o.name in classes]
+        things = [
+            Thing(classes.index(o.name), (o.box[0] - 1, o.box[1] - 1, *o.box[2:])) for o in objects
+        ]
+        return things, [o.difficult for o in objects], [None] * len(objects)
+    annotations = record["annotations"]
+    things = [
+        Thing(
+            label=a["category_id"],
+            box=tuple(BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS)),
+        )
+        for a in annotations
+    ]
+    crowds = [bool(a.get("iscrowd", 0)) for a in annotations]
+    return things, crowds, [a.get("segmentation") for a in annotations]
+
+
+def _outlined(picture: Picture) -> Picture:
+    """With the outlines of the masks, which only the pictures that are shown need."""
+    truth, predictions = (
+        [replace(t, polygons=_outlines(m)) for t, m in zip(things, masks, strict=True)]
+        for things, masks in zip((picture.truth, picture.predictions), picture.masks, strict=True)
+    )
+    return replace(picture, truth=truth, predictions=predictions)
+
+
+def _corners(box: Sequence[float]) -> tuple[float, float, float, float]:
+    x, y, width, height = box
+    return x, y, x + width, y + height
+
+
+def _outlines(segmentation: Any) -> list[list[float]]:
+    """Polygons of a COCO segmentation; holes are filled."""
+    if segmentation is None or isinstance(segmentation, list):
+        return segmentation or []
+    if isinstance(segmentation["counts"], list):
+        segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
+    mask = mask_util.decode(segmentation)
+    found, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    # From pixels to the corners between them, as COCO's polygons have it.
+    return [(c.reshape(-1).astype(float) + 0.5).tolist() for c in found if len(c) >= 3]
+
+
+def _resized(
+    image: Image.Image, picture: Picture, side: int, most: float = 1.0
+) -> tuple[Image.Image, Picture]:
+    """Both with this longest side, enlarged at most so many times."""
+    factor = min(most, side / max(image.size))
+    if factor == 1.0:
+        return image, picture
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    return image.resize(size, Image.Resampling.LANCZOS), replace(
+        picture,
+        truth=[thing.scaled(factor) for thing in picture.truth],
+        predictions=[thing.scaled(factor) for thing in picture.predictions],
+    )
+
+
+def _entry(place: str, image: Image.Image, picture: Picture) -> dict[str, Any]:
+    return {
+        "file": place,
+        "width": image.width,
+        "height": image.height,
+        "error": round(picture.error, 4),
+        "truth": [_thing(thing) for thing in picture.truth],
+        "predictions": [
+            {**_thing(thing), "score": round(float(thing.score or 0), 4)}
+            for thing in picture.predictions
+        ],
+    }
+
+
+def _thing(thing: Thing) -> dict[str, Any]:
+    return {
+        "class": thing.label,
+        "right": thing.right,
+        "box": [round(value, 1) for value in thing.box],
+        "polygons": [_light(outline) for outline in thing.polygons],
+    }
+
+
+def _light(outline: Sequence[float]) -> list[float]:
+    """An outline without the points that nobody sees."""
+    points = np.array(outline, dtype=np.float32).reshape(-1, 1, 2)
+    fewer = cv2.approxPolyDP(points, 0.7, closed=True)
+    points = fewer if len(fewer) >= 3 else points
+    return [round(float(value), 1) for value in points.reshape(-1)]
+
+
+def _sheet(
+    entries: Sequence[tuple[Image.Image, Picture]], classes: Sequence[str], name: str
+) -> Image.Image:
+    """Pairs of truth and predictions, two pairs in a row."""
+    small = [_resized(image, picture, _TILE, most=3) for image, picture in entries]
+    rows = [small[i : i + 2] for i in range(0, len(small), 2)]
+    heights = [max(image.height for image, _ in row) for row in rows]
+    line = _TEXT + 8
+    pair = 2 * _TILE + _GAP // 2
+    columns = min(2, len(small))
+    width = _GAP + columns * (pair + _GAP)
+    height = 2 * _GAP + 2 * line + sum(h + line + _GAP for h in heights)
+    sheet = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(sheet)
+    title = f"{name}: the {len(small)} images with the largest error, worst first"
+    pen.text((_GAP, _GAP), title, font=font(_TEXT + 3), fill="black")
+    legend = (
+        "left truth, right predictions from score 0.5; dashed: missed or false; thin: not counted"
+    )
+    pen.text((_GAP, _GAP + line), legend, font=font(_TEXT - 1), fill="#555555")
+    y = 2 * _GAP + 2 * line
+    for row, tall in zip(rows, heights, strict=True):
+        for column, (image, picture) in enumerate(row):
+            x = _GAP + column * (pair + _GAP)
+            found, missed, false = picture.counts
+            caption = f"error {picture.error:.2f}: {found} found, {missed} missed, {false} false"
+            pen.text((x, y), caption, font=font(_TEXT), fill="black")
+            for things in (picture.truth, picture.predictions):
+                sheet.paste(draw_things(image, things, classes), (x, y + line))
+                x += _TILE + _GAP // 2
+        y += tall + line + _GAP
+    return _with_palette(sheet, len(classes))
+
+
+def _with_palette(sheet: Image.Image, classes: int) -> Image.Image:
+    """In 256 colours, those of the classes among them: a quarter of the size, and as clear."""
+    kept = [255, 255, 255, 0, 0, 0]
+    kept += [value for label in range(min(classes, 40)) for value in colour(label)]
+    palette = Image.new("P", (1, 1))
+    others = sheet.quantize(256 - len(kept) // 3).getpalette()
+    palette.putpalette([*kept, *others])
+    return sheet.quantize(palette=palette, dither=Image.Dither.NONE)

@@ -1,0 +1,166 @@
+"""Boxes, masks and their names on a picture, the same way wherever detections are shown."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+# Told apart also by most of those who see colours differently; more classes turn the hue on.
+_COLOURS = (
+    *((230, 97, 0), (0, 114, 210), (0, 158, 96), (204, 51, 163), (240, 190, 20)),
+    *((86, 180, 233), (150, 80, 30), (120, 94, 240), (200, 30, 50), (110, 170, 30)),
+)
+_FINER = 2  # drawn this many times larger, then reduced: smooth lines
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object or detection.
+
+    Attributes:
+        label: the class's number.
+        box: x0, y0, x1, y1 in pixels of the picture.
+        polygons: outlines of its mask, each x, y, x, y ...
+        score: of a detection.
+        right: whether it was found, or is right; None if it does not count.
+    """
+
+    label: int
+    box: tuple[float, float, float, float]
+    polygons: Sequence[Sequence[float]] = ()
+    score: float | None = None
+    right: bool | None = True
+
+    def scaled(self, factor: float) -> Thing:
+        """The same on a picture of another size."""
+        return Thing(
+            self.label,
+            tuple(factor * value for value in self.box),
+            [[factor * value for value in outline] for outline in self.polygons],
+            self.score,
+            self.right,
+        )
+
+
+def colour(label: int) -> tuple[int, int, int]:
+    """The colour of a class."""
+    if label < len(_COLOURS):
+        return _COLOURS[label]
+    hue, light = (label * 0.381966) % 1.0, (0.42, 0.58, 0.5)[label % 3]
+    red, green, blue = (round(255 * v) for v in colorsys.hls_to_rgb(hue, light, 0.75))
+    return red, green, blue
+
+
+@lru_cache
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """The font that comes with matplotlib, so that pictures look the same everywhere."""
+    return ImageFont.truetype(
+        Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size
+    )
+
+
+def draw_things(
+    image: Image.Image, things: Sequence[Thing], classes: Sequence[str], text: int = 11
+) -> Image.Image:
+    """Draws objects on a copy of a picture.
+
+    Solid boxes are right, dashed ones wrong (missed or false), thin ones do not count. Large
+    things are drawn first, so that small ones stay visible.
+
+    Args:
+        image: an RGB picture.
+        things: what to draw.
+        classes: names, by label.
+        text: height of the names in pixels.
+    """
+    layer = Image.new("RGBA", (image.width * _FINER, image.height * _FINER), (0, 0, 0, 0))
+    # Drawn over what is there, not blended with it, so that each mask stays in its own colour.
+    pen = ImageDraw.Draw(layer)
+    ordered = sorted(things, key=lambda thing: -_area(thing.box))
+    for thing in ordered:
+        for outline in thing.polygons:
+            if len(outline) >= 6:
+                points = [_FINER * value for value in outline]
+                pen.polygon(points, fill=(*colour(thing.label), 95))
+                pen.line(points + points[:2], fill=(*colour(thing.label), 255), width=_FINER)
+    for thing in ordered:
+        _draw_box(pen, thing, image.size)
+    layer = layer.resize(image.size, Image.Resampling.BOX)
+    drawn = Image.alpha_composite(image.convert("RGBA"), layer).convert("RGB")
+    _draw_names(drawn, things, classes, text)
+    return drawn
+
+
+def _area(box: Sequence[float]) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _draw_box(pen: ImageDraw.ImageDraw, thing: Thing, size: tuple[int, int]) -> None:
+    limits = (size[0] - 1, size[1] - 1) * 2
+    x0, y0, x1, y1 = (
+        _FINER * min(max(value, 0), limit) for value, limit in zip(thing.box, limits, strict=True)
+    )
+    width = _FINER * (1 if thing.right is None else 2)
+    corners = [(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)]
+    for start, end in pairwise(corners):
+        parts = [(0.0, 1.0)] if thing.right is not False else _dashes(start, end)
+        for first, last in parts:
+            ends = [
+                tuple(a + at * (b - a) for a, b in zip(start, end, strict=True))
+                for at in (first, last)
+            ]
+            pen.line(ends, fill=(*colour(thing.label), 255), width=width)
+
+
+def _dashes(start: tuple[float, float], end: tuple[float, float]) -> list[tuple[float, float]]:
+    length = max(1.0, float(np.hypot(end[0] - start[0], end[1] - start[1])))
+    on, period = 5 * _FINER, 9 * _FINER
+    return [(at / length, min(1.0, (at + on) / length)) for at in np.arange(0.0, length, period)]
+
+
+def _draw_names(
+    image: Image.Image, things: Sequence[Thing], classes: Sequence[str], text: int
+) -> None:
+    """Writes each name at the first corner of its box where no other name stands."""
+    pen = ImageDraw.Draw(image)
+    taken: list[tuple[float, float, float, float]] = []
+    for thing in things:
+        score = "" if thing.score is None else f" {thing.score:.2f}"
+        name = f"{classes[thing.label]}{score}"
+        left, top, right, bottom = pen.textbbox((0, 0), name, font=font(text))
+        width, height = right - left + 4, bottom - top + 3
+        x0, y0, x1, y1 = thing.box
+        places = [(x0, y0 - height), (x0, y1), (x0, y0), (x1 - width, y0 - height)]
+        spots = [
+            (
+                min(max(x, 0), max(0, image.width - width)),
+                min(max(y, 0), max(0, image.height - height)),
+            )
+            for x, y in places
+        ]
+        x, y = next((s for s in spots if not _meets(s, width, height, taken)), spots[0])
+        taken.append((x, y, x + width, y + height))
+        shade = colour(thing.label)
+        pen.rectangle((x, y, x + width - 1, y + height - 1), fill=shade)
+        bright = 0.299 * shade[0] + 0.587 * shade[1] + 0.114 * shade[2] > 140
+        pen.text(
+            (x + 2 - left, y + 1 - top), name, font=font(text), fill="black" if bright else "white"
+        )
+
+
+def _meets(
+    spot: tuple[float, float],
+    width: float,
+    height: float,
+    taken: Sequence[tuple[float, float, float, float]],
+) -> bool:
+    x, y = spot
+    return any(x < x1 and x0 < x + width and y < y1 and y0 < y + height for x0, y0, x1, y1 in taken)
