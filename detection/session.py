@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from detection.trainer import Trainer
 from intl_transfer.errors import UserError
 from intl_transfer.runs import RunDirectory, read_manifest, sha256_file, write_atomically
 
+_LATE_SECONDS = 60
 # Where things lie and how the machine is used may differ between sessions of one run.
 FREE_TO_CHANGE = {
     "OUTPUT_DIR",
@@ -167,7 +170,7 @@ def results_of(
         "seed": cfg.SEED,
         "iteration": trainer.max_iter,
         "metrics": metrics,
-        "wall_time_s": round(trainer.costs.seconds, 3),
+        "wall_time_s": round(trainer.costs.wall_seconds(), 3),
         "images_per_second": round(trainer.costs.images_per_second(), 3),
         "peak_memory_mb": round(trainer.costs.peak_memory_mb(), 1),
     }
@@ -182,11 +185,39 @@ def architecture(cfg: Any) -> dict[str, str]:
     }
 
 
-def choose_checkpoint(folder: Path) -> None:
-    """Points Detectron2 at the newest whole checkpoint; names damaged ones and passes them over."""
-    if not comm.is_main_process():
-        comm.synchronize()
-        return
+def choose_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint, on every rank; names damaged ones and passes them over.
+
+    Returns:
+        Its path, or None where there is none at all.
+
+    Raises:
+        UserError: if there are checkpoints and none can be read, or this rank's node does not show
+            the one that rank 0 chose.
+    """
+    chosen: tuple[str | None, str | None] = (None, None)
+    if comm.is_main_process():
+        for leftover in folder.glob(".model_*.part"):  # of a process that was killed
+            leftover.unlink(missing_ok=True)
+        chosen = _newest(folder)
+    # One rank looks, all take what it found: on a shared disk others may see less.
+    path, error = comm.all_gather(chosen)[0]
+    if error is not None:
+        raise UserError(error)
+    if path is None:
+        return None
+    deadline = time.monotonic() + _LATE_SECONDS
+    while not Path(path).exists():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{path} is not there on {socket.gethostname()}; all nodes need the same disk"
+            )
+        time.sleep(0.5)  # other nodes' file systems may show it later
+    return Path(path)
+
+
+def _newest(folder: Path) -> tuple[str | None, str | None]:
+    """Path of the newest whole checkpoint, and what is wrong where there should be one."""
     found = sorted(folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in found:
         try:
@@ -195,14 +226,32 @@ def choose_checkpoint(folder: Path) -> None:
         except zipfile.BadZipFile:
             damaged = "all of it"
         if damaged is None:
-            (folder / "last_checkpoint").write_text(path.name)
-            break
+            return str(path.resolve()), None
         print(f"passed over: {path} is damaged", file=sys.stderr)
-    else:
-        (folder / "last_checkpoint").unlink(missing_ok=True)
-        if found:
-            raise UserError(f"none of the {len(found)} checkpoints in {folder} can be read")
-    comm.synchronize()
+    if found:
+        return None, f"none of the {len(found)} checkpoints in {folder} can be read"
+    return None, None
+
+
+def introduce(cfg: Any, start: dict[str, Any]) -> None:
+    """One line of what is going to be trained."""
+    built = architecture(cfg)
+    print(
+        f"{built['meta']} {built['backbone']}-{built['head']} on "
+        f"{', '.join(cfg.DATASETS.TRAIN)} from {cfg.MODEL.WEIGHTS or start['method']}: "
+        f"{cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} images, learning rate "
+        f"{cfg.SOLVER.BASE_LR:g}, {cfg.MODEL.RESNETS.NORM}, seed {cfg.SEED}, in {cfg.OUTPUT_DIR}",
+        flush=True,
+    )
+
+
+def not_finite(error: FloatingPointError) -> str:
+    """What can be done about a loss that is not a number."""
+    return (
+        f"{str(error).splitlines()[0]} Take a lower learning rate (--lr), a longer warm-up "
+        "(SOLVER.WARMUP_ITERS) or clip gradients (SOLVER.CLIP_GRADIENTS.ENABLED True); --resume "
+        "goes on from the last checkpoint"
+    )
 
 
 def show(metrics: dict[str, Any]) -> None:

@@ -3,7 +3,8 @@
     python detection/train_net.py --config coco_R50_C4.yaml --weights weights/intl_r50.pth
     python detection/train_net.py --config voc_R50_C4.yaml --weights random --seed 3 --num-gpus 8
 
-Any of Detectron2's options can follow as KEY VALUE. Run again with --resume to continue.
+Any of Detectron2's options can follow as KEY VALUE. Run again with --resume to continue; exit
+status 75 says that a run was asked to stop, has saved, and wants to be continued.
 """
 
 from __future__ import annotations
@@ -24,26 +25,31 @@ warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")
 from detection import datasets, weights  # isort: skip  # first: prepares Detectron2
 import torch
 from detectron2.engine import launch
+from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from detection.config import RANDOM, load_config
 from detection.evaluators import summarise
-from detection.pictures import draw_predictions
+from detection.pictures import write_pictures
 from detection.session import (
-    architecture,
     check_same_run,
     choose_checkpoint,
     finished,
     initialisation,
+    introduce,
+    not_finite,
     open_run,
     results_of,
     set_up,
     show,
 )
+from detection.stream import ImageError
 from detection.trainer import Trainer
 from intl_transfer.errors import UserError
-from intl_transfer.runs import write_json
+from intl_transfer.runs import RunDirectory, write_json
+from intl_transfer.runs.lock import directory_lock
+from intl_transfer.runs.stopping import CONTINUE, Stopped, StopRequest, passed_on
 
 
 def main() -> int:
@@ -54,22 +60,38 @@ def main() -> int:
         if arguments.resume and not arguments.eval_only and finished(cfg):
             print(f"{cfg.OUTPUT_DIR} is finished; nothing to do")
             return 0
-        launch(
-            worker,
-            arguments.num_gpus if torch.cuda.is_available() else 1,
-            num_machines=arguments.num_machines,
-            machine_rank=arguments.machine_rank,
-            dist_url=arguments.dist_url,
-            args=(cfg, content, arguments),
-        )
+        with ExitStack() as stack:
+            if arguments.machine_rank == 0 and not arguments.eval_only:
+                stack.enter_context(directory_lock(cfg.OUTPUT_DIR))
+            return start_processes(cfg, content, arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except ProcessExitedException as error:  # one of several processes has said why
-        return error.exit_code or 1
     except KeyboardInterrupt:
         print("stopped; --resume continues from the last checkpoint", file=sys.stderr)
         return 130
+
+
+def start_processes(cfg: Any, content: dict[str, Any] | None, arguments: argparse.Namespace) -> int:
+    """Runs :func:`worker` in one process a GPU; returns an exit status."""
+    gpus = arguments.num_gpus if torch.cuda.is_available() else 1
+    with ExitStack() as stack:
+        request = None
+        if gpus * arguments.num_machines > 1:  # else the worker runs here and hears for itself
+            request = stack.enter_context(passed_on())
+        try:
+            launch(
+                worker,
+                gpus,
+                num_machines=arguments.num_machines,
+                machine_rank=arguments.machine_rank,
+                dist_url=arguments.dist_url,
+                args=(cfg, content, arguments),
+            )
+        except ProcessExitedException as error:  # one of several processes has said why
+            if request is not None and request.signal is not None:
+                return CONTINUE  # also where a process was ended before it could listen
+            return error.exit_code or 1
     return 0
 
 
@@ -144,17 +166,20 @@ def prepare(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any] | None]:
 def worker(cfg: Any, content: dict[str, Any] | None, arguments: argparse.Namespace) -> None:
     """What each process does."""
     set_up(cfg, training=not arguments.eval_only)
+    status = 0
     try:
         if arguments.eval_only:
             evaluate(cfg, content)
         else:
-            train(cfg, content, arguments)
+            status = train(cfg, content, arguments)
     except UserError as error:
         if comm.get_world_size() == 1:
             raise
-        if comm.is_main_process():
+        if comm.is_main_process() or isinstance(error, ImageError):
             print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    if status and comm.get_local_rank() == 0:  # one a node; ending by it ends all the others
+        raise SystemExit(status)
 
 
 def evaluate(cfg: Any, content: dict[str, Any] | None) -> None:
@@ -184,42 +209,52 @@ def evaluate(cfg: Any, content: dict[str, Any] | None) -> None:
         write_json(Path(cfg.OUTPUT_DIR) / "evaluation.json", {"metrics": metrics})
 
 
-def train(cfg: Any, content: dict[str, Any] | None, arguments: argparse.Namespace) -> None:
-    """Trains, evaluates the last iteration, writes results."""
+def train(cfg: Any, content: dict[str, Any] | None, arguments: argparse.Namespace) -> int:
+    """Trains, evaluates the last iteration, writes results; returns an exit status."""
     start = initialisation(cfg, content)
     with ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
         run = None
         if comm.is_main_process():
             run = open_run(cfg, start, Path(arguments.config).stem)
             stack.enter_context(run.recording())
-            built = architecture(cfg)
-            print(
-                f"{built['meta']} {built['backbone']}-{built['head']} on "
-                f"{', '.join(cfg.DATASETS.TRAIN)} from {cfg.MODEL.WEIGHTS or start['method']}: "
-                f"{cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} images, seed "
-                f"{cfg.SEED}, in {cfg.OUTPUT_DIR}",
-                flush=True,
-            )
-        trainer = Trainer(cfg, run)
+            introduce(cfg, start)
+        trainer = Trainer(cfg, run, stop)
         if content is not None:
             weights.check_backbone(trainer.model, content["model"], cfg.MODEL.WEIGHTS)
-        if arguments.resume:
-            choose_checkpoint(Path(cfg.OUTPUT_DIR))
-        trainer.resume_or_load(resume=arguments.resume)
+        trainer.load(choose_checkpoint(Path(cfg.OUTPUT_DIR)) if arguments.resume else None)
         if content is not None and trainer.start_iter == 0:
             weights.check_loaded(trainer.model, content["model"], cfg.MODEL.WEIGHTS)
-        if trainer.start_iter < trainer.max_iter:
-            trainer.train()
-        else:  # stopped between the last iteration and its evaluation
-            trainer.costs.take_up()
-            trainer.evaluation = trainer.test(cfg, trainer.model)
-        if run is not None:
-            name = cfg.DATASETS.TEST[0]
-            draw_predictions(cfg, trainer.model, name, Path(cfg.OUTPUT_DIR) / "predictions.png")
-            metrics = summarise(trainer.evaluation, name)
-            run.finish(results_of(cfg, start, trainer, metrics))
-            show(metrics)
-            print(f"finished: {cfg.OUTPUT_DIR}/results.json, pictures in predictions.png")
+        try:
+            if trainer.start_iter < trainer.max_iter:
+                trainer.train()
+            with stop.at_once():
+                if trainer.start_iter == trainer.max_iter:  # stopped before its evaluation
+                    trainer.evaluate(trainer.max_iter)
+                if run is not None:
+                    conclude(cfg, run, start, trainer)
+        except Stopped:
+            if run is not None:
+                made = min(trainer.iter + 1, trainer.max_iter)
+                reason = f"stopped by {stop.signal or 'a signal'} after iteration {made}"
+                run.interrupt(reason)
+                print(f"{reason}; --resume continues", flush=True)
+            return CONTINUE
+        except FloatingPointError as error:
+            raise UserError(not_finite(error)) from None
+    if cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
+        verify_results(cfg, trainer.evaluation)
+    return 0
+
+
+def conclude(cfg: Any, run: RunDirectory, start: dict[str, Any], trainer: Trainer) -> None:
+    """Pictures and ``results.json``, after the last evaluation."""
+    name = cfg.DATASETS.TEST[0]
+    write_pictures(cfg.OUTPUT_DIR, name)
+    metrics = summarise(trainer.evaluation, name)
+    run.finish(results_of(cfg, start, trainer, metrics))
+    show(metrics)
+    print(f"finished: {cfg.OUTPUT_DIR}/results.json, pictures in predictions.png")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import resource
-import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -12,49 +9,63 @@ from typing import Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
 
-from detection.evaluators import build_evaluator
+from detection.evaluators import build_evaluator, summarise
+from detection.hooks import PERIOD, Checkpoints, Costs, Evaluation, PreciseStatistics, Seeds
 from detection.roi_heads import Res5ROIHeadsExtraNorm
-from intl_transfer.runs import RunDirectory, read_metrics
+from detection.stream import TrainingStream, build_stream
+from detection.weights import read_weights
+from intl_transfer.runs import RunDirectory, write_atomically
+from intl_transfer.runs.stopping import StopRequest
 
 # The box head is named so that importing the trainer registers it with Detectron2.
 __all__ = ["AtomicCheckpointer", "Res5ROIHeadsExtraNorm", "Trainer"]
 
-_PERIOD = 20  # iterations between progress lines
-
 
 class AtomicCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, whose files are whole or absent whenever the process dies."""
+    """Detectron2's checkpointer: whole files or none, and nothing in them that runs code."""
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Writes ``name.pth`` under a temporary name first."""
+        """Writes ``name.pth``; whenever the process dies, it is whole or absent."""
         if not self.save_dir or not self.save_to_disk:
             return
-        part = f".{name}.part"
-        super().save(part, **kwargs)
-        folder = Path(self.save_dir)
-        os.replace(folder / f"{part}.pth", folder / f"{name}.pth")
-        self.tag_last_checkpoint(f"{name}.pth")
+        content = {key: value.state_dict() for key, value in self.checkpointables.items()}
+        content = {"model": self.model.state_dict(), **content, **kwargs}
+        path = Path(self.save_dir) / f"{name}.pth"
+        write_atomically(path, lambda file: torch.save(content, file))
+        self.tag_last_checkpoint(path.name)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        return read_weights(filename)
 
 
 class Trainer(DefaultTrainer):
     """Detectron2's trainer for the transfer protocol.
+
+    Args:
+        cfg: the configuration.
+        run: the run directory, on global rank 0.
+        stop: asked after every iteration.
 
     Attributes:
         evaluation: the evaluators' output after the last iteration, by task, in %.
         costs: of this training, once it has run.
     """
 
-    def __init__(self, cfg: Any, run: RunDirectory | None) -> None:
-        self._run = run
+    def __init__(self, cfg: Any, run: RunDirectory | None, stop: StopRequest) -> None:
+        self._run, self._stop = run, stop
         self.evaluation: dict[str, Any] = {}
+        self.costs = Costs(run)
         super().__init__(cfg)
-        self.costs = _Costs(run)
-        self.register_hooks([self.costs])
+        # In place of the one that the base class made.
+        self.checkpointer = AtomicCheckpointer(
+            self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
 
     @classmethod
     def build_model(cls, cfg: Any) -> torch.nn.Module:
@@ -63,94 +74,86 @@ class Trainer(DefaultTrainer):
         return model
 
     @classmethod
+    def build_train_loader(cls, cfg: Any) -> TrainingStream:
+        """Training images in an order that a resumed run continues."""
+        return build_stream(cfg)
+
+    @classmethod
     def build_evaluator(cls, cfg: Any, dataset_name: str) -> DatasetEvaluator:
         """The evaluator of a data set's layout."""
         return build_evaluator(dataset_name, cfg.OUTPUT_DIR)
 
     def build_hooks(self) -> list[HookBase]:
-        """Timing, schedule, precise BN, checkpoints, evaluation, progress; in this order.
+        """Schedule, costs, precise BN, checkpoints, evaluation, progress; in this order.
 
-        Precise BN comes before the checkpoint, which then holds the statistics evaluated.
+        Precise BN comes before the checkpoint, which then holds the statistics evaluated, and the
+        checkpoint before the evaluation, which may be interrupted.
         """
-        cfg = self.cfg.clone()
-        cfg.defrost()
-        cfg.DATALOADER.NUM_WORKERS = 0  # precise BN sees few batches
-        built: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
+        cfg = self.cfg
+        period = cfg.TEST.EVAL_PERIOD
+        built: list[HookBase] = [
+            hooks.IterationTimer(),
+            Seeds(cfg.SEED),
+            hooks.LRScheduler(),
+            self.costs,
+        ]
         if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
-            loader = self.build_train_loader(cfg)
-            iterations = cfg.TEST.PRECISE_BN.NUM_ITER
-            built.append(hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, iterations))
-        # In place of the one that the base class made, before any hook holds on to that.
-        self.checkpointer = AtomicCheckpointer(
-            self.checkpointer.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-        )
+            stream = self.data_loader.for_statistics()
+            built.append(PreciseStatistics(stream, cfg.TEST.PRECISE_BN.NUM_ITER, period))
+        built.append(Checkpoints(self._stop, cfg.SOLVER.CHECKPOINT_PERIOD, period))
+        built.append(Evaluation(self._stop, period))
         if comm.is_main_process():
-            period = cfg.SOLVER.CHECKPOINT_PERIOD
-            built.append(hooks.PeriodicCheckpointer(self.checkpointer, period, max_to_keep=2))
-        built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
-        if comm.is_main_process():
-            built.append(hooks.PeriodicWriter(self.build_writers(), period=_PERIOD))
+            built.append(hooks.PeriodicWriter(self.build_writers(), period=PERIOD))
         return built
 
-    def _evaluate(self) -> dict[str, Any]:
+    def load(self, checkpoint: Path | None) -> None:
+        """Takes up a checkpoint of this run, or begins with ``MODEL.WEIGHTS``."""
+        if checkpoint is None:
+            self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
+        else:
+            self.checkpointer.load(str(checkpoint))
+            self.start_iter = self.iter + 1  # it holds the iteration that was made last
+
+    def train(self) -> None:
+        """Trains from ``start_iter`` on, on the images that an uninterrupted run would see."""
+        self.data_loader.start = self.start_iter
+        TrainerBase.train(self, self.start_iter, self.max_iter)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint: iteration, hooks, optimiser and scaler.
+
+        Detectron2 v0.6 leaves out the last two, and goes on without momentum.
+        """
+        state: dict[str, Any] = TrainerBase.state_dict(self)
+        return {**state, **{name: part.state_dict() for name, part in self._parts().items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up what :meth:`state_dict` gave."""
+        TrainerBase.load_state_dict(self, state_dict)
+        for name, part in self._parts().items():
+            part.load_state_dict(state_dict[name])
+
+    def _parts(self) -> dict[str, Any]:
+        scaler = getattr(self._trainer, "grad_scaler", None)  # where SOLVER.AMP is on
+        return {"optimizer": self.optimizer, **({"grad_scaler": scaler} if scaler else {})}
+
+    def evaluate(self, iteration: int) -> None:
+        """Evaluates the weights as they are, and notes the figures as those of an iteration."""
         self.evaluation = self.test(self.cfg, self.model) or {}
-        # Figures that do not exist (a class without objects) have no place in the event storage.
-        return {
-            task: {k: v for k, v in figures.items() if v == v}
-            for task, figures in self.evaluation.items()
-        }
+        if self._run is not None:
+            metrics = summarise(self.evaluation, self.cfg.DATASETS.TEST[0])
+            short = {
+                task: {key: figures[key] for key in ("AP", "AP50", "AP75")}
+                for task, figures in metrics.items()
+            }
+            self._run.log(iteration=iteration, evaluation=short)
+            if self.start_iter < self.max_iter:  # else nothing is trained, and nothing plotted
+                self._to_storage(short)
+        comm.synchronize()  # the next iteration begins together
 
-
-class _Costs(HookBase):
-    """Writes ``metrics.jsonl`` and keeps account of time and memory."""
-
-    def __init__(self, run: RunDirectory | None) -> None:
-        self._run = run
-        self.seconds = 0.0
-        self.iterations = 0
-        self._began = 0.0
-
-    def before_train(self) -> None:
-        """Goes on with the account where an earlier session left it."""
-        self.take_up()
-
-    def take_up(self) -> None:
-        """Reads the account of earlier sessions, up to the iteration that this one starts from."""
-        rows = read_metrics(self._run.path) if self._run else []
-        done = [r for r in rows if r.get("iteration", 0) <= self.trainer.start_iter]
-        if done:
-            self.seconds = float(done[-1]["train_seconds"])
-            self.iterations = int(done[-1]["iteration"])
-
-    def before_step(self) -> None:
-        """Starts the clock."""
-        self._began = time.perf_counter()
-
-    def after_step(self) -> None:
-        """Stops the clock, and writes a line every few iterations."""
-        self.seconds += time.perf_counter() - self._began
-        self.iterations += 1
-        iteration = self.trainer.iter + 1
-        if self._run is None or (iteration % _PERIOD and iteration != self.trainer.max_iter):
-            return
-        latest = {k: v for k, (v, _) in self.trainer.storage.latest().items()}
-        losses = {k: v for k, v in latest.items() if k == "total_loss" or k.startswith("loss_")}
-        self._run.log(
-            iteration=iteration,
-            lr=latest.get("lr"),
-            data_time=latest.get("data_time"),
-            train_seconds=round(self.seconds, 3),
-            images_per_second=self.images_per_second(),
-            **losses,
-        )
-
-    def images_per_second(self) -> float:
-        """Over the whole training, evaluation left out."""
-        images = self.iterations * self.trainer.cfg.SOLVER.IMS_PER_BATCH
-        return images / max(1e-9, self.seconds)
-
-    def peak_memory_mb(self) -> float:
-        """Of the GPU, or of this process on a CPU."""
-        if torch.cuda.is_available() and self.trainer.cfg.MODEL.DEVICE != "cpu":
-            return torch.cuda.max_memory_allocated() / 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    def _to_storage(self, metrics: dict[str, Any]) -> None:
+        """For TensorBoard; figures that do not exist have no place there."""
+        for task, figures in metrics.items():
+            for key, value in figures.items():
+                if value is not None:
+                    self.storage.put_scalar(f"{task}/{key}", value, smoothing_hint=False)

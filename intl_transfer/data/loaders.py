@@ -93,21 +93,33 @@ def build_loader(
     dataset: ViewsDataset, sampler: GlobalBatchSampler, workers: int, pin_memory: bool
 ) -> DataLoader[Batch]:
     """Builds the loader of one rank's :class:`intl_transfer.data.datasets.Batch`."""
-    if workers > 0:
-        atexit.unregister(_end_workers)  # once is enough
-        atexit.register(_end_workers)
     return DataLoader(
         dataset,
         collate_fn=_as_it_is,  # the dataset makes whole batches
         batch_sampler=sampler,
-        num_workers=workers,
         pin_memory=pin_memory,
         # Workers must not be recreated between epochs, but they hold a copy of the dataset only:
         # the epoch reaches them with every index.
         persistent_workers=workers > 0,
-        worker_init_fn=_prepare_worker if workers > 0 else None,
         prefetch_factor=4 if workers > 0 else None,
+        **worker_options(workers),
     )
+
+
+def worker_options(workers: int) -> dict[str, Any]:
+    """Arguments for a ``DataLoader`` whose processes leave signals to the training process.
+
+    Args:
+        workers: number of loading processes; 0 loads in the training process.
+
+    Returns:
+        ``num_workers`` and ``worker_init_fn``.
+    """
+    if workers == 0:
+        return {"num_workers": 0}
+    atexit.unregister(_end_workers)  # once is enough
+    atexit.register(_end_workers)
+    return {"num_workers": workers, "worker_init_fn": _prepare_worker}
 
 
 def _as_it_is(batch: Any) -> Any:

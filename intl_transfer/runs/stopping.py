@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -16,6 +20,10 @@ import torch.distributed as dist
 CONTINUE = 75
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+
+
+class Stopped(BaseException):
+    """A run was asked to stop and can be continued; no error, and not to be caught as one."""
 
 
 class StopRequest:
@@ -34,6 +42,7 @@ class StopRequest:
         self._group: Any = None
         self._flag = torch.zeros(1, dtype=torch.int32)
         self._exchange: Any = None
+        self._at_once = False
 
     def __enter__(self) -> StopRequest:
         if dist.is_initialized() and dist.get_world_size() > 1:
@@ -55,6 +64,25 @@ class StopRequest:
                 raise KeyboardInterrupt
             print("stopping after this step; Ctrl-C again stops at once", file=sys.stderr)
         self.signal = signal.Signals(number).name
+        if self._at_once:
+            self._at_once = False
+            raise Stopped
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within the block a request is answered at once: all that matters has been saved.
+
+        Raises:
+            Stopped: where this process is when the signal arrives, or at the block's beginning if
+                it has arrived before.
+        """
+        self._at_once = True
+        try:
+            if self.signal is not None:
+                raise Stopped
+            yield
+        finally:
+            self._at_once = False
 
     def agreed(self) -> bool:
         """Whether any rank has been asked to stop; the same answer on every rank.
@@ -81,3 +109,30 @@ class StopRequest:
         if self._exchange is not None:
             self._exchange.wait()
             self._exchange = None
+
+
+@contextmanager
+def passed_on() -> Iterator[StopRequest]:
+    """Passes requests to stop on to the processes that this one starts and waits for.
+
+    Schedulers tell the process that they started, not its children. A terminal's Ctrl-C reaches
+    all of them; the children hear of it a second time as SIGTERM, which is the same request.
+
+    Yields:
+        Where ``signal`` tells of the last request.
+    """
+    request = StopRequest()
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        request.signal = signal.Signals(number).name
+        for child in multiprocessing.active_children():
+            if child.pid is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(child.pid, signal.SIGTERM if number == signal.SIGINT else number)
+
+    before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -33,6 +33,26 @@ def data(tmp_path_factory):
     return root
 
 
+@pytest.fixture
+def registered(data, monkeypatch):
+    """The names of the embedded sets, registered where ``data`` is."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from detection import datasets
+
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(data))
+    names = [f"shapes_{n}" for n in ("coco_train", "coco_val", "voc_trainval", "voc_test")]
+    for name in names:
+        if name in DatasetCatalog.list():
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+    datasets.register()
+    yield names
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
 @pytest.fixture(scope="session")
 def backbone_file(tmp_path_factory):
     """Converted weights of a ResNet-18 that is not at its start."""

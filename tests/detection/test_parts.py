@@ -19,21 +19,6 @@ from intl_transfer.errors import UserError
 from tests.detection.conftest import TINY
 
 
-@pytest.fixture
-def registered(data, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(data))
-    names = [f"shapes_{n}" for n in ("coco_train", "coco_val", "voc_trainval", "voc_test")]
-    for name in names:
-        if name in DatasetCatalog.list():
-            DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)
-    datasets.register()
-    yield names
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-
-
 def detector(*overrides: str) -> torch.nn.Module:
     name = "shapes_coco_R50_C4"
     return build_model(load_config(name, ["MODEL.DEVICE", "cpu", *TINY, *overrides]))

@@ -1,0 +1,203 @@
+"""What happens around an iteration of the fine-tuning, as Detectron2's hooks."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from fvcore.nn.precise_bn import update_bn_stats
+
+from detection.stream import TrainingStream, seed_iteration
+from intl_transfer.runs import RunDirectory
+from intl_transfer.runs.stopping import Stopped, StopRequest
+
+PERIOD = 20  # iterations between progress lines
+_KEPT = 2  # checkpoints, the last iteration's aside
+
+
+class Seeds(HookBase):
+    """Random numbers of an iteration follow from seed, rank and iteration."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def before_step(self) -> None:
+        """Sets all generators."""
+        seed_iteration(self._seed, self.trainer.iter)
+
+
+class Costs(HookBase):
+    """Writes ``metrics.jsonl`` and keeps account of time and memory over all sessions.
+
+    Attributes:
+        seconds: spent in iterations: data, forward, backward, optimiser.
+        data_seconds: of these, waited for data.
+    """
+
+    def __init__(self, run: RunDirectory | None) -> None:
+        self._run = run
+        self.seconds = self.data_seconds = 0.0
+        self._iterations = 0
+        self._wall = 0.0  # earlier sessions
+        self._peak = 0.0
+        self._began = self._session = time.perf_counter()
+
+    def before_train(self) -> None:
+        """Starts the session's clock."""
+        self._session = time.perf_counter()
+
+    def before_step(self) -> None:
+        """Starts the iteration's clock."""
+        self._began = time.perf_counter()
+
+    def after_step(self) -> None:
+        """Stops the clock, and writes a line every few iterations."""
+        self.seconds += time.perf_counter() - self._began
+        self._iterations += 1
+        latest = {k: v for k, (v, _) in self.trainer.storage.latest().items()}
+        self.data_seconds += latest.get("data_time", 0.0)
+        iteration = self.trainer.iter + 1
+        if self._run is None or (iteration % PERIOD and iteration != self.trainer.max_iter):
+            return
+        losses = {k: v for k, v in latest.items() if k == "total_loss" or k.startswith("loss_")}
+        self._run.log(
+            iteration=iteration,
+            lr=latest.get("lr"),
+            data_time=latest.get("data_time"),
+            train_seconds=round(self.seconds, 3),
+            images_per_second=self.images_per_second(),
+            **losses,
+        )
+
+    def images_per_second(self) -> float:
+        """Over the whole training; evaluations, statistics and checkpoints left out."""
+        images = self._iterations * self.trainer.cfg.SOLVER.IMS_PER_BATCH
+        return images / max(1e-9, self.seconds)
+
+    def wall_seconds(self) -> float:
+        """All sessions from their first iteration on, evaluations included."""
+        return self._wall + time.perf_counter() - self._session
+
+    def peak_memory_mb(self) -> float:
+        """Of the GPU, or of this process on a CPU."""
+        if torch.cuda.is_available() and self.trainer.cfg.MODEL.DEVICE != "cpu":
+            now = torch.cuda.max_memory_allocated() / 2**20
+        else:
+            now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return max(self._peak, now)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The account so far, for a checkpoint."""
+        return {
+            "seconds": self.seconds,
+            "data_seconds": self.data_seconds,
+            "iterations": self._iterations,
+            "wall_seconds": self.wall_seconds(),
+            "peak_memory_mb": self.peak_memory_mb(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on with the account where an earlier session left it."""
+        self.seconds, self.data_seconds = state["seconds"], state["data_seconds"]
+        self._iterations, self._wall = state["iterations"], state["wall_seconds"]
+        self._peak = state["peak_memory_mb"]
+
+
+class PreciseStatistics(HookBase):
+    """Batch-norm statistics as true averages, before each evaluation.
+
+    As Detectron2's hook, but on the same images every time, so that they do not depend on how
+    often the run was evaluated or interrupted.
+
+    Args:
+        stream: batches to average over.
+        batches: number of them.
+        period: iterations between evaluations; 0 for the last iteration only.
+    """
+
+    def __init__(self, stream: TrainingStream, batches: int, period: int) -> None:
+        self._stream, self._batches, self._period = stream, batches, period
+
+    def after_step(self) -> None:
+        """Replaces the running averages where an evaluation follows."""
+        if evaluation_due(self.trainer, self._period):
+            with EventStorage():  # what the model tells of these passes is of no interest
+                update_bn_stats(self.trainer.model, self._stream, self._batches)
+
+
+class Checkpoints(HookBase):
+    """Saves periodically, before evaluations, at the end, and when the run is asked to stop."""
+
+    def __init__(self, stop: StopRequest, period: int, evaluation_period: int) -> None:
+        self._stop, self._period, self._evaluation_period = stop, period, evaluation_period
+
+    def after_step(self) -> None:
+        """Saves if it is time to.
+
+        Raises:
+            Stopped: on all ranks after the same iteration, if any was asked to stop.
+        """
+        iteration = self.trainer.iter + 1
+        last = iteration == self.trainer.max_iter
+        stopped = self._stop.agreed()
+        due = (
+            stopped
+            or last
+            or iteration % self._period == 0
+            or evaluation_due(self.trainer, self._evaluation_period)
+        )
+        if due and comm.is_main_process():
+            self._save("model_final" if last else f"model_{self.trainer.iter:07d}", last)
+        if stopped:
+            raise Stopped
+
+    def after_train(self) -> None:
+        """Leaves no exchange between ranks under way."""
+        self._stop.close()
+
+    def _save(self, name: str, last: bool) -> None:
+        checkpointer = self.trainer.checkpointer
+        folder = Path(checkpointer.save_dir)
+        try:
+            checkpointer.save(name, iteration=self.trainer.iter)
+        except (OSError, RuntimeError) as error:
+            # A full disk. torch's writer turns the error of a write into a RuntimeError.
+            if last:
+                raise
+            print(
+                f"warning: {folder / name}.pth was not written ({error}); the run goes on with "
+                "the checkpoints that it has",
+                file=sys.stderr,
+                flush=True,
+            )
+            return
+        if not last:
+            passing = sorted(folder.glob("model_[0-9]*.pth"), key=lambda p: p.stat().st_mtime)
+            for old in passing[:-_KEPT]:
+                old.unlink(missing_ok=True)
+
+
+class Evaluation(HookBase):
+    """Evaluates periodically and after the last iteration; its weights are saved before."""
+
+    def __init__(self, stop: StopRequest, period: int) -> None:
+        self._stop, self._period = stop, period
+
+    def after_step(self) -> None:
+        """Evaluates if it is time to; a request to stop is answered at once meanwhile."""
+        if evaluation_due(self.trainer, self._period):
+            with self._stop.at_once():
+                self.trainer.evaluate(self.trainer.iter + 1)
+
+
+def evaluation_due(trainer: Any, period: int) -> bool:
+    """Whether the iteration that has just been made is evaluated."""
+    iteration = trainer.iter + 1
+    return iteration == trainer.max_iter or (period > 0 and iteration % period == 0)

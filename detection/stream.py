@@ -1,0 +1,195 @@
+"""The training images of one rank as an endless stream that can be entered at any iteration."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import DatasetFromList, DatasetMapper, get_detection_dataset_dicts
+from detectron2.data.samplers import TrainingSampler
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset
+
+from intl_transfer.data.loaders import rank_batch_size, worker_options
+from intl_transfer.errors import UserError
+
+# What a random number is for: no two purposes share a sequence.
+_IMAGES, _ITERATIONS, _STATISTICS = 0, 1, 2
+
+
+class ImageError(UserError):
+    """An image cannot be used; raised on the rank whose it is, and on no other."""
+
+
+class TrainingStream:
+    """Batches of one rank in Detectron2's order, a function of seed and iteration alone.
+
+    As Detectron2's own loader it walks through one shuffled copy of the data set after another
+    (`TrainingSampler`), gives every W-th image to each of W ranks, and batches images of one
+    orientation. Unlike it, it plans the batches from the images' sizes before anything is decoded,
+    and takes what is random in an augmentation from the seed and the image's position in the
+    stream. A resumed run so sees the images of an uninterrupted one, to the bit, with any number
+    of loading processes.
+
+    Args:
+        examples: the images; may be shared between streams.
+        rows: images a batch of this rank.
+        seed: decides the order.
+        workers: loading processes; 0 loads in this process.
+
+    Attributes:
+        start: iterations to leave out; set before the first batch is asked for.
+    """
+
+    def __init__(self, examples: Examples, rows: int, seed: int, workers: int = 0) -> None:
+        self._examples, self._rows, self._seed, self._workers = examples, rows, seed, workers
+        self.start = 0
+
+    def for_statistics(self) -> TrainingStream:
+        """A second stream over the same images, for precise batch-norm statistics."""
+        seed = int(np.random.SeedSequence((self._seed, _STATISTICS)).generate_state(1)[0])
+        return TrainingStream(self._examples, self._rows, seed, self._workers)
+
+    def plan(self) -> Iterator[tuple[int, int, int]]:
+        """This rank's images from ``start`` on, in the order in which they are trained on.
+
+        Yields:
+            Seed and position, which decide the augmentation, and index of an image; every
+            ``rows`` of them are a batch.
+        """
+        return itertools.islice(self._batched(), self.start * self._rows, None)
+
+    def _batched(self) -> Iterator[tuple[int, int, int]]:
+        rank, ranks = comm.get_rank(), comm.get_world_size()
+        waiting: tuple[list[tuple[int, int, int]], ...] = ([], [])
+        sampler = TrainingSampler(len(self._examples), seed=self._seed)
+        for count, index in enumerate(sampler):
+            batch = waiting[self._examples.groups[index]]
+            batch.append((self._seed, rank + count * ranks, index))
+            if len(batch) == self._rows:
+                yield from batch
+                batch.clear()
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        # Images travel one by one, not as batches: loading processes share the work on a batch,
+        # and little shared memory is needed. One batch is loaded while another is trained on.
+        workers = self._workers
+        ahead = max(2, -(-self._rows // workers)) if workers else None
+        images = iter(
+            DataLoader(
+                self._examples,
+                sampler=self.plan(),
+                batch_size=None,
+                collate_fn=_as_it_is,
+                prefetch_factor=ahead,
+                generator=torch.Generator(),  # in place of a draw from training's
+                **worker_options(workers),
+            )
+        )
+        while True:
+            batch = list(itertools.islice(images, self._rows))
+            for image in batch:
+                if isinstance(image, ImageError):
+                    raise image
+            yield batch
+
+
+class Examples(Dataset[Any]):
+    """Training images, made ready for the model.
+
+    Args:
+        records: Detectron2's dictionaries, one an image.
+        mapper: makes a model's input from a record; may draw from the global generators.
+        by_orientation: whether batches hold images of one orientation only.
+
+    Attributes:
+        groups: 1 for images wider than high, else 0, where batches are formed by orientation.
+    """
+
+    def __init__(self, records: list[dict[str, Any]], mapper: Any, by_orientation: bool) -> None:
+        if by_orientation:
+            self.groups = [int(record["width"] > record["height"]) for record in records]
+        else:
+            self.groups = [0] * len(records)
+        # Kept as bytes: loading processes share them instead of copying every object.
+        self._records = DatasetFromList(records, copy=False)
+        self._mapper = mapper
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, place: tuple[int, int, int]) -> dict[str, Any] | ImageError:
+        seed, position, index = place
+        record = self._records[index]
+        with _random_numbers(seed, position):
+            try:
+                example: dict[str, Any] = self._mapper(record)
+                return example
+            except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises
+                # Given back, not raised: a loading process would bury it in its own traceback.
+                return ImageError(
+                    f"image {record.get('file_name')} cannot be used ({error}); repair it or "
+                    "remove it from the data set"
+                )
+
+
+def build_stream(cfg: Any) -> TrainingStream:
+    """The stream of this rank that a configuration asks for.
+
+    Raises:
+        UserError: if the ranks do not divide the batch, or for a sampler other than
+            ``TrainingSampler``.
+    """
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise UserError(
+            f"DATALOADER.SAMPLER_TRAIN is '{cfg.DATALOADER.SAMPLER_TRAIN}'; the published "
+            "protocols, and this trainer, know 'TrainingSampler' only"
+        )
+    records = get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    )
+    examples = Examples(records, DatasetMapper(cfg, True), cfg.DATALOADER.ASPECT_RATIO_GROUPING)
+    rows = rank_batch_size(cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size())
+    return TrainingStream(examples, rows, cfg.SEED, cfg.DATALOADER.NUM_WORKERS)
+
+
+def seed_iteration(seed: int, iteration: int) -> None:
+    """Sets all generators of this rank for one iteration.
+
+    What is drawn in it (proposals, samples of boxes) so depends on nothing that came before: not
+    on an evaluation, and not on where the run was interrupted.
+    """
+    words = _words(seed, _ITERATIONS, comm.get_rank(), iteration)
+    torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+    np.random.seed(words)
+    random.seed(words.tobytes())
+
+
+@contextmanager
+def _random_numbers(seed: int, position: int) -> Iterator[None]:
+    """The generators of one image; the process's own are as before afterwards."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    words = _words(seed, _IMAGES, position)
+    # Not `torch.manual_seed`, which would set the GPU's generator too.
+    torch.default_generator.manual_seed(int(words[0]) << 32 | int(words[1]))
+    np.random.seed(words)
+    random.seed(words.tobytes())
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+def _words(*numbers: int) -> Any:
+    return np.random.SeedSequence(numbers).generate_state(4)
+
+
+def _as_it_is(example: Any) -> Any:
+    return example
