@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -33,6 +34,7 @@ class PublishedRow:
     note: str = ""
 
 
+@functools.cache
 def read_published() -> dict[str, Any]:
     """The file of published results, as it is."""
     text = resources.files("intl_transfer.results").joinpath("published.yaml").read_text()
@@ -62,3 +64,62 @@ def published_detection() -> list[PublishedRow]:
             )
         )
     return rows
+
+
+@dataclass(frozen=True)
+class PublishedLinear:
+    """Published linear top-1 on ImageNet with ResNet-50.
+
+    Attributes:
+        method: its name.
+        epochs: top-1 in % by epochs of pretraining.
+        batch_size: of pretraining; None where not noted.
+        source: where the figures were read.
+    """
+
+    method: str
+    epochs: dict[int, float]
+    batch_size: int | None
+    source: str
+
+
+def published_linear() -> list[PublishedLinear]:
+    """Every published row of linear evaluation on ImageNet."""
+    return [
+        PublishedLinear(
+            entry["method"],
+            {int(e): float(v) for e, v in entry["epochs"].items() if v is not None},
+            entry.get("batch_size"),
+            entry["source"],
+        )
+        for entry in read_published()["imagenet_linear_top1"]
+    ]
+
+
+@dataclass(frozen=True)
+class PublishedSmall:
+    """Published figures of one method on small data sets with ResNet-18.
+
+    Attributes:
+        method: its name.
+        figures: by (data set, ``top-1``, ``5-NN`` or ``top-5``), in %.
+        sources: where the figures were read.
+    """
+
+    method: str
+    figures: dict[tuple[str, str], float]
+    sources: tuple[str, ...]
+
+
+def published_small() -> list[PublishedSmall]:
+    """One row a method of the published figures on small data sets."""
+    rows: dict[str, PublishedSmall] = {}
+    for entry in read_published()["small_datasets"]:
+        method, source = entry["method"], entry["source"]
+        row = rows.setdefault(method, PublishedSmall(method, {}, (source,)))
+        if source not in row.sources:
+            rows[method] = row = PublishedSmall(method, row.figures, (*row.sources, source))
+        for metric, value in zip(("top-1", "5-NN", "top-5"), entry["values"], strict=True):
+            if value is not None:
+                row.figures[entry["dataset"], metric] = float(value)
+    return list(rows.values())

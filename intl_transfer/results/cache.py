@@ -1,0 +1,85 @@
+"""What was read before, so that a thousand unchanged run directories are not read again.
+
+A file counts as unchanged while its path, modification time (ns) and size are. The cache lies in
+the user's cache folder, one file for each folder that is collected; it may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from intl_transfer.runs import write_atomically
+
+_VERSION = 1
+# File systems keep times to 2 s at the coarsest (FAT): a file this young could change once more
+# without its time changing.
+_YOUNG_SECONDS = 2.5
+
+Stamp = list[list[Any]]
+
+
+def cache_path(root: Path) -> Path:
+    """Where the cache of one collected folder lies."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:24]
+    return Path(base) / "intl-transfer" / f"collect-{name}.json"
+
+
+def stamp_of(files: Mapping[str, os.stat_result]) -> Stamp:
+    """What must stay the same for a record to hold: name, time and size of each file."""
+    return [[name, status.st_mtime_ns, status.st_size] for name, status in sorted(files.items())]
+
+
+class Cache:
+    """Records of folders below one root.
+
+    Args:
+        root: the folder that is collected.
+        enabled: False reads and writes nothing.
+    """
+
+    def __init__(self, root: Path, enabled: bool = True) -> None:
+        self._file = cache_path(root) if enabled else None
+        self._known: dict[str, Any] = {}
+        self._kept: dict[str, Any] = {}
+        self._changed = False
+        self.hits = 0
+        if self._file is not None:
+            # Whatever is wrong with a cache, reading the folders again is right.
+            with contextlib.suppress(Exception):
+                content = json.loads(self._file.read_bytes())
+                if content["version"] == _VERSION:
+                    self._known = dict(content["folders"])
+
+    def get(self, folder: Path, stamp: Stamp) -> Any | None:
+        """The record of a folder whose files are unchanged, or None."""
+        key = os.path.abspath(folder)
+        record = self._known.get(key)
+        if not isinstance(record, dict) or record.get("stamp") != stamp or "value" not in record:
+            return None
+        self.hits += 1
+        self._kept[key] = record
+        return record["value"]
+
+    def put(self, folder: Path, stamp: Stamp, value: Any) -> None:
+        """Keeps a record, unless a file is so young that it may change under the same stamp."""
+        newest = max((nanoseconds for _, nanoseconds, _ in stamp), default=0)
+        if time.time() - newest / 1e9 > _YOUNG_SECONDS:
+            self._kept[os.path.abspath(folder)] = {"stamp": stamp, "value": value}
+            self._changed = True
+
+    def save(self) -> None:
+        """Writes the records of the folders that are still there; does without if it cannot."""
+        if self._file is None or not (self._changed or self._kept.keys() != self._known.keys()):
+            return
+        # Not write_json: no indent, and NaN in a foreign file is no reason to fail.
+        text = json.dumps({"version": _VERSION, "folders": self._kept}, separators=(",", ":"))
+        with contextlib.suppress(OSError):
+            write_atomically(self._file, lambda out: out.write(text.encode()))

@@ -1,0 +1,278 @@
+"""Output folders of Detectron2 that other people's scripts wrote, as rows.
+
+What counts is the final evaluation, never the best one: the last line of ``metrics.json`` with
+figures, or the last evaluation in ``log.txt``, if it belongs to the last iteration.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from intl_transfer.errors import UserError
+from intl_transfer.results.reading import regular_size
+
+METRICS_JSON, LOG, CONFIG, LABEL = "metrics.json", "log.txt", "config.yaml", "label.yaml"
+FILES = (METRICS_JSON, LOG, CONFIG, LABEL)
+#: Files of this project's own runs, which such a folder does not have.
+OURS = ("manifest.json", "results.json", "metrics.jsonl")
+
+# The final evaluation stands at the end; logs of long trainings are long.
+_TAIL_BYTES = 8 << 20
+# CommonMetricPrinter writes every 20 iterations.
+_PRINTED_EVERY = 20
+_TASKS = {"bbox": "box", "segm": "mask"}
+_SEED_IN_NAME = re.compile(r"[-_. ]?(?:seed|run|trial|s)[-_]?(\d{1,6})$", re.IGNORECASE)
+# As detection.config.schedule_name, which no library module can import.
+_SCHEDULES: dict[tuple[str, int, tuple[int, ...]], str] = {
+    ("coco_2017", 90_000, (60_000, 80_000)): "1x",
+    ("coco_2017", 180_000, (120_000, 160_000)): "2x",
+    ("voc", 24_000, (18_000, 22_000)): "24k",
+}
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def looks_foreign(names: Mapping[str, Any]) -> bool:
+    """Whether files of these names are a Detectron2 output folder, and not a run of ours."""
+    return (METRICS_JSON in names or LOG in names) and CONFIG in names
+
+
+def read_foreign(
+    path: Path, files: Mapping[str, os.stat_result], label: str | None = None
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """A manifest and results, in the form of our own, of a foreign Detectron2 folder.
+
+    Args:
+        path: the folder.
+        files: what ``stat`` says of its files in :data:`FILES`.
+        label: the method's name, in place of ``label.yaml``'s and the folder's.
+
+    Returns:
+        The manifest, and the results, or None where the training has not ended.
+
+    Raises:
+        UserError: if the configuration is damaged, lacks the schedule, or would run code.
+    """
+    for name in (CONFIG, LABEL):
+        if name in files:
+            regular_size(path / name, files[name])
+    config = _yaml(path / CONFIG)
+    given = _yaml(path / LABEL) if LABEL in files else {}
+    try:
+        solver, model = config["SOLVER"], config["MODEL"]
+        iterations, batch = int(solver["MAX_ITER"]), int(solver["IMS_PER_BATCH"])
+        base_lr, steps = float(solver["BASE_LR"]), tuple(map(int, solver["STEPS"]))
+        train, test = list(config["DATASETS"]["TRAIN"]), list(config["DATASETS"]["TEST"])
+        family = _family(str(train[0]))
+        depth, head = int(model["RESNETS"]["DEPTH"]), str(model["ROI_HEADS"]["NAME"])
+        masks, weights = bool(model["MASK_ON"]), str(model.get("WEIGHTS") or "")
+        seed = int(config.get("SEED", -1))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise UserError(
+            f"{path / CONFIG} is not a whole Detectron2 configuration ({error!r})"
+        ) from None
+    name, number = _named(path.name)
+    seed = int(given.get("seed", seed if seed >= 0 else number))
+    metrics, source = _final_metrics(path, files, str(test[0]), iterations)
+    method = label or given.get("method") or name
+    manifest: dict[str, Any] = {
+        "schema": 1,
+        "id": "",
+        "stage": "detection",
+        "name": path.name,
+        "method": method,
+        "status": "finished" if metrics else "running",
+        "config_name": CONFIG,
+        "config": config,
+        "seed": seed,
+        "inputs": [{"role": "weights", "path": weights, "sha256": None}] if weights else [],
+        "sessions": [],
+        "error": None,
+    }
+    if metrics is None:
+        return manifest, None
+    schedule = _SCHEDULES.get((family, iterations, steps)) if batch == 16 else None
+    results = {
+        "stage": "detection",
+        "dataset": {"name": str(test[0]), "train": train, "layout": _layout(str(test[0]))},
+        "architecture": {
+            "meta": "Mask R-CNN" if masks else "Faster R-CNN",
+            "backbone": f"resnet{depth}",
+            "head": "C4" if "Res5" in head else "FPN",
+        },
+        "schedule": {
+            "name": schedule or f"{family.split('_')[0]}-{iterations}",
+            "iterations": iterations,
+            "batch_size": batch,
+            "base_lr": base_lr,
+        },
+        "initialisation": {
+            "kind": "foreign",
+            "method": method,
+            "weights_sha256": None,
+            "provenance": None,
+            "detail": str(given.get("detail") or _weights_name(weights)),
+        },
+        "seed": seed,
+        "iteration": iterations,
+        "metrics": metrics,
+        "source": source,
+    }
+    return manifest, results
+
+
+def _yaml(file: Path) -> dict[str, Any]:
+    try:
+        data = file.read_bytes()
+        # Aliases of aliases make a few lines into gigabytes; no configuration has any.
+        if b"*" in data and any(
+            isinstance(event, yaml.AliasEvent) for event in yaml.parse(data, Loader=_Loader)
+        ):
+            raise UserError(f"{file}: refused: YAML aliases; only plain values are read")
+        content = yaml.load(data, Loader=_Loader)  # a safe loader, by either name
+    except yaml.constructor.ConstructorError as error:
+        raise UserError(f"{file}: refused: {error.problem}; only plain YAML is read") from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        words = " ".join(str(error).split())
+        raise UserError(f"{file} is not valid YAML ({words[:200]})") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: expected keys and values, found {type(content).__name__}")
+    return content
+
+
+def _named(folder: str) -> tuple[str, int]:
+    """A folder's name without the seed at its end, and that seed (0 without one)."""
+    match = _SEED_IN_NAME.search(folder)
+    if match is None or match.start() == 0:
+        return folder, 0
+    return folder[: match.start()], int(match.group(1))
+
+
+def _family(dataset: str) -> str:
+    words = dataset.split("_")
+    return "_".join(words[:2]) if words[0] == "coco" and len(words) > 1 else words[0]
+
+
+def _layout(dataset: str) -> str:
+    return "voc" if "voc" in dataset.lower() else "coco"
+
+
+def _weights_name(weights: str) -> str:
+    return f"weights {Path(weights).name}" if weights else "no weights"
+
+
+def _tail(file: Path) -> str:
+    """The end of a file, from the start of a line."""
+    try:
+        with open(file, "rb") as opened:
+            size = opened.seek(0, os.SEEK_END)
+            opened.seek(max(0, size - _TAIL_BYTES))
+            data = opened.read(_TAIL_BYTES)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}") from None
+    text = data.decode(errors="replace")
+    return text if size <= _TAIL_BYTES else text.partition("\n")[2]
+
+
+def _final_metrics(
+    path: Path, files: Mapping[str, os.stat_result], test: str, iterations: int
+) -> tuple[dict[str, Any] | None, str]:
+    """The figures of the last iteration, and the file they were read from."""
+    if METRICS_JSON in files:
+        for line in reversed(_tail(path / METRICS_JSON).splitlines()):
+            found = _of_json(line, test) if "/AP" in line else None
+            if found is None:
+                continue
+            # Counted from 0; the final evaluation stands at the last iteration or after it.
+            if found[0] >= iterations - 1:
+                return found[1], METRICS_JSON
+            break
+    if LOG in files:
+        metrics = _of_log(_tail(path / LOG), test, iterations)
+        if metrics:
+            return metrics, LOG
+    return None, ""
+
+
+def _of_json(line: str, test: str) -> tuple[int, dict[str, Any]] | None:
+    """Iteration and figures of one line of ``metrics.json``."""
+    try:
+        values = json.loads(line)
+        iteration = int(values["iteration"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None  # cut off by a crash
+    flat: dict[tuple[str, str], Any] = {}
+    for key, value in values.items():
+        # "bbox/AP50", or "coco_2017_val/bbox/AP50" where several sets are evaluated
+        words = key.removeprefix(f"{test}/").split("/", 1)
+        if len(words) == 2 and words[0] in _TASKS:
+            flat[words[0], words[1]] = value
+    return (iteration, _arranged(flat, test)) if flat else None
+
+
+def _of_log(text: str, test: str, iterations: int) -> dict[str, Any] | None:
+    """The last evaluation of ``log.txt``, if the training had ended before it."""
+    reached, final_model = -1, False
+    current: dict[tuple[str, str], Any] = {}
+    dataset, task = test, ""
+    names: list[str] = []
+    blocks: list[tuple[int, bool, str, dict[tuple[str, str], Any]]] = []
+    for line in text.splitlines():
+        if match := re.search(r"\biter: (\d+)\b", line):
+            reached = int(match.group(1))
+        elif "oading from" in line:
+            final_model = "model_final" in line
+        elif match := re.search(r"Evaluation results for (\S+) in csv format", line):
+            dataset, current = match.group(1), {}
+            blocks.append((reached, final_model, dataset, current))
+        elif match := re.search(r"copypaste: (.*)$", line):
+            words = match.group(1)
+            if words.startswith("Task: "):
+                task, names = words[6:].strip(), []
+                if not blocks or any(kind == task for kind, _ in current):  # no heading
+                    current = {}
+                    blocks.append((reached, final_model, test, current))
+            elif not names:
+                names = words.split(",")
+            else:
+                for metric, value in zip(names, words.split(","), strict=False):
+                    current[task, metric.strip()] = _number(value)
+                names = []
+    for reached, final_model, dataset, figures in reversed(blocks):
+        if dataset == test and figures:
+            ended = final_model or reached >= iterations - 1 - _PRINTED_EVERY
+            return _arranged(figures, test) if ended else None
+    return None
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _arranged(flat: Mapping[tuple[str, str], Any], test: str) -> dict[str, Any]:
+    """``{"box": {"AP": ..., "per_class": {...}}}``; what is not a number is null."""
+    metrics: dict[str, Any] = {}
+    for (kind, metric), value in flat.items():
+        task = "voc" if _layout(test) == "voc" else _TASKS.get(kind)
+        if task is None:
+            continue
+        good = isinstance(value, (int, float)) and not isinstance(value, bool)
+        figure = float(value) if good and math.isfinite(value) else None
+        figures = metrics.setdefault(task, {"per_class": {}})
+        if metric.startswith("AP-"):
+            figures["per_class"][metric[3:]] = figure
+        else:
+            figures[metric] = figure
+    return metrics

@@ -1,0 +1,187 @@
+"""A table as text in cells: what Markdown, LaTeX, the console and templates have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from intl_transfer.results.rows import Row, Table
+from intl_transfer.results.statistics import Summary
+
+Spread = Literal["std", "t", "bootstrap", "none"]
+HIDEABLE = ("pretraining", "n")
+
+_SPREADS = {
+    "std": "±: sample standard deviation over n runs.",
+    "t": "[ ]: 95 % t interval of the mean over n runs.",
+    "bootstrap": "[ ]: 95 % bootstrap interval of the mean over n runs (percentiles).",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure.
+
+    Attributes:
+        mean: as text; "" where there is no figure.
+        spread: ``± 0.1`` or ``[38.1, 38.3]``; "" for a single run.
+        best: the highest of its column.
+        tied: not significantly different from the best.
+        arrow: ``↑`` or ``↓`` where significantly above or below the baseline.
+    """
+
+    mean: str
+    spread: str = ""
+    best: bool = False
+    tied: bool = False
+    arrow: str = ""
+
+    @property
+    def text(self) -> str:
+        """Mean and spread, with the marks that are characters."""
+        marks = ("≈" if self.tied else "") + self.arrow
+        return " ".join(part for part in (self.mean, self.spread, marks) if part)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row.
+
+    Attributes:
+        method: its name.
+        detail: of the pretraining.
+        n: number of runs, as text.
+        cells: one a figure column.
+        published: from the literature.
+        foreign: from others' Detectron2 folders.
+        baseline: what the others are tested against.
+        notes: numbers of its footnotes.
+    """
+
+    method: str
+    detail: str
+    n: str
+    cells: tuple[Cell, ...]
+    published: bool = False
+    foreign: bool = False
+    baseline: bool = False
+    notes: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The method, and what it is beyond a measured row."""
+        kinds = (["foreign"] if self.foreign else []) + (["baseline"] if self.baseline else [])
+        return f"{self.method} ({', '.join(kinds)})" if kinds else self.method
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One table as text, nothing escaped yet.
+
+    Attributes:
+        title: of the table.
+        groups: (heading, number of columns) of each column group.
+        metrics: the heading of each figure column, within its group.
+        lines: measured rows, then published ones.
+        notes: footnotes; number 1 is the first.
+        legend: what marks and spreads mean, a sentence each.
+        hide: of ``pretraining`` and ``n``, the columns not to show.
+    """
+
+    title: str
+    groups: list[tuple[str, int]]
+    metrics: list[str]
+    lines: list[Line]
+    notes: list[str] = field(default_factory=list)
+    legend: list[str] = field(default_factory=list)
+    hide: tuple[str, ...] = ()
+
+    @property
+    def leading(self) -> list[str]:
+        """Headings of the columns before the figures."""
+        return [name for name in ("initialisation", "pretraining", "n") if name not in self.hide]
+
+    @property
+    def headings(self) -> list[str]:
+        """Of all columns, in one line."""
+        names = [name for name, span in self.groups for _ in range(span)]
+        figures = [f"{name} {m}" for name, m in zip(names, self.metrics, strict=True)]
+        return [*self.leading, *figures]
+
+
+def make_grid(
+    table: Table, precision: int = 1, spread: Spread = "std", hide: tuple[str, ...] = ()
+) -> Grid:
+    """Writes a table's figures as text.
+
+    Args:
+        table: any.
+        precision: digits after the point.
+        spread: what stands beside a mean.
+        hide: of ``pretraining`` and ``n``, the columns not to show.
+    """
+    columns = table.columns()
+    groups: list[tuple[str, int]] = []
+    for task in dict.fromkeys(task for task, _ in columns):
+        span = sum(1 for name, _ in columns if name == task)
+        groups.append((clean(table.heading(task)), span))
+    notes: list[str] = []
+    lines = [_line(table, row, notes, precision, spread) for row in table.rows]
+    legend = list(table.legend)
+    # A published row's spread is what its source prints; that is a standard deviation.
+    if any(cell.spread for line in lines for cell in line.cells) and spread in _SPREADS:
+        legend.insert(0, _SPREADS[spread])
+    metrics = [clean(metric) for _, metric in columns]
+    return Grid(clean(table.title), groups, metrics, lines, notes, legend, hide)
+
+
+def _line(table: Table, row: Row, notes: list[str], precision: int, spread: Spread) -> Line:
+    numbers = []
+    for note in map(clean, row.notes):
+        if note not in notes:
+            notes.append(note)
+        numbers.append(notes.index(note) + 1)
+    return Line(
+        clean(row.method),
+        clean(row.detail),
+        table.count(row),
+        tuple(_cell(row, column, precision, spread) for column in table.columns()),
+        row.published,
+        row.foreign,
+        row.baseline,
+        tuple(numbers),
+    )
+
+
+def _cell(row: Row, column: tuple[str, str], precision: int, spread: Spread) -> Cell:
+    summary = row.figures.get(column)
+    if summary is None:
+        return Cell("")
+    mark = row.marks.get(column)
+    arrow = ""
+    if mark and mark.comparison and mark.comparison.significant():
+        arrow = "↑" if mark.comparison.difference > 0 else "↓"
+    return Cell(
+        f"{summary.mean:.{precision}f}",
+        spread_text(summary, precision, spread),
+        bool(mark and mark.best),
+        bool(mark and mark.tied),
+        arrow,
+    )
+
+
+def spread_text(summary: Summary, precision: int, spread: Spread) -> str:
+    """``± 0.1`` or ``[38.1, 38.3]``; "" where there is none."""
+    if spread in ("t", "bootstrap"):
+        ends = summary.interval(spread)
+        if ends is not None:
+            return f"[{ends[0]:.{precision}f}, {ends[1]:.{precision}f}]"
+        return ""
+    if spread == "none" or summary.std is None:
+        return ""
+    return f"± {summary.std:.{precision}f}"
+
+
+def clean(text: str) -> str:
+    """Text from users' files in one line, without control characters that a terminal would obey."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -1,0 +1,186 @@
+"""One row a method across data sets, and published rows beside what they may be compared with."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from intl_transfer.results.blocks import CHOSEN, rank
+from intl_transfer.results.published import PublishedRow, published_detection
+from intl_transfer.results.rows import Figures, Row, Table
+
+Layout = Literal["paper", "dataset"]
+
+_COCO, _VOC = "coco_2017_val", "voc_2007_test"
+_SPLITS = re.compile(r"_(val|test|minival|test-dev)$")
+# SimSiam's VOC column stands in rows marked with their COCO schedule; whether it was trained for
+# 24 k iterations is not said there, so it is kept apart.
+_NOT_STATED = "schedule not stated"
+
+
+def head(dataset: str) -> str:
+    """A data set's short name for column headings."""
+    return {_COCO: "COCO", _VOC: "VOC"}.get(dataset) or _SPLITS.sub("", dataset)
+
+
+def join(tables: Sequence[Table]) -> list[Table]:
+    """Sets COCO-layout and VOC-layout tables of one detector and kind of data side by side.
+
+    A VOC table joins every COCO table of its family (``coco_2017_val`` and ``voc_2007_test``;
+    ``shapes_coco_val`` and ``shapes_voc_test``) with the same backbone and head. Where there are
+    several (of several learning rates, say), it joins those of the same batch and rate; what
+    fits no or more than one stays a table of its own.
+
+    Args:
+        tables: each of one data set.
+
+    Returns:
+        The tables of the paper's layout.
+    """
+    boxes = [table for table in tables if "voc" not in table.tasks]
+    vocs = [table for table in tables if "voc" in table.tasks]
+    joined, used = [], set()
+    for table in boxes:
+        family = [other for other in vocs if _family(other) == _family(table)]
+        alike = [
+            other
+            for other in family
+            if (other.parts[0].batch, other.parts[0].lr)
+            == (table.parts[0].batch, table.parts[0].lr)
+        ]
+        partners = family if len(family) == 1 else alike
+        if len(partners) == 1:
+            used.add(id(partners[0]))
+            joined.append(_side_by_side(table, partners[0]))
+        else:
+            joined.append(_headed(table))
+    return [*joined, *(_headed(table) for table in vocs if id(table) not in used)]
+
+
+def _family(table: Table) -> tuple[str, str]:
+    """What is left of the data set's name without layout, year and split; backbone and head."""
+    words = table.dataset.lower().split("_")
+    known = ("coco", "voc", "val", "test", "minival", "test-dev")
+    kept = [word for word in words if word not in known and not word.isdigit()]
+    return "_".join(kept), table.architecture.rsplit(" ", 1)[-1]
+
+
+def _headed(table: Table) -> Table:
+    (part,) = table.parts
+    name = head(part.dataset)
+    names = {"box": f"{name} det.", "mask": f"{name} seg.", "voc": name}
+    return dataclasses.replace(table, headings={task: names[task] for task in table.tasks})
+
+
+def _side_by_side(left: Table, right: Table) -> Table:
+    tables = [_headed(left), _headed(right)]
+    rows: dict[tuple[str, ...], Row] = {}
+    for table in tables:
+        for row in table.rows:
+            key = row.runs[0].initialisation
+            other = rows.get(key)
+            rows[key] = row if other is None else _merged(other, row)
+    tasks = left.tasks + right.tasks
+    parts = left.parts + right.parts
+    backbones = [part.architecture for part in parts]
+    return Table(
+        "; ".join(part.title for part in parts),
+        tasks,
+        sorted(rows.values(), key=lambda row: -rank(row, tasks)),
+        " + ".join(part.dataset for part in parts),
+        " + ".join(dict.fromkeys(backbones)),
+        " + ".join(dict.fromkeys(part.schedule for part in parts)),
+        parts=parts,
+        headings=tables[0].headings | tables[1].headings,
+    )
+
+
+def _merged(one: Row, other: Row) -> Row:
+    return dataclasses.replace(
+        one,
+        figures=one.figures | other.figures,
+        n=max(one.n, other.n),
+        notes=tuple(dict.fromkeys(one.notes + other.notes)),
+        runs=one.runs + other.runs,
+        foreign=one.foreign or other.foreign,
+    )
+
+
+def with_published(tables: list[Table], layout: Layout) -> list[Table]:
+    """Adds published rows: to COCO 1x and 2x and VOC 24 k of R50-C4, else in tables of their own.
+
+    Args:
+        tables: of measured rows.
+        layout: decides whether published rows without a partner share a table across data sets.
+    """
+    published = published_detection()
+    result = list(tables)
+    for schedule in ("1x", "2x", "unknown", "24k"):
+        rows = [entry for entry in published if entry.schedule == schedule]
+        for tasks, dataset in ((("box", "mask"), _COCO), (("voc",), _VOC)):
+            here = [entry for entry in rows if any(k[0] in tasks for k in entry.figures)]
+            partners = [t for t in tables if _takes(t, dataset, schedule)]
+            for table in partners:
+                table.rows.extend(_row(entry, tasks) for entry in here)
+            if partners:
+                # What has found its place is not shown again.
+                rows = [dataclasses.replace(e, figures=_others(e, tasks)) for e in rows]
+        rows = [entry for entry in rows if entry.figures]
+        result += _published_only(rows, schedule, layout)
+    return result
+
+
+def _takes(table: Table, dataset: str, schedule: str) -> bool:
+    """Whether a measured table may hold rows published under the standard protocol."""
+    for part in table.parts:
+        if (part.dataset, part.schedule) != (dataset, schedule):
+            continue
+        frozen = any(
+            (run.manifest["config"].get("MODEL") or {}).get("BACKBONE", {}).get("FREEZE_AT")
+            for row in table.rows
+            for run in row.runs
+        )
+        standard = part.lr in ("0.02", CHOSEN) and not part.further and not frozen
+        return standard and part.architecture.endswith("resnet50-C4")
+    return False
+
+
+def _others(entry: PublishedRow, tasks: Sequence[str]) -> Figures:
+    return {key: value for key, value in entry.figures.items() if key[0] not in tasks}
+
+
+def _row(entry: PublishedRow, tasks: Sequence[str]) -> Row:
+    figures = {key: value for key, value in entry.figures.items() if key[0] in tasks}
+    return Row(
+        entry.method,
+        f"{entry.epochs} ep" if entry.epochs else "",
+        figures,
+        max((value.n for value in figures.values()), default=0),
+        True,
+        (f"published: {entry.source}", *([entry.note] if entry.note else [])),
+    )
+
+
+def _published_only(rows: Sequence[PublishedRow], schedule: str, layout: Layout) -> list[Table]:
+    """Published rows that no measured table takes."""
+    coco = {"unknown": _NOT_STATED}.get(schedule, f"schedule {schedule}")
+    voc = {"24k": "schedule 24k", "1x": "rows with COCO schedule 1x"}.get(schedule, _NOT_STATED)
+    groups: list[tuple[str, tuple[str, ...]]] = [
+        (f"COCO 2017, published only, R50-C4, {coco}", ("box", "mask")),
+        (f"VOC 2007, published only, R50-C4, {voc}", ("voc",)),
+    ]
+    present = {key[0] for entry in rows for key in entry.figures}
+    if layout == "paper" and {"box", "voc"} <= present:
+        title = f"COCO 2017, {coco}, and VOC 2007, {_NOT_STATED}; published only, R50-C4"
+        groups = [(title, ("box", "mask", "voc"))]
+    tables = []
+    for title, tasks in groups:
+        here = [_row(e, tasks) for e in rows if any(key[0] in tasks for key in e.figures)]
+        if here:
+            table = Table(title, tasks, here)
+            if layout == "paper":
+                table.headings = {"box": "COCO det.", "mask": "COCO seg.", "voc": "VOC"}
+            tables.append(table)
+    return tables

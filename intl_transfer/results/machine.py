@@ -1,0 +1,123 @@
+"""Tables for machines: CSV and JSON, all digits, with the paths and hashes behind every row."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from intl_transfer.results.collect import METRICS, TASKS, Run
+from intl_transfer.results.rows import Column, Row, Table
+
+_STATISTICS = ("mean", "std")
+_FURTHER = ("n", "low", "high", "p", "p_holm")
+
+
+def as_csv(tables: Sequence[Table]) -> str:
+    """One line a row of any table; the figures of the detection tables have fixed columns.
+
+    ``low`` and ``high`` are the ends of the 95 % t interval, ``p`` and ``p_holm`` belong to the
+    test against the baseline.
+    """
+    columns: list[Column] = [(task, metric) for task in TASKS for metric in METRICS]
+    for table in tables:
+        columns += [column for column in table.columns() if column not in columns]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    figures = [f"{t}_{m}_{s}" for t, m in columns for s in _STATISTICS]
+    further = [f"{t}_{m}_{s}" for t, m in columns for s in _FURTHER]
+    head = ["table", "initialisation", "pretraining", "published", "n", *figures]
+    writer.writerow([*head, "notes", "runs", "foreign", "baseline", *further])
+    for table in tables:
+        for row in table.rows:
+            described = [_figure(table, row, column) for column in columns]
+            runs = " ".join(str(run.path) for run in row.runs)
+            first: list[Any] = [
+                table.title,
+                _plain(row.method),
+                _plain(row.detail),
+                int(row.published),
+            ]
+            usual = [values.get(key) for values in described for key in _STATISTICS]
+            more = [values.get(key) for values in described for key in _FURTHER]
+            notes = "; ".join(row.notes)
+            tail = [notes, runs, int(row.foreign), int(row.baseline), *more]
+            writer.writerow([*first, row.n or None, *usual, *tail])
+    return out.getvalue()
+
+
+def _plain(text: str) -> str:
+    """Text that a spreadsheet does not take for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def as_json(tables: Sequence[Table]) -> str:
+    """Everything that is known of every row."""
+    value = [
+        {
+            "title": table.title,
+            "family": table.family,
+            "dataset": table.dataset,
+            "architecture": table.architecture,
+            "schedule": table.schedule,
+            "parts": [asdict(part) for part in table.parts],
+            "columns": [list(column) for column in table.columns()],
+            "legend": list(table.legend),
+            "rows": [_row(table, row) for row in table.rows],
+        }
+        for table in tables
+    ]
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _row(table: Table, row: Row) -> dict[str, Any]:
+    figures: dict[str, dict[str, Any]] = {}
+    for task, metric in row.figures:
+        figures.setdefault(task, {})[metric] = _figure(table, row, (task, metric), wanted=True)
+    return {
+        "initialisation": row.method,
+        "pretraining": row.detail,
+        "published": row.published,
+        "foreign": row.foreign,
+        "baseline": row.baseline,
+        "n": row.n or None,
+        "figures": figures,
+        "notes": list(row.notes),
+        "runs": [_run(run) for run in row.runs],
+    }
+
+
+def _figure(table: Table, row: Row, column: Column, wanted: bool = False) -> dict[str, Any]:
+    summary = row.figures.get(column)
+    if summary is None or not (wanted or column in table.columns()):
+        return {}
+    value: dict[str, Any] = {"mean": summary.mean, "std": summary.std, "n": summary.n or None}
+    ends = summary.interval()
+    if ends is not None:
+        value["low"], value["high"] = ends
+    mark = row.marks.get(column)
+    if mark is not None:
+        value["best"], value["tied"] = mark.best, mark.tied
+        if mark.comparison is not None:
+            value |= {
+                "difference": mark.comparison.difference,
+                "p": mark.comparison.p,
+                "p_holm": mark.comparison.p_holm,
+                "test": mark.comparison.test,
+            }
+    return value
+
+
+def _run(run: Run) -> dict[str, Any]:
+    start = run.results["initialisation"]
+    return {
+        "path": str(run.path),
+        "id": run.manifest["id"],
+        "seed": run.results["seed"],
+        "weights_sha256": start.get("weights_sha256"),
+        "provenance": start.get("provenance"),
+        "pretraining_run": str(run.parent) if run.parent else None,
+    }

@@ -1,0 +1,76 @@
+"""Settings in which runs of one schedule still differ, so that they are not mixed in silence."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from intl_transfer.results.collect import Run
+
+# Where things lie, how the machine is used, what is told meanwhile; and what the schedule, the
+# architecture and the seed of the results say already.
+_FREE = (
+    "OUTPUT_DIR", "SEED", "VERSION", "CUDNN_BENCHMARK", "VIS_PERIOD", "GLOBAL.",
+    "FLOAT32_PRECISION",
+    "MODEL.WEIGHTS", "MODEL.DEVICE", "DATALOADER.", "SOLVER.CHECKPOINT_PERIOD",
+    "TEST.EVAL_PERIOD", "TEST.EXPECTED_RESULTS", "SOLVER.BASE_LR", "SOLVER.IMS_PER_BATCH",
+    "SOLVER.MAX_ITER", "SOLVER.REFERENCE_WORLD_SIZE", "DATASETS.PROPOSAL_FILES_",
+    # These belong to the weights, not to the protocol: a row brings its own.
+    "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.FORMAT", "MODEL.RESNETS.STRIDE_IN_1X1",
+)  # fmt: skip
+
+
+def settings(config: dict[str, Any]) -> dict[str, str]:
+    """The settings of a configuration that make runs comparable, by dotted key."""
+    return {key: value for key, value in _flat(config, "") if not key.startswith(_FREE)}
+
+
+def _flat(value: Any, prefix: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, json.dumps(value, default=str)
+
+
+def fingerprint(run: Run) -> str:
+    """The same for runs whose settings agree."""
+    text = json.dumps(settings(run.manifest["config"]), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def split(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+    """Runs of one schedule in groups whose settings agree.
+
+    A setting that only some of the configurations have (another version's) tells nothing unless
+    those that have it differ.
+
+    Args:
+        runs: that share data, architecture and schedule.
+
+    Returns:
+        For each group the settings in which it differs from the others ("" where there is one
+        group only), and its runs.
+    """
+    configs = [settings(run.manifest["config"]) for run in runs]
+    values: dict[str, set[str]] = {}
+    for config in configs:
+        for key, value in config.items():
+            values.setdefault(key, set()).add(value)
+    differing = sorted(key for key, found in values.items() if len(found) > 1)
+    groups: dict[tuple[str | None, ...], list[Run]] = {}
+    for run, config in zip(runs, configs, strict=True):
+        groups.setdefault(tuple(config.get(key) for key in differing), []).append(run)
+    named = []
+    for values_of, members in groups.items():
+        parts = [
+            f"{name} {value}".replace('"', "")
+            for name, value in zip(differing, values_of, strict=True)
+            if value is not None
+        ]
+        shown = parts if len(parts) <= 4 else [*parts[:4], f"and {len(parts) - 4} more settings"]
+        named.append((", ".join(shown), members))
+    return named
