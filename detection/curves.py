@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from intl_transfer.runs import write_atomically
+from detection.drawing import colour
+from intl_transfer.runs import read_metrics, write_atomically
 
 RECALL = [round(point / 100, 2) for point in range(101)]
+_NAMED = 12  # more classes are not told apart by colour and legend
+_TITLES = {"box": "boxes", "mask": "masks", "voc": "boxes (VOC)"}
+_STYLE = {"AP": "-", "AP50": "--", "AP75": ":"}
+_COLOURS = {"box": "#0072d2", "mask": "#e66100", "voc": "#0072d2"}
 
 
 def curve_entry(curves: Mapping[str, np.ndarray | None]) -> dict[str, Any]:
@@ -40,3 +47,119 @@ def write_curves(folder: Path, curves: dict[str, Any]) -> None:
     """Writes ``curves.json``: by task, then by threshold, entries of :func:`curve_entry`."""
     text = json.dumps(curves, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     write_atomically(folder / "curves.json", lambda out: out.write(text.encode()))
+
+
+def draw_curves(folder: str | Path) -> list[str]:
+    """Draws what a run directory holds.
+
+    Args:
+        folder: the run directory.
+
+    Returns:
+        Names of the files written: ``precision_recall.png`` from ``curves.json``, and
+        ``training.png`` from ``metrics.jsonl``; neither where there is nothing to draw.
+    """
+    folder = Path(folder)
+    written = []
+    file = folder / "curves.json"
+    curves = json.loads(file.read_bytes()) if file.exists() else {}
+    if curves:
+        _precision_recall(curves).savefig(folder / "precision_recall.png", dpi=110)
+        written.append("precision_recall.png")
+    rows = read_metrics(folder)
+    if any("total_loss" in row for row in rows):
+        _training(rows).savefig(folder / "training.png", dpi=110)
+        written.append("training.png")
+    return written
+
+
+def _precision_recall(curves: Mapping[str, Any]) -> Figure:
+    figure = Figure(figsize=(4.6 * len(curves) + 1.8, 4.2), layout="constrained")
+    axes = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    for axis, (task, thresholds) in zip(axes, curves.items(), strict=True):
+        classes = {k: v for k, v in thresholds["0.50"]["precision"].items() if k != "mean"}
+        for label, (name, values) in enumerate(classes.items()):
+            if values is not None:
+                few = len(classes) <= _NAMED
+                shade = tuple(v / 255 for v in colour(label)) if few else "#b8b8b8"
+                axis.plot(RECALL, values, color=shade, lw=1, alpha=0.9, label=name if few else None)
+        if len(classes) > _NAMED:
+            axis.plot([], [], color="#b8b8b8", lw=1, label=f"each of {len(classes)} classes")
+        for (iou, entry), style in zip(thresholds.items(), ("-", "--"), strict=False):
+            mean = entry["precision"]["mean"]
+            if mean is not None:
+                # VOC's average precision is another mean of the curve, or its area.
+                ap = "" if task == "voc" else f": AP {100 * np.mean(mean):.1f}"
+                name = f"mean at IoU {iou}{ap}"
+                axis.plot(RECALL, mean, color="black", lw=2.2, ls=style, label=name)
+        axis.set(xlabel="recall", xlim=(0, 1), ylim=(0, 1.02), title=_TITLES[task])
+        _tidy(axis)
+    axes[0].set_ylabel("precision (classes at IoU 0.50)")
+    _legends(axes)
+    return figure
+
+
+def _legends(axes: Sequence[Axes]) -> None:
+    """The means, which differ, in each panel; the classes once, beside the last."""
+    for axis in axes:
+        lines = [line for line in axis.lines if not line.get_label().startswith("_")]
+        means = [line for line in lines if line.get_label().startswith("mean at")]
+        classes = [line for line in lines if line not in means]
+        inside = axis.legend(handles=means, loc="lower left", fontsize=8)
+        if axis is axes[-1] and classes:
+            axis.add_artist(inside)
+            axis.legend(
+                handles=classes,
+                loc="center left",
+                bbox_to_anchor=(1.01, 0.5),
+                frameon=False,
+                fontsize=8,
+            )
+
+
+def _training(rows: list[dict[str, Any]]) -> Figure:
+    # A run that was continued may have gone through some iterations twice; the later ones count.
+    losses = {row["iteration"]: row for row in rows if "total_loss" in row}
+    scores = {row["iteration"]: row["evaluation"] for row in rows if "evaluation" in row}
+    figure = Figure(figsize=(10 if scores else 5.6, 3.8), layout="constrained")
+    axes = figure.subplots(1, 2 if scores else 1, squeeze=False)[0]
+    iterations = sorted(losses)
+    parts = sorted({k for row in losses.values() for k in row if k.startswith("loss_")})
+    for index, key in enumerate(parts):
+        values = [losses[i].get(key, np.nan) for i in iterations]
+        shade = tuple(v / 255 for v in colour(index))
+        axes[0].plot(iterations, values, color=shade, lw=1, label=key.removeprefix("loss_"))
+    total = [losses[i]["total_loss"] for i in iterations]
+    axes[0].plot(iterations, total, color="black", lw=1.8, label="total")
+    axes[0].set(xlabel="iteration", title="loss", ylim=(0, None))
+    axes[0].legend(fontsize=8, ncols=2)
+    _tidy(axes[0])
+    if scores:
+        _average_precision(axes[1], scores)
+    return figure
+
+
+def _average_precision(axis: Axes, scores: Mapping[int, dict[str, Any]]) -> None:
+    iterations = sorted(scores)
+    tasks = [task for task in _TITLES if any(task in row for row in scores.values())]
+    for task in tasks:
+        for key, style in _STYLE.items():
+            values = [scores[i].get(task, {}).get(key) for i in iterations]
+            numbers = np.array([np.nan if value is None else value for value in values])
+            axis.plot(
+                *(iterations, numbers, style),
+                color=_COLOURS[task],
+                marker="o",
+                ms=3.5,
+                lw=1.5,
+                label=f"{key} {_TITLES[task]}",
+            )
+    axis.set(xlabel="iteration", title="average precision in %", ylim=(0, None))
+    axis.legend(fontsize=8)
+    _tidy(axis)
+
+
+def _tidy(axis: Axes) -> None:
+    axis.grid(color="#e6e6e6", lw=0.6)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
