@@ -35,7 +35,7 @@ def directory_lock(folder: str | Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written ({error.strerror or error}); give another directory with "
-            "output_dir=DIR"
+            "--output-dir DIR"
         ) from None
     with file:
         try:
@@ -46,7 +46,7 @@ def directory_lock(folder: str | Path) -> Iterator[None]:
             raise UserError(
                 f"{folder} is in use by {holder}; two runs in one directory would destroy each "
                 "other's checkpoints. Wait for it, stop it, or give another directory with "
-                "output_dir=DIR"
+                "--output-dir DIR"
             ) from None
         except OSError:
             pass  # a file system without locks: nothing can be said

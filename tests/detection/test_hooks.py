@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+from detection.hooks import Checkpoints, Evaluation, Seeds  # isort: skip  # prepares Detectron2
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from detectron2.engine import SimpleTrainer
+
+from detection.trainer import AtomicCheckpointer
+from intl_transfer.runs.stopping import CONTINUE, Stopped, StopRequest, passed_on
+from tests.ranks import run_ranks
+
+
+class Regression(torch.nn.Module):
+    """The smallest model that Detectron2's loop can train."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 1)
+
+    def forward(self, batch):
+        return {"loss": self.layer(batch).square().mean() + torch.rand(()) * 0}
+
+
+def small_trainer(folder, stop, period=100, evaluation_period=0):
+    model = Regression()
+    loader = [torch.ones(4, 2)] * 1000
+    trainer = SimpleTrainer(model, loader, torch.optim.SGD(model.parameters(), lr=0.1))
+    trainer.cfg = SimpleNamespace(SOLVER=SimpleNamespace(IMS_PER_BATCH=4))
+    trainer.checkpointer = AtomicCheckpointer(model, str(folder))
+    trainer.evaluated = []
+    trainer.evaluate = trainer.evaluated.append
+    trainer.register_hooks(
+        [Checkpoints(stop, period, evaluation_period), Evaluation(stop, evaluation_period)]
+    )
+    return trainer
+
+
+def names(folder):
+    return sorted(path.name for path in folder.glob("model_*.pth"))
+
+
+def test_saved_periodically_before_evaluations_and_at_the_end(tmp_path):
+    with StopRequest() as stop:
+        trainer = small_trainer(tmp_path, stop, period=3, evaluation_period=4)
+        trainer.train(0, 9)
+    assert trainer.evaluated == [4, 8, 9]
+    # After iterations 3, 4, 6, 8 (the newest two are kept) and 9.
+    assert names(tmp_path) == ["model_0000005.pth", "model_0000007.pth", "model_final.pth"]
+    assert torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"] == 8
+
+
+def test_a_full_disk_does_not_end_the_training(tmp_path, monkeypatch, capsys):
+    save = torch.save
+
+    def full(content, file):
+        if content["iteration"] == 3:
+            file.write(b"half")
+            raise OSError(28, "No space left on device")
+        save(content, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    with StopRequest() as stop:
+        small_trainer(tmp_path, stop, period=2).train(0, 5)
+    assert names(tmp_path) == ["model_0000001.pth", "model_final.pth"]
+    assert not list(tmp_path.glob(".*part"))
+    assert "model_0000003.pth was not written" in capsys.readouterr().err
+    # The last one cannot be gone without.
+    monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    with StopRequest() as stop, pytest.raises(OSError, match="full"):
+        small_trainer(tmp_path, stop).train(0, 1)
+
+
+def test_a_request_during_an_evaluation_is_answered_at_once(tmp_path):
+    with StopRequest() as stop:
+        trainer = small_trainer(tmp_path, stop, evaluation_period=2)
+
+        def evaluate(_):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+
+        trainer.evaluate = evaluate
+        began = time.monotonic()
+        with pytest.raises(Stopped):
+            trainer.train(0, 9)
+        assert time.monotonic() - began < 20
+        assert names(tmp_path) == ["model_0000001.pth"]
+        with pytest.raises(Stopped), stop.at_once():  # it stays asked
+            raise AssertionError
+
+
+def _stopped_rank(rank, world_size, folder):
+    from pathlib import Path
+
+    with StopRequest() as stop:
+        trainer = small_trainer(folder, stop)
+        before = trainer.run_step
+
+        def run_step():
+            if rank == 1 and trainer.iter == 3:
+                os.kill(os.getpid(), signal.SIGUSR2)
+            before()
+
+        trainer.run_step = run_step
+        try:
+            trainer.train(0, 50)
+        except Stopped:
+            return trainer.iter, sorted(p.name for p in Path(folder).glob("model_*"))
+    return None
+
+
+def test_all_ranks_stop_after_the_iteration_that_is_saved(tmp_path):
+    (last, _), (last_too, _) = run_ranks(_stopped_rank, 2, str(tmp_path))
+    assert last == last_too == 4  # one iteration after the signal
+    assert names(tmp_path) == ["model_0000004.pth"]
+
+
+def _wait_for_a_signal(ready):
+    with StopRequest() as stop:
+        ready.set()
+        for _ in range(600):
+            if stop.agreed():
+                sys.exit(CONTINUE)
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM, signal.SIGINT])
+def test_requests_are_passed_on_to_the_processes_of_the_gpus(number):
+    context = multiprocessing.get_context("fork")
+    children = []
+    for _ in range(2):
+        ready = context.Event()
+        child = context.Process(target=_wait_for_a_signal, args=(ready,))
+        child.start()
+        assert ready.wait(30)
+        children.append(child)
+    with passed_on() as request:
+        assert request.signal is None
+        os.kill(os.getpid(), number)
+        for child in children:
+            child.join(30)
+    assert request.signal == number.name
+    assert [child.exitcode for child in children] == [CONTINUE, CONTINUE]
+
+
+def test_random_numbers_of_an_iteration_do_not_depend_on_earlier_ones():
+    drawn = {}
+    for first in (0, 3):
+        hook = Seeds(7)
+        for iteration in range(first, 6):
+            hook.trainer = SimpleNamespace(iter=iteration)
+            hook.before_step()
+            value = torch.rand(()).item()
+            assert drawn.setdefault(iteration, value) == value
+            torch.rand(iteration + first)
+    assert len(set(drawn.values())) == 6
