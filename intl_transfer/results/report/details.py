@@ -1,0 +1,224 @@
+"""One run's own page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from intl_transfer.results.reading import Entry
+from intl_transfer.results.report.logs import last_lines
+from intl_transfer.results.report.pictures import (
+    PREDICTIONS,
+    SHEET,
+    VIEWS,
+    read_predictions,
+    read_views,
+)
+from intl_transfer.results.report.series import read_series
+from intl_transfer.results.report.values import flatten, mapping, number, text
+from intl_transfer.runs import MANIFEST, METRICS, RESULTS
+
+CURVES = "curves.json"
+FILES = (MANIFEST, METRICS, RESULTS, CURVES, PREDICTIONS, SHEET, VIEWS, "log.txt")
+# Detection figures in the order in which they are read; others follow.
+_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+_STEPS = (1, 2, 4, 5, 10, 20, 50, 100, 10**9)  # divisors of 100: both ends stay
+_VALUES = 3000  # of the precision-recall curves of a task at one overlap
+
+Fingerprint = tuple[tuple[str, int, int], ...]
+Cache = dict[Path, tuple[object, dict[str, Any]]]
+
+
+def fingerprint(folder: Path) -> Fingerprint:
+    """Name, time and size of those of a run's files that the page reads and that are there."""
+    found = []
+    for name in FILES:
+        try:
+            state = (folder / name).stat()
+        except OSError:
+            continue
+        found.append((name, state.st_mtime_ns, state.st_size))
+    return tuple(found)
+
+
+def describe(
+    entry: Entry, points: int, pictures: int, cache: Cache | None = None
+) -> dict[str, Any]:
+    """What the page of a run shows beyond its summary.
+
+    Args:
+        entry: the run.
+        points: of a curve, at most.
+        pictures: of detections, at most.
+        cache: of earlier descriptions, read and added to.
+
+    Returns:
+        JSON-compatible data.
+    """
+    folder, manifest, results = entry.path, mapping(entry.manifest), mapping(entry.results)
+    state = (fingerprint(folder), points, pictures, entry.status)
+    # The logs of a run that goes on lie partly elsewhere: it is always read anew.
+    finished = entry.status in ("finished", "superseded")
+    if cache is not None and finished and folder in cache and cache[folder][0] == state:
+        return cache[folder][1]
+    metrics = mapping(results.get("metrics"))
+    detail = {
+        "series": read_series(folder, points),
+        "metrics": _by_task(metrics),
+        "classes": {str(task): _classes(mapping(found)) for task, found in metrics.items()},
+        "precision": _precision_recall(folder),
+        "pictures": read_predictions(folder, pictures) if finished else {},
+        "views": read_views(folder),
+        "log": [] if finished else last_lines(folder),
+        "total": _total(manifest),
+        "provenance": _provenance(manifest, results),
+        "facts": dict(flatten(_facts(results))),
+        "environment": _environment(manifest),
+        "sessions": [_session(s) for s in manifest.get("sessions") or [] if isinstance(s, dict)],
+        "error": text(manifest.get("error")),
+        "collapse": _collapse_bounds(manifest),
+    }
+    if cache is not None:
+        cache[folder] = (state, detail)
+    return detail
+
+
+def _by_task(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    tasks = {str(task): _figures(found) for task, found in metrics.items() if mapping(found)}
+    plain = {str(name): number(v, 6) for name, v in metrics.items() if number(v) is not None}
+    return {**tasks, **({"accuracy": plain} if plain else {})}
+
+
+def _figures(found: Mapping[str, Any]) -> dict[str, float | int | None]:
+    names = [name for name in _FIGURES if name in found]
+    names += [n for n in found if n not in names and isinstance(found[n], (int, float))]
+    return {name: number(found[name], 6) for name in names}
+
+
+def _classes(found: Mapping[str, Any]) -> dict[str, float | int | None]:
+    return {str(name): number(value, 6) for name, value in mapping(found.get("per_class")).items()}
+
+
+def _precision_recall(folder: Path) -> dict[str, Any]:
+    """``curves.json`` with three digits; what is not in its form is left out."""
+    try:
+        content = json.loads((folder / CURVES).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    tasks: dict[str, Any] = {}
+    for task, overlaps in mapping(content).items():
+        for overlap, curve in mapping(overlaps).items():
+            recall, found = (mapping(curve).get(name) for name in ("recall", "precision"))
+            if not isinstance(recall, list):
+                continue
+            precision = {
+                str(name): values
+                for name, values in mapping(found).items()
+                if isinstance(values, list) and len(values) == len(recall)
+            }
+            # Eighty classes need no hundred points each.
+            step = next(s for s in _STEPS if len(precision) * len(recall) / s <= _VALUES)
+            if precision:
+                tasks.setdefault(str(task), {})[str(overlap)] = {
+                    "recall": [number(v, 3) for v in recall[::step]],
+                    "precision": {
+                        name: [number(v, 3) for v in values[::step]]
+                        for name, values in precision.items()
+                    },
+                }
+    return tasks
+
+
+def _total(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """How far the run is to go: iterations or epochs, as its configuration says."""
+    config = mapping(manifest.get("config"))
+    iterations = number(mapping(config.get("SOLVER")).get("MAX_ITER"))
+    epochs = number(mapping(config.get("optim")).get("epochs"))
+    return {"iterations": iterations, "epochs": epochs}
+
+
+def _provenance(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
+    start = mapping(results.get("initialisation"))
+    inputs = [mapping(item) for item in manifest.get("inputs") or []]
+    weights = next((item for item in inputs if item.get("role") == "weights"), {})
+    source = mapping(start.get("provenance") or weights.get("provenance"))
+    origin = mapping(source.get("pretrain_run"))
+    return {
+        "kind": text(start.get("kind")),
+        "weights_path": text(weights.get("path")),
+        "weights_sha256": text(start.get("weights_sha256") or weights.get("sha256")),
+        "source_path": text(source.get("source_path")),
+        "source_sha256": text(source.get("source_sha256")),
+        "source_format": text(source.get("source_format")),
+        "branch": text(source.get("branch")),
+        "backbone": text(source.get("backbone")),
+        "origin": {str(name): text(value) for name, value in origin.items()},
+        "backbone_file": text(results.get("backbone_file")),
+        "backbone_sha256": text(results.get("backbone_sha256")),
+    }
+
+
+def _facts(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Results beyond the figures, which have places of their own."""
+    shown = ("metrics", "initialisation", "schema", "stage")
+    return {name: value for name, value in results.items() if name not in shown}
+
+
+def _environment(manifest: Mapping[str, Any]) -> dict[str, str]:
+    parts = {
+        "git": mapping(manifest.get("git")),
+        "versions": mapping(manifest.get("versions")),
+        "hardware": mapping(manifest.get("hardware")),
+        "details": mapping(manifest.get("details")),
+    }
+    return dict(flatten({name: part for name, part in parts.items() if part}))
+
+
+def _session(session: Mapping[str, Any]) -> dict[str, Any]:
+    command = session.get("command")
+    words = [str(word) for word in command] if isinstance(command, list) else [str(command or "")]
+    return {
+        "started": text(session.get("started")),
+        "ended": text(session.get("ended")),
+        "host": text(session.get("host")),
+        "ranks": text(session.get("world_size")),
+        "command": " ".join(words),
+        "changes": dict(flatten(mapping(session.get("changes")))),
+    }
+
+
+def _collapse_bounds(manifest: Mapping[str, Any]) -> dict[str, float] | None:
+    """What the trace loss of INTL can reach, and where its collapse alarm is raised.
+
+    :func:`intl_transfer.spectral.diagnostics.trace_loss_bound` in plain numbers, so that a report
+    need not load torch.
+    """
+    config = mapping(manifest.get("config"))
+    loss = mapping(config.get("loss"))
+    if not str(loss.get("method")).startswith("intl"):
+        return None
+    if loss.get("axis") == "batch":
+        size = mapping(config.get("model")).get("embedding")
+    else:
+        size = mapping(config.get("optim")).get("batch_size")
+    iterations = loss.get("iterations")
+    if not (isinstance(size, int) and isinstance(iterations, int)):
+        return None
+    if not (size > 0 and 0 <= iterations <= 1000):
+        return None
+    alarm = max(1, size // 32)
+    return {
+        "floor": float(f"{_bound(size, size, iterations):.6g}"),
+        "alarm": float(f"{_bound(size, alarm, iterations):.6g}"),
+        "rank": alarm,
+    }
+
+
+def _bound(size: int, rank: int, iterations: int) -> float:
+    share, f = 1 / rank, 1.0
+    for _ in range(iterations):
+        f = 1.5 * f - 0.5 * share * f**3
+    return size * (1 - rank / size * share * f * f) ** 2

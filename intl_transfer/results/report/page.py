@@ -1,0 +1,115 @@
+"""The page itself: a shell from a template, styles, scripts and data in one HTML file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from intl_transfer.results.collect import Collection
+from intl_transfer.results.render import render
+from intl_transfer.results.report.details import Cache
+from intl_transfer.results.report.payload import build_payload
+from intl_transfer.results.tables import Table
+from intl_transfer.runs import write_atomically
+
+PAGE = "index.html"
+# In the order in which they build on each other.
+SCRIPTS = (
+    "core.js",
+    "scale.js",
+    "lines.js",
+    "bars.js",
+    "copy.js",
+    "tables.js",
+    "results.js",
+    "curves.js",
+    "provenance.js",
+    "pictures.js",
+    "run.js",
+    "compare.js",
+    "runs.js",
+    "app.js",
+)
+STYLES = ("theme.css", "layout.css", "parts.css", "print.css")
+
+
+def write_report(
+    collection: Collection,
+    tables: Sequence[Table],
+    folder: str | Path,
+    *,
+    refresh: int | None = None,
+    cache: Cache | None = None,
+) -> Path:
+    """Writes the report: one file that needs no other, and asks the network for nothing.
+
+    Args:
+        collection: from :func:`intl_transfer.results.collect`.
+        tables: from :func:`intl_transfer.results.build_tables`.
+        folder: where the page goes; made if absent.
+        refresh: seconds after which an open page loads itself anew; None: never.
+        cache: kept from page to page, so that only what has changed is read again.
+
+    Returns:
+        The page, ``folder/index.html``.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    payload = build_payload(collection, tables, cache)
+    overview = {
+        **payload.overview,
+        "built": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "refresh": refresh,
+    }
+    shell = Environment(
+        loader=PackageLoader("intl_transfer.results.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = shell.get_template("page.html.j2").render(
+        overview=inline_json(overview),
+        details={key: inline_json(detail) for key, detail in payload.details.items()},
+        style=Markup("\n".join(map(_static, STYLES))),
+        script=Markup("\n".join(map(_static, SCRIPTS))),
+        plain=render(tables, "md") if tables else "No finished detection run.",
+    )
+    path = Path(folder) / PAGE
+    write_atomically(path, lambda file: file.write(page.encode()))
+    return path
+
+
+def inline_json(value: Any) -> Markup:
+    r"""JSON that may stand in a ``<script>`` element.
+
+    Everything beyond ASCII, and what a browser could take for markup, is written as ``\uXXXX``:
+    the text cannot end its element, open a comment, or break a line.
+
+    Args:
+        value: JSON-compatible.
+
+    Returns:
+        The text, marked as safe.
+
+    Raises:
+        ValueError: for NaN and infinities, which a browser would refuse.
+    """
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _static(name: str) -> str:
+    """One of the page's own files: the only text that enters it unescaped."""
+    file = resources.files("intl_transfer.results.report") / "static" / name
+    return file.read_text(encoding="utf-8")

@@ -1,0 +1,212 @@
+"""What the page shows, as plain data: an overview, and a part for each run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from intl_transfer.results.collect import Collection, Run
+from intl_transfer.results.reading import Entry
+from intl_transfer.results.report.details import Cache, describe
+from intl_transfer.results.report.series import POINTS
+from intl_transfer.results.report.values import flatten, mapping, number, page_key, text
+from intl_transfer.results.rows import Column, Row, Table
+
+#: States of runs that have a page of their own; what else was found is a line among the problems.
+STATES = ("finished", "running", "stalled", "failed", "interrupted", "superseded")
+STAGES = {"detection": 0, "evaluation": 1, "pretrain": 2}
+_PICTURES = 400  # on the whole page
+_PICTURES_A_RUN = 12
+_CURVES = 60_000  # points of a curve, over all runs
+
+
+@dataclass
+class Payload:
+    """The page's data.
+
+    Attributes:
+        overview: tables, a summary of every run, shared settings, problems.
+        details: by run, what its own page shows.
+    """
+
+    overview: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def build_payload(
+    collection: Collection, tables: Sequence[Table], cache: Cache | None = None
+) -> Payload:
+    """Gathers what the page shows.
+
+    Args:
+        collection: from :func:`intl_transfer.results.collect`.
+        tables: from :func:`intl_transfer.results.build_tables`.
+        cache: of an earlier page, for what has not changed on the disk since.
+
+    Returns:
+        The data; JSON-compatible, and nothing in it is markup.
+    """
+    entries = [entry for entry in collection.entries if entry.status in STATES and entry.manifest]
+    keys = {entry.path: _page_of(entry) for entry in entries}
+    used = {run.path: run for run in (*collection.runs, *collection.evaluations)}
+    rows = _row_of_each_run(tables)
+    detecting = sum(entry.stage == "detection" for entry in entries)
+    points = min(POINTS, max(100, _CURVES // max(1, len(entries))))
+    pictures = min(_PICTURES_A_RUN, max(1, _PICTURES // max(1, detecting)))
+    payload = Payload()
+    bases: dict[str, dict[str, str]] = {}
+    runs: dict[str, Any] = {}
+    for entry in sorted(entries, key=lambda entry: (STAGES.get(entry.stage, 9), str(entry.path))):
+        assert entry.manifest is not None
+        key, run = keys[entry.path], used.get(entry.path)
+        settings = dict(flatten(mapping(entry.manifest.get("config"))))
+        base = bases.setdefault(entry.stage, settings)
+        detail = describe(entry, points, pictures, cache)
+        payload.details[key] = {**detail, "config": _difference(base, settings)}
+        runs[key] = {
+            **_summary(entry, detail),
+            "row": rows.get(entry.path),
+            "parent": keys.get(run.parent) if run and run.parent else None,
+        }
+    payload.overview = {
+        "tables": [_table(table, keys) for table in tables],
+        "runs": runs,
+        "configs": bases,
+        "problems": [str(problem) for problem in collection.problems],
+    }
+    return payload
+
+
+def _page_of(entry: Entry) -> str:
+    """Runs have an id; folders that others wrote have their path."""
+    identity = mapping(entry.manifest).get("id")
+    return page_key(identity if identity and not entry.foreign else f"path {entry.path}")
+
+
+def _difference(base: dict[str, str], settings: dict[str, str]) -> dict[str, Any]:
+    """Settings as changes to those of the stage's first run: most runs share most of them."""
+    return {
+        "changed": {name: value for name, value in settings.items() if base.get(name) != value},
+        "absent": [name for name in base if name not in settings],
+    }
+
+
+def _summary(entry: Entry, detail: dict[str, Any]) -> dict[str, Any]:
+    manifest, results = mapping(entry.manifest), mapping(entry.results)
+    schedule, start = mapping(results.get("schedule")), mapping(results.get("initialisation"))
+    figures = {}
+    for task, metrics in mapping(results.get("metrics")).items():
+        # Detection has tasks with figures; a classification its figures alone.
+        nested = mapping(metrics) or {"": metrics}
+        for name, figure in nested.items():
+            if (value := number(figure, 6)) is not None:
+                figures[f"{task}/{name}" if name else str(task)] = value
+    for name in ("knn_accuracy", "final_loss"):
+        if (value := number(results.get(name))) is not None:
+            figures[name] = value
+    built = mapping(results.get("architecture"))
+    dataset = results.get("dataset")
+    return {
+        "name": text(manifest.get("name")) or entry.path.name,
+        "path": str(entry.path),
+        "stage": entry.stage or None,
+        "status": entry.status,
+        "reason": entry.detail or None,
+        "foreign": entry.foreign,
+        "method": text(manifest.get("method") or results.get("method") or start.get("method")),
+        "config_name": text(manifest.get("config_name")),
+        "seed": text(manifest.get("seed")),
+        "started": text(manifest.get("started")),
+        "ended": text(manifest.get("ended")),
+        "dataset": text(mapping(dataset).get("name") if isinstance(dataset, dict) else dataset),
+        "detector": " ".join(
+            str(built[part]) for part in ("meta", "backbone", "head") if built.get(part)
+        )
+        or text(results.get("backbone")),
+        "schedule": text(schedule.get("name")),
+        "batch_size": text(schedule.get("batch_size") or results.get("batch_size")),
+        "base_lr": text(schedule.get("base_lr")),
+        "epochs": text(results.get("epochs")),
+        "wall_time": number(results.get("wall_time_s")),
+        "figures": figures,
+        "last": detail["series"]["last"],
+        "total": detail["total"],
+    }
+
+
+def _row_of_each_run(tables: Iterable[Table]) -> dict[Path, str]:
+    """Where a run stands in two tables, the later one: a table of its own data set."""
+    rows = ((table, row) for table in tables for row in table.rows)
+    return {run.path: _row_key(table, row) for table, row in rows for run in row.runs}
+
+
+def _row_key(table: Table, row: Row) -> str:
+    """The same from one page to the next, whatever rows come and go."""
+    words = json.dumps([table.title, row.method, row.detail, row.published])
+    return hashlib.sha256(words.encode()).hexdigest()[:12]
+
+
+def _table(table: Table, keys: dict[Path, str]) -> dict[str, Any]:
+    notes: list[str] = []
+    for row in table.rows:
+        notes += [note for note in row.notes if note not in notes]
+    return {
+        "key": hashlib.sha256(table.title.encode()).hexdigest()[:12],
+        "title": table.title,
+        "parts": [
+            {"title": part.title, "dataset": part.dataset, "tasks": list(part.tasks)}
+            for part in table.parts
+        ],
+        "columns": [
+            {"task": task, "metric": metric, "group": table.heading(task)}
+            for task, metric in table.columns()
+        ],
+        "notes": notes,
+        "legend": list(table.legend),
+        "rows": [_row(table, row, notes, keys) for row in table.rows],
+    }
+
+
+def _row(table: Table, row: Row, notes: list[str], keys: dict[Path, str]) -> dict[str, Any]:
+    kinds = (["foreign"] if row.foreign else []) + (["baseline"] if row.baseline else [])
+    runs = [run for run in row.runs if run.path in keys]
+    return {
+        "key": _row_key(table, row),
+        "method": f"{row.method} ({', '.join(kinds)})" if kinds else row.method,
+        "detail": row.detail,
+        "n": table.count(row),
+        "published": row.published,
+        "notes": [notes.index(note) + 1 for note in row.notes],
+        "figures": [_cell(row, column) for column in table.columns()],
+        "runs": [keys[run.path] for run in runs],
+        "each": [_of_each_run(row, runs, column) for column in table.columns()],
+    }
+
+
+def _cell(row: Row, column: Column) -> dict[str, Any] | None:
+    summary = row.figures.get(column)
+    if summary is None:
+        return None
+    mark = row.marks.get(column)
+    arrow = ""
+    if mark and mark.comparison and mark.comparison.significant():
+        arrow = "↑" if mark.comparison.difference > 0 else "↓"
+    return {
+        "mean": number(summary.mean, 12),
+        "std": number(summary.std, 12),
+        "best": bool(mark and mark.best),
+        "tied": bool(mark and mark.tied),
+        "arrow": arrow,
+    }
+
+
+def _of_each_run(row: Row, runs: Sequence[Run], column: Column) -> list[float | int | None]:
+    """A column's figure of every run; None for a run that has none."""
+    summary = row.figures.get(column)
+    if summary is not None and len(summary.values) == len(runs):
+        return [number(value, 6) for value in summary.values]
+    return [number(run.figure(*column), 6) for run in runs]

@@ -1,0 +1,121 @@
+"""Pictures as data URIs, scaled down, with what was seen on them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from intl_transfer.results.report.values import mapping, number, text
+
+PREDICTIONS = "predictions.json"
+SHEET = "predictions.png"
+VIEWS = "views.png"
+_SIDE = 360
+_SHEET_SIDE = 900
+_OBJECTS = 60  # of one picture, best scores first
+_LEAST_SCORE = 0.05
+
+
+def data_uri(file: Path, side: int) -> tuple[str, float, tuple[int, int]] | None:
+    """A picture to be written into the page.
+
+    Args:
+        file: PNG, JPEG or whatever Pillow reads.
+        side: of the longer side, in pixels, at most.
+
+    Returns:
+        The URI, by what the picture was scaled, and its width and height now; None if it is not
+        there or cannot be read.
+    """
+    try:
+        with Image.open(file) as picture:
+            width = picture.width
+            picture.draft("RGB", (side, side))
+            small = picture.convert("RGB")
+        small.thumbnail((side, side))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=80, optimize=True)
+    code = base64.b64encode(out.getvalue()).decode()
+    return f"data:image/jpeg;base64,{code}", small.width / width, small.size
+
+
+def read_views(folder: Path) -> str | None:
+    """The picture of a pretraining run's views."""
+    found = data_uri(folder / VIEWS, _SHEET_SIDE)
+    return found[0] if found else None
+
+
+def read_predictions(folder: Path, count: int) -> dict[str, Any]:
+    """What a detection run saw.
+
+    Args:
+        folder: the run directory.
+        count: of pictures, at most.
+
+    Returns:
+        ``classes`` and ``images`` as in ``predictions.json``, each with ``uri`` in place of
+        ``file`` and coordinates in pixels of that picture. A run without that file has ``sheet``,
+        its ``predictions.png``. Empty where there is neither.
+    """
+    if count < 1:
+        return {}
+    try:
+        content = mapping(json.loads((folder / PREDICTIONS).read_bytes()))
+    except (OSError, ValueError, RecursionError):
+        sheet = data_uri(folder / SHEET, _SHEET_SIDE)
+        return {"sheet": sheet[0]} if sheet else {}
+    classes = [text(name) or "" for name in _list(content.get("classes"))]
+    images = []
+    for entry in map(mapping, _list(content.get("images"))):
+        file = folder / str(entry.get("file"))
+        # A page that is passed on must not carry what lies elsewhere on the disk.
+        if not file.resolve().is_relative_to(folder.resolve()):
+            continue
+        if (found := data_uri(file, _SIDE)) is None:
+            continue
+        uri, scale, (width, height) = found
+        image = {"uri": uri, "width": width, "height": height, "error": number(entry.get("error"))}
+        for role in ("truth", "predictions"):
+            image[role] = list(_objects(_list(entry.get(role)), len(classes), scale))[:_OBJECTS]
+        images.append(image)
+        if len(images) == count:
+            break
+    return {"classes": classes, "images": images}
+
+
+def _objects(entries: list[Any], classes: int, scale: float) -> Iterator[dict[str, Any]]:
+    known = [entry for entry in map(mapping, entries) if _coordinates(entry.get("box"), 4)]
+    known.sort(key=lambda entry: -(number(entry.get("score")) or 0))
+    for entry in known:
+        label, score = entry.get("class"), number(entry.get("score"), 3)
+        if score is not None and score < _LEAST_SCORE:
+            continue
+        polygons = [p for p in _list(entry.get("polygons")) if _coordinates(p, None)]
+        yield {
+            "class": label if isinstance(label, int) and 0 <= label < classes else None,
+            "score": score,
+            "box": _scaled(entry["box"], scale),
+            "polygons": [_scaled(polygon, scale) for polygon in polygons],
+        }
+
+
+def _coordinates(value: Any, length: int | None) -> bool:
+    if not isinstance(value, list) or any(number(v) is None for v in value):
+        return False
+    return len(value) == length if length else len(value) >= 6 and len(value) % 2 == 0
+
+
+def _scaled(values: list[float], scale: float) -> list[float]:
+    return [round(value * scale, 1) for value in values]
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

@@ -1,0 +1,98 @@
+"""``metrics.jsonl`` as curves of a few hundred points."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from intl_transfer.results.report.values import mapping, number
+from intl_transfer.runs import METRICS
+
+POINTS = 500  # of a curve; more cannot be told apart at the width of a page
+_LINES = 4000  # read of one file, so that a run of months opens as fast as one of minutes
+# Lines that are few: every one of them is read.
+_RARE = (b'"evaluation"', b'"spectrum/', b'"knn_accuracy"')
+_NOT_FIGURES = ("time", "step", "iteration", "epoch", "train_seconds")
+
+
+def read_series(folder: Path, points: int = POINTS) -> dict[str, Any]:
+    """Reads a run's figures over its steps.
+
+    Where a resumed run tells a step twice, the later line counts. Curves of more points are
+    averaged within equal stretches; values that are not finite leave a gap.
+
+    Args:
+        folder: the run directory.
+        points: of a curve, at most.
+
+    Returns:
+        ``unit`` (``step`` or ``iteration``), ``curves`` (groups of curves that share their ``x``,
+        each ``{"x": [...], "y": {NAME: [...]}}``; an evaluation's figures are called
+        ``evaluation/TASK/METRIC``), and ``last``: step, epoch and time of the last line.
+    """
+    values: dict[str, dict[int, float]] = defaultdict(dict)
+    unit, last = "step", {}
+    for row in _rows(folder / METRICS):
+        unit = "iteration" if "iteration" in row else "step"
+        at = row.get(unit)
+        if not isinstance(at, int) or isinstance(at, bool):
+            continue
+        last = {"step": at, "epoch": number(row.get("epoch")), "time": number(row.get("time"), 12)}
+        for name, value in _figures(row):
+            values[name][at] = value
+    shared: dict[tuple[int, ...], dict[str, list[float]]] = defaultdict(dict)
+    for name, curve in values.items():
+        steps = sorted(curve)
+        shared[tuple(steps)][name] = [curve[at] for at in steps]
+    curves = [
+        {"x": _thin(steps, points), "y": {name: _thin(y, points) for name, y in group.items()}}
+        for steps, group in shared.items()
+    ]
+    return {"unit": unit, "curves": curves, "last": last}
+
+
+def _rows(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        lines = file.read_bytes().splitlines()
+    except OSError:  # no line yet, or a folder that is being synchronised
+        return
+    every = max(1, len(lines) // _LINES)
+    for index, line in enumerate(lines):
+        wanted = index % every == 0 or index == len(lines) - 1
+        if wanted or any(mark in line for mark in _RARE):
+            with contextlib.suppress(ValueError, RecursionError):  # cut off, or not ours
+                row = json.loads(line)
+                if isinstance(row, dict):
+                    yield row
+
+
+def _figures(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in row.items():
+        if name == "evaluation":
+            for task, metrics in mapping(value).items():
+                for metric, figure in mapping(metrics).items():
+                    if number(figure) is not None:
+                        yield f"evaluation/{task}/{metric}", float(figure)
+        elif name not in _NOT_FIGURES:
+            if value in ("nan", "inf", "-inf"):
+                yield name, float("nan")
+            elif number(value) is not None:
+                yield name, float(value)
+
+
+def _thin(values: tuple[int, ...] | list[float], points: int) -> list[float | int | None]:
+    if len(values) <= points:
+        return [number(value) for value in values]
+    array = np.asarray(values, dtype=float)
+    bins = np.arange(len(array)) * points // len(array)
+    finite = np.isfinite(array)
+    count = np.bincount(bins, finite, points)
+    total = np.bincount(bins, np.where(finite, array, 0), points)
+    means = np.divide(total, count, out=np.full(points, np.nan), where=count > 0)
+    return [number(float(mean)) for mean in means]

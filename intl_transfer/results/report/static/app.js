@@ -1,0 +1,103 @@
+// Addresses, theme, and the page that keeps itself up to date.
+
+const ROUTES = {
+  "": { page: () => overviewPage(), title: "Results" },
+  runs: { page: () => runsPage(), title: "Runs" },
+  compare: { page: (a, b) => comparePage(a, b), title: "Compare" },
+  "left-out": { page: () => leftOutPage(), title: "Not in the tables" },
+  run: { page: (key) => runPage(key) },
+  row: { page: (key) => rowPage(key) },
+};
+
+const main = document.getElementById("main");
+
+function route() {
+  return location.hash.replace(/^#\/?/, "").split("/").map((part) => {
+    try {
+      return decodeURIComponent(part);
+    } catch {
+      return part;
+    }
+  });
+}
+
+function show(first) {
+  const [name, ...rest] = route();
+  const found = own(ROUTES, name);
+  const content = found ? found.page(...rest) : missingPage("page");
+  main.replaceChildren(...[content].flat(3).filter((node) => node instanceof Node));
+  const title = main.querySelector("h1");
+  document.title = `${title ? title.textContent : "Results"} · Transfer results`;
+  document.querySelectorAll("#nav a").forEach((link) => {
+    const active = link.getAttribute("href") === `#/${name === "run" ? "runs" : name === "row" ? "" : name}`;
+    if (active) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  });
+  if (first) {
+    if (place.at === location.hash) requestAnimationFrame(() => requestAnimationFrame(() => scrollTo(0, place.scroll)));
+  } else {
+    scrollTo(0, 0);
+    title?.setAttribute("tabindex", "-1");
+    title?.focus({ preventScroll: true });
+  }
+}
+
+const waiting = Object.values(DATA.runs).filter((run) => !["finished", "superseded"].includes(run.status)).length + DATA.problems.length;
+document.getElementById("nav").append(...[["#/", "Results"], ["#/runs", "Runs"], ["#/compare", "Compare"], ["#/left-out", "Not in the tables"]]
+  .map(([href, name]) => h("a", { href }, name, href === "#/left-out" && waiting > 0 && h("span", { class: "pill" }, waiting))));
+
+// -- theme: as the system says, or light, or dark ------------------------------------------
+
+const THEMES = { auto: "light", light: "dark", dark: "auto" };
+const themeButton = h("button", { type: "button", class: "small", click: () => { choices.theme = own(THEMES, choices.theme) || "auto"; choices.keep(); setTheme(); } });
+function setTheme() {
+  const theme = own(THEMES, choices.theme) ? choices.theme : "auto";
+  if (theme === "auto") document.documentElement.removeAttribute("data-theme");
+  else document.documentElement.setAttribute("data-theme", theme);
+  themeButton.textContent = `Theme: ${theme}`;
+}
+setTheme();
+document.getElementById("tools").append(themeButton);
+
+// -- keeping up to date --------------------------------------------------------------------
+
+function keepPlace() {
+  place.scroll = scrollY;
+  place.at = location.hash;
+  place.keep();
+}
+addEventListener("pagehide", keepPlace);
+history.scrollRestoration = "manual";
+
+/** Whether a reload would take something out of somebody's hands. */
+function busy() {
+  const active = document.activeElement;
+  return document.hidden || document.querySelector("dialog[open]") || /^(INPUT|SELECT|TEXTAREA)$/.test(active?.tagName || "") || !getSelection().isCollapsed;
+}
+
+const built = h("span", null, `Built ${when(DATA.built)}`);
+document.getElementById("footer").append(built, h("span", null, several(Object.keys(DATA.runs).length, "run"), `, ${several(DATA.tables.length, "table")}`));
+if (DATA.refresh) {
+  let live = true;
+  const button = h("button", { type: "button", class: "small live", "aria-pressed": "true", title: `Loads the page anew every ${DATA.refresh} s, unless something is being typed or selected`, click: () => {
+    live = !live;
+    button.setAttribute("aria-pressed", String(live));
+    button.textContent = live ? "Live" : "Paused";
+  } }, "Live");
+  document.getElementById("tools").prepend(button);
+  setInterval(() => {
+    if (live && !busy()) { keepPlace(); location.reload(); }
+  }, DATA.refresh * 1000);
+}
+
+// What is folded would be missing on paper.
+let folded = [];
+addEventListener("beforeprint", () => { folded = [...document.querySelectorAll("details.log:not([open])")]; folded.forEach((d) => { d.open = true; }); });
+addEventListener("afterprint", () => folded.forEach((d) => { d.open = false; }));
+
+addEventListener("hashchange", () => show(false));
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // addresses after # are pages here
+  main.focus();
+});
+show(true);

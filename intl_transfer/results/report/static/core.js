@@ -1,0 +1,138 @@
+// Elements, data, numbers as text, and what the page remembers.
+// Text from users' files only ever becomes a text node or an attribute's value, never markup.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+function fill(element, props, children) {
+  for (const [name, value] of Object.entries(props || {})) {
+    if (value === null || value === undefined || value === false) continue;
+    if (typeof value === "function") element.addEventListener(name, value);
+    else if (name === "value") element.value = value;
+    else element.setAttribute(name, value === true ? "" : String(value));
+  }
+  for (const child of children.flat(3)) {
+    if (child === null || child === undefined || child === false || child === "") continue;
+    element.append(child instanceof Node ? child : document.createTextNode(String(child)));
+  }
+  return element;
+}
+
+/** An HTML element; functions among the properties become listeners. */
+const h = (tag, props, ...children) => fill(document.createElement(tag), props, children);
+
+/** An SVG element. */
+const s = (tag, props, ...children) => fill(document.createElementNS(SVG, tag), props, children);
+
+const parse = (id) => JSON.parse(document.getElementById(id).textContent);
+const DATA = parse("overview");
+// Keys come from files: a plain object's own names ("constructor") must not be met by accident.
+const own = (object, key) => (object && Object.hasOwn(object, key) ? object[key] : undefined);
+
+const parsed = new Map();
+/** What a run's own page shows, read when it is first asked for. */
+function details(key) {
+  if (!parsed.has(key)) parsed.set(key, parse(`run-${key}`));
+  return parsed.get(key);
+}
+
+/** All settings of a run by dotted name: those its stage shares, with its own changes. */
+function settings(key) {
+  const run = DATA.runs[key];
+  const { changed, absent } = details(key).config;
+  const all = { ...own(DATA.configs, String(run.stage)), ...changed };
+  for (const name of absent) delete all[name];
+  return all;
+}
+
+// -- what the page remembers ---------------------------------------------------------------
+
+function storage(kind) {
+  try {
+    const store = window[kind];
+    store.setItem("intl-transfer", store.getItem("intl-transfer") || "{}");
+    return store;
+  } catch {
+    return null; // not allowed for files, or full: the page then forgets
+  }
+}
+
+function remembered(kind, start) {
+  const store = storage(kind);
+  let value = start;
+  try {
+    value = { ...start, ...JSON.parse(store.getItem("intl-transfer")) };
+  } catch { /* as above */ }
+  value.keep = () => {
+    try {
+      store.setItem("intl-transfer", JSON.stringify(value));
+    } catch { /* as above */ }
+  };
+  return value;
+}
+
+// Choices outlive the visit; the place on the page outlives a reload only.
+const choices = remembered("localStorage", { theme: "auto" });
+const place = remembered("sessionStorage", {
+  filter: "", published: true, spread: true, digits: 1, sorts: {}, chosen: [], scroll: 0, at: "",
+  runs: "", status: "",
+});
+
+// -- numbers and words ---------------------------------------------------------------------
+
+const fixed = (value, digits) => (value === null || value === undefined ? "" : value.toFixed(digits));
+
+/** A number of any size in about four digits. */
+function short(value) {
+  if (value === null || value === undefined) return "";
+  const size = Math.abs(value);
+  if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(2).replace("e+", "e");
+  if (Number.isInteger(value)) return value.toLocaleString("en-GB");
+  return String(Number(value.toPrecision(4)));
+}
+
+const signed = (value, digits) => {
+  const text = fixed(Math.abs(value), digits);
+  return Number(text) === 0 ? text : (value < 0 ? "−" : "+") + text;
+};
+
+function duration(seconds) {
+  if (seconds === null || seconds === undefined) return "";
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
+  const hours = Math.round(seconds / 3600);
+  return hours < 48 ? `${hours} h` : `${Math.floor(hours / 24)} d ${hours % 24} h`;
+}
+
+/** "25 Nov 2026, 02:19 UTC"; anything that is no time, as it is. */
+function when(text) {
+  const time = text ? new Date(text) : null;
+  if (!time || Number.isNaN(time.getTime())) return text || "";
+  const day = time.toLocaleDateString("en-GB", {
+    day: "numeric", month: "short", year: "numeric", timeZone: "UTC",
+  });
+  return `${day}, ${time.toISOString().slice(11, 16)} UTC`;
+}
+
+const several = (count, one, more = `${one}s`) => `${count.toLocaleString("en-GB")} ${count === 1 ? one : more}`;
+const TASKS = { box: "box", mask: "mask", voc: "VOC" };
+const taskName = (task) => own(TASKS, task) || task;
+
+const say = (text) => { document.getElementById("live").textContent = text; };
+
+/** The run's link, with its status where that is not "finished". */
+function runLink(key, words) {
+  const run = own(DATA.runs, key);
+  return h("a", { href: `#/run/${key}` }, words || run.name);
+}
+
+const badge = (status) =>
+  h("span", { class: `badge is-${["finished", "running", "failed", "interrupted", "stalled", "superseded"].includes(status) ? status : "other"}` }, status || "unknown");
+
+const hash = (sha) => (sha ? h("code", { class: "hash", title: sha }, sha.slice(0, 12)) : "");
+
+const heading = (level, text, ...more) => h(`h${level}`, null, text, ...more);
+
+/** A part of a page with its heading. */
+function section(title, ...children) {
+  return h("section", { class: "part" }, heading(2, title), children);
+}

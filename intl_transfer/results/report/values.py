@@ -1,0 +1,57 @@
+"""Values from users' files, which may be of any type, in the form in which the page takes them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_KEY = re.compile(r"[0-9a-zA-Z_-]{1,64}")
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """The value if it is a mapping, else an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def number(value: Any, digits: int = 5) -> float | int | None:
+    """A finite number with so many significant digits; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    if isinstance(value, int):
+        return value if abs(value) < 2**53 else float(value)
+    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+
+
+def text(value: Any) -> str | None:
+    """A scalar as people read it; None stays None."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def page_key(identity: Any) -> str:
+    """A name for addresses within the page: the value itself if it is harmless, else its hash."""
+    if isinstance(identity, str) and _KEY.fullmatch(identity):
+        return identity
+    return hashlib.sha256(repr(identity).encode(errors="replace")).hexdigest()[:16]
+
+
+def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Settings by dotted name, as text; lists of scalars stay in one piece.
+
+    Args:
+        value: nested mappings and lists.
+        name: of the value itself.
+    """
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from flatten(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        for index, inner in enumerate(value):
+            yield from flatten(inner, f"{name}[{index}]")
+    else:
+        yield name, "null" if value is None else str(text(value))
