@@ -1,6 +1,7 @@
 """Checkpoints of other tools in, Detectron2 weights out, verified."""
 
-from intl_transfer.conversion.detectron2 import audit, from_detectron2, to_detectron2
+from intl_transfer.conversion.audit import audit
+from intl_transfer.conversion.detectron2 import from_detectron2, to_detectron2
 from intl_transfer.conversion.formats import Backbone, load_backbone, read_backbone
 from intl_transfer.conversion.pipeline import convert
 

@@ -1,9 +1,10 @@
-"""Converts a checkpoint to Detectron2 weights, and proves the conversion right.
+"""Converts a ResNet checkpoint of any known format, and proves the conversion right.
 
-    intl-transfer convert runs/pretrain/RUN weights/intl_r50.pth
-    intl-transfer convert resnet50.pth weights/supervised_r50.pth
+    intl-transfer convert RUN weights/intl_r50.pth            for Detectron2 (or .pkl)
+    intl-transfer convert moco_v2_200ep.pth.tar weights/moco.pth --name moco_v2 --dataset ImageNet
+    intl-transfer convert DETECTOR.pth backbone.safetensors   back to torchvision's names
 
-Writes OUT.pth and the report OUT.json, or nothing if any check fails.
+Writes OUT, its settings OUT.yaml and the report OUT.json, or nothing if any check fails.
 """
 
 from __future__ import annotations
@@ -12,58 +13,110 @@ import argparse
 import sys
 import warnings
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
+
+from intl_transfer.conversion.settings import PIXELS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``intl-transfer convert``."""
+    from intl_transfer.conversion.adapters import WRITTEN
+
     parser.add_argument("source", type=Path, metavar="RUN_OR_CKPT")
-    parser.add_argument("out", type=Path, metavar="OUT.pth")
+    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("--force", action="store_true", help="replace existing files")
     parser.add_argument(
         "--branch",
-        choices=["online", "target"],
-        default="online",
-        help="of a checkpoint with a moving-average copy (default: online)",
+        metavar="online|target",
+        help="which of two networks: the trained one or its moving average (default: what the "
+        "format's authors evaluate)",
     )
-    parser.add_argument("--force", action="store_true", help="replace an existing file")
+    parser.add_argument(
+        "--to",
+        metavar="FORMAT",
+        help=f"write another format's .pth: {', '.join(WRITTEN)}",
+    )
+    said = parser.add_argument_group("what the file does not say, for tables and for training")
+    said.add_argument("--method", help="pretraining method, as in 'MoCo v2'")
+    said.add_argument("--name", help="of this pretraining")
+    said.add_argument("--epochs", type=int, help="of pretraining")
+    said.add_argument("--dataset", help="it was pretrained on")
+    said.add_argument(
+        "--pixels",
+        choices=list(PIXELS),
+        help="how it was trained to see images: imagenet (RGB, mean and deviation; the default), "
+        "unit (RGB from 0 to 1, as Google's SimCLR), caffe (BGR, strides in 1x1, as MSRA's)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Converts; returns 0."""
-    from intl_transfer.conversion import convert
+    from intl_transfer.conversion.pipeline import Told, convert
 
+    told = Told(
+        arguments.method, arguments.name, arguments.epochs, arguments.dataset, arguments.pixels
+    )
     with warnings.catch_warnings():
         warnings.showwarning = _note
-        report = convert(arguments.source, arguments.out, arguments.branch, arguments.force)
-    provenance, parity = report["provenance"], report["parity"]
-    print(f"read      {provenance['source_path']}")
-    print(
-        f"          {provenance['source_format']}, {report['architecture']}, "
-        f"method {provenance['method'] or 'unknown'}"
-    )
-    print(f"          sha256 {provenance['source_sha256']}")
-    print(
-        f"audit     {report['tensors']} tensors, each used once, none missing"
-        + _dropped(report["dropped"])
-    )
-    print(
-        "parity    "
-        + ", ".join(f"{stage} {error:.1e}" for stage, error in parity.items())
-        + " (largest relative difference)"
-    )
-    print(f"wrote     {arguments.out}, report {arguments.out.with_suffix('.json')}")
-    print(f"          sha256 {report['sha256']}")
-    print("These configuration values go with it (configs/detection/ has them):")
-    for key, value in report["config"].items():
-        print(f"  {key} {value}")
+        report = convert(
+            arguments.source,
+            arguments.out,
+            arguments.branch,
+            arguments.force,
+            to=arguments.to,
+            told=told,
+        )
+    print(screen(report, arguments.out))
     return 0
+
+
+def screen(report: dict[str, Any], out: Path) -> str:
+    """The report for people."""
+    provenance = report["provenance"]
+    others = [branch for branch in report["branches"] if branch != provenance["branch"]]
+    branch = f", {provenance['branch']} (also there: {', '.join(others)})" if others else ""
+    lines = [
+        f"read      {provenance['source_path']}",
+        f"          {provenance['source_format']}{branch}: {report['architecture']}, "
+        f"method {provenance['method'] or 'unknown (--method NAME says it)'}",
+        f"          sha256 {provenance['source_sha256']}",
+        f"audit     {report['tensors']} tensors, each used once, none missing"
+        + _dropped(report["dropped"]),
+        f"images    {_images(report)}",
+    ]
+    if "parity" in report:
+        differences = ", ".join(f"{stage} {e:.1e}" for stage, e in report["parity"].items())
+        lines.append(f"parity    {differences} (largest relative difference)")
+        lines.append(f"wrote     {out}, settings {out.with_suffix('.yaml').name}, ")
+        lines[-1] += f"report {out.with_suffix('.json').name}"
+    else:
+        lines.append("compared  every tensor, read back from the written file")
+        lines.append(f"wrote     {out} ({report['format']}), ")
+        lines[-1] += f"report {out.with_suffix('.json').name}"
+    return "\n".join([*lines, f"          sha256 {report['sha256']}"])
+
+
+def _images(report: dict[str, Any]) -> str:
+    values = report["config"]
+    known = {tuple(s.pixel_mean): name for name, s in PIXELS.items()}
+    names = {
+        "imagenet": "normalised by ImageNet's mean and deviation",
+        "unit": "from 0 to 1",
+        "caffe": "mean subtracted, not divided",
+    }
+    mean = tuple(values["MODEL.PIXEL_MEAN"])
+    pixels = names[known[mean]] if mean in known else f"mean {list(mean)}"
+    stride = "1x1" if values["MODEL.RESNETS.STRIDE_IN_1X1"] else "3x3"
+    said = report["config_said_by"]
+    source = f"known from {said}" if said else "assumed, the file does not say (--pixels)"
+    return f"{values['INPUT.FORMAT']}, {pixels}, strides in {stride} convolutions; {source}"
 
 
 def _dropped(keys: list[str]) -> str:
     if not keys:
         return ""
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return f"; dropped {', '.join(keys[:3])}{more}"
+    return f"; left out {', '.join(keys[:3])}{more}"
 
 
 def _note(

@@ -1,47 +1,91 @@
-"""Checkpoint in, verified Detectron2 weights out; or nothing at all."""
+"""Checkpoint in, verified weights out; or nothing at all."""
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from safetensors.torch import save_file
 from torch import Tensor
 
 from intl_transfer.conversion import verify
-from intl_transfer.conversion.detectron2 import audit, to_detectron2
-from intl_transfer.conversion.formats import Branch, read_backbone
-from intl_transfer.errors import UserError
-from intl_transfer.runs import sha256_file, write_json
+from intl_transfer.conversion.adapters import WRITTEN
+from intl_transfer.conversion.audit import audit
+from intl_transfer.conversion.detectron2 import to_detectron2
+from intl_transfer.conversion.formats import Backbone, read_backbone
+from intl_transfer.conversion.settings import PIXELS, config_values
+from intl_transfer.errors import UserError, did_you_mean
+from intl_transfer.runs import sha256_file, write_atomically, write_json
+
+DETECTRON2, TORCHVISION = "detectron2", "torchvision"
+_SUFFIXES = {".pth": DETECTRON2, ".pkl": DETECTRON2, ".safetensors": TORCHVISION}
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the user says of a checkpoint that does not say it itself.
+
+    Attributes:
+        method: the pretraining method, for tables.
+        name: of the pretraining, in place of a configuration's name.
+        epochs: of pretraining.
+        dataset: it was pretrained on.
+        pixels: how it takes its images: ``imagenet``, ``unit`` or ``caffe``.
+    """
+
+    method: str | None = None
+    name: str | None = None
+    epochs: int | None = None
+    dataset: str | None = None
+    pixels: str | None = None
 
 
 def convert(
-    source: str | Path, out: str | Path, branch: Branch = "online", force: bool = False
+    source: str | Path,
+    out: str | Path,
+    branch: str | None = None,
+    force: bool = False,
+    *,
+    to: str | None = None,
+    told: Told | None = None,
 ) -> dict[str, Any]:
-    """Converts a checkpoint to Detectron2 weights and proves the result right.
+    """Converts a checkpoint and proves the result right.
 
     The file is written under a temporary name, loaded by Detectron2's own checkpointer, compared
-    with torchvision's network stage by stage, and only then takes its name.
+    with torchvision's network stage by stage, and only then takes its name. Other formats than
+    Detectron2's are read back and compared tensor by tensor.
 
     Args:
         source: a pretraining run's directory or a checkpoint.
-        out: the ``.pth`` to write; the report goes beside it as ``.json``.
-        branch: ``"online"`` or ``"target"`` where a checkpoint holds both.
+        out: the file to write: ``.pth`` or ``.pkl`` for Detectron2, ``.safetensors`` for
+            torchvision; the report goes beside it as ``.json``, for Detectron2 also the settings as
+            ``.yaml``.
+        branch: ``"online"`` or ``"target"`` where a checkpoint holds both; None: its format's
+            default.
         force: replace an existing file.
+        to: another format to write, one of
+            :data:`intl_transfer.conversion.adapters.WRITTEN`.
+        told: what the file does not say.
 
     Returns:
-        The report: ``provenance``, ``architecture``, ``parity``, ``sha256``, ``config``.
+        The report: ``provenance``, ``architecture``, ``parity``, ``sha256``, ``config``, …
 
     Raises:
         UserError: if the source is not a whole, sound ResNet, the features differ, or the file
             cannot be written. Nothing is written then.
     """
-    source, out = Path(source), Path(out)
-    _check_target(source, out, force)
-    backbone = read_backbone(source, branch)
+    source, out, told = Path(source), Path(out), told or Told()
+    to = _format_of(out, to)
+    _check_target(source, out, force, to)
+    backbone = _with(read_backbone(source, branch), told)
     try:
         architecture = audit(backbone.state)
     except UserError as error:
@@ -50,33 +94,30 @@ def convert(
         "source_path": backbone.source_path,
         "source_sha256": backbone.source_sha256,
         "source_format": backbone.source_format,
-        "branch": branch,
+        "branch": backbone.branch,
         "backbone": architecture,
         "method": backbone.method,
         "pretrain_run": backbone.pretrain_run,
     }
-    # Copies: a tensor that is a view would take its whole storage along into the file.
-    model = {key: tensor.clone() for key, tensor in to_detectron2(backbone.state).items()}
-    content = {
-        "model": model,
-        "__author__": "intl-transfer",
-        # Lets Detectron2 find res5 in the box head of C4 and below the pyramid of FPN.
-        "matching_heuristics": True,
-        "provenance": provenance,
-    }
     report: dict[str, Any] = {
         "provenance": provenance,
         "architecture": architecture,
-        "tensors": len(model),
+        "branches": list(backbone.branches),
         "dropped": backbone.dropped,
-        "config": verify.config_values(architecture),
+        "format": to,
+        "config": config_values(architecture, backbone.settings),
+        "config_said_by": backbone.settings.said_by,
     }
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.stem}.", dir=out.parent) as folder:
             written = Path(folder) / out.name
-            torch.save(content, written)
-            report["parity"] = _checked_parity(backbone.state, architecture, written)
+            model = _write(written, backbone.state, to, report)
+            report["tensors"] = len(model)
+            if to == DETECTRON2:
+                report["parity"] = _checked_parity(backbone, architecture, written)
+            else:
+                _check_read_back(written, model)
             report["sha256"] = sha256_file(written)
             _publish(written, out, report)
     except OSError as error:
@@ -84,11 +125,27 @@ def convert(
     return report
 
 
-def _check_target(source: Path, out: Path, force: bool) -> None:
+def _format_of(out: Path, to: str | None) -> str:
+    if to is not None and to not in WRITTEN:
+        hint = did_you_mean(to, WRITTEN)
+        raise UserError(f"no format '{to}' to write.{hint} Known: {', '.join(WRITTEN)}")
+    if out.suffix not in _SUFFIXES:
+        raise UserError(
+            f"{out}: expected a file name ending in .pth or .pkl (Detectron2), or in .safetensors "
+            "(torchvision's names)"
+        )
+    to = to or _SUFFIXES[out.suffix]
+    if out.suffix == ".safetensors" and to != TORCHVISION:
+        raise UserError(f"{out}: .safetensors is for torchvision's names; write {to} as .pth")
+    if out.suffix == ".pkl" and to not in (DETECTRON2, "caffe2"):
+        raise UserError(f"{out}: .pkl is for Detectron2; write {to} as .pth")
+    return to
+
+
+def _check_target(source: Path, out: Path, force: bool, to: str) -> None:
     """Refuses, before anything is read, a target that must not be written."""
-    if out.suffix != ".pth":
-        raise UserError(f"{out}: expected a file name ending in .pth")
-    for file in (out, out.with_suffix(".json")):
+    suffixes = (".json", ".yaml") if to == DETECTRON2 else (".json",)
+    for file in (out, *(out.with_suffix(suffix) for suffix in suffixes)):
         if file.is_dir():
             raise UserError(f"{file} is a folder; expected the name of a file")
         if file.exists() and source.exists() and file.samefile(source):
@@ -97,10 +154,80 @@ def _check_target(source: Path, out: Path, force: bool) -> None:
             raise UserError(f"{file} exists already; give another name, or --force to replace it")
 
 
-def _checked_parity(
-    state: Mapping[str, Tensor], architecture: str, written: Path
-) -> dict[str, float]:
-    errors = verify.parity(state, architecture, written)
+def _with(backbone: Backbone, told: Told) -> Backbone:
+    """The backbone with what the user says of it; what a run of this project says stays."""
+    changes: dict[str, Any] = {}
+    if told.method is not None:
+        changes["method"] = told.method
+    if told.pixels is not None:
+        changes["settings"] = replace(PIXELS[told.pixels], said_by=f"--pixels {told.pixels}")
+    if told.name is not None or told.epochs is not None or told.dataset is not None:
+        if backbone.pretrain_run is not None and backbone.pretrain_run.get("id") is not None:
+            raise UserError(
+                f"{backbone.source_path} says itself that it is of run "
+                f"'{backbone.pretrain_run.get('name')}'; leave --name, --epochs and --dataset away"
+            )
+        name = told.name or Path(backbone.source_path).stem
+        epochs = told.epochs if told.epochs is not None else backbone.epochs
+        changes["pretrain_run"] = {
+            "id": None,
+            "name": name,
+            "config_name": name,
+            "epochs": "?" if epochs is None else epochs,
+            "dataset": told.dataset or "unknown data",
+            "seed": None,
+        }
+    return replace(backbone, **changes)
+
+
+def _write(
+    file: Path, state: Mapping[str, Tensor], to: str, report: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Writes the file; gives back the tensors in it."""
+    said = {"provenance": report["provenance"], "config": report["config"]}
+    # Copies: a tensor that is a view would take its whole storage along into the file.
+    copies = {
+        key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state.items()
+    }
+    if to == DETECTRON2:
+        copies = to_detectron2(copies)
+        content = {
+            "model": copies,
+            "__author__": "intl-transfer",
+            # Lets Detectron2 find res5 in the box head of C4 and below the pyramid of FPN.
+            "matching_heuristics": True,
+            **said,
+        }
+    else:
+        content = WRITTEN[to].from_torchvision(copies)
+        if any(isinstance(value, Mapping) for value in content.values()):
+            content.update(said)
+    if file.suffix == ".safetensors":
+        save_file(copies, file, {key: json.dumps(value) for key, value in said.items()})
+    elif file.suffix == ".pkl":
+        content["model"] = {key: tensor.numpy() for key, tensor in content["model"].items()}
+        with open(file, "wb") as opened:
+            pickle.dump(content, opened, protocol=4)
+    else:
+        torch.save(content, file)
+    return copies
+
+
+def _check_read_back(written: Path, model: Mapping[str, Tensor]) -> None:
+    """Every tensor has to come back as it went in."""
+    found = read_backbone(written).state
+    for key, tensor in model.items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        if key not in found or not torch.equal(found[key], tensor):
+            raise UserError(
+                f"conversion refused: '{key}' does not come back from the written file. Nothing "
+                "was written"
+            )
+
+
+def _checked_parity(backbone: Backbone, architecture: str, written: Path) -> dict[str, float]:
+    errors = verify.parity(backbone.state, architecture, written, settings=backbone.settings)
     worst = max(errors, key=lambda stage: errors[stage])
     if not errors[worst] <= verify.TOLERANCE:
         raise UserError(
@@ -114,9 +241,36 @@ def _publish(written: Path, out: Path, report: dict[str, Any]) -> None:
     """Gives the verified file its name, so that weights never lie beside another file's report."""
     with open(written, "rb") as file:
         os.fsync(file.fileno())
-    final = out.with_suffix(".json")
-    draft = written.with_suffix(".json")
-    write_json(draft, report)
-    final.unlink(missing_ok=True)
+    drafts = {".json": written.with_suffix(".json")}
+    write_json(drafts[".json"], report)
+    if report["format"] == DETECTRON2:
+        drafts[".yaml"] = written.with_suffix(".yaml")
+        text = fragment(out.name, report).encode()
+        write_atomically(drafts[".yaml"], lambda file: file.write(text))
+    for suffix in drafts:
+        out.with_suffix(suffix).unlink(missing_ok=True)
     os.replace(written, out)
-    os.replace(draft, final)
+    for suffix, draft in drafts.items():
+        os.replace(draft, out.with_suffix(suffix))
+
+
+def fragment(name: str, report: Mapping[str, Any]) -> str:
+    """The settings that belong to a file of weights, as a Detectron2 configuration.
+
+    Args:
+        name: of the file.
+        report: of the conversion.
+    """
+    nested: dict[str, Any] = {}
+    for key, value in report["config"].items():
+        *folders, leaf = key.split(".")
+        place = nested
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[leaf] = value
+    said = report["config_said_by"] or "assumed; the source does not say"
+    return (
+        f"# How {name} takes its images (sha256 {report['sha256'][:16]}). train_net.py follows\n"
+        f"# these values and refuses a configuration that contradicts them. Known from: {said}.\n"
+        + yaml.safe_dump(nested, sort_keys=False, default_flow_style=None)
+    )

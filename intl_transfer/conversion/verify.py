@@ -1,7 +1,7 @@
 """A conversion is right if Detectron2's backbone, loaded from the written file, gives the features.
 
-Both networks get the same random RGB images, each normalised by ImageNet's statistics; features
-are compared after the stem and after every stage.
+Both networks get the same random RGB images, in the order and normalisation that belong to the
+weights; features are compared after the stem and after every stage.
 """
 
 from __future__ import annotations
@@ -13,36 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from intl_transfer.conversion.reading import read_content
+from intl_transfer.conversion.settings import IMAGENET, Settings, config_values
 from intl_transfer.errors import UserError
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 STAGES = ("stem", "res2", "res3", "res4", "res5")
 
-# What Detectron2 has to be told, for RGB weights trained with ImageNet's statistics.
-PIXEL_MEAN = [123.675, 116.28, 103.53]
-PIXEL_STD = [58.395, 57.12, 57.375]
 
-
-def config_values(architecture: str) -> dict[str, Any]:
-    """The settings of a Detectron2 configuration that belong to converted weights."""
-    depth = 50 if architecture == "wide_resnet50_2" else int(architecture.removeprefix("resnet"))
-    values: dict[str, Any] = {
-        "INPUT.FORMAT": "RGB",
-        "MODEL.PIXEL_MEAN": PIXEL_MEAN,
-        "MODEL.PIXEL_STD": PIXEL_STD,
-        "MODEL.RESNETS.DEPTH": depth,
-        "MODEL.RESNETS.STRIDE_IN_1X1": False,
-        "MODEL.BACKBONE.FREEZE_AT": 0,
-    }
-    if depth < 50:
-        values["MODEL.RESNETS.RES2_OUT_CHANNELS"] = 64
-    if architecture == "wide_resnet50_2":
-        values["MODEL.RESNETS.WIDTH_PER_GROUP"] = 128
-    return values
-
-
-def detectron2_backbone(architecture: str, file: str | Path) -> nn.Module:
+def detectron2_backbone(
+    architecture: str, file: str | Path, settings: Settings = IMAGENET
+) -> nn.Module:
     """Detectron2's ResNet with all stages, filled from a file by Detectron2's own checkpointer.
+
+    Args:
+        architecture: as :func:`intl_transfer.conversion.audit` names it.
+        file: the converted file.
+        settings: how the network takes its images.
 
     Raises:
         UserError: if Detectron2 is not installed, leaves a tensor unfilled, or holds another
@@ -60,8 +47,9 @@ def detectron2_backbone(architecture: str, file: str | Path) -> nn.Module:
     cfg = get_cfg()
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
-    for key, value in config_values(architecture).items():
+    for key, value in config_values(architecture, settings).items():
         cfg.merge_from_list([key, value])
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0  # frozen norms have other classes
     cfg.MODEL.RESNETS.NORM = "BN"
     cfg.MODEL.RESNETS.OUT_FEATURES = list(STAGES)
     backbone: nn.Module = build_backbone(cfg)
@@ -83,7 +71,8 @@ def detectron2_backbone(architecture: str, file: str | Path) -> nn.Module:
 
 def _check_loaded(backbone: nn.Module, file: Path) -> None:
     """Holds every tensor against the file: a dead channel's would not show in the features."""
-    written = torch.load(file, map_location="cpu", weights_only=True)["model"]
+    content = read_content(Path(file))
+    written = {k[6:]: v for k, v in content.tensors.items() if k.startswith("model/")}
     loaded = backbone.state_dict()
     leftover = sorted(written.keys() - loaded.keys())
     if leftover:
@@ -94,15 +83,20 @@ def _check_loaded(backbone: nn.Module, file: Path) -> None:
 
 
 def parity(
-    state: Mapping[str, Tensor], architecture: str, file: str | Path, seed: int = 0
+    state: Mapping[str, Tensor],
+    architecture: str,
+    file: str | Path,
+    seed: int = 0,
+    settings: Settings = IMAGENET,
 ) -> dict[str, float]:
     """Compares torchvision's features with those of Detectron2's backbone from the written file.
 
     Args:
         state: torchvision names, the source.
-        architecture: as :func:`intl_transfer.conversion.detectron2.audit` names it.
+        architecture: as :func:`intl_transfer.conversion.audit` names it.
         file: the converted file.
         seed: of the random images.
+        settings: how the network takes its images.
 
     Returns:
         For the stem and res2 to res5, the largest difference relative to the largest feature.
@@ -110,22 +104,16 @@ def parity(
     Raises:
         UserError: if Detectron2 does not load the whole file.
     """
-    import torchvision
-
-    network = torchvision.models.get_model(architecture, weights=None)
-    network.fc = nn.Identity()
-    network.load_state_dict(dict(state), strict=False)
-    network.eval()
-    theirs = detectron2_backbone(architecture, file)
+    network = torchvision_network(state, architecture, settings)
+    theirs = detectron2_backbone(architecture, file, settings)
     errors = dict.fromkeys(STAGES, 0.0)
     generator = torch.Generator().manual_seed(seed)
     # An odd size as well: paddings and strides differ there first.
     for height, width in ((64, 96), (75, 61)):
         images = torch.randint(0, 256, (2, 3, height, width), generator=generator).float()
-        mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
-        images = (images - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+        images = normalised(images, settings)
         with torch.no_grad():
-            ours = _torchvision_features(network, images)
+            ours = torchvision_features(network, images)
             found = theirs(images)
         for stage in STAGES:
             if ours[stage].shape != found[stage].shape:
@@ -133,13 +121,42 @@ def parity(
                     f"{stage}: features of shape {tuple(found[stage].shape)} in Detectron2, "
                     f"{tuple(ours[stage].shape)} in torchvision"
                 )
-            scale = ours[stage].abs().max().clamp_min(1e-12)
-            error = float((ours[stage] - found[stage]).abs().max() / scale)
-            errors[stage] = max(errors[stage], error if error == error else float("inf"))
+            errors[stage] = max(errors[stage], relative_error(ours[stage], found[stage]))
     return errors
 
 
-def _torchvision_features(network: Any, images: Tensor) -> dict[str, Tensor]:
+def relative_error(expected: Tensor, found: Tensor) -> float:
+    """The largest difference, relative to the largest expected value; infinite for NaN."""
+    error = float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-12))
+    return error if error == error else float("inf")
+
+
+def normalised(images: Tensor, settings: Settings) -> Tensor:
+    """RGB images of 0 to 255, (N, 3, H, W), as the network takes them."""
+    if settings.channels == "BGR":
+        images = images.flip(1)
+    mean, std = torch.tensor(settings.pixel_mean), torch.tensor(settings.pixel_std)
+    return (images - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+
+
+def torchvision_network(
+    state: Mapping[str, Tensor], architecture: str, settings: Settings = IMAGENET
+) -> Any:
+    """Torchvision's ResNet with these weights, without classifier, in evaluation."""
+    import torchvision
+
+    network = torchvision.models.get_model(architecture, weights=None)
+    network.fc = nn.Identity()
+    network.load_state_dict(dict(state), strict=False)
+    if settings.stride_in_1x1:
+        for layer in (network.layer2, network.layer3, network.layer4):
+            if hasattr(layer[0], "conv3"):
+                layer[0].conv1.stride, layer[0].conv2.stride = (2, 2), (1, 1)
+    return network.eval()
+
+
+def torchvision_features(network: Any, images: Tensor) -> dict[str, Tensor]:
+    """Features after the stem and after each stage, under Detectron2's names of them."""
     x = network.maxpool(network.relu(network.bn1(network.conv1(images))))
     features = {"stem": x}
     for index in range(1, 5):

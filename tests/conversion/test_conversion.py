@@ -78,7 +78,7 @@ def test_conversion_gives_torchvisions_features_in_detectron2(tmp_path, name):
     content = torch.load(out, weights_only=True)
     assert content["matching_heuristics"] is True
     assert content["provenance"] == report["provenance"]
-    assert sorted(p.name for p in out.parent.iterdir()) == ["out.json", "out.pth"]
+    assert sorted(p.name for p in out.parent.iterdir()) == ["out.json", "out.pth", "out.yaml"]
     same(load_backbone(out), backbone_state(name))
 
 
@@ -291,10 +291,11 @@ def test_the_command(tmp_path, capsys):
     out = tmp_path / "out.pth"
     assert main(["convert", str(tmp_path / "in.pth"), str(out)]) == 0
     printed = capsys.readouterr().out
-    for text in ("resnet18", "parity", "INPUT.FORMAT RGB", "STRIDE_IN_1X1 False", "dropped fc"):
+    for text in ("resnet18", "parity", "RGB, normalised", "strides in 3x3", "left out fc"):
         assert text in printed
+    assert len(printed.splitlines()) <= 10
     assert main(["convert", str(tmp_path / "in.pth"), str(out)]) == 2
     assert "--force" in capsys.readouterr().err
     assert main(["convert", str(tmp_path / "in.pth"), str(out), "--force"]) == 0
-    assert main(["convert", str(tmp_path / "in.pth"), str(tmp_path / "out.pkl")]) == 2
+    assert main(["convert", str(tmp_path / "in.pth"), str(tmp_path / "out.onnx")]) == 2
     assert main(["convert", str(tmp_path / "none.pth"), str(tmp_path / "x.pth")]) == 2

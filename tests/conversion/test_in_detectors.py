@@ -28,6 +28,7 @@ def detector(report, meta: str, norm: str = "BN"):
     for key, value in report["config"].items():
         cfg.merge_from_list([key, value])
     cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
     cfg.MODEL.RESNETS.NORM = norm
     if meta == "C4":
         cfg.MODEL.ROI_HEADS.NAME = "Res5ROIHeads"
@@ -85,8 +86,8 @@ def test_a_wrong_stride_setting_shows_from_res3_on(converted, monkeypatch):
     state, file, _ = converted
     right = verify.config_values
 
-    def wrong(architecture):
-        return {**right(architecture), "MODEL.RESNETS.STRIDE_IN_1X1": True}
+    def wrong(architecture, settings):
+        return {**right(architecture, settings), "MODEL.RESNETS.STRIDE_IN_1X1": True}
 
     monkeypatch.setattr(verify, "config_values", wrong)
     errors = verify.parity(state, "resnet50", file)

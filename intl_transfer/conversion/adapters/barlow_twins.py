@@ -1,0 +1,17 @@
+"""Barlow Twins: facebookresearch/barlowtwins, main.py.
+
+Checkpoints hold ``model/module.backbone.*`` beside a projector and the loss's own batch norm
+``module.bn``; the final ``resnet50.pth`` is a plain torchvision state dict.
+"""
+
+from __future__ import annotations
+
+from intl_transfer.conversion.adapters.base import ANY, ONLINE, Layout
+
+LAYOUT = Layout(
+    "Barlow Twins",
+    {ONLINE: rf"{ANY}backbone\."},
+    "model/module.backbone.",
+    marks=(rf"^{ANY}projector\.0\.weight$", rf"^{ANY}bn\.running_mean$"),
+    means="Barlow Twins",
+)

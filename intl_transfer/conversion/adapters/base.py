@@ -1,0 +1,180 @@
+"""What an adapter is: a format's two directions, and how a file of it is recognised by its keys.
+
+Most checkpoints hold torchvision's ResNet behind a prefix, once for the network that is trained and
+once for its moving average. Such a format is a :class:`Layout`: a table of prefixes. Names have
+the form that :attr:`intl_transfer.conversion.reading.Content.tensors` gives them, dictionaries in
+the file divided by ``/``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from intl_transfer.conversion.namings import NAMINGS, TORCHVISION, Naming
+from intl_transfer.conversion.reading import Content
+from intl_transfer.conversion.settings import IMAGENET, Settings
+from intl_transfer.errors import UserError
+
+ONLINE, TARGET = "online", "target"
+# Dictionaries and wrappers around a network: DistributedDataParallel's, torch.compile's.
+ANY = r"(?:(?:state_dict|model|model_state_dict|state|net)/)?(?:module\.|_orig_mod\.|model\.)*"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one ResNet lies in a file.
+
+    Attributes:
+        prefix: before the names of its tensors.
+        naming: how these are spelt.
+    """
+
+    prefix: str
+    naming: Naming
+
+    def read(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """The ResNet under torchvision's names, and the names beside it that are not of it."""
+        state: dict[str, Tensor] = {}
+        rest: list[str] = []
+        folder = self.prefix.rpartition("/")[0]
+        for key, tensor in tensors.items():
+            name = None
+            if key.startswith(self.prefix) and "/" not in key[len(self.prefix) :]:
+                name = self.naming.to_torchvision(key[len(self.prefix) :])
+            if name is not None:
+                state[name] = tensor
+            elif key.rpartition("/")[0] == folder:
+                rest.append(key.rpartition("/")[2])
+        return state, rest
+
+
+def places_in(names: Iterable[str]) -> list[Place]:
+    """Every ResNet in a file, whole or in parts, in the file's order."""
+    found: dict[str, Place] = {}
+    for name in names:
+        for naming in NAMINGS:
+            match = naming.block.match(name)
+            if match:
+                prefix = match.group("prefix")
+                found.setdefault(prefix, Place(prefix, naming))
+                break
+    return list(found.values())
+
+
+class Adapter(Protocol):
+    """One format."""
+
+    @property
+    def name(self) -> str:
+        """As reports name it."""
+
+    def branches(self, content: Content) -> list[str]:
+        """The networks that a file holds, the default first; empty: it is of another format."""
+
+    def to_torchvision(self, content: Content, branch: str) -> tuple[dict[str, Tensor], list[str]]:
+        """One network under torchvision's names, and the names that were left out."""
+
+    def from_torchvision(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The file's dictionary that a network would lie in, its default branch."""
+
+    def method(self, content: Content) -> str | None:
+        """The pretraining method, where the format says."""
+
+    def settings(self, content: Content) -> Settings:
+        """How the network takes its images."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """An adapter for one or two ResNets behind known prefixes.
+
+    Attributes:
+        name: as reports name it.
+        places: branch to a pattern of its prefix; the default branch comes first.
+        written: the prefix, with ``/`` after dictionaries, that is written in the other direction.
+        marks: patterns that tell the format from others with these prefixes: each has to be found
+            in some tensor's name.
+        top: keys that the file's dictionary has to have.
+        again: pattern of prefixes under which the same network lies a second time.
+        means: the method: a name, or what finds it.
+        pixels: how the network takes its images, or what finds it.
+        naming: of the other direction.
+    """
+
+    name: str
+    places: Mapping[str, str]
+    written: str
+    marks: tuple[str, ...] = ()
+    top: tuple[str, ...] = ()
+    again: str | None = None
+    means: str | Callable[[Content], str | None] | None = None
+    pixels: Settings | Callable[[Content], Settings] = IMAGENET
+    naming: Naming = field(default=TORCHVISION)
+
+    def find(self, content: Content) -> dict[str, Place]:
+        """Branch to place; empty where the file is of another format."""
+        if not all(key in content.values for key in self.top):
+            return {}
+        marks = [re.compile(mark) for mark in self.marks]
+        if not all(any(mark.search(key) for key in content.tensors) for mark in marks):
+            return {}
+        found: dict[str, Place] = {}
+        for place in places_in(content.tensors):
+            again = self.again is not None and re.fullmatch(self.again, place.prefix)
+            for branch, pattern in self.places.items():
+                if re.fullmatch(pattern, place.prefix) and branch not in found:
+                    found[branch] = place
+                    break
+            else:
+                if not again:
+                    return {}  # a ResNet more than this format has
+        return {branch: found[branch] for branch in self.places if branch in found}
+
+    def branches(self, content: Content) -> list[str]:
+        """See :class:`Adapter`."""
+        return list(self.find(content))
+
+    def to_torchvision(self, content: Content, branch: str) -> tuple[dict[str, Tensor], list[str]]:
+        """See :class:`Adapter`."""
+        return self.find(content)[branch].read(content.tensors)
+
+    def from_torchvision(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """See :class:`Adapter`."""
+        *folders, prefix = self.written.split("/")
+        made: dict[str, Any] = {
+            prefix + self.naming.from_torchvision(name): tensor for name, tensor in state.items()
+        }
+        for folder in reversed(folders):
+            made = {folder: made}
+        return made
+
+    def method(self, content: Content) -> str | None:
+        """See :class:`Adapter`."""
+        return self.means(content) if callable(self.means) else self.means
+
+    def settings(self, content: Content) -> Settings:
+        """See :class:`Adapter`."""
+        return self.pixels(content) if callable(self.pixels) else self.pixels
+
+
+def chosen(branches: list[str], branch: str | None, where: str) -> str:
+    """The network to take.
+
+    Args:
+        branches: those that there are, the default first.
+        branch: the user's wish, or None for the default.
+        where: the file and its format, for the message.
+
+    Raises:
+        UserError: naming those that there are.
+    """
+    if branch is None:
+        return branches[0]
+    if branch in branches:
+        return branch
+    raise UserError(f"{where} has no branch '{branch}'; it has {' and '.join(branches)}")

@@ -1,0 +1,40 @@
+"""BYOL in PyTorch: lucidrains/byol-pytorch, yaox12/BYOL-PyTorch, sthalles/PyTorch-BYOL.
+
+A network ``online_*`` and its moving average ``target_*``, the backbone inside as ``net``,
+``encoder`` or ``backbone``; the last two repositories number its modules (``encoder.4.0.conv1``).
+By default the online network, which the paper evaluates. DeepMind's own weights are pickles of
+JAX and Haiku; their PyTorch conversions lie under torchvision's names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from intl_transfer.conversion.adapters.base import ANY, ONLINE, TARGET, Layout
+from intl_transfer.conversion.namings import SEQUENTIAL
+from intl_transfer.conversion.settings import UNIT
+
+_NETWORK = r"(?:_encoder|_network|_net|_backbone)?\.(?:(?:net|encoder|backbone|0)\.)?"
+
+LAYOUT = Layout(
+    "BYOL",
+    {ONLINE: rf"{ANY}online{_NETWORK}", TARGET: rf"{ANY}target{_NETWORK}"},
+    "model/online_network.encoder.",
+    marks=(rf"^{ANY}online",),
+    again=rf"{ANY}(?:net|backbone)\.",
+    means="BYOL",
+    naming=SEQUENTIAL,
+)
+IN_DICTIONARIES = Layout(
+    "BYOL",
+    {
+        ONLINE: r"online_network_state_dict/(?:module\.)?encoder\.",
+        TARGET: r"target_network_state_dict/(?:module\.)?encoder\.",
+    },
+    "online_network_state_dict/encoder.",
+    marks=(r"^online_network_state_dict/",),
+    again=r"encoder_state_dict/",
+    means="BYOL",
+    pixels=replace(UNIT, said_by="the format: its training does not normalise"),
+    naming=SEQUENTIAL,
+)

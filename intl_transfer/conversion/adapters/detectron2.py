@@ -1,0 +1,108 @@
+"""Detectron2's own: facebookresearch/detectron2, detectron2/checkpoint/detection_checkpoint.py.
+
+A backbone file (``model/stem.conv1.weight``, ``model/res2.0.…``), or a whole detector, of which the
+ResNet is taken: ``backbone.*`` with ``roi_heads.res5`` (C4) or ``backbone.bottom_up.*`` (FPN). A
+``.pkl`` holds numpy arrays. How the network takes images is said by the ``config.yaml`` beside a
+detector, or by batch norms whose statistics were folded away, which only the weights that came from
+Caffe have; else torchvision's ways are assumed. (Files of this project say it themselves.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from intl_transfer.conversion.adapters.base import ONLINE
+from intl_transfer.conversion.detectron2 import (
+    from_detectron2,
+    is_detectron2,
+    to_detectron2,
+    torchvision_name,
+)
+from intl_transfer.conversion.reading import Content
+from intl_transfer.conversion.settings import CAFFE, IMAGENET, Settings, from_config
+from intl_transfer.errors import UserError
+
+
+class Detectron2:
+    """See :class:`intl_transfer.conversion.adapters.base.Adapter`."""
+
+    name = "Detectron2"
+
+    def branches(self, content: Content) -> list[str]:
+        """A detector has one network."""
+        return [ONLINE] if is_detectron2(_tensors(content)) else []
+
+    def to_torchvision(self, content: Content, branch: str) -> tuple[dict[str, Tensor], list[str]]:
+        """Raises a UserError for tensors in the ResNet that torchvision's has not."""
+        tensors = _tensors(content)
+        try:
+            state = from_detectron2(tensors)
+        except UserError as error:
+            raise UserError(f"{content.path}: {error}") from None
+        return state, [key for key in tensors if torchvision_name(key) is None]
+
+    def from_torchvision(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """A backbone file."""
+        return {
+            "model": to_detectron2(state),
+            "__author__": "intl-transfer",
+            # Lets Detectron2 find res5 in the box head of C4 and below the pyramid of FPN.
+            "matching_heuristics": True,
+        }
+
+    def method(self, content: Content) -> str | None:
+        """Not known; a file of this project says it elsewhere."""
+        return None
+
+    def settings(self, content: Content) -> Settings:
+        """See the module."""
+        beside = _beside(content.path.parent / "config.yaml")
+        if beside is not None:
+            return beside
+        if _folded(_tensors(content)):
+            return replace(CAFFE, said_by="batch norms folded as in weights from Caffe")
+        if content.values.get("__author__") == "torchvision":
+            return replace(IMAGENET, said_by="the file's author, torchvision")
+        return IMAGENET
+
+
+def _tensors(content: Content) -> dict[str, Tensor]:
+    """Those in ``model``, or all where there is no such dictionary."""
+    inner = {k[6:]: v for k, v in content.tensors.items() if k.startswith("model/")}
+    return inner or {k: v for k, v in content.tensors.items() if "/" not in k}
+
+
+def _folded(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether every batch norm of the ResNet has mean 0 and variance 1 (less its epsilon)."""
+    means = [v for k, v in tensors.items() if k.endswith("norm.running_mean") and "res" in k]
+    variances = [v for k, v in tensors.items() if k.endswith("norm.running_var") and "res" in k]
+    return (
+        bool(means)
+        and all(not mean.any() for mean in means)
+        and all(torch.allclose(v.float(), torch.ones(()), atol=2e-5) for v in variances)
+    )
+
+
+def _beside(file: Path) -> Settings | None:
+    """Settings out of the configuration that Detectron2 writes beside a detector."""
+    try:
+        read = yaml.safe_load(file.read_text())
+        values = {
+            "INPUT.FORMAT": read["INPUT"]["FORMAT"],
+            "MODEL.PIXEL_MEAN": read["MODEL"]["PIXEL_MEAN"],
+            "MODEL.PIXEL_STD": read["MODEL"]["PIXEL_STD"],
+            "MODEL.RESNETS.STRIDE_IN_1X1": read["MODEL"]["RESNETS"]["STRIDE_IN_1X1"],
+        }
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        return None
+    return from_config(values, f"{file.name} beside the file")
+
+
+DETECTRON2 = Detectron2()

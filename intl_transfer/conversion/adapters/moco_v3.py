@@ -1,0 +1,17 @@
+"""MoCo v3: facebookresearch/moco-v3, moco/builder.py.
+
+``state_dict/module.base_encoder.*`` and ``module.momentum_encoder.*``. By default the former, which
+the authors' linear evaluation (main_lincls.py) takes.
+"""
+
+from __future__ import annotations
+
+from intl_transfer.conversion.adapters.base import ANY, ONLINE, TARGET, Layout
+
+LAYOUT = Layout(
+    "MoCo v3",
+    {ONLINE: rf"{ANY}base_encoder\.", TARGET: rf"{ANY}momentum_encoder\."},
+    "state_dict/module.base_encoder.",
+    marks=(r"base_encoder\.",),
+    means="MoCo v3",
+)

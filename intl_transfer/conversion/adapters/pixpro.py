@@ -1,0 +1,17 @@
+"""PixPro: zdaxie/PixPro, contrast/models/PixPro.py.
+
+``model/module.encoder.*`` is the trained encoder, ``module.encoder_k.*`` its moving average. By
+default the former, as the authors' converter (transfer/detection) takes it.
+"""
+
+from __future__ import annotations
+
+from intl_transfer.conversion.adapters.base import ANY, ONLINE, TARGET, Layout
+
+LAYOUT = Layout(
+    "PixPro",
+    {ONLINE: rf"{ANY}encoder\.", TARGET: rf"{ANY}encoder_k\."},
+    "model/module.encoder.",
+    marks=(r"(?:encoder_k|projector_k)\.",),
+    means="PixPro",
+)

@@ -1,0 +1,16 @@
+"""SimSiam: facebookresearch/simsiam, simsiam/builder.py.
+
+``state_dict/module.encoder.*`` beside ``module.predictor.*``; one encoder, no moving average.
+"""
+
+from __future__ import annotations
+
+from intl_transfer.conversion.adapters.base import ANY, ONLINE, Layout
+
+LAYOUT = Layout(
+    "SimSiam",
+    {ONLINE: rf"{ANY}encoder\."},
+    "state_dict/module.encoder.",
+    marks=(rf"^{ANY}predictor\.\d",),
+    means="SimSiam",
+)

@@ -1,0 +1,53 @@
+"""Lightning checkpoints of solo-learn: vturrisi/solo-learn, solo/methods/base.py.
+
+``state_dict/backbone.*`` and, of momentum methods, ``momentum_backbone.*`` (before: ``encoder`` and
+``momentum_encoder``), beside an online classifier. By default ``backbone``, which its own linear
+evaluation takes. The method is in the hyper-parameters.
+"""
+
+from __future__ import annotations
+
+from intl_transfer.conversion.adapters.base import ANY, ONLINE, TARGET, Layout
+from intl_transfer.conversion.reading import Content
+from intl_transfer.conversion.safe_types import plain
+
+LIGHTNING = "pytorch-lightning_version"
+_METHODS = {
+    "barlow_twins": "Barlow Twins",
+    "byol": "BYOL",
+    "dino": "DINO",
+    "mocov2plus": "MoCo v2+",
+    "mocov3": "MoCo v3",
+    "nnclr": "NNCLR",
+    "ressl": "ReSSL",
+    "simclr": "SimCLR",
+    "simsiam": "SimSiam",
+    "swav": "SwAV",
+    "vicreg": "VICReg",
+    "wmse": "W-MSE",
+    "deepclusterv2": "DeepCluster v2",
+    "vibcreg": "VIbCReg",
+    "nnbyol": "NNBYOL",
+}
+
+
+def _method(content: Content) -> str | None:
+    kept = plain(content.values.get("hyper_parameters"))
+    if not isinstance(kept, dict):
+        return None
+    inner = plain(kept.get("cfg"))
+    name = plain((inner if isinstance(inner, dict) else kept).get("method"))
+    return _METHODS.get(name, name) if isinstance(name, str) else None
+
+
+LAYOUT = Layout(
+    "solo-learn",
+    {
+        ONLINE: rf"{ANY}(?:backbone|encoder)\.",
+        TARGET: rf"{ANY}(?:momentum_backbone|momentum_encoder)\.",
+    },
+    "state_dict/backbone.",
+    marks=(rf"^{ANY}(?:classifier|projector|predictor|momentum_\w+|prototypes)\.",),
+    top=(LIGHTNING,),
+    means=_method,
+)

@@ -1,0 +1,18 @@
+"""VICReg: facebookresearch/vicreg, main_vicreg.py.
+
+Checkpoints hold ``model/module.backbone.*`` beside a projector whose linear layers have biases; the
+final ``resnet50.pth`` is a plain torchvision state dict. Its ResNet pads before the first
+convolution instead of in it, which comes to the same.
+"""
+
+from __future__ import annotations
+
+from intl_transfer.conversion.adapters.base import ANY, ONLINE, Layout
+
+LAYOUT = Layout(
+    "VICReg",
+    {ONLINE: rf"{ANY}backbone\."},
+    "model/module.backbone.",
+    marks=(rf"^{ANY}projector\.0\.weight$", rf"^{ANY}projector\.0\.bias$"),
+    means="VICReg",
+)

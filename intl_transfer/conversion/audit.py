@@ -1,0 +1,194 @@
+"""Makes sure that a state dict is one whole, trained ResNet, and says what is wrong if not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from intl_transfer.errors import UserError
+
+# Numbers of residual blocks, and whether they are bottlenecks.
+_DEPTHS: dict[tuple[tuple[int, ...], bool], str] = {
+    ((2, 2, 2, 2), False): "resnet18",
+    ((3, 4, 6, 3), False): "resnet34",
+    ((3, 4, 6, 3), True): "resnet50",
+    ((3, 4, 23, 3), True): "resnet101",
+    ((3, 8, 36, 3), True): "resnet152",
+}
+_COUNTER = "num_batches_tracked"
+
+
+def audit(state: Mapping[str, Tensor]) -> str:
+    """Makes sure that a state dict is one whole ResNet, and sound.
+
+    Args:
+        state: torchvision names, without ``fc``.
+
+    Returns:
+        Its architecture, ``resnet18`` to ``resnet152`` or ``wide_resnet50_2``, read from names
+        and shapes.
+
+    Raises:
+        UserError: naming the tensor that is missing, left over, of a wrong shape or type, not
+            finite, or a variance that is not above zero; a kind of ResNet that Detectron2 has not;
+            or batch norms that are as they were made.
+    """
+    check_whole(state)
+    _check_stem(state)
+    architecture = _architecture(state)
+    expected = _shapes(architecture)
+    for key, tensor in state.items():
+        if tensor.shape != expected[key]:
+            raise UserError(
+                f"{key}: expected shape {tuple(expected[key])} in a {architecture}, found "
+                f"{tuple(tensor.shape)}{_likely(key, tensor, expected[key])}"
+            )
+    for key, tensor in state.items():
+        if not key.endswith(_COUNTER):
+            _check_values(key, tensor)
+    _check_trained(state)
+    return architecture
+
+
+def check_whole(state: Mapping[str, Tensor]) -> None:
+    """The part of the audit that reads names alone: nothing missing, nothing left over.
+
+    A backbone for small images, which Detectron2 cannot take, passes.
+
+    Raises:
+        UserError: naming the first tensor that is missing or unknown.
+    """
+    _check_kind(state)
+    architecture = _architecture(state)
+    _check_names(state, _shapes(architecture), architecture)
+
+
+def _check_kind(state: Mapping[str, Tensor]) -> None:
+    """Refuses other kinds of ResNet in words that say which."""
+    if any(re.match(r"(?:conv1|stem)\.\d+\.", key) for key in state):
+        raise UserError(
+            "a ResNet-D or another ResNet with a deep stem (its first layer is several "
+            "convolutions, such as 'conv1.0.weight'); Detectron2's ResNet has one of 7x7"
+        )
+    gates = [key for key in state if re.match(r"layer\d\.\d+\.(?:se|eca|attn|cbam)\b", key)]
+    if gates:
+        raise UserError(
+            f"a ResNet with attention inside its blocks (such as '{gates[0]}', as in SE- and "
+            "ECA-ResNets), which Detectron2's ResNet has not"
+        )
+    norms = [key for key in state if re.search(r"bn\d\.weight$", key)]
+    if norms and not any(key.endswith("running_mean") for key in state):
+        raise UserError(
+            "no statistics of batch norms in it (no 'running_mean' at all): group norm or another "
+            "norm was trained, or they were left out of the file. Expected a ResNet with batch norm"
+        )
+
+
+def _check_stem(state: Mapping[str, Tensor]) -> None:
+    first = state["conv1.weight"]
+    if first.ndim != 4:
+        return  # the shapes are compared later
+    if first.shape[-1] != 7:
+        size = "x".join(map(str, first.shape[-2:]))
+        raise UserError(
+            f"conv1 is {size}: a stem for small images (CIFAR). Detectron2's ResNet has a 7x7 "
+            "stem; pretrain with model.stem=imagenet to transfer to detection"
+        )
+    if first.shape[0] in (128, 192, 256, 320):
+        raise UserError(
+            f"conv1 has {first.shape[0]} filters: a ResNet of {first.shape[0] // 64} times the "
+            "width (as the 2x and 4x models of SimCLR, BYOL and SwAV). Expected 64; of wider ones "
+            "only wide ResNet-50-2 is known, whose stem has 64"
+        )
+    if first.shape[1] != 3:
+        raise UserError(f"conv1 takes {first.shape[1]} channels; expected 3, an RGB image")
+
+
+def _architecture(state: Mapping[str, Tensor]) -> str:
+    blocks = tuple(
+        len({k.split(".")[1] for k in state if k.startswith(f"layer{s}.")}) for s in range(1, 5)
+    )
+    if not any(blocks):
+        raise UserError(
+            "not a ResNet under torchvision's names: nothing begins with 'layer1.' to 'layer4.' "
+            f"(first keys: {', '.join(list(state)[:5]) or 'none'})"
+        )
+    bottleneck = any(re.match(r"layer\d\.\d+\.conv3\.weight", key) for key in state)
+    if (blocks, bottleneck) not in _DEPTHS:
+        kind = "bottleneck" if bottleneck else "basic"
+        raise UserError(
+            f"no known ResNet has {blocks} {kind} blocks in its four stages; tensors are missing, "
+            "or it is another network. Known: ResNet-18, 34, 50, 101, 152 and wide ResNet-50-2"
+        )
+    name = _DEPTHS[blocks, bottleneck]
+    inner = state.get("layer1.0.conv1.weight")
+    wide = name == "resnet50" and inner is not None and inner.shape[:1] == (128,)
+    # A ResNeXt's first convolutions are as wide; its 3x3 ones, of one group in 32, are not.
+    middle = state.get("layer1.0.conv2.weight")
+    grouped = middle is not None and middle.ndim == 4 and middle.shape[1] * 4 <= middle.shape[0]
+    return "wide_resnet50_2" if wide and not grouped else name
+
+
+def _shapes(architecture: str) -> dict[str, torch.Size]:
+    import torchvision
+
+    with torch.device("meta"):
+        network = torchvision.models.get_model(architecture, weights=None)
+    return {k: v.shape for k, v in network.state_dict().items() if not k.startswith("fc.")}
+
+
+def _check_names(
+    state: Mapping[str, Tensor], expected: Mapping[str, torch.Size], architecture: str
+) -> None:
+    missing = [key for key in sorted(expected.keys() - state.keys()) if not key.endswith(_COUNTER)]
+    extra = sorted(state.keys() - expected.keys())
+    if missing or extra:
+        raise UserError(
+            f"not a whole {architecture}: {len(missing)} tensors missing"
+            f"{' (first: ' + missing[0] + ')' if missing else ''}, {len(extra)} unknown"
+            f"{' (first: ' + extra[0] + ')' if extra else ''}"
+        )
+
+
+def _likely(key: str, tensor: Tensor, expected: torch.Size) -> str:
+    if tensor.ndim == len(expected) and sorted(tensor.shape) == sorted(expected):
+        return ": transposed, its axes are in another order"
+    if ".conv" in key and tensor.ndim == 4 and tensor.shape[1] * 8 <= tensor.shape[0]:
+        return "; a ResNeXt, with grouped convolutions, is not among the known networks"
+    return ""
+
+
+def _check_values(key: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise UserError(f"{key}: expected floating-point numbers, found {tensor.dtype}")
+    if not torch.isfinite(tensor).all():
+        raise UserError(f"{key} holds NaN or infinite values")
+    if key.endswith("running_var") and (tensor < 0).any():
+        raise UserError(f"{key} holds a negative variance, {float(tensor.min()):.3g}")
+    if (tensor.ndim == 4 or key.endswith("running_var")) and not tensor.any():
+        raise UserError(f"{key} is zero throughout: it was never trained, or never loaded")
+
+
+def _check_trained(state: Mapping[str, Tensor]) -> None:
+    """Batch norms as they are made: a network that was never trained, or statistics never kept."""
+    weights = [v for k, v in state.items() if re.search(r"(?:bn\d|downsample\.1)\.weight$", k)]
+    biases = [v for k, v in state.items() if k.endswith("bias")]
+    means = [v for k, v in state.items() if k.endswith("running_mean")]
+    variances = [v for k, v in state.items() if k.endswith("running_var")]
+    if any(mean.any() for mean in means) or not all((v == 1).all() for v in variances):
+        return
+    # The last norm of a block may have been made with zeros.
+    untouched = all(bool((w == 1).all() or not w.any()) for w in weights)
+    if untouched and all(not bias.any() for bias in biases):
+        raise UserError(
+            "its batch norms are all as they were made (weight 1, bias 0, mean 0, variance 1): "
+            "this network was never trained. Random initialisation needs no file: train_net.py "
+            "--weights random"
+        )
+    raise UserError(
+        "its batch norms were trained, but their statistics are all as they were made (mean 0, "
+        "variance 1): they were never kept, and features would be wrong"
+    )

@@ -1,0 +1,80 @@
+"""What Detectron2 has to be told so that weights see the images that they were trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Channels = Literal["RGB", "BGR"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a network takes its images. None of this can be seen in the weights themselves.
+
+    Attributes:
+        channels: order of the colours.
+        pixel_mean: subtracted from pixels of 0 to 255, in that order.
+        pixel_std: what they are then divided by.
+        stride_in_1x1: whether a bottleneck strides in its first 1x1 convolution, as Caffe's
+            networks do; torchvision's stride in the 3x3.
+        said_by: where this is known from; None where it is assumed.
+    """
+
+    channels: Channels
+    pixel_mean: tuple[float, float, float]
+    pixel_std: tuple[float, float, float]
+    stride_in_1x1: bool = False
+    said_by: str | None = None
+
+
+# torchvision's normalisation, in pixels of 0 to 255: what nearly every method trains with.
+IMAGENET = Settings("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+# Pixels of 0 to 1 and nothing else (`ToTensor` alone): Google's SimCLR, and small reproductions.
+UNIT = Settings("RGB", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
+# MSRA's networks, which came from Caffe: Detectron2's default.
+CAFFE = Settings("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0), True)
+
+PIXELS = {"imagenet": IMAGENET, "unit": UNIT, "caffe": CAFFE}
+
+
+def config_values(architecture: str, settings: Settings = IMAGENET) -> dict[str, Any]:
+    """The keys of a Detectron2 configuration that belong to converted weights.
+
+    Args:
+        architecture: ``resnet18`` to ``resnet152`` or ``wide_resnet50_2``.
+        settings: how the network takes its images.
+    """
+    depth = 50 if architecture == "wide_resnet50_2" else int(architecture.removeprefix("resnet"))
+    return {
+        "INPUT.FORMAT": settings.channels,
+        "MODEL.PIXEL_MEAN": list(settings.pixel_mean),
+        "MODEL.PIXEL_STD": list(settings.pixel_std),
+        "MODEL.RESNETS.DEPTH": depth,
+        "MODEL.RESNETS.STRIDE_IN_1X1": settings.stride_in_1x1,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": 64 if depth < 50 else 256,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": 128 if architecture == "wide_resnet50_2" else 64,
+    }
+
+
+def from_config(values: dict[str, Any], said_by: str) -> Settings | None:
+    """Settings out of Detectron2 keys, or None where one of them is missing or of a wrong kind.
+
+    Args:
+        values: by dotted key, as :func:`config_values` gives them.
+        said_by: where they were read.
+    """
+    try:
+        channels = str(values["INPUT.FORMAT"])
+        if channels not in ("RGB", "BGR"):
+            return None
+        mean, std = (
+            tuple(float(value) for value in values[f"MODEL.PIXEL_{name}"])
+            for name in ("MEAN", "STD")
+        )
+        stride = values["MODEL.RESNETS.STRIDE_IN_1X1"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    if len(mean) != 3 or len(std) != 3 or not isinstance(stride, bool):
+        return None
+    return Settings("RGB" if channels == "RGB" else "BGR", mean, std, stride, said_by)
