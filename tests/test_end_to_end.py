@@ -55,7 +55,8 @@ def test_resnet50_from_images_to_the_table(tmp_path):
                 *short,
             )
 
-    tables = json.loads(step(tmp_path, *tool, "collect", "runs", "--format", "json"))
+    as_json = ("--format", "json", "--layout", "dataset", "--tables", "detection")
+    tables = json.loads(step(tmp_path, *tool, "collect", "runs", *as_json))
     assert [(t["dataset"], len(t["rows"])) for t in tables] == [
         ("shapes_coco_val", 2),
         ("shapes_voc_test", 2),

@@ -101,7 +101,8 @@ def _evaluated(run: Run) -> _Sample:
     figures = {
         names[key]: float(value)
         for key, value in results["metrics"].items()
-        if key in names and value is not None
+        # Five votes of neighbours are no ranking: k-NN has one figure.
+        if key in names and value is not None and (kind != "knn" or key == "top1")
     }
     return _Sample(run, kind, text, figures)
 

@@ -1,46 +1,160 @@
-"""Collects run directories into results tables: mean and standard deviation over seeds.
+"""Collects run directories into results tables, figures and a report.
 
 intl-transfer collect runs/ --published
-intl-transfer collect runs/ --format latex --out table.tex
+intl-transfer collect runs/ --out table.tex --standalone --baseline "MoCo v2"
+intl-transfer collect runs/ --out report/ --figures figures/
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-_FORMS = ("console", "md", "latex", "csv", "json")
+from intl_transfer.errors import UserError, did_you_mean
+from intl_transfer.results.arguments import add_arguments
 
+if TYPE_CHECKING:
+    from intl_transfer.results import Collection, Table
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of ``intl-transfer collect``."""
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="run directories")
-    parser.add_argument("--format", choices=_FORMS, help="default: console on a terminal, else md")
-    parser.add_argument("--published", action="store_true", help="also show published rows")
-    parser.add_argument("--precision", type=int, default=1, help="digits after the point")
-    parser.add_argument("--out", type=Path, help="write to a file instead")
+__all__ = ["add_arguments", "build", "run", "tell"]
+
+_SUFFIXES = {".md": "md", ".tex": "latex", ".csv": "csv", ".json": "json", ".txt": "console"}
+# Of hundreds of runs that are left out for one reason, the first few say what it is.
+_MOST_LINES = 40
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Collects; returns 0, or 1 if there is nothing to show."""
-    from intl_transfer.results import build_tables, collect, render
+    return build(arguments, _form(arguments))
+
+
+def build(arguments: argparse.Namespace, form: str | None, refresh: int | None = None) -> int:
+    """Collects once and writes what was asked for.
+
+    Args:
+        arguments: of the command line.
+        form: of the table; None for a folder with all of them and the report.
+        refresh: seconds after which an open report loads itself anew.
+
+    Returns:
+        The exit status.
+    """
+    from intl_transfer.results import collect
+
+    labels = dict(map(_label, arguments.label))
+    minutes = arguments.stalled_after
+    found = collect(arguments.runs, labels, not arguments.no_cache, 60 * minutes)
+    tell(found)
+    tables = _tables(found, arguments)
+    if arguments.figures:
+        from intl_transfer.results.figures import draw_figures
+
+        for file in draw_figures(found, tables, arguments.figures, arguments.figure_format):
+            print(f"wrote {file}", file=sys.stderr)
+    if form is None:
+        from intl_transfer.results.outputs import write_folder
+
+        write_folder(found, tables, Path(arguments.out), _rendering(arguments), refresh)
+        return 0
+    if not tables:
+        print("no finished detection run, evaluation or k-NN figure found", file=sys.stderr)
+        return 1
+    _write(tables, form, arguments)
+    return 0
+
+
+def tell(found: Collection) -> None:
+    """Says on stderr how many directories there are in each state, and what is left out why."""
+    from intl_transfer.results.grid import clean
+
+    lines = [clean(problem) for problem in found.problems]
+    lines += [clean(f"not in the table: {path} is {status}") for path, status in found.unfinished]
+    for line in lines[:_MOST_LINES]:
+        print(line, file=sys.stderr)
+    if len(lines) > _MOST_LINES:
+        print(f"... and {len(lines) - _MOST_LINES} more", file=sys.stderr)
+    states = Counter(entry.status for entry in found.entries)
+    if states:
+        text = ", ".join(f"{count} {status}" for status, count in states.most_common())
+        print(f"{sum(states.values())} run directories: {text}", file=sys.stderr)
+
+
+def _tables(found: Collection, arguments: argparse.Namespace) -> list[Table]:
+    from intl_transfer.results import TableOptions, build_tables
+
+    options = TableOptions(
+        layout=arguments.layout,
+        lr_selection=arguments.lr_selection,
+        baseline=arguments.baseline,
+        test=arguments.test,
+        kinds=arguments.tables,
+        columns=arguments.columns,
+        rows=tuple(arguments.rows),
+        sort=arguments.sort,
+        reverse=arguments.reverse,
+    )
+    return build_tables(found, arguments.published, options)
+
+
+def _rendering(arguments: argparse.Namespace) -> dict[str, object]:
+    """The keywords of :func:`intl_transfer.results.render`."""
+    return {
+        "precision": arguments.precision,
+        "spread": arguments.spread,
+        "hide": arguments.hide,
+        "standalone": arguments.standalone,
+    }
+
+
+def _form(arguments: argparse.Namespace) -> str | None:
+    """The table's form, or None where ``--out`` is a folder."""
+    out, form = arguments.out, arguments.format
+    if out is None:
+        return form or ("console" if sys.stdout.isatty() else "md")
+    suffix = Path(out).suffix.lower()
+    if out.endswith(("/", "\\")) or Path(out).is_dir() or not suffix:
+        for option, name in ((arguments.template, "--template"), (form, "--format")):
+            if option:
+                raise UserError(
+                    f"--out {out} is a folder, which gets every format; {name} needs a file"
+                )
+        return None
+    if form or arguments.template:
+        return form or "md"
+    if suffix not in _SUFFIXES:
+        raise UserError(
+            f"--out {out}: no format for '{suffix}'.{did_you_mean(suffix, _SUFFIXES)} Expected one "
+            f"of {', '.join(_SUFFIXES)}, or --format; a folder's name ends in /"
+        )
+    return _SUFFIXES[suffix]
+
+
+def _write(tables: Sequence[Table], form: str, arguments: argparse.Namespace) -> None:
+    from intl_transfer.results import render
+    from intl_transfer.results.templates import render_template
     from intl_transfer.runs import write_atomically
 
-    found = collect(arguments.runs)
-    for problem in found.problems:
-        print(problem, file=sys.stderr)
-    for folder, status in found.unfinished:
-        print(f"not in the table: {folder} is {status}", file=sys.stderr)
-    tables = build_tables(found, arguments.published)
-    if not tables:
-        print("no finished detection run found", file=sys.stderr)
-        return 1
-    form = arguments.format or ("console" if sys.stdout.isatty() and not arguments.out else "md")
-    text = render(tables, form, arguments.precision)
-    if arguments.out:
-        write_atomically(arguments.out, lambda file: file.write(text.encode()))
-        print(f"wrote {arguments.out}", file=sys.stderr)
+    if arguments.template:
+        words = (arguments.precision, arguments.spread, arguments.hide)
+        text = render_template(tables, arguments.template, *words)
     else:
+        text = render(tables, form, **_rendering(arguments))  # type: ignore[arg-type]
+    if arguments.out is None:
         print(text, end="")
-    return 0
+        return
+    try:
+        write_atomically(arguments.out, lambda file: file.write(text.encode()))
+    except OSError as error:
+        raise UserError(f"--out {arguments.out} cannot be written: {error.strerror}") from None
+    print(f"wrote {arguments.out}", file=sys.stderr)
+
+
+def _label(text: str) -> tuple[str, str]:
+    path, sign, name = text.rpartition("=")
+    if not (sign and path and name):
+        raise UserError(f"--label {text}: expected PATH=NAME")
+    return path, name

@@ -15,11 +15,17 @@ _SPECIALS = {
     "≈": r"$\approx$", "≤": r"$\leq$", "≥": r"$\geq$", "×": r"$\times$", "→": r"$\rightarrow$",
     "↑": r"$\uparrow$", "↓": r"$\downarrow$", "β": r"$\beta$", "λ": r"$\lambda$",
     "α": r"$\alpha$", "μ": r"$\mu$", "σ": r"$\sigma$", "τ": r"$\tau$", "–": "--", "—": "---",
-    "“": "``", "”": "''", "‘": "`", "’": "'", "…": r"\dots{}", '"': r"\textquotedbl{}",
+    "“": "``", "”": "''", "‘": "`", "’": "'", "…": r"\dots{}", '"': "''",
+    "ß": r"\ss{}", "ø": r"\o{}", "Ø": r"\O{}", "ł": r"\l{}", "Ł": r"\L{}", "æ": r"\ae{}",
+    "Æ": r"\AE{}",
+}  # fmt: skip
+# Commands, which need no font or input encoding: the usual Type 1 fonts of every TeX have them.
+_ACCENTS = {
+    "\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304": "=", "\u0306": "u",
+    "\u0307": ".", "\u0308": '"', "\u030a": "r", "\u030b": "H", "\u030c": "v", "\u0327": "c",
 }  # fmt: skip
 _PREAMBLE = r"""\documentclass{article}
-\usepackage[T1]{fontenc}
-\usepackage[a4paper,landscape,margin=15mm]{geometry}
+\usepackage[a4paper,landscape,margin=10mm]{geometry}
 \usepackage{booktabs}
 \begin{document}
 """
@@ -34,14 +40,17 @@ def escape_latex(text: str) -> str:
 
 def _character(character: str) -> str:
     if character in _SPECIALS:
-        # An ASCII quotation mark needs T1; two typewriter primes do not.
-        return "''" if character == '"' else _SPECIALS[character]
+        return _SPECIALS[character]
     if character < "\x7f":
         return character
-    if 0xC0 <= ord(character) <= 0x17F and ord(character) not in (0xD7, 0xF7):
-        return character  # Latin letters with accents
-    plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
-    return "".join(map(_character, plain)) if plain else f"[U+{ord(character):04X}]"
+    parts = unicodedata.normalize("NFD", character)
+    if len(parts) == 2 and parts[0].isascii() and parts[1] in _ACCENTS:
+        base = {"i": r"\i", "j": r"\j"}.get(parts[0], parts[0])
+        return rf"\{_ACCENTS[parts[1]]}{{{base}}}"
+    plain = [c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c)]
+    if plain and all(c.isascii() for c in plain):
+        return "".join(map(_character, plain))
+    return f"[U+{ord(character):04X}]"
 
 
 def latex(grids: Sequence[Grid], standalone: bool = False) -> str:
@@ -59,7 +68,7 @@ def latex(grids: Sequence[Grid], standalone: bool = False) -> str:
         # A float that finds no page of its own waits for the next; many must not pile up.
         pages = body.replace("\\end{table}\n", "\\end{table}\n\\clearpage\n")
         return f"{_PREAMBLE}{pages}\n\\end{{document}}\n"
-    return f"% needs \\usepackage{{booktabs}} and \\usepackage[T1]{{fontenc}}\n{body}\n"
+    return f"% needs \\usepackage{{booktabs}}\n{body}\n"
 
 
 def _table(grid: Grid) -> str:

@@ -20,6 +20,8 @@ from intl_transfer.results.statistics import Summary
 #: Forms, and the suffix of a file in each.
 FORMS = {"console": "txt", "md": "md", "latex": "tex", "csv": "csv", "json": "json"}
 
+_WIDEST = 1000
+
 
 def render(
     tables: Sequence[Table],
@@ -117,14 +119,16 @@ def _console(grids: Sequence[Grid]) -> str:
     from rich.text import Text
 
     out = io.StringIO()
-    width = max(80, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 160
-    console = Console(file=out, width=width)
+    terminal = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    console = Console(file=out, width=_WIDEST)
     for grid in grids:
         drawn = RichTable(title=Text(grid.title), title_justify="left")
-        for index, name in enumerate(grid.headings):
-            words = index < len(grid.leading) and name != "n"
-            justify: Literal["left", "right"] = "left" if words else "right"
-            drawn.add_column(Text(name), justify=justify, no_wrap=not words)
+        groups = [name for name, span in grid.groups for _ in range(span)]
+        for name in grid.leading:
+            justify: Literal["left", "right"] = "right" if name == "n" else "left"
+            drawn.add_column(Text(name), justify=justify, min_width=min(len(name), 10))
+        for group, metric in zip(groups, grid.metrics, strict=True):
+            drawn.add_column(Text(f"{group}\n{metric}"), justify="right")
         for index, line in enumerate(grid.lines):
             figures = [cell.text + (" *" if cell.best else "") for cell in line.cells]
             cells = _cells(grid, line, line.name + _numbers(line), figures, line.detail)
@@ -133,7 +137,11 @@ def _console(grids: Sequence[Grid]) -> str:
             drawn.add_row(
                 *(Text(cell, style) for cell in cells), end_section=last and not line.published
             )
+        natural = console.measure(drawn).maximum
+        # A title without its table's width to hold it would make one line of any length.
+        console.width = max(80, min(natural, terminal or natural))
         console.print(drawn)
+        console.width = max(console.width, 120) if terminal is None else console.width
         if any(cell.best for line in grid.lines for cell in line.cells):
             console.print(Text("*: best measured mean of its column."))
         for text in grid.legend:
@@ -141,4 +149,5 @@ def _console(grids: Sequence[Grid]) -> str:
         for number, note in enumerate(grid.notes, 1):
             console.print(Text(f"[{number}] {note}"))
         console.print()
+        console.width = _WIDEST
     return out.getvalue()

@@ -136,7 +136,7 @@ class Table:
 
     def count(self, row: Row) -> str:
         """Number of runs behind a row, for each part where they differ: ``3`` or ``1, 5``."""
-        groups = [part.tasks for part in self.parts] or [self.tasks]
+        groups = [part.tasks for part in self.parts] or [(task,) for task in self.tasks]
         counts = []
         for tasks in groups:
             found = [summary.n for (task, _), summary in row.figures.items() if task in tasks]

@@ -126,7 +126,7 @@ def _legend(
     if any(mark.tied for mark in marks):
         lines.append(
             f"≈: not significantly different from the best of its column (p > {ALPHA:g}, two-sided "
-            f"t test, Holm over {with_best} tests of this table)."
+            f"t test, Holm over {with_best} tests of this table; single runs are not tested)."
         )
     if chosen is not None:
         tests = {m.comparison.test for m in marks if m.comparison}

@@ -381,7 +381,7 @@ def write_predictions(folder: Path, rng: np.random.Generator, count: int = 4) ->
                 "file": name,
                 "width": width,
                 "height": height,
-                "error": round(float(2 - index * 0.3), 3),
+                "error": round(0.8 - index * 0.15, 3),
                 "truth": truth,
                 "predictions": found,
             }

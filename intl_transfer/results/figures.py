@@ -1,0 +1,359 @@
+"""Figures for papers: curves with seeds as bands, AP with error bars, AP of each class."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
+
+from intl_transfer.errors import UserError
+from intl_transfer.results.collect import Collection, Run
+from intl_transfer.results.grid import clean
+from intl_transfer.results.rows import Part, Row, Table
+from intl_transfer.results.series import band, curve, read_lines
+from intl_transfer.results.statistics import summarise
+from intl_transfer.runs import write_atomically
+
+# Okabe and Ito's colours, told apart with every kind of colour vision; yellow is left out, which
+# is too light for lines. Line styles change after a round.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_STYLES = ("-", "--", ":", "-.")
+_PARAMETERS: Any = {
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.3,
+    "grid.linewidth": 0.5,
+    "legend.frameon": False,
+    # Text stays text: TrueType in PDF (publishers refuse Type 3), characters in SVG.
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "intl-transfer",
+    # A dollar sign in a run's name is no formula.
+    "text.parse_math": False,
+}
+_WIDTH = 3.4  # inches: one column of a two-column paper
+_MOST_ROWS = 6  # of per-class bars, beyond which nothing can be told apart
+_TASK_NAMES = {"box": "box", "mask": "mask", "voc": "VOC"}
+
+Style = dict[str, Any]
+
+
+def draw_figures(
+    collection: Collection,
+    tables: Sequence[Table],
+    folder: str | Path,
+    formats: Sequence[str] = ("pdf",),
+) -> list[Path]:
+    """Draws everything that the runs have figures for.
+
+    For each detection table: ``ap`` (bars of AP, error bars the sample standard deviation); for
+    each data set: ``loss``, ``lr`` and ``ap_curve`` over iterations, ``classes`` (AP of each
+    class). Of pretraining: ``pretrain_loss``, ``pretrain_lr``, ``pretrain_knn`` over epochs. Lines
+    are means over runs, bands reach from the lowest to the highest run.
+
+    Args:
+        collection: what was found.
+        tables: made of it; decides rows, order and selection.
+        folder: where to; made if absent.
+        formats: of ``pdf``, ``svg``, ``png``.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        UserError: if the folder cannot be written.
+    """
+    files: list[Path] = []
+    styles = _styles(collection, tables)
+    with matplotlib.rc_context(_PARAMETERS), _quiet():
+        for name, figure in _figures(collection, tables, styles):
+            for form in formats:
+                file = Path(folder) / f"{name}.{form}"
+                _save(figure, file, form)
+                files.append(file)
+    return files
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without a warning for each letter that the font lacks."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield
+
+
+def _save(figure: Figure, file: Path, form: str) -> None:
+    # Without a date, the same figures make the same file.
+    metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(form, {})
+    try:
+        write_atomically(
+            file,
+            lambda out: figure.savefig(
+                out, format=form, dpi=200, bbox_inches="tight", metadata=metadata
+            ),
+        )
+    except OSError as error:
+        raise UserError(f"--figures {file.parent} cannot be written: {error.strerror}") from None
+
+
+def _styles(collection: Collection, tables: Sequence[Table]) -> dict[str, Style]:
+    """A colour and a line for each label, the same in all figures."""
+    labels = dict.fromkeys(row.label for table in tables for row in table.rows if not row.published)
+    labels |= dict.fromkeys(_pretraining_groups(collection))
+    found: dict[str, Style] = {}
+    colours = cycle([(line, colour) for line in _STYLES for colour in COLOURS])
+    for label in labels:
+        line, colour = next(colours)
+        found[label] = {"color": colour, "linestyle": line}
+    return found
+
+
+def _figures(
+    collection: Collection, tables: Sequence[Table], styles: dict[str, Style]
+) -> Iterator[tuple[str, Figure]]:
+    used: set[str] = set()
+
+    def unique(name: str) -> str:
+        number, free = 2, name
+        while free in used:
+            free, number = f"{name}_{number}", number + 1
+        used.add(free)
+        return free
+
+    drawn: set[tuple[Path, ...]] = set()
+    for table in tables:
+        measured = [row for row in table.rows if not row.published]
+        if table.family != "detection" or not measured:
+            continue
+        yield unique(_slug("ap", *(part.dataset for part in table.parts))), _bars(table, styles)
+        for part in table.parts:
+            groups = {row.label: _runs(row, part) for row in measured}
+            groups = {label: runs for label, runs in groups.items() if runs}
+            key = tuple(run.path for runs in groups.values() for run in runs)
+            if not groups or key in drawn:  # a VOC part stands in several tables
+                continue
+            drawn.add(key)
+            for kind, figure in _of_part(part, groups, styles):
+                yield unique(_slug(kind, part.dataset, part.schedule)), figure
+    for kind, figure in _of_pretraining(collection, styles):
+        yield kind, figure
+
+
+def _runs(row: Row, part: Part) -> list[Run]:
+    return [run for run in row.runs if run.results["dataset"]["name"] == part.dataset]
+
+
+def _of_part(
+    part: Part, groups: dict[str, list[Run]], styles: dict[str, Style]
+) -> Iterator[tuple[str, Figure]]:
+    """Curves and classes of the runs on one data set."""
+    lines = {run.path: read_lines(run.path) for runs in groups.values() for run in runs}
+    paths = {label: [run.path for run in runs] for label, runs in groups.items()}
+
+    def curves(value: Callable[[dict[str, Any]], Any], text: str, **more: Any) -> Figure | None:
+        return _curves(lines, paths, "iteration", value, styles, text, part.dataset, **more)
+
+    task = part.tasks[0]
+    kinds = {
+        "loss": curves(lambda row: row.get("total_loss"), "training loss"),
+        "lr": curves(lambda row: row.get("lr"), "learning rate"),
+        "ap_curve": curves(
+            lambda row: _evaluated(row, task), f"{_TASK_NAMES[task]} AP", marker="o"
+        ),
+    }
+    for kind, figure in kinds.items():
+        if figure is not None:
+            yield kind, figure
+    for task in part.tasks:
+        if (figure := _classes(part, task, groups, styles)) is not None:
+            yield f"classes_{task}", figure
+
+
+def _evaluated(row: dict[str, Any], task: str) -> Any:
+    """AP in a line of ours, or of Detectron2's."""
+    evaluation = row.get("evaluation")
+    if isinstance(evaluation, dict):
+        figures = evaluation.get(task)
+        return figures.get("AP") if isinstance(figures, dict) else None
+    return row.get({"mask": "segm/AP"}.get(task, "bbox/AP"))
+
+
+def _curves(
+    lines: dict[Path, list[dict[str, Any]]],
+    groups: dict[str, list[Path]],
+    x: str,
+    value: Callable[[dict[str, Any]], Any],
+    styles: dict[str, Style],
+    text: str,
+    title: str,
+    marker: str = "",
+) -> Figure | None:
+    """One line for each group, its band from the lowest to the highest run."""
+    figure, axes = _new()
+    drawn = 0
+    for label, paths in groups.items():
+        found = [c for path in paths if (c := curve(lines[path], x, value)) is not None]
+        if not found:
+            continue
+        line = band(found)
+        style = styles[label]
+        name = clean(label) + (f", n = {line.n}" if line.n > 1 else "")
+        axes.plot(line.x, line.mean, lw=1.1, label=name, marker=marker, ms=2.5, **style)
+        if line.n > 1:
+            axes.fill_between(line.x, line.low, line.high, color=style["color"], alpha=0.2, lw=0)
+        drawn += 1
+    if not drawn:
+        return None
+    axes.set_xlabel(x)
+    axes.set_ylabel(text)
+    axes.set_title(clean(title), fontsize=8)
+    axes.margins(x=0.02)
+    _legend(axes)
+    return figure
+
+
+def _new(width: float = _WIDTH, height: float = 2.3) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height))
+    return figure, figure.add_subplot()
+
+
+def _legend(axes: Axes) -> None:
+    """Below the axes: names with their pretraining are long."""
+    figure = axes.get_figure()
+    assert figure is not None
+    below = ScaledTranslation(0, -32 / 72, figure.dpi_scale_trans)
+    axes.legend(
+        loc="upper left",
+        bbox_to_anchor=(0, 0),
+        bbox_transform=axes.transAxes + below,
+        fontsize=7,
+        borderaxespad=0,
+    )
+
+
+def _bars(table: Table, styles: dict[str, Style]) -> Figure:
+    """AP of each row and task; published rows are hatched."""
+    tasks = [t for t in table.tasks if any((t, "AP") in row.figures for row in table.rows)]
+    rows = [row for row in table.rows if any((task, "AP") in row.figures for task in tasks)]
+    figure = Figure(figsize=(_WIDTH * max(1, len(tasks) * 0.75), 0.5 + 0.24 * len(rows)))
+    places = np.arange(len(rows))[::-1]
+    axes: Axes | None = None
+    for index, task in enumerate(tasks):
+        axes = figure.add_subplot(1, len(tasks), index + 1, sharey=axes)
+        for place, row in zip(places, rows, strict=True):
+            summary = row.figures.get((task, "AP"))
+            if summary is None:
+                continue
+            colour = styles[row.label]["color"] if not row.published else "#bbbbbb"
+            axes.barh(
+                place,
+                summary.mean,
+                0.7,
+                color=colour,
+                hatch="///" * row.published,
+                edgecolor="white" if row.published else colour,
+                xerr=summary.std,
+                error_kw={"lw": 0.8, "capsize": 2},
+            )
+            end, text = summary.mean + (summary.std or 0), f"{summary.mean:.1f}"
+            places_of = {"va": "center", "textcoords": "offset points"}
+            axes.annotate(text, (end, place), (3, 0), fontsize=6.5, **places_of)
+        axes.set_xlabel(f"{clean(table.heading(task))} AP")
+        axes.margins(x=0.18)
+        axes.grid(axis="y", visible=False)
+        if index == 0:
+            names = [row.label + " (published)" * row.published for row in rows]
+            axes.set_yticks(places, [clean(name) for name in names])
+        else:
+            axes.tick_params(labelleft=False)
+    return figure
+
+
+def _classes(
+    part: Part, task: str, groups: dict[str, list[Run]], styles: dict[str, Style]
+) -> Figure | None:
+    """AP of each class, the first rows of the table only where there are many."""
+    shown = dict(list(groups.items())[:_MOST_ROWS])
+    figures: dict[str, dict[str, list[float | None]]] = {}
+    for label, runs in shown.items():
+        for run in runs:
+            found = (run.results["metrics"].get(task) or {}).get("per_class")
+            for name, value in (found or {}).items() if isinstance(found, dict) else ():
+                good = isinstance(value, (int, float)) and np.isfinite(value)
+                figures.setdefault(name, {}).setdefault(label, []).append(value if good else None)
+    if not figures:
+        return None
+    classes = sorted(figures)
+    height = 0.8 / len(shown)
+    figure, axes = _new(_WIDTH, 0.6 + len(classes) * max(0.16, 0.07 * len(shown)))
+    for index, label in enumerate(shown):
+        summaries = [summarise(figures[name].get(label, [])) for name in classes]
+        places = np.arange(len(classes))[::-1] + 0.4 - height * (index + 0.5)
+        spreads = [summary.std or 0 if summary else 0 for summary in summaries]
+        axes.barh(
+            places,
+            [s.mean if s else np.nan for s in summaries],
+            height,
+            color=styles[label]["color"],
+            label=clean(label),
+            xerr=spreads if any(spreads) else None,
+            error_kw={"lw": 0.6},
+        )
+    axes.set_yticks(np.arange(len(classes))[::-1], [clean(name) for name in classes])
+    axes.set_ylim(-0.6, len(classes) - 0.4)
+    axes.set_xlabel(f"{_TASK_NAMES[task]} AP")
+    axes.grid(axis="y", visible=False)
+    title = clean(part.dataset)
+    if len(groups) > len(shown):
+        title += f" (the first {len(shown)} of {len(groups)} rows)"
+    axes.set_title(title, fontsize=8)
+    _legend(axes)
+    return figure
+
+
+def _pretraining_groups(collection: Collection) -> dict[str, list[Path]]:
+    """Pretraining runs by method, configuration, epochs and data: seeds of one thing."""
+    groups: dict[str, list[Path]] = {}
+    for path, results in collection.pretraining.items():
+        name = collection.manifests[path].get("config_name")
+        words = [f"{name}", f"{results.get('epochs')} ep", f"{results.get('dataset')}"]
+        groups.setdefault(f"{results.get('method')} ({', '.join(words)})", []).append(path)
+    return groups
+
+
+def _of_pretraining(
+    collection: Collection, styles: dict[str, Style]
+) -> Iterator[tuple[str, Figure]]:
+    groups = _pretraining_groups(collection)
+    lines = {path: read_lines(path) for paths in groups.values() for path in paths}
+    kinds = {
+        "pretrain_loss": ("loss", "pretraining loss", ""),
+        "pretrain_lr": ("lr", "learning rate", ""),
+        "pretrain_knn": ("knn_accuracy", "k-NN accuracy (%)", "o"),
+    }
+
+    def take(key: str) -> Callable[[dict[str, Any]], Any]:
+        return lambda row: row.get(key)
+
+    for kind, (key, text, marker) in kinds.items():
+        figure = _curves(lines, groups, "epoch", take(key), styles, text, "", marker)
+        if figure is not None:
+            yield kind, figure
+
+
+def _slug(*words: str) -> str:
+    """Words as a file name."""
+    return "_".join(re.sub(r"[^A-Za-z0-9.-]+", "_", word).strip("_.") or "x" for word in words)

@@ -1,0 +1,53 @@
+"""A folder of results: every table in every format, and the report that shows them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from intl_transfer.errors import UserError
+from intl_transfer.results.collect import Collection
+from intl_transfer.results.render import FORMS, render
+from intl_transfer.results.rows import Table
+from intl_transfer.runs import write_atomically
+
+
+def write_folder(
+    collection: Collection,
+    tables: Sequence[Table],
+    folder: Path,
+    rendering: Mapping[str, Any],
+    refresh: int | None = None,
+) -> list[Path]:
+    """Writes ``table.md``, ``.tex``, ``.csv``, ``.json``, ``.txt`` and the report ``index.html``.
+
+    Args:
+        collection: what was found.
+        tables: made of it.
+        folder: where to; made if absent.
+        rendering: keywords for :func:`intl_transfer.results.render`.
+        refresh: seconds after which an open report loads itself anew; None: never.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: if the folder cannot be written.
+    """
+    from intl_transfer.results.report import write_report
+
+    files = []
+    try:
+        for form, suffix in FORMS.items():
+            text = render(tables, form, **rendering).encode()
+            file = folder / f"table.{suffix}"
+            write_atomically(file, lambda out, text=text: out.write(text))  # type: ignore[misc]
+            files.append(file)
+        files.append(write_report(collection, tables, folder, refresh=refresh))
+    except OSError as error:
+        raise UserError(f"--out {folder} cannot be written: {error.strerror or error}") from None
+    names = ", ".join(file.name for file in files[:-1])
+    print(f"wrote {files[-1]}, and beside it {names}", file=sys.stderr)
+    return files
