@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-import pickle
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 
+from detection.config import CONFIGS
+from intl_transfer.conversion.adapters.caffe2 import CAFFE2
+from intl_transfer.conversion.adapters.detectron2 import DETECTRON2
+from intl_transfer.conversion.reading import Content, read_content
+from intl_transfer.conversion.settings import config_values
 from intl_transfer.errors import UserError
+from intl_transfer.runs.config import resolve_config
 
 # The parts of a detector that a backbone checkpoint fills.
 _BACKBONE = ("backbone.", "roi_heads.res5.")
 # Built after res5 by the protocol, in no backbone checkpoint.
 _EXTRA = "roi_heads.res5.norm."
+# Settings that belong to weights: any architecture's, since only the names are of interest here.
+_SETTINGS = tuple(config_values("resnet50"))
+_DEPTH = "MODEL.RESNETS.DEPTH"
 
 
 def read_weights(path: str) -> dict[str, Any]:
-    """Reads converted weights.
+    """Reads weights or a checkpoint, running no code in it.
 
     Args:
-        path: a ``.pth`` file as `intl-transfer convert` writes it: ``{"model": ...}``.
+        path: a ``.pth`` or ``.pkl`` file as `intl-transfer convert` or Detectron2 writes it
+            (``{"model": ...}``), or Caffe2's blobs.
 
     Returns:
-        The file's content; ``model`` maps names to tensors.
+        The file's content; ``model`` maps Detectron2's names to tensors. Where it is known how the
+        weights take their images, ``settings`` says it: ``values`` by configuration key, ``said_by``.
 
     Raises:
         UserError: if the file is absent, damaged, or not a Detectron2 checkpoint.
@@ -42,16 +55,146 @@ def read_weights(path: str) -> dict[str, Any]:
             "scratch with --weights random"
         )
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"weights {file} cannot be read: damaged or unsafe ({reason})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"weights {file}: expected a dictionary, found {type(content).__name__}")
-    if not isinstance(content.get("model"), dict):
-        content = {"model": content}
-    content["model"] = {k: v for k, v in content["model"].items() if isinstance(v, Tensor)}
-    return content
+        read = read_content(file, mmap=False)
+    except UserError as error:
+        raise UserError(f"weights cannot be read: {error}") from None
+    content = dict(read.values)
+    if CAFFE2.branches(read):
+        state, _ = CAFFE2.to_torchvision(read, CAFFE2.branches(read)[0])
+        content = DETECTRON2.from_torchvision(state)
+    elif isinstance(content.get("model"), Mapping):
+        names = {key for key in read.tensors if key.startswith("model/")}
+        content["model"] = {key[len("model/") :]: read.tensors[key] for key in names}
+    else:
+        content = {"model": {key: v for key, v in read.tensors.items() if "/" not in key}}
+    settings = _settings_of(read)
+    return {**content, **({"settings": settings} if settings else {})}
+
+
+def _settings_of(read: Content) -> dict[str, Any] | None:
+    """What is known of how a file's weights take their images."""
+    own = read.values.get("config")
+    fragment = read.path.with_suffix(".yaml")
+    values = {key: own[key] for key in _SETTINGS if key in own} if isinstance(own, Mapping) else {}
+    beside = _fragment(fragment)
+    for key in values.keys() & beside.keys():
+        if not _same(values[key], beside[key]):
+            raise UserError(
+                f"{fragment} says {key} {beside[key]}, but {read.path} was converted with "
+                f"{values[key]}. Remove the one that is of other weights, or convert again"
+            )
+    if values:
+        return {"values": {**beside, **values}, "said_by": "the file"}
+    if beside:
+        return {"values": beside, "said_by": str(fragment)}
+    adapter = CAFFE2 if CAFFE2.branches(read) else DETECTRON2
+    known = adapter.settings(read)
+    if known.said_by is None:
+        return None
+    values = config_values("resnet50", known)  # of these, what does not depend on the architecture
+    said = ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.RESNETS.STRIDE_IN_1X1")
+    return {"values": {key: values[key] for key in said}, "said_by": known.said_by}
+
+
+def _fragment(file: Path) -> dict[str, Any]:
+    """The settings in a file as `intl-transfer convert` writes beside weights; empty for none."""
+    if not file.is_file():
+        return {}
+    try:
+        read = dict(_flat(yaml.safe_load(file.read_text())))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{file}, beside the weights, is not valid YAML: {error}") from None
+    return {key: value for key, value in read.items() if key in _SETTINGS}
+
+
+def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items() if isinstance(values, Mapping) else ():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, (int, float)) and isinstance(other, (int, float)):
+        return math.isclose(one, other, rel_tol=1e-4, abs_tol=1e-6)
+    return bool(one == other)
+
+
+def set_by_user(config: str, overrides: Sequence[str] = ()) -> set[str]:
+    """The settings of weights that a user gave: on the command line, or in a file of their own.
+
+    What the configurations of this project say is not among them, the network's depth excepted:
+    they are written for weights trained on ImageNet's statistics, and follow others.
+
+    Args:
+        config: the configuration's name or path.
+        overrides: ``KEY VALUE KEY VALUE ...``.
+    """
+    given = {key for key in overrides[::2] if key in _SETTINGS}
+    files = [resolve_config(config, CONFIGS)]
+    while files:
+        file = files.pop()
+        text = file.read_text()
+        values = yaml.safe_load(text) or {}
+        shipped = CONFIGS / file.name
+        ours = shipped.is_file() and shipped.read_text() == text
+        keys = {key for key, _ in _flat(values)} & set(_SETTINGS)
+        given |= keys & {_DEPTH} if ours else keys
+        bases = values.get("_BASE_", [])
+        files += [file.parent / base for base in ([bases] if isinstance(bases, str) else bases)]
+    return given
+
+
+def follow_settings(cfg: Any, content: Mapping[str, Any], given: set[str]) -> list[str]:
+    """Sets what belongs to the weights in a configuration, and refuses contradictions.
+
+    Args:
+        cfg: the configuration, not frozen.
+        content: of the weights, from :func:`read_weights`.
+        given: from :func:`set_by_user`.
+
+    Returns:
+        What was set otherwise than it was, for the user to read.
+
+    Raises:
+        UserError: if the configuration contradicts the weights: pixels in another order or
+            normalisation, another stride or depth.
+    """
+    settings = content.get("settings")
+    changed, contradicting = [], []
+    for key, value in settings["values"].items() if settings else ():
+        *folders, leaf = key.split(".")
+        node = cfg
+        for folder in folders:
+            node = node[folder]
+        if _same(node[leaf], value):
+            continue
+        if key in given:
+            text = f"{key} is {_shown(node[leaf])}, the weights want {_shown(value)}"
+            if key == _DEPTH:
+                raise UserError(
+                    f"weights {cfg.MODEL.WEIGHTS} are of another depth: {text}. Take another "
+                    f"configuration, or give {_DEPTH} {value} after it"
+                )
+            contradicting.append(text)
+        else:
+            node[leaf] = type(node[leaf])(value)
+            changed.append(f"{key} {_shown(value)}")
+    if contradicting:
+        raise UserError(
+            f"the configuration contradicts {cfg.MODEL.WEIGHTS}: {'; '.join(contradicting)} (known "
+            f"from {settings['said_by'] if settings else None}). Training would run, on images "
+            "that the network was not trained to see, and its figures would be worse. Take these "
+            "settings out of the configuration, or give weights that fit"
+        )
+    return changed
+
+
+def _shown(value: Any) -> str:
+    return str(list(value) if isinstance(value, tuple) else value)
 
 
 def check_backbone(model: nn.Module, weights: dict[str, Tensor], path: str) -> None:
@@ -107,6 +250,32 @@ def check_loaded(model: nn.Module, weights: dict[str, Tensor], path: str) -> Non
         expected = match(name, weights)
         if expected is None or not torch.equal(tensor.cpu(), expected.to(tensor.dtype)):
             raise UserError(f"weights {path}: {name} was not loaded as it is in the file")
+
+
+def load_detector(model: nn.Module, weights: dict[str, Tensor], path: str) -> None:
+    """Loads a whole fine-tuned detector.
+
+    Args:
+        model: the detector.
+        weights: names to tensors, from :func:`read_weights`.
+        path: of the file, for messages.
+
+    Raises:
+        UserError: if a tensor is missing or has another shape.
+    """
+    counters = "num_batches_tracked"  # not in every file, and of no use to an evaluation
+    missing = [
+        key for key in model.state_dict() if key not in weights and not key.endswith(counters)
+    ]
+    if missing:
+        raise UserError(
+            f"weights {path} are not a whole detector of this configuration: {len(missing)} "
+            f"tensors are missing, the first: {missing[0]}"
+        )
+    try:
+        model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise UserError(f"weights {path} do not fit: {error}") from None
 
 
 def match(name: str, weights: dict[str, Tensor]) -> Tensor | None:
