@@ -9,6 +9,7 @@ from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
+import cv2
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -97,6 +98,19 @@ def draw_things(
     drawn = Image.alpha_composite(image.convert("RGBA"), layer).convert("RGB")
     _draw_names(drawn, things, classes, text)
     return drawn
+
+
+def mask_outlines(mask: np.ndarray) -> list[list[float]]:
+    """Outlines of a mask's parts; holes are filled.
+
+    Args:
+        mask: (H, W), uint8 or bool.
+    """
+    found, _ = cv2.findContours(
+        mask.astype(np.uint8, copy=False), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
+    )
+    # From pixels to the corners between them, as COCO's polygons have it.
+    return [(c.reshape(-1).astype(float) + 0.5).tolist() for c in found if len(c) >= 3]
 
 
 def _area(box: Sequence[float]) -> float:

@@ -24,7 +24,7 @@ from detectron2.structures import BoxMode
 from PIL import Image, ImageDraw
 
 from detection.datasets import layout
-from detection.drawing import Thing, colour, draw_things, font
+from detection.drawing import Thing, colour, draw_things, font, mask_outlines
 from detection.evaluators import results_file
 from detection.voc_figures import read_objects
 from intl_transfer.runs import write_atomically
@@ -204,15 +204,12 @@ def _corners(box: Sequence[float]) -> tuple[float, float, float, float]:
 
 
 def _outlines(segmentation: Any) -> list[list[float]]:
-    """Polygons of a COCO segmentation; holes are filled."""
+    """Polygons of a COCO segmentation."""
     if segmentation is None or isinstance(segmentation, list):
         return segmentation or []
     if isinstance(segmentation["counts"], list):
         segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
-    mask = mask_util.decode(segmentation)
-    found, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    # From pixels to the corners between them, as COCO's polygons have it.
-    return [(c.reshape(-1).astype(float) + 0.5).tolist() for c in found if len(c) >= 3]
+    return mask_outlines(mask_util.decode(segmentation))
 
 
 def _resized(

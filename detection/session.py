@@ -199,7 +199,7 @@ def choose_checkpoint(folder: Path) -> Path | None:
     if comm.is_main_process():
         for leftover in folder.glob(".model_*.part"):  # of a process that was killed
             leftover.unlink(missing_ok=True)
-        chosen = _newest(folder)
+        chosen = newest_checkpoint(folder)
     # One rank looks, all take what it found: on a shared disk others may see less.
     path, error = comm.all_gather(chosen)[0]
     if error is not None:
@@ -216,8 +216,11 @@ def choose_checkpoint(folder: Path) -> Path | None:
     return Path(path)
 
 
-def _newest(folder: Path) -> tuple[str | None, str | None]:
-    """Path of the newest whole checkpoint, and what is wrong where there should be one."""
+def newest_checkpoint(folder: Path) -> tuple[str | None, str | None]:
+    """Path of the newest whole checkpoint, and what is wrong where there should be one.
+
+    Damaged ones are named and passed over.
+    """
     found = sorted(folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in found:
         try:

@@ -1,0 +1,230 @@
+"""A trained detector on any picture: what it finds, in words and drawn."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+from PIL import Image
+
+from detection import datasets
+from detection.config import RANDOM, load_config
+from detection.drawing import Thing, draw_things, mask_outlines
+from detection.session import newest_checkpoint
+from detection.weights import load_detector, read_weights
+from intl_transfer.data.images import read_image
+from intl_transfer.errors import UserError
+from intl_transfer.runs import read_results
+
+SCORE = 0.5  # detections below it are not shown
+_LEAST, _MOST = 480, 1600  # longest side of what is drawn
+# How a camera was held (EXIF's orientation), and what turns its picture upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def demonstrate(
+    pictures: Sequence[str],
+    weights: str | None,
+    config: str | None,
+    overrides: Sequence[str] = (),
+    folder: str | Path = ".",
+) -> list[Path]:
+    """Runs a detector on pictures, says what it finds, and draws it.
+
+    Args:
+        pictures: image files of any size and mode.
+        weights: a fine-tuned detector's file, or its run directory.
+        config: the detector's configuration; None takes the run directory's own.
+        overrides: KEY VALUE pairs.
+        folder: where ``NAME_detections.png`` are written.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: for weights, a configuration or pictures that cannot be used; all pictures are
+            opened before the detector is built.
+    """
+    file, own = _detector(weights)
+    if config is None and own is None:
+        raise UserError("--config is needed where --weights is not a run directory")
+    cfg = load_config(config or str(own), overrides)
+    cfg.MODEL.WEIGHTS = str(file)
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    opened = {picture: open_upright(picture) for picture in pictures}
+    detector = Detector(cfg, class_names(cfg, file.parent))
+    written: list[Path] = []
+    for picture, image in opened.items():
+        things = detector(image)
+        target = _target(Path(folder), picture, written)
+        drawn, factor = _drawable(image)
+        text = min(28, max(12, round(max(drawn.size) / 60)))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        names = detector.classes
+        shown = [thing.scaled(factor) for thing in things if (thing.score or 0) >= SCORE]
+        draw_things(drawn, shown, names, text).save(target, optimize=True)
+        written.append(target)
+        print(report(picture, image, things, names, target), flush=True)
+    return written
+
+
+class Detector:
+    """A detector with its weights, to be called with pictures.
+
+    Args:
+        cfg: the configuration, with the weights.
+        classes: names; classes beyond them are called by number.
+    """
+
+    def __init__(self, cfg: Any, classes: Sequence[str]) -> None:
+        number = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        self.classes = [*classes, *(f"class {i}" for i in range(len(classes), number))][:number]
+        self._cfg = cfg
+        self._model = build_model(cfg)
+        load_detector(self._model, read_weights(cfg.MODEL.WEIGHTS)["model"], cfg.MODEL.WEIGHTS)
+        self._model.eval()
+
+    def __call__(self, image: Image.Image) -> list[Thing]:
+        """All detections, by falling score, in pixels of the picture."""
+        # Masks are pasted at the size that is drawn: at that of a camera, a hundred of them would
+        # fill the memory.
+        width, height = _drawable(image)[0].size
+        given = {"image": self._tensor(image), "height": height, "width": width}
+        with torch.no_grad():
+            found = self._model([given])[0]["instances"].to("cpu")
+        masks = found.pred_masks.numpy() if found.has("pred_masks") else [None] * len(found)
+        things = [
+            Thing(label, tuple(box), () if mask is None else mask_outlines(mask), score)
+            for box, label, score, mask in zip(
+                found.pred_boxes.tensor.tolist(),
+                found.pred_classes.tolist(),
+                found.scores.tolist(),
+                masks,
+                strict=True,
+            )
+        ]
+        factor = image.width / width
+        return [thing.scaled(factor) for thing in sorted(things, key=lambda t: -(t.score or 0))]
+
+    def _tensor(self, image: Image.Image) -> torch.Tensor:
+        """The picture as the model was tested on it."""
+        sizes = self._cfg.INPUT
+        resize = T.ResizeShortestEdge([sizes.MIN_SIZE_TEST] * 2, sizes.MAX_SIZE_TEST)
+        pixels = np.asarray(image)
+        planned = resize.get_transform(pixels)
+        if isinstance(planned, T.ResizeTransform):  # else the size stays as it is
+            # Of a picture a thousand times as wide as it is high, a line remains.
+            size = max(1, planned.new_h), max(1, planned.new_w)
+            pixels = T.ResizeTransform(*pixels.shape[:2], *size).apply_image(pixels)
+        if sizes.FORMAT == "BGR":
+            pixels = pixels[:, :, ::-1]
+        return torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype("float32"))
+
+
+def report(
+    picture: str, image: Image.Image, things: Sequence[Thing], classes: Sequence[str], target: Path
+) -> str:
+    """What was found, in lines."""
+    shown = [thing for thing in things if (thing.score or 0) >= SCORE]
+    head = f"{picture} ({image.width} x {image.height}): "
+    if not shown:
+        best = things[0] if things else None
+        nearest = f"; the best: {classes[best.label]} {best.score:.2f}" if best else ""
+        return f"{head}nothing with a score of {SCORE} or more{nearest} ({target})"
+    width = max(len(classes[thing.label]) for thing in shown)
+    lines = [f"{head}{len(shown)} found, drawn in {target}"]
+    for thing in shown:
+        x0, y0, x1, y1 = (round(value) for value in thing.box)
+        lines.append(
+            f"  {classes[thing.label]:{width}s} {thing.score:.2f}  x {x0} to {x1}, y {y0} to {y1}"
+        )
+    return "\n".join(lines)
+
+
+def open_upright(picture: str) -> Image.Image:
+    """A picture in RGB, turned as its camera was held.
+
+    Raises:
+        UserError: if there is none, or it cannot be decoded.
+    """
+    path = Path(picture)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give its pictures: --demo {path}/*.jpg")
+    if not path.exists():
+        raise UserError(
+            f"no picture {path} (looked for {path.resolve()}). KEY VALUE overrides go after "
+            "another option, as in --demo a.jpg --output-dir . KEY VALUE"
+        )
+    image = Image.fromarray(read_image(path))
+    with contextlib.suppress(OSError, ValueError, SyntaxError), Image.open(path) as tagged:
+        turn = _UPRIGHT.get(tagged.getexif().get(0x0112, 1))
+        if turn is not None:
+            image = image.transpose(turn)
+    return image
+
+
+def class_names(cfg: Any, folder: Path) -> list[str]:
+    """The detector's classes: from its run directory, else from the data set, if that is there."""
+    for figures in (read_results(folder) or {}).get("metrics", {}).values():
+        return list(figures["per_class"])
+    datasets.register()
+    if not cfg.DATASETS.TEST or cfg.DATASETS.TEST[0] not in DatasetCatalog.list():
+        return []
+    metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+    if not hasattr(metadata, "thing_classes"):
+        with contextlib.suppress(OSError):  # names that only the annotations know
+            DatasetCatalog.get(cfg.DATASETS.TEST[0])
+    return list(metadata.get("thing_classes", []))
+
+
+def _detector(weights: str | None) -> tuple[Path, Path | None]:
+    """The weights file, and the run's configuration where a run directory was given."""
+    if weights is None or weights == RANDOM:
+        raise UserError(
+            "--demo needs a fine-tuned detector: --weights FILE or --weights RUN_DIRECTORY"
+        )
+    path = Path(weights)
+    if not path.is_dir():
+        return path, None
+    final = path / "model_final.pth"
+    if not final.exists():
+        chosen, error = newest_checkpoint(path)
+        if chosen is None:
+            raise UserError(error or f"{path} holds no checkpoint (model_*.pth)")
+        final = Path(chosen)
+    config = path / "config.yaml"
+    return final, config if config.exists() else None
+
+
+def _target(folder: Path, picture: str, written: Sequence[Path]) -> Path:
+    target = folder / f"{Path(picture).stem}_detections.png"
+    number = 2
+    while target in written:  # pictures of the same name from several folders
+        target = folder / f"{Path(picture).stem}_detections_{number}.png"
+        number += 1
+    return target
+
+
+def _drawable(image: Image.Image) -> tuple[Image.Image, float]:
+    """The picture at a size that can be looked at, and how many times as large that is."""
+    longest = max(image.size)
+    factor = min(_MOST / longest, max(1.0, min(8.0, _LEAST / longest)))
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    resized = image if factor == 1.0 else image.resize(size, Image.Resampling.LANCZOS)
+    return resized, resized.width / image.width
