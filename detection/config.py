@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
+from detection.scaling import scaled
 from intl_transfer.errors import UserError
 from intl_transfer.runs.config import resolve_config
 
@@ -96,12 +97,15 @@ def schedule_name(cfg: CfgNode) -> str:
 
     Returns:
         ``1x``, ``2x`` or ``24k`` where data set, iterations, steps and batch are the published
-        ones; else the family and the number of iterations, as ``shapes-300``.
+        ones; ``1x-batch8`` where as many images are seen in batches of another size, the learning
+        rate dropping after as many; else the family and the number of iterations, ``shapes-300``.
     """
     family = dataset_family(cfg.DATASETS.TRAIN[0])
-    key = (family, cfg.SOLVER.MAX_ITER, tuple(cfg.SOLVER.STEPS))
-    if cfg.SOLVER.IMS_PER_BATCH == 16 and key in _SCHEDULES:
-        return _SCHEDULES[key]
+    batch, steps = cfg.SOLVER.IMS_PER_BATCH, tuple(cfg.SOLVER.STEPS)
+    for (of, iterations, drops), name in _SCHEDULES.items():
+        here = (scaled(iterations, 16, batch), tuple(scaled(drop, 16, batch) for drop in drops))
+        if of == family and here == (cfg.SOLVER.MAX_ITER, steps):
+            return name if batch == 16 else f"{name}-batch{batch}"
     return f"{family.split('_')[0]}-{cfg.SOLVER.MAX_ITER}"
 
 

@@ -44,6 +44,8 @@ class Res5ROIHeadsExtraNorm(Res5ROIHeads):
                 stride_in_1x1=resnets.STRIDE_IN_1X1,
                 **options,
             )
+        if cfg.MODEL.BACKBONE.FREEZE_AT >= 5:  # the backbone, which ends at res4, freezes its own
+            blocks = [block.freeze() for block in blocks]
         res5 = nn.Sequential(*blocks)
         res5.add_module("norm", get_norm(resnets.NORM, out_channels))
         return res5, out_channels

@@ -2,6 +2,7 @@
 
     python detection/train_net.py --config coco_R50_C4.yaml --weights weights/intl_r50.pth
     python detection/train_net.py --config voc_R50_C4.yaml --weights random --seed 3 --num-gpus 8
+    python detection/train_net.py --weights RUN --demo picture.jpg
 
 Any of Detectron2's options can follow as KEY VALUE. Run again with --resume to continue; exit
 status 75 says that a run was asked to stop, has saved, and wants to be continued.
@@ -24,13 +25,15 @@ warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")
 
 from detection import datasets, weights  # isort: skip  # first: prepares Detectron2
 import torch
-from detectron2.engine import launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
-from detection.config import RANDOM, load_config
+from detection.config import RANDOM
+from detection.curves import draw_curves
+from detection.demo import demonstrate
 from detection.evaluators import summarise
+from detection.machines import launch
 from detection.pictures import write_pictures
 from detection.session import (
     check_same_run,
@@ -44,6 +47,7 @@ from detection.session import (
     set_up,
     show,
 )
+from detection.settings import add_arguments, resolve
 from detection.stream import ImageError
 from detection.trainer import Trainer
 from intl_transfer.errors import UserError
@@ -56,6 +60,12 @@ def main() -> int:
     """Reads the command line, checks everything that can be checked, then trains."""
     arguments = parse()
     try:
+        if arguments.demo:
+            demonstrate(
+                *(arguments.demo, arguments.weights, arguments.config, arguments.opts),
+                folder=arguments.output_dir or ".",
+            )
+            return 0
         cfg, content = prepare(arguments)
         if arguments.resume and not arguments.eval_only and finished(cfg):
             print(f"{cfg.OUTPUT_DIR} is finished; nothing to do")
@@ -100,22 +110,29 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--config", "--config-file", required=True, help="name in configs/detection/, or a path"
-    )
+    parser.add_argument("--config", "--config-file", help="name in configs/detection/, or a path")
     parser.add_argument("--weights", help=f"converted weights, or '{RANDOM}' (from scratch)")
     parser.add_argument("--output-dir", help="run directory, as OUTPUT_DIR")
-    parser.add_argument("--seed", type=int, default=0, help="decides heads, order and sampling")
+    add_arguments(parser)
     parser.add_argument(
         "--resume", action="store_true", help="continue the run in the output folder"
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate a finished detector")
+    parser.add_argument(
+        "--demo",
+        nargs="+",
+        metavar="PICTURE",
+        help="draw what a fine-tuned detector (--weights FILE or RUN) finds in these pictures",
+    )
     parser.add_argument("--num-gpus", type=int, default=1, help="GPUs on this machine")
     parser.add_argument("--num-machines", type=int, default=1)
     parser.add_argument("--machine-rank", type=int, default=0)
     parser.add_argument("--dist-url", default="auto", help="rendezvous for several machines")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides")
-    return parser.parse_args()
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="Detectron2's options")
+    arguments = parser.parse_intermixed_args()
+    if arguments.config is None and not arguments.demo:  # a run directory has its own
+        parser.error("the following arguments are required: --config")
+    return arguments
 
 
 def prepare(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any] | None]:
@@ -124,26 +141,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any] | None]:
     Returns:
         The configuration, and the weights file's content (None for random initialisation).
     """
-    cfg = load_config(arguments.config, arguments.opts)
-    cfg.SEED = arguments.seed
-    if arguments.weights is not None:
-        cfg.MODEL.WEIGHTS = "" if arguments.weights == RANDOM else arguments.weights
-    name = Path(arguments.config).stem
-    start = RANDOM if arguments.weights == RANDOM else Path(cfg.MODEL.WEIGHTS).stem
-    if arguments.output_dir:
-        cfg.OUTPUT_DIR = arguments.output_dir
-    elif cfg.OUTPUT_DIR == "./output":  # Detectron2's own default: all runs in one folder
-        cfg.OUTPUT_DIR = f"runs/detection/{name}_{start}_seed{cfg.SEED}"
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        print(
-            "no GPU found: using the CPU"
-            + (
-                f" (--num-gpus {arguments.num_gpus} has no effect)"
-                if arguments.num_gpus > 1
-                else ""
-            )
-        )
-        cfg.MODEL.DEVICE = "cpu"
+    cfg = resolve(arguments)
     if len(cfg.DATASETS.TEST) != 1:
         raise UserError(
             f"DATASETS.TEST is {tuple(cfg.DATASETS.TEST)}; expected one data set, whose figures go "
@@ -151,7 +149,12 @@ def prepare(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any] | None]:
         )
     datasets.register()
     datasets.check([*([] if arguments.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST])
-    content = None if arguments.weights == RANDOM else weights.read_weights(cfg.MODEL.WEIGHTS)
+    content = weights.read_weights(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None
+    if content is not None:
+        given = weights.set_by_user(arguments.config, arguments.opts)
+        changed = weights.follow_settings(cfg, content, given)
+        if changed:
+            print(f"as belongs to {cfg.MODEL.WEIGHTS}: {', '.join(changed)}")
     cfg.freeze()
     if (Path(cfg.OUTPUT_DIR) / "manifest.json").exists() and not arguments.eval_only:
         if not arguments.resume:
@@ -187,26 +190,14 @@ def evaluate(cfg: Any, content: dict[str, Any] | None) -> None:
     model = Trainer.build_model(cfg)
     if content is None:
         raise UserError("--eval-only needs a fine-tuned detector: give it with --weights FILE")
-    counters = "num_batches_tracked"  # not in every file, and of no use to an evaluation
-    missing = [
-        key
-        for key in model.state_dict()
-        if key not in content["model"] and not key.endswith(counters)
-    ]
-    if missing:
-        raise UserError(
-            f"weights {cfg.MODEL.WEIGHTS} are not a whole detector of this configuration: "
-            f"{len(missing)} tensors are missing, the first: {missing[0]}"
-        )
-    try:
-        model.load_state_dict(content["model"], strict=False)
-    except RuntimeError as error:
-        raise UserError(f"weights {cfg.MODEL.WEIGHTS} do not fit: {error}") from None
+    weights.load_detector(model, content["model"], cfg.MODEL.WEIGHTS)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
         metrics = summarise(results, cfg.DATASETS.TEST[0])
         show(metrics)
         write_json(Path(cfg.OUTPUT_DIR) / "evaluation.json", {"metrics": metrics})
+        write_pictures(cfg.OUTPUT_DIR, cfg.DATASETS.TEST[0])
+        draw_curves(cfg.OUTPUT_DIR)
 
 
 def train(cfg: Any, content: dict[str, Any] | None, arguments: argparse.Namespace) -> int:
@@ -251,6 +242,7 @@ def conclude(cfg: Any, run: RunDirectory, start: dict[str, Any], trainer: Traine
     """Pictures and ``results.json``, after the last evaluation."""
     name = cfg.DATASETS.TEST[0]
     write_pictures(cfg.OUTPUT_DIR, name)
+    draw_curves(cfg.OUTPUT_DIR)
     metrics = summarise(trainer.evaluation, name)
     run.finish(results_of(cfg, start, trainer, metrics))
     show(metrics)

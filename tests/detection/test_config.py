@@ -3,34 +3,46 @@ from __future__ import annotations
 import pytest
 
 from detection.config import CONFIGS, as_dict, load_config, schedule_name
+from detection.session import architecture
 from intl_transfer.errors import UserError
 
 COCO_SIZES = (640, 672, 704, 736, 768, 800)
 VOC_SIZES = (480, 512, 544, 576, 608, *COCO_SIZES)
+COCO_SETS = (("coco_2017_train",), ("coco_2017_val",))
+VOC_SETS = (("voc_2007_trainval", "voc_2012_trainval"), ("voc_2007_test",))
 
 
-@pytest.mark.parametrize(
-    ("name", "schedule", "iterations", "steps", "mask", "classes", "sizes", "train", "test"),
-    [
-        (
-            *("coco_R50_C4.yaml", "2x", 180_000, (120_000, 160_000), True, 80, COCO_SIZES),
-            *(("coco_2017_train",), ("coco_2017_val",)),
-        ),
-        (
-            *("coco_R50_C4_1x", "1x", 90_000, (60_000, 80_000), True, 80, COCO_SIZES),
-            *(("coco_2017_train",), ("coco_2017_val",)),
-        ),
-        (
-            *("voc_R50_C4", "24k", 24_000, (18_000, 22_000), False, 20, VOC_SIZES),
-            *(("voc_2007_trainval", "voc_2012_trainval"), ("voc_2007_test",)),
-        ),
-    ],
-)
-def test_published_protocols(name, schedule, iterations, steps, mask, classes, sizes, train, test):
-    cfg = load_config(name)
+# Published protocol: schedule, iterations, steps, warm-up, masks, classes, sizes, sets.
+ONE_X = ("1x", 90_000, (60_000, 80_000), 1000, True, 80, COCO_SIZES, COCO_SETS)
+TWO_X = ("2x", 180_000, (120_000, 160_000), 1000, True, 80, COCO_SIZES, COCO_SETS)
+VOC = ("24k", 24_000, (18_000, 22_000), 100, False, 20, VOC_SIZES, VOC_SETS)
+RECIPES = {
+    "coco_R50_C4_1x": ("C4", *ONE_X),
+    "coco_R50_C4_2x": ("C4", *TWO_X),
+    "coco_R50_FPN_1x": ("FPN", *ONE_X),
+    "coco_R50_FPN_2x": ("FPN", *TWO_X),
+    "voc_R50_C4": ("C4", *VOC),
+    "voc_R50_FPN": ("FPN", *VOC),
+}
+VARIANTS = {
+    "": ("weights/intl_r50.pth", 0),
+    "_scratch": ("random", 0),
+    "_supervised": ("weights/supervised_r50.pth", 0),
+    "_frozen": ("weights/intl_r50.pth", 5),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_published_protocols(recipe, variant):
+    cfg = load_config(recipe + variant)
+    head, schedule, iterations, steps, warm_up, mask, classes, sizes, (train, test) = RECIPES[
+        recipe
+    ]
     assert schedule_name(cfg) == schedule
     assert (cfg.SOLVER.MAX_ITER, tuple(cfg.SOLVER.STEPS)) == (iterations, steps)
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (16, 0.02)
+    assert warm_up == cfg.SOLVER.WARMUP_ITERS
     assert mask == cfg.MODEL.MASK_ON
     assert classes == cfg.MODEL.ROI_HEADS.NUM_CLASSES
     assert (tuple(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MIN_SIZE_TEST) == (sizes, 800)
@@ -41,18 +53,51 @@ def test_published_protocols(name, schedule, iterations, steps, mask, classes, s
     assert cfg.MODEL.RESNETS.DEPTH == 50
     assert cfg.MODEL.RESNETS.STRIDE_IN_1X1 is False
     assert cfg.MODEL.RESNETS.NORM == "naiveSyncBN"
-    assert cfg.MODEL.BACKBONE.FREEZE_AT == 0
-    assert cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeadsExtraNorm"
-    assert (cfg.MODEL.RPN.PRE_NMS_TOPK_TEST, cfg.MODEL.RPN.POST_NMS_TOPK_TEST) == (6000, 1000)
     assert cfg.TEST.PRECISE_BN.ENABLED is True
-    if schedule == "24k":
-        assert cfg.SOLVER.WARMUP_ITERS == 100
+    assert VARIANTS[variant] == (cfg.MODEL.WEIGHTS, cfg.MODEL.BACKBONE.FREEZE_AT)
+    assert cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
+    tops = (cfg.MODEL.RPN.PRE_NMS_TOPK_TEST, cfg.MODEL.RPN.POST_NMS_TOPK_TEST)
+    if head == "C4":
+        assert cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeadsExtraNorm"
+        assert tops == (6000, 1000)
+    else:
+        assert cfg.MODEL.BACKBONE.NAME == "build_resnet_fpn_backbone"
+        assert cfg.MODEL.FPN.NORM == "naiveSyncBN"
+        assert tops == (1000, 1000)
+    assert architecture(cfg) == {
+        "meta": "Mask R-CNN" if mask else "Faster R-CNN",
+        "backbone": "resnet50",
+        "head": head,
+    }
+
+
+def test_the_authors_file_name_is_the_2x_schedule():
+    assert load_config("coco_R50_C4.yaml") == load_config("coco_R50_C4_2x")
+
+
+def test_the_pyramid_is_detectron2s_own():
+    """Beyond the protocol, a pyramid's settings are those of Detectron2's model zoo."""
+    from pathlib import Path
+
+    import detectron2
+
+    zoo = Path(detectron2.__file__).parent / "model_zoo" / "configs"
+    if not zoo.exists():
+        pytest.skip("this Detectron2 was installed without its model zoo's files")
+    theirs, ours = load_config(str(zoo / "Base-RCNN-FPN.yaml")), load_config("coco_R50_FPN_1x")
+    for node in ("RPN", "ANCHOR_GENERATOR", "ROI_HEADS", "ROI_BOX_HEAD", "ROI_MASK_HEAD"):
+        assert ours.MODEL[node] == theirs.MODEL[node]
+    assert ours.MODEL.FPN.IN_FEATURES == theirs.MODEL.FPN.IN_FEATURES
 
 
 def test_a_changed_schedule_loses_its_name():
-    assert schedule_name(load_config("coco_R50_C4", ["SOLVER.IMS_PER_BATCH", "8"])) == "coco-180000"
     assert schedule_name(load_config("coco_R50_C4", ["SOLVER.MAX_ITER", "90000"])) == "coco-90000"
     assert schedule_name(load_config("shapes_voc_R18_C4")).startswith("shapes-")
+    one_x = load_config("coco_R50_C4_1x", ["SOLVER.IMS_PER_BATCH", "8"])
+    assert schedule_name(one_x) == "coco-90000"  # half the images
+    # As many images as the published 1x, in batches of 8.
+    two_x = load_config("coco_R50_C4_2x", ["SOLVER.IMS_PER_BATCH", "8"])
+    assert schedule_name(two_x) == "1x-batch8"
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)

@@ -1,0 +1,69 @@
+"""A published schedule at another batch size, by the linear scaling rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from intl_transfer.errors import UserError
+
+# What a ResNet-50 Mask R-CNN keeps of one image of 800 x 1333 pixels for the backward pass, in
+# float32 with every layer trained (counted on a CPU); and room for all else.
+_GB_PER_IMAGE = {"C4": 4.6, "FPN": 2.4}
+_GB_FIXED = 2.5
+_PIXELS = 800 * 1333
+
+
+def scale_to_batch(cfg: Any, batch: int) -> None:
+    """Rewrites a configuration so that as many images are seen in batches of another size.
+
+    The learning rate is multiplied by ``batch / IMS_PER_BATCH``; iterations, steps, warm-up, the
+    periods of checkpoints and evaluations, and the batches of precise BN are divided by it.
+
+    Raises:
+        UserError: if the batch is not positive.
+    """
+    if batch < 1:
+        raise UserError(f"a batch of {batch}; expected at least 1 image")
+    before = cfg.SOLVER.IMS_PER_BATCH
+    if batch == before:
+        return
+
+    def longer(iterations: int) -> int:
+        return scaled(iterations, before, batch)
+
+    solver = cfg.SOLVER
+    solver.IMS_PER_BATCH = batch
+    solver.BASE_LR = solver.BASE_LR * batch / before
+    solver.MAX_ITER = longer(solver.MAX_ITER)
+    solver.STEPS = tuple(longer(step) for step in solver.STEPS)
+    solver.WARMUP_ITERS = longer(solver.WARMUP_ITERS)
+    solver.CHECKPOINT_PERIOD = max(1, longer(solver.CHECKPOINT_PERIOD))
+    cfg.TEST.EVAL_PERIOD = longer(cfg.TEST.EVAL_PERIOD)
+    cfg.TEST.PRECISE_BN.NUM_ITER = max(1, longer(cfg.TEST.PRECISE_BN.NUM_ITER))
+
+
+def scaled(iterations: int, batch: int, other: int) -> int:
+    """Iterations that see as many images in batches of another size."""
+    return round(iterations * batch / other)
+
+
+def batch_that_fits(cfg: Any, gpus: int, memory_gb: float) -> int:
+    """The largest batch up to the configured one that these GPUs share evenly and hold.
+
+    Args:
+        cfg: the configuration.
+        gpus: of all machines together.
+        memory_gb: of one GPU.
+
+    Returns:
+        A multiple of ``gpus``: one image each at least.
+    """
+    rows = cfg.SOLVER.IMS_PER_BATCH // gpus
+    # Counted for: every layer trained, float32.
+    if cfg.MODEL.BACKBONE.FREEZE_AT == 0 and not cfg.SOLVER.AMP.ENABLED:
+        head = "C4" if "Res5" in cfg.MODEL.ROI_HEADS.NAME else "FPN"
+        pixels = max(cfg.INPUT.MIN_SIZE_TRAIN) * cfg.INPUT.MAX_SIZE_TRAIN
+        need = _GB_PER_IMAGE[head] * pixels / _PIXELS
+        while rows > 1 and _GB_FIXED + rows * need > memory_gb:
+            rows -= 1
+    return gpus * max(1, rows)

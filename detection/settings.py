@@ -1,0 +1,112 @@
+"""From the command line to the configuration that is run, with what this machine changes in it."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detection.config import RANDOM, load_config
+from detection.scaling import batch_that_fits, scale_to_batch
+from intl_transfer.errors import UserError
+from intl_transfer.runs import read_manifest
+
+NORMS = ("naiveSyncBN", "SyncBN", "BN")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The settings that have a flag of their own; all others are given as KEY VALUE."""
+    parser.add_argument("--seed", type=int, default=0, help="decides heads, order and sampling")
+    parser.add_argument("--lr", type=float, metavar="X", help="learning rate (not scaled further)")
+    parser.add_argument("--norm", choices=NORMS, help="batch norm of backbone and pyramid")
+    parser.add_argument(
+        "--scale-to-batch",
+        type=int,
+        metavar="B",
+        help="images a batch; learning rate and schedule are scaled linearly",
+    )
+
+
+def resolve(arguments: argparse.Namespace) -> Any:
+    """The configuration that the command line asks for, as this machine can run it.
+
+    Returns:
+        The configuration, not frozen. ``MODEL.WEIGHTS`` is empty for random initialisation.
+
+    Raises:
+        UserError: for what cannot be run, with what would.
+    """
+    cfg = load_config(arguments.config, arguments.opts)
+    if arguments.seed < 0:
+        raise UserError(f"--seed {arguments.seed}: expected 0 or more")
+    cfg.SEED = arguments.seed
+    weights = cfg.MODEL.WEIGHTS if arguments.weights is None else arguments.weights
+    if weights == "":
+        raise UserError(
+            "no weights given: MODEL.WEIGHTS is empty. Give --weights FILE, or --weights random to "
+            "train from scratch"
+        )
+    name = Path(arguments.config).stem
+    if arguments.output_dir:
+        cfg.OUTPUT_DIR = arguments.output_dir
+    elif cfg.OUTPUT_DIR == "./output":  # Detectron2's own default: all runs in one folder
+        cfg.OUTPUT_DIR = f"runs/detection/{name}_{Path(weights).stem}_seed{cfg.SEED}"
+    cfg.MODEL.WEIGHTS = "" if weights == RANDOM else weights
+    if arguments.norm is not None:
+        cfg.MODEL.RESNETS.NORM = arguments.norm
+        if "fpn" in cfg.MODEL.BACKBONE.NAME:
+            cfg.MODEL.FPN.NORM = arguments.norm
+    _choose_devices(cfg, arguments)
+    _choose_batch(cfg, arguments)
+    if arguments.lr is not None:
+        if not 0 < arguments.lr < math.inf:
+            raise UserError(f"--lr {arguments.lr}: expected a positive number")
+        cfg.SOLVER.BASE_LR = arguments.lr
+    return cfg
+
+
+def _choose_devices(cfg: Any, arguments: argparse.Namespace) -> None:
+    """The GPUs that are there, or the CPU; says where that is not what was asked for."""
+    asked, found = arguments.num_gpus, torch.cuda.device_count()
+    if cfg.MODEL.DEVICE.startswith("cuda") and found == 0:
+        ignored = f" (--num-gpus {asked} has no effect)" if asked > 1 else ""
+        print(f"no GPU found: using the CPU{ignored}")
+        cfg.MODEL.DEVICE = "cpu"
+    elif 0 < found < asked:
+        if arguments.num_machines > 1:
+            raise UserError(
+                f"--num-gpus {asked}: {found} GPU(s) found here; all machines of a run need as many"
+            )
+        print(f"--num-gpus {asked}: {found} GPU(s) found, using these")
+        arguments.num_gpus = found
+    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
+        raise UserError("SOLVER.AMP.ENABLED: mixed precision needs a GPU; leave it out on a CPU")
+
+
+def _choose_batch(cfg: Any, arguments: argparse.Namespace) -> None:
+    """Scales to the batch asked for, to that of the run continued, or to what these GPUs hold."""
+    before = cfg.SOLVER.IMS_PER_BATCH
+    wanted, why = arguments.scale_to_batch, ""
+    if wanted is None and arguments.resume and (Path(cfg.OUTPUT_DIR) / "manifest.json").exists():
+        wanted = int(read_manifest(cfg.OUTPUT_DIR)["config"]["SOLVER"]["IMS_PER_BATCH"])
+    elif wanted is None and not arguments.eval_only:
+        gpus, memory = arguments.num_machines, math.inf
+        if torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu":
+            gpus *= arguments.num_gpus
+            memory = torch.cuda.get_device_properties(0).total_memory / 1e9
+        wanted = batch_that_fits(cfg, gpus, memory)
+        why = (
+            f"{gpus} GPU(s) do not share, or may not hold, a batch of {before} "
+            f"(--scale-to-batch {before} insists on it): "
+        )
+    if wanted is None or wanted == before:
+        return
+    scale_to_batch(cfg, wanted)
+    solver = cfg.SOLVER
+    print(
+        f"{why}batch {before} -> {wanted}, learning rate {solver.BASE_LR:g}, {solver.MAX_ITER} "
+        f"iterations, steps {solver.STEPS}, warm-up {solver.WARMUP_ITERS}"
+    )
