@@ -269,8 +269,9 @@ def _bars(table: Table, styles: dict[str, Style]) -> Figure:
                 error_kw={"lw": 0.8, "capsize": 2},
             )
             end, text = summary.mean + (summary.std or 0), f"{summary.mean:.1f}"
-            places_of = {"va": "center", "textcoords": "offset points"}
-            axes.annotate(text, (end, place), (3, 0), fontsize=6.5, **places_of)
+            axes.annotate(
+                text, (end, place), (3, 0), textcoords="offset points", va="center", fontsize=6.5
+            )
         axes.set_xlabel(f"{clean(table.heading(task))} AP")
         axes.margins(x=0.18)
         axes.grid(axis="y", visible=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,15 +25,18 @@ _FREE = (
 
 def settings(config: dict[str, Any]) -> dict[str, str]:
     """The settings of a configuration that make runs comparable, by dotted key."""
-    return {key: value for key, value in _flat(config, "") if not key.startswith(_FREE)}
+    found: dict[str, str] = {}
+    _flatten(config, "", found)
+    return found
 
 
-def _flat(value: Any, prefix: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, json.dumps(value, default=str)
+def _flatten(values: dict[str, Any], prefix: str, found: dict[str, str]) -> None:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            _flatten(value, f"{name}.", found)
+        elif not name.startswith(_FREE):
+            found[name] = value if isinstance(value, str) else repr(value)
 
 
 def fingerprint(run: Run) -> str:
@@ -67,7 +70,7 @@ def split(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
     named = []
     for values_of, members in groups.items():
         parts = [
-            f"{name} {value}".replace('"', "")
+            f"{name} {value}"
             for name, value in zip(differing, values_of, strict=True)
             if value is not None
         ]

@@ -12,6 +12,8 @@ import numpy as np
 IntervalMethod = Literal["t", "bootstrap"]
 TestMethod = Literal["auto", "paired", "welch"]
 _RESAMPLES = 9999
+# Percentages that differ by less differ by rounding.
+_NO_SPREAD = 1e-9
 
 
 @dataclass(frozen=True)
@@ -140,20 +142,19 @@ def compare(
         left, right = dict(first), dict(second)
         a = np.array([left[seed] for seed in shared])
         b = np.array([right[seed] for seed in shared])
-        flat = len(a) < 2 or bool(np.ptp(a - b) == 0)
+        flat = len(a) < 2 or bool(np.ptp(a - b) < _NO_SPREAD)
     else:
         a = np.array([value for _, value in first])
         b = np.array([value for _, value in second])
-        flat = min(len(a), len(b)) < 2 or bool(np.ptp(a) == 0 and np.ptp(b) == 0)
+        flat = min(len(a), len(b)) < 2 or bool(max(np.ptp(a), np.ptp(b)) < _NO_SPREAD)
     if flat:
         return None
     from scipy import stats
 
-    with np.errstate(all="ignore"):
-        if method == "paired":
-            p = float(stats.ttest_rel(a, b).pvalue)
-        else:
-            p = float(stats.ttest_ind(a, b, equal_var=False).pvalue)
+    if method == "paired":
+        p = float(stats.ttest_rel(a, b).pvalue)
+    else:
+        p = float(stats.ttest_ind(a, b, equal_var=False).pvalue)
     if not math.isfinite(p):
         return None
     return Comparison(float(a.mean() - b.mean()), p, method)
