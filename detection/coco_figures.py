@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +25,10 @@ from intl_transfer.errors import UserError
 
 try:  # an optional dependency
     import faster_coco_eval
-except ImportError:
+except (ImportError, ValueError):  # ValueError: built for another numpy
     faster_coco_eval = None
 
+_LOG = logging.getLogger("detectron2.evaluation")
 FAST, REFERENCE = "faster-coco-eval", "pycocotools"
 LIMITS = [1, 10, 100]  # detections counted per image and class
 # Where each figure is found: precision or recall, IoU (None: the mean of all), area, limit.
@@ -199,6 +202,11 @@ def _detections(found: Sequence[dict[str, Any]], task: str) -> _Detections:
 
 
 def _check_truth(truth: COCO, task: str) -> None:
+    if 0 in truth.anns:
+        _LOG.warning(
+            "annotation 0 never counts as found: 0 is pycocotools' mark for 'unmatched'. Number "
+            "the annotations from 1"
+        )
     needed = ["area", "bbox", *(["segmentation"] if task == "segm" else [])]
     for annotation in truth.dataset["annotations"]:
         for key in needed:
@@ -254,10 +262,12 @@ def _evaluate_fast(truth: COCO, detections: _Detections, task: str) -> CocoFigur
             return overlaps.get((int(imgId), int(catId)), [])
 
     overlaps = _overlaps(truth, detections, task)
-    sides = [
-        faster_coco_eval.COCO(_dataset(truth, rows))
-        for rows in (_objects(truth), detections.annotations())
-    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of annotation 0, as said above
+        sides = [
+            faster_coco_eval.COCO(_dataset(truth, rows))
+            for rows in (_objects(truth), detections.annotations())
+        ]
     # As for boxes in either case: shapes are of no more use once overlaps and areas are known.
     api = Evaluation(*sides, "bbox")
     api.params.maxDets = list(LIMITS)
