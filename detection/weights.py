@@ -37,7 +37,7 @@ def read_weights(path: str) -> dict[str, Any]:
 
     Returns:
         The file's content; ``model`` maps Detectron2's names to tensors. Where it is known how the
-        weights take their images, ``settings`` says it: ``values`` by configuration key, ``said_by``.
+        weights take their images, ``settings`` says it: ``values`` by key, and ``said_by``.
 
     Raises:
         UserError: if the file is absent, damaged, or not a Detectron2 checkpoint.

@@ -44,14 +44,13 @@ class Content:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_content(path: Path) -> Content:
+def read_content(path: Path, mmap: bool = True) -> Content:
     """Reads a checkpoint.
-
-    Tensors of a file that torch or safetensors wrote stay in the file until they are used (the
-    older of torch's forms excepted), so that an optimiser's state costs no memory.
 
     Args:
         path: a file of torch (either form), safetensors, Detectron2 or Caffe2.
+        mmap: leave the tensors of torch's newer form in the file until they are used, so that an
+            optimiser's state costs no memory.
 
     Returns:
         Its content.
@@ -59,7 +58,7 @@ def read_content(path: Path) -> Content:
     Raises:
         UserError: if it is absent, damaged, or asks for a type that is not known to be harmless.
     """
-    values, metadata = _read(path)
+    values, metadata = _read(path, mmap)
     if not isinstance(values, Mapping):
         raise UserError(f"{path}: expected a dictionary, found {type(values).__name__}")
     return Content(path, values, dict(_flat(values)), metadata)
@@ -84,7 +83,7 @@ def _flat(values: Mapping[Any, Any], place: str = "", depth: int = 0) -> Iterato
             yield from _flat(value, f"{place}{key}/", depth + 1)
 
 
-def _read(path: Path) -> tuple[Any, dict[str, str]]:
+def _read(path: Path, mmap: bool) -> tuple[Any, dict[str, str]]:
     try:
         with open(path, "rb") as file:
             head = file.read(len(_OLD_TORCH))
@@ -101,21 +100,12 @@ def _read(path: Path) -> tuple[Any, dict[str, str]]:
             raise UserError(f"{path} is damaged: {error}") from None
     try:
         if head[:2] == b"PK" or head == _OLD_TORCH:
-            return load_torch(path, mmap=head[:2] == b"PK"), {}
+            with torch.serialization.safe_globals(allowed()):
+                mapped = mmap and head[:2] == b"PK"
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped), {}
         return read_pickle(path), {}
     except Exception as error:  # a damaged pickle can make its reader raise anything
         raise _unreadable(path, head, error) from None
-
-
-def load_torch(path: str | Path, mmap: bool = False) -> Any:
-    """:func:`torch.load` with ``weights_only=True`` and the list of harmless types.
-
-    Args:
-        path: the file.
-        mmap: leave tensors in the file until they are used; not for torch's older form.
-    """
-    with torch.serialization.safe_globals(allowed()):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 
 
 def _unreadable(path: Path, head: bytes, error: Exception) -> UserError:

@@ -20,6 +20,7 @@ from torch import Tensor
 from intl_transfer.conversion.adapters.base import ONLINE
 from intl_transfer.conversion.reading import Content
 from intl_transfer.conversion.settings import CAFFE, Settings
+from intl_transfer.errors import UserError
 
 _EPSILON = 1e-5
 _BLOCK = re.compile(r"res([2-5])_(\d+)_branch(1|2[abc])_(w|bn_\w+)")
@@ -48,15 +49,22 @@ class Caffe2:
         return [ONLINE] if any(_BLOCK.fullmatch(name) for name in names) else []
 
     def to_torchvision(self, content: Content, branch: str) -> tuple[dict[str, Tensor], list[str]]:
-        """With the statistics that were folded away."""
+        """With the statistics that were folded away.
+
+        Raises:
+            UserError: for a blob in the ResNet that torchvision's has not.
+        """
         state: dict[str, Tensor] = {}
         rest = []
         for key, tensor in content.tensors.items():
-            name = _name(key.rpartition("/")[2])
-            if name is None:
-                rest.append(key.rpartition("/")[2])
-            else:
+            blob = key.rpartition("/")[2]
+            name = _name(blob)
+            if name is not None:
                 state[name] = tensor
+            elif re.match(r"res[2-5]_\d+_", blob) and not blob.endswith(("_b", "_momentum")):
+                raise UserError(f"{content.path}: '{blob}' has no place in torchvision's ResNet")
+            else:
+                rest.append(blob)
         for name in [name for name in state if state[name].ndim == 1 and name.endswith("weight")]:
             norm = name.removesuffix("weight")
             state.setdefault(f"{norm}running_mean", torch.zeros(state[name].shape))

@@ -1,0 +1,275 @@
+"""Every format, made by renaming: recognised, read, written back; and broken in ten ways."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+
+from intl_transfer.conversion import audit, convert, load_backbone, read_backbone, to_detectron2
+from intl_transfer.conversion.adapters import WRITTEN
+from intl_transfer.conversion.pipeline import Told
+from intl_transfer.errors import UserError
+from tests.conversion.layouts import LAYOUTS, behind, caffe2, detectron2, head, small_state
+
+NAMES = list(LAYOUTS)
+ONLINE, TARGET = small_state(1), small_state(2)
+
+
+def write(path, values):
+    """By torch; arrays of numpy as a pickle, like the tools that make them."""
+    if "blobs" in values:
+        path = path.with_suffix(".pkl")
+        path.write_bytes(pickle.dumps(values, protocol=2))
+    else:
+        torch.save(values, path)
+    return path
+
+
+def equal(found, expected):
+    expected = {k: v for k, v in expected.items() if not k.endswith("tracked")}
+    assert {k for k in found if not k.endswith("tracked")} == expected.keys()
+    assert all(torch.equal(found[k], v) for k, v in expected.items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_format_is_recognised_and_read(tmp_path, name):
+    made = LAYOUTS[name]
+    file = write(tmp_path / "in.pth", made.build(ONLINE, TARGET))
+    found = read_backbone(file)
+    assert (found.source_format, found.method) == (made.format, made.method)
+    assert found.branches == made.branches
+    assert found.branch == made.branches[0]
+    assert (found.settings.channels, found.settings.pixel_mean[0]) == made.pixels
+    states = {"online": ONLINE, "target": TARGET}
+    for branch in made.branches:
+        equal(load_backbone(file, branch), states.get(branch, ONLINE))
+    assert audit(found.state) == "resnet18"
+    taken = sum(not key.endswith("tracked") for key in found.state)
+    assert taken == 100  # 20 convolutions with four batch-norm tensors each
+    if made.branches[0] in states:
+        with pytest.raises(UserError, match=rf"no branch 'middle'; it has {made.branches[0]}"):
+            read_backbone(file, "middle")
+
+
+def test_other_words_for_the_two_networks(tmp_path):
+    file = write(tmp_path / "in.pth", LAYOUTS["dino"].build(ONLINE, TARGET))
+    equal(load_backbone(file, "student"), ONLINE)
+    equal(load_backbone(file, "teacher"), TARGET)
+    file = write(tmp_path / "in.pth", LAYOUTS["simsiam"].build(ONLINE, TARGET))
+    with pytest.raises(
+        UserError, match=r"in\.pth \(SimSiam\) has no branch 'target'; it has online"
+    ):
+        load_backbone(file, "ema")
+
+
+def _without(state):
+    del state["layer3.1.bn2.running_var"]
+
+
+def _more(state):
+    state["layer2.0.attention.weight"] = torch.ones(3)
+
+
+def _transposed(state):
+    state["layer2.0.conv1.weight"] = state["layer2.0.conv1.weight"].transpose(0, 1)
+
+
+def _shallower(state):
+    for key in [key for key in state if key.startswith("layer3.1.")]:
+        del state[key]
+
+
+def _nan(state):
+    state["bn1.running_mean"] = torch.full((64,), float("nan"))
+
+
+BROKEN = {
+    "missing key": (_without, r"not a whole resnet18: 1 tensors missing \(first: layer3\.1\.bn2"),
+    "extra key": (_more, r"attention"),
+    "transposed": (_transposed, r"layer2\.0\.conv1\.weight: expected shape \(128, 64, 3, 3\)"),
+    "wrong depth": (_shallower, r"no known ResNet has \(2, 2, 1, 2\) basic blocks"),
+    "NaN": (_nan, r"bn1\.running_mean holds NaN or infinite values"),
+}
+
+
+@pytest.mark.parametrize("way", BROKEN)
+@pytest.mark.parametrize("name", NAMES)
+def test_broken_networks_are_refused_by_name(tmp_path, name, way):
+    change, message = BROKEN[way]
+    made = LAYOUTS[name]
+    states = [small_state(1), small_state(2)]
+    for state in states:
+        change(state)
+    if name == "caffe2" and way == "missing key":
+        # Statistics may be missing there; they were folded away.
+        states[0]["layer3.1.bn2.running_var"] = torch.ones(256)
+        del states[0]["layer3.1.bn2.bias"]
+        message = r"1 tensors missing \(first: layer3\.1\.bn2\.bias\)"
+    file = write(tmp_path / "in.pth", made.build(*states))
+    with pytest.raises(UserError, match=message) as caught:
+        convert(file, tmp_path / "out.pth")
+    assert str(file) in str(caught.value)
+    assert not (tmp_path / "out.pth").exists()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("detectron2", "caffe2")])
+def test_names_of_two_prefixes_are_never_mixed(tmp_path, name):
+    """Half of the network behind another prefix, in the same dictionary."""
+    halves = [dict(list(ONLINE.items())[:61]), dict(list(ONLINE.items())[61:])]
+    values = LAYOUTS[name].build(halves[0], halves[0])
+    inner = values
+    while not any(isinstance(value, torch.Tensor) for value in inner.values()):
+        inner = next(
+            value
+            for key, value in inner.items()
+            if isinstance(value, dict) and key not in ("meta", "config")
+        )
+    inner.update(behind("other.", halves[1]))
+    file = write(tmp_path / "in.pth", values)
+    with pytest.raises(UserError, match=r"tensors of \d ResNets.*'\S*other\.' \(\d+ tensors\)"):
+        read_backbone(file)
+    other = next(key for key in read_prefixes(file) if key.endswith("other."))
+    with pytest.raises(UserError, match=r"conv1\.weight|layer1|blocks in its four stages"):
+        read_backbone(file, other)
+
+
+def read_prefixes(file):
+    from intl_transfer.conversion.adapters.base import places_in
+    from intl_transfer.conversion.reading import read_content
+
+    return [place.prefix for place in places_in(read_content(file).tensors)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_becomes_float32(tmp_path, name):
+    half = {k: v.half() if v.is_floating_point() else v for k, v in small_state(0).items()}
+    file = write(tmp_path / "in.pth", LAYOUTS[name].build(half, half))
+    found = load_backbone(file)
+    kept = [v for v in found.values() if v.is_floating_point()]
+    assert {v.dtype for v in kept} == {torch.float32}
+    assert torch.equal(found["layer4.1.bn2.bias"], half["layer4.1.bn2.bias"].float())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("what", ["fc only", "optimiser only", "empty"])
+def test_files_without_a_network_say_what_they_hold(tmp_path, name, what):
+    values = LAYOUTS[name].build({}, {}) if what == "fc only" else {}
+    if what == "optimiser only":
+        values = {"optimizer": {"state": {0: {"momentum_buffer": torch.ones(2)}}}}
+    file = write(tmp_path / "in.pth", values)
+    expected = r"of no known format \(its first keys: "
+    expected += {"optimiser only": "optimizer", "empty": "none", "fc only": r"\S"}[what]
+    with pytest.raises(UserError, match=expected):
+        read_backbone(file)
+
+
+@pytest.mark.parametrize("name", sorted(WRITTEN))
+def test_each_format_is_written_and_comes_back(tmp_path, name):
+    """What the other direction writes has the names that the layouts' fixtures have."""
+    values = WRITTEN[name].from_torchvision(ONLINE)
+    torch.save(values, tmp_path / "out.pth")
+    equal(load_backbone(tmp_path / "out.pth"), ONLINE)
+    fixture = {
+        "barlow-twins": "barlow_twins",
+        "intl-authors": "intl_authors",
+        "moco": "moco_v2",
+        "moco-v3": "moco_v3",
+        "simclr": "simclr_spijkervet",
+        "solo-learn": "solo_learn",
+        **dict.fromkeys(("byol", "lightly", "caffe2", "swav")),  # spelt otherwise by their fixtures
+    }.get(name, name)
+    if fixture is not None:
+        there = flat(LAYOUTS[fixture].build(ONLINE, TARGET))
+        assert {key for key in flat(values) if "author" not in key} <= there
+    else:
+        assert len(flat(values)) >= 100
+
+
+def flat(values, place=""):
+    found = set()
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{place}{key}/")
+        else:
+            found.add(f"{place}{key}")
+    return found
+
+
+def test_detectron2s_names_are_those_of_published_converters():
+    assert to_detectron2(ONLINE).keys() == detectron2(ONLINE).keys()
+
+
+def test_caffe2s_names_are_those_that_detectron2_undoes(tmp_path):
+    from detectron2.checkpoint.c2_model_loading import convert_basic_c2_names
+
+    state = small_state(1, "resnet50")
+    written = WRITTEN["caffe2"].from_torchvision(state)["model"]
+    theirs = dict(zip(convert_basic_c2_names(list(written)), written.values(), strict=True))
+    ours = to_detectron2(state)
+    assert theirs.keys() == ours.keys()
+    assert all(theirs[key] is ours[key] for key in ours)
+
+
+def test_folded_batch_norms_of_caffe2_get_detectron2s_statistics(tmp_path):
+    from detectron2.layers import FrozenBatchNorm2d
+
+    values = {"model": caffe2(ONLINE, folded=True), "__author__": "Caffe2"}
+    (tmp_path / "R-18.pkl").write_bytes(pickle.dumps(values, protocol=2))
+    found = read_backbone(tmp_path / "R-18.pkl")
+    frozen = FrozenBatchNorm2d(64)
+    assert torch.equal(found.state["bn1.running_var"], frozen.running_var)
+    assert torch.equal(found.state["bn1.running_mean"], frozen.running_mean)
+    assert torch.equal(found.state["bn1.weight"], ONLINE["bn1.weight"])
+    assert found.settings.stride_in_1x1
+    assert found.settings.pixel_std == (1.0, 1.0, 1.0)
+    assert sorted(found.dropped) == ["conv1_b", "fc1000_w"]
+
+
+def test_vissls_momentum_encoder_is_the_target(tmp_path):
+    values = LAYOUTS["vissl"].build(ONLINE, TARGET)
+    moco = {"moco_encoder": behind("base_model.trunk._feature_blocks.", TARGET)}
+    values["classy_state_dict"]["loss"] = moco
+    file = write(tmp_path / "in.pth", values)
+    assert read_backbone(file).branches == ("online", "target")
+    equal(load_backbone(file, "target"), TARGET)
+
+
+def test_what_openmmlab_keeps_of_its_configuration(tmp_path):
+    for text, channels in (("style='caffe'", "BGR"), ("style='pytorch'", "RGB")):
+        values = {"meta": {"config": f"dict(type='ResNet', {text})"}, "state_dict": {}}
+        values["state_dict"] = behind("backbone.", ONLINE)
+        file = write(tmp_path / "in.pth", values)
+        settings = read_backbone(file).settings
+        assert settings.channels == channels
+        assert settings.stride_in_1x1 == (channels == "BGR")
+        assert "configuration" in settings.said_by
+
+
+def test_what_the_user_says_makes_a_row(tmp_path):
+    values = LAYOUTS["moco_v2"].build(ONLINE, TARGET)
+    file = write(tmp_path / "in.pth", values)
+    told = Told(method="MoCo v2", name="moco_v2", dataset="ImageNet", pixels="unit")
+    report = convert(file, tmp_path / "out.safetensors", told=told)
+    run = {"id": None, "name": "moco_v2", "config_name": "moco_v2", "epochs": 200}
+    assert report["provenance"]["pretrain_run"] == {**run, "dataset": "ImageNet", "seed": None}
+    assert report["provenance"]["method"] == "MoCo v2"
+    assert report["config"]["MODEL.PIXEL_STD"] == [255.0] * 3
+    again = read_backbone(tmp_path / "out.safetensors")  # the file says it itself from now on
+    assert again.method == "MoCo v2"
+    assert again.pretrain_run["epochs"] == 200
+    assert again.settings.pixel_std == (255.0,) * 3
+    assert again.settings.said_by == "the file"
+
+
+def test_heads_are_left_out_and_named(tmp_path):
+    file = write(tmp_path / "in.pth", LAYOUTS["moco_v2"].build(ONLINE, TARGET))
+    dropped = read_backbone(file).dropped
+    assert {"module.queue", "module.queue_ptr", "module.encoder_q.fc.0.weight"} <= set(dropped)
+    assert "module.encoder_k.conv1.weight" in dropped
+    extra = {**ONLINE, **head("neck.0.weight", "fc.bias")}
+    assert (
+        read_backbone(write(tmp_path / "b.pth", extra)).dropped
+        == ["fc.bias", "neck.0.weight"][::-1]
+    )
