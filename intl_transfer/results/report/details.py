@@ -74,7 +74,7 @@ def describe(
         "views": read_views(folder),
         "log": [] if finished else last_lines(folder),
         "total": _total(manifest),
-        "provenance": _provenance(manifest, results),
+        "provenance": provenance_of(manifest, results),
         "facts": dict(flatten(_facts(results))),
         "environment": _environment(manifest),
         "sessions": [_session(s) for s in manifest.get("sessions") or [] if isinstance(s, dict)],
@@ -140,7 +140,8 @@ def _total(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {"iterations": iterations, "epochs": epochs}
 
 
-def _provenance(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
+def provenance_of(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a run's weights come from: as its results say, else as its manifest does."""
     start = mapping(results.get("initialisation"))
     inputs = [mapping(item) for item in manifest.get("inputs") or []]
     weights = next((item for item in inputs if item.get("role") == "weights"), {})

@@ -11,7 +11,7 @@ from typing import Any
 
 from intl_transfer.results.collect import Collection, Run
 from intl_transfer.results.reading import Entry
-from intl_transfer.results.report.details import Cache, describe
+from intl_transfer.results.report.details import Cache, describe, provenance_of
 from intl_transfer.results.report.series import POINTS
 from intl_transfer.results.report.values import flatten, mapping, number, page_key, text
 from intl_transfer.results.rows import Column, Row, Table
@@ -52,7 +52,7 @@ def build_payload(
     """
     entries = [entry for entry in collection.entries if entry.status in STATES and entry.manifest]
     keys = {entry.path: _page_of(entry) for entry in entries}
-    used = {run.path: run for run in (*collection.runs, *collection.evaluations)}
+    parents = _parents(collection, entries)
     rows = _row_of_each_run(tables)
     detecting = sum(entry.stage == "detection" for entry in entries)
     points = min(POINTS, max(100, _CURVES // max(1, len(entries))))
@@ -62,7 +62,7 @@ def build_payload(
     runs: dict[str, Any] = {}
     for entry in sorted(entries, key=lambda entry: (STAGES.get(entry.stage, 9), str(entry.path))):
         assert entry.manifest is not None
-        key, run = keys[entry.path], used.get(entry.path)
+        key, parent = keys[entry.path], parents.get(entry.path)
         settings = dict(flatten(mapping(entry.manifest.get("config"))))
         base = bases.setdefault(entry.stage, settings)
         detail = describe(entry, points, pictures, cache)
@@ -70,7 +70,7 @@ def build_payload(
         runs[key] = {
             **_summary(entry, detail),
             "row": rows.get(entry.path),
-            "parent": keys.get(run.parent) if run and run.parent else None,
+            "parent": keys.get(parent) if parent else None,
         }
     payload.overview = {
         "tables": [_table(table, keys) for table in tables],
@@ -85,6 +85,22 @@ def _page_of(entry: Entry) -> str:
     """Runs have an id; folders that others wrote have their path."""
     identity = mapping(entry.manifest).get("id")
     return page_key(identity if identity and not entry.foreign else f"path {entry.path}")
+
+
+def _parents(collection: Collection, entries: Sequence[Entry]) -> dict[Path, Path]:
+    """The pretraining run behind each run; of those without results, by the weights they took."""
+    made = {
+        sha: path
+        for path, results in collection.pretraining.items()
+        if isinstance(sha := results.get("backbone_sha256"), str)
+    }
+    found = {}
+    for entry in entries:
+        sha = provenance_of(mapping(entry.manifest), mapping(entry.results))["source_sha256"]
+        if sha in made:
+            found[entry.path] = made[sha]
+    runs = (*collection.runs, *collection.evaluations)
+    return found | {run.path: run.parent for run in runs if run.parent}
 
 
 def _difference(base: dict[str, str], settings: dict[str, str]) -> dict[str, Any]:

@@ -50,6 +50,8 @@ def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
             yield from flatten(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, Mapping) and not name:
+        return
     elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
         for index, inner in enumerate(value):
             yield from flatten(inner, f"{name}[{index}]")

@@ -387,3 +387,44 @@ def write_predictions(folder: Path, rng: np.random.Generator, count: int = 4) ->
             }
         )
     write_json(folder / "predictions.json", {"classes": list(CLASSES), "images": images})
+
+
+def build_hostile(root: Path) -> Path:
+    """Runs whose every text tries to be markup, script, or the end of its element."""
+    folder = detection(root, "INTL", 0, 40.0, name=HOSTILE)
+    detection(root, "INTL", 1, 40.4, pictures=False)
+    _edit(folder / "manifest.json", _poisoned)
+    _edit(folder / "results.json", _poisoned_results)
+    _edit(folder / "curves.json", lambda value: {HOSTILE: next(iter(value.values()))})
+    _edit(folder / "predictions.json", lambda value: {**value, "classes": [HOSTILE] * 10})
+    failed = detection(root, "INTL", 2, 0, status="failed", name=f"{HOSTILE} failed")
+    _edit(failed / "manifest.json", lambda value: {**value, "error": HOSTILE, "method": HOSTILE})
+    (failed / "log.txt").write_text(f"\x1b[31m{HOSTILE}\x1b[0m\nprogress 1\rprogress 2\n")
+    damaged = root / "<img src=x onerror=alert(1)>"
+    damaged.mkdir()
+    (damaged / "manifest.json").write_text("<script>alert(1)</script>")
+    return root
+
+
+def _edit(file: Path, change: Any) -> None:
+    write_json(file, change(json.loads(file.read_text())))
+
+
+def _poisoned(value: dict[str, Any]) -> dict[str, Any]:
+    config = {HOSTILE: HOSTILE, "__proto__": {"polluted": "yes"}, "constructor": HOSTILE}
+    weights = {**value["inputs"][0], "path": HOSTILE}
+    sessions = [{**value["sessions"][0], "host": HOSTILE, "command": [HOSTILE]}]
+    shown = {"config_name": HOSTILE, "versions": {HOSTILE: HOSTILE}, "inputs": [weights]}
+    return {**value, **shown, "config": config, "sessions": sessions, "method": HOSTILE}
+
+
+def _poisoned_results(value: dict[str, Any]) -> dict[str, Any]:
+    value["dataset"]["name"] = HOSTILE
+    value["architecture"]["meta"] = HOSTILE
+    value["schedule"]["name"] = HOSTILE
+    start = value["initialisation"]
+    start["method"] = HOSTILE
+    start["provenance"]["source_path"] = HOSTILE
+    start["provenance"]["pretrain_run"] |= {"name": HOSTILE, "config_name": HOSTILE}
+    value["metrics"]["box"]["per_class"] = {HOSTILE: 12.0, "__proto__": 3.0}
+    return value

@@ -36,7 +36,7 @@ function barChart(title, items, options = {}) {
         return s("g", { class: "bar-row" },
           rowName(item, y, room, letters),
           item.value !== null && s("rect", { class: `bar ${colour(options.index || 0)}`, x: box.left, y: y - 6, width: Math.max(1, at(item.value) - box.left), height: 12, rx: 1.5 }),
-          s("text", { class: "value", x: (item.value === null ? box.left : at(item.value)) + 6, y, dy: "0.34em" }, item.value === null ? "" : fixed(item.value, 1)));
+          s("text", { class: "value", x: (item.value === null ? box.left : at(item.value)) + 6, y, dy: "0.34em" }, fixed(item.value, place.digits + 1)));
       }),
       s("line", { class: "axis", x1: box.left, x2: box.left, y1: box.top, y2: box.bottom }));
   }, { class: "wide", note: options.note });

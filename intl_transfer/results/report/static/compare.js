@@ -36,7 +36,7 @@ function metricDifference(a, b, names) {
   const lines = all.map((name) => {
     const [p, q] = [own(x, name) ?? null, own(y, name) ?? null];
     const known = p !== null && q !== null;
-    return { cells: [cell(curveName(name)), figure(p, digits), figure(q, digits), { value: known ? q - p : null, text: known ? signed(q - p, digits) : "", class: known ? (q > p ? "up" : q < p ? "down" : "") : "" }] };
+    return { cells: [cell(curveName(name)), figure(p, digits), figure(q, digits), { value: known ? q - p : null, text: known ? signed(q - p, digits) : "", class: known && !name.includes("loss") ? (q > p ? "up" : q < p ? "down" : "") : "" }] };
   });
   if (!lines.length) return null;
   const made = sortable({

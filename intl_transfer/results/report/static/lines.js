@@ -61,6 +61,7 @@ function drawLines(title, series, options, state, width) {
   if (!options.range) [low, high] = extent([[low, high].filter(Number.isFinite), references.map((r) => r.value)], usable);
   const [first, last] = options.domain || extent(series.map((line) => line.x), () => true);
   if (!Number.isFinite(low) || !Number.isFinite(first)) return h("p", { class: "empty" }, "Nothing to draw.");
+  if (first === last && !options.domain) return onePoint(series, first, options.x);
   if (!options.range) {
     if (low === high) [low, high] = state.log ? [low / 2, high * 2] : [low - (Math.abs(low) || 1) * 0.1, high + (Math.abs(high) || 1) * 0.1];
     else if (state.log) [low, high] = [low / 1.05, high * 1.05];
@@ -82,7 +83,7 @@ function drawLines(title, series, options, state, width) {
   axes(box, x, y),
   references.map((r) => [
     s("line", { class: "reference", x1: box.left, x2: box.right, y1: y.at(r.value), y2: y.at(r.value) }),
-    s("text", { class: "reference-name", x: box.right, y: y.at(r.value) - 4, "text-anchor": "end" }, r.name),
+    s("text", { class: "reference-name", x: box.right, y: y.at(r.value) - 4, "text-anchor": "end", "aria-hidden": "true" }, r.name),
   ]),
   series.map((line) => line.low && s("path", { class: `band ${colour(line.index)}`, d: bandPath(line, x.at, y.at, ok) })),
   series.map((line) => [
@@ -93,6 +94,12 @@ function drawLines(title, series, options, state, width) {
   const readout = h("div", { class: "readout", hidden: true });
   attachReadout(root, marks, readout, series, { x, y, box, width, first, last, ok, unit: options.x });
   return [root, readout];
+}
+
+/** A curve of one point says more as a number. */
+function onePoint(series, at, unit) {
+  return h("dl", { class: "head-facts" }, series.filter((line) => line.y[0] !== null).map((line) => h("div", null,
+    h("dt", null, series.length > 1 ? `${line.name}, ${unit} ${short(at)}` : `${unit} ${short(at)}`), h("dd", null, short(line.y[0])))));
 }
 
 function describe(title, series, options) {
@@ -173,7 +180,8 @@ function attachReadout(root, marks, readout, series, view) {
       if (event.key === "Escape") hide();
       if (!move) return;
       event.preventDefault();
-      const i = at === null ? (move > 0 ? 0 : longest.x.length - 1) : nearest(longest.x, at) + move;
+      const start = at === null ? (move > 0 ? -1 : longest.x.length) : nearest(longest.x, at);
+      const i = start + move;
       show(longest.x[Math.max(0, Math.min(longest.x.length - 1, i))], true);
     },
   }, []);

@@ -22,7 +22,7 @@ function pictureSection(key) {
     h("div", { class: "toolbar" },
       LAYERS.map(([name, label, on]) => tick(label, on, (now) => { if (now) state.layers.add(name); else state.layers.delete(name); apply(); })),
       h("label", { class: "field" }, h("span", null, "Score from"), slider, output)),
-    h("p", { class: "chart-note" }, "Worst pictures first. ", h("span", { class: "key-truth" }, "Dashed"), ": truth; ", h("span", { class: "key-found" }, "solid"), ": prediction."),
+    h("p", { class: "picture-key" }, h("span", { class: "key-truth" }, "truth"), h("span", { class: "key-found" }, "prediction"), "The worst pictures come first."),
     h("div", { class: "pictures" }, frames.map((frame) => frame.node)));
 }
 
@@ -56,7 +56,7 @@ function pictureFrame(image, classes, index) {
   image.truth.map((object) => drawObject(object, "truth", classes, image)), found.map((f) => f.node));
   const count = h("span");
   const node = h("figure", { class: "picture" }, drawing,
-    h("figcaption", null, count, image.error !== null && h("span", null, ` · error ${short(image.error)}`),
+    h("figcaption", null, h("span", { class: "picture-facts" }, image.error !== null && `error ${short(image.error)} · `, count),
       h("button", { type: "button", class: "small", "aria-label": `enlarge picture ${index + 1}`, click: () => {
         const large = drawing.cloneNode(true);
         large.classList.add("large");

@@ -8,11 +8,21 @@ function figureText(value) {
   return [fixed(value.mean, place.digits), spread, marksOf(value)].filter(Boolean).join(" ");
 }
 
-function figureNode(value) {
+/** Widths that keep the means of a column below each other, whether a spread follows or not. */
+function columnWidths(rows, i) {
+  const values = rows.map((row) => row.figures[i]).filter(Boolean);
+  const longest = (texts) => texts.reduce((a, b) => (b.length > a.length ? b : a), "");
+  return {
+    std: place.spread ? longest(values.filter((v) => v.std !== null).map((v) => ` ± ${fixed(v.std, place.digits)}`)) : "",
+    marks: longest(values.map(marksOf)),
+  };
+}
+
+function figureNode(value, widths = {}) {
   if (!value) return "";
+  const part = (name, text) => (text ? h("span", { class: name }, text) : widths[name] && h("span", { class: `${name} ghost`, "aria-hidden": "true" }, widths[name]));
   return [h("span", { class: "mean" }, fixed(value.mean, place.digits)),
-    place.spread && value.std !== null && h("span", { class: "std" }, ` ± ${fixed(value.std, place.digits)}`),
-    marksOf(value) && h("span", { class: "marks" }, ` ${marksOf(value)}`)];
+    part("std", place.spread && value.std !== null && ` ± ${fixed(value.std, place.digits)}`), part("marks", marksOf(value))];
 }
 
 const columnName = (column) => `${column.group} ${column.metric}`;
@@ -22,17 +32,17 @@ const figureColumns = (table) => table.columns.map((column, i) => ({
 }));
 
 const tableColumns = (table) => [
-  { name: "initialisation" }, { name: "pretraining" }, { name: "n", numeric: true, hint: "number of runs" }, ...figureColumns(table),
+  { name: "initialisation" }, { name: "pretraining", class: "detail" }, { name: "n", numeric: true, hint: "number of runs" }, ...figureColumns(table),
 ];
 
-function tableLine(row) {
+function tableLine(row, widths) {
   return {
     italic: row.published, notes: row.notes,
     words: row.runs.map((key) => DATA.runs[key].name).join(" "),
     cells: [
-      cell(row.method, { node: row.runs.length ? h("a", { href: `#/row/${row.key}` }, row.method) : row.method }),
-      cell(row.detail, { class: "detail" }), cell(row.n),
-      ...row.figures.map((value) => ({ value: value?.mean, text: figureText(value), node: figureNode(value), best: Boolean(value?.best) })),
+      cell(row.method, { node: [row.runs.length ? h("a", { href: `#/row/${row.key}` }, row.method) : row.method], under: row.detail }),
+      cell(row.detail), cell(row.n),
+      ...row.figures.map((value, i) => ({ value: value?.mean, text: figureText(value), node: figureNode(value, widths[i]), best: Boolean(value?.best) })),
     ],
   };
 }
@@ -44,8 +54,10 @@ function titleParts(title) {
 }
 
 function resultTable(table) {
-  const lines = (published) => table.rows.filter((row) => row.published === published).map(tableLine);
-  const [measured, published] = [lines(false), place.published ? lines(true) : []];
+  const shown = table.rows.filter((row) => place.published || !row.published);
+  const widths = table.columns.map((_, i) => columnWidths(shown, i));
+  const lines = (published) => shown.filter((row) => row.published === published).map((row) => tableLine(row, widths));
+  const [measured, published] = [lines(false), lines(true)];
   const made = sortable({
     id: table.key, title: table.title, columns: tableColumns(table), notes: table.notes, legend: table.legend, class: "results",
     blocks: [
@@ -62,7 +74,7 @@ function resultTable(table) {
       parts.map((title) => h("p", { class: "sub" }, parts.length > 1 && h("b", null, `${titleParts(title)[0]}: `), titleParts(title)[1]))),
     made.node,
     used.size > 0 && h("ol", { class: "notes", "aria-label": "Notes" }, notes),
-    table.legend.length > 0 && h("p", { class: "notes" }, table.legend.join(" ")),
+    table.legend.length > 0 && h("p", { class: "notes legend-line" }, table.legend.join(" ")),
     measured.length > 0 && h("div", { class: "folds" }, seedFold(table), curveFold(table)));
   return { node, filter: made.filter };
 }
@@ -157,7 +169,7 @@ function overviewPage() {
       : h("p", { class: "empty" }, "No finished detection run yet. What is under way is under “Runs”."),
     cards, nothing,
     DATA.tables.length > 0 && h("p", { class: "legend-note" }, "Figures in %, of the last iteration, mean ± sample standard deviation over n runs. A blank is a figure that does not exist. ",
-      h("b", { class: "best" }, "Marked"), ": the highest measured mean of its column. ",
+      h("b", { class: "best" }, "Bold"), ": the highest measured mean of its column. ",
       h("i", null, "Italics"), ": published, with their source."),
   ];
 }

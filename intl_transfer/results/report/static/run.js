@@ -109,7 +109,7 @@ function spectrumSection(key) {
     looked > 0 && (raised.length
       ? h("p", { class: "notice is-bad" }, `Collapse alarm at ${raised.length} of ${several(looked, "look")}, first at step ${short(raised[0])}, last at step ${short(raised.at(-1))}.`)
       : h("p", { class: "notice is-ok" }, `No collapse alarm at any of ${several(looked, "look")}.`)),
-    h("div", { class: "grid-2" }, charts));
+    h("div", { class: "grid-3" }, charts));
 }
 
 function comparePicker(key) {
@@ -125,7 +125,7 @@ function runPage(key) {
   const pretraining = run.stage === "pretrain";
   const detail = details(key);
   const charts = pretraining ? pretrainingCurves(key) : detectionCurves(key);
-  const words = [run.reason && run.status !== "finished" ? run.reason : null, run.status !== "finished" ? progress(run) : null].filter(Boolean);
+  const words = [run.reason !== detail.error ? run.reason : null, run.status !== "finished" ? progress(run) : null].filter(Boolean);
   return [
     h("p", { class: "crumbs" }, h("a", { href: "#/runs" }, "Runs"), " / ", run.config_name),
     h("div", { class: "title-line" }, heading(1, run.name), badge(run.status)),

@@ -35,9 +35,9 @@ function runsPage() {
     return {
       words: `${run.path} ${run.config_name} ${run.reason || ""}`, status: run.status,
       cells: [
-        cell("", { node: pickBox(key, run, changed) }), cell(run.name, { node: runLink(key) }), cell(run.status, { node: badge(run.status) }), cell(run.stage), cell(run.method),
+        cell("", { node: pickBox(key, run, changed) }), cell(run.name, { node: runLink(key) }), cell(run.status, { node: badge(run.status) }), cell(run.stage), cell(run.method, { class: "nowrap" }),
         cell(run.dataset), cell(run.schedule), cell(run.seed, { value: Number(run.seed) }), { ...main, node: main.name && [main.text, h("small", null, ` ${main.name}`)] },
-        cell(run.status === "finished" ? duration(run.wall_time) : progress(run), { value: run.wall_time }), cell(when(run.started), { value: run.started }),
+        cell(run.status === "finished" ? duration(run.wall_time) : progress(run), { value: run.wall_time }), cell(when(run.started).split(",")[0], { value: run.started, class: "nowrap" }),
       ],
     };
   });

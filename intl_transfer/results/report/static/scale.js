@@ -31,7 +31,7 @@ function tickText(values) {
   const largest = Math.max(...values.map(Math.abs));
   if (largest >= 1e6 || (largest > 0 && largest < 1e-3)) return values.map((v) => (v ? Number(v.toPrecision(3)).toExponential().replace("e+", "e") : "0"));
   if (largest >= 1e4 && values.every((v) => v % 1000 === 0)) return values.map((v) => (v ? `${v / 1000}k` : "0"));
-  return values.map((v) => String(Number(v.toPrecision(6))));
+  return values.map((v) => String(Number(v.toPrecision(6))).replace("-", "−"));
 }
 
 function linear(low, high, from, to) {

@@ -65,20 +65,22 @@ function sortable(spec) {
     const [sorted, direction] = place.sorts[spec.id] || [];
     const order = sorted !== i ? "none" : direction > 0 ? "ascending" : "descending";
     const name = column.group ? `${column.group} ${column.name}` : column.name;
-    return h("th", { scope: "col", class: `${column.numeric ? "number" : ""} ${column.start ? "group-start" : ""}`, "aria-sort": column.fixed ? null : order },
+    return h("th", { scope: "col", class: `${column.numeric ? "number" : ""} ${column.start ? "group-start" : ""} ${column.class || ""}`, "aria-sort": column.fixed ? null : order },
       column.fixed ? h("span", { class: column.silent ? "sr" : "" }, column.name) : h("button", { type: "button", class: "sort", "data-column": i, "aria-label": `sort by ${name}`, title: column.hint, click: () => sortBy(i) },
-        column.name, h("span", { class: "arrow", "aria-hidden": "true" }, { none: "↕", ascending: "↑", descending: "↓" }[order])));
+        column.numeric ? [arrow(order), column.name] : [column.name, arrow(order)]));
   }
+
+  const arrow = (order) => h("span", { class: "arrow", "aria-hidden": "true" }, { none: "↕", ascending: "↑", descending: "↓" }[order]);
 
   function groups() {
     if (!columns.some((c) => c.group)) return null;
     const made = [];
     for (const column of columns) {
       const last = made.at(-1);
-      if (last && last.name === (column.group || "")) last.span += 1;
-      else made.push({ name: column.group || "", span: 1 });
+      if (last && column.group && last.name === column.group) last.span += 1;
+      else made.push({ name: column.group || "", span: 1, class: column.class });
     }
-    return h("tr", { class: "groups" }, made.map((g) => (g.name ? h("th", { scope: "colgroup", colspan: g.span, class: "group-start" }, g.name) : h("td", { colspan: g.span }))));
+    return h("tr", { class: "groups" }, made.map((g) => (g.name ? h("th", { scope: "colgroup", colspan: g.span, class: "group-start" }, g.name) : h("td", { class: g.class }))));
   }
 
   function row(line) {
@@ -87,9 +89,9 @@ function sortable(spec) {
       const tag = i === (spec.head || 0) ? "th" : "td";
       return h(tag, {
         scope: tag === "th" ? "row" : null,
-        class: [column.numeric && "number", column.start && "group-start", c.best && "best", c.class].filter(Boolean).join(" ") || null,
+        class: [column.numeric && "number", column.start && "group-start", column.class, c.best && "best", c.class].filter(Boolean).join(" ") || null,
       }, c.node ?? c.text, i === 0 && line.notes?.length ? h("sup", { title: line.notes.map((n) => spec.notes[n - 1]).join("\n") }, line.notes.join(",")) : null,
-      c.best && h("span", { class: "sr" }, " (best)"));
+      c.under && h("span", { class: "under", "aria-hidden": "true" }, c.under), c.best && h("span", { class: "sr" }, " (best)"));
     }));
   }
 
@@ -119,7 +121,7 @@ function filterField(label, value, changed) {
 }
 
 function choice(label, options, value, changed) {
-  const select = h("select", { change: () => changed(select.value) }, options.map(([key, name]) => h("option", { value: key, selected: key === value }, name)));
+  const select = h("select", { "aria-label": label, change: () => changed(select.value) }, options.map(([key, name]) => h("option", { value: key, selected: key === value }, name)));
   select.value = value;
   return h("label", { class: "field" }, h("span", null, label), select);
 }

@@ -1,0 +1,403 @@
+"""The page in a real browser: opened from the disk, read, sorted, compared, printed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import statistics
+
+import pytest
+
+from tests.results.report.conftest import report_of
+from tests.results.report.study import HOSTILE, detection
+
+WIDTHS = (1280, 400)
+
+
+def routes(overview):
+    rows = [row["key"] for table in overview["tables"] for row in table["rows"] if row["runs"]]
+    runs = list(overview["runs"])
+    return [
+        *("#/", "#/runs", "#/compare", "#/left-out"),
+        *(f"#/row/{key}" for key in rows),
+        *(f"#/run/{key}" for key in runs),
+        *(f"#/compare/{runs[0]}/{other}" for other in (runs[1], runs[-1])),
+        *("#/run/nobody", "#/row/nothing", "#/constructor", "#/run/__proto__", "#/%E0%A4%A"),
+    ]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_opens_without_errors_requests_or_sideways_scrolling(
+    visit, report, width, scheme, tmp_path
+):
+    seen = visit(report, width, color_scheme=scheme)
+    addresses = routes(seen.overview())
+    # Every page at one theme; each kind of page at the other.
+    if scheme == "dark":
+        kinds = {address.rsplit("/", address.count("/") - 1)[0]: address for address in addresses}
+        addresses = list(kinds.values())
+    for number, address in enumerate(addresses):
+        seen.go(address)
+        assert seen.page.locator("main h1").count() == 1, address
+        across = seen.page.evaluate("document.documentElement.scrollWidth")
+        assert across <= width, (address, across)
+        if number < 6:
+            seen.page.screenshot(path=tmp_path / f"{number}.png", full_page=True)
+    for fold in seen.page.locator("details").all():
+        fold.evaluate("(one) => { one.open = true; }")
+    assert len(addresses) > 5
+    assert (
+        seen.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        == {
+            "light": "rgb(250, 249, 246)",
+            "dark": "rgb(16, 21, 28)",
+        }[scheme]
+    )
+
+
+def test_figures_are_means_and_deviations_of_the_runs(visit, report, study):
+    values = [
+        json.loads((study / f"detection/coco_INTL_seed{seed}/results.json").read_text())
+        for seed in range(3)
+    ]
+    aps = [value["metrics"]["box"]["AP"] for value in values]
+    seen = visit(report)
+    expected = f"{statistics.mean(aps):.1f} ± {statistics.stdev(aps):.1f}"
+    row = seen.page.locator("tbody tr", has_text="imagenet_r50_ep200").first
+    assert row.locator("th").inner_text() == "INTL"
+    assert expected in row.inner_text().replace("\t", " ")
+    seen.page.get_by_label("Digits").select_option("3")
+    row = seen.page.locator("tbody tr", has_text="imagenet_r50_ep200").first
+    assert f"{statistics.mean(aps):.3f}" in row.inner_text()
+    seen.page.get_by_label("± std").uncheck()
+    assert "±" not in seen.page.locator("table.results tbody").first.inner_text()
+
+
+def test_columns_sort_and_published_rows_stay_apart(visit, report):
+    seen = visit(report)
+    table = seen.page.locator("table.results").first
+    button = table.get_by_role("button", name="sort by COCO det. AP75")
+
+    def column():
+        blocks = table.locator("tbody").all()
+        return [
+            [float(text) for text in block.locator("td:nth-child(6) .mean").all_inner_texts()]
+            for block in blocks
+        ]
+
+    def names():
+        return table.locator("tbody th[scope=row]").all_inner_texts()
+
+    own = names()
+    button.click()
+    measured, published = column()
+    assert len(measured) == 3
+    assert len(published) > 5
+    assert measured == sorted(measured, reverse=True)
+    assert published == sorted(published, reverse=True)
+    header = table.locator("th", has_text="AP75").nth(0)
+    assert header.get_attribute("aria-sort") == "descending"
+    button.click()
+    measured, published = column()
+    assert measured == sorted(measured)
+    assert published == sorted(published)
+    assert header.get_attribute("aria-sort") == "ascending"
+    # Rows without a figure come last in either direction.
+    assert names()[-1].startswith("MoCo")
+    button.click()
+    assert header.get_attribute("aria-sort") == "none"
+    assert names() == own
+    seen.page.get_by_label("published rows").uncheck()
+    assert table.locator("tbody").count() == 1
+
+
+def test_rows_filter_by_all_words(visit, report):
+    seen = visit(report)
+    field = seen.page.get_by_label("Filter rows")
+    field.fill("moco 800")
+    shown = [name for name in seen.texts("table.results tbody th[scope=row]") if name]
+    assert [re.sub(r"\d$", "", name) for name in shown if name] == ["MoCo v2"]
+    field.fill("no such method")
+    assert seen.page.get_by_text("No row of any table has all of these words.").is_visible()
+    field.fill("")
+    assert len(seen.texts("table.results tbody th[scope=row]")) > 20
+
+
+def test_the_theme_is_switched_and_remembered(visit, report):
+    seen = visit(report, color_scheme="light")
+    colour = "getComputedStyle(document.body).backgroundColor"
+    light = seen.page.evaluate(colour)
+    button = seen.page.get_by_role("button", name="Theme")
+    assert button.inner_text() == "Theme: auto"
+    button.click()
+    assert seen.page.evaluate(colour) == light
+    button.click()
+    dark = seen.page.evaluate(colour)
+    assert dark != light
+    seen.page.reload()
+    assert seen.page.evaluate(colour) == dark
+    assert button.inner_text() == "Theme: dark"
+
+
+def test_two_runs_are_chosen_and_compared(visit, report, study):
+    seen = visit(report)
+    seen.go("#/runs")
+    for seed in (0, 1):
+        seen.page.get_by_label(f"choose coco INTL seed {seed} to compare").check()
+    seen.page.get_by_role("link", name="Compare the two chosen runs").click()
+    seen.settle()
+    ap = [
+        json.loads((study / f"detection/coco_INTL_seed{seed}/results.json").read_text())["metrics"]
+        for seed in (0, 1)
+    ]
+    difference = ap[1]["box"]["AP"] - ap[0]["box"]["AP"]
+    row = seen.page.locator("tr", has=seen.page.get_by_role("rowheader", name="box AP", exact=True))
+    assert row.locator("td").last.inner_text() == f"{difference:+.2f}".replace("-", "−")
+    assert "may be compared" in seen.page.locator(".notice").inner_text()
+    settings = seen.page.locator("section", has_text="Settings").last.locator("tbody tr")
+    assert settings.all_inner_texts() == ["SEED\t0\t1"]
+    assert seen.page.locator(".chart path.line").count() == 2
+    seen.page.get_by_label("Second", exact=True).select_option(label="voc INTL seed 0 (detection)")
+    seen.settle()
+    assert "Not comparable: they differ in data set" in seen.page.locator(".notice").inner_text()
+
+
+def test_tables_are_copied_as_they_are_shown(visit, report):
+    seen = visit(report)
+    taken = "window.taken = []; navigator.clipboard.writeText = async (t) => { taken.push(t); };"
+    seen.page.evaluate(f"() => {{ {taken} }}")
+    seen.page.get_by_label("Filter rows").fill("intl 200")
+    card = seen.page.locator("section.card").first
+    card.get_by_role("button", name="Copy as Markdown").click()
+    card.get_by_role("button", name="Copy as LaTeX").click()
+    markdown, latex = seen.page.evaluate("taken")
+    lines = markdown.splitlines()
+    assert lines[0].startswith("### coco\\_2017\\_val, Mask R-CNN")
+    assert lines[2].startswith("| initialisation | pretraining | n | COCO det. AP50 |")
+    shown = seen.page.locator("table.results tbody tr").nth(1).locator("td .mean").all_inner_texts()
+    cells = [cell.strip() for cell in lines[4].split("|")[1:-1]]
+    assert cells[0] == "INTL"
+    assert cells[1] == "imagenet\\_r50\\_ep200, 200 ep, imagenet"
+    assert [re.match(r"\*\*([\d.]+) ± [\d.]+\*\*$", cell)[1] for cell in cells[3:]] == shown
+    assert "random init" not in markdown
+    assert latex.count("\\begin{tabular}{llrrrrrrrrrr}") == 1
+    assert "imagenet\\_r50\\_ep200, 200 ep, imagenet & 3 & \\textbf{" in latex
+    assert "$\\pm$" in latex
+    assert latex.count("\\midrule") == 1
+    assert [line for line in latex.splitlines() if line.endswith("\\\\")][-1].count("&") == 11
+
+
+def test_without_a_clipboard_the_text_is_shown_to_be_selected(visit, report):
+    seen = visit(report)
+    refused = "navigator.clipboard.writeText = () => Promise.reject(new Error('no'));"
+    seen.page.evaluate(f"() => {{ {refused} }}")
+    seen.page.get_by_role("button", name="Copy as Markdown").first.click()
+    area = seen.page.locator("dialog textarea")
+    assert area.input_value().startswith("### coco")
+    seen.page.keyboard.press("Escape")
+    assert seen.page.locator("dialog").count() == 0
+
+
+def test_everything_is_reached_by_the_keyboard(visit, report):
+    seen = visit(report)
+    focus = "() => document.activeElement"
+    text = "() => document.activeElement.textContent + (document.activeElement.id || '')"
+    seen.page.keyboard.press("Tab")
+    assert "Skip" in seen.page.evaluate(text)
+    seen.page.keyboard.press("Enter")
+    assert seen.page.evaluate("() => document.activeElement.id") == "main"
+    assert seen.page.url.endswith("index.html")
+
+    def tab_to(condition, most=60):
+        for _ in range(most):
+            seen.page.keyboard.press("Tab")
+            outline = "(e) => getComputedStyle(e).outlineStyle"
+            handle = seen.page.evaluate_handle(focus)
+            assert handle.evaluate(outline) != "none", seen.page.evaluate(text)
+            if seen.page.evaluate(f"() => Boolean(({condition})(document.activeElement))"):
+                return
+        raise AssertionError(f"not reached: {condition}")
+
+    tab_to("(e) => e.getAttribute('aria-label') === 'sort by n'")
+    seen.page.keyboard.press("Enter")
+    header = seen.page.locator("th[aria-sort=descending]")
+    assert "n" in header.inner_text()
+    assert "sort by n" in seen.page.evaluate("() => document.activeElement.ariaLabel")
+    tab_to("(e) => e.getAttribute('href')?.startsWith('#/row/')")
+    seen.page.keyboard.press("Enter")
+    seen.page.wait_for_selector("h1:has-text('INTL')")
+    assert seen.page.evaluate("() => document.activeElement.tagName") == "H1"
+    tab_to("(e) => e.tagName === 'svg'", 200)
+    seen.settle()
+    seen.page.keyboard.press("End")
+    assert "iteration 90,000" in seen.page.locator(".readout:visible").inner_text()
+    assert "90,000" in seen.page.locator("#live").inner_text()
+    seen.page.keyboard.press("Escape")
+    assert seen.page.locator(".readout:visible").count() == 0
+
+
+def test_seeds_are_drawn_as_bands_and_read_under_the_pointer(visit, report, study):
+    seen = visit(report)
+    seen.page.get_by_role("link", name="Barlow Twins").first.click()
+    seen.settle()
+    chart = seen.page.locator(".chart", has_text="box AP, %").first
+    assert chart.locator("path.band").count() == 1
+    finals = []
+    for seed in range(3):
+        text = (study / f"detection/coco_Barlow_Twins_seed{seed}/metrics.jsonl").read_text()
+        rows = [json.loads(line) for line in text.splitlines()]
+        finals.append([row["evaluation"]["box"]["AP"] for row in rows if "evaluation" in row][-1])
+    box = chart.locator(".canvas svg").bounding_box()
+    seen.page.mouse.move(box["x"] + box["width"] - 14, box["y"] + box["height"] / 2)
+    told = chart.locator(".readout").inner_text()
+    assert f"{statistics.mean(finals):.2f}" in told
+    low, high = (float(f"{value:.4g}") for value in (min(finals), max(finals)))
+    assert f"{low:g}–{high:g}" in told
+    chart.get_by_role("button", name="Barlow Twins").click()
+    assert chart.locator("path.line").count() == 0
+
+
+def test_a_run_leads_back_to_its_pretraining(visit, report):
+    seen = visit(report)
+    seen.go("#/runs")
+    seen.page.get_by_role("link", name="coco INTL seed 1", exact=True).click()
+    stations = seen.texts(".station-kind")
+    assert stations == [
+        *("pretraining run", "backbone", "conversion", "weights"),
+        *("detection run", "row of the table"),
+    ]
+    seen.page.locator(".station a", has_text="pretrain INTL").click()
+    seen.settle()
+    assert seen.page.locator("h1").inner_text() == "pretrain INTL"
+    assert "8 runs" in seen.page.locator(".chain").inner_text()
+    assert "No collapse alarm" in seen.page.locator(".notice").inner_text()
+    seen.go("#/runs")
+    seen.page.get_by_role("link", name="intl_lr2").click()
+    seen.settle()
+    assert "Collapse alarm at" in seen.page.locator(".notice.is-bad").inner_text()
+    assert seen.page.locator(".reference").count() == 2
+
+
+def test_boxes_and_masks_are_shown_as_wished(visit, report):
+    seen = visit(report)
+    seen.go("#/runs")
+    seen.page.get_by_role("link", name="coco INTL seed 0", exact=True).click()
+    seen.settle()
+    picture = seen.page.locator(".picture").first
+    assert picture.locator("image").get_attribute("href").startswith("data:image/jpeg;base64,")
+    assert picture.locator("rect.truth-box.box:visible").count() == 4
+    seen.page.get_by_label("true boxes").uncheck()
+    assert picture.locator("rect.truth-box:visible").count() == 0
+    assert picture.locator("path.truth-mask:visible").count() == 0
+    seen.page.get_by_label("true masks").check()
+    assert picture.locator("path.truth-mask:visible").count() == 4
+    slider = seen.page.get_by_label("least score of a prediction")
+    slider.fill("0.05")
+    assert picture.locator("rect.found-box.box:visible").count() == 4
+    slider.fill("1")
+    assert picture.locator("rect.found-box:visible").count() == 0
+    assert "0 of 4 predictions" in picture.inner_text()
+    picture.get_by_role("button", name="enlarge picture 1").click()
+    assert seen.page.locator("dialog svg").bounding_box()["width"] > 600
+
+
+def test_what_is_not_in_the_tables_is_listed_with_its_last_words(visit, report):
+    seen = visit(report)
+    seen.go("#/left-out")
+    failed = seen.page.locator(".waiting li", has_text="coco INTL seed 8")
+    assert "iteration 18,000 of 90,000" in failed.inner_text()
+    failed.locator("summary").click()
+    assert "torch.OutOfMemoryError: CUDA out of memory" in failed.locator("pre").inner_text()
+    assert "half_written/manifest.json is not valid JSON" in seen.texts(".problems li")[0]
+
+
+def test_hostile_texts_are_shown_as_text(visit, hostile):
+    seen = visit(hostile)
+    overview = seen.overview()
+    scripts = seen.page.locator("script").count()
+    shown = ""
+    for address in routes(overview):
+        seen.go(address)
+        for fold in seen.page.locator("details").all():
+            fold.evaluate("(one) => { one.open = true; }")
+        seen.settle()
+        shown += seen.page.locator("main").inner_text()
+        assert seen.page.locator("script").count() == scripts
+        assert seen.page.locator("main img:not([src^='data:'])").count() == 0
+    assert shown.count("<script>alert(1)</script>") > 20
+    assert "<img src=x onerror=alert(1)>" in shown
+    assert "{{ 7*7 }}" in shown
+    assert "progress 2" in shown
+    assert "progress 1" not in shown
+    assert seen.page.evaluate("({}).polluted") is None
+    text = hostile.read_text(encoding="utf-8")
+    assert text.count("</script>") == scripts
+    assert "\u2028" not in text.split("<noscript>")[0] + text.split("</noscript>")[1]
+    assert HOSTILE not in text
+
+
+def test_the_page_may_ask_for_nothing(visit, report):
+    seen = visit(report)
+    asked = "() => fetch('https://example.org').then(() => 'answered', (e) => e.name)"
+    assert seen.page.evaluate(asked) == "TypeError"
+    refusals = [text for text in seen.errors if "Content Security Policy" in text]
+    assert refusals
+    assert refusals == [text for text in seen.errors if "example.org" in text]
+    seen.errors.clear()  # which is what was asked for
+
+
+def test_it_is_made_for_paper(visit, report, tmp_path):
+    seen = visit(report, color_scheme="dark")
+    seen.page.emulate_media(media="print", color_scheme="dark")
+    assert seen.page.locator(".top").is_hidden()
+    assert seen.page.locator(".toolbar").first.is_hidden()
+    assert seen.page.locator("table.results").first.is_visible()
+    paper = "getComputedStyle(document.querySelector('h1')).color"
+    assert seen.page.evaluate(paper) == "rgb(26, 34, 48)"
+    seen.page.pdf(path=tmp_path / "page.pdf")
+    assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_without_storage_and_without_scripts(visit, report, browser):
+    seen = visit(report)
+    denied = "Object.defineProperty(window, 'localStorage', {get() { throw new Error('no'); }});"
+    seen.context.add_init_script(denied + denied.replace("localStorage", "sessionStorage"))
+    seen.page.reload()
+    seen.page.get_by_role("button", name="Theme").click()
+    assert seen.page.locator("table.results").count() > 0
+    plain = visit(report, java_script_enabled=False)
+    shown = plain.page.locator("noscript pre").inner_text()
+    assert "| INTL" in shown
+
+
+def test_a_live_page_shows_what_is_new_and_stays_where_it_is(visit, study, tmp_path):
+    runs = tmp_path / "runs"
+    shutil.copytree(study, runs)
+    file = report_of(runs, tmp_path / "report", refresh=1)
+    seen = visit(file)
+    seen.go("#/runs")
+    seen.page.evaluate("scrollTo(0, 300)")
+    before = seen.page.locator("tbody tr").count()
+    detection(runs, "INTL", 3, 41.0, pictures=False)
+    report_of(runs, tmp_path / "report", refresh=1)
+    seen.page.wait_for_function(
+        f"() => document.querySelectorAll('tbody tr').length === {before + 1}"
+    )
+    assert seen.page.url.endswith("#/runs")
+    seen.page.wait_for_function("() => scrollY === 300")
+    # Nothing is taken out of the hands of somebody who is typing.
+    field = seen.page.get_by_label("Filter runs")
+    field.fill("seed 3")
+    seen.page.evaluate("() => { window.same = true; }")
+    seen.page.wait_for_timeout(1300)
+    assert seen.page.evaluate("() => window.same") is True
+    seen.page.get_by_role("button", name="Live").click()
+    seen.page.wait_for_timeout(1300)
+    assert seen.page.evaluate("() => window.same") is True
+    seen.page.get_by_role("button", name="Paused").click()
+    seen.page.wait_for_function("() => !window.same")
+    assert field.input_value() == "seed 3"
+    report_of(runs, tmp_path / "report")
+    seen.page.wait_for_function("() => document.querySelector('.live') === null")
