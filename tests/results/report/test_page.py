@@ -1,0 +1,139 @@
+"""The file itself, and rebuilding it while jobs run."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+
+import pytest
+
+from intl_transfer.errors import UserError
+from intl_transfer.results import build_tables, collect
+from intl_transfer.results.report import watch, write_report
+from tests.results.report.conftest import report_of
+from tests.results.report.study import detection, write_lines
+
+
+def part(page, name):
+    (found,) = re.findall(rf'<script type="application/json" id="{name}">(.*?)</script>', page)
+    return json.loads(found)
+
+
+def test_one_file_that_names_no_other(report):
+    assert [file.name for file in report.parent.iterdir()] == ["index.html"]
+    page = report.read_text()
+    assert "default-src 'none'" in page
+    for word in ("http://", "https://"):
+        outside = re.findall(rf"{word}[^\s\"'<>]*", page)
+        # The name space of SVG is a name, not an address.
+        assert set(outside) <= {"http://www.w3.org/2000/svg"}
+    assert not re.search(r"<(link|script|img|iframe)[^>]+(src|href)=\"(?!data:)", page)
+    assert 'http-equiv="refresh"' not in page
+
+
+def test_every_run_has_its_part_and_tables_name_only_these(report):
+    page = report.read_text()
+    overview = part(page, "overview")
+    assert len(overview["runs"]) == 20
+    for key in overview["runs"]:
+        assert part(page, f"run-{key}")["series"]["curves"]
+    named = {key for table in overview["tables"] for row in table["rows"] for key in row["runs"]}
+    assert named <= set(overview["runs"])
+    assert all(
+        run["parent"] in overview["runs"] for run in overview["runs"].values() if run["parent"]
+    )
+    waiting = [
+        r
+        for r in overview["runs"].values()
+        if r["status"] == "running" and r["stage"] == "detection"
+    ]
+    assert [overview["runs"][run["parent"]]["name"] for run in waiting] == ["pretrain INTL"]
+    assert overview["refresh"] is None
+
+
+def test_settings_are_kept_as_differences_and_come_back_whole(report, study):
+    page = report.read_text()
+    overview = part(page, "overview")
+    (key,) = [k for k, run in overview["runs"].items() if run["name"] == "voc INTL seed 2"]
+    stored = part(page, f"run-{key}")["config"]
+    base = overview["configs"]["detection"]
+    whole = {**base, **stored["changed"]}
+    for name in stored["absent"]:
+        del whole[name]
+    config = json.loads((study / "detection/voc_INTL_seed2/manifest.json").read_text())["config"]
+    assert whole["SOLVER.MAX_ITER"] == str(config["SOLVER"]["MAX_ITER"]) == "24000"
+    assert whole["MODEL.RESNETS.NORM"] == "SyncBN"
+    assert len(stored["changed"]) < len(whole)
+
+
+def test_a_report_of_nothing(tmp_path):
+    (tmp_path / "runs").mkdir()
+    page = report_of(tmp_path / "runs", tmp_path / "new" / "report").read_text()
+    assert part(page, "overview")["runs"] == {}
+
+
+def test_hundreds_of_runs_stay_a_page(tmp_path):
+    for seed in range(150):
+        folder = detection(tmp_path / "runs", "INTL", seed, 40.0, pictures=False)
+        if seed % 3:
+            (folder / "curves.json").unlink()
+    found = collect([tmp_path / "runs"], cache=False)
+    began = time.process_time()
+    page = write_report(found, build_tables(found), tmp_path / "report")
+    assert time.process_time() - began < 20
+    assert page.stat().st_size < 12e6
+
+
+def test_watching_rebuilds_on_change_only_and_ends_with_a_page_that_stays(tmp_path, monkeypatch):
+    folder = detection(tmp_path, "INTL", 0, 0.0, status="running")
+    built: list[int | None] = []
+    looks = threading.Semaphore(0)
+    sleeps = iter(range(7))
+
+    def sleep(seconds):
+        assert seconds == 3
+        look = next(sleeps)
+        if look == 1:
+            write_lines(folder, [{"iteration": 1, "total_loss": 2.0}])
+        if look == 3:
+            detection(tmp_path, "INTL", 1, 40.0, pictures=False)
+        if look == 5:
+            raise KeyboardInterrupt
+        looks.release()
+
+    def build(refresh):
+        built.append(refresh)
+        if len(built) == 2:
+            raise UserError("a disk went away")
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    watch([tmp_path], build, every=3)
+    assert built == [3, 3, 3, None]
+
+
+def test_a_failed_rebuild_is_told(tmp_path, monkeypatch, capsys):
+    def stop(_):
+        raise KeyboardInterrupt
+
+    def build(refresh):
+        if refresh is not None:
+            raise UserError("the folder is gone")
+
+    monkeypatch.setattr(time, "sleep", stop)
+    watch([tmp_path], build)
+    assert "not rebuilt: the folder is gone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["core.js", "run.js", "app.js"])
+def test_scripts_never_make_markup_of_text(name):
+    from intl_transfer.results.report.page import SCRIPTS, _static
+
+    assert name in SCRIPTS
+    for script in SCRIPTS:
+        text = _static(script)
+        for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
+            assert word not in text, (script, word)
+        assert "</script" not in text
+        assert len(text.splitlines()) < 400
