@@ -22,8 +22,9 @@ sys.path.insert(0, str(ROOT))
 
 from intl_transfer.data.shapes import ShapesSpec, make_shapes
 from intl_transfer.errors import UserError
-from intl_transfer.results import build_tables, collect, render
-from intl_transfer.runs import read_manifest, read_metrics, read_results, write_atomically
+from intl_transfer.results import TableOptions, build_tables, collect, render
+from intl_transfer.results.outputs import write_folder
+from intl_transfer.runs import read_manifest, read_metrics, read_results
 from intl_transfer.runs.progress import format_seconds
 
 # At scale 1, chosen for a quarter of an hour on two cores.
@@ -217,13 +218,12 @@ class Demo:
         found = collect([self.folder])
         for problem in found.problems:
             print(problem, file=sys.stderr)
-        tables = build_tables(found)
-        for form, name in (("md", "table.md"), ("json", "table.json"), ("csv", "table.csv")):
-            text = render(tables, form)
-            write_atomically(self.folder / name, lambda out, text=text: out.write(text.encode()))
+        write_folder(found, build_tables(found), self.folder / "report", {})
         print()
-        print(render(tables, "console"), end="")
-        print(f"Table: {self.folder}/table.md (also .csv, .json)")
+        # Narrower than the report's tables: one for each data set.
+        narrow = build_tables(found, options=TableOptions(layout="dataset"))
+        print(render(narrow, "console"), end="")
+        print(f"Report, to open in a browser: {self.folder}/report/index.html")
         print(f"Pictures, truth beside prediction: {self.folder}/detection/*/predictions.png")
         print(
             f"This is a small-scale check of the pipeline with a {self.backbone}, on drawn images "
