@@ -3,18 +3,14 @@ from __future__ import annotations
 import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
 
 from detection import datasets, weights
 from detection.config import load_config
-from detection.evaluators import VOCEvaluator, build_evaluator, summarise
 from detection.roi_heads import Res5ROIHeadsExtraNorm
-from intl_transfer.data.shapes import CLASSES
 from intl_transfer.errors import UserError
 from tests.detection.conftest import TINY
 
@@ -160,160 +156,6 @@ def test_missing_data_says_where_it_was_looked_for(tmp_path, monkeypatch, regist
         datasets.check(["voc_2007_test"])
     with pytest.raises(UserError, match=r"no data set 'shapes_coco_trian'.*'shapes_coco_train'"):
         datasets.check(["shapes_coco_trian"])
-
-
-def predictions(records, noise: float, seed: int = 0):
-    """Detections from the truth, shifted at random, and some false ones."""
-    rng = np.random.default_rng(seed)
-    outputs = []
-    for record in records:
-        boxes, labels, scores = [], [], []
-        for annotation in record["annotations"]:
-            box = np.array(annotation["bbox"], dtype=float)
-            boxes.append(box + rng.normal(0, noise, 4))
-            labels.append(annotation["category_id"])
-            scores.append(rng.uniform(0.3, 1.0))
-        for _ in range(2):
-            corner = rng.uniform(0, 80, 2)
-            boxes.append(np.concatenate([corner, corner + rng.uniform(10, 40, 2)]))
-            labels.append(int(rng.integers(8)))
-            scores.append(rng.uniform(0.0, 0.7))
-        instances = Instances((128, 128))
-        instances.pred_boxes = Boxes(torch.tensor(np.array(boxes), dtype=torch.float32))
-        instances.pred_classes = torch.tensor(labels)
-        # Written with three digits by Detectron2: ties would be broken by order.
-        instances.scores = torch.tensor(np.round(scores, 3))
-        outputs.append({"instances": instances})
-    return outputs
-
-
-ONE_BASED = np.array([1, 1, 0, 0])
-
-
-def independent_voc_ap(records, outputs, difficult, label, threshold):
-    """VOC 2007's 11-point AP from its definition."""
-    detections = sorted(
-        (
-            (float(s), i, np.round(b.numpy() + ONE_BASED, 1))
-            for i, out in enumerate(outputs)
-            for b, c, s in zip(
-                out["instances"].pred_boxes.tensor,
-                out["instances"].pred_classes,
-                out["instances"].scores,
-                strict=True,
-            )
-            if int(c) == label
-        ),
-        key=lambda item: -item[0],
-    )
-    truth = [
-        [
-            (np.array(a["bbox"]) + ONE_BASED, hard)
-            for a, hard in zip(r["annotations"], flags, strict=True)
-            if a["category_id"] == label
-        ]
-        for r, flags in zip(records, difficult, strict=True)
-    ]
-    positives = sum(not hard for image in truth for _, hard in image)
-    if positives == 0:
-        return float("nan")
-    used: set[tuple[int, int]] = set()
-    hits, curve = [0, 0], []
-    for _, image, box in detections:
-        overlaps = []
-        for other, _ in truth[image]:
-            low, high = np.maximum(box[:2], other[:2]), np.minimum(box[2:], other[2:])
-            common = np.prod(np.maximum(high - low + 1, 0))
-            areas = [np.prod(b[2:] - b[:2] + 1) for b in (box, other)]
-            overlaps.append(common / (sum(areas) - common))
-        best = int(np.argmax(overlaps)) if overlaps else -1
-        if best >= 0 and overlaps[best] > threshold:
-            if truth[image][best][1]:
-                continue
-            right = (image, best) not in used
-            used.add((image, best))
-        else:
-            right = False
-        hits[0 if right else 1] += 1
-        curve.append((hits[0] / positives, hits[0] / sum(hits)))
-    points = [max((p for r, p in curve if r >= t), default=0.0) for t in np.arange(0, 1.1, 0.1)]
-    return 100 * float(np.mean(points))
-
-
-def test_voc_figures_equal_an_independent_computation(data, registered):
-    from xml.etree import ElementTree
-
-    records = DatasetCatalog.get("shapes_voc_trainval")
-    outputs = predictions(records, noise=3.0)
-    evaluator = build_evaluator("shapes_voc_trainval", "")
-    assert isinstance(evaluator, VOCEvaluator)
-    evaluator.reset()
-    evaluator.process(records, outputs)
-    metrics = summarise(evaluator.evaluate(), "shapes_voc_trainval")["voc"]
-    difficult = [
-        [
-            o.findtext("difficult") == "1"
-            for o in ElementTree.parse(
-                data / "shapes" / "voc" / "Annotations" / f"{r['image_id']}.xml"
-            ).findall("object")
-        ]
-        for r in records
-    ]
-    thresholds = np.arange(0.5, 1.0, 0.05)
-    expected = {
-        name: [independent_voc_ap(records, outputs, difficult, i, t) for t in thresholds]
-        for i, name in enumerate(CLASSES)
-    }
-    counted = np.array([v for v in expected.values() if not np.isnan(v[0])])
-    assert 5 < counted[:, 0].mean() < 100
-    assert metrics["AP50"] == pytest.approx(counted[:, 0].mean(), abs=1e-3)
-    assert metrics["AP75"] == pytest.approx(counted[:, 5].mean(), abs=1e-3)
-    assert metrics["AP"] == pytest.approx(counted.mean(), abs=1e-3)
-    for name, aps in expected.items():
-        if np.isnan(aps[0]):
-            assert metrics["per_class"][name] is None
-        else:
-            assert metrics["per_class"][name] == pytest.approx(np.mean(aps), abs=1e-3)
-
-
-def test_coco_figures_equal_pycocotools(registered, tmp_path):
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    name = "shapes_coco_train"
-    records = DatasetCatalog.get(name)
-    for record in records:
-        for annotation in record["annotations"]:
-            x, y, w, h = annotation["bbox"]
-            annotation["bbox"] = [x, y, x + w, y + h]
-    outputs = predictions(records, noise=3.0)
-    evaluator = build_evaluator(name, str(tmp_path))
-    evaluator.reset()
-    evaluator.process(records, outputs)
-    metrics = summarise(evaluator.evaluate(), name)["box"]
-    truth = COCO(MetadataCatalog.get(name).json_file)
-    found = [
-        {
-            "image_id": record["image_id"],
-            "category_id": int(label) + 1,
-            "bbox": [*box[:2].tolist(), *(box[2:] - box[:2]).tolist()],
-            "score": float(score),
-        }
-        for record, output in zip(records, outputs, strict=True)
-        for box, label, score in zip(
-            output["instances"].pred_boxes.tensor,
-            output["instances"].pred_classes,
-            output["instances"].scores,
-            strict=True,
-        )
-    ]
-    api = COCOeval(truth, truth.loadRes(found), "bbox")
-    api.evaluate()
-    api.accumulate()
-    api.summarize()
-    expected = dict(zip(("AP", "AP50", "AP75"), 100 * api.stats[:3], strict=True))
-    assert {key: metrics[key] for key in expected} == pytest.approx(expected, abs=1e-3)
-    assert 5 < metrics["AP"] < 100
 
 
 def test_a_checkpoint_cut_off_while_it_is_written_has_no_name(tmp_path, monkeypatch):

@@ -93,8 +93,9 @@ def test_random_sets_against_the_definition(seed, ties):
                 assert curves[index].ap(eleven_points) == pytest.approx(expected, abs=1e-12)
 
 
-def write_voc(folder, objects):
-    """The set as files, for Detectron2."""
+def write_voc(folder, objects, with_sizes=False):
+    """The set as files, for Detectron2; its loader also wants the images' sizes."""
+    size = "<size><width>128</width><height>128</height></size>" if with_sizes else ""
     (folder / "Annotations").mkdir()
     (folder / "list.txt").write_text("\n".join(objects))
     for image, things in objects.items():
@@ -108,7 +109,7 @@ def write_voc(folder, objects):
             + "</bndbox></object>"
             for o in things
         ]
-        text = f"<annotation>{''.join(parts)}</annotation>"
+        text = f"<annotation>{size}{''.join(parts)}</annotation>"
         (folder / "Annotations" / f"{image}.xml").write_text(text)
 
 
