@@ -40,6 +40,8 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> CfgNode:
     """
     path = resolve_config(name, CONFIGS)
     cfg = get_cfg()
+    # Data sets of one's own, by name (intl_transfer.data.detection_sets.custom_sets).
+    cfg.CUSTOM_DATASETS = CfgNode(new_allowed=True)
     try:
         # Detectron2's own `merge_from_file` allows tags that run code; this does not.
         values = CfgNode.load_yaml_with_base(str(path), allow_unsafe=False)

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from detection.drawing import colour
+from intl_transfer.data.drawing import colour
 from intl_transfer.runs import read_metrics, write_atomically
 
 RECALL = [round(point / 100, 2) for point in range(101)]

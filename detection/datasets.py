@@ -1,47 +1,65 @@
-"""Data sets: the embedded scenes are registered, and all are checked before a model is built."""
+"""Data sets: registered with Detectron2, and checked before a model is built."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_voc_instances, register_coco_instances
 
-from intl_transfer.data.shapes import CLASSES, is_complete
+from intl_transfer.data.detection_contents import Contents, class_names, count_note, open_set
+from intl_transfer.data.detection_sets import (
+    DetectionSet,
+    custom_sets,
+    data_root,
+    standard_sets,
+)
+from intl_transfer.data.shapes import is_complete
 from intl_transfer.errors import UserError, did_you_mean
 
-
-def data_root() -> Path:
-    """Detectron2's root of all data sets: ``DETECTRON2_DATASETS``, or ``datasets``."""
-    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+# What a configuration has named in this process.
+_custom: dict[str, DetectionSet] = {}
 
 
-def register() -> None:
-    """Registers the embedded scenes in both layouts; harmless when called again."""
-    root = data_root() / "shapes"
-    for split in ("train", "val"):
-        name = f"shapes_coco_{split}"
-        if name not in DatasetCatalog.list():
-            json_file = root / "coco" / "annotations" / f"instances_{split}.json"
-            register_coco_instances(name, {}, str(json_file), str(root / "coco" / split))
-    for split in ("trainval", "test"):
-        name = f"shapes_voc_{split}"
-        if name not in DatasetCatalog.list():
-            folder = str(root / "voc")
-            DatasetCatalog.register(
-                name, lambda f=folder, s=split: load_voc_instances(f, s, list(CLASSES))
-            )
-            MetadataCatalog.get(name).set(
-                thing_classes=list(CLASSES),
-                dirname=folder,
-                year=2007,
-                split=split,
-                evaluator_type="pascal_voc",
-            )
+def register(block: Mapping[str, Any] | None = None) -> None:
+    """Registers the embedded scenes and what a configuration names; harmless when called again.
+
+    Args:
+        block: the configuration's ``CUSTOM_DATASETS``.
+
+    Raises:
+        UserError: if the block cannot be understood, or takes the name of another set.
+    """
+    root = data_root()
+    for name, one in standard_sets(root).items():
+        if name.startswith("shapes_") and name not in DatasetCatalog.list():
+            _register(one)
+    for name, one in custom_sets(block or {}, root, "the configuration").items():
+        if _custom.get(name) == one:
+            continue
+        if name in DatasetCatalog.list():
+            raise UserError(f"CUSTOM_DATASETS.{name}: there is a data set of this name already")
+        _register(one)
+        _custom[name] = one
+
+
+def _register(one: DetectionSet) -> None:
+    if one.layout == "coco":
+        register_coco_instances(one.name, {}, str(one.annotations), str(one.images))
+        return
+    assert one.listing is not None
+    folder, split = str(one.images.parent), one.listing.stem
+    classes = list(class_names(one))
+    DatasetCatalog.register(one.name, lambda: load_voc_instances(folder, split, classes))
+    MetadataCatalog.get(one.name).set(
+        thing_classes=classes,
+        dirname=folder,
+        year=one.year,
+        split=split,
+        evaluator_type="pascal_voc",
+    )
 
 
 def layout(name: str) -> str:
@@ -52,7 +70,10 @@ def layout(name: str) -> str:
     """
     known = DatasetCatalog.list()
     if name not in known:
-        raise UserError(f"no data set '{name}' is registered.{did_you_mean(name, known)}")
+        raise UserError(
+            f"no data set '{name}' is registered.{did_you_mean(name, known)} Sets of your own are "
+            "named in CUSTOM_DATASETS (docs/detection.md)"
+        )
     kind = MetadataCatalog.get(name).get("evaluator_type")
     if kind not in ("coco", "pascal_voc"):
         raise UserError(f"data set '{name}' is evaluated as '{kind}'; only COCO and VOC are known")
@@ -71,99 +92,76 @@ def check(names: list[str]) -> dict[str, int]:
     Raises:
         UserError: naming what is missing or wrong, where it was looked for and what to do.
     """
-    counts = {}
+    return {name: len(contents.pictures) for name, contents in examine(names).items()}
+
+
+def examine(names: list[str]) -> dict[str, Contents]:
+    """As :func:`check`; returns what is in each set."""
+    found = {}
     for name in names:
-        kind = layout(name)
+        one = _located(name)
         if name.startswith("shapes_") and not is_complete(data_root() / "shapes"):
             raise UserError(
                 f"data set '{name}' is not there: looked for {data_root() / 'shapes'}. "
                 f"Make it with `intl-transfer data shapes --out {data_root() / 'shapes'}`, or set "
                 "DETECTRON2_DATASETS to the folder that holds it"
             )
-        counts[name] = _check_coco(name) if kind == "coco" else _check_voc(name)
-    return counts
+        contents = open_set(one)
+        if contents.problems:
+            raise UserError(contents.problems[0])
+        note = count_note(one, contents)
+        if note:
+            print(f"note: {note}")
+        found[name] = contents
+    return found
 
 
-def _missing(name: str, path: Path) -> UserError:
-    return UserError(
-        f"data set '{name}': {path} is missing (looked for {path.resolve()}). Set "
-        "DETECTRON2_DATASETS to the folder that holds the data sets; `intl-transfer doctor` shows "
-        "what is found"
-    )
+def settle_classes(cfg: Any, found: dict[str, Contents]) -> None:
+    """Holds the number of classes against the data; sets it for sets of one's own.
 
-
-def _check_coco(name: str) -> int:
-    meta = MetadataCatalog.get(name)
-    json_file, images = Path(meta.json_file), Path(meta.image_root)
-    for path in (json_file, images):
-        if not path.exists():
-            raise _missing(name, path)
-    try:
-        content = json.loads(json_file.read_text())
-        sizes = {i["id"]: (i["file_name"], i["width"], i["height"]) for i in content["images"]}
-        annotations = content["annotations"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{json_file} is not a COCO annotation file ({error!r})") from None
-    if not sizes or not annotations:
-        raise UserError(
-            f"{json_file} is empty: {len(sizes)} images, {len(annotations)} annotations"
-        )
-    there = _names_below(images)
-    absent = [file for file, _, _ in sizes.values() if file not in there]
-    if absent:
-        raise UserError(
-            f"{json_file} names {len(absent)} image(s) that {images} lacks, the first: {absent[0]}"
-        )
-    for annotation in annotations:
-        _check_box(annotation, sizes, json_file)
-    return len(sizes)
-
-
-def _check_box(annotation: dict[str, Any], sizes: dict[Any, Any], json_file: Path) -> None:
-    where = f"{json_file}: annotation {annotation.get('id')}"
-    if annotation.get("image_id") not in sizes:
-        raise UserError(f"{where} is of image {annotation.get('image_id')}, which is not listed")
-    file, width, height = sizes[annotation["image_id"]]
-    box = annotation.get("bbox")
-    if not (isinstance(box, list) and len(box) == 4 and all(math.isfinite(v) for v in box)):
-        raise UserError(f"{where}: bbox is {box}; expected [x, y, width, height]")
-    x, y, w, h = box
-    # Real COCO holds a few boxes of no size, which Detectron2 leaves out by itself.
-    if w < 0 or h < 0 or x >= width or y >= height or x + w < 0 or y + h < 0:
-        raise UserError(
-            f"{where}: the box {box} lies outside its image {file} ({width} x {height}); "
-            "correct or remove the annotation"
-        )
-
-
-def _names_below(folder: Path) -> set[str]:
-    """Files in a folder and its direct subfolders: one listing, not one call a file."""
-    names: set[str] = set()
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                names.update(f"{entry.name}/{inner}" for inner in os.listdir(entry.path))
-            else:
-                names.add(entry.name)
-    return names
-
-
-def _check_voc(name: str) -> int:
-    meta = MetadataCatalog.get(name)
-    folder = Path(meta.dirname)
-    listing = folder / "ImageSets" / "Main" / f"{meta.split}.txt"
-    for path in (listing, folder / "Annotations", folder / "JPEGImages"):
-        if not path.exists():
-            raise _missing(name, path)
-    ids = listing.read_text().split()
-    if not ids:
-        raise UserError(f"{listing} is empty: no images in data set '{name}'")
-    for part, suffix in (("Annotations", ".xml"), ("JPEGImages", ".jpg")):
-        there = _names_below(folder / part)
-        absent = [f"{i}{suffix}" for i in ids if f"{i}{suffix}" not in there]
-        if absent:
+    Raises:
+        UserError: if the sets differ in their classes, or a published set has another number of
+            classes than the configuration.
+    """
+    first = next(iter(found))
+    for name, contents in found.items():
+        if contents.classes != found[first].classes:
             raise UserError(
-                f"{listing} names {len(absent)} image(s) that {folder / part} lacks, the first: "
-                f"{absent[0]}"
+                f"'{name}' has other classes than '{first}': {', '.join(contents.classes)} against "
+                f"{', '.join(found[first].classes)}. Give both the same, in CLASSES of "
+                "CUSTOM_DATASETS or in the json files"
             )
-    return len(ids)
+    count, heads = len(found[first].classes), cfg.MODEL.ROI_HEADS
+    if count == heads.NUM_CLASSES:
+        return
+    if first not in _custom:
+        raise UserError(
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {heads.NUM_CLASSES}, but '{first}' has {count} "
+            f"classes ({', '.join(found[first].classes[:5])} ...); give "
+            f"MODEL.ROI_HEADS.NUM_CLASSES {count}"
+        )
+    print(f"{count} classes, as '{first}' has (the configuration: {heads.NUM_CLASSES})")
+    heads.NUM_CLASSES = count
+
+
+def _located(name: str) -> DetectionSet:
+    """Where a registered set lies."""
+    if name in _custom:
+        return _custom[name]
+    kind, meta = layout(name), MetadataCatalog.get(name)
+    published = standard_sets(Path()).get(name)
+    known = None if published is None else published.known_images
+    if kind == "coco":
+        images, annotations = Path(meta.image_root), Path(meta.json_file)
+        return DetectionSet(name, "coco", images, annotations, known_images=known)
+    folder = Path(meta.dirname)
+    return DetectionSet(
+        name,
+        "voc",
+        folder / "JPEGImages",
+        folder / "Annotations",
+        folder / "ImageSets" / "Main" / f"{meta.split}.txt",
+        tuple(meta.thing_classes),
+        known,
+        meta.year,
+    )

@@ -16,9 +16,9 @@ from PIL import Image
 
 from detection import datasets
 from detection.config import RANDOM, load_config
-from detection.drawing import Thing, draw_things, mask_outlines
 from detection.session import newest_checkpoint
 from detection.weights import load_detector, read_weights
+from intl_transfer.data.drawing import Thing, draw_things, mask_outlines
 from intl_transfer.data.images import read_image
 from intl_transfer.errors import UserError
 from intl_transfer.runs import read_results
@@ -183,7 +183,7 @@ def class_names(cfg: Any, folder: Path) -> list[str]:
     """The detector's classes: from its run directory, else from the data set, if that is there."""
     for figures in (read_results(folder) or {}).get("metrics", {}).values():
         return list(figures["per_class"])
-    datasets.register()
+    datasets.register(cfg.CUSTOM_DATASETS)
     if not cfg.DATASETS.TEST or cfg.DATASETS.TEST[0] not in DatasetCatalog.list():
         return []
     metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])

@@ -24,9 +24,9 @@ from detectron2.structures import BoxMode
 from PIL import Image, ImageDraw
 
 from detection.datasets import layout
-from detection.drawing import Thing, colour, draw_things, font, mask_outlines
 from detection.evaluators import results_file
 from detection.voc_figures import read_objects
+from intl_transfer.data.drawing import Thing, colour, draw_things, font, mask_outlines
 from intl_transfer.runs import write_atomically
 
 SCORE = 0.5  # detections below it are neither counted nor drawn

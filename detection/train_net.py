@@ -147,8 +147,9 @@ def prepare(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any] | None]:
             f"DATASETS.TEST is {tuple(cfg.DATASETS.TEST)}; expected one data set, whose figures go "
             "into results.json"
         )
-    datasets.register()
-    datasets.check([*([] if arguments.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST])
+    datasets.register(cfg.CUSTOM_DATASETS)
+    names = [*([] if arguments.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
+    datasets.settle_classes(cfg, datasets.examine(names))
     content = weights.read_weights(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None
     if content is not None:
         given = weights.set_by_user(arguments.config, arguments.opts)
@@ -168,6 +169,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any] | None]:
 
 def worker(cfg: Any, content: dict[str, Any] | None, arguments: argparse.Namespace) -> None:
     """What each process does."""
+    datasets.register(cfg.CUSTOM_DATASETS)  # a process that was started anew knows none
     set_up(cfg, training=not arguments.eval_only)
     status = 0
     try:

@@ -36,10 +36,26 @@ _SLURM = ("sbatch", "srun", "squeue", "sacct", "scancel", "scontrol")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``intl-transfer doctor``."""
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    parser.add_argument(
+        "--datasets",
+        metavar="NAMES",
+        help="open detection sets: coco, voc, shapes, one of theirs (coco_2017_val), or a "
+        "configuration with CUSTOM_DATASETS (my.yaml); separated by commas",
+    )
+    parser.add_argument(
+        "--sheets",
+        metavar="DIR",
+        help="where --datasets draws some images of each set, with boxes and masks (default: here)",
+        default=".",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the report; returns 0 if the main job can run, else 1."""
+    if arguments.datasets is not None:
+        from intl_transfer.data import detection_doctor
+
+        return detection_doctor.run(arguments.datasets, arguments.sheets, arguments.json)
     report = examine()
     if arguments.json:
         print(json.dumps(report, indent=2))
@@ -174,7 +190,7 @@ def _show(report: dict[str, Any]) -> None:
     line(
         "",
         "DETECTRON2_DATASETS and IMAGENET_DIR say where to look; shapes is made by "
-        "`intl-transfer data shapes`",
+        "`intl-transfer data shapes`; --datasets coco,voc looks into them",
     )
     line("disk", f"{report['disk_free_gb']} GB free here")
     for problem in report["problems"]:

@@ -42,9 +42,10 @@ class Thing:
 
     def scaled(self, factor: float) -> Thing:
         """The same on a picture of another size."""
+        x0, y0, x1, y1 = self.box
         return Thing(
             self.label,
-            tuple(factor * value for value in self.box),
+            (factor * x0, factor * y0, factor * x1, factor * y1),
             [[factor * value for value in outline] for outline in self.polygons],
             self.score,
             self.right,

@@ -1,0 +1,137 @@
+"""Detection data sets on disk: where the standard ones lie, and those that a configuration names.
+
+COCO-style sets are a json file and a folder of images, VOC-style ones a folder with lists of images
+and an xml file for each.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from intl_transfer.data.shapes import CLASSES as SHAPES_CLASSES
+from intl_transfer.errors import UserError, did_you_mean
+
+VOC_CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
+    *("train", "tvmonitor"),
+)
+
+
+@dataclass(frozen=True)
+class DetectionSet:
+    """Where one split of a data set lies.
+
+    Attributes:
+        name: under which configurations know it.
+        layout: ``coco`` or ``voc``.
+        images: folder of the images.
+        annotations: the json file, or the folder of xml files.
+        listing: VOC's list of the split's images.
+        classes: their names in order; None takes them from the annotations.
+        known_images: how many the published set has, where it is one.
+        year: of VOC's metric: 2007 for the 11-point one, 2012 for the area under the curve.
+    """
+
+    name: str
+    layout: Literal["coco", "voc"]
+    images: Path
+    annotations: Path
+    listing: Path | None = None
+    classes: tuple[str, ...] | None = None
+    known_images: int | None = None
+    year: int = 2007
+
+
+def data_root() -> Path:
+    """Root of all detection data sets: ``DETECTRON2_DATASETS``, or ``datasets``."""
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+
+
+def standard_sets(root: Path) -> dict[str, DetectionSet]:
+    """COCO 2017, VOC 2007 and 2012, and the embedded set, in their standard places."""
+    coco = root / "coco"
+    sets = [
+        DetectionSet(
+            f"coco_2017_{split}",
+            "coco",
+            coco / f"{split}2017",
+            coco / "annotations" / f"instances_{split}2017.json",
+            known_images=known,
+        )
+        for split, known in (("train", 118_287), ("val", 5_000))
+    ]
+    for year, split, known in (
+        (2007, "trainval", 5_011),
+        (2007, "test", 4_952),
+        (2012, "trainval", 11_540),
+    ):
+        name = f"voc_{year}_{split}"
+        sets.append(_voc(name, root / f"VOC{year}", split, VOC_CLASSES, year, known))
+    shapes = root / "shapes"
+    for split in ("train", "val"):
+        annotations = shapes / "coco" / "annotations" / f"instances_{split}.json"
+        sets.append(
+            DetectionSet(f"shapes_coco_{split}", "coco", shapes / "coco" / split, annotations)
+        )
+    for split in ("trainval", "test"):
+        sets.append(_voc(f"shapes_voc_{split}", shapes / "voc", split, SHAPES_CLASSES, 2007))
+    return {one.name: one for one in sets}
+
+
+def _voc(
+    name: str,
+    folder: Path,
+    split: str,
+    classes: tuple[str, ...] | None,
+    year: int,
+    known: int | None = None,
+) -> DetectionSet:
+    listing = folder / "ImageSets" / "Main" / f"{split}.txt"
+    images, annotations = folder / "JPEGImages", folder / "Annotations"
+    return DetectionSet(name, "voc", images, annotations, listing, classes, known, year)
+
+
+def custom_sets(block: Mapping[str, Any], root: Path, where: str) -> dict[str, DetectionSet]:
+    """The sets that a configuration's ``CUSTOM_DATASETS`` names.
+
+    Args:
+        block: by name, ``{LAYOUT: coco, JSON, IMAGES}`` or ``{LAYOUT: voc, FOLDER, SPLIT}``, with
+            ``CLASSES`` (a list of names) and, for VOC, ``YEAR`` of the metric as one likes.
+        root: what relative paths are relative to.
+        where: the configuration, for messages.
+
+    Raises:
+        UserError: for a missing, unknown or impossible value, with what was expected.
+    """
+    found = {}
+    for name, given in block.items():
+        at = f"{where}: CUSTOM_DATASETS.{name}"
+        layout = given.get("LAYOUT") if isinstance(given, Mapping) else None
+        if layout not in ("coco", "voc"):
+            raise UserError(f"{at}: LAYOUT is {layout!r}; expected coco or voc")
+        wanted = {"coco": ("JSON", "IMAGES"), "voc": ("FOLDER", "SPLIT")}[layout]
+        missing = [key for key in wanted if not isinstance(given.get(key), str)]
+        if missing:
+            raise UserError(f"{at}: {' and '.join(missing)} must be given, as text")
+        further = {"coco": {"CLASSES"}, "voc": {"CLASSES", "YEAR"}}[layout]
+        for key in given.keys() - {"LAYOUT", *wanted} - further:
+            raise UserError(f"{at}: no key {key}.{did_you_mean(key, [*wanted, *further])}")
+        classes = given.get("CLASSES")
+        if classes is not None and not (classes and all(isinstance(c, str) for c in classes)):
+            raise UserError(f"{at}: CLASSES is {classes!r}; expected a list of names")
+        classes = None if classes is None else tuple(classes)
+        first = root / Path(given[wanted[0]]).expanduser()
+        if layout == "coco":
+            images = root / Path(given["IMAGES"]).expanduser()
+            found[name] = DetectionSet(name, "coco", images, first, classes=classes)
+            continue
+        year = given.get("YEAR", 2007)
+        if year not in (2007, 2012):
+            raise UserError(f"{at}: YEAR is {year!r}; expected 2007 or 2012, of the metric")
+        found[name] = _voc(name, first, given["SPLIT"], classes, year)
+    return found
