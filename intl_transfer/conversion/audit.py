@@ -44,7 +44,7 @@ def audit(state: Mapping[str, Tensor]) -> str:
         if tensor.shape != expected[key]:
             raise UserError(
                 f"{key}: expected shape {tuple(expected[key])} in a {architecture}, found "
-                f"{tuple(tensor.shape)}{_likely(key, tensor, expected[key])}"
+                f"{tuple(tensor.shape)}{_order(tensor, expected[key])}"
             )
     for key, tensor in state.items():
         if not key.endswith(_COUNTER):
@@ -88,9 +88,14 @@ def _check_kind(state: Mapping[str, Tensor]) -> None:
 
 
 def _check_stem(state: Mapping[str, Tensor]) -> None:
-    first = state["conv1.weight"]
-    if first.ndim != 4:
+    first, inner = state["conv1.weight"], state["layer1.0.conv2.weight"]
+    if first.ndim != 4 or inner.ndim != 4:
         return  # the shapes are compared later
+    if inner.shape[1] * 4 <= inner.shape[0]:
+        raise UserError(
+            f"a ResNeXt: its convolutions are grouped (layer1.0.conv2.weight is "
+            f"{tuple(inner.shape)}). Known: ResNet-18, 34, 50, 101, 152 and wide ResNet-50-2"
+        )
     if first.shape[-1] != 7:
         size = "x".join(map(str, first.shape[-2:]))
         raise UserError(
@@ -126,10 +131,7 @@ def _architecture(state: Mapping[str, Tensor]) -> str:
     name = _DEPTHS[blocks, bottleneck]
     inner = state.get("layer1.0.conv1.weight")
     wide = name == "resnet50" and inner is not None and inner.shape[:1] == (128,)
-    # A ResNeXt's first convolutions are as wide; its 3x3 ones, of one group in 32, are not.
-    middle = state.get("layer1.0.conv2.weight")
-    grouped = middle is not None and middle.ndim == 4 and middle.shape[1] * 4 <= middle.shape[0]
-    return "wide_resnet50_2" if wide and not grouped else name
+    return "wide_resnet50_2" if wide else name
 
 
 def _shapes(architecture: str) -> dict[str, torch.Size]:
@@ -153,11 +155,9 @@ def _check_names(
         )
 
 
-def _likely(key: str, tensor: Tensor, expected: torch.Size) -> str:
+def _order(tensor: Tensor, expected: torch.Size) -> str:
     if tensor.ndim == len(expected) and sorted(tensor.shape) == sorted(expected):
         return ": transposed, its axes are in another order"
-    if ".conv" in key and tensor.ndim == 4 and tensor.shape[1] * 8 <= tensor.shape[0]:
-        return "; a ResNeXt, with grouped convolutions, is not among the known networks"
     return ""
 
 

@@ -80,9 +80,10 @@ def screen(report: dict[str, Any], out: Path) -> str:
         f"          {provenance['source_format']}{branch}: {report['architecture']}, "
         f"method {provenance['method'] or 'unknown (--method NAME says it)'}",
         f"          sha256 {provenance['source_sha256']}",
-        f"audit     {report['tensors']} tensors, each used once, none missing"
-        + _dropped(report["dropped"]),
+        f"audit     {report['tensors']} tensors, each used once, none missing",
+        *([f"          left out: {_first(report['dropped'])}"] if report["dropped"] else []),
         f"images    {_images(report)}",
+        f"          {_source(report['config_said_by'])}",
     ]
     if "parity" in report:
         differences = ", ".join(f"{stage} {e:.1e}" for stage, e in report["parity"].items())
@@ -107,16 +108,17 @@ def _images(report: dict[str, Any]) -> str:
     mean = tuple(values["MODEL.PIXEL_MEAN"])
     pixels = names[known[mean]] if mean in known else f"mean {list(mean)}"
     stride = "1x1" if values["MODEL.RESNETS.STRIDE_IN_1X1"] else "3x3"
-    said = report["config_said_by"]
-    source = f"known from {said}" if said else "assumed, the file does not say (--pixels)"
-    return f"{values['INPUT.FORMAT']}, {pixels}, strides in {stride} convolutions; {source}"
+    return f"{values['INPUT.FORMAT']}, {pixels}; strides in {stride} convolutions"
 
 
-def _dropped(keys: list[str]) -> str:
-    if not keys:
-        return ""
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return f"; left out {', '.join(keys[:3])}{more}"
+def _source(said_by: str | None) -> str:
+    return (
+        f"known from {said_by}" if said_by else "assumed: the file does not say (--pixels says it)"
+    )
+
+
+def _first(keys: list[str]) -> str:
+    return ", ".join(keys[:2]) + (f" and {len(keys) - 2} more" if len(keys) > 2 else "")
 
 
 def _note(

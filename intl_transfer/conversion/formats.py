@@ -52,6 +52,7 @@ class Backbone:
         settings: how the network takes its images.
         epochs: of pretraining, where the file says.
         branches: the networks that the file holds.
+        prefix: before the names of this network's tensors in the file, for messages.
     """
 
     state: dict[str, Tensor]
@@ -65,6 +66,12 @@ class Backbone:
     settings: Settings = IMAGENET
     epochs: int | None = None
     branches: tuple[str, ...] = (ONLINE,)
+    prefix: str = ""
+
+    @property
+    def place(self) -> str:
+        """The file, and where in it the network lies, for messages."""
+        return f"{self.source_path}{_behind(self.prefix)}"
 
 
 def load_backbone(path: str | Path, branch: str | None = None) -> dict[str, Tensor]:
@@ -87,8 +94,8 @@ def load_backbone(path: str | Path, branch: str | None = None) -> dict[str, Tens
 def read_backbone(path: str | Path, branch: str | None = None) -> Backbone:
     """As :func:`load_backbone`, with the backbone's origin.
 
-    In a run directory the exported backbone is read (``target`` and unfinished runs: the newest
-    whole checkpoint).
+    In a pretraining run's directory the exported backbone is read (``target`` and unfinished runs:
+    the newest whole checkpoint), in a fine-tuning run's the detector.
     """
     path = Path(path)
     branch = _ALIASES.get(branch, branch) if branch is not None else None
@@ -104,10 +111,12 @@ def _from_run(folder: Path, branch: str) -> Backbone:
     if not (folder / MANIFEST).exists():
         raise UserError(f"{folder} is a folder without {MANIFEST}; expected a pretraining run")
     manifest = read_manifest(folder)
+    if manifest["stage"] == "detection" and (folder / "model_final.pth").exists():
+        return _from_file(folder / "model_final.pth", branch)
     if manifest["stage"] != "pretrain":
         raise UserError(
-            f"{folder} holds a '{manifest['stage']}' run; expected a pretraining run (of a "
-            "detector, give its model_final.pth)"
+            f"{folder} holds a '{manifest['stage']}' run; expected a pretraining run, or a "
+            "detector with its model_final.pth"
         )
     exported = folder / "backbone.safetensors"
     if exported.exists() and branch == ONLINE:
@@ -179,6 +188,7 @@ def _from_file(path: Path, branch: str | None) -> Backbone:
         if type(epochs) is int and "pytorch-lightning_version" not in content.values
         else None,
         branches=tuple(branches),
+        prefix=adapter.prefix(content, branch),
     )
 
 
@@ -252,8 +262,7 @@ def _backbone(
     try:
         check_whole(state)
     except UserError as error:
-        raise UserError(f"{path}{_behind(facts.pop('prefix', ''))}: {error}") from None
-    facts.pop("prefix", None)
+        raise UserError(f"{path}{_behind(facts.get('prefix', ''))}: {error}") from None
     return Backbone(state, str(path.resolve()), sha256_file(path), kind, dropped=dropped, **facts)
 
 

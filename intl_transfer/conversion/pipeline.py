@@ -89,7 +89,7 @@ def convert(
     try:
         architecture = audit(backbone.state)
     except UserError as error:
-        raise UserError(f"{backbone.source_path}: {error}") from None
+        raise UserError(f"{backbone.place}: {error}") from None
     provenance = {
         "source_path": backbone.source_path,
         "source_sha256": backbone.source_sha256,
@@ -112,12 +112,11 @@ def convert(
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.stem}.", dir=out.parent) as folder:
             written = Path(folder) / out.name
-            model = _write(written, backbone.state, to, report)
-            report["tensors"] = len(model)
+            report["tensors"] = _write(written, backbone.state, to, report)
             if to == DETECTRON2:
                 report["parity"] = _checked_parity(backbone, architecture, written)
             else:
-                _check_read_back(written, model)
+                _check_read_back(written, backbone.state)
             report["sha256"] = sha256_file(written)
             _publish(written, out, report)
     except OSError as error:
@@ -180,10 +179,8 @@ def _with(backbone: Backbone, told: Told) -> Backbone:
     return replace(backbone, **changes)
 
 
-def _write(
-    file: Path, state: Mapping[str, Tensor], to: str, report: Mapping[str, Any]
-) -> dict[str, Tensor]:
-    """Writes the file; gives back the tensors in it."""
+def _write(file: Path, state: Mapping[str, Tensor], to: str, report: Mapping[str, Any]) -> int:
+    """Writes the file; gives back how many tensors it wrote, counters aside."""
     said = {"provenance": report["provenance"], "config": report["config"]}
     # Copies: a tensor that is a view would take its whole storage along into the file.
     copies = {
@@ -210,13 +207,13 @@ def _write(
             pickle.dump(content, opened, protocol=4)
     else:
         torch.save(content, file)
-    return copies
+    return sum(not key.endswith("num_batches_tracked") for key in copies)
 
 
-def _check_read_back(written: Path, model: Mapping[str, Tensor]) -> None:
+def _check_read_back(written: Path, state: Mapping[str, Tensor]) -> None:
     """Every tensor has to come back as it went in."""
     found = read_backbone(written).state
-    for key, tensor in model.items():
+    for key, tensor in state.items():
         if key.endswith("num_batches_tracked"):
             continue
         if key not in found or not torch.equal(found[key], tensor):

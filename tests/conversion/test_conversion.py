@@ -291,9 +291,9 @@ def test_the_command(tmp_path, capsys):
     out = tmp_path / "out.pth"
     assert main(["convert", str(tmp_path / "in.pth"), str(out)]) == 0
     printed = capsys.readouterr().out
-    for text in ("resnet18", "parity", "RGB, normalised", "strides in 3x3", "left out fc"):
+    for text in ("resnet18", "parity", "RGB, normalised", "strides in 3x3", "left out: fc"):
         assert text in printed
-    assert len(printed.splitlines()) <= 10
+    assert len(printed.splitlines()) <= 11
     assert main(["convert", str(tmp_path / "in.pth"), str(out)]) == 2
     assert "--force" in capsys.readouterr().err
     assert main(["convert", str(tmp_path / "in.pth"), str(out), "--force"]) == 0

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pickle
 
 import pytest
+import timm
 import torch
+import torchvision
+from safetensors.torch import load_file
 
 from intl_transfer.conversion import audit, convert, load_backbone, read_backbone, to_detectron2
 from intl_transfer.conversion.adapters import WRITTEN
@@ -261,6 +264,114 @@ def test_what_the_user_says_makes_a_row(tmp_path):
     assert again.pretrain_run["epochs"] == 200
     assert again.settings.pixel_std == (255.0,) * 3
     assert again.settings.said_by == "the file"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet18", None),
+        ("resnet34", None),
+        ("wide_resnet50_2", None),
+        ("resnet18d", r"ResNet-D.*'conv1\.0\.weight'"),
+        ("resnext50_32x4d", r"a ResNeXt.*layer1\.0\.conv2\.weight is \(128, 4, 3, 3\)"),
+        ("seresnet50", r"attention inside its blocks \(such as 'layer1\.0\.se\.fc1\.weight'"),
+        ("ecaresnet50t", r"ResNet-D"),
+        ("resnet50_gn", r"no statistics of batch norms"),
+        ("resnet26", r"no known ResNet has \(2, 2, 2, 2\) bottleneck blocks"),
+        ("resnetv2_50", r"of no known format \(its first keys: stem\.conv\.weight"),
+        ("vit_tiny_patch16_224", r"of no known format \(its first keys: cls_token"),
+    ],
+)
+def test_networks_of_timm(tmp_path, name, message):
+    """Made by timm itself; batch norms moved from where they start."""
+    with torch.device("meta"):
+        shapes = timm.create_model(name).state_dict()
+    state = {k: torch.tensor(0.5).expand(v.shape) for k, v in shapes.items()}
+    state = {k: torch.tensor(7) if k.endswith("tracked") else v for k, v in state.items()}
+    torch.save(state, tmp_path / "in.pth")
+    if message is None:
+        found = read_backbone(tmp_path / "in.pth")
+        assert audit(found.state) == name
+        assert found.dropped == ["fc.weight", "fc.bias"]
+    else:
+        with pytest.raises(UserError, match=message):
+            audit(load_backbone(tmp_path / "in.pth"))
+
+
+def test_widths_depths_and_images_that_are_not_known(tmp_path):
+    for shape, message in (
+        ((128, 3, 7, 7), "a ResNet of 2 times the width"),
+        ((64, 1, 7, 7), "takes 1 channels"),
+        ((64, 3, 3, 3), "stem for small images"),
+    ):
+        state = {**ONLINE, "conv1.weight": torch.ones(1).expand(shape)}
+        file = write(tmp_path / "in.pth", state)
+        with pytest.raises(UserError, match=message):
+            convert(file, tmp_path / "out.pth")
+    assert load_backbone(file)["conv1.weight"].shape[-1] == 3  # fine for other uses
+
+
+def test_networks_that_were_never_trained(tmp_path):
+    fresh = torchvision.models.resnet18(weights=None, zero_init_residual=True).state_dict()
+    file = write(tmp_path / "in.pth", fresh)
+    with pytest.raises(UserError, match=r"never trained.*--weights random"):
+        convert(file, tmp_path / "out.pth")
+    fresh["layer3.0.bn1.weight"] = torch.full((256,), 0.7)
+    with pytest.raises(UserError, match="statistics are all as they were made"):
+        convert(write(tmp_path / "in.pth", fresh), tmp_path / "out.pth")
+    fresh["bn1.running_mean"] = torch.full((64,), 0.1)
+    assert audit(load_backbone(write(tmp_path / "in.pth", fresh))) == "resnet18"
+    fresh["layer2.0.bn1.running_var"] = torch.zeros(128)
+    with pytest.raises(UserError, match=r"layer2\.0\.bn1\.running_var is zero throughout"):
+        convert(write(tmp_path / "in.pth", fresh), tmp_path / "out.pth")
+
+
+def test_detectors_say_how_they_see_images(tmp_path):
+    """By the configuration beside them, or by norms folded away; both ways back to torchvision."""
+    names = behind("backbone.", {k: v for k, v in detectron2(ONLINE).items() if k[:4] != "res5"})
+    names |= behind("roi_heads.", {k: v for k, v in detectron2(ONLINE).items() if k[:4] == "res5"})
+    file = write(tmp_path / "model_final.pth", {"model": names, "iteration": 9})
+    found = read_backbone(file)
+    equal(found.state, ONLINE)
+    assert (found.settings.channels, found.settings.said_by) == ("RGB", None)
+    resnets = "RESNETS: {STRIDE_IN_1X1: true}, PIXEL_MEAN: [1, 2, 3], PIXEL_STD: [4, 5, 6]"
+    (tmp_path / "config.yaml").write_text(f"INPUT: {{FORMAT: BGR}}\nMODEL: {{{resnets}}}\n")
+    settings = read_backbone(file).settings
+    assert (settings.channels, settings.pixel_mean, settings.stride_in_1x1) == (
+        "BGR",
+        (1, 2, 3),
+        True,
+    )
+    assert settings.said_by == "config.yaml beside the file"
+    report = convert(file, tmp_path / "back.safetensors")
+    assert report["config"]["INPUT.FORMAT"] == "BGR"
+    equal(load_file(tmp_path / "back.safetensors"), ONLINE)
+    assert read_backbone(tmp_path / "back.safetensors").settings.pixel_mean == (1, 2, 3)
+    (tmp_path / "config.yaml").unlink()
+    for key, value in list(names.items()):
+        if key.endswith("running_mean"):
+            names[key] = torch.zeros(value.shape)
+        if key.endswith("running_var"):
+            names[key] = torch.ones(value.shape) - 1e-5
+    settings = read_backbone(write(file, {"model": names})).settings
+    assert (settings.channels, settings.stride_in_1x1) == ("BGR", True)
+
+
+@pytest.mark.parametrize("to", ["openmmlab", "moco", "caffe2"])
+def test_files_for_other_tools(tmp_path, to):
+    out = tmp_path / ("out.pkl" if to == "caffe2" else "out.pth")
+    report = convert(write(tmp_path / "in.pth", dict(ONLINE)), out, to=to)
+    assert (report["format"], report["tensors"]) == (to, 100)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.pth", "out.json", out.name]
+    equal(load_backbone(out), ONLINE)
+    for name, given, message in (
+        ("out.safetensors", to, "write .* as .pth"),
+        ("x.pth", "mocco", r"no format 'mocco' to write\. Did you mean 'moco'"),
+        ("x.onnx", None, r"ending in \.pth or \.pkl"),
+        ("x.pkl", "moco", r"\.pkl is for Detectron2"),
+    ):
+        with pytest.raises(UserError, match=message):
+            convert(tmp_path / "in.pth", tmp_path / name, to=given)
 
 
 def test_heads_are_left_out_and_named(tmp_path):

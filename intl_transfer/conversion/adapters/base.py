@@ -18,7 +18,7 @@ from torch import Tensor
 from intl_transfer.conversion.namings import NAMINGS, TORCHVISION, Naming
 from intl_transfer.conversion.reading import Content
 from intl_transfer.conversion.settings import IMAGENET, Settings
-from intl_transfer.errors import UserError
+from intl_transfer.errors import UserError, did_you_mean
 
 ONLINE, TARGET = "online", "target"
 # Dictionaries and wrappers around a network: DistributedDataParallel's, torch.compile's.
@@ -81,6 +81,9 @@ class Adapter(Protocol):
 
     def from_torchvision(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """The file's dictionary that a network would lie in, its default branch."""
+
+    def prefix(self, content: Content, branch: str) -> str:
+        """What stands before the names of a network's tensors, for messages."""
 
     def method(self, content: Content) -> str | None:
         """The pretraining method, where the format says."""
@@ -153,6 +156,10 @@ class Layout:
             made = {folder: made}
         return made
 
+    def prefix(self, content: Content, branch: str) -> str:
+        """See :class:`Adapter`."""
+        return self.find(content)[branch].prefix
+
     def method(self, content: Content) -> str | None:
         """See :class:`Adapter`."""
         return self.means(content) if callable(self.means) else self.means
@@ -177,4 +184,5 @@ def chosen(branches: list[str], branch: str | None, where: str) -> str:
         return branches[0]
     if branch in branches:
         return branch
-    raise UserError(f"{where} has no branch '{branch}'; it has {' and '.join(branches)}")
+    hint = did_you_mean(branch, branches)
+    raise UserError(f"{where} has no branch '{branch}'; it has {' and '.join(branches)}.{hint}")

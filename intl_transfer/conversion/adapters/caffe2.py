@@ -83,6 +83,10 @@ class Caffe2:
             "matching_heuristics": True,
         }
 
+    def prefix(self, content: Content, branch: str) -> str:
+        """None to speak of."""
+        return ""
+
     def method(self, content: Content) -> str | None:
         """Not known."""
         return None

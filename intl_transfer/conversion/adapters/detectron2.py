@@ -57,6 +57,10 @@ class Detectron2:
             "matching_heuristics": True,
         }
 
+    def prefix(self, content: Content, branch: str) -> str:
+        """None to speak of."""
+        return ""
+
     def method(self, content: Content) -> str | None:
         """Not known; a file of this project says it elsewhere."""
         return None

@@ -36,6 +36,10 @@ class Prefixed:
         """Without any prefix."""
         return dict(state)
 
+    def prefix(self, content: Content, branch: str) -> str:
+        """The branch's name."""
+        return self.find(content)[branch].prefix
+
     def method(self, content: Content) -> str | None:
         """Not known."""
         return None
