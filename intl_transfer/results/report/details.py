@@ -17,7 +17,7 @@ from intl_transfer.results.report.pictures import (
     read_views,
 )
 from intl_transfer.results.report.series import read_series
-from intl_transfer.results.report.values import flatten, mapping, number, text
+from intl_transfer.results.report.values import flatten, mapping, number, sequence, text
 from intl_transfer.runs import MANIFEST, METRICS, RESULTS
 
 CURVES = "curves.json"
@@ -77,7 +77,7 @@ def describe(
         "provenance": provenance_of(manifest, results),
         "facts": dict(flatten(_facts(results))),
         "environment": _environment(manifest),
-        "sessions": [_session(s) for s in manifest.get("sessions") or [] if isinstance(s, dict)],
+        "sessions": [_session(mapping(session)) for session in sequence(manifest.get("sessions"))],
         "error": text(manifest.get("error")),
         "collapse": _collapse_bounds(manifest),
     }
@@ -143,7 +143,7 @@ def _total(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def provenance_of(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
     """Where a run's weights come from: as its results say, else as its manifest does."""
     start = mapping(results.get("initialisation"))
-    inputs = [mapping(item) for item in manifest.get("inputs") or []]
+    inputs = [mapping(item) for item in sequence(manifest.get("inputs"))]
     weights = next((item for item in inputs if item.get("role") == "weights"), {})
     source = mapping(start.get("provenance") or weights.get("provenance"))
     origin = mapping(source.get("pretrain_run"))

@@ -84,7 +84,8 @@ def write_report(
         plain=render(tables, "md") if tables else "No finished detection run.",
     )
     path = Path(folder) / PAGE
-    write_atomically(path, lambda file: file.write(page.encode()))
+    # A name may hold half a character; JSON carries it, a file in UTF-8 cannot.
+    write_atomically(path, lambda file: file.write(page.encode(errors="replace")))
     return path
 
 

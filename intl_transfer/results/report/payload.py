@@ -162,8 +162,11 @@ def _row_of_each_run(tables: Iterable[Table]) -> dict[Path, str]:
 
 def _row_key(table: Table, row: Row) -> str:
     """The same from one page to the next, whatever rows come and go."""
-    words = json.dumps([table.title, row.method, row.detail, row.published])
-    return hashlib.sha256(words.encode()).hexdigest()[:12]
+    return _short_hash([table.title, row.method, row.detail, row.published])
+
+
+def _short_hash(words: Any) -> str:
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:12]
 
 
 def _table(table: Table, keys: dict[Path, str]) -> dict[str, Any]:
@@ -171,7 +174,7 @@ def _table(table: Table, keys: dict[Path, str]) -> dict[str, Any]:
     for row in table.rows:
         notes += [note for note in row.notes if note not in notes]
     return {
-        "key": hashlib.sha256(table.title.encode()).hexdigest()[:12],
+        "key": _short_hash(table.title),
         "title": table.title,
         "parts": [
             {"title": part.title, "dataset": part.dataset, "tasks": list(part.tasks)}

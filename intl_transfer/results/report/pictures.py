@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from intl_transfer.results.report.values import mapping, number, text
+from intl_transfer.results.report.values import mapping, number, sequence, text
 
 PREDICTIONS = "predictions.json"
 SHEET = "predictions.png"
@@ -72,9 +72,9 @@ def read_predictions(folder: Path, count: int) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         sheet = data_uri(folder / SHEET, _SHEET_SIDE)
         return {"sheet": sheet[0]} if sheet else {}
-    classes = [text(name) or "" for name in _list(content.get("classes"))]
+    classes = [text(name) or "" for name in sequence(content.get("classes"))]
     images = []
-    for entry in map(mapping, _list(content.get("images"))):
+    for entry in map(mapping, sequence(content.get("images"))):
         file = folder / str(entry.get("file"))
         # A page that is passed on must not carry what lies elsewhere on the disk.
         if not file.resolve().is_relative_to(folder.resolve()):
@@ -84,7 +84,7 @@ def read_predictions(folder: Path, count: int) -> dict[str, Any]:
         uri, scale, (width, height) = found
         image = {"uri": uri, "width": width, "height": height, "error": number(entry.get("error"))}
         for role in ("truth", "predictions"):
-            image[role] = list(_objects(_list(entry.get(role)), len(classes), scale))[:_OBJECTS]
+            image[role] = list(_objects(sequence(entry.get(role)), len(classes), scale))[:_OBJECTS]
         images.append(image)
         if len(images) == count:
             break
@@ -98,7 +98,7 @@ def _objects(entries: list[Any], classes: int, scale: float) -> Iterator[dict[st
         label, score = entry.get("class"), number(entry.get("score"), 3)
         if score is not None and score < _LEAST_SCORE:
             continue
-        polygons = [p for p in _list(entry.get("polygons")) if _coordinates(p, None)]
+        polygons = [p for p in sequence(entry.get("polygons")) if _coordinates(p, None)]
         yield {
             "class": label if isinstance(label, int) and 0 <= label < classes else None,
             "score": score,
@@ -115,7 +115,3 @@ def _coordinates(value: Any, length: int | None) -> bool:
 
 def _scaled(values: list[float], scale: float) -> list[float]:
     return [round(value * scale, 1) for value in values]
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []

@@ -15,7 +15,7 @@ from intl_transfer.results.report.values import mapping, number
 from intl_transfer.runs import METRICS
 
 POINTS = 500  # of a curve; more cannot be told apart at the width of a page
-_LINES = 4000  # read of one file, so that a run of months opens as fast as one of minutes
+_LINES = 8  # read for a point, so that a run of months opens as fast as one of minutes
 # Lines that are few: every one of them is read.
 _RARE = (b'"evaluation"', b'"spectrum/', b'"knn_accuracy"')
 _NOT_FIGURES = ("time", "step", "iteration", "epoch", "train_seconds")
@@ -38,10 +38,10 @@ def read_series(folder: Path, points: int = POINTS) -> dict[str, Any]:
     """
     values: dict[str, dict[int, float]] = defaultdict(dict)
     unit, last = "step", {}
-    for row in _rows(folder / METRICS):
+    for row in _rows(folder / METRICS, _LINES * points):
         unit = "iteration" if "iteration" in row else "step"
         at = row.get(unit)
-        if not isinstance(at, int) or isinstance(at, bool):
+        if not isinstance(at, int) or number(at) is None:
             continue
         last = {"step": at, "epoch": number(row.get("epoch")), "time": number(row.get("time"), 12)}
         for name, value in _figures(row):
@@ -57,12 +57,12 @@ def read_series(folder: Path, points: int = POINTS) -> dict[str, Any]:
     return {"unit": unit, "curves": curves, "last": last}
 
 
-def _rows(file: Path) -> Iterator[dict[str, Any]]:
+def _rows(file: Path, most: int) -> Iterator[dict[str, Any]]:
     try:
         lines = file.read_bytes().splitlines()
     except OSError:  # no line yet, or a folder that is being synchronised
         return
-    every = max(1, len(lines) // _LINES)
+    every = max(1, len(lines) // most)
     for index, line in enumerate(lines):
         wanted = index % every == 0 or index == len(lines) - 1
         if wanted or any(mark in line for mark in _RARE):
@@ -80,7 +80,9 @@ def _figures(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
                     if number(figure) is not None:
                         yield f"evaluation/{task}/{metric}", float(figure)
         elif name not in _NOT_FIGURES:
-            if value in ("nan", "inf", "-inf"):
+            if isinstance(value, float):
+                yield name, value
+            elif value in ("nan", "inf", "-inf"):
                 yield name, float("nan")
             elif number(value) is not None:
                 yield name, float(value)

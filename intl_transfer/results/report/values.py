@@ -17,13 +17,17 @@ def mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+def sequence(value: Any) -> list[Any]:
+    """The value if it is a list, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
 def number(value: Any, digits: int = 5) -> float | int | None:
     """A finite number with so many significant digits; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    if isinstance(value, int):
-        return value if abs(value) < 2**53 else float(value)
-    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if whole and abs(value) < 2**53 else None  # a browser counts no further
 
 
 def text(value: Any) -> str | None:

@@ -398,7 +398,16 @@ def build_hostile(root: Path) -> Path:
     _edit(folder / "curves.json", lambda value: {HOSTILE: next(iter(value.values()))})
     _edit(folder / "predictions.json", lambda value: {**value, "classes": [HOSTILE] * 10})
     failed = detection(root, "INTL", 2, 0, status="failed", name=f"{HOSTILE} failed")
-    _edit(failed / "manifest.json", lambda value: {**value, "error": HOSTILE, "method": HOSTILE})
+    _edit(
+        failed / "manifest.json",
+        lambda value: {
+            **value,
+            "error": HOSTILE,
+            "inputs": 7,
+            "sessions": [7],
+            "method": "half \ud800",
+        },
+    )
     (failed / "log.txt").write_text(f"\x1b[31m{HOSTILE}\x1b[0m\nprogress 1\rprogress 2\n")
     damaged = root / "<img src=x onerror=alert(1)>"
     damaged.mkdir()
@@ -407,7 +416,7 @@ def build_hostile(root: Path) -> Path:
 
 
 def _edit(file: Path, change: Any) -> None:
-    write_json(file, change(json.loads(file.read_text())))
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
 
 
 def _poisoned(value: dict[str, Any]) -> dict[str, Any]:
@@ -423,7 +432,7 @@ def _poisoned_results(value: dict[str, Any]) -> dict[str, Any]:
     value["architecture"]["meta"] = HOSTILE
     value["schedule"]["name"] = HOSTILE
     start = value["initialisation"]
-    start["method"] = HOSTILE
+    start["method"] = f"{HOSTILE} half \ud800"
     start["provenance"]["source_path"] = HOSTILE
     start["provenance"]["pretrain_run"] |= {"name": HOSTILE, "config_name": HOSTILE}
     value["metrics"]["box"]["per_class"] = {HOSTILE: 12.0, "__proto__": 3.0}

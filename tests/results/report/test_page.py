@@ -74,16 +74,16 @@ def test_a_report_of_nothing(tmp_path):
     assert part(page, "overview")["runs"] == {}
 
 
-def test_hundreds_of_runs_stay_a_page(tmp_path):
-    for seed in range(150):
+def test_many_runs_stay_a_page(tmp_path):
+    for seed in range(60):
         folder = detection(tmp_path / "runs", "INTL", seed, 40.0, pictures=False)
         if seed % 3:
             (folder / "curves.json").unlink()
     found = collect([tmp_path / "runs"], cache=False)
     began = time.process_time()
     page = write_report(found, build_tables(found), tmp_path / "report")
-    assert time.process_time() - began < 20
-    assert page.stat().st_size < 12e6
+    assert time.process_time() - began < 10
+    assert page.stat().st_size < 5e6
 
 
 def test_watching_rebuilds_on_change_only_and_ends_with_a_page_that_stays(tmp_path, monkeypatch):
