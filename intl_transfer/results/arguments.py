@@ -62,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUNS", help="run directories, or folders of them")
     add("--out", metavar="FILE|FOLDER/", help="a table's file, or a folder for a whole report")
+    add("--watch", action="store_true", help="rebuild the report when runs change, until Ctrl-C")
     text = "default: by the name of --out; without that, console on a terminal and md elsewhere"
     _choice(add, "--format", FORMS, text, None)
     _shown(parser.add_argument_group("what is shown").add_argument)

@@ -3,6 +3,7 @@
 intl-transfer collect runs/ --published
 intl-transfer collect runs/ --out table.tex --standalone --baseline "MoCo v2"
 intl-transfer collect runs/ --out report/ --figures figures/
+intl-transfer collect runs/ --out report/ --watch
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from intl_transfer.results.arguments import add_arguments
 
 if TYPE_CHECKING:
     from intl_transfer.results import Collection, Table
+    from intl_transfer.results.report.details import Cache
 
 __all__ = ["add_arguments", "build", "run", "tell"]
 
@@ -29,16 +31,46 @@ _MOST_LINES = 40
 
 def run(arguments: argparse.Namespace) -> int:
     """Collects; returns 0, or 1 if there is nothing to show."""
-    return build(arguments, _form(arguments))
+    form = _form(arguments)
+    if arguments.watch:
+        return _watch(arguments, form)
+    return build(arguments, form)
 
 
-def build(arguments: argparse.Namespace, form: str | None, refresh: int | None = None) -> int:
+def _watch(arguments: argparse.Namespace, form: str | None) -> int:
+    """Rebuilds the report while jobs run; says what it found the first time and at the end."""
+    from intl_transfer.results.report import watch
+
+    if form is not None:
+        raise UserError("--watch keeps a report up to date; give it a folder: --out report/")
+    cache: Cache = {}
+    builds = 0
+
+    def rebuild(refresh: int | None) -> None:
+        nonlocal builds
+        builds += 1
+        build(arguments, form, refresh, cache, builds == 1 or refresh is None)
+
+    print("watching; Ctrl-C ends it", file=sys.stderr)
+    watch(arguments.runs, rebuild)
+    return 0
+
+
+def build(
+    arguments: argparse.Namespace,
+    form: str | None,
+    refresh: int | None = None,
+    cache: Cache | None = None,
+    aloud: bool = True,
+) -> int:
     """Collects once and writes what was asked for.
 
     Args:
         arguments: of the command line.
         form: of the table; None for a folder with all of them and the report.
         refresh: seconds after which an open report loads itself anew.
+        cache: of the report, kept from one building to the next.
+        aloud: say what was left out.
 
     Returns:
         The exit status.
@@ -48,7 +80,8 @@ def build(arguments: argparse.Namespace, form: str | None, refresh: int | None =
     labels = dict(map(_label, arguments.label))
     minutes = arguments.stalled_after
     found = collect(arguments.runs, labels, not arguments.no_cache, 60 * minutes)
-    tell(found)
+    if aloud:
+        tell(found)
     tables = _tables(found, arguments)
     if arguments.figures:
         from intl_transfer.results.figures import draw_figures
@@ -58,7 +91,7 @@ def build(arguments: argparse.Namespace, form: str | None, refresh: int | None =
     if form is None:
         from intl_transfer.results.outputs import write_folder
 
-        write_folder(found, tables, Path(arguments.out), _rendering(arguments), refresh)
+        write_folder(found, tables, Path(arguments.out), _rendering(arguments), refresh, cache)
         return 0
     if not tables:
         print("no finished detection run, evaluation or k-NN figure found", file=sys.stderr)

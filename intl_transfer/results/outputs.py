@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from intl_transfer.errors import UserError
 from intl_transfer.results.collect import Collection
 from intl_transfer.results.render import FORMS, render
 from intl_transfer.results.rows import Table
 from intl_transfer.runs import write_atomically
+
+if TYPE_CHECKING:
+    from intl_transfer.results.report.details import Cache
 
 
 def write_folder(
@@ -20,6 +23,7 @@ def write_folder(
     folder: Path,
     rendering: Mapping[str, Any],
     refresh: int | None = None,
+    cache: Cache | None = None,
 ) -> list[Path]:
     """Writes ``table.md``, ``.tex``, ``.csv``, ``.json``, ``.txt`` and the report ``index.html``.
 
@@ -29,6 +33,7 @@ def write_folder(
         folder: where to; made if absent.
         rendering: keywords for :func:`intl_transfer.results.render`.
         refresh: seconds after which an open report loads itself anew; None: never.
+        cache: of the report, kept from one writing to the next.
 
     Returns:
         The files.
@@ -45,7 +50,7 @@ def write_folder(
             file = folder / f"table.{suffix}"
             write_atomically(file, lambda out, text=text: out.write(text))  # type: ignore[misc]
             files.append(file)
-        files.append(write_report(collection, tables, folder, refresh=refresh))
+        files.append(write_report(collection, tables, folder, refresh=refresh, cache=cache))
     except OSError as error:
         raise UserError(f"--out {folder} cannot be written: {error.strerror or error}") from None
     names = ", ".join(file.name for file in files[:-1])

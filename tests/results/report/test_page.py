@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from intl_transfer.cli import main
 from intl_transfer.errors import UserError
 from intl_transfer.results import build_tables, collect
 from intl_transfer.results.report import watch, write_report
@@ -137,3 +138,21 @@ def test_scripts_never_make_markup_of_text(name):
             assert word not in text, (script, word)
         assert "</script" not in text
         assert len(text.splitlines()) < 400
+
+
+def test_the_command_watches_a_folder(study, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "report"
+    refreshes = []
+
+    def sleep(_):
+        refreshes.append(part((out / "index.html").read_text(), "overview")["refresh"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    assert main(["collect", str(study), "--no-cache", "--out", f"{out}/", "--watch"]) == 0
+    assert refreshes == [10]
+    assert part((out / "index.html").read_text(), "overview")["refresh"] is None
+    assert (out / "table.md").exists()
+    capsys.readouterr()
+    assert main(["collect", str(study), "--watch", "--out", str(tmp_path / "table.md")]) == 2
+    assert "give it a folder: --out report/" in capsys.readouterr().err
