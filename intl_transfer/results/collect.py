@@ -165,7 +165,8 @@ def collect(
             f"--label: no Detectron2 folder at {missing} below the folders given; expected one "
             f"with {foreign.METRICS_JSON} or {foreign.LOG}, and {foreign.CONFIG}"
         )
-    _sort_out(_without_copies(entries, found), found)
+    whole = _without_copies(entries, found)
+    _sort_out(sorted(whole, key=lambda entry: str(entry.path)), found)
     found.entries.sort(key=lambda entry: str(entry.path))
     return found
 

@@ -128,8 +128,10 @@ def make_grid(
     notes: list[str] = []
     lines = [_line(table, row, notes, precision, spread) for row in table.rows]
     legend = list(table.legend)
-    # A published row's spread is what its source prints; that is a standard deviation.
-    if any(cell.spread for line in lines for cell in line.cells) and spread in _SPREADS:
+    spreads = {line.published for line in lines for cell in line.cells if cell.spread}
+    if True in spreads:
+        legend.insert(0, "± of published rows: as their source prints it.")
+    if False in spreads:
         legend.insert(0, _SPREADS[spread])
     metrics = [clean(metric) for _, metric in columns]
     return Grid(clean(table.title), groups, metrics, lines, notes, legend, hide)

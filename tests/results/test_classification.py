@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from intl_transfer.results import TableOptions, build_tables, collect, render
+from tests.results.synthetic import evaluation_run, pretraining_run
+
+
+def tables_of(root, published=False):
+    return build_tables(collect([root]), published, TableOptions(kinds=("classification",)))
+
+
+def imagenet(root, epochs, seed, top1, **changes):
+    name = f"imagenet_r50_ep{epochs}_multicrop_ema"
+    origin = {"sha": f"{epochs}{seed}", "epochs": epochs, "config_name": name}
+    changes = {"dataset": "imagenet", "backbone": "resnet50", **changes}
+    run = f"{epochs}_{seed}_{changes.get('kind', 'linear')}"
+    evaluation_run(
+        root, run, seed=seed, top1=top1, origin={**origin, "dataset": "imagenet"}, **changes
+    )
+
+
+def test_imagenet_linear_has_a_column_for_each_number_of_epochs(tmp_path):
+    for seed in (0, 1):
+        imagenet(tmp_path, 100, seed, 73 + seed)
+        imagenet(tmp_path, 200, seed, 75 + seed)
+    (table,) = tables_of(tmp_path)
+    assert table.columns() == [("linear", "100 ep"), ("linear", "200 ep")]
+    (row,) = table.rows
+    assert row.detail == "imagenet_r50_multicrop_ema, imagenet"
+    assert row.figures["linear", "100 ep"].mean == 73.5
+    assert row.figures["linear", "200 ep"].n == 2
+    table = tables_of(tmp_path, published=True)[0]
+    assert [m for _, m in table.columns()] == [f"{e} ep" for e in (100, 200, 400, 800, 1000)]
+    byol = next(row for row in table.rows if row.method == "BYOL")
+    assert byol.published
+    assert byol.figures["linear", "800 ep"].mean == 74.3
+    assert byol.notes == ("published: SimSiam (arXiv 2011.10566) Table 4",)
+    assert "batch 256" in {row.detail for row in table.rows if row.published}
+
+
+def test_protocols_of_evaluation_are_not_mixed(tmp_path):
+    imagenet(tmp_path, 100, 0, 73.0)
+    imagenet(tmp_path, 100, 1, 71.0, protocol={"epochs": 90}, epoch=90)
+    assert len(tables_of(tmp_path)) == 2
+
+
+def test_few_labels(tmp_path):
+    for percent, top1 in ((1, 50.0), (10, 65.0)):
+        protocol = {"epochs": 20, "labels_percent": percent}
+        evaluation_run(
+            tmp_path, f"{percent}", kind="semi", dataset="imagenet", backbone="resnet50",
+            top1=top1, protocol=protocol,
+        )  # fmt: skip
+    (table,) = tables_of(tmp_path)
+    assert table.tasks == ("1 % labels", "10 % labels")
+    assert table.rows[0].figures["1 % labels", "top-1"].mean == 50.0
+    assert table.rows[0].figures["10 % labels", "top-5"].mean == 73.0
+    assert "fine-tuned on few labels (epochs 20)" in table.title
+
+
+def test_neighbours_from_the_end_of_pretraining(tmp_path):
+    for seed in (0, 1, 2):
+        pretraining_run(tmp_path, f"p{seed}", f"{seed}" * 64, seed=seed, knn_accuracy=57.0 + seed)
+    pretraining_run(tmp_path, "without", "9" * 64, seed=3)
+    (table,) = tables_of(tmp_path)
+    assert table.title == "shapes, resnet18: k-NN (k = 5)"
+    (row,) = table.rows
+    assert row.figures["k-NN", "top-1"].mean == 58.0
+    assert row.figures["k-NN", "top-1"].n == 3
+    assert row.notes == ("k-NN as measured at the end of pretraining",)
+    assert "58.0 ± 1.0" in render([table], "md")
+
+
+def test_other_neighbours_are_another_table(tmp_path):
+    pretraining_run(tmp_path, "p0", "0" * 64, knn_accuracy=57.0)
+    for index, knn in enumerate(({"k": 20}, {"k": 5, "train": "/data/other"})):
+        run = pretraining_run(tmp_path, f"q{index}", f"{index + 1}" * 64, knn_accuracy=60.0)
+        run.manifest["config"] = {"knn": knn}
+        run.save()
+    titles = {table.title for table in tables_of(tmp_path)}
+    assert titles == {
+        f"shapes, resnet18: k-NN (k = {text})" for text in ("5", "20", "5, neighbours from other")
+    }
+
+
+def test_small_data_sets_are_one_row_a_method(tmp_path):
+    for dataset, top1 in (("cifar10", 92.0), ("cifar100", 70.0)):
+        name = f"{dataset}_r18_ep1000"
+        origin = {"config_name": name, "epochs": 1000, "dataset": dataset, "sha": dataset}
+        evaluation_run(tmp_path, f"l{dataset}", dataset=dataset, top1=top1, origin=origin)
+        more = {"dataset": dataset, "epochs": 1000, "knn_accuracy": top1 - 3}
+        pretraining_run(tmp_path, f"p{dataset}", dataset, config_name=name, **more)
+    (table,) = tables_of(tmp_path)
+    assert table.columns() == [
+        (dataset, metric)
+        for dataset in ("cifar10", "cifar100")
+        for metric in ("top-1", "5-NN", "top-5")
+    ]
+    (row,) = table.rows
+    assert [row.figures[c].mean for c in table.columns()] == [92.0, 89.0, 100.0, 70.0, 67.0, 78.0]
+    assert row.detail == (
+        "cifar10_r18_ep1000, 1000 ep, cifar10; cifar100_r18_ep1000, 1000 ep, cifar100"
+    )
+    table = tables_of(tmp_path, published=True)[-1]
+    assert table.tasks == ("cifar10", "cifar100", "imagenet100")
+    cw_rgp = next(row for row in table.rows if row.method == "CW-RGP")
+    assert cw_rgp.figures["cifar10", "5-NN"].mean == 89.54
+    assert ("cifar10", "top-5") not in cw_rgp.figures  # null in the file: blank, never zero
+
+
+def test_two_pretrainings_on_one_small_set_are_two_rows(tmp_path):
+    for epochs, top1 in ((200, 88.0), (1000, 92.0)):
+        origin = {"epochs": epochs, "sha": str(epochs), "config_name": f"c{epochs}"}
+        evaluation_run(tmp_path, f"e{epochs}", top1=top1, origin=origin)
+    (table,) = tables_of(tmp_path)
+    assert [row.detail for row in table.rows] == ["c1000, 1000 ep, shapes", "c200, 200 ep, shapes"]
+
+
+def test_an_evaluation_counts_before_what_pretraining_measured(tmp_path):
+    pretraining_run(tmp_path, "p", "7" * 64, dataset="cifar10", knn_accuracy=80.0)
+    origin = {"config_name": "shapes_r18", "epochs": 20, "dataset": "cifar10", "sha": "7" * 64}
+    evaluation_run(tmp_path, "e", kind="knn", top1=81.0, origin=origin)
+    (row,) = tables_of(tmp_path)[0].rows
+    assert row.figures["cifar10", "5-NN"].values == (81.0,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"epoch": 50}, "evaluated at epoch 50 of 100"),
+        ({"kind": "linaer"}, "kind is 'linaer', expected one of linear, knn, semi"),
+        ({"metrics": {"top1": 170.0}}, "top1 is 170.0; expected a percentage"),
+        ({"metrics": {}}, "holds no figure"),
+        ({"protocol": None}, "not in the form"),
+        ({"kind": "semi"}, "not in the form"),
+        ({"architecture": {}}, "not in the form"),
+    ],
+)
+def test_damaged_evaluations_are_named(tmp_path, changes, expected):
+    run = evaluation_run(tmp_path, "run")
+    file = run.path / "results.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    found = collect([tmp_path])
+    assert not found.evaluations
+    assert expected in found.problems[0]
+
+
+def test_damaged_neighbours_are_named(tmp_path):
+    pretraining_run(tmp_path, "p", knn_accuracy=570.0)
+    assert "knn_accuracy is 570.0" in collect([tmp_path]).problems[0]

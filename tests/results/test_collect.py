@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import time
+
+import pytest
+
+from intl_transfer.errors import UserError
+from intl_transfer.results import build_tables, collect
+from intl_transfer.runs import METRICS, RunDirectory
+from intl_transfer.runs.lock import LOCK
+from tests.results.synthetic import (
+    detection_run,
+    pretraining_run,
+    standard_set,
+    start_of,
+    write_results,
+)
+
+
+def begin(root, name, stage="detection"):
+    return RunDirectory.start(
+        root / name, stage=stage, name=name, config_name="c", config={}, seed=0
+    )
+
+
+def states(found):
+    return {entry.path.name: entry.status for entry in found.entries}
+
+
+def test_states_are_told_apart(tmp_path):
+    detection_run(tmp_path, "finished")
+    begin(tmp_path, "running")
+    begin(tmp_path, "failed").fail("out of memory")
+    begin(tmp_path, "stopped").interrupt("stopped by SIGTERM")
+    detection_run(tmp_path, "lost", seed=1).path.joinpath("results.json").unlink()
+    half = detection_run(tmp_path, "half", seed=2)
+    half.manifest["status"] = "running"
+    half.save()
+    shutil.copytree(tmp_path / "finished", tmp_path / "copied")
+    newer = detection_run(tmp_path, "newer")  # as "finished": the same seed and settings
+    newer.manifest["ended"] = "2999-01-01T00:00:00+00:00"
+    newer.save()
+    detection_run(tmp_path, "no_manifest", seed=4).path.joinpath("manifest.json").unlink()
+    found = collect([tmp_path])
+    assert states(found) == {
+        "finished": "copy",
+        "copied": "superseded",
+        "running": "running",
+        "failed": "failed",
+        "stopped": "interrupted",
+        "lost": "inconsistent",
+        "half": "inconsistent",
+        "newer": "finished",
+        "no_manifest": "inconsistent",
+    }
+    text = "\n".join(found.problems)
+    assert "lost is marked finished and has no results.json" in text
+    assert "copy it again, or run the same command again" in text
+    assert "no_manifest has no manifest.json" in text
+    assert {p.name: s for p, s in found.unfinished}["stopped"] == (
+        "interrupted (stopped by SIGTERM)"
+    )
+
+
+def test_a_silent_run_is_stalled(tmp_path):
+    run = begin(tmp_path, "run")
+    run.log(iteration=20, total_loss=1.0)
+    assert states(collect([tmp_path])) == {"run": "running"}
+    three_hours_ago = time.time() - 3 * 3600
+    for name in ("manifest.json", METRICS):
+        os.utime(run.path / name, (three_hours_ago, three_hours_ago))
+    (entry,) = collect([tmp_path]).entries
+    assert (entry.status, entry.detail) == ("stalled", "nothing was written for 3 h")
+    assert states(collect([tmp_path], stalled_after=5 * 3600)) == {"run": "running"}
+    # A sign of life in the figures is enough, also on a machine whose clock is ahead.
+    ahead = time.time() + 600
+    os.utime(run.path / METRICS, (ahead, ahead))
+    assert states(collect([tmp_path])) == {"run": "running"}
+
+
+def test_a_run_whose_process_has_gone_is_stalled_at_once(tmp_path):
+    run = begin(tmp_path, "run")
+    process = os.fork()
+    if process == 0:
+        os._exit(0)
+    os.waitpid(process, 0)
+    (run.path / LOCK).write_text(f"process {process} on {socket.gethostname()}\n")
+    assert collect([tmp_path]).unfinished == [
+        (run.path, f"stalled (its process {process} has ended without a word)")
+    ]
+    (run.path / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+    assert states(collect([tmp_path])) == {"run": "running"}
+    (run.path / LOCK).write_text(f"process {process} on another-host\n")
+    assert states(collect([tmp_path])) == {"run": "running"}
+
+
+def test_of_copies_the_one_that_is_further_counts(tmp_path):
+    """A remote folder that is still being copied beside the whole one."""
+    detection_run(tmp_path / "whole", "run", 38.0)
+    shutil.copytree(tmp_path / "whole", tmp_path / "a_mirror")
+    (tmp_path / "a_mirror" / "run" / "results.json").unlink()
+    found = collect([tmp_path])
+    assert [run.path for run in found.runs] == [tmp_path / "whole" / "run"]
+    assert found.problems == [
+        f"left out: {tmp_path}/a_mirror/run is a copy of {tmp_path}/whole/run"
+    ]
+
+
+def test_parents_by_hash_then_by_id_also_of_runs_that_go_on(tmp_path):
+    pretraining_run(tmp_path, "p0", "0" * 64)
+    going = begin(tmp_path, "p1", "pretrain")
+    detection_run(tmp_path, "by_hash", sha="0" * 64)
+    start = start_of("INTL", "1" * 64, id=going.manifest["id"])
+    detection_run(tmp_path, "by_id", initialisation=start)
+    detection_run(tmp_path, "orphan", sha="2" * 64)
+    runs = {run.path.name: run for run in collect([tmp_path]).runs}
+    assert runs["by_hash"].parent == tmp_path / "p0"
+    assert runs["by_id"].parent == tmp_path / "p1"
+    assert (runs["orphan"].parent, runs["orphan"].parent_known) == (None, True)
+    (row,) = build_tables(collect([tmp_path]))[0].rows
+    assert row.notes == ("the pretraining run was not among the folders read",)
+
+
+def test_manifest_and_results_must_be_of_one_run(tmp_path):
+    detection_run(tmp_path, "seed")
+    write_results(tmp_path / "seed", seed=7)
+    detection_run(tmp_path, "stage")
+    write_results(tmp_path / "stage", stage="pretrain")
+    text = "\n".join(collect([tmp_path]).problems)
+    assert "seed: seed is 0 in manifest.json and 7 in results.json" in text
+    assert "stage: stage is 'detection' in manifest.json and 'pretrain' in results.json" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"metrics": {"box": {"AP": float("nan")}}}, "box AP is nan"),
+        ({"metrics": {"box": {"AP": True}}}, "box AP is True"),
+        ({"metrics": {"box": {"AP": 30, "APs": 130}}}, "box APs is 130"),
+        ({"metrics": {"box": None}}, "not in the form"),
+        ({"metrics": [1]}, "not in the form"),
+        ({"dataset": {"name": 3, "layout": "coco"}}, "name is no text"),
+        ({"initialisation": {"kind": "pretrained", "provenance": "x"}}, "not in the form"),
+        ({"initialisation": {"kind": "x", "provenance": {"pretrain_run": 3}}}, "not in the form"),
+        ({"initialisation": {"kind": "x", "method": 3}}, "method is no text"),
+        ({"schedule": {"name": "1x", "iterations": 90000, "base_lr": "fast"}}, "not in the form"),
+        ({"iteration": 89000}, "iteration 89000 of 90000"),
+    ],
+)
+def test_damaged_results_are_named_and_do_no_harm(tmp_path, changes, expected):
+    detection_run(tmp_path, "good", 38.0)
+    detection_run(tmp_path, "bad", seed=1)
+    file = tmp_path / "bad" / "results.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    found = collect([tmp_path])
+    assert [run.path.name for run in found.runs] == ["good"]
+    (problem,) = found.problems
+    assert expected in problem
+    assert "bad/results.json" in problem
+    assert build_tables(found)
+
+
+def test_damaged_manifests(tmp_path):
+    detection_run(tmp_path, "good")
+    bad = {
+        "empty": b"",
+        "nul": b"\0" * 500,
+        "list": b"[]",
+        "deep": b"[" * 200_000,
+        "latin": '{"name": "é"}'.encode("latin-1"),
+        "schema": b'{"schema": "new", "id": "", "stage": "", "name": "", "status": "finished", '
+        b'"config": {}, "seed": 0, "inputs": [], "sessions": []}',
+        "types": b'{"schema": 1, "id": 3, "stage": "detection", "name": "", "status": "finished", '
+        b'"config": [], "seed": 0, "inputs": [], "sessions": []}',
+    }
+    for name, content in bad.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_bytes(content)
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / "manifest.json")  # reading it would wait for ever
+    (tmp_path / "huge").mkdir()
+    with open(tmp_path / "huge" / "manifest.json", "wb") as file:
+        file.truncate(3 << 30)
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "manifest.json").symlink_to(tmp_path / "nowhere")
+    found = collect([tmp_path])
+    assert [run.path.name for run in found.runs] == ["good"]
+    text = "\n".join(found.problems)
+    for name in [*bad, "pipe", "huge", "link"]:
+        assert f"{tmp_path}/{name}" in text, (name, text)
+    assert "is not a plain file" in text
+    assert "holds 3072 MiB" in text
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_folders_without_permission_are_named(tmp_path):
+    detection_run(tmp_path, "run")
+    (tmp_path / "closed").mkdir(mode=0)
+    assert "closed cannot be read: Permission denied" in collect([tmp_path]).problems[0]
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    """As remote folders answer whose server has gone."""
+    detection_run(tmp_path, "good")
+    detection_run(tmp_path, "stale", seed=1)
+    read_text = type(tmp_path).read_text
+
+    def failing(path, *arguments, **keywords):
+        if path.parent.name == "stale":
+            raise OSError(116, "Stale file handle")
+        return read_text(path, *arguments, **keywords)
+
+    monkeypatch.setattr(type(tmp_path), "read_text", failing)
+    found = collect([tmp_path], cache=False)
+    assert [run.path.name for run in found.runs] == ["good"]
+    assert "stale cannot be read: Stale file handle" in found.problems[0]
+
+
+def test_nothing_is_counted_twice(tmp_path):
+    detection_run(tmp_path / "a", "run")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    found = collect([tmp_path / "a", tmp_path, tmp_path / "b", tmp_path / "a" / "run"])
+    assert len(found.runs) == len(found.entries) == 1
+    assert not found.problems
+    shutil.copytree(tmp_path / "a", tmp_path / ".snapshot" / "a")
+    assert len(collect([tmp_path]).entries) == 1
+
+
+def test_a_path_that_does_not_exist(tmp_path):
+    with pytest.raises(UserError, match="is not a folder"):
+        collect([tmp_path / "absent"])
+
+
+def test_a_thousand_runs_take_seconds(tmp_path):
+    """Quadratic work would show; benchmarks/collect.py measures with whole configurations."""
+    first = detection_run(tmp_path, "run0").path
+    pretraining_run(tmp_path, "p", "a" * 64)
+    texts = {name: (first / name).read_text() for name in ("manifest.json", "results.json")}
+    for index in range(1, 1000):
+        folder = tmp_path / f"run{index}"
+        folder.mkdir()
+        for name, text in texts.items():
+            identity = json.loads(text).get("id", "-")
+            text = text.replace('"seed": 0', f'"seed": {index}')
+            (folder / name).write_text(text.replace(identity, f"{index:032x}"))
+    began = time.process_time()
+    found = collect([tmp_path])
+    assert len(found.runs) == 1000
+    assert all(run.parent == tmp_path / "p" for run in found.runs)
+    assert time.process_time() - began < 5
+
+
+def test_the_standard_set(standard, tmp_path):
+    found = collect([standard])
+    assert {entry.status for entry in found.entries} == {"finished"}
+    assert len(found.runs) == 18
+    assert not found.problems
+    again = collect([standard_set(tmp_path)])
+    assert [r.manifest["id"] for r in found.runs] == [r.manifest["id"] for r in again.runs]

@@ -1,0 +1,337 @@
+from __future__ import annotations
+
+import pytest
+from scipy import stats
+
+from intl_transfer.errors import UserError
+from intl_transfer.results import TableOptions, build_tables, collect, render
+from intl_transfer.results.published import (
+    published_detection,
+    published_linear,
+    published_small,
+    read_published,
+)
+from tests.results.synthetic import detection_run, figures, fixed, pretraining_run
+
+PLAN = {"name": "1x", "iterations": 90000, "batch_size": 16, "base_lr": 0.02}
+
+
+def tables_of(root, published=False, **options):
+    return build_tables(collect([root]), published, TableOptions(**options))
+
+
+def test_one_row_for_all_seeds_of_an_initialisation(tmp_path):
+    pretraining_run(tmp_path)
+    for seed, ap in enumerate((38.0, 38.4, 38.8)):
+        detection_run(tmp_path, f"intl{seed}", ap, seed=seed)
+    detection_run(tmp_path, "random0", 26.0, method="random init")
+    (table,) = tables_of(tmp_path)
+    assert [row.method for row in table.rows] == ["INTL", "random init"]
+    intl, random = table.rows
+    assert intl.n == 3
+    assert intl.figures["box", "AP"].mean == pytest.approx(38.4)
+    assert intl.figures["box", "AP"].std == pytest.approx(0.4)
+    assert intl.notes == ()
+    assert intl.runs[0].parent == tmp_path / "pretrain"
+    assert random.figures["box", "AP"].std is None
+
+
+def test_what_differs_is_never_mixed(tmp_path):
+    detection_run(tmp_path, "a")
+    twice = {**PLAN, "name": "2x", "iterations": 180000}
+    detection_run(tmp_path, "b", schedule=twice, iteration=180000)
+    detection_run(tmp_path, "c", schedule={**PLAN, "base_lr": 0.04})
+    small = {"meta": "Mask R-CNN", "backbone": "resnet18", "head": "C4"}
+    detection_run(tmp_path, "d", architecture=small)
+    detection_run(tmp_path, "e", dataset={"name": "other_val", "layout": "coco"})
+    detection_run(tmp_path, "f", schedule={**PLAN, "batch_size": 8})
+    detection_run(tmp_path, "g", schedule={**PLAN, "scaled_from": 16})
+    for layout in ("paper", "dataset"):
+        tables = tables_of(tmp_path, layout=layout)
+        assert len(tables) == 7
+        assert all(len(table.rows) == 1 and table.rows[0].n == 1 for table in tables)
+    assert any("scaled_from 16" in table.title for table in tables)
+
+
+def test_settings_that_the_schedule_does_not_name_make_blocks_too(tmp_path):
+    def config(freeze, seed, **more):
+        backbone = {"BACKBONE": {"FREEZE_AT": freeze}, "WEIGHTS": f"w{seed}.pth"}
+        return {"MODEL": backbone, "SEED": seed, "OUTPUT_DIR": f"out{seed}", **more}
+
+    for seed in (0, 1):
+        detection_run(tmp_path, f"a{seed}", seed=seed, config=config(0, seed))
+        detection_run(tmp_path, f"b{seed}", seed=seed, config=config(5, seed))
+    # Another version of Detectron2 knows a setting more: that alone tells nothing.
+    detection_run(tmp_path, "a2", seed=2, config=config(0, 2, FLOAT32_PRECISION="", NEW={"X": 1}))
+    tables = tables_of(tmp_path)
+    assert sorted(table.rows[0].n for table in tables) == [2, 3]
+    assert "MODEL.BACKBONE.FREEZE_AT 0" in tables[0].title + tables[1].title
+    assert "MODEL.BACKBONE.FREEZE_AT 5" in tables[0].title + tables[1].title
+    assert "NEW" not in tables[0].title + tables[1].title
+
+
+def test_a_row_across_data_sets(standard):
+    tables = build_tables(collect([standard]), options=TableOptions(kinds=("detection",)))
+    (table,) = tables
+    assert table.tasks == ("box", "mask", "voc")
+    assert [table.heading(task) for task in table.tasks] == ["COCO det.", "COCO seg.", "VOC"]
+    intl = next(row for row in table.rows if row.method == "INTL")
+    assert (intl.figures["box", "AP"].n, intl.figures["voc", "AP"].n) == (5, 3)
+    assert table.count(intl) == "5, 3"
+    assert len(intl.runs) == 8
+    barlow = next(row for row in table.rows if row.method == "Barlow Twins")
+    assert ("voc", "AP") not in barlow.figures
+    assert "schedule 1x (90000" in table.title
+    assert "schedule 24k (24000" in table.title
+    separate = build_tables(collect([standard]), options=TableOptions(layout="dataset"))
+    assert [t.dataset for t in separate if t.family == "detection"] == [
+        "coco_2017_val",
+        "voc_2007_test",
+    ]
+
+
+def test_only_what_belongs_together_is_set_side_by_side(tmp_path):
+    voc24k = {"name": "24k", "iterations": 24000, "batch_size": 16, "base_lr": 0.02}
+    detection_run(tmp_path, "coco")
+    detection_run(tmp_path, "voc", layout="voc")
+    detection_run(tmp_path, "voc_lr", layout="voc", schedule={**voc24k, "base_lr": 0.04})
+    tables = tables_of(tmp_path)
+    assert [(t.dataset, t.tasks[-1]) for t in tables] == [
+        ("coco_2017_val + voc_2007_test", "voc"),
+        ("voc_2007_test", "voc"),
+    ]
+    assert "lr 0.04" in tables[1].title
+    detection_run(tmp_path, "other", dataset={"name": "shapes_coco_val", "layout": "coco"})
+    assert len(tables_of(tmp_path)) == 3  # another family: VOC does not join it
+
+
+def test_the_last_evaluation_alone_is_read(tmp_path):
+    run = detection_run(tmp_path, "run", 38.0)
+    run.log(iteration=45000, evaluation={"box": {"AP": 60.0}})
+    (table,) = tables_of(tmp_path)
+    assert table.rows[0].figures["box", "AP"].mean == 38.0
+
+
+def sweep(root):
+    for rate, values in {0.01: (36.0, 36.2), 0.02: (38.0, 38.4), 0.04: (37.9,)}.items():
+        for seed, ap in enumerate(values):
+            plan = {**PLAN, "base_lr": rate}
+            detection_run(root, f"intl_{rate}_{seed}", ap, seed=seed, schedule=plan)
+    detection_run(root, "random", 26.0, method="random init", schedule={**PLAN, "base_lr": 0.04})
+
+
+def test_learning_rates_are_separate_unless_asked(tmp_path):
+    sweep(tmp_path)
+    tables = tables_of(tmp_path)
+    assert [len(table.rows) for table in tables] == [1, 1, 2]
+
+
+def test_the_best_learning_rate_and_how_it_was_chosen(tmp_path):
+    sweep(tmp_path)
+    (table,) = tables_of(tmp_path, lr_selection="best")
+    assert "lr chosen for each row" in table.title
+    intl, random = table.rows
+    assert intl.n == 2
+    assert intl.figures["box", "AP"].mean == pytest.approx(38.2)
+    assert intl.notes[-1] == (
+        "lr 0.02, chosen out of 3 by mean box AP on coco_2017_val, the data that is reported: "
+        "0.01 (2 runs), 0.02 (2 runs), 0.04 (1 run)"
+    )
+    assert random.notes == ("lr 0.04, the only one tried",)
+
+
+def test_published_rows_stand_with_their_own_schedule_only(tmp_path):
+    detection_run(tmp_path, "run")
+    tables = tables_of(tmp_path, True, kinds=("detection",))
+    ours = next(table for table in tables if table.dataset)
+    assert {row.method for row in ours.rows if row.published} >= {"MoCo v2", "SimSiam, optimal"}
+    assert all("SimSiam" in row.notes[0] for row in ours.rows if row.published)
+    assert ours.rows[0].published is False
+    moco = [
+        r for t in tables for r in t.rows if r.method == "MoCo v2" and ("box", "AP") in r.figures
+    ]
+    assert {r.figures["box", "AP"].mean for r in moco} == {39.2, 41.0}
+    assert sum(r.method == "MoCo v2" for r in ours.rows) == 1
+    voc = next(t for t in tables if "24k" in t.title)
+    row = next(r for r in voc.rows if r.method == "MoCo v2")
+    assert (row.figures["voc", "AP"].mean, row.figures["voc", "AP"].std) == (57.0, 0.2)
+    assert row.n == 5
+    assert not any("shapes" in table.title for table in tables)
+
+
+@pytest.mark.parametrize("layout", ["paper", "dataset"])
+@pytest.mark.parametrize("sets", ["none", "coco", "both"])
+def test_every_published_figure_is_shown_exactly_once(tmp_path, layout, sets):
+    if sets != "none":
+        detection_run(tmp_path, "coco")
+    if sets == "both":
+        detection_run(tmp_path, "voc", layout="voc")
+    shown = [
+        (row.method, row.detail, row.notes, column, summary.mean)
+        for table in tables_of(tmp_path, True, layout=layout, kinds=("detection",))
+        for row in table.rows
+        if row.published
+        for column, summary in row.figures.items()
+    ]
+    assert len(shown) == len(set(shown)) == sum(len(e.figures) for e in published_detection())
+
+
+def test_published_rows_keep_away_from_what_is_not_the_standard(tmp_path):
+    detection_run(tmp_path, "lr", schedule={**PLAN, "base_lr": 0.04})
+    detection_run(tmp_path, "frozen", config={"MODEL": {"BACKBONE": {"FREEZE_AT": 5}}})
+    detection_run(tmp_path, "extra", schedule={**PLAN, "scaled_from": 8})
+    small = {"meta": "Mask R-CNN", "backbone": "resnet18", "head": "C4"}
+    detection_run(tmp_path, "small", architecture=small)
+    for table in tables_of(tmp_path, True):
+        assert len({row.published for row in table.rows}) == 1, table.title
+
+
+def test_the_published_file_is_sound():
+    content = read_published()
+    for entry in content["detection"]:
+        assert entry["source"]
+        assert entry["schedule"] in ("1x", "2x", "24k", "unknown")
+        for task in ("box", "mask", "voc", "box_std", "mask_std", "voc_std"):
+            assert len(entry.get(task, [1, 2, 3])) == 3
+    assert len(published_detection()) == len(content["detection"]) == 20
+    # In the file AP50 comes first: it is the largest of the three.
+    for row in published_detection():
+        for task in ("box", "mask", "voc"):
+            if (task, "AP50") in row.figures:
+                assert row.figures[task, "AP50"].mean > row.figures[task, "AP75"].mean
+    assert len(published_linear()) == len(content["imagenet_linear_top1"]) == 9
+    assert [row.method for row in published_small()] == ["INTL", "CW-RGP"]
+
+
+def pairs(root, baseline=(38.0, 38.4, 38.8), other=(39.1, 39.4, 39.9), seeds=(0, 1, 2)):
+    for seed, ap in enumerate(baseline):
+        detection_run(root, f"base{seed}", ap, method="MoCo v2", seed=seed)
+    for seed, ap in zip(seeds, other, strict=True):
+        detection_run(root, f"intl{seed}", ap, seed=seed)
+
+
+def test_the_baseline_is_tested_over_seeds_with_holms_correction(tmp_path):
+    pairs(tmp_path)
+    (table,) = tables_of(tmp_path, baseline="MoCo v2", columns=("box",))
+    intl, moco = table.rows
+    assert moco.baseline
+    assert not intl.baseline
+    found = intl.marks["box", "AP"].comparison
+    expected = stats.ttest_rel([39.1, 39.4, 39.9], [38.0, 38.4, 38.8]).pvalue
+    assert found.test == "paired"
+    assert found.p == pytest.approx(expected)
+    # All three columns differ by one and the same test: Holm multiplies by three.
+    assert found.p_holm == pytest.approx(3 * expected)
+    assert found.significant()
+    assert "paired over seeds, Holm over 3 tests" in table.legend[-1]
+    assert "39.5 ± 0.4 ↑" in render([table], "md")
+
+
+def test_other_seeds_are_tested_by_welch(tmp_path):
+    pairs(tmp_path, seeds=(5, 6, 7))
+    (table,) = tables_of(tmp_path, baseline="MoCo v2", columns=("box.AP",))
+    found = table.rows[0].marks["box", "AP"].comparison
+    expected = stats.ttest_ind([39.1, 39.4, 39.9], [38.0, 38.4, 38.8], equal_var=False).pvalue
+    assert (found.test, found.p) == ("welch", pytest.approx(expected))
+    (table,) = tables_of(tmp_path, baseline="MoCo v2", columns=("box.AP",), test="paired")
+    assert table.rows[0].marks["box", "AP"].comparison is None
+    assert "No row could be tested" in table.legend[-1]
+
+
+def test_the_best_and_what_may_be_as_good(tmp_path):
+    for seed in range(4):
+        wave = (0.1, -0.2, 0.2, -0.1)[seed]
+        detection_run(tmp_path, f"a{seed}", 39.0 + wave, seed=seed)
+        detection_run(tmp_path, f"b{seed}", 38.95 - wave, method="MoCo v2", seed=seed)
+        detection_run(tmp_path, f"c{seed}", 30.0 + wave / 2, method="SimCLR", seed=seed)
+    detection_run(tmp_path, "d", 38.9, method="BYOL")
+    (table,) = tables_of(tmp_path)
+    marks = {row.method: row.marks.get(("box", "AP")) for row in table.rows}
+    assert marks["INTL"].best
+    assert marks["MoCo v2"].tied
+    assert not marks["SimCLR"].tied
+    assert marks["BYOL"] is None  # a single run cannot be tested, and nothing is claimed of it
+    detection_run(tmp_path / "one", "run")
+    assert tables_of(tmp_path / "one")[0].rows[0].marks == {}  # nothing to be better than
+
+
+def test_a_baseline_that_is_not_there(tmp_path):
+    pairs(tmp_path)
+    with pytest.raises(UserError, match=r"no measured row 'MoCo2'. Did you mean 'MoCo v2'"):
+        tables_of(tmp_path, baseline="MoCo2")
+    detection_run(tmp_path, "x", sha="b" * 64, method="INTL", initialisation={
+        "kind": "pretrained", "method": "INTL", "weights_sha256": "f" * 64, "provenance": None,
+    })  # fmt: skip
+    with pytest.raises(UserError, match=r"'INTL' fits 2 rows .*INTL \(weights ffffffff\)"):
+        tables_of(tmp_path, baseline="INTL")
+    (table,) = tables_of(tmp_path, baseline="INTL (weights*")
+    assert [row.detail for row in table.rows if row.baseline] == ["weights ffffffff"]
+
+
+def test_fine_tunings_of_one_pretraining_are_not_independent(tmp_path):
+    for pretraining in range(2):
+        for seed in range(2):
+            detection_run(
+                tmp_path, f"p{pretraining}s{seed}", 38 + seed, seed=seed, sha=f"{pretraining}" * 64
+            )
+    (row,) = tables_of(tmp_path)[0].rows
+    assert any("4 fine-tunings of 2 pretrainings" in note for note in row.notes)
+
+
+def test_columns_in_the_order_asked_for(standard):
+    (table,) = build_tables(
+        collect([standard]), options=TableOptions(columns=("voc.AP50", "box.APs", "mask"))
+    )
+    assert table.columns() == [
+        *(("voc", "AP50"), ("box", "APs")),
+        *(("mask", metric) for metric in ("AP50", "AP", "AP75")),
+    ]
+    assert "COCO det. APs" in render([table], "md")
+    (table,) = build_tables(collect([standard]), options=TableOptions(columns=("AP",)))
+    assert table.columns() == [("box", "AP"), ("mask", "AP"), ("voc", "AP")]
+    with pytest.raises(UserError, match=r"no column 'box.AP5'. Did you mean .*'box.AP50'"):
+        build_tables(collect([standard]), options=TableOptions(columns=("box.AP5",)))
+
+
+def test_rows_by_conditions(standard):
+    def methods(*rows):
+        options = TableOptions(kinds=("detection",), rows=rows)
+        tables = build_tables(collect([standard]), True, options)
+        return [row.method for table in tables for row in table.rows]
+
+    assert set(methods("source=measured")) == {"INTL", "Barlow Twins", "random init"}
+    assert methods("source=foreign") == ["moco_v2"]
+    assert set(methods("method=MoCo*", "source=published")) == {"MoCo v1", "MoCo v2"}
+    assert methods("source!=published,foreign", "method!=*init", "method=*I*") == ["INTL"]
+    assert methods("method=nothing") == []
+    with pytest.raises(UserError, match=r"no key 'methd'. Did you mean 'method'"):
+        methods("methd=x")
+    with pytest.raises(UserError, match="expected KEY=PATTERN"):
+        methods("INTL")
+
+
+def test_sorting(tmp_path):
+    for method, ap in (("b", 30.0), ("C", 40.0), ("a", 20.0)):
+        detection_run(tmp_path, method, ap, method=method)
+    masks_only = {"mask": figures(25.0)}
+    detection_run(tmp_path, "d", method="d", metrics=masks_only)
+
+    def order(**options):
+        return "".join(row.method for row in tables_of(tmp_path, **options)[0].rows)
+
+    assert order() == "Cbad"
+    assert order(reverse=True) == "dabC"
+    assert order(sort="method") == "abCd"
+    assert order(sort="method", reverse=True) == "dCba"
+    assert order(sort="mask.AP") == "Cbda"
+    assert order(sort="box.AP", reverse=True) == "abCd"  # without the figure: always last
+    with pytest.raises(UserError, match=r"no column 'mehtod'. Did you mean 'method'"):
+        order(sort="mehtod")
+
+
+def test_published_rows_stay_behind_measured_ones(tmp_path):
+    fixed(detection_run(tmp_path, "run", 10.0), "x")
+    for options in ({}, {"sort": "box.AP"}, {"sort": "method"}, {"reverse": True}):
+        for table in tables_of(tmp_path, True, **options):
+            flags = [row.published for row in table.rows]
+            assert flags == sorted(flags)
