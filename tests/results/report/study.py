@@ -118,8 +118,8 @@ def pretraining(
         trace = 211 + 30 * np.exp(-9 * t) + rng.normal(0, 0.4)
         if collapsed and step > 700:
             trace = min(253.5, trace + (step - 700) * 0.12)
-        extra = {"mismatch": 0.8 * final, "trace_loss": trace} if kind == "intl" else {}
         loss = final * (1 + 0.9 * np.exp(-5 * t)) + rng.normal(0, 0.02 * final)
+        extra = {"mismatch": loss - 0.005 * trace, "trace_loss": trace} if kind == "intl" else {}
         rows.append(
             {
                 "step": step,

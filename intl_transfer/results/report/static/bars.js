@@ -9,6 +9,15 @@ function nameRoom(names, width) {
   return { room, letters: Math.floor((room - 10) / 7) };
 }
 
+/** Grid lines of a figure that runs to the right. */
+function upright(values, at, box) {
+  const texts = tickText(values);
+  return values.map((value, i) => [
+    s("line", { class: "grid", x1: at(value), x2: at(value), y1: box.top, y2: box.bottom }),
+    s("text", { x: at(value), y: box.bottom + 15, "text-anchor": "middle" }, texts[i]),
+  ]);
+}
+
 function rowName(item, y, room, letters) {
   const text = s("text", { class: "row-name", x: room - 8, y, dy: "0.34em", "text-anchor": "end" }, clipped(item.name, letters), s("title", null, item.name));
   return item.href ? s("a", { href: item.href }, text) : text;
@@ -27,10 +36,7 @@ function barChart(title, items, options = {}) {
     const box = { left: room, right: width - 44, top: 4, bottom: 4 + items.length * step };
     const at = linear(0, high, box.left, box.right);
     return s("svg", { viewBox: `0 0 ${width} ${box.bottom + 22}`, width: "100%", role: "img", "aria-label": `${title}: ${items.map((i) => `${i.name} ${i.value === null ? "none" : fixed(i.value, 1)}`).join(", ")}` },
-      ticks(0, high, Math.max(2, Math.floor(width / 110))).map((value) => [
-        s("line", { class: "grid", x1: at(value), x2: at(value), y1: box.top, y2: box.bottom }),
-        s("text", { class: "tick-text", x: at(value), y: box.bottom + 15, "text-anchor": "middle" }, short(value)),
-      ]),
+      upright(ticks(0, high, Math.max(2, Math.floor(width / 110))), at, box),
       items.map((item, i) => {
         const y = box.top + (i + 0.5) * step;
         return s("g", { class: "bar-row" },
@@ -58,10 +64,7 @@ function pairChart(title, items, names) {
     const box = { left: room + 6, right: width - 56, top: 4, bottom: 4 + items.length * step };
     const at = linear(Math.min(low, high - 1), high, box.left, box.right);
     return s("svg", { viewBox: `0 0 ${width} ${box.bottom + 22}`, width: "100%", role: "img", "aria-label": `${title}, ${names.join(" against ")}` },
-      ticks(Math.min(low, high - 1), high, Math.max(2, Math.floor(width / 110))).map((value) => [
-        s("line", { class: "grid", x1: at(value), x2: at(value), y1: box.top, y2: box.bottom }),
-        s("text", { class: "tick-text", x: at(value), y: box.bottom + 15, "text-anchor": "middle" }, short(value)),
-      ]),
+      upright(ticks(Math.min(low, high - 1), high, Math.max(2, Math.floor(width / 110))), at, box),
       items.map((item, i) => {
         const y = box.top + (i + 0.5) * step;
         const both = item.a !== null && item.b !== null && item.a !== undefined && item.b !== undefined;
@@ -91,15 +94,13 @@ function seedChart(title, items, options = {}) {
     const step = 28;
     const { room, letters } = nameRoom(items.map((item) => item.name), width);
     const values = items.flatMap((item) => [item.mean - (item.std || 0), item.mean + (item.std || 0), ...item.seeds]);
-    const [low, high] = [Math.min(...values), Math.max(...values)];
-    const pad = (high - low || 1) * 0.06;
+    let [low, high] = [Math.min(...values), Math.max(...values)];
+    if (high - low < 0.01) [low, high] = [low - 0.5, high + 0.5]; // nothing to spread out
+    const pad = (high - low) * 0.06;
     const box = { left: room + 6, right: width - 64, top: 4, bottom: 4 + items.length * step };
     const at = linear(low - pad, high + pad, box.left, box.right);
     return s("svg", { viewBox: `0 0 ${width} ${box.bottom + 34}`, width: "100%", role: "img", "aria-label": `${title}: ${items.map((i) => `${i.name} ${fixed(i.mean, 1)}`).join(", ")}` },
-      ticks(low - pad, high + pad, Math.max(2, Math.floor(width / 100))).map((value) => [
-        s("line", { class: "grid", x1: at(value), x2: at(value), y1: box.top, y2: box.bottom }),
-        s("text", { class: "tick-text", x: at(value), y: box.bottom + 15, "text-anchor": "middle" }, short(value)),
-      ]),
+      upright(ticks(low - pad, high + pad, Math.max(2, Math.floor(width / 100))), at, box),
       s("text", { class: "axis-name", x: box.right, y: box.bottom + 30, "text-anchor": "end" }, options.x || ""),
       items.map((item, i) => {
         const y = box.top + (i + 0.5) * step;

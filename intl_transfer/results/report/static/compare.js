@@ -40,7 +40,7 @@ function metricDifference(a, b, names) {
   });
   if (!lines.length) return null;
   const made = sortable({
-    id: "compare-metrics", title: `Figures: ${names.join(" and ")}`, class: "results",
+    id: "compare-metrics", title: `Figures: ${names.join(" and ")}`, class: "results pairs",
     columns: [{ name: "figure" }, { name: names[0], numeric: true }, { name: names[1], numeric: true }, { name: "difference", numeric: true }], blocks: [{ lines }],
   });
   const tasks = Object.keys(left).filter((task) => own(right, task) && own(details(a).classes, task) && own(details(b).classes, task));

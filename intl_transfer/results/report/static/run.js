@@ -88,11 +88,17 @@ function precisionSection(key) {
   return section("Precision and recall", h("div", { class: "toolbar" }, tasks.length > 1 && choice("Task", tasks.map((task) => [task, taskName(task)]), tasks[0], chooseTask), classes), body);
 }
 
+/** The end of a log, scrolled to its end. */
+function logBox(name, lines, label, open) {
+  const box = h("pre", { tabindex: "0", "aria-label": label }, lines.join("\n"));
+  return h("details", { class: "log", open, toggle: () => { box.scrollTop = box.scrollHeight; } }, h("summary", null, name), box);
+}
+
 function logSection(key) {
   const { log, error } = details(key);
   if (!log.length && !error) return null;
   return section("Last log lines", error && h("p", { class: "notice is-bad" }, error),
-    log.map(({ file, lines }, i) => h("details", { class: "log", open: i === 0 }, h("summary", null, h("span", { class: "path" }, file)), h("pre", { tabindex: "0", "aria-label": `last lines of ${file}` }, lines.join("\n")))));
+    log.map(({ file, lines }, i) => logBox(h("span", { class: "path" }, file), lines, `last lines of ${file}`, i === 0)));
 }
 
 function sessionSection(key) {

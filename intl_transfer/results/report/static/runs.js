@@ -76,7 +76,7 @@ function leftOutPage() {
           run.last.time ? ` · last line ${when(new Date(run.last.time * 1000).toISOString())}` : "")),
         progressBar(run), run.status === "failed" && details(key).error && h("p", { class: "notice is-bad" }, details(key).error),
         h("div", { class: "path" }, run.path),
-        log.length > 0 && h("details", { class: "log" }, h("summary", null, "Last log lines"), h("pre", { tabindex: "0", "aria-label": `last log lines of ${run.name}` }, log[0].lines.slice(-15).join("\n"))));
+        log.length > 0 && logBox("Last log lines", log[0].lines.slice(-15), `last log lines of ${run.name}`, false));
     })) : h("p", { class: "empty" }, "Every run has finished.")),
     section(`Left out (${DATA.problems.length})`, DATA.problems.length ? h("ul", { class: "problems" }, DATA.problems.map((line) => h("li", null, line.replace(/^left out: /, "")))) : h("p", { class: "empty" }, "Nothing was left out.")),
   ];
