@@ -274,6 +274,7 @@ def _bars(table: Table, styles: dict[str, Style]) -> Figure:
             )
         axes.set_xlabel(f"{clean(table.heading(task))} AP")
         axes.margins(x=0.18)
+        axes.set_xlim(left=0)
         axes.grid(axis="y", visible=False)
         if index == 0:
             names = [row.label + " (published)" * row.published for row in rows]
@@ -315,6 +316,7 @@ def _classes(
         )
     axes.set_yticks(np.arange(len(classes))[::-1], [clean(name) for name in classes])
     axes.set_ylim(-0.6, len(classes) - 0.4)
+    axes.set_xlim(left=0)
     axes.set_xlabel(f"{_TASK_NAMES[task]} AP")
     axes.grid(axis="y", visible=False)
     title = clean(part.dataset)

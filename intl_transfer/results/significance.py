@@ -62,7 +62,7 @@ def _marked(table: Table, baseline: str | None, method: TestMethod) -> Table:
     for row in table.rows:
         marks: dict[Column, Mark] = {}
         for column in table.columns():
-            is_best = column in best and row is measured[best[column]]
+            is_best = column in best and not row.published and _as_good(row, best, measured, column)
             tied = against_best.get((id(row), column))
             comparison = against_baseline.get((id(row), column))
             if is_best or tied or comparison:
@@ -87,13 +87,19 @@ def _baseline(table: Table, rows: Sequence[Row], name: str) -> Row | None:
 
 
 def _best(table: Table, rows: Sequence[Row]) -> dict[Column, int]:
-    """By column, the row with the highest mean, where there is more than one to choose from."""
+    """By column, the row with the highest mean, where the rows differ."""
     best = {}
     for column in table.columns():
         means = {i: r.figures[column].mean for i, r in enumerate(rows) if column in r.figures}
-        if len(means) > 1:
+        if len(set(means.values())) > 1:
             best[column] = max(means, key=lambda index: means[index])
     return best
+
+
+def _as_good(row: Row, best: dict[Column, int], rows: Sequence[Row], column: Column) -> bool:
+    """Whether a row's mean is the best, alone or as one of several equal ones."""
+    figure = row.figures.get(column)
+    return figure is not None and figure.mean == rows[best[column]].figures[column].mean
 
 
 def _compare(first: Row, second: Row, column: Column, method: TestMethod) -> Comparison | None:

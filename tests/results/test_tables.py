@@ -255,6 +255,16 @@ def test_the_best_and_what_may_be_as_good(tmp_path):
     assert tables_of(tmp_path / "one")[0].rows[0].marks == {}  # nothing to be better than
 
 
+def test_equal_means_are_equally_good(tmp_path):
+    for method, box in (("a", 30.0), ("b", 30.0), ("c", 20.0)):
+        metrics = {"box": {"AP": box, "AP50": 50.0}}
+        detection_run(tmp_path, method, method=method, metrics=metrics)
+    (table,) = tables_of(tmp_path)
+    assert [("box", "AP") in row.marks for row in table.rows] == [True, True, False]
+    # Where all are equal, none is best.
+    assert not any(("box", "AP50") in row.marks for row in table.rows)
+
+
 def test_a_baseline_that_is_not_there(tmp_path):
     pairs(tmp_path)
     with pytest.raises(UserError, match=r"no measured row 'MoCo2'. Did you mean 'MoCo v2'"):
