@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import json
-import re
-import time
+import shutil
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from PIL import Image
 
 from intl_transfer.cli import main
 from intl_transfer.runs import read_manifest, read_metrics, read_results, sha256_file
-from tests.detection.conftest import TINY, start_train_net, train_net
+from tests.detection.conftest import TINY, train_net
 
 COCO, VOC = "shapes_coco_R18_C4.yaml", "shapes_voc_R18_C4"
 
@@ -48,11 +47,14 @@ def test_coco_layout_from_weights(data, backbone_file, tmp_path):
     assert set(results["metrics"]) == {"box", "mask"}
     assert len(results["metrics"]["box"]["per_class"]) == 8
     assert results["images_per_second"] > 0
-    (row,) = read_metrics(out)
-    assert row["iteration"] == 3
-    assert {"total_loss", "loss_mask", "loss_rpn_cls"} <= row.keys()
+    trained, evaluated = read_metrics(out)
+    assert trained["iteration"] == evaluated["iteration"] == 3
+    assert {"total_loss", "loss_mask", "loss_rpn_cls", "lr"} <= trained.keys()
+    for task in ("box", "mask"):
+        figures = evaluated["evaluation"][task]
+        assert figures == {key: results["metrics"][task][key] for key in ("AP", "AP50", "AP75")}
     with Image.open(out / "predictions.png") as image:
-        assert image.size == (1280, 640)
+        assert image.width >= 640
     assert main(["collect", str(tmp_path)]) == 0
 
     # Evaluated again from its last checkpoint, it has the same figures.
@@ -68,9 +70,9 @@ def test_coco_layout_from_weights(data, backbone_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_voc_layout_from_scratch_resumes_and_repeats(data, tmp_path):
+def test_voc_layout_from_scratch_resumes(data, tmp_path):
     base = ["--config-file", VOC, "--weights", "random"]
-    train_net(data, *base, "--output-dir", tmp_path / "whole", *budget(4))
+    train_net(data, *base, "--output-dir", tmp_path / "whole", *budget(4, period=1))
     results = read_results(tmp_path / "whole")
     assert results["initialisation"] == {
         "kind": "random",
@@ -81,24 +83,13 @@ def test_voc_layout_from_scratch_resumes_and_repeats(data, tmp_path):
     assert set(results["metrics"]) == {"voc"}
     assert results["schedule"]["name"] == "shapes-4"
 
-    # The same seed gives the same weights, to the bit.
-    train_net(data, *base, "--output-dir", tmp_path / "twin", *budget(4))
-    states = [
-        torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"]
-        for name in ("whole", "twin")
-    ]
-    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
-
-    # Killed without warning, with a damaged checkpoint on top.
+    # What a kill after the third iteration leaves, with a damaged checkpoint on top.
     part = tmp_path / "part"
-    command = [*base, "--output-dir", part, *budget(4, period=1)]
-    process = start_train_net(data, *command)
-    deadline = time.monotonic() + 240
-    while not list(part.glob("model_0*.pth")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    assert read_manifest(part)["status"] == "running"
+    shutil.copytree(tmp_path / "whole", part)
+    for name in ("results.json", "model_final.pth"):
+        (part / name).unlink()
+    manifest = (part / "manifest.json").read_text()
+    (part / "manifest.json").write_text(manifest.replace('"finished"', '"running"'))
     (part / "model_0000099.pth").write_bytes(b"half")
     again = train_net(data, *base, "--output-dir", part, *budget(4), check=False)
     assert again.returncode == 2
@@ -109,7 +100,12 @@ def test_voc_layout_from_scratch_resumes_and_repeats(data, tmp_path):
     assert "SEED: 0 there, 1 here; SOLVER.BASE_LR: 0.02 there, 0.1 here" in refused.stderr
     resumed = train_net(data, *base, "--output-dir", part, "--resume", *budget(4))
     assert "model_0000099.pth is damaged" in resumed.stderr
-    assert re.search(r"Starting training from iteration [123]\b", resumed.stdout + resumed.stderr)
+    assert "Starting training from iteration 3" in resumed.stdout + resumed.stderr
+    states = [
+        torch.load(folder / "model_final.pth", weights_only=True)["model"]
+        for folder in (tmp_path / "whole", part)
+    ]
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
     assert read_results(part)["iteration"] == 4
     assert len(read_manifest(part)["sessions"]) == 2
     done = train_net(data, *base, "--output-dir", part, "--resume", *budget(4))
