@@ -11,7 +11,6 @@ import contextlib
 import gc
 import io
 import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -121,16 +120,15 @@ def coco_figures(
         UserError: for detections of images that the annotations do not list, and for annotations
             that lack what the protocol needs.
     """
-    known = set(truth.getImgIds())
-    strangers = {d["image_id"] for d in found} - known
-    if strangers:
-        raise UserError(
-            f"{len(strangers)} images have detections and are not in the annotations, the first: "
-            f"{min(strangers, key=str)!r}. Are these the detections of another data set?"
-        )
     _check_truth(truth, task)
     with _no_collection():
         detections = _detections(found, task)
+        strangers = set(detections.images) - truth.imgs.keys()
+        if strangers:
+            raise UserError(
+                f"{len(strangers)} images have detections and are not in the annotations, the "
+                f"first: {min(strangers, key=str)!r}. Are these the detections of another data set?"
+            )
         if engine is None:
             engine = REFERENCE if why_reference(truth, detections) else FAST
         evaluate = _evaluate_fast if engine == FAST else _evaluate_reference
@@ -159,13 +157,15 @@ class _Detections:
     """Detections column by column.
 
     Attributes:
-        found: as they were given.
+        images: their ids.
+        categories: their ids.
         score: (D,).
         area: (D,), of the box or the mask.
         shapes: boxes (D, 4), or compressed RLEs.
     """
 
-    found: Sequence[dict[str, Any]]
+    images: list[Any]
+    categories: list[int]
     score: np.ndarray
     area: np.ndarray
     shapes: Any
@@ -175,14 +175,19 @@ class _Detections:
         return [
             {
                 "id": number,
-                "image_id": d["image_id"],
-                "category_id": d["category_id"],
+                "image_id": image,
+                "category_id": category,
                 "score": score,
                 "area": area,
                 "iscrowd": 0,
             }
-            for number, (d, score, area) in enumerate(
-                zip(self.found, self.score.tolist(), self.area.tolist(), strict=True), start=1
+            for number, image, category, score, area in zip(
+                range(1, len(self.images) + 1),
+                self.images,
+                self.categories,
+                self.score.tolist(),
+                self.area.tolist(),
+                strict=True,
             )
         ]
 
@@ -198,7 +203,8 @@ def _detections(found: Sequence[dict[str, Any]], task: str) -> _Detections:
         # In portions: pycocotools keeps the number of masks in a byte.
         parts = [mask_util.area(shapes[i : i + 255]) for i in range(0, len(shapes), 255)]
         area = np.concatenate([np.zeros(0, np.uint32), *parts])
-    return _Detections(found, score, area, shapes)
+    images = [d["image_id"] for d in found]
+    return _Detections(images, [d["category_id"] for d in found], score, area, shapes)
 
 
 def _check_truth(truth: COCO, task: str) -> None:
@@ -254,6 +260,35 @@ def _evaluate_reference(truth: COCO, detections: _Detections, task: str) -> Coco
     return _result(api, REFERENCE)
 
 
+class _Side:
+    """As much of pycocotools' ``COCO`` as ``COCOeval`` asks for, without the index it would build.
+
+    Args:
+        truth: the annotations: of what images and categories.
+        rows: of this side; all of them are evaluated.
+    """
+
+    def __init__(self, truth: COCO, rows: list[dict[str, Any]]) -> None:
+        self._truth = truth
+        self._rows = [
+            row
+            for row in rows
+            if row["category_id"] in truth.cats and row["image_id"] in truth.imgs
+        ]
+
+    def getImgIds(self) -> list[int]:
+        return self._truth.getImgIds()
+
+    def getCatIds(self) -> list[int]:
+        return self._truth.getCatIds()
+
+    def getAnnIds(self, imgIds: Any = None, catIds: Any = None) -> Sequence[int]:
+        return range(len(self._rows))
+
+    def loadAnns(self, ids: Sequence[int]) -> list[dict[str, Any]]:
+        return self._rows
+
+
 def _evaluate_fast(truth: COCO, detections: _Detections, task: str) -> CocoFigures:
     class Evaluation(faster_coco_eval.COCOeval_faster):
         """Matches by overlaps that are handed to it."""
@@ -262,12 +297,7 @@ def _evaluate_fast(truth: COCO, detections: _Detections, task: str) -> CocoFigur
             return overlaps.get((int(imgId), int(catId)), [])
 
     overlaps = _overlaps(truth, detections, task)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of annotation 0, as said above
-        sides = [
-            faster_coco_eval.COCO(_dataset(truth, rows))
-            for rows in (_objects(truth), detections.annotations())
-        ]
+    sides = [_Side(truth, rows) for rows in (_objects(truth), detections.annotations())]
     # As for boxes in either case: shapes are of no more use once overlaps and areas are known.
     api = Evaluation(*sides, "bbox")
     api.params.maxDets = list(LIMITS)
@@ -306,8 +336,8 @@ def _overlaps(truth: COCO, detections: _Detections, task: str) -> dict[tuple[int
             annotation
         )
     candidates: dict[tuple[int, int], list[int]] = {}
-    for index, d in enumerate(detections.found):
-        key = (d["image_id"], d["category_id"])
+    keys = zip(detections.images, detections.categories, strict=True)
+    for index, key in enumerate(keys):
         if key in objects:
             candidates.setdefault(key, []).append(index)
     overlaps = {}
