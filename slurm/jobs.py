@@ -17,6 +17,8 @@ from pathlib import Path
 #: Exit status of a stage that was asked to stop and wants to be continued by the same command.
 CONTINUE = 75
 _PATIENCE = 600  # seconds; longer than any site's grace time before it kills
+_LAG = 2  # seconds within which a signal reaches all ranks
+_LATE = 60  # seconds after which a shared file system shows what another node wrote
 _FORWARDED = (signal.SIGUSR2, signal.SIGTERM)
 
 
@@ -41,6 +43,8 @@ class StageJob:
         per_node: the command starts its own processes on a node: ``{num_machines}``,
             ``{machine_rank}`` and ``{dist_url}`` in it are filled in, and no rank is told. For one
             task a node.
+        must_finish: a run directory that has to be finished when the command ends well; else the
+            job fails, so that nothing is built on half a run.
     """
 
     def __init__(
@@ -50,8 +54,9 @@ class StageJob:
         max_requeues: int = 10,
         environment: dict[str, str] | None = None,
         per_node: bool = False,
+        must_finish: str | None = None,
     ) -> None:
-        self.per_node = per_node
+        self.per_node, self.must_finish = per_node, must_finish
         self.command, self.folder = list(command), folder
         self.max_requeues, self.environment = max_requeues, dict(environment or {})
 
@@ -87,10 +92,15 @@ class StageJob:
             if child.poll() is None:
                 child.send_signal(number)
 
-        for number in _FORWARDED:  # in place of submitit's own handlers
-            signal.signal(number, forward)
+        # In place of submitit's own handlers.
+        before = {number: signal.signal(number, forward) for number in _FORWARDED}
         status = child.wait()
+        for number, handler in before.items():
+            if "SLURM_JOB_ID" not in os.environ:  # in a launcher's own process, perhaps
+                signal.signal(number, handler)
         if status == 0:
+            if self.must_finish is not None and job.global_rank == 0:
+                require_finished(Path(self.must_finish))
             return "finished"
         # A stage that does not answer the signal is ended by it, and resumes all the same.
         if status not in (CONTINUE, -signal.SIGUSR2, -signal.SIGTERM):
@@ -98,7 +108,12 @@ class StageJob:
             raise StageFailedError(f"{where}: the stage ended with {reason}")
         if "SLURM_JOB_ID" not in os.environ:
             return "interrupted"
-        if signal.SIGUSR2 not in received:
+        if status == CONTINUE and not received:
+            # Another rank was told, and the stage has told all ranks; a word to this one may still
+            # be on its way.
+            time.sleep(_LAG)
+        told = received or {signal.SIGUSR2 if status == CONTINUE else -status}
+        if signal.SIGUSR2 not in told:
             # SIGTERM alone: either scancel, whose word is final, or a preemption, after which the
             # controller itself puts the job back. It ends this task in both cases.
             print(f"{where}: saved; waiting for SLURM to end or requeue the job", flush=True)
@@ -132,18 +147,54 @@ def rank_environment() -> dict[str, str]:
     }
 
 
+def require_finished(folder: Path) -> None:
+    """Waits until a run directory says that it is finished.
+
+    Raises:
+        StageFailedError: if it says anything else after a minute.
+    """
+    import json
+
+    status = None
+    for _ in range(_LATE):
+        try:
+            os.listdir(folder)  # makes a network file system ask its server
+            status = json.loads((folder / "manifest.json").read_text())["status"]
+        except (OSError, ValueError, KeyError):
+            status = "without a manifest that can be read"
+        if status == "finished":
+            return
+        time.sleep(1)
+    raise StageFailedError(f"the stage ended well, and yet {folder} is {status}")
+
+
 def reachable(host: str) -> str:
     """A node's name, or its address where the name does not resolve."""
     try:
         socket.getaddrinfo(host, None)
     except OSError:
-        done = subprocess.run(
-            ["scontrol", "getaddrs", host], capture_output=True, text=True, timeout=30
-        )
-        if done.returncode == 0 and ":" in done.stdout:
-            return done.stdout.split()[1].rsplit(":", 1)[0].strip("[]")
+        address = _address(host)
+        if address is not None:
+            return address
         print(f"the node name {host} does not resolve", file=sys.stderr)
     return host
+
+
+def _address(host: str) -> str | None:
+    """A node's address as SLURM knows it: by `getaddrs`, or before SLURM 22.05 by `show node`."""
+    import re
+
+    forms = (("getaddrs", r":\s*\[?([^\s\]]+?)\]?:\d+\s*$"), ("show node", r"NodeAddr=(\S+)"))
+    for words, pattern in forms:
+        command = ["scontrol", *words.split(), host]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        found = re.search(pattern, done.stdout, re.MULTILINE)
+        if done.returncode == 0 and found and found[1] != host:
+            return found[1]
+    return None
 
 
 def snapshot(root: Path, target: Path) -> Path:

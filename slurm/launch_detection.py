@@ -10,8 +10,7 @@ as weights is converted and verified first. One job a seed; jobs that are interr
 from __future__ import annotations
 
 import argparse
-import json
-import os
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -20,22 +19,18 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from intl_transfer.errors import UserError
-from intl_transfer.runs import read_manifest, read_results
+from intl_transfer.runs import read_manifest
 from intl_transfer.runs.config import resolve_config
-from slurm.executors import (
-    Resources,
-    add_arguments,
-    batch_script,
-    make_executor,
-    parse_seeds,
-    resources,
-    say,
-    snapshot_beside,
-    submit_and_tell,
-)
-from slurm.jobs import StageJob
+from slurm.convert import command as conversion
+from slurm.executors import batch_script, make_executor, parse_seeds, say, snapshot_beside
+from slurm.graph import stage_job
+from slurm.launching import launch as launch_nodes
+from slurm.ledger import Node
+from slurm.local import fit, visible_gpus
+from slurm.resources import Resources, add_arguments, resources
 
 RANDOM = "random"
+CONFIGS = ROOT / "configs" / "detection"
 
 
 def main() -> int:
@@ -63,56 +58,121 @@ def main() -> int:
 
 def launch(arguments: argparse.Namespace, wanted: Resources) -> int:
     """Submits a job a seed."""
-    config = resolve_config(arguments.config, ROOT / "configs" / "detection")
+    config = resolve_config(arguments.config, CONFIGS)
     count = arguments.seeds
     seeds = list(range(int(count))) if count.isdigit() else parse_seeds(count, "--seeds")
     if not seeds:
         raise UserError(f"--seeds {count}: expected at least one")
-    if wanted.ranks_per_node not in (None, 1):
-        raise UserError("--ranks-per-node: detection has one task a node; leave it out")
-    wanted.ranks_per_node = 1
-    # Its one task has the CPUs of all GPUs.
-    wanted.cpus_per_gpu *= max(1, wanted.gpus_per_node)
+    check(arguments.config, arguments.opts)
+    if wanted.cluster != "slurm":
+        wanted = fit(wanted, len(visible_gpus()))
+    wanted = one_task_a_node(wanted)
     parent = Path(arguments.output_dir).resolve()
     start = weights_name(arguments.weights)
-    folders = [parent / f"{config.stem}_{start}_seed{seed}" for seed in seeds]
     code = ROOT
     weights = arguments.weights
     if not arguments.dry_run:
         code = snapshot_beside(parent, ROOT)
         weights = converted(arguments.weights, parent / "weights" / f"{start}.pth")
-    work = [
-        StageJob(
-            [
-                sys.executable,
-                str(code / "detection" / "train_net.py"),
-                *("--config", str(config.resolve())),
-                *("--weights", weights),
-                *("--seed", str(seed)),
-                *("--output-dir", str(folder)),
-                *("--num-gpus", str(max(1, wanted.gpus_per_node))),
-                *("--num-machines", "{num_machines}", "--machine-rank", "{machine_rank}"),
-                *("--dist-url", "{dist_url}", "--resume"),
-                *arguments.opts,
-            ],
-            str(Path.cwd()),
-            wanted.max_requeues,
-            {**wanted.environment, "PYTHONUNBUFFERED": "1"},
-            per_node=True,
+    nodes = [
+        fine_tuning(
+            arguments.config,
+            weights,
+            seed,
+            list(arguments.opts),
+            parent / f"{config.stem}_{start}_seed{seed}",
+            wanted,
+            code,
+            f"detection-{config.stem}-{start}",
         )
-        for seed, folder in zip(seeds, folders, strict=True)
+        for seed in seeds
     ]
     say(
-        f"{wanted.cluster}: {len(work)} job(s) of {wanted.nodes} node(s) x {wanted.gpus_per_node} "
+        f"{wanted.cluster}: {len(nodes)} job(s) of {wanted.nodes} node(s) x {wanted.gpus_per_node} "
         "GPU(s)"
     )
-    executor = make_executor(wanted, parent / "slurm", f"detection-{config.stem}-{start}")
     if arguments.dry_run:
-        say(batch_script(executor, work[0]))
-        for item in work:
-            say("# " + " ".join(item.command))
+        executor = make_executor(wanted, parent / "slurm", nodes[0].title)
+        say(batch_script(executor, stage_job(nodes[0])))
+        for node in nodes:
+            say("# " + " ".join(node.command))
         return 0
-    return submit_and_tell(executor, work, folders, wanted.cluster, arguments.wait)
+    return launch_nodes(parent, wanted.cluster, nodes, arguments.wait, wanted.parallel)
+
+
+def check(config: str, opts: list[str]) -> None:
+    """Reads the configuration as the stage will, so that a typing error does not wait in a queue.
+
+    Raises:
+        UserError: for a name, a key or a value that cannot be.
+    """
+    import detection  # noqa: F401 - prepares Detectron2
+    from detection.config import load_config
+
+    load_config(config, opts)
+
+
+def one_task_a_node(wanted: Resources) -> Resources:
+    """One task with the CPUs of all GPUs: Detectron2 starts its processes itself.
+
+    Raises:
+        UserError: if another number of ranks was asked for.
+    """
+    if wanted.ranks_per_node not in (None, 1):
+        raise UserError("--ranks-per-node: detection has one task a node; leave it out")
+    cpus = wanted.cpus_per_gpu * max(1, wanted.gpus_per_node)
+    return dataclasses.replace(wanted, ranks_per_node=1, cpus_per_gpu=cpus)
+
+
+def fine_tuning(
+    config: str,
+    weights: str,
+    seed: int,
+    opts: list[str],
+    folder: Path,
+    wanted: Resources,
+    code: Path,
+    title: str,
+) -> Node:
+    """The node of one fine-tuning run.
+
+    Args:
+        config: a name in ``configs/detection/`` or a path.
+        weights: a converted file, or ``random``.
+        seed: of heads and order.
+        opts: Detectron2's ``KEY VALUE`` pairs.
+        folder: the run directory.
+        wanted: from :func:`one_task_a_node`.
+        code: the sources that it runs.
+        title: the job's name.
+    """
+    # A name is looked up in the copy of the sources, which nobody edits.
+    named = config
+    if not any((CONFIGS / name).is_file() for name in (config, f"{config}.yaml")):
+        named = str(Path(config).resolve())
+    command = [
+        sys.executable,
+        str(code / "detection" / "train_net.py"),
+        *("--config", named),
+        *("--weights", weights),
+        *("--seed", str(seed)),
+        *("--output-dir", str(folder)),
+        *("--num-gpus", str(max(1, wanted.gpus_per_node))),
+        *("--num-machines", "{num_machines}", "--machine-rank", "{machine_rank}"),
+        *("--dist-url", "{dist_url}", "--resume"),
+        *opts,
+    ]
+    return Node(
+        key=f"detection/{folder.name}",
+        stage="detection",
+        target=str(folder),
+        command=command,
+        resources=dataclasses.asdict(wanted),
+        folder=str(Path.cwd()),
+        per_node=True,
+        settings=[named, weights, str(seed), *opts],
+        title=title,
+    )
 
 
 def weights_name(weights: str) -> str:
@@ -150,24 +210,7 @@ def converted(weights: str, target: Path) -> str:
         return RANDOM
     if Path(weights).is_file():
         return str(Path(weights).resolve())
-    wanted = (read_results(weights) or {}).get("backbone_sha256")
-    report = target.with_suffix(".json")
-    if target.exists() and report.exists():
-        found = json.loads(report.read_text())["provenance"]["source_sha256"]
-        if found == wanted:
-            say(f"converted before: {target}")
-            return str(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "intl_transfer.cli",
-        "convert",
-        "--force",
-        weights,
-        str(target),
-    ]
-    if subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode:
+    if subprocess.run(conversion(ROOT, weights, target)).returncode:
         raise UserError(f"{weights} was not converted; nothing was submitted")
     return str(target)
 

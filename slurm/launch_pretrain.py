@@ -11,6 +11,7 @@ one job a seed, `--dry-run` shows what would be submitted.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -24,19 +25,12 @@ from intl_transfer.errors import UserError
 from intl_transfer.runs.config import load_config
 from pretrain.config import PretrainConfig
 from pretrain.session import check
-from slurm.executors import (
-    Resources,
-    add_arguments,
-    batch_script,
-    make_executor,
-    parse_seeds,
-    resources,
-    say,
-    snapshot_beside,
-    submit_and_tell,
-    tasks_per_node,
-)
-from slurm.jobs import StageJob
+from slurm.executors import batch_script, make_executor, parse_seeds, say, snapshot_beside
+from slurm.graph import stage_job
+from slurm.launching import launch as launch_nodes
+from slurm.ledger import Node
+from slurm.local import fit, visible_gpus
+from slurm.resources import Resources, add_arguments, resources, tasks_per_node
 
 
 def main() -> int:
@@ -66,46 +60,70 @@ def launch(arguments: argparse.Namespace, wanted: Resources) -> int:
         (config, output_folder(arguments, name, config))
         for config in configurations(arguments, name)
     ]
-    ranks = wanted.nodes * tasks_per_node(wanted)
+    if wanted.cluster != "slurm":
+        wanted = fit(wanted, len(visible_gpus()))
+    tasks = tasks_per_node(wanted)
     for config, _ in runs:
-        rank_batch_size(config.optim.batch_size, ranks)
+        rank_batch_size(config.optim.batch_size, wanted.nodes * tasks)
     parent = runs[0][1] if len(runs) == 1 else runs[0][1].parent
-    logs = parent / "slurm"
     code = ROOT if arguments.dry_run else snapshot_beside(parent, ROOT)
-    config_argument = (
-        str(Path(arguments.config).resolve()) if Path(arguments.config).is_file() else name
-    )
-    work = [
-        StageJob(
-            [
-                sys.executable,
-                str(code / "pretrain" / "train.py"),
-                *("--config", config_argument),
-                *("--output-dir", str(folder)),
-                *arguments.overrides,
-                f"seed={config.seed}",
-            ],
-            str(Path.cwd()),
-            wanted.max_requeues,
-            {**wanted.environment, "PYTHONUNBUFFERED": "1"},
+    nodes = [
+        pretraining(
+            arguments.config,
+            [*arguments.overrides, f"seed={config.seed}"],
+            folder,
+            wanted,
+            code,
+            f"pretrain-{name}" + (f"-seed{config.seed}" if len(runs) == 1 else ""),
         )
         for config, folder in runs
     ]
-    tasks = tasks_per_node(wanted)
     say(
-        f"{wanted.cluster}: {len(work)} job(s) of {wanted.nodes} node(s) x {tasks} rank(s), "
+        f"{wanted.cluster}: {len(nodes)} job(s) of {wanted.nodes} node(s) x {tasks} rank(s), "
         f"{wanted.gpus_per_node} GPU(s) a node"
     )
-    job_name = f"pretrain-{name}" + (f"-seed{runs[0][0].seed}" if len(runs) == 1 else "")
-    executor = make_executor(wanted, logs, job_name)
     if arguments.dry_run:
-        say(batch_script(executor, work[0]))
-        for item in work:
-            say("# " + " ".join(item.command))
+        executor = make_executor(wanted, parent / "slurm", nodes[0].title)
+        say(batch_script(executor, stage_job(nodes[0])))
+        for node in nodes:
+            say("# " + " ".join(node.command))
         say("# the resolved configuration:\n" + OmegaConf.to_yaml(OmegaConf.structured(runs[0][0])))
         return 0
-    folders = [folder for _, folder in runs]
-    return submit_and_tell(executor, work, folders, wanted.cluster, arguments.wait)
+    return launch_nodes(parent, wanted.cluster, nodes, arguments.wait, wanted.parallel)
+
+
+def pretraining(
+    config: str, overrides: list[str], folder: Path, wanted: Resources, code: Path, title: str
+) -> Node:
+    """The node of one pretraining run.
+
+    Args:
+        config: a name in ``configs/pretrain/`` or a path.
+        overrides: ``key=value``.
+        folder: the run directory.
+        wanted: what its job asks for.
+        code: the sources that it runs.
+        title: the job's name.
+    """
+    # A name is looked up in the copy of the sources, which nobody edits.
+    named = str(Path(config).resolve()) if Path(config).is_file() else config
+    command = [
+        sys.executable,
+        str(code / "pretrain" / "train.py"),
+        *("--config", named),
+        *("--output-dir", str(folder)),
+        *overrides,
+    ]
+    return Node(
+        key=f"pretrain/{folder.name}",
+        stage="pretrain",
+        target=str(folder),
+        command=command,
+        resources=dataclasses.asdict(wanted),
+        folder=str(Path.cwd()),
+        settings=[named, *overrides],
+        title=title,
+    )
 
 
 def configurations(arguments: argparse.Namespace, name: str) -> list[PretrainConfig]:

@@ -49,7 +49,13 @@ def wait_for_step(output, step, seconds=90):
 
 @pytest.mark.slow
 def test_two_nodes_of_two_ranks_train_what_one_process_trains(cluster, images, tmp_path):
-    settings = ["engine.stop_after_steps=1"]
+    """One step at the full learning rate moves weights by up to 0.08; all agree to 1e-5.
+
+    After several steps of so small a network rounding decides: in float32, no two orders of
+    summation lead to the same weights.
+    """
+    settings = ["engine.stop_after_steps=1", "optim.warmup_epochs=0"]
+    train(images, tmp_path / "still", *settings, "optim.base_lr=1e-20")
     train(images, tmp_path / "one", *settings)
     done = launch(cluster, images, tmp_path / "four", "--nodes=2", "--ranks-per-node=2", *settings)
     (job,) = done.jobs
@@ -59,10 +65,14 @@ def test_two_nodes_of_two_ranks_train_what_one_process_trains(cluster, images, t
     assert session["world_size"] == 4
     (one,), (four,) = (read_metrics(tmp_path / name) for name in ("one", "four"))
     assert one["loss"] == pytest.approx(four["loss"], rel=1e-5)
-    _, first = load_newest(tmp_path / "one" / "checkpoints")
-    _, second = load_newest(tmp_path / "four" / "checkpoints")
-    for name, value in first["model"].items():
-        torch.testing.assert_close(second["model"][name], value, rtol=1e-3, atol=1e-4)
+    start, first, second = (
+        load_newest(tmp_path / name / "checkpoints")[1]["model"]
+        for name in ("still", "one", "four")
+    )
+    moved = [(first[name] - start[name]).abs().max().item() for name in first if "weight" in name]
+    assert max(moved) > 1e-2
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -77,7 +87,7 @@ def test_an_array_of_seeds(cluster, images, tmp_path):
         run = tmp_path / "runs" / f"shapes_r18_seed{seed}"
         assert read_results(run)["seed"] == seed
         # The copy of the sources knows what it is a copy of.
-        assert read_manifest(run)["git"] == git_state(ROOT)
+        assert read_manifest(run)["git"]["revision"] == git_state(ROOT)["revision"]
 
 
 @pytest.mark.slow

@@ -1,0 +1,308 @@
+"""A benchmark: initialisations x evaluations x seeds x learning rates, as a graph of jobs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from intl_transfer.data.loaders import rank_batch_size
+from intl_transfer.errors import UserError, did_you_mean
+from intl_transfer.runs.config import load_config
+from pretrain.config import PretrainConfig
+from pretrain.session import check
+from slurm.convert import command as conversion
+from slurm.evaluations import RANDOM, Evaluation, kind_of
+from slurm.launch_pretrain import pretraining
+from slurm.ledger import Node
+from slurm.local import fit
+from slurm.resources import SMALL, Resources, checked, layered, small, tasks_per_node
+
+ROOT = Path(__file__).resolve().parents[1]
+_STAGES = ("pretrain", "convert", "collect")
+
+
+@dataclass
+class Initialisation:
+    """Where fine-tuning starts; exactly one of the first three.
+
+    Attributes:
+        pretrain: a configuration in ``configs/pretrain/``, or a path; its runs are made.
+        checkpoint: a finished pretraining run, or a checkpoint of any method.
+        random: from scratch.
+        overrides: ``key=value`` for ``pretrain``.
+        seeds: of ``pretrain``, one run each.
+    """
+
+    pretrain: str | None = None
+    checkpoint: str | None = None
+    random: bool = False
+    overrides: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0])
+
+
+@dataclass
+class Shapes:
+    """The embedded data set, made where it is missing.
+
+    Attributes:
+        make: make it.
+        spec: fields of ``ShapesSpec`` that differ from its defaults, as options of
+            ``intl-transfer data shapes``.
+    """
+
+    make: bool = False
+    spec: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Benchmark:
+    """A whole benchmark.
+
+    Attributes:
+        output_dir: folder of all its runs; null makes ``runs/benchmark/NAME``.
+        datasets: root of the data sets (``DETECTRON2_DATASETS``); null leaves the environment's.
+        shapes: the embedded data set below it.
+        initialisations: by name; a row of the table each.
+        evaluations: by name; a block of the table each.
+        resources: by stage (``pretrain``, ``convert``, ``collect``) fields of ``Resources`` that
+            its jobs need; those of an evaluation are its own.
+        published: show published rows in the report.
+    """
+
+    output_dir: str | None = None
+    datasets: str | None = None
+    shapes: Shapes = field(default_factory=Shapes)
+    initialisations: dict[str, Initialisation] = field(default_factory=dict)
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
+    resources: dict[str, dict[str, Any]] = field(default_factory=dict)
+    published: bool = True
+
+
+def read(name: str, overrides: list[str]) -> Benchmark:
+    """A benchmark's configuration, checked as far as that goes without data.
+
+    Args:
+        name: a file in ``configs/benchmark/``, or a path.
+        overrides: ``key=value`` with dotted keys.
+
+    Raises:
+        UserError: for an unknown name, key, type, kind or combination; names the near matches.
+    """
+    benchmark = load_config(Benchmark, name, overrides, ROOT / "configs" / "benchmark")
+    if not benchmark.initialisations or not benchmark.evaluations:
+        raise UserError(f"{name}: expected at least one of each of initialisations and evaluations")
+    for key, start in benchmark.initialisations.items():
+        where = f"{name}: initialisations.{key}"
+        _check_name(key, where)
+        named = [start.pretrain is not None, start.checkpoint is not None, start.random]
+        if sum(named) != 1:
+            raise UserError(f"{where}: expected exactly one of pretrain, checkpoint and random")
+        if start.checkpoint is not None and not Path(start.checkpoint).exists():
+            raise UserError(f"{where}: checkpoint {start.checkpoint} does not exist")
+        if start.pretrain is not None:
+            if not start.seeds:
+                raise UserError(f"{where}: seeds is empty; expected at least one")
+            try:
+                pretraining_config(start)
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from None
+    for key, evaluation in benchmark.evaluations.items():
+        where = f"{name}: evaluations.{key}"
+        _check_name(key, where)
+        kind_of(evaluation, where).check(evaluation, where)
+        if not evaluation.seeds:
+            raise UserError(f"{where}: seeds is empty; expected at least one")
+        checked({**evaluation.resources, "cluster": "slurm"}, f"{where}.resources")
+    for stage, values in benchmark.resources.items():
+        if stage not in _STAGES:
+            raise UserError(
+                f"{name}: resources: no stage '{stage}'; expected {', '.join(_STAGES)} (those of "
+                f"an evaluation are in it).{did_you_mean(stage, _STAGES)}"
+            )
+        checked({**values, "cluster": "slurm"}, f"{name}: resources.{stage}")
+    return benchmark
+
+
+def _check_name(name: str, where: str) -> None:
+    if not name.replace("_", "").replace("-", "").replace(".", "").isalnum():
+        raise UserError(f"{where}: names of folders are made of it; use letters, digits, _ - .")
+
+
+def pretraining_config(start: Initialisation) -> PretrainConfig:
+    """What a pretraining run of the benchmark will be."""
+    folder = ROOT / "configs" / "pretrain"
+    config = load_config(PretrainConfig, start.pretrain or "", start.overrides, folder)
+    check(config)
+    return config
+
+
+@dataclass
+class Plan:
+    """Makes the nodes of a benchmark.
+
+    Attributes:
+        benchmark: from :func:`read`.
+        name: the benchmark's.
+        folder: of all its runs.
+        code: the sources that jobs run.
+        site: resources of the profile.
+        asked: resources of the command line, which win over all others.
+        gpus: of this machine where jobs run here; None on SLURM.
+    """
+
+    benchmark: Benchmark
+    name: str
+    folder: Path
+    code: Path
+    site: Mapping[str, Any]
+    asked: Mapping[str, Any]
+    gpus: int | None = None
+
+    def nodes(self) -> list[Node]:
+        """All nodes, parents before children."""
+        starts: list[tuple[str, str, list[str]]] = []
+        nodes: list[Node] = []
+        for name, start in self.benchmark.initialisations.items():
+            for label, weights, made in self._initialisation(name, start):
+                nodes += made
+                starts.append((label, weights, [node.key for node in made[-1:]]))
+        evaluated: list[Node] = []
+        for name, evaluation in self.benchmark.evaluations.items():
+            evaluated += self._evaluation(name, evaluation, starts)
+        return [*nodes, *evaluated, self._collecting(evaluated)]
+
+    def _initialisation(
+        self, name: str, start: Initialisation
+    ) -> list[tuple[str, str, list[Node]]]:
+        """(name in folders, weights, the nodes that make them) of each start."""
+        if start.random:
+            return [(name, RANDOM, [])]
+        if start.checkpoint is not None:
+            node = self._conversion(name, str(Path(start.checkpoint).resolve()), [])
+            return [(name, node.target, [node])]
+        found = []
+        wanted = self._resources("pretrain", self.benchmark.resources.get("pretrain", {}))
+        batch = pretraining_config(start).optim.batch_size
+        rank_batch_size(batch, wanted.nodes * tasks_per_node(wanted))
+        for seed in start.seeds:
+            label = f"{name}_seed{seed}" if len(start.seeds) > 1 else name
+            folder = self.folder / "pretrain" / label
+            overrides = [*start.overrides, f"seed={seed}"]
+            title = f"{self.name}-pretrain-{name}"
+            config = start.pretrain or ""
+            run = pretraining(config, overrides, folder, wanted, self.code, title)
+            run.must_finish = True
+            node = self._conversion(label, str(folder), [run.key])
+            found.append((label, node.target, [run, node]))
+        return found
+
+    def _conversion(self, label: str, source: str, parents: list[str]) -> Node:
+        target = self.folder / "weights" / f"{label}.pth"
+        wanted = self._resources("convert", self.benchmark.resources.get("convert", {}), True)
+        return Node(
+            key=f"convert/{label}",
+            stage="convert",
+            target=str(target),
+            command=conversion(self.code, source, target),
+            resources=dataclasses.asdict(wanted),
+            parents=parents,
+            source=source,
+            folder=str(Path.cwd()),
+            settings=[source],
+            title=f"{self.name}-convert",
+        )
+
+    def _evaluation(
+        self, name: str, evaluation: Evaluation, starts: list[tuple[str, str, list[str]]]
+    ) -> list[Node]:
+        kind = kind_of(evaluation, name)
+        wanted = kind.resources(self._resources(f"evaluations.{name}", evaluation.resources))
+        made = []
+        for label, weights, parents in starts:
+            for rate in evaluation.learning_rates or [None]:
+                for seed in evaluation.seeds:
+                    leaf = (
+                        f"{label}_seed{seed}" if rate is None else f"{label}_lr{rate:g}_seed{seed}"
+                    )
+                    folder = self.folder / kind.stage / name / leaf
+                    title = f"{self.name}-{name}"
+                    node = kind.node(
+                        evaluation, weights, seed, rate, folder, wanted, self.code, title
+                    )
+                    node.key = f"{name}/{leaf}"
+                    node.parents, node.must_finish = parents, True
+                    made.append(node)
+        return made
+
+    def _collecting(self, evaluated: list[Node]) -> Node:
+        wanted = self._resources("collect", self.benchmark.resources.get("collect", {}), True)
+        target = self.folder / "report"
+        command = [sys.executable, "-m", "intl_transfer.results", str(self.folder)]
+        command += ["--out", f"{target}/"] + (["--published"] if self.benchmark.published else [])
+        # The module is looked for in the copy of the sources, not where the launcher stands.
+        paths = [str(self.code), *filter(None, [os.environ.get("PYTHONPATH")])]
+        wanted.environment = {**wanted.environment, "PYTHONPATH": os.pathsep.join(paths)}
+        return Node(
+            key="collect",
+            stage="collect",
+            target=str(target),
+            command=command,
+            resources=dataclasses.asdict(wanted),
+            parents=[node.key for node in evaluated],
+            after="any",
+            folder=str(Path.cwd()),
+            title=f"{self.name}-collect",
+        )
+
+    def _resources(self, where: str, own: Mapping[str, Any], is_small: bool = False) -> Resources:
+        """The site's values, over them the work's own, over them the command line's."""
+        asked = {k: v for k, v in self.asked.items() if not (is_small and k in SMALL)}
+        if is_small:
+            base = small(layered(self.site, asked), f"{self.name}: {where}")
+            values = layered(dataclasses.asdict(base), own)
+        else:
+            values = layered(self.site, own, asked)
+        if self.gpus is not None:  # one machine; batches are global, so that results stay the same
+            values["nodes"] = self.asked.get("nodes", 1)
+        environment = dict(values.get("environment") or {})
+        if self.benchmark.datasets is not None:
+            environment["DETECTRON2_DATASETS"] = str(Path(self.benchmark.datasets).resolve())
+        wanted = checked({**values, "environment": environment}, f"{self.name}: {where}")
+        return fit(wanted, self.gpus)
+
+
+def make_data(benchmark: Benchmark, say: Any) -> None:
+    """Makes the embedded data set where the benchmark wants it and it is missing.
+
+    Args:
+        benchmark: the configuration.
+        say: told of what is made.
+
+    Raises:
+        UserError: if a value cannot be, or the folder holds a set made with others.
+    """
+    if not benchmark.shapes.make:
+        return
+    from intl_transfer.data.shapes import ShapesSpec, is_complete, make_shapes
+
+    known = [item.name for item in dataclasses.fields(ShapesSpec)]
+    for key in benchmark.shapes.spec:
+        if key not in known:
+            raise UserError(f"shapes.spec: no key '{key}'.{did_you_mean(key, known)}")
+    spec = ShapesSpec(**benchmark.shapes.spec)
+    root = Path(benchmark.datasets or "datasets") / "shapes"
+    if not is_complete(root, spec):
+        say(f"making the embedded data set in {root}")
+        make_shapes(root, spec)
+
+
+def resolved(benchmark: Benchmark) -> str:
+    """The whole configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.structured(benchmark))

@@ -1,0 +1,112 @@
+r"""Launches a whole benchmark: pretraining, conversion, every evaluation, and the table.
+
+    python slurm/launch_benchmark.py configs/benchmark/paper_table.yaml --profile mysite
+    python slurm/launch_benchmark.py shapes_smoke --cluster local
+
+Jobs wait for what they are made from. Run it again at any time: what is finished or in the queue is
+left alone, what is missing or failed is submitted. `python slurm/status.py` shows where it stands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from intl_transfer.errors import UserError
+from intl_transfer.runs import write_atomically
+from slurm import controller
+from slurm.benchmark import Benchmark, Plan, make_data, read, resolved
+from slurm.executors import batch_script, make_executor, say, snapshot_beside
+from slurm.graph import missing, stage_job
+from slurm.launching import launch as launch_nodes
+from slurm.ledger import Ledger, Node
+from slurm.local import visible_gpus
+from slurm.resources import Resources, add_arguments, given, profile, resources
+
+
+def main() -> int:
+    """Reads the command line, submits, says what was submitted."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="name in configs/benchmark/, or a path")
+    parser.add_argument("--output-dir", help="folder of all runs, as output_dir=DIR")
+    parser.add_argument("--dry-run", action="store_true", help="show, submit nothing")
+    parser.add_argument("--wait", action="store_true", help="wait for the jobs' end")
+    add_arguments(parser)
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="for example datasets=DIR"
+    )
+    arguments = parser.parse_intermixed_args()
+    try:
+        benchmark = read(arguments.config, arguments.overrides)
+        return launch(arguments, benchmark, resources(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+
+
+def launch(arguments: argparse.Namespace, benchmark: Benchmark, wanted: Resources) -> int:
+    """Submits what is missing."""
+    name = Path(arguments.config).stem
+    folder = Path(
+        arguments.output_dir or benchmark.output_dir or f"runs/benchmark/{name}"
+    ).resolve()
+    gpus = None if wanted.cluster == "slurm" else len(visible_gpus())
+    asked = {**given(arguments), "cluster": wanted.cluster}
+    plan = Plan(benchmark, name, folder, ROOT, profile(arguments.profile), asked, gpus)
+    nodes = plan.nodes()
+    here = "" if gpus is None else f", {gpus} GPU(s) here"
+    say(f"{wanted.cluster}: {name} in {folder}: {_counts(nodes)}{here}")
+    if arguments.dry_run:
+        _show(benchmark, nodes, folder)
+        return 0
+    make_data(benchmark, say)
+    if _something_missing(nodes, folder, wanted.cluster):
+        plan.code = snapshot_beside(folder, ROOT)
+        nodes = plan.nodes()
+        text = resolved(benchmark)
+        write_atomically(folder / "benchmark.yaml", lambda out: out.write(text.encode()))
+    return launch_nodes(folder, wanted.cluster, nodes, arguments.wait, wanted.parallel)
+
+
+def _something_missing(nodes: list[Node], folder: Path, cluster: str) -> bool:
+    """Whether a copy of the sources is needed."""
+    ledger = Ledger.read(folder)
+    if ledger is None:
+        return True
+    taken = ledger.take_up(nodes)
+    return bool(missing(ledger, taken, controller.queue() if cluster == "slurm" else {}))
+
+
+def _counts(nodes: list[Node]) -> str:
+    stages: dict[str, int] = {}
+    for node in nodes:
+        stages[node.stage] = stages.get(node.stage, 0) + 1
+    return ", ".join(f"{number} {stage}" for stage, number in stages.items())
+
+
+def _show(benchmark: Benchmark, nodes: list[Node], folder: Path) -> None:
+    """The configuration, one batch script a stage, and every job with what it waits for."""
+    say("# the resolved configuration:\n" + resolved(benchmark))
+    shown = set()
+    for node in nodes:
+        if node.stage not in shown:
+            shown.add(node.stage)
+            wanted = Resources(**node.resources)
+            executor = make_executor(wanted, folder / "slurm", node.title)
+            say(f"# {node.stage}:\n" + batch_script(executor, stage_job(node)))
+    for node in nodes:
+        after = f"  [after {node.after}: {', '.join(node.parents)}]" if node.parents else ""
+        say(f"# {node.key}{after}\n#     " + " ".join(node.command))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

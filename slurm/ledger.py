@@ -1,0 +1,207 @@
+"""The ledger ``jobs.json``: what was launched from a folder, and as which job.
+
+It holds what is needed to submit a job again and to find it in the queue. What became of a job is
+not in it: the run directories say that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from intl_transfer.errors import UserError
+from intl_transfer.runs import write_json
+
+NAME = "jobs.json"
+SCHEMA = 1
+
+
+@dataclass
+class Node:
+    """A piece of work: one job, and where its outcome is to be seen.
+
+    Attributes:
+        key: its name in the ledger, for example ``detection/coco/intl_seed0``.
+        stage: ``pretrain``, ``detection``, ``convert`` or ``collect``.
+        target: the run directory; the file or the folder that conversion or collecting make.
+        command: what it runs.
+        resources: fields of :class:`slurm.resources.Resources`.
+        parents: keys of what must come first.
+        after: ``ok`` if the parents must have succeeded, ``any`` if their end is enough.
+        source: what a conversion reads.
+        folder: where the command runs.
+        per_node: the command starts its own processes on a node (see ``StageJob``).
+        must_finish: a run that ends well and has not finished has failed (see ``StageJob``).
+        settings: what makes its result what it is; another launch into the same place must agree.
+        title: the job's name, for people; once submitted, with ``~`` and a word of its own, by
+            which it is known from another job with the same id.
+        job: id of its newest job.
+        log: that job's log, with ``.out``; errors are beside it in ``.err``.
+        attempts: how often it was submitted.
+        outcome: of a job on this machine: ``waiting``, ``running``, ``finished``, ``failed``,
+            ``interrupted`` or ``cancelled``; SLURM keeps this itself.
+        reason: why, for a job that was cancelled.
+    """
+
+    key: str
+    stage: str
+    target: str
+    command: list[str]
+    resources: dict[str, Any]
+    parents: list[str] = field(default_factory=list)
+    after: str = "ok"
+    source: str | None = None
+    folder: str = ""
+    per_node: bool = False
+    must_finish: bool = False
+    settings: list[str] = field(default_factory=list)
+    title: str = ""
+    job: str | None = None
+    log: str | None = None
+    attempts: int = 0
+    outcome: str | None = None
+    reason: str | None = None
+
+
+@dataclass
+class Ledger:
+    """All nodes launched from one folder.
+
+    Attributes:
+        folder: where it lies.
+        cluster: ``slurm``, ``local`` or ``debug``.
+        nodes: by key, parents before children.
+        submitting: an array that is being submitted: its job's name and the keys in order. Left
+            behind only by a launcher that died in between; its jobs are then found by the name.
+        launcher: ``{"pid", "host"}`` of the launcher that runs the jobs on this machine.
+    """
+
+    folder: Path
+    cluster: str
+    nodes: dict[str, Node] = field(default_factory=dict)
+    submitting: dict[str, Any] | None = None
+    launcher: dict[str, Any] | None = None
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Ledger | None:
+        """The folder's ledger, or None where nothing was launched.
+
+        Raises:
+            UserError: if the file is damaged or was written by a newer version.
+        """
+        file = Path(folder) / NAME
+        try:
+            content = json.loads(file.read_text())
+            if content["schema"] > SCHEMA:
+                raise UserError(
+                    f"{file}: written with schema {content['schema']}, this version reads up to "
+                    f"{SCHEMA}; upgrade intl-transfer"
+                )
+            nodes = {key: Node(key=key, **value) for key, value in content["nodes"].items()}
+            rest = {key: content[key] for key in ("cluster", "submitting", "launcher")}
+            return cls(folder=Path(folder), nodes=nodes, **rest)
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{file} is damaged ({error!r}). Remove it: run directories say what is done, but "
+                "jobs that are still in the queue would be submitted again, so look at squeue first"
+            ) from None
+
+    def write(self) -> None:
+        """Writes the ledger, atomically.
+
+        Raises:
+            UserError: if the folder cannot be written.
+        """
+        nodes = {}
+        for key, node in self.nodes.items():
+            nodes[key] = dataclasses.asdict(node)
+            del nodes[key]["key"]
+        rest = {"cluster": self.cluster, "submitting": self.submitting, "launcher": self.launcher}
+        try:
+            write_json(self.folder / NAME, {"schema": SCHEMA, **rest, "nodes": nodes})
+        except OSError as error:
+            raise UserError(
+                f"{self.folder} cannot be written ({error.strerror or error})"
+            ) from None
+
+    def take_up(self, nodes: Iterable[Node]) -> list[Node]:
+        """Adds nodes; those that are there already keep what is known of their jobs.
+
+        Returns:
+            The ledger's own nodes, in the order given.
+
+        Raises:
+            UserError: if one is there with other settings.
+        """
+        taken = []
+        for new in nodes:
+            old = self.nodes.pop(new.key, None)  # and back at the end: parents before children
+            if old is not None:
+                if old.settings != new.settings and Path(old.target).exists():
+                    self.nodes[new.key] = old
+                    raise UserError(_differing(old, new))
+                kept = ["job", "log", "attempts", "outcome", "reason"]
+                for name in [*kept, "title"] if old.job is not None else kept:
+                    setattr(new, name, getattr(old, name))
+            self.nodes[new.key] = new
+            taken.append(new)
+        return taken
+
+    def launcher_alive(self) -> bool | None:
+        """Whether the launcher that runs the jobs on this machine lives; None if nobody can say."""
+        if self.launcher is None:
+            return False
+        if self.launcher["host"] != socket.gethostname():
+            return None
+        try:
+            os.kill(self.launcher["pid"], 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+        return True
+
+
+def _differing(old: Node, new: Node) -> str:
+    there = [word for word in old.settings if word not in new.settings]
+    here = [word for word in new.settings if word not in old.settings]
+    return (
+        f"{old.target} was made with other settings ({' '.join(there) or 'fewer'} there, "
+        f"{' '.join(here) or 'fewer'} here). Give another --output-dir, or remove it"
+    )
+
+
+def find(paths: Iterable[str | Path]) -> Iterator[Ledger]:
+    """Every ledger in some folders and below them.
+
+    Raises:
+        UserError: if a path does not exist or a ledger is damaged.
+    """
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise UserError(f"{path} is not a folder; expected one that something was launched to")
+        for folder, inner, files in os.walk(path):
+            # Nothing is launched from the logs, from copies of the sources, or into a run.
+            skipped = ("slurm", "datasets", "checkpoints", "tensorboard", "predictions")
+            inner[:] = sorted(
+                name for name in inner if name not in skipped and not name.startswith("code")
+            )
+            if "manifest.json" in files:
+                inner.clear()
+            if NAME in files:
+                ledger = Ledger.read(folder)
+                if ledger is not None:
+                    yield ledger
+
+
+def who() -> dict[str, Any]:
+    """This process, for :attr:`Ledger.launcher`."""
+    return {"pid": os.getpid(), "host": socket.gethostname()}

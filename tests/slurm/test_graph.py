@@ -1,0 +1,184 @@
+"""Graphs of jobs on a real SLURM: what is submitted, what is not, and what a failure stops."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from intl_transfer.errors import UserError
+from slurm import controller, graph, launching
+from slurm.ledger import Ledger
+from slurm.outcomes import status
+from tests.pretrain.running import ROOT
+from tests.slurm.work import chain, node, starts
+
+
+@pytest.fixture
+def here(cluster, monkeypatch):
+    """This process talks to the cluster."""
+    for name in [name for name in os.environ if name.startswith(("SLURM", "SBATCH"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SLURM_CONF", str(cluster.root / "slurm.conf"))
+    return cluster
+
+
+def launch(root, nodes, wait=False, capsys=None):
+    code = launching.launch(root, "slurm", nodes, wait)
+    return code, capsys.readouterr().out if capsys else ""
+
+
+def states(root):
+    ledger, rows = Ledger.read(root), controller.queue()
+    return {key: status(n, ledger, rows) for key, n in ledger.nodes.items()}
+
+
+def show(cluster, root, *options):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "slurm" / "status.py"), str(root), *options],
+        env=cluster.environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_what_is_done_or_in_the_queue_is_not_submitted(here, tmp_path, capsys):
+    (tmp_path / "HOLD").touch()
+    code, said = launch(tmp_path, chain(tmp_path), capsys=capsys)
+    jobs = {key: n.job for key, n in Ledger.read(tmp_path).nodes.items()}
+    # Children that are alike share an array.
+    assert jobs["one"].split("_")[0] == jobs["two"].split("_")[0]
+    assert states(tmp_path)["one"].state == "waiting"
+    assert states(tmp_path)["one"].detail == "for parent"
+    code, said = launch(tmp_path, chain(tmp_path), capsys=capsys)
+    assert "nothing to submit" in said
+    assert f"one as job {jobs['one']}" in said
+    (tmp_path / "HOLD").unlink()
+    code, said = launch(tmp_path, chain(tmp_path), wait=True, capsys=capsys)
+    assert code == 0
+    assert said.rstrip().endswith("4 finished")
+    code, said = launch(tmp_path, chain(tmp_path), wait=True, capsys=capsys)
+    assert (code, "nothing to submit" in said) == (0, True)
+    assert [starts(tmp_path / name) for name in jobs] == [1, 1, 1, 1]
+    # Run directories decide: one that is gone is made again, and what comes after it.
+    shutil.rmtree(tmp_path / "two")
+    code, said = launch(tmp_path, chain(tmp_path), wait=True, capsys=capsys)
+    assert code == 0
+    assert [starts(tmp_path / name) for name in jobs] == [1, 1, 1, 2]
+
+
+@pytest.mark.slow
+def test_a_parent_that_fails_cancels_its_children_and_status_says_so(here, tmp_path, capsys):
+    (tmp_path / "FAIL-parent").touch()
+    code, said = launch(tmp_path, chain(tmp_path), wait=True, capsys=capsys)
+    assert code == 1
+    found = states(tmp_path)
+    assert (found["parent"].state, found["parent"].detail) == ("failed", "asked to fail")
+    for child in ("one", "two"):
+        assert (found[child].state, found[child].detail) == ("cancelled", "parent did not finish")
+    assert found["last"].state == "finished"  # the table comes out all the same
+    code, said = show(here, tmp_path)
+    assert code == 1
+    assert "parent did not finish" in said
+    assert "1 failed, 2 cancelled" in said or "2 cancelled, 1 failed" in said
+    # Put right, it is one command.
+    (tmp_path / "FAIL-parent").unlink()
+    code, said = show(here, tmp_path, "--retry-failed", "--wait")
+    assert code == 0, said
+    assert "3 to launch again" in said
+    assert said.rstrip().endswith("4 finished")
+
+
+@pytest.mark.slow
+def test_a_cancelled_graph_is_launched_again(here, tmp_path, capsys):
+    (tmp_path / "HOLD").touch()
+    launch(tmp_path, chain(tmp_path), capsys=capsys)
+    parent = Ledger.read(tmp_path).nodes["parent"].job
+    here.wait_for(parent, "RUNNING")
+    code, said = show(here, tmp_path, "--cancel")
+    assert "4 job(s) cancelled" in said
+    here.wait_for(parent, "CANCELLED")
+    found = states(tmp_path)
+    assert {state.state for state in found.values()} <= {"interrupted", "cancelled"}
+    (tmp_path / "HOLD").unlink()
+    code, said = launch(tmp_path, chain(tmp_path), wait=True, capsys=capsys)
+    assert code == 0, said
+
+
+def test_jobs_of_a_launcher_that_died_are_found(here, tmp_path, capsys, monkeypatch):
+    """Killed between `sbatch` and the ledger: no job is submitted twice."""
+    (tmp_path / "HOLD").touch()
+    nodes = [node(tmp_path, "one"), node(tmp_path, "two")]
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(graph, "record", die)
+        with pytest.raises(Killed):
+            launch(tmp_path, nodes)
+    assert Ledger.read(tmp_path).nodes["one"].job is None
+    _, said = launch(tmp_path, [node(tmp_path, "one"), node(tmp_path, "two")], capsys=capsys)
+    assert "nothing to submit" in said
+    jobs = [n.job for n in Ledger.read(tmp_path).nodes.values()]
+    assert [job.split("_")[1] for job in jobs] == ["0", "1"]
+    here.run("scancel", *jobs)
+
+
+def test_arrays_are_no_larger_than_the_site_allows(here, tmp_path, capsys, monkeypatch):
+    assert controller.largest_array() == 1001
+    monkeypatch.setattr(controller, "largest_array", lambda: 2)
+    (tmp_path / "HOLD").touch()
+    launch(tmp_path, [node(tmp_path, name) for name in "abcde"])
+    jobs = [n.job.split("_")[0] for n in Ledger.read(tmp_path).nodes.values()]
+    assert [jobs.count(job) for job in dict.fromkeys(jobs)] == [2, 2, 1]
+    here.run("scancel", *jobs)
+
+
+def test_what_slurm_refuses_is_one_clear_line_and_leaves_nothing_behind(here, tmp_path):
+    with pytest.raises(UserError, match=r"SLURM refuses the job: .*invalid partition"):
+        launch(tmp_path, [node(tmp_path, "one", partition="nowhere")])
+    ledger = Ledger.read(tmp_path)
+    assert ledger.submitting is None
+    assert states(tmp_path)["one"].state == "not submitted"
+
+
+def test_a_busy_controller_is_asked_again_and_then_named(tmp_path, monkeypatch):
+    """No answer is never taken for an empty queue: all jobs would be submitted twice."""
+    fake = tmp_path / "squeue"
+    fake.write_text(
+        "#!/bin/sh\necho x >> $0.calls\n"
+        "echo 'slurm_load_jobs error: Socket timed out on send/recv operation' >&2\nexit 1\n"
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(controller, "_WAITS", (0, 0))
+    with pytest.raises(UserError, match=r"does not answer `squeue`: .*Socket timed out"):
+        controller.queue()
+    assert len((tmp_path / "squeue.calls").read_text().split()) == 3
+
+
+def test_a_damaged_ledger_says_what_to_do(tmp_path):
+    (tmp_path / "jobs.json").write_text("{")
+    with pytest.raises(UserError, match=r"jobs.json is damaged .* look at squeue first"):
+        Ledger.read(tmp_path)
+
+
+def test_other_settings_in_the_same_place_are_refused(tmp_path):
+    ledger = Ledger(tmp_path, "local")
+    ledger.take_up([node(tmp_path, "one")])
+    (tmp_path / "one").mkdir()
+    other = node(tmp_path, "one")
+    other.settings = ["seed=1"]
+    with pytest.raises(UserError, match=r"one was made with other settings \(one there, seed=1"):
+        ledger.take_up([other])
+    assert ledger.nodes["one"].settings == ["one"]

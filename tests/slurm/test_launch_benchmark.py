@@ -1,0 +1,195 @@
+"""Whole benchmarks: configuration, graph, and every stage to the table on a real SLURM."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from intl_transfer.errors import UserError
+from intl_transfer.runs import read_results
+from slurm.benchmark import Plan, read
+from tests.detection.conftest import TINY as TINY_DETECTOR
+from tests.pretrain.running import ROOT
+from tests.pretrain.running import TINY as TINY_PRETRAINING
+
+LAUNCH = [sys.executable, str(ROOT / "slurm" / "launch_benchmark.py")]
+STATUS = [sys.executable, str(ROOT / "slurm" / "status.py")]
+
+BENCHMARK = """
+datasets: {datasets}
+initialisations:
+  intl:
+    pretrain: shapes_r18
+    overrides: [{pretraining}, "data.root=${{datasets}}/shapes/classification/train"]
+  random: {{random: true}}
+evaluations:
+  coco:
+    config: shapes_coco_R18_C4
+    overrides: [SOLVER.MAX_ITER 2, {detector}]
+    resources: {{gpus_per_node: 0, cpus_per_gpu: 1, time: 60}}
+resources:
+  pretrain: {{gpus_per_node: 0, cpus_per_gpu: 1, time: 60}}
+published: false
+"""
+
+
+def quoted(words):
+    return ", ".join(f'"{word}"' for word in words)
+
+
+@pytest.fixture
+def config(data, tmp_path):
+    file = tmp_path / "tiny.yaml"
+    pairs = [" ".join(pair) for pair in zip(TINY_DETECTOR[::2], TINY_DETECTOR[1::2], strict=True)]
+    settings = [*TINY_PRETRAINING, "optim.epochs=1"]
+    text = BENCHMARK.format(datasets=data, pretraining=quoted(settings), detector=quoted(pairs))
+    file.write_text(text)
+    return file
+
+
+def run(command, environment, *arguments):
+    done = subprocess.run(
+        [*command, *map(str, arguments)],
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=580,
+    )
+    done.jobs = re.findall(r"^job (\S+): /", done.stdout, re.MULTILINE)
+    return done
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_from_pretraining_to_the_table_and_then_nothing_more(cluster, config, tmp_path):
+    folder = tmp_path / "runs"
+    arguments = (config, "--output-dir", folder)
+    environment = cluster.environment()
+    done = run(LAUNCH, environment, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert len(done.jobs) == 5, done.stdout
+    again = run(LAUNCH, environment, *arguments, "--wait")  # while all of it is in the queue
+    assert again.returncode == 0, again.stdout
+    assert again.jobs == []
+    assert "5 finished" in again.stdout
+    for name in ("intl", "random"):
+        results = read_results(folder / "detection" / "coco" / f"{name}_seed0")
+        assert results["iteration"] == 2
+    provenance = read_results(folder / "detection" / "coco" / "intl_seed0")["initialisation"]
+    sha = read_results(folder / "pretrain" / "intl")["backbone_sha256"]
+    assert provenance["provenance"]["source_sha256"] == sha
+    tables = "".join(file.read_text() for file in (folder / "report").glob("*.md"))
+    assert "INTL" in tables
+    assert "random" in tables
+    last = run(LAUNCH, environment, *arguments, "--wait")
+    assert (last.returncode, last.jobs) == (0, [])
+    assert "nothing to submit" in last.stdout
+    shown = run(STATUS, environment, folder)
+    assert shown.returncode == 0
+    assert "5 finished" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("evaluation: {}", "no key 'evaluation'. Did you mean 'evaluations'"),
+        (
+            "initialisations: {intl: {pretran: x}}",
+            r"no key 'initialisations.intl.pretran'.*pretrain",
+        ),
+        ("initialisations: {intl: {}}", "expected exactly one of pretrain, checkpoint and random"),
+        ("initialisations: {x: {pretrain: shapes_r81}}", "initialisations.x: .*mean 'shapes_r18'"),
+        ("initialisations: {x: {checkpoint: no.pth}}", "checkpoint no.pth does not exist"),
+        ("evaluations: {x: {kind: detektion, config: y}}", "no kind 'detektion'.*'detection'"),
+        ("evaluations: {x: {config: coco_R50}}", "evaluations.x: .*Did you mean"),
+        (
+            "evaluations: {x: {config: coco_R50_C4, overrides: [SOLVER.MAX_ITR 1]}}",
+            r"no key 'SOLVER.MAX_ITR'. Did you mean SOLVER.MAX_ITER",
+        ),
+        (
+            "evaluations: {x: {config: coco_R50_C4, resources: {gpu_per_node: 1}}}",
+            r"evaluations.x.resources: no key 'gpu_per_node'. Did you mean 'gpus_per_node'",
+        ),
+        ("resources: {pretraining: {}}", "no stage 'pretraining'; .*Did you mean 'pretrain'"),
+    ],
+)
+def test_a_mistake_in_the_configuration_names_file_key_and_near_matches(tmp_path, line, message):
+    file = tmp_path / "mistaken.yaml"
+    rest = {
+        "initialisations": "initialisations: {random: {random: true}}\n",
+        "evaluations": "evaluations: {coco: {config: coco_R50_C4}}\n",
+    }
+    kept = "".join(text for key, text in rest.items() if not line.startswith(f"{key}:"))
+    file.write_text(f"{kept}{line}\n")
+    with pytest.raises(UserError, match=message) as caught:
+        read(str(file), [])
+    assert "mistaken.yaml" in str(caught.value)
+
+
+def plan(benchmark, tmp_path, site=None, **asked):
+    values = {"cluster": "slurm", **asked}
+    return Plan(benchmark, "name", tmp_path, ROOT, site or {}, values).nodes()
+
+
+def test_the_shipped_benchmarks_are_the_papers_columns(tmp_path):
+    nodes = plan(read("paper_table", []), tmp_path)
+    runs = [node for node in nodes if node.stage == "detection"]
+    assert {node.key.split("/")[0] for node in runs} == {"coco_2x", "coco_1x", "voc_24k"}
+    assert len(runs) == 3 * 3 * 5  # evaluations, initialisations, seeds
+    (collect,) = [node for node in nodes if node.stage == "collect"]
+    assert (collect.after, set(collect.parents)) == ("any", {node.key for node in runs})
+    for node in runs:
+        start = node.key.split("/")[1].split("_seed")[0]
+        assert node.parents == ([] if start == "random" else [f"convert/{start}"])
+    pretraining = [node for node in nodes if node.stage == "pretrain"]
+    assert {node.resources["nodes"] for node in pretraining} == {4}
+    small = [node for node in nodes if node.stage in ("convert", "collect")]
+    assert {node.resources["gpus_per_node"] for node in small} == {0}
+    assert [n.stage for n in plan(read("shapes_smoke", []), tmp_path)].count("detection") == 6
+
+
+def test_learning_rates_and_seeds_multiply(tmp_path, config):
+    settings = ["evaluations.coco.learning_rates=[0.02,0.1]", "evaluations.coco.seeds=[3,4]"]
+    nodes = plan(read(str(config), settings), tmp_path)
+    runs = {node.key: node.command for node in nodes if node.stage == "detection"}
+    assert set(runs) == {
+        f"coco/{start}_lr{rate}_seed{seed}"
+        for start in ("intl", "random")
+        for rate in ("0.02", "0.1")
+        for seed in (3, 4)
+    }
+    command = runs["coco/intl_lr0.1_seed4"]
+    assert command[command.index("SOLVER.BASE_LR") + 1] == "0.1"
+    assert command[command.index("--seed") + 1] == "4"
+
+
+def test_small_jobs_go_where_the_site_wants_them(tmp_path, config):
+    site = {
+        "partition": "gpu",
+        "gres": "gpu:a100:4",
+        "small": {"partition": "cpu"},
+        "environment": {"NCCL_IB_HCA": "mlx5"},
+    }
+    nodes = {node.key: node.resources for node in plan(read(str(config), []), tmp_path, site)}
+    assert nodes["collect"]["partition"] == nodes["convert/intl"]["partition"] == "cpu"
+    assert nodes["collect"]["gres"] is None
+    assert nodes["coco/intl_seed0"]["partition"] == "gpu"
+    assert nodes["coco/intl_seed0"]["environment"]["NCCL_IB_HCA"] == "mlx5"
+    assert nodes["coco/intl_seed0"]["environment"]["DETECTRON2_DATASETS"].endswith("datasets0")
+    asked = plan(read(str(config), []), tmp_path, site, partition="other", time=5)
+    assert {node.resources["time"] for node in asked if node.stage == "pretrain"} == {5}
+    assert {node.resources["time"] for node in asked if node.stage == "collect"} == {60}
+
+
+def test_a_dry_run_shows_jobs_and_what_they_wait_for(config, tmp_path):
+    command = (config, "--dry-run", "--cluster=slurm", "--output-dir", tmp_path / "runs")
+    done = run(LAUNCH, dict(os.environ), *command)
+    assert done.returncode == 0, done.stderr
+    assert "# coco/intl_seed0  [after ok: convert/intl]" in done.stdout
+    assert "# collect  [after any: coco/intl_seed0, coco/random_seed0]" in done.stdout
+    assert done.stdout.count("#SBATCH --kill-on-invalid-dep=yes") == 4
+    assert not (tmp_path / "runs").exists()

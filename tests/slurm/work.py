@@ -1,0 +1,75 @@
+"""Nodes whose work is over in an instant, and leaves a run directory as a stage does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from slurm.ledger import Node
+from slurm.resources import checked
+
+# Fails while the file FAIL is beside the run, and holds on while HOLD is.
+SCRIPT = """
+import json, sys, time
+from pathlib import Path
+folder = Path(sys.argv[1])
+while (folder.parent / "HOLD").exists():
+    time.sleep(0.1)
+folder.mkdir(exist_ok=True)
+manifest = json.loads(sys.argv[2])
+failed = (folder.parent / f"FAIL-{folder.name}").exists()
+manifest["status"] = "failed" if failed else "finished"
+with open(folder / "starts", "a") as file:
+    file.write("start\\n")
+(folder / "manifest.json").write_text(json.dumps(manifest))
+if failed:
+    sys.exit("error: asked to fail")
+(folder / "results.json").write_text("{}")
+"""
+MANIFEST = {
+    "schema": 1,
+    "id": "0",
+    "stage": "pretrain",
+    "name": "work",
+    "status": "running",
+    "config": {"optim": {"epochs": 4}},
+    "seed": 0,
+    "inputs": [],
+    "sessions": [],
+}
+
+
+def node(root: Path, name: str, parents=(), cluster="slurm", after="ok", **resources) -> Node:
+    """A node whose job takes as long as Python's start."""
+    wanted = {"cluster": cluster, "gpus_per_node": 0, "cpus_per_gpu": 1, "time": 60, **resources}
+    return Node(
+        key=name,
+        stage="pretrain",
+        target=str(root / name),
+        command=[sys.executable, "-c", SCRIPT, str(root / name), json.dumps(MANIFEST)],
+        resources=dataclasses.asdict(checked(wanted, "test")),
+        parents=list(parents),
+        after=after,
+        folder=str(root),
+        must_finish=True,
+        settings=[name],
+        title="work",
+    )
+
+
+def chain(root: Path, cluster="slurm") -> list[Node]:
+    """One parent, two children that are alike, and one that takes whatever they leave."""
+    return [
+        node(root, "parent", cluster=cluster),
+        node(root, "one", ["parent"], cluster),
+        node(root, "two", ["parent"], cluster),
+        node(root, "last", ["one", "two"], cluster, after="any"),
+    ]
+
+
+def starts(folder: Path) -> int:
+    """How often the node's work was begun."""
+    file = folder / "starts"
+    return len(file.read_text().splitlines()) if file.exists() else 0
