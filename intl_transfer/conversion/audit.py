@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -134,6 +135,7 @@ def _architecture(state: Mapping[str, Tensor]) -> str:
     return "wide_resnet50_2" if wide else name
 
 
+@lru_cache
 def _shapes(architecture: str) -> dict[str, torch.Size]:
     import torchvision
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,12 +19,16 @@ State = dict[str, torch.Tensor]
 STAGES = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool"]
 
 
+@lru_cache
+def _shapes(name: str) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        return {k: v.shape for k, v in getattr(torchvision.models, name)().state_dict().items()}
+
+
 def small_state(seed: int = 0, name: str = "resnet18") -> State:
     """Every tensor of a ResNet in its shape, each of one value of its own: its file is small."""
-    with torch.device("meta"):
-        shapes = {k: v.shape for k, v in getattr(torchvision.models, name)().state_dict().items()}
     state: State = {}
-    for index, (key, shape) in enumerate(shapes.items()):
+    for index, (key, shape) in enumerate(_shapes(name).items()):
         if key.startswith("fc."):
             continue
         value = (

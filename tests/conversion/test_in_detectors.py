@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+
+import numpy as np
 import pytest
 import torch
 
@@ -80,6 +83,26 @@ def test_a_whole_detector_gives_its_backbone_back(converted, tmp_path):
     for key, tensor in state.items():
         if not key.endswith("num_batches_tracked"):
             assert torch.equal(back[key], tensor), key
+
+
+def test_a_pickle_for_detectron2s_own_reader(tmp_path):
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    state = backbone_state(seed=4)
+    torch.save(state, tmp_path / "in.pth")
+    report = convert(tmp_path / "in.pth", tmp_path / "out.pkl")
+    assert max(report["parity"].values()) <= 1e-5
+    with open(tmp_path / "out.pkl", "rb") as file:
+        content = pickle.load(file)
+    assert (content["__author__"], content["matching_heuristics"]) == ("intl-transfer", True)
+    assert all(type(value) is np.ndarray for value in content["model"].values())
+    model = detector(report, "C4")
+    DetectionCheckpointer(model).load(str(tmp_path / "out.pkl"))
+    expected = to_detectron2(state)
+    assert torch.equal(model.roi_heads.res5[1].conv2.weight, expected["res5.1.conv2.weight"])
+    assert load_backbone(tmp_path / "out.pkl").keys() == {
+        key for key in state if not key.endswith("num_batches_tracked")
+    }
 
 
 def test_a_wrong_stride_setting_shows_from_res3_on(converted, monkeypatch):
