@@ -31,6 +31,7 @@ def build_study(root: Path, seeds: int = 3, pictures: bool = True) -> Path:
     for method, ap in (("INTL", 57.4), ("random init", 33.6)):
         for seed in range(seeds):
             detection(root, method, seed, ap, layout="voc", pictures=False)
+    evaluation(root, 73.1)
     detection(root, "INTL", 7, 0, status="running", share=0.4)
     failed = detection(root, "INTL", 8, 0, status="failed", share=0.2)
     (failed / "log.txt").write_text(
@@ -306,6 +307,32 @@ def detection(
     write_json(folder / "curves.json", precision_recall(ap, tasks))
     if pictures:
         write_predictions(folder, rng)
+    return folder
+
+
+def evaluation(root: Path, top1: float) -> Path:
+    """A linear classification of the frozen backbone of the first pretraining run."""
+    folder = root / "evaluation" / "linear"
+    folder.mkdir(parents=True)
+    protocol = {"epochs": 100, "batch_size": 256, "lr": 0.2}
+    made = manifest("linear INTL", "evaluation", config_name="linear", config={"optim": protocol})
+    write_json(folder / "manifest.json", made)
+    write_lines(folder, [{"step": s, "loss": 4.0 / s, "top1": top1 - 10 / s} for s in range(1, 99)])
+    parent = "pretrain INTL"
+    origin = {"id": sha(parent)[:32], "name": parent, "epochs": 200, "dataset": "imagenet"}
+    provenance = {"source_sha256": sha(f"backbone {parent}"), "pretrain_run": origin}
+    results = {
+        "stage": "evaluation",
+        "kind": "linear",
+        "dataset": {"name": "imagenet"},
+        "architecture": {"backbone": "resnet50"},
+        "protocol": protocol,
+        "epoch": 100,
+        "initialisation": {"kind": "pretrained", "method": "INTL", "provenance": provenance},
+        "seed": 0,
+        "metrics": {"top1": top1, "top5": 91.0},
+    }
+    write_json(folder / "results.json", results)
     return folder
 
 

@@ -271,13 +271,24 @@ def test_a_run_leads_back_to_its_pretraining(visit, report):
     seen.page.locator(".station a", has_text="pretrain INTL").click()
     seen.settle()
     assert seen.page.locator("h1").inner_text() == "pretrain INTL"
-    assert "8 runs" in seen.page.locator(".chain").inner_text()
+    assert "9 runs" in seen.page.locator(".chain").inner_text()
     assert "No collapse alarm" in seen.page.locator(".notice").inner_text()
     seen.go("#/runs")
     seen.page.get_by_role("link", name="intl_lr2").click()
     seen.settle()
     assert "Collapse alarm at" in seen.page.locator(".notice.is-bad").inner_text()
     assert seen.page.locator(".reference").count() == 2
+
+
+def test_an_evaluation_has_its_page_and_its_row(visit, report):
+    seen = visit(report)
+    row = seen.page.locator("tr", has_text="73.1").first
+    row.get_by_role("link", name="INTL").click()
+    seen.page.get_by_role("link", name="linear INTL").click()
+    seen.settle()
+    assert seen.texts(".station-kind")[-2:] == ["evaluation run", "row of the table"]
+    assert seen.texts(".chart-title") == ["Loss", "top1"]
+    assert "73.10\t91.00" in seen.page.locator("table.results").first.inner_text()
 
 
 def test_boxes_and_masks_are_shown_as_wished(visit, report):

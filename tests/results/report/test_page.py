@@ -37,7 +37,7 @@ def test_one_file_that_names_no_other(report):
 def test_every_run_has_its_part_and_tables_name_only_these(report):
     page = report.read_text()
     overview = part(page, "overview")
-    assert len(overview["runs"]) == 20
+    assert len(overview["runs"]) == 21
     for key in overview["runs"]:
         assert part(page, f"run-{key}")["series"]["curves"]
     named = {key for table in overview["tables"] for row in table["rows"] for key in row["runs"]}

@@ -99,7 +99,7 @@ function seedChart(title, items, options = {}) {
     const pad = (high - low) * 0.06;
     const box = { left: room + 6, right: width - 64, top: 4, bottom: 4 + items.length * step };
     const at = linear(low - pad, high + pad, box.left, box.right);
-    return s("svg", { viewBox: `0 0 ${width} ${box.bottom + 34}`, width: "100%", role: "img", "aria-label": `${title}: ${items.map((i) => `${i.name} ${fixed(i.mean, 1)}`).join(", ")}` },
+    return s("svg", { viewBox: `0 0 ${width} ${box.bottom + 34}`, width: "100%", role: "group", "aria-label": `${title}: ${items.map((i) => `${i.name} ${fixed(i.mean, 1)}`).join(", ")}` },
       upright(ticks(low - pad, high + pad, Math.max(2, Math.floor(width / 100))), at, box),
       s("text", { class: "axis-name", x: box.right, y: box.bottom + 30, "text-anchor": "end" }, options.x || ""),
       items.map((item, i) => {

@@ -112,6 +112,9 @@ function pretrainingCurves(key) {
   ].filter(Boolean);
 }
 
+/** Of a stage that is not known here: all there is. */
+const otherCurves = (key) => byImportance(curveNames(key)).slice(0, 12).map((name) => single(key, [name], curveName(name)));
+
 /** What tells whether the embeddings keep their directions. */
 function spectrumCurves(key) {
   const { collapse } = details(key);

@@ -24,7 +24,7 @@ function pretrainingStations(key, run, from) {
   return [
     station("pretraining run", run.name, [run.config_name, run.dataset], "here"),
     station("backbone", from.backbone_file || "not written yet", [hashFact(from.backbone_sha256)], from.backbone_sha256 ? "" : "missing"),
-    station("detection runs", children.length ? several(children.length, "run") : "none among the folders read",
+    station("made of it", children.length ? several(children.length, "run") : "none among the folders read",
       children.slice(0, 12).map(([child]) => runLink(child)).concat(children.length > 12 ? [`and ${children.length - 12} more`] : []), children.length ? "" : "missing"),
     rows.length > 0 && station("table", several(rows.length, "row"), rows.map(({ table, row }) => h("a", { href: `#/row/${row.key}` }, table.title))),
   ];
@@ -33,7 +33,7 @@ function pretrainingStations(key, run, from) {
 function detectionStations(key, run, from) {
   const row = tableOf(run.row);
   const end = [
-    station("detection run", run.name, [run.config_name, `seed ${run.seed}`, run.schedule && `schedule ${run.schedule}`], "here"),
+    station(`${run.stage} run`, run.name, [run.config_name, `seed ${run.seed}`, run.schedule && `schedule ${run.schedule}`], "here"),
     row ? station("row of the table", h("a", { href: `#/row/${run.row}` }, row.row.method), [row.table.title, `n = ${row.row.n}`])
       : station("row of the table", "none", [run.status === "finished" ? "not used" : `the run is ${run.status}`], "missing"),
   ];
@@ -54,7 +54,7 @@ function detectionStations(key, run, from) {
   return [
     first,
     from.source_sha256 && station("backbone", from.source_format || "file", [hashFact(from.source_sha256), from.branch && `branch ${from.branch}`, from.source_path && h("span", { class: "path" }, from.source_path)]),
-    from.source_sha256 && station("conversion", "intl-transfer convert", [from.backbone && `${from.backbone} → Detectron2`]),
+    from.weights_sha256 && from.source_sha256 && station("conversion", "intl-transfer convert", [from.backbone && `${from.backbone} → Detectron2`]),
     from.weights_sha256 && station("weights", from.weights_path ? from.weights_path.split("/").at(-1) : "file", [hashFact(from.weights_sha256), from.weights_path && h("span", { class: "path" }, from.weights_path)]),
     ...end,
   ];

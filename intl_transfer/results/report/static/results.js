@@ -160,7 +160,7 @@ function overviewPage() {
   const anyPublished = DATA.tables.some((table) => table.rows.some((row) => row.published));
   return [
     heading(1, "Results"),
-    h("ul", { class: "counts", "aria-label": "Runs found" }, counts()),
+    h("ul", { class: "counts", "aria-label": "Runs found" }, counts(), h("li", { class: "built" }, `built ${when(DATA.built)}`)),
     DATA.tables.length ? h("div", { class: "toolbar", role: "search" },
       filterField("Filter rows", place.filter, (words) => { place.filter = words; place.keep(); apply(); }),
       choice("Digits", [["0", "0"], ["1", "1"], ["2", "2"], ["3", "3"]], String(place.digits), change("digits", Number)),

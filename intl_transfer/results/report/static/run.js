@@ -130,7 +130,7 @@ function runPage(key) {
   if (!run) return missingPage("run");
   const pretraining = run.stage === "pretrain";
   const detail = details(key);
-  const charts = pretraining ? pretrainingCurves(key) : detectionCurves(key);
+  const charts = (own({ pretrain: pretrainingCurves, detection: detectionCurves }, run.stage) || otherCurves)(key);
   const words = [run.reason !== detail.error ? run.reason : null, run.status !== "finished" ? progress(run) : null].filter(Boolean);
   return [
     h("p", { class: "crumbs" }, h("a", { href: "#/runs" }, "Runs"), " / ", run.config_name),
