@@ -57,8 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(command_parser)
+    options, unknown = command_parser.parse_known_args(parsed.rest)
+    if unknown:
+        known = [name for action in command_parser._actions for name in action.option_strings]
+        hint = did_you_mean(unknown[0].partition("=")[0], known)
+        command_parser.error(f"unrecognized arguments: {' '.join(unknown)}.{hint}")
     try:
-        return int(module.run(command_parser.parse_args(parsed.rest)))
+        return int(module.run(options))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -175,33 +175,42 @@ def _folders(
     root: Path, visited: set[tuple[int, int]], problems: list[str]
 ) -> Iterator[tuple[Path, dict[str, os.stat_result]]]:
     """Folders that hold a run, each once, with what ``stat`` says of the files that matter."""
-
-    def unreadable(error: OSError) -> None:
-        problems.append(f"left out: {error.filename} cannot be read: {error.strerror}")
-
-    wanted = {MANIFEST, RESULTS, *foreign.FILES}
-    for name, inner, names in os.walk(root, onerror=unreadable):
-        # Snapshots that file servers keep (.snapshot), and what tools hide, are no runs.
-        inner[:] = sorted(folder for folder in inner if not folder.startswith("."))
-        ours = [file for file in foreign.OURS if file in names]
-        if not ours and not foreign.looks_foreign(dict.fromkeys(names)):
-            continue
-        inner.clear()  # nothing below a run directory is another run
-        files = {}
+    waiting = [str(root)]
+    while waiting:
+        folder = waiting.pop()
         try:
-            where = os.stat(name)
-            for file in wanted.intersection(names):
-                files[file] = os.stat(os.path.join(name, file))
-        except OSError as error:  # removed meanwhile, or a link to nothing
-            problems.append(f"left out: {error.filename} cannot be read: {error.strerror}")
-            continue
-        if MANIFEST in files:  # ours, whatever Detectron2 left beside it
-            files = {file: files[file] for file in (MANIFEST, RESULTS) if file in files}
-        elif ours:  # copied half
-            files = {}
-        if (where.st_dev, where.st_ino) not in visited:
-            visited.add((where.st_dev, where.st_ino))
-            yield Path(name), files
+            with os.scandir(folder) as found:
+                entries = {entry.name: entry for entry in found}
+            if any(name in entries for name in foreign.OURS) or foreign.looks_foreign(entries):
+                # Nothing below a run directory is another run.
+                where = os.stat(folder)
+                if (where.st_dev, where.st_ino) not in visited:
+                    visited.add((where.st_dev, where.st_ino))
+                    yield Path(folder), _files_that_matter(entries)
+                continue
+            # Snapshots that file servers keep (.snapshot), and what tools hide, are no runs.
+            inner = [e for name, e in entries.items() if name[0] != "." and _is_searched(e)]
+            waiting += sorted((entry.path for entry in inner), reverse=True)
+        except OSError as error:  # no permission, removed meanwhile, a link to nothing
+            name = error.filename or folder
+            problems.append(f"left out: {name} cannot be read: {error.strerror}")
+
+
+def _is_searched(entry: os.DirEntry[str]) -> bool:
+    """Folders, and links to run directories; other links could lead round in circles."""
+    if entry.is_symlink():
+        return os.path.exists(os.path.join(entry.path, MANIFEST))
+    return entry.is_dir()
+
+
+def _files_that_matter(entries: Mapping[str, os.DirEntry[str]]) -> dict[str, os.stat_result]:
+    if MANIFEST in entries:  # ours, whatever Detectron2 left beside it
+        wanted: tuple[str, ...] = (MANIFEST, RESULTS)
+    elif any(name in entries for name in foreign.OURS):  # copied half
+        wanted = ()
+    else:
+        wanted = foreign.FILES
+    return {name: entries[name].stat() for name in wanted if name in entries}
 
 
 def _own(

@@ -94,7 +94,7 @@ def build(
         write_folder(found, tables, Path(arguments.out), _rendering(arguments), refresh, cache)
         return 0
     if not tables:
-        print("no finished detection run, evaluation or k-NN figure found", file=sys.stderr)
+        print("no finished detection run found, and no evaluation or k-NN figure", file=sys.stderr)
         return 1
     _write(tables, form, arguments)
     return 0

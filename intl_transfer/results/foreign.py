@@ -82,9 +82,13 @@ def read_foreign(
             f"{path / CONFIG} is not a whole Detectron2 configuration ({error!r})"
         ) from None
     name, number = _named(path.name)
-    seed = int(given.get("seed", seed if seed >= 0 else number))
+    try:
+        seed = int(given.get("seed", seed if seed >= 0 else number))
+    except (TypeError, ValueError):
+        found = given.get("seed")
+        raise UserError(f"{path / LABEL}: seed is {found!r}, expected a number") from None
     metrics, source = _final_metrics(path, files, str(test[0]), iterations)
-    method = label or given.get("method") or name
+    method = label or str(given.get("method") or name)
     manifest: dict[str, Any] = {
         "schema": 1,
         "id": "",

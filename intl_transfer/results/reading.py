@@ -140,8 +140,8 @@ def _alive(path: Path, stalled_after: float) -> tuple[str, str]:
                 os.kill(int(words[1]), 0)
             except ProcessLookupError:
                 return "stalled", f"its process {words[1]} has ended without a word"
-            except OSError:
-                pass
+            except (OSError, OverflowError):
+                pass  # another user's, or no number of a process
     except OSError:
         pass
     times = []

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import time
 
 import pytest
@@ -84,18 +85,18 @@ def test_a_silent_run_is_stalled(tmp_path):
 
 def test_a_run_whose_process_has_gone_is_stalled_at_once(tmp_path):
     run = begin(tmp_path, "run")
-    process = os.fork()
-    if process == 0:
-        os._exit(0)
-    os.waitpid(process, 0)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    process = ended.pid
     (run.path / LOCK).write_text(f"process {process} on {socket.gethostname()}\n")
     assert collect([tmp_path]).unfinished == [
         (run.path, f"stalled (its process {process} has ended without a word)")
     ]
     (run.path / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
     assert states(collect([tmp_path])) == {"run": "running"}
-    (run.path / LOCK).write_text(f"process {process} on another-host\n")
-    assert states(collect([tmp_path])) == {"run": "running"}
+    for words in (f"{process} on another-host", f"{'9' * 30} on {socket.gethostname()}"):
+        (run.path / LOCK).write_text(f"process {words}\n")
+        assert states(collect([tmp_path])) == {"run": "running"}
 
 
 def test_of_copies_the_one_that_is_further_counts(tmp_path):
@@ -228,6 +229,17 @@ def test_nothing_is_counted_twice(tmp_path):
     assert not found.problems
     shutil.copytree(tmp_path / "a", tmp_path / ".snapshot" / "a")
     assert len(collect([tmp_path]).entries) == 1
+
+
+def test_links_to_run_directories_are_followed_and_no_others(tmp_path):
+    """As where single runs were moved to another disk."""
+    detection_run(tmp_path / "scratch", "run")
+    (tmp_path / "runs" / "deep").mkdir(parents=True)
+    (tmp_path / "runs" / "deep" / "run").symlink_to(tmp_path / "scratch" / "run")
+    (tmp_path / "runs" / "deep" / "circle").symlink_to(tmp_path / "runs")
+    found = collect([tmp_path / "runs"])
+    assert [run.path for run in found.runs] == [tmp_path / "runs" / "deep" / "run"]
+    assert not found.problems
 
 
 def test_a_path_that_does_not_exist(tmp_path):

@@ -33,7 +33,7 @@ def refused(capsys, *arguments):
 def test_tables_on_the_way_out(tmp_path, capsys):
     status, _, err = collect(capsys, tmp_path)
     assert status == 1
-    assert "no finished detection run, evaluation or k-NN figure found" in err
+    assert "no finished detection run found" in err
     detection_run(tmp_path, "run")
     status, out, err = collect(capsys, tmp_path, "--format", "console")
     assert status == 0
@@ -108,6 +108,8 @@ def test_a_template(standard, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
+        (["--publishd"], "unrecognized arguments: --publishd. Did you mean '--published'"),
+        (["--colums=box"], "Did you mean '--columns'"),
         (["--format", "latx"], "no 'latx'. Did you mean 'latex'?"),
         (["--layout", "papr"], "no 'papr'. Did you mean 'paper'?"),
         (["--spread", "bootstap"], "Did you mean 'bootstrap'?"),

@@ -160,6 +160,8 @@ def test_labels(tmp_path):
     assert run.seed == 4
     run = only(collect([tmp_path], {folder: "mine"}))
     assert run.initialisation[1] == "mine"
+    (folder / "label.yaml").write_text("method: 3\nseed: many\n")
+    assert "seed is 'many', expected a number" in collect([tmp_path]).problems[0]
     with pytest.raises(UserError, match=r"--label: no Detectron2 folder at .*absent"):
         collect([tmp_path], {tmp_path / "absent": "x"})
 
