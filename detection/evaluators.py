@@ -63,16 +63,18 @@ class CocoEvaluator(DatasetEvaluator):
         self._folder = Path(output_dir) if output_dir else None
         with contextlib.redirect_stdout(io.StringIO()):
             self._truth = COCO(MetadataCatalog.get(name).json_file)
-        self._found: list[dict[str, Any]] = []
+        self.reset()
 
     def reset(self) -> None:
         """Forgets all detections."""
-        self._found = []
+        self._found: list[dict[str, Any]] = []
+        self._masks = False
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Takes the detections of some images."""
         for one, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to("cpu")
+            self._masks |= instances.has("pred_masks")  # also where nothing was found
             self._found.extend(instances_to_coco_json(instances, one["image_id"]))
 
     def evaluate(self) -> dict[str, Any]:
@@ -81,11 +83,13 @@ class CocoEvaluator(DatasetEvaluator):
         Each task has the twelve figures of :data:`detection.coco_figures.FIGURES` and
         ``AP-CLASS``; what does not exist is NaN. Nothing detected scores 0.
         """
-        gathered = comm.gather(self._found, dst=0)
+        gathered = comm.gather((self._found, self._masks), dst=0)
         if not comm.is_main_process():
             return {}
         ids, classes = _categories(self._name)
-        found = [{**d, "category_id": ids[d["category_id"]]} for d in itertools.chain(*gathered)]
+        found = [
+            {**d, "category_id": ids[d["category_id"]]} for share, _ in gathered for d in share
+        ]
         if self._folder is not None:
             _write(results_file(self._folder, self._name), found)
         if "annotations" not in self._truth.dataset:
@@ -93,7 +97,7 @@ class CocoEvaluator(DatasetEvaluator):
             return {}
         results: dict[str, Any] = {}
         curves: dict[str, Any] = {}
-        for task in ("bbox", *(["segm"] if any("segmentation" in d for d in found) else [])):
+        for task in ("bbox", *(["segm"] if any(masks for _, masks in gathered) else [])):
             began = time.perf_counter()
             figures = coco_figures.coco_figures(self._truth, found, task)
             _LOG.info(

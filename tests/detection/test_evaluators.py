@@ -119,10 +119,13 @@ def test_coco_without_any_detection(registered, tmp_path):
     empty = Instances((128, 128))
     empty.pred_boxes, empty.scores = Boxes(torch.zeros(0, 4)), torch.zeros(0)
     empty.pred_classes = torch.zeros(0, dtype=torch.int64)
+    empty.pred_masks = torch.zeros(0, 128, 128, dtype=torch.bool)
     results = evaluated(build_evaluator(name, None), records, [{"instances": empty}] * len(records))
-    box = summarise(results, name)["box"]
-    assert (box["AP"], box["AR100"]) == (0, 0)
-    assert set(box["per_class"].values()) <= {0, None}
+    metrics = summarise(results, name)
+    assert list(metrics) == ["box", "mask"]
+    for figures in metrics.values():
+        assert (figures["AP"], figures["AR100"]) == (0, 0)
+        assert set(figures["per_class"].values()) <= {0, None}
 
 
 def test_images_without_annotations_are_written_not_scored(registered, tmp_path):
