@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from intl_transfer.results.collect import TASKS, Run
-from intl_transfer.results.protocol import split
+from intl_transfer.results.protocol import in_words, split
 from intl_transfer.results.rows import Figures, Part, Row, Table
 from intl_transfer.results.statistics import summarise
 
 LrSelection = Literal["separate", "best"]
 CHOSEN = "chosen for each row"
+_FREEZE_AT = "MODEL.BACKBONE.FREEZE_AT"
 FOREIGN_NOTE = (
     "foreign: read from Detectron2's own files in a folder that this project did not write; what "
     "weights it began from was not verified"
@@ -42,11 +43,15 @@ def measured_tables(runs: Sequence[Run], lr_selection: LrSelection = "separate")
     return tables
 
 
-def _table(key: tuple[str, ...], differing: str, runs: Sequence[Run]) -> Table:
+def _table(key: tuple[str, ...], differing: dict[str, str], runs: Sequence[Run]) -> Table:
     name, architecture, schedule, iterations, batch, lr, further = key
     tasks = tuple(task for task in TASKS if any(task in run.results["metrics"] for run in runs))
-    said = ", ".join(text for text in (further, differing) if text)
-    part = Part(name, architecture, schedule, tasks, iterations, batch, lr, said)
+    frozen = _frozen(runs[0])
+    if frozen:
+        differing = {**differing, _FREEZE_AT: str(frozen)}  # said also where nothing else is
+    said = ", ".join(text for text in (further, in_words(differing)) if text)
+    standard = not frozen and not further and set(differing) <= {_FREEZE_AT}
+    part = Part(name, architecture, schedule, tasks, iterations, batch, lr, said, standard)
     groups: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
     for run in runs:
         groups[run.initialisation].append(run)
@@ -56,6 +61,14 @@ def _table(key: tuple[str, ...], differing: str, runs: Sequence[Run]) -> Table:
         rows.append(make_row(chosen, tasks, (note,) if note else ()))
     rows.sort(key=lambda row: -rank(row, tasks))
     return Table(part.title, tasks, rows, name, architecture, schedule, parts=(part,))
+
+
+def _frozen(run: Run) -> int:
+    """How many stages of the backbone were not trained; 0 where that is not known."""
+    value: Any = run.manifest["config"]
+    for key in _FREEZE_AT.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, int) else 0
 
 
 def make_row(members: Sequence[Run], tasks: Sequence[str], notes: tuple[str, ...] = ()) -> Row:

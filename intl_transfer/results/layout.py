@@ -59,12 +59,15 @@ def join(tables: Sequence[Table]) -> list[Table]:
     return [*joined, *(_headed(table) for table in vocs if id(table) not in used)]
 
 
-def _family(table: Table) -> tuple[str, str]:
-    """What is left of the data set's name without layout, year and split; backbone and head."""
+def _family(table: Table) -> tuple[str, str, bool]:
+    """What is left of the data set's name without layout, year and split; backbone and head.
+
+    A detector whose backbone was frozen does not stand beside one that was trained whole.
+    """
     words = table.dataset.lower().split("_")
     known = ("coco", "voc", "val", "test", "minival", "test-dev")
     kept = [word for word in words if word not in known and not word.isdigit()]
-    return "_".join(kept), table.architecture.rsplit(" ", 1)[-1]
+    return "_".join(kept), table.architecture.rsplit(" ", 1)[-1], table.parts[0].standard
 
 
 def _headed(table: Table) -> Table:
@@ -137,13 +140,8 @@ def _takes(table: Table, dataset: str, schedule: str) -> bool:
     for part in table.parts:
         if (part.dataset, part.schedule) != (dataset, schedule):
             continue
-        frozen = any(
-            (run.manifest["config"].get("MODEL") or {}).get("BACKBONE", {}).get("FREEZE_AT")
-            for row in table.rows
-            for run in row.runs
-        )
-        standard = part.lr in ("0.02", CHOSEN) and not part.further and not frozen
-        return standard and part.architecture.endswith("resnet50-C4")
+        usual = part.standard and part.lr in ("0.02", CHOSEN)
+        return usual and part.architecture.endswith("resnet50-C4")
     return False
 
 

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 # architecture and the seed of the results say already.
 _FREE = (
     "OUTPUT_DIR", "SEED", "VERSION", "CUDNN_BENCHMARK", "VIS_PERIOD", "GLOBAL.",
-    "FLOAT32_PRECISION",
-    "MODEL.WEIGHTS", "MODEL.DEVICE", "DATALOADER.", "SOLVER.CHECKPOINT_PERIOD",
-    "TEST.EVAL_PERIOD", "TEST.EXPECTED_RESULTS", "SOLVER.BASE_LR", "SOLVER.IMS_PER_BATCH",
-    "SOLVER.MAX_ITER", "SOLVER.REFERENCE_WORLD_SIZE", "DATASETS.PROPOSAL_FILES_",
+    "FLOAT32_PRECISION", "CUSTOM_DATASETS", "MODEL.WEIGHTS", "MODEL.DEVICE", "DATALOADER.",
+    "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD", "TEST.EXPECTED_RESULTS", "SOLVER.BASE_LR",
+    "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.REFERENCE_WORLD_SIZE",
+    "DATASETS.PROPOSAL_FILES_",
     # These belong to the weights, not to the protocol: a row brings its own.
     "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.FORMAT", "MODEL.RESNETS.STRIDE_IN_1X1",
 )  # fmt: skip
@@ -45,7 +45,7 @@ def fingerprint(run: Run) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def split(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+def split(runs: Sequence[Run]) -> list[tuple[dict[str, str], list[Run]]]:
     """Runs of one schedule in groups whose settings agree.
 
     A setting that only some of the configurations have (another version's) tells nothing unless
@@ -55,8 +55,8 @@ def split(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
         runs: that share data, architecture and schedule.
 
     Returns:
-        For each group the settings in which it differs from the others ("" where there is one
-        group only), and its runs.
+        For each group the settings in which the groups differ, with this one's values, and its
+        runs.
     """
     configs = [settings(run.manifest["config"]) for run in runs]
     values: dict[str, set[str]] = {}
@@ -67,13 +67,14 @@ def split(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
     groups: dict[tuple[str | None, ...], list[Run]] = {}
     for run, config in zip(runs, configs, strict=True):
         groups.setdefault(tuple(config.get(key) for key in differing), []).append(run)
-    named = []
-    for values_of, members in groups.items():
-        parts = [
-            f"{name} {value}"
-            for name, value in zip(differing, values_of, strict=True)
-            if value is not None
-        ]
-        shown = parts if len(parts) <= 4 else [*parts[:4], f"and {len(parts) - 4} more settings"]
-        named.append((", ".join(shown), members))
-    return named
+    return [
+        ({k: v for k, v in zip(differing, found, strict=True) if v is not None}, members)
+        for found, members in groups.items()
+    ]
+
+
+def in_words(differing: dict[str, str]) -> str:
+    """Settings as a title names them, the first four of many."""
+    parts = [f"{name} {value}" for name, value in differing.items()]
+    shown = parts if len(parts) <= 4 else [*parts[:4], f"and {len(parts) - 4} more settings"]
+    return ", ".join(shown)

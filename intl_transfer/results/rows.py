@@ -73,6 +73,7 @@ class Part:
         batch: size.
         lr: base learning rate, or ``chosen for each row``.
         further: settings beyond these in which it differs from its neighbours, or "".
+        standard: False where these are known not to be those of the MoCo protocol.
     """
 
     dataset: str
@@ -83,6 +84,7 @@ class Part:
     batch: str = ""
     lr: str = ""
     further: str = ""
+    standard: bool = True
 
     @property
     def title(self) -> str:

@@ -186,6 +186,22 @@ def test_published_rows_keep_away_from_what_is_not_the_standard(tmp_path):
         assert len({row.published for row in table.rows}) == 1, table.title
 
 
+def test_a_frozen_variant_beside_it_does_not_keep_published_rows_from_the_standard(tmp_path):
+    for name, stages in (("standard", 0), ("frozen", 5)):
+        detection_run(tmp_path, name, config={"MODEL": {"BACKBONE": {"FREEZE_AT": stages}}})
+    tables = [table for table in tables_of(tmp_path, True) if table.parts]
+    assert {
+        table.parts[0].further: any(row.published for row in table.rows) for table in tables
+    } == {"MODEL.BACKBONE.FREEZE_AT 0": True, "MODEL.BACKBONE.FREEZE_AT 5": False}
+    detection_run(tmp_path, "voc", layout="voc", config={"MODEL": {"BACKBONE": {"FREEZE_AT": 5}}})
+    joined = {table.tasks: table.title for table in tables_of(tmp_path)}
+    assert joined["box", "mask", "voc"].count("FREEZE_AT 5") == 2
+    assert "FREEZE_AT 0" in joined["box", "mask"]
+    # Alone, it is named too.
+    frozen = tables_of(tmp_path / "frozen")
+    assert "MODEL.BACKBONE.FREEZE_AT 5" in frozen[0].title
+
+
 def test_the_published_file_is_sound():
     content = read_published()
     for entry in content["detection"]:
