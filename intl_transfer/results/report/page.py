@@ -24,12 +24,14 @@ PAGE = "index.html"
 SCRIPTS = (
     "core.js",
     "scale.js",
+    "readout.js",
     "lines.js",
     "bars.js",
     "copy.js",
     "tables.js",
     "results.js",
     "curves.js",
+    "rows.js",
     "provenance.js",
     "pictures.js",
     "run.js",
@@ -37,7 +39,16 @@ SCRIPTS = (
     "runs.js",
     "app.js",
 )
-STYLES = ("theme.css", "layout.css", "parts.css", "print.css")
+STYLES = (
+    "theme.css",
+    "layout.css",
+    "parts.css",
+    "tables.css",
+    "charts.css",
+    "pictures.css",
+    "narrow.css",
+    "print.css",
+)
 
 
 def write_report(

@@ -12,13 +12,16 @@ const ROUTES = {
 const main = document.getElementById("main");
 
 function route() {
-  return location.hash.replace(/^#\/?/, "").split("/").map((part) => {
-    try {
-      return decodeURIComponent(part);
-    } catch {
-      return part;
-    }
-  });
+  return location.hash
+    .replace(/^#\/?/, "")
+    .split("/")
+    .map((part) => {
+      try {
+        return decodeURIComponent(part);
+      } catch {
+        return part;
+      }
+    });
 }
 
 function show(first) {
@@ -29,12 +32,14 @@ function show(first) {
   const title = main.querySelector("h1");
   document.title = `${title ? title.textContent : "Results"} · Transfer results`;
   document.querySelectorAll("#nav a").forEach((link) => {
-    const active = link.getAttribute("href") === `#/${name === "run" ? "runs" : name === "row" ? "" : name}`;
+    const active =
+      link.getAttribute("href") === `#/${name === "run" ? "runs" : name === "row" ? "" : name}`;
     if (active) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   });
   if (first) {
-    if (place.at === location.hash) requestAnimationFrame(() => requestAnimationFrame(() => scrollTo(0, place.scroll)));
+    if (place.at === location.hash)
+      requestAnimationFrame(() => requestAnimationFrame(() => scrollTo(0, place.scroll)));
   } else {
     scrollTo(0, 0);
     title?.setAttribute("tabindex", "-1");
@@ -42,14 +47,37 @@ function show(first) {
   }
 }
 
-const waiting = Object.values(DATA.runs).filter((run) => !["finished", "superseded"].includes(run.status)).length + DATA.problems.length;
-document.getElementById("nav").append(...[["#/", "Results"], ["#/runs", "Runs"], ["#/compare", "Compare"], ["#/left-out", "Not in the tables"]]
-  .map(([href, name]) => h("a", { href }, name, href === "#/left-out" && waiting > 0 && h("span", { class: "pill" }, waiting))));
+const waiting =
+  Object.values(DATA.runs).filter((run) => !["finished", "superseded"].includes(run.status))
+    .length + DATA.problems.length;
+document.getElementById("nav").append(
+  ...[
+    ["#/", "Results"],
+    ["#/runs", "Runs"],
+    ["#/compare", "Compare"],
+    ["#/left-out", "Not in the tables"],
+  ].map(([href, name]) =>
+    h(
+      "a",
+      { href },
+      name,
+      href === "#/left-out" && waiting > 0 && h("span", { class: "pill" }, waiting),
+    ),
+  ),
+);
 
 // -- theme: as the system says, or light, or dark ------------------------------------------
 
 const THEMES = { auto: "light", light: "dark", dark: "auto" };
-const themeButton = h("button", { type: "button", class: "small", click: () => { choices.theme = own(THEMES, choices.theme) || "auto"; choices.keep(); setTheme(); } });
+const themeButton = h("button", {
+  type: "button",
+  class: "small",
+  click: () => {
+    choices.theme = own(THEMES, choices.theme) || "auto";
+    choices.keep();
+    setTheme();
+  },
+});
 function setTheme() {
   const theme = own(THEMES, choices.theme) ? choices.theme : "auto";
   if (theme === "auto") document.documentElement.removeAttribute("data-theme");
@@ -72,28 +100,65 @@ history.scrollRestoration = "manual";
 /** Whether a reload would take something out of somebody's hands. */
 function busy() {
   const active = document.activeElement;
-  return document.hidden || document.querySelector("dialog[open]") || /^(INPUT|SELECT|TEXTAREA)$/.test(active?.tagName || "") || !getSelection().isCollapsed;
+  return (
+    document.hidden ||
+    document.querySelector("dialog[open]") ||
+    /^(INPUT|SELECT|TEXTAREA)$/.test(active?.tagName || "") ||
+    !getSelection().isCollapsed
+  );
 }
 
 const built = h("span", null, `Built ${when(DATA.built)}`);
-document.getElementById("footer").append(built, h("span", null, several(Object.keys(DATA.runs).length, "run"), `, ${several(DATA.tables.length, "table")}`));
+document
+  .getElementById("footer")
+  .append(
+    built,
+    h(
+      "span",
+      null,
+      several(Object.keys(DATA.runs).length, "run"),
+      `, ${several(DATA.tables.length, "table")}`,
+    ),
+  );
 if (DATA.refresh) {
   let live = true;
-  const button = h("button", { type: "button", class: "small live", "aria-pressed": "true", title: `Loads the page anew every ${DATA.refresh} s, unless something is being typed or selected`, click: () => {
-    live = !live;
-    button.setAttribute("aria-pressed", String(live));
-    button.textContent = live ? "Live" : "Paused";
-  } }, "Live");
+  const button = h(
+    "button",
+    {
+      type: "button",
+      class: "small live",
+      "aria-pressed": "true",
+      title: `Loads the page anew every ${DATA.refresh} s, unless something is being typed or selected`,
+      click: () => {
+        live = !live;
+        button.setAttribute("aria-pressed", String(live));
+        button.textContent = live ? "Live" : "Paused";
+      },
+    },
+    "Live",
+  );
   document.getElementById("tools").prepend(button);
   setInterval(() => {
-    if (live && !busy()) { keepPlace(); location.reload(); }
+    if (live && !busy()) {
+      keepPlace();
+      location.reload();
+    }
   }, DATA.refresh * 1000);
 }
 
 // What is folded would be missing on paper.
 let folded = [];
-addEventListener("beforeprint", () => { folded = [...document.querySelectorAll("details.log:not([open])")]; folded.forEach((d) => { d.open = true; }); });
-addEventListener("afterprint", () => folded.forEach((d) => { d.open = false; }));
+addEventListener("beforeprint", () => {
+  folded = [...document.querySelectorAll("details.log:not([open])")];
+  folded.forEach((d) => {
+    d.open = true;
+  });
+});
+addEventListener("afterprint", () =>
+  folded.forEach((d) => {
+    d.open = false;
+  }),
+);
 
 addEventListener("hashchange", () => show(false));
 document.querySelector(".skip").addEventListener("click", (event) => {

@@ -1,57 +1,153 @@
 // Two runs side by side: what was set otherwise, and what came of it.
 
 function compareChooser(a, b) {
-  const options = [["", "choose a run"], ...Object.entries(DATA.runs).map(([key, run]) => [key, `${run.name} (${run.stage})`])];
-  const go = (first, second) => { location.hash = `#/compare/${[first, second].filter(Boolean).join("/")}`; };
-  return h("div", { class: "toolbar" },
-    choice("First", options, a || "", (key) => go(key, b)), choice("Second", options, b || "", (key) => go(a, key)),
-    a && b && h("button", { type: "button", class: "small", click: () => go(b, a) }, "Swap"));
+  const options = [
+    ["", "choose a run"],
+    ...Object.entries(DATA.runs).map(([key, run]) => [key, `${run.name} (${run.stage})`]),
+  ];
+  const go = (first, second) => {
+    location.hash = `#/compare/${[first, second].filter(Boolean).join("/")}`;
+  };
+  return h(
+    "div",
+    { class: "toolbar" },
+    choice("First", options, a || "", (key) => go(key, b)),
+    choice("Second", options, b || "", (key) => go(a, key)),
+    a && b && h("button", { type: "button", class: "small", click: () => go(b, a) }, "Swap"),
+  );
 }
 
-const COMPARABLE = [["stage", "stage"], ["dataset", "data set"], ["detector", "detector"], ["schedule", "schedule"], ["batch_size", "batch size"], ["base_lr", "learning rate"]];
+const COMPARABLE = [
+  ["stage", "stage"],
+  ["dataset", "data set"],
+  ["detector", "detector"],
+  ["schedule", "schedule"],
+  ["batch_size", "batch size"],
+  ["base_lr", "learning rate"],
+];
 
 function comparability(first, second) {
   const differ = COMPARABLE.filter(([field]) => first[field] !== second[field]);
-  if (!differ.length) return h("p", { class: "notice is-ok" }, "Same data, detector and schedule: these figures may be compared. One pair of runs says little without other seeds.");
-  return h("p", { class: "notice is-bad" }, `Not comparable: they differ in ${differ.map(([field, name]) => `${name} (${first[field] ?? "none"} and ${second[field] ?? "none"})`).join(", ")}.`);
+  if (!differ.length)
+    return h(
+      "p",
+      { class: "notice is-ok" },
+      "Same data, detector and schedule: these figures may be compared. One pair of runs says little without other seeds.",
+    );
+  return h(
+    "p",
+    { class: "notice is-bad" },
+    `Not comparable: they differ in ${differ.map(([field, name]) => `${name} (${first[field] ?? "none"} and ${second[field] ?? "none"})`).join(", ")}.`,
+  );
 }
 
 function differenceTable(title, id, left, right, names) {
   const all = [...new Set([...Object.keys(left), ...Object.keys(right)])];
-  const lines = all.map((name) => [name, own(left, name), own(right, name)]).filter(([, x, y]) => x !== y)
-    .map(([name, x, y]) => ({ cells: [cell(name), cell(x ?? "", { class: x === undefined ? "absent" : "" }), cell(y ?? "", { class: y === undefined ? "absent" : "" })] }));
+  const lines = all
+    .map((name) => [name, own(left, name), own(right, name)])
+    .filter(([, x, y]) => x !== y)
+    .map(([name, x, y]) => ({
+      cells: [
+        cell(name),
+        cell(x ?? "", { class: x === undefined ? "absent" : "" }),
+        cell(y ?? "", { class: y === undefined ? "absent" : "" }),
+      ],
+    }));
   const same = all.length - lines.length;
-  if (!lines.length) return section(title, h("p", { class: "empty" }, all.length ? `All ${all.length} agree.` : "Nothing recorded."));
-  const made = sortable({ id, title: `${title}: ${names.join(" and ")}`, class: "facts diff", columns: [{ name: "what" }, { name: names[0] }, { name: names[1] }], blocks: [{ lines }] });
-  return section(title, h("div", { class: "toolbar" }, h("p", { class: "chart-note" }, `${lines.length} differ, ${same} agree.`), copyButtons(made.sheet)), made.node);
+  if (!lines.length)
+    return section(
+      title,
+      h("p", { class: "empty" }, all.length ? `All ${all.length} agree.` : "Nothing recorded."),
+    );
+  const made = sortable({
+    id,
+    title: `${title}: ${names.join(" and ")}`,
+    class: "facts diff",
+    columns: [{ name: "what" }, { name: names[0] }, { name: names[1] }],
+    blocks: [{ lines }],
+  });
+  return section(
+    title,
+    h(
+      "div",
+      { class: "toolbar" },
+      h("p", { class: "chart-note" }, `${lines.length} differ, ${same} agree.`),
+      copyButtons(made.sheet),
+    ),
+    made.node,
+  );
 }
 
 function metricDifference(a, b, names) {
   const [left, right] = [details(a).metrics, details(b).metrics];
-  const flat = (metrics) => Object.fromEntries(Object.entries(metrics).flatMap(([task, found]) => Object.entries(found).map(([name, value]) => [`${taskName(task)} ${name}`, value])));
-  const add = (key) => ({ ...flat(details(key).metrics), ...Object.fromEntries(Object.entries(DATA.runs[key].figures).filter(([name]) => !name.includes("/"))) });
+  const flat = (metrics) =>
+    Object.fromEntries(
+      Object.entries(metrics).flatMap(([task, found]) =>
+        Object.entries(found).map(([name, value]) => [`${taskName(task)} ${name}`, value]),
+      ),
+    );
+  const add = (key) => ({
+    ...flat(details(key).metrics),
+    ...Object.fromEntries(
+      Object.entries(DATA.runs[key].figures).filter(([name]) => !name.includes("/")),
+    ),
+  });
   const [x, y] = [add(a), add(b)];
   const all = [...new Set([...Object.keys(x), ...Object.keys(y)])];
   const digits = place.digits + 1;
   const lines = all.map((name) => {
     const [p, q] = [own(x, name) ?? null, own(y, name) ?? null];
     const known = p !== null && q !== null;
-    return { cells: [cell(curveName(name)), figure(p, digits), figure(q, digits), { value: known ? q - p : null, text: known ? signed(q - p, digits) : "", class: known && !name.includes("loss") ? (q > p ? "up" : q < p ? "down" : "") : "" }] };
+    return {
+      cells: [
+        cell(curveName(name)),
+        figure(p, digits),
+        figure(q, digits),
+        {
+          value: known ? q - p : null,
+          text: known ? signed(q - p, digits) : "",
+          class: known && !name.includes("loss") ? (q > p ? "up" : q < p ? "down" : "") : "",
+        },
+      ],
+    };
   });
   if (!lines.length) return null;
   const made = sortable({
-    id: "compare-metrics", title: `Figures: ${names.join(" and ")}`, class: "results pairs",
-    columns: [{ name: "figure" }, { name: names[0], numeric: true }, { name: names[1], numeric: true }, { name: "difference", numeric: true }], blocks: [{ lines }],
+    id: "compare-metrics",
+    title: `Figures: ${names.join(" and ")}`,
+    class: "results pairs",
+    columns: [
+      { name: "figure" },
+      { name: names[0], numeric: true },
+      { name: names[1], numeric: true },
+      { name: "difference", numeric: true },
+    ],
+    blocks: [{ lines }],
   });
-  const tasks = Object.keys(left).filter((task) => own(right, task) && own(details(a).classes, task) && own(details(b).classes, task));
-  const charts = tasks.map((task) => {
-    const [p, q] = [details(a).classes[task], details(b).classes[task]];
-    const items = [...new Set([...Object.keys(p), ...Object.keys(q)])].map((name) => ({ name, a: own(p, name) ?? null, b: own(q, name) ?? null }));
-    items.sort((m, n) => (n.b ?? 0) - (n.a ?? 0) - ((m.b ?? 0) - (m.a ?? 0)));
-    return items.length ? pairChart(`AP of each class, ${taskName(task)}, %`, items, names) : null;
-  }).filter(Boolean);
+  const tasks = Object.keys(left).filter(
+    (task) => own(right, task) && own(details(a).classes, task) && own(details(b).classes, task),
+  );
+  const charts = tasks
+    .map((task) => {
+      const [p, q] = [details(a).classes[task], details(b).classes[task]];
+      const items = [...new Set([...Object.keys(p), ...Object.keys(q)])].map((name) => ({
+        name,
+        a: own(p, name) ?? null,
+        b: own(q, name) ?? null,
+      }));
+      items.sort((m, n) => (n.b ?? 0) - (n.a ?? 0) - ((m.b ?? 0) - (m.a ?? 0)));
+      return items.length
+        ? pairChart(`AP of each class, ${taskName(task)}, %`, items, names)
+        : null;
+    })
+    .filter(Boolean);
   return [
-    h("section", { class: "card" }, h("div", { class: "card-head" }, heading(2, "Figures"), copyButtons(made.sheet)), made.node),
+    h(
+      "section",
+      { class: "card" },
+      h("div", { class: "card-head" }, heading(2, "Figures"), copyButtons(made.sheet)),
+      made.node,
+    ),
     charts.length > 0 && section("Classes", h("div", { class: "grid-2" }, charts)),
   ];
 }
@@ -60,21 +156,69 @@ function curveDifference(a, b, names) {
   const shared = byImportance(curveNames(a).filter((name) => curveNames(b).includes(name)));
   if (!shared.length) return null;
   const body = h("div");
-  const draw = (name) => body.replaceChildren(lineChart(curveName(name), [a, b].map((key, index) => ({ name: names[index], index, ...curve(key, name) })), { x: unitOf([a]), switchable: /loss|mismatch/.test(name) }));
+  const draw = (name) =>
+    body.replaceChildren(
+      lineChart(
+        curveName(name),
+        [a, b].map((key, index) => ({ name: names[index], index, ...curve(key, name) })),
+        { x: unitOf([a]), switchable: /loss|mismatch/.test(name) },
+      ),
+    );
   draw(shared[0]);
-  return section("Curves", choice("Figure", shared.map((name) => [name, curveName(name)]), shared[0], draw), body);
+  return section(
+    "Curves",
+    choice(
+      "Figure",
+      shared.map((name) => [name, curveName(name)]),
+      shared[0],
+      draw,
+    ),
+    body,
+  );
 }
 
 function comparePage(a, b) {
   const [first, second] = [own(DATA.runs, a), own(DATA.runs, b)];
   const head = [heading(1, "Compare two runs"), compareChooser(first && a, second && b)];
-  if (!first || !second) return [...head, h("p", { class: "empty" }, "Choose two runs here, or tick two in the list of runs.")];
-  const names = first.name === second.name ? [`${first.name} (first)`, `${second.name} (second)`] : [first.name, second.name];
+  if (!first || !second)
+    return [
+      ...head,
+      h("p", { class: "empty" }, "Choose two runs here, or tick two in the list of runs."),
+    ];
+  const names =
+    first.name === second.name
+      ? [`${first.name} (first)`, `${second.name} (second)`]
+      : [first.name, second.name];
   return [
     ...head,
-    h("div", { class: "versus" }, [[a, first, 0], [b, second, 1]].map(([key, run, k]) => h("div", null, pointSwatch(k), runLink(key), " ", badge(run.status), h("div", { class: "path" }, run.path)))),
-    comparability(first, second), metricDifference(a, b, names), curveDifference(a, b, names),
+    h(
+      "div",
+      { class: "versus" },
+      [
+        [a, first, 0],
+        [b, second, 1],
+      ].map(([key, run, k]) =>
+        h(
+          "div",
+          null,
+          pointSwatch(k),
+          runLink(key),
+          " ",
+          badge(run.status),
+          h("div", { class: "path" }, run.path),
+        ),
+      ),
+    ),
+    comparability(first, second),
+    metricDifference(a, b, names),
+    curveDifference(a, b, names),
     differenceTable("Settings", "compare-settings", settings(a), settings(b), names),
-    differenceTable("Environment", "compare-environment", details(a).environment, details(b).environment, names),
+    differenceTable(
+      "Environment",
+      "compare-environment",
+      details(a).environment,
+      details(b).environment,
+      names,
+    ),
   ];
 }

@@ -5,43 +5,85 @@
  *   blocks: {cells: string[], bold: boolean[], italic: boolean, notes: number[]}[][], notes: string[]}} Sheet
  */
 
-const markdownText = (text) => text.replace(/[\\`*_[\]<>|]/g, "\\$&").replace(/[\r\n\u2028\u2029]+/g, " ");
+const markdownText = (text) =>
+  text.replace(/[\\`*_[\]<>|]/g, "\\$&").replace(/[\r\n\u2028\u2029]+/g, " ");
 
 const LATEX = {
-  "\\": "\\textbackslash{}", "&": "\\&", "%": "\\%", $: "\\$", "#": "\\#", _: "\\_", "{": "\\{",
-  "}": "\\}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "<": "\\textless{}",
-  ">": "\\textgreater{}", "|": "\\textbar{}", "±": "$\\pm$", "−": "$-$", "→": "$\\to$", "≈": "$\\approx$", "↑": "$\\uparrow$", "↓": "$\\downarrow$", "≤": "$\\leq$", "≥": "$\\geq$", "\u2028": " ", "\u2029": " ",
+  "\\": "\\textbackslash{}",
+  "&": "\\&",
+  "%": "\\%",
+  $: "\\$",
+  "#": "\\#",
+  _: "\\_",
+  "{": "\\{",
+  "}": "\\}",
+  "~": "\\textasciitilde{}",
+  "^": "\\textasciicircum{}",
+  "<": "\\textless{}",
+  ">": "\\textgreater{}",
+  "|": "\\textbar{}",
+  "±": "$\\pm$",
+  "−": "$-$",
+  "→": "$\\to$",
+  "≈": "$\\approx$",
+  "↑": "$\\uparrow$",
+  "↓": "$\\downarrow$",
+  "≤": "$\\leq$",
+  "≥": "$\\geq$",
+  "\u2028": " ",
+  "\u2029": " ",
 };
-const latexText = (text) => [...text].map((c) => LATEX[c] ?? c).join("").replace(/[\r\n]+/g, " ");
+const latexText = (text) =>
+  [...text]
+    .map((c) => LATEX[c] ?? c)
+    .join("")
+    .replace(/[\r\n]+/g, " ");
 
 /** The notes that visible rows use, numbered anew. */
 function usedNotes(sheet) {
   const used = [...new Set(sheet.blocks.flat().flatMap((row) => row.notes))].sort((a, b) => a - b);
-  const place = new Map(used.map((note, i) => [note, i + 1]));
-  return { texts: used.map((note) => sheet.notes[note - 1]), marks: (row) => row.notes.map((n) => place.get(n)).join(",") };
+  const numbers = new Map(used.map((note, i) => [note, i + 1]));
+  return {
+    texts: used.map((note) => sheet.notes[note - 1]),
+    marks: (row) => row.notes.map((n) => numbers.get(n)).join(","),
+  };
 }
 
 /** @param {Sheet} sheet */
 function asMarkdown(sheet) {
   const { texts, marks } = usedNotes(sheet);
-  const line = (cells) => `| ${cells.join(" | ")} |`;
+  const joined = (cells) => `| ${cells.join(" | ")} |`;
   const lines = [
-    `### ${markdownText(sheet.title)}`, "",
-    line(sheet.columns.map((c) => markdownText(c.group ? `${c.group} ${c.name}` : c.name))),
+    `### ${markdownText(sheet.title)}`,
+    "",
+    joined(sheet.columns.map((c) => markdownText(c.group ? `${c.group} ${c.name}` : c.name))),
     `|${sheet.columns.map((c) => (c.numeric ? "--:" : ":--")).join("|")}|`,
   ];
   for (const row of sheet.blocks.flat()) {
-    lines.push(line(row.cells.map((cell, i) => {
-      let text = markdownText(cell);
-      if (i === 0 && row.italic && text) text = `_${text}_`;
-      if (row.bold[i] && text) text = `**${text}**`;
-      return i === 0 && row.notes.length ? `${text} [${marks(row)}]` : text;
-    })));
+    lines.push(
+      joined(
+        row.cells.map((cell, i) => {
+          let text = markdownText(cell);
+          if (i === 0 && row.italic && text) text = `_${text}_`;
+          if (row.bold[i] && text) text = `**${text}**`;
+          return i === 0 && row.notes.length ? `${text} [${marks(row)}]` : text;
+        }),
+      ),
+    );
   }
-  const italics = sheet.blocks.flat().some((row) => row.italic) ? ["_In italics: published._  "] : [];
-  const bold = sheet.blocks.flat().some((row) => row.bold.some(Boolean)) ? ["**Bold**: best measured mean of its column.  "] : [];
+  const italics = sheet.blocks.flat().some((row) => row.italic)
+    ? ["_In italics: published._  "]
+    : [];
+  const bold = sheet.blocks.flat().some((row) => row.bold.some(Boolean))
+    ? ["**Bold**: best measured mean of its column.  "]
+    : [];
   const legend = (sheet.legend || []).map((line) => `${markdownText(line)}  `);
-  const foot = [...italics, ...bold, ...legend, ...texts.map((note, i) => `[${i + 1}] ${markdownText(note)}  `)];
+  const foot = [
+    ...italics,
+    ...bold,
+    ...legend,
+    ...texts.map((note, i) => `[${i + 1}] ${markdownText(note)}  `),
+  ];
   return `${[...lines, ...(foot.length ? ["", ...foot] : [])].join("\n")}\n`;
 }
 
@@ -50,8 +92,12 @@ function asLatex(sheet) {
   const { texts, marks } = usedNotes(sheet);
   const end = " \\\\";
   const lines = [
-    "% needs \\usepackage{booktabs}", "\\begin{table}", "  \\centering", `  \\caption{${latexText(sheet.title)}}`,
-    `  \\begin{tabular}{${sheet.columns.map((c) => (c.numeric ? "r" : "l")).join("")}}`, "    \\toprule",
+    "% needs \\usepackage{booktabs}",
+    "\\begin{table}",
+    "  \\centering",
+    `  \\caption{${latexText(sheet.title)}}`,
+    `  \\begin{tabular}{${sheet.columns.map((c) => (c.numeric ? "r" : "l")).join("")}}`,
+    "    \\toprule",
   ];
   if (sheet.columns.some((c) => c.group)) {
     const groups = [];
@@ -60,24 +106,41 @@ function asLatex(sheet) {
       if (last && column.group && last.name === column.group) last.span += 1;
       else groups.push({ name: column.group || "", span: 1 });
     }
-    lines.push(`    ${groups.map((g) => (g.name ? `\\multicolumn{${g.span}}{c}{${latexText(g.name)}}` : "")).join(" & ")}${end}`);
+    lines.push(
+      `    ${groups.map((g) => (g.name ? `\\multicolumn{${g.span}}{c}{${latexText(g.name)}}` : "")).join(" & ")}${end}`,
+    );
   }
-  lines.push(`    ${sheet.columns.map((c) => (c.name === "n" ? "$n$" : latexText(c.name))).join(" & ")}${end}`, "    \\midrule");
-  sheet.blocks.filter((block) => block.length).forEach((block, k) => {
-    if (k) lines.push("    \\midrule");
-    for (const row of block) {
-      lines.push(`    ${row.cells.map((cell, i) => {
-        let text = latexText(cell);
-        if (i === 0 && row.italic && text) text = `\\textit{${text}}`;
-        if (row.bold[i] && text) text = `\\textbf{${text}}`;
-        return i === 0 && row.notes.length ? `${text}\\textsuperscript{${marks(row)}}` : text;
-      }).join(" & ")}${end}`);
-    }
-  });
+  lines.push(
+    `    ${sheet.columns.map((c) => (c.name === "n" ? "$n$" : latexText(c.name))).join(" & ")}${end}`,
+    "    \\midrule",
+  );
+  sheet.blocks
+    .filter((block) => block.length)
+    .forEach((block, k) => {
+      if (k) lines.push("    \\midrule");
+      for (const row of block) {
+        lines.push(
+          `    ${row.cells
+            .map((cell, i) => {
+              let text = latexText(cell);
+              if (i === 0 && row.italic && text) text = `\\textit{${text}}`;
+              if (row.bold[i] && text) text = `\\textbf{${text}}`;
+              return i === 0 && row.notes.length ? `${text}\\textsuperscript{${marks(row)}}` : text;
+            })
+            .join(" & ")}${end}`,
+        );
+      }
+    });
   lines.push("    \\bottomrule", "  \\end{tabular}");
-  const bold = sheet.blocks.flat().some((row) => row.bold.some(Boolean)) ? ["\\textbf{Bold}: best measured mean of its column."] : [];
-  [...bold, ...(sheet.legend || []).map(latexText)].forEach((line) => lines.push(`  \\par\\footnotesize ${line}`));
-  texts.forEach((note, i) => lines.push(`  \\par\\footnotesize\\textsuperscript{${i + 1}}${latexText(note)}`));
+  const bold = sheet.blocks.flat().some((row) => row.bold.some(Boolean))
+    ? ["\\textbf{Bold}: best measured mean of its column."]
+    : [];
+  [...bold, ...(sheet.legend || []).map(latexText)].forEach((line) =>
+    lines.push(`  \\par\\footnotesize ${line}`),
+  );
+  texts.forEach((note, i) =>
+    lines.push(`  \\par\\footnotesize\\textsuperscript{${i + 1}}${latexText(note)}`),
+  );
   return `${[...lines, "\\end{table}"].join("\n")}\n`;
 }
 
@@ -100,8 +163,17 @@ function showText(text, what) {
 
 /** A modal window that Escape closes, and that gives the focus back. */
 function openDialog(title, ...children) {
-  const dialog = h("dialog", { "aria-label": title, close: () => dialog.remove() },
-    h("div", { class: "dialog-head" }, h("strong", null, title), h("button", { type: "button", class: "small", click: () => dialog.close() }, "Close")), children);
+  const dialog = h(
+    "dialog",
+    { "aria-label": title, close: () => dialog.remove() },
+    h(
+      "div",
+      { class: "dialog-head" },
+      h("strong", null, title),
+      h("button", { type: "button", class: "small", click: () => dialog.close() }, "Close"),
+    ),
+    children,
+  );
   document.body.append(dialog);
   dialog.showModal();
   return dialog;
@@ -112,13 +184,29 @@ function openDialog(title, ...children) {
  * @param {() => Sheet} sheet
  */
 function copyButtons(sheet) {
-  const button = (name, write) => h("button", {
-    type: "button", class: "small", "aria-label": `Copy as ${name}`, click: async (event) => {
-      const pressed = event.currentTarget;
-      if (!(await toClipboard(write(sheet()), name))) return;
-      pressed.textContent = "Copied";
-      setTimeout(() => { pressed.textContent = name; }, 1400);
-    },
-  }, name);
-  return h("div", { class: "copy" }, h("span", { "aria-hidden": "true" }, "Copy as"), button("Markdown", asMarkdown), button("LaTeX", asLatex));
+  const button = (name, write) =>
+    h(
+      "button",
+      {
+        type: "button",
+        class: "small",
+        "aria-label": `Copy as ${name}`,
+        click: async (event) => {
+          const self = event.currentTarget;
+          if (!(await toClipboard(write(sheet()), name))) return;
+          self.textContent = "Copied";
+          setTimeout(() => {
+            self.textContent = name;
+          }, 1400);
+        },
+      },
+      name,
+    );
+  return h(
+    "div",
+    { class: "copy" },
+    h("span", { "aria-hidden": "true" }, "Copy as"),
+    button("Markdown", asMarkdown),
+    button("LaTeX", asLatex),
+  );
 }

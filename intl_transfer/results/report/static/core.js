@@ -61,11 +61,15 @@ function remembered(kind, start) {
   let value = start;
   try {
     value = { ...start, ...JSON.parse(store.getItem("intl-transfer")) };
-  } catch { /* as above */ }
+  } catch {
+    /* as above */
+  }
   value.keep = () => {
     try {
       store.setItem("intl-transfer", JSON.stringify(value));
-    } catch { /* as above */ }
+    } catch {
+      /* as above */
+    }
   };
   return value;
 }
@@ -73,13 +77,22 @@ function remembered(kind, start) {
 // Choices outlive the visit; the place on the page outlives a reload only.
 const choices = remembered("localStorage", { theme: "auto" });
 const place = remembered("sessionStorage", {
-  filter: "", published: true, spread: true, digits: 1, sorts: {}, chosen: [], scroll: 0, at: "",
-  runs: "", status: "",
+  filter: "",
+  published: true,
+  spread: true,
+  digits: 1,
+  sorts: {},
+  chosen: [],
+  scroll: 0,
+  at: "",
+  runs: "",
+  status: "",
 });
 
 // -- numbers and words ---------------------------------------------------------------------
 
-const fixed = (value, digits) => (value === null || value === undefined ? "" : value.toFixed(digits));
+const fixed = (value, digits) =>
+  value === null || value === undefined ? "" : value.toFixed(digits);
 
 /** A number of any size in about four digits. */
 function short(value) {
@@ -108,16 +121,22 @@ function when(text) {
   const time = text ? new Date(text) : null;
   if (!time || Number.isNaN(time.getTime())) return text || "";
   const day = time.toLocaleDateString("en-GB", {
-    day: "numeric", month: "short", year: "numeric", timeZone: "UTC",
+    day: "numeric",
+    month: "short",
+    year: "numeric",
+    timeZone: "UTC",
   });
   return `${day}, ${time.toISOString().slice(11, 16)} UTC`;
 }
 
-const several = (count, one, more = `${one}s`) => `${count.toLocaleString("en-GB")} ${count === 1 ? one : more}`;
+const several = (count, one, more = `${one}s`) =>
+  `${count.toLocaleString("en-GB")} ${count === 1 ? one : more}`;
 const TASKS = { box: "box", mask: "mask", voc: "VOC" };
 const taskName = (task) => own(TASKS, task) || task;
 
-const say = (text) => { document.getElementById("live").textContent = text; };
+const say = (text) => {
+  document.getElementById("live").textContent = text;
+};
 
 /** The run's link, with its status where that is not "finished". */
 function runLink(key, words) {
@@ -126,7 +145,13 @@ function runLink(key, words) {
 }
 
 const badge = (status) =>
-  h("span", { class: `badge is-${["finished", "running", "failed", "interrupted", "stalled", "superseded"].includes(status) ? status : "other"}` }, status || "unknown");
+  h(
+    "span",
+    {
+      class: `badge is-${["finished", "running", "failed", "interrupted", "stalled", "superseded"].includes(status) ? status : "other"}`,
+    },
+    status || "unknown",
+  );
 
 const hash = (sha) => (sha ? h("code", { class: "hash", title: sha }, sha.slice(0, 12)) : "");
 

@@ -1,10 +1,20 @@
 // Curves of single runs and of groups of runs.
 
 const CURVE_NAMES = {
-  total_loss: "Loss", loss: "Loss", mismatch: "Mismatch of the views", trace_loss: "Trace loss", lr: "Learning rate",
-  images_per_second: "Images a second", data_time: "Waiting for data, s", ema_momentum: "Momentum of the moving average",
-  knn_accuracy: "k-NN accuracy, %", loss_cls: "classes", loss_box_reg: "boxes", loss_mask: "masks",
-  loss_rpn_cls: "proposals: objectness", loss_rpn_loc: "proposals: boxes",
+  total_loss: "Loss",
+  loss: "Loss",
+  mismatch: "Mismatch of the views",
+  trace_loss: "Trace loss",
+  lr: "Learning rate",
+  images_per_second: "Images a second",
+  data_time: "Waiting for data, s",
+  ema_momentum: "Momentum of the moving average",
+  knn_accuracy: "k-NN accuracy, %",
+  loss_cls: "classes",
+  loss_box_reg: "boxes",
+  loss_mask: "masks",
+  loss_rpn_cls: "proposals: objectness",
+  loss_rpn_loc: "proposals: boxes",
 };
 
 function curveName(name) {
@@ -42,12 +52,16 @@ function together(keys, name) {
   if (!lines.length) return null;
   if (lines.length === 1) return lines[0];
   const { x } = lines.reduce((best, line) => (line.x.length > best.x.length ? line : best));
-  const same = lines.every((line) => line.x.length === x.length && line.x.every((v, i) => v === x[i]));
+  const same = lines.every(
+    (line) => line.x.length === x.length && line.x.every((v, i) => v === x[i]),
+  );
   const y = [];
   const low = [];
   const high = [];
   x.forEach((at, i) => {
-    const values = lines.map((line) => (same ? line.y[i] : interpolated(line, at))).filter((v) => v !== null);
+    const values = lines
+      .map((line) => (same ? line.y[i] : interpolated(line, at)))
+      .filter((v) => v !== null);
     y.push(values.length ? values.reduce((a, b) => a + b, 0) / values.length : null);
     low.push(values.length ? Math.min(...values) : null);
     high.push(values.length ? Math.max(...values) : null);
@@ -56,8 +70,18 @@ function together(keys, name) {
 }
 
 const byImportance = (names) => {
-  const order = ["total_loss", "loss", "evaluation/box/AP", "evaluation/mask/AP", "evaluation/voc/AP", "knn_accuracy", "lr"];
-  return [...new Set(names)].sort((a, b) => (order.indexOf(a) + 1 || 50) - (order.indexOf(b) + 1 || 50) || a.localeCompare(b));
+  const order = [
+    "total_loss",
+    "loss",
+    "evaluation/box/AP",
+    "evaluation/mask/AP",
+    "evaluation/voc/AP",
+    "knn_accuracy",
+    "lr",
+  ];
+  return [...new Set(names)].sort(
+    (a, b) => (order.indexOf(a) + 1 || 50) - (order.indexOf(b) + 1 || 50) || a.localeCompare(b),
+  );
 };
 
 const unitOf = (keys) => (keys.length ? details(keys[0]).series.unit : "step");
@@ -71,27 +95,53 @@ function groupCurves(groups, all = false) {
   const names = byImportance(keys.flatMap(curveNames));
   if (!names.length) return h("p", { class: "empty" }, "These runs have no metrics.jsonl.");
   const draw = (name) => {
-    const series = groups.map((group, index) => ({ name: `${group.name}${group.runs.length > 1 ? ` (${group.runs.length})` : ""}`, index, ...together(group.runs, name) })).filter((line) => line.x);
+    const series = groups
+      .map((group, index) => ({
+        name: `${group.name}${group.runs.length > 1 ? ` (${group.runs.length})` : ""}`,
+        index,
+        ...together(group.runs, name),
+      }))
+      .filter((line) => line.x);
     const banded = series.some((line) => line.low);
     return lineChart(curveName(name), series, {
-      x: unitOf(keys), switchable: /loss|mismatch/.test(name),
+      x: unitOf(keys),
+      switchable: /loss|mismatch/.test(name),
       note: banded ? "Line: mean over runs; band: from the lowest to the highest." : null,
     });
   };
-  if (all) return h("div", { class: "grid-2" }, names.filter((name) => !/data_time|AP50|AP75|per_second/.test(name)).slice(0, 12).map(draw));
+  if (all)
+    return h(
+      "div",
+      { class: "grid-2" },
+      names
+        .filter((name) => !/data_time|AP50|AP75|per_second/.test(name))
+        .slice(0, 12)
+        .map(draw),
+    );
   const body = h("div", null, draw(names[0]));
-  return [choice("Figure", names.map((name) => [name, curveName(name)]), names[0], (name) => body.replaceChildren(draw(name))), body];
+  return [
+    choice(
+      "Figure",
+      names.map((name) => [name, curveName(name)]),
+      names[0],
+      (name) => body.replaceChildren(draw(name)),
+    ),
+    body,
+  ];
 }
 
 const single = (key, names, title, options = {}) => {
-  const series = names.map((name) => ({ name: curveName(name), ...curve(key, name) })).filter((line) => line.x);
+  const series = names
+    .map((name) => ({ name: curveName(name), ...curve(key, name) }))
+    .filter((line) => line.x);
   return series.length ? lineChart(title, series, { x: unitOf([key]), ...options }) : null;
 };
 
 function detectionCurves(key) {
   const names = curveNames(key);
   const parts = names.filter((name) => name.startsWith("loss_"));
-  const evaluated = (metric) => names.filter((name) => name.startsWith("evaluation/") && name.endsWith(`/${metric}`));
+  const evaluated = (metric) =>
+    names.filter((name) => name.startsWith("evaluation/") && name.endsWith(`/${metric}`));
   return [
     single(key, ["total_loss"], "Loss", { switchable: true }),
     single(key, evaluated("AP"), "AP at evaluations, %"),
@@ -113,22 +163,35 @@ function pretrainingCurves(key) {
 }
 
 /** Of a stage that is not known here: all there is. */
-const otherCurves = (key) => byImportance(curveNames(key)).slice(0, 12).map((name) => single(key, [name], curveName(name)));
+const otherCurves = (key) =>
+  byImportance(curveNames(key))
+    .slice(0, 12)
+    .map((name) => single(key, [name], curveName(name)));
 
 /** What tells whether the embeddings keep their directions. */
 function spectrumCurves(key) {
   const { collapse } = details(key);
-  const bounds = collapse ? [
-    { value: collapse.floor, name: `${short(collapse.floor)}: least possible` },
-    { value: collapse.alarm, name: `${short(collapse.alarm)}: alarm, rank ${collapse.rank}` },
-  ] : [];
+  const bounds = collapse
+    ? [
+        { value: collapse.floor, name: `${short(collapse.floor)}: least possible` },
+        {
+          value: collapse.alarm,
+          name: `${short(collapse.alarm)}: alarm, rank ${collapse.rank}`,
+        },
+      ]
+    : [];
   const trace = curve(key, "trace_loss") ? "trace_loss" : "spectrum/trace_loss";
   const line = (name, title, options) => {
     const found = curve(key, name);
     return found && lineChart(title, [{ name: title, ...found }], { x: unitOf([key]), ...options });
   };
   const charts = [
-    line(trace, "Trace loss", { references: bounds, note: collapse && "Above the alarm the batch may have collapsed to few directions; below, it has not." }),
+    line(trace, "Trace loss", {
+      references: bounds,
+      note:
+        collapse &&
+        "Above the alarm the batch may have collapsed to few directions; below, it has not.",
+    }),
     line("spectrum/effective_rank", "Effective rank (RankMe)"),
     line("spectrum/stable_rank", "Stable rank"),
     line("spectrum/condition", "Condition: lg of least over largest eigenvalue"),

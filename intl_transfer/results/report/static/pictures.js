@@ -1,34 +1,84 @@
 // What a detector saw: pictures with boxes and masks that can be shown or not.
 
-const LAYERS = [["truth-box", "true boxes", true], ["truth-mask", "true masks", false], ["found-box", "predicted boxes", true], ["found-mask", "predicted masks", true], ["label", "names", true]];
+const LAYERS = [
+  ["truth-box", "true boxes", true],
+  ["truth-mask", "true masks", false],
+  ["found-box", "predicted boxes", true],
+  ["found-mask", "predicted masks", true],
+  ["label", "names", true],
+];
 
 function pictureSection(key) {
   const { pictures } = details(key);
   if (pictures.sheet) {
-    return section("Detections", h("figure", { class: "sheet" }, h("img", { src: pictures.sheet, alt: "Test pictures: truth at the left, predictions at the right" }),
-      h("figcaption", null, "Truth at the left, predictions at the right.")));
+    return section(
+      "Detections",
+      h(
+        "figure",
+        { class: "sheet" },
+        h("img", {
+          src: pictures.sheet,
+          alt: "Test pictures: truth at the left, predictions at the right",
+        }),
+        h("figcaption", null, "Truth at the left, predictions at the right."),
+      ),
+    );
   }
   if (!pictures.images?.length) return null;
-  const state = { score: 0.5, layers: new Set(LAYERS.filter(([, , on]) => on).map(([name]) => name)) };
+  const state = {
+    score: 0.5,
+    layers: new Set(LAYERS.filter(([, , on]) => on).map(([name]) => name)),
+  };
   const frames = pictures.images.map((image, i) => pictureFrame(image, pictures.classes, i));
   const apply = () => frames.forEach((frame) => frame.apply(state));
   const output = h("output", null, "0.50");
   const slider = h("input", {
-    type: "range", min: 0.05, max: 1, step: 0.01, value: 0.5, "aria-label": "least score of a prediction",
-    input: () => { state.score = Number(slider.value); output.textContent = state.score.toFixed(2); apply(); },
+    type: "range",
+    min: 0.05,
+    max: 1,
+    step: 0.01,
+    value: 0.5,
+    "aria-label": "least score of a prediction",
+    input: () => {
+      state.score = Number(slider.value);
+      output.textContent = state.score.toFixed(2);
+      apply();
+    },
   });
   apply();
-  return section("Detections",
-    h("div", { class: "toolbar" },
-      LAYERS.map(([name, label, on]) => tick(label, on, (now) => { if (now) state.layers.add(name); else state.layers.delete(name); apply(); })),
-      h("label", { class: "field" }, h("span", null, "Score from"), slider, output)),
-    h("p", { class: "picture-key" }, h("span", { class: "key-truth" }, "truth"), h("span", { class: "key-found" }, "prediction"), "The worst pictures come first."),
-    h("div", { class: "pictures" }, frames.map((frame) => frame.node)));
+  return section(
+    "Detections",
+    h(
+      "div",
+      { class: "toolbar" },
+      LAYERS.map(([name, label, on]) =>
+        tick(label, on, (now) => {
+          if (now) state.layers.add(name);
+          else state.layers.delete(name);
+          apply();
+        }),
+      ),
+      h("label", { class: "field" }, h("span", null, "Score from"), slider, output),
+    ),
+    h(
+      "p",
+      { class: "picture-key" },
+      h("span", { class: "key-truth" }, "truth"),
+      h("span", { class: "key-found" }, "prediction"),
+      "The worst pictures come first.",
+    ),
+    h(
+      "div",
+      { class: "pictures" },
+      frames.map((frame) => frame.node),
+    ),
+  );
 }
 
 const outline = (points) => {
   let path = "";
-  for (let i = 0; i + 1 < points.length; i += 2) path += `${i ? "L" : "M"}${points[i]} ${points[i + 1]}`;
+  for (let i = 0; i + 1 < points.length; i += 2)
+    path += `${i ? "L" : "M"}${points[i]} ${points[i + 1]}`;
   return `${path}Z`;
 };
 
@@ -40,28 +90,62 @@ function drawObject(object, kind, classes, image) {
   // Within the picture, above the box where there is room.
   const y = y0 > 13 ? y0 - 4 : Math.min(image.height - 3, y0 + 12);
   const x = Math.max(1, Math.min(x0 + 1, image.width - text.length * 6));
-  return s("g", { class: kind, "data-score": object.score ?? "" },
+  return s(
+    "g",
+    { class: kind, "data-score": object.score ?? "" },
     s("path", { class: `mask ${kind}-mask`, d: object.polygons.map(outline).join("") }),
-    s("rect", { class: `halo ${kind}-box`, ...size }), s("rect", { class: `box ${kind}-box`, ...size }),
-    s("text", { class: `label ${kind}-label`, x, y }, text));
+    s("rect", { class: `halo ${kind}-box`, ...size }),
+    s("rect", { class: `box ${kind}-box`, ...size }),
+    s("text", { class: `label ${kind}-label`, x, y }, text),
+  );
 }
 
 function pictureFrame(image, classes, index) {
-  const found = image.predictions.map((object) => ({ object, node: drawObject(object, "found", classes, image) }));
-  const drawing = s("svg", {
-    viewBox: `0 0 ${image.width} ${image.height}`, role: "img",
-    "aria-label": `picture ${index + 1}: ${several(image.truth.length, "true object")}, ${several(found.length, "prediction")}`,
-  },
-  s("image", { href: image.uri, width: image.width, height: image.height }),
-  image.truth.map((object) => drawObject(object, "truth", classes, image)), found.map((f) => f.node));
+  const found = image.predictions.map((object) => ({
+    object,
+    node: drawObject(object, "found", classes, image),
+  }));
+  const drawing = s(
+    "svg",
+    {
+      viewBox: `0 0 ${image.width} ${image.height}`,
+      role: "img",
+      "aria-label": `picture ${index + 1}: ${several(image.truth.length, "true object")}, ${several(found.length, "prediction")}`,
+    },
+    s("image", { href: image.uri, width: image.width, height: image.height }),
+    image.truth.map((object) => drawObject(object, "truth", classes, image)),
+    found.map((f) => f.node),
+  );
   const count = h("span");
-  const node = h("figure", { class: "picture" }, drawing,
-    h("figcaption", null, h("span", { class: "picture-facts" }, image.error !== null && `error ${short(image.error)} · `, count),
-      h("button", { type: "button", class: "small", "aria-label": `enlarge picture ${index + 1}`, click: () => {
-        const large = drawing.cloneNode(true);
-        large.classList.add("large");
-        openDialog(`Picture ${index + 1}`, large);
-      } }, "Enlarge")));
+  const node = h(
+    "figure",
+    { class: "picture" },
+    drawing,
+    h(
+      "figcaption",
+      null,
+      h(
+        "span",
+        { class: "picture-facts" },
+        image.error !== null && `error ${short(image.error)} · `,
+        count,
+      ),
+      h(
+        "button",
+        {
+          type: "button",
+          class: "small",
+          "aria-label": `enlarge picture ${index + 1}`,
+          click: () => {
+            const large = drawing.cloneNode(true);
+            large.classList.add("large");
+            openDialog(`Picture ${index + 1}`, large);
+          },
+        },
+        "Enlarge",
+      ),
+    ),
+  );
   const apply = ({ score, layers }) => {
     for (const [name] of LAYERS) drawing.classList.toggle(`no-${name}`, !layers.has(name));
     let shown = 0;

@@ -6,39 +6,95 @@ function tableOf(rowKey) {
 }
 
 /** One station: what it is, its name, and facts; `state` is "", "missing" or "here". */
-const station = (kind, name, facts, state) => h("li", { class: `station ${state || ""}` },
-  h("div", { class: "station-kind" }, kind), h("div", { class: "station-name" }, name),
-  facts.filter((fact) => fact !== "" && fact !== null && fact !== undefined).map((fact) => h("div", { class: "station-fact" }, fact)));
+const station = (kind, name, facts, state) =>
+  h(
+    "li",
+    { class: `station ${state || ""}` },
+    h("div", { class: "station-kind" }, kind),
+    h("div", { class: "station-name" }, name),
+    facts
+      .filter((fact) => fact !== "" && fact !== null && fact !== undefined)
+      .map((fact) => h("div", { class: "station-fact" }, fact)),
+  );
 
 const hashFact = (sha) => sha && ["sha256 ", hash(sha)];
 
 function provenanceChain(key) {
   const run = DATA.runs[key];
   const { provenance: from } = details(key);
-  return h("ol", { class: "chain" }, run.stage === "pretrain" ? pretrainingStations(key, run, from) : detectionStations(key, run, from));
+  return h(
+    "ol",
+    { class: "chain" },
+    run.stage === "pretrain"
+      ? pretrainingStations(key, run, from)
+      : detectionStations(key, run, from),
+  );
 }
 
 function pretrainingStations(key, run, from) {
   const children = Object.entries(DATA.runs).filter(([, other]) => other.parent === key);
-  const rows = [...new Set(children.map(([, child]) => child.row).filter(Boolean))].map(tableOf).filter(Boolean);
+  const rows = [...new Set(children.map(([, child]) => child.row).filter(Boolean))]
+    .map(tableOf)
+    .filter(Boolean);
   return [
     station("pretraining run", run.name, [run.config_name, run.dataset], "here"),
-    station("backbone", from.backbone_file || "not written yet", [hashFact(from.backbone_sha256)], from.backbone_sha256 ? "" : "missing"),
-    station("made of it", children.length ? several(children.length, "run") : "none among the folders read",
-      children.slice(0, 12).map(([child]) => runLink(child)).concat(children.length > 12 ? [`and ${children.length - 12} more`] : []), children.length ? "" : "missing"),
-    rows.length > 0 && station("table", several(rows.length, "row"), rows.map(({ table, row }) => h("a", { href: `#/row/${row.key}` }, table.title))),
+    station(
+      "backbone",
+      from.backbone_file || "not written yet",
+      [hashFact(from.backbone_sha256)],
+      from.backbone_sha256 ? "" : "missing",
+    ),
+    station(
+      "made of it",
+      children.length ? several(children.length, "run") : "none among the folders read",
+      children
+        .slice(0, 12)
+        .map(([child]) => runLink(child))
+        .concat(children.length > 12 ? [`and ${children.length - 12} more`] : []),
+      children.length ? "" : "missing",
+    ),
+    rows.length > 0 &&
+      station(
+        "table",
+        several(rows.length, "row"),
+        rows.map(({ table, row }) => h("a", { href: `#/row/${row.key}` }, table.title)),
+      ),
   ];
 }
 
 function detectionStations(key, run, from) {
   const row = tableOf(run.row);
   const end = [
-    station(`${run.stage} run`, run.name, [run.config_name, `seed ${run.seed}`, run.schedule && `schedule ${run.schedule}`], "here"),
-    row ? station("row of the table", h("a", { href: `#/row/${run.row}` }, row.row.method), [row.table.title, `n = ${row.row.n}`])
-      : station("row of the table", "none", [run.status === "finished" ? "not used" : `the run is ${run.status}`], "missing"),
+    station(
+      `${run.stage} run`,
+      run.name,
+      [run.config_name, `seed ${run.seed}`, run.schedule && `schedule ${run.schedule}`],
+      "here",
+    ),
+    row
+      ? station("row of the table", h("a", { href: `#/row/${run.row}` }, row.row.method), [
+          row.table.title,
+          `n = ${row.row.n}`,
+        ])
+      : station(
+          "row of the table",
+          "none",
+          [run.status === "finished" ? "not used" : `the run is ${run.status}`],
+          "missing",
+        ),
   ];
   if (!from.weights_sha256 && !from.source_sha256) {
-    return [station("start", from.kind === "random" || run.method === "random init" ? "random initialisation" : "weights not recorded", [], from.kind === "random" || run.method === "random init" ? "" : "missing"), ...end];
+    return [
+      station(
+        "start",
+        from.kind === "random" || run.method === "random init"
+          ? "random initialisation"
+          : "weights not recorded",
+        [],
+        from.kind === "random" || run.method === "random init" ? "" : "missing",
+      ),
+      ...end,
+    ];
   }
   const { origin } = from;
   const named = Object.keys(origin).length > 0;
@@ -46,16 +102,42 @@ function detectionStations(key, run, from) {
   if (run.parent) {
     const parent = DATA.runs[run.parent];
     const same = details(run.parent).provenance.backbone_sha256 === from.source_sha256;
-    first = station("pretraining run", runLink(run.parent),
-      [parent.config_name, parent.dataset && `${parent.dataset}${parent.epochs ? `, ${parent.epochs} epochs` : ""}`, same ? "found by its backbone’s hash" : "found by its id; the hash differs"]);
+    first = station("pretraining run", runLink(run.parent), [
+      parent.config_name,
+      parent.dataset && `${parent.dataset}${parent.epochs ? `, ${parent.epochs} epochs` : ""}`,
+      same ? "found by its backbone’s hash" : "found by its id; the hash differs",
+    ]);
   } else if (named) {
-    first = station("pretraining run", origin.name || "unnamed", [origin.config_name, origin.dataset && `${origin.dataset}${origin.epochs ? `, ${origin.epochs} epochs` : ""}`, "not among the folders read"], "missing");
-  } else first = station("pretraining", run.method || "unknown", ["no run of this project"], "missing");
+    first = station(
+      "pretraining run",
+      origin.name || "unnamed",
+      [
+        origin.config_name,
+        origin.dataset && `${origin.dataset}${origin.epochs ? `, ${origin.epochs} epochs` : ""}`,
+        "not among the folders read",
+      ],
+      "missing",
+    );
+  } else
+    first = station("pretraining", run.method || "unknown", ["no run of this project"], "missing");
   return [
     first,
-    from.source_sha256 && station("backbone", from.source_format || "file", [hashFact(from.source_sha256), from.branch && `branch ${from.branch}`, from.source_path && h("span", { class: "path" }, from.source_path)]),
-    from.weights_sha256 && from.source_sha256 && station("conversion", "intl-transfer convert", [from.backbone && `${from.backbone} → Detectron2`]),
-    from.weights_sha256 && station("weights", from.weights_path ? from.weights_path.split("/").at(-1) : "file", [hashFact(from.weights_sha256), from.weights_path && h("span", { class: "path" }, from.weights_path)]),
+    from.source_sha256 &&
+      station("backbone", from.source_format || "file", [
+        hashFact(from.source_sha256),
+        from.branch && `branch ${from.branch}`,
+        from.source_path && h("span", { class: "path" }, from.source_path),
+      ]),
+    from.weights_sha256 &&
+      from.source_sha256 &&
+      station("conversion", "intl-transfer convert", [
+        from.backbone && `${from.backbone} → Detectron2`,
+      ]),
+    from.weights_sha256 &&
+      station("weights", from.weights_path ? from.weights_path.split("/").at(-1) : "file", [
+        hashFact(from.weights_sha256),
+        from.weights_path && h("span", { class: "path" }, from.weights_path),
+      ]),
     ...end,
   ];
 }

@@ -13,36 +13,61 @@ function columnWidths(rows, i) {
   const values = rows.map((row) => row.figures[i]).filter(Boolean);
   const longest = (texts) => texts.reduce((a, b) => (b.length > a.length ? b : a), "");
   return {
-    std: place.spread ? longest(values.filter((v) => v.std !== null).map((v) => ` ± ${fixed(v.std, place.digits)}`)) : "",
+    std: place.spread
+      ? longest(values.filter((v) => v.std !== null).map((v) => ` ± ${fixed(v.std, place.digits)}`))
+      : "",
     marks: longest(values.map(marksOf)),
   };
 }
 
 function figureNode(value, widths = {}) {
   if (!value) return "";
-  const part = (name, text) => (text ? h("span", { class: name }, text) : widths[name] && h("span", { class: `${name} ghost`, "aria-hidden": "true" }, widths[name]));
-  return [h("span", { class: "mean" }, fixed(value.mean, place.digits)),
-    part("std", place.spread && value.std !== null && ` ± ${fixed(value.std, place.digits)}`), part("marks", marksOf(value))];
+  const part = (name, text) =>
+    text
+      ? h("span", { class: name }, text)
+      : widths[name] && h("span", { class: `${name} ghost`, "aria-hidden": "true" }, widths[name]);
+  return [
+    h("span", { class: "mean" }, fixed(value.mean, place.digits)),
+    part("std", place.spread && value.std !== null && ` ± ${fixed(value.std, place.digits)}`),
+    part("marks", marksOf(value)),
+  ];
 }
 
 const columnName = (column) => `${column.group} ${column.metric}`;
 
-const figureColumns = (table) => table.columns.map((column, i) => ({
-  name: column.metric, group: column.group, numeric: true, start: i === 0 || table.columns[i - 1].task !== column.task,
-}));
+const figureColumns = (table) =>
+  table.columns.map((column, i) => ({
+    name: column.metric,
+    group: column.group,
+    numeric: true,
+    start: i === 0 || table.columns[i - 1].task !== column.task,
+  }));
 
 const tableColumns = (table) => [
-  { name: "initialisation" }, { name: "pretraining", class: "detail" }, { name: "n", numeric: true, hint: "number of runs" }, ...figureColumns(table),
+  { name: "initialisation" },
+  { name: "pretraining", class: "detail" },
+  { name: "n", numeric: true, hint: "number of runs" },
+  ...figureColumns(table),
 ];
 
 function tableLine(row, widths) {
   return {
-    italic: row.published, notes: row.notes,
+    italic: row.published,
+    notes: row.notes,
     words: row.runs.map((key) => DATA.runs[key].name).join(" "),
     cells: [
-      cell(row.method, { node: [row.runs.length ? h("a", { href: `#/row/${row.key}` }, row.method) : row.method], under: row.detail }),
-      cell(row.detail), cell(row.n),
-      ...row.figures.map((value, i) => ({ value: value?.mean, text: figureText(value), node: figureNode(value, widths[i]), best: Boolean(value?.best) })),
+      cell(row.method, {
+        node: [row.runs.length ? h("a", { href: `#/row/${row.key}` }, row.method) : row.method],
+        under: row.detail,
+      }),
+      cell(row.detail),
+      cell(row.n),
+      ...row.figures.map((value, i) => ({
+        value: value?.mean,
+        text: figureText(value),
+        node: figureNode(value, widths[i]),
+        best: Boolean(value?.best),
+      })),
     ],
   };
 }
@@ -56,10 +81,16 @@ function titleParts(title) {
 function resultTable(table) {
   const shown = table.rows.filter((row) => place.published || !row.published);
   const widths = table.columns.map((_, i) => columnWidths(shown, i));
-  const lines = (published) => shown.filter((row) => row.published === published).map((row) => tableLine(row, widths));
+  const lines = (published) =>
+    shown.filter((row) => row.published === published).map((row) => tableLine(row, widths));
   const [measured, published] = [lines(false), lines(true)];
   const made = sortable({
-    id: table.key, title: table.title, columns: tableColumns(table), notes: table.notes, legend: table.legend, class: "results",
+    id: table.key,
+    title: table.title,
+    columns: tableColumns(table),
+    notes: table.notes,
+    legend: table.legend,
+    class: "results",
     blocks: [
       { name: published.length && measured.length ? "measured" : "", lines: measured },
       { name: published.length ? "published" : "", class: "published", lines: published },
@@ -69,20 +100,44 @@ function resultTable(table) {
   const notes = table.notes.map((note, i) => used.has(i + 1) && h("li", { value: i + 1 }, note));
   const parts = table.parts.length ? table.parts.map((part) => part.title) : [table.title];
   const names = parts.map((title) => titleParts(title)[0]).join(" and ");
-  const node = h("section", { class: "card" },
-    h("div", { class: "card-head" }, heading(2, names), copyButtons(made.sheet),
-      parts.map((title) => h("p", { class: "sub" }, parts.length > 1 && h("b", null, `${titleParts(title)[0]}: `), titleParts(title)[1]))),
+  const node = h(
+    "section",
+    { class: "card" },
+    h(
+      "div",
+      { class: "card-head" },
+      heading(2, names),
+      copyButtons(made.sheet),
+      parts.map((title) =>
+        h(
+          "p",
+          { class: "sub" },
+          parts.length > 1 && h("b", null, `${titleParts(title)[0]}: `),
+          titleParts(title)[1],
+        ),
+      ),
+    ),
     made.node,
     used.size > 0 && h("ol", { class: "notes", "aria-label": "Notes" }, notes),
     table.legend.length > 0 && h("p", { class: "notes legend-line" }, table.legend.join(" ")),
-    measured.length > 0 && h("div", { class: "folds" }, seedFold(table), curveFold(table)));
+    measured.length > 0 && h("div", { class: "folds" }, seedFold(table), curveFold(table)),
+  );
   return { node, filter: made.filter };
 }
 
 /** A part that is made when it is first opened. */
 function fold(title, make) {
   const body = h("div", { class: "fold-body" });
-  return h("details", { toggle: (event) => { if (event.currentTarget.open && !body.firstChild) body.append(...[make()].flat()); } }, h("summary", null, title), body);
+  return h(
+    "details",
+    {
+      toggle: (event) => {
+        if (event.currentTarget.open && !body.firstChild) body.append(...[make()].flat());
+      },
+    },
+    h("summary", null, title),
+    body,
+  );
 }
 
 function seedFold(table) {
@@ -90,125 +145,133 @@ function seedFold(table) {
     const body = h("div");
     const names = table.columns.map((c, i) => [String(i), columnName(c)]);
     const draw = (i) => {
-      const items = table.rows.filter((row) => row.figures[i] && (place.published || !row.published)).map((row) => ({
-        name: row.detail && row.published ? `${row.method} (${row.detail})` : row.method,
-        mean: row.figures[i].mean, std: row.figures[i].std, published: row.published,
-        href: row.published ? null : `#/row/${row.key}`,
-        seeds: row.each[i].filter((value) => value !== null),
-      }));
+      const items = table.rows
+        .filter((row) => row.figures[i] && (place.published || !row.published))
+        .map((row) => ({
+          name: row.detail && row.published ? `${row.method} (${row.detail})` : row.method,
+          mean: row.figures[i].mean,
+          std: row.figures[i].std,
+          published: row.published,
+          href: row.published ? null : `#/row/${row.key}`,
+          seeds: row.each[i].filter((value) => value !== null),
+        }));
       items.sort((a, b) => b.mean - a.mean);
-      body.replaceChildren(seedChart(`${names[i][1]}, %`, items, { note: "Large point: mean; line: ± standard deviation; small points: single runs; hollow: published." }));
+      body.replaceChildren(
+        seedChart(`${names[i][1]}, %`, items, {
+          note: "Large point: mean; line: ± standard deviation; small points: single runs; hollow: published.",
+        }),
+      );
     };
-    const first = Math.max(0, table.columns.findIndex((c, i) => c.metric === "AP" && table.rows.some((row) => row.figures[i])));
+    const first = Math.max(
+      0,
+      table.columns.findIndex(
+        (c, i) => c.metric === "AP" && table.rows.some((row) => row.figures[i]),
+      ),
+    );
     draw(first);
     return [choice("Figure", names, String(first), draw), body];
   });
 }
 
-/** Runs that may share a chart: of the same stage, data, detector and schedule. */
-function protocolOf(key) {
-  const run = DATA.runs[key];
-  return [run.stage === "pretrain" ? "pretraining" : "", run.dataset, run.detector, run.schedule].filter(Boolean).join(", ");
-}
-
-/** Curves of rows, each a band over its runs; what was not trained alike is kept apart. */
-function rowCurves(rows, all = false) {
-  const groups = new Map();
-  for (const row of rows) {
-    for (const key of row.runs) {
-      const protocol = protocolOf(key);
-      if (!groups.has(protocol)) groups.set(protocol, new Map());
-      const lines = groups.get(protocol);
-      const name = rows.filter((r) => r.method === row.method).length > 1 ? `${row.method}, ${row.detail}` : row.method;
-      lines.set(name, [...(lines.get(name) || []), key]);
-    }
-  }
-  const protocols = [...groups.keys()];
-  const body = h("div");
-  const draw = (protocol) => body.replaceChildren(...[groupCurves([...groups.get(protocol)].map(([name, runs]) => ({ name, runs })), all)].flat());
-  draw(protocols[0]);
-  return [protocols.length > 1 && choice("Trained on", protocols.map((p) => [p, p]), protocols[0], draw), body].filter(Boolean);
-}
-
-const curveFold = (table) => fold("Curves over the training", () => rowCurves(table.rows.filter((row) => row.runs.length)));
+const curveFold = (table) =>
+  fold("Curves over the training", () => rowCurves(table.rows.filter((row) => row.runs.length)));
 
 function counts() {
   const runs = Object.values(DATA.runs);
-  const number = (status, stage) => runs.filter((run) => run.status === status && (!stage || run.stage === stage)).length;
+  const number = (status, stage) =>
+    runs.filter((run) => run.status === status && (!stage || run.stage === stage)).length;
   return [
-    [number("finished", "detection"), "detection run", "#/runs", "ok"], [number("finished", "pretrain"), "pretraining run", "#/runs", "ok"],
+    [number("finished", "detection"), "detection run", "#/runs", "ok"],
+    [number("finished", "pretrain"), "pretraining run", "#/runs", "ok"],
     [number("finished", "evaluation"), "evaluation run", "#/runs", "ok"],
-    [number("running"), "running", "#/left-out", "run"], [number("stalled"), "stalled", "#/left-out", "warn"], [number("interrupted"), "interrupted", "#/left-out", "warn"],
-    [number("failed"), "failed", "#/left-out", "bad"], [DATA.problems.length, "left out", "#/left-out", "warn"],
-  ].filter(([count]) => count > 0).map(([count, name, href, kind]) => h("li", null, h("a", { href, class: `count is-${kind}` },
-    h("b", null, count.toLocaleString("en-GB")), h("span", null, name.endsWith("run") && count !== 1 ? `${name}s` : name))));
+    [number("running"), "running", "#/left-out", "run"],
+    [number("stalled"), "stalled", "#/left-out", "warn"],
+    [number("interrupted"), "interrupted", "#/left-out", "warn"],
+    [number("failed"), "failed", "#/left-out", "bad"],
+    [DATA.problems.length, "left out", "#/left-out", "warn"],
+  ]
+    .filter(([count]) => count > 0)
+    .map(([count, name, href, kind]) =>
+      h(
+        "li",
+        null,
+        h(
+          "a",
+          { href, class: `count is-${kind}` },
+          h("b", null, count.toLocaleString("en-GB")),
+          h("span", null, name.endsWith("run") && count !== 1 ? `${name}s` : name),
+        ),
+      ),
+    );
 }
+
+const overviewNote = () =>
+  h(
+    "p",
+    { class: "legend-note" },
+    "Figures in %, of the last iteration, mean ± sample standard deviation over n runs. A blank is a figure that does not exist. ",
+    h("b", { class: "best" }, "Bold"),
+    ": the highest measured mean of its column. ",
+    h("i", null, "Italics"),
+    ": published, with their source.",
+  );
 
 function overviewPage() {
   const cards = h("div", { class: "cards" });
+  const nothing = h(
+    "p",
+    { class: "empty", hidden: true },
+    "No row of any table has all of these words.",
+  );
   let tables = [];
-  const filter = (words) => tables.forEach((table) => { table.node.hidden = table.filter(words) === 0 && words.trim() !== ""; });
-  const nothing = h("p", { class: "empty", hidden: true }, "No row of any table has all of these words.");
-  const apply = () => { filter(place.filter); nothing.hidden = !tables.length || tables.some((t) => !t.node.hidden); };
+  const apply = () => {
+    for (const table of tables)
+      table.node.hidden = table.filter(place.filter) === 0 && place.filter.trim() !== "";
+    nothing.hidden = !tables.length || tables.some((table) => !table.node.hidden);
+  };
   const draw = () => {
-    tables = DATA.tables.filter((table) => place.published || table.rows.some((row) => !row.published)).map(resultTable);
+    tables = DATA.tables
+      .filter((table) => place.published || table.rows.some((row) => !row.published))
+      .map(resultTable);
     cards.replaceChildren(...tables.map((table) => table.node));
     apply();
   };
   draw();
-  const change = (name, read = (v) => v) => (value) => { place[name] = read(value); place.keep(); draw(); };
-  const anyPublished = DATA.tables.some((table) => table.rows.some((row) => row.published));
   return [
     heading(1, "Results"),
-    h("ul", { class: "counts", "aria-label": "Runs found" }, counts(), h("li", { class: "built" }, `built ${when(DATA.built)}`)),
-    DATA.tables.length ? h("div", { class: "toolbar", role: "search" },
-      filterField("Filter rows", place.filter, (words) => { place.filter = words; place.keep(); apply(); }),
-      choice("Digits", [["0", "0"], ["1", "1"], ["2", "2"], ["3", "3"]], String(place.digits), change("digits", Number)),
-      tick("± std", place.spread, change("spread")),
-      anyPublished && tick("published rows", place.published, change("published")))
-      : h("p", { class: "empty" }, "No finished detection run yet. What is under way is under “Runs”."),
-    cards, nothing,
-    DATA.tables.length > 0 && h("p", { class: "legend-note" }, "Figures in %, of the last iteration, mean ± sample standard deviation over n runs. A blank is a figure that does not exist. ",
-      h("b", { class: "best" }, "Bold"), ": the highest measured mean of its column. ",
-      h("i", null, "Italics"), ": published, with their source."),
+    h(
+      "ul",
+      { class: "counts", "aria-label": "Runs found" },
+      counts(),
+      h("li", { class: "built" }, `built ${when(DATA.built)}`),
+    ),
+    DATA.tables.length > 0 && overviewTools(draw, apply),
+    cards,
+    nothing,
+    DATA.tables.length > 0
+      ? overviewNote()
+      : h(
+          "p",
+          { class: "empty" },
+          "No finished detection run yet. What is under way is under “Runs”.",
+        ),
   ];
 }
 
-function rowPage(key) {
-  const table = DATA.tables.find((t) => t.rows.some((row) => row.key === key));
-  if (!table) return missingPage("row of a table");
-  const row = table.rows.find((r) => r.key === key);
-  const parts = table.parts.length ? table.parts : [{ title: table.title, tasks: null }];
-  const cards = parts.map((part, k) => rowCard(table, row, part, k)).filter(Boolean);
-  return [
-    h("p", { class: "crumbs" }, h("a", { href: "#/" }, "Results"), " / ", table.title),
-    heading(1, row.method), h("p", { class: "lead" }, row.detail),
-    row.notes.map((n) => h("p", { class: "notice" }, table.notes[n - 1])),
-    h("div", { class: "cards" }, cards),
-    section("Curves, seeds as bands", rowCurves([row], true)),
-  ];
-}
-
-/** The runs behind a row's figures on one data set. */
-function rowCard(table, row, part, number) {
-  const chosen = table.columns.map((_, i) => i).filter((i) => !part.tasks || part.tasks.includes(table.columns[i].task));
-  const lines = row.runs.map((key, k) => ({ key, run: DATA.runs[key], values: chosen.map((i) => row.each[i][k] ?? null) }))
-    .filter((line) => line.values.some((value) => value !== null));
-  if (!lines.length) return null;
-  const columns = figureColumns(table);
-  const made = sortable({
-    id: `row-${row.key}-${number}`, title: `${row.method}: ${part.title}`, class: "results",
-    columns: [{ name: "run" }, { name: "seed", numeric: true, up: true }, ...chosen.map((i) => columns[i]), { name: "time", numeric: true }],
-    blocks: [
-      { lines: lines.map(({ key, run, values }) => ({ cells: [
-        cell(run.name, { node: runLink(key) }), cell(run.seed, { value: Number(run.seed) }),
-        ...values.map((value) => figure(value, place.digits + 1)), cell(duration(run.wall_time), { value: run.wall_time }),
-      ] })) },
-      { class: "summary", lines: [{ cells: [
-        cell(`mean ± std of ${several(lines.length, "run")}`), cell(""),
-        ...chosen.map((i) => ({ value: row.figures[i]?.mean, text: figureText(row.figures[i]), node: figureNode(row.figures[i]) })), cell(""),
-      ] }] },
-    ],
-  });
-  return h("section", { class: "card" }, h("div", { class: "card-head" }, heading(2, several(lines.length, "run")), copyButtons(made.sheet), h("p", { class: "sub" }, part.title)), made.node);
+function overviewTools(draw, apply) {
+  const keep = (name, value, then) => {
+    place[name] = value;
+    place.keep();
+    then();
+  };
+  const digits = ["0", "1", "2", "3"].map((n) => [n, n]);
+  return h(
+    "div",
+    { class: "toolbar", role: "search" },
+    filterField("Filter rows", place.filter, (words) => keep("filter", words, apply)),
+    choice("Digits", digits, String(place.digits), (n) => keep("digits", Number(n), draw)),
+    tick("± std", place.spread, (on) => keep("spread", on, draw)),
+    DATA.tables.some((table) => table.rows.some((row) => row.published)) &&
+      tick("published rows", place.published, (on) => keep("published", on, draw)),
+  );
 }

@@ -2,15 +2,45 @@
 
 function factsTable(title, entries) {
   if (!entries.length) return h("p", { class: "empty" }, "Nothing recorded.");
-  return h("div", { class: "scroll", role: "region", "aria-label": title, tabindex: "0" }, h("table", { class: "facts" }, h("caption", { class: "sr" }, title),
-    h("tbody", null, entries.map(([name, value]) => h("tr", null, h("th", { scope: "row" }, name), h("td", null, value ?? ""))))));
+  return h(
+    "div",
+    { class: "scroll", role: "region", "aria-label": title, tabindex: "0" },
+    h(
+      "table",
+      { class: "facts" },
+      h("caption", { class: "sr" }, title),
+      h(
+        "tbody",
+        null,
+        entries.map(([name, value]) =>
+          h("tr", null, h("th", { scope: "row" }, name), h("td", null, value ?? "")),
+        ),
+      ),
+    ),
+  );
 }
 
 function settingsTable(key) {
-  const lines = Object.entries(settings(key)).map(([name, value]) => ({ cells: [cell(name), cell(value)] }));
+  const lines = Object.entries(settings(key)).map(([name, value]) => ({
+    cells: [cell(name), cell(value)],
+  }));
   if (!lines.length) return h("p", { class: "empty" }, "No settings recorded.");
-  const made = sortable({ id: "settings", title: "Settings", class: "facts", columns: [{ name: "setting" }, { name: "value" }], blocks: [{ lines }] });
-  return [h("div", { class: "toolbar" }, filterField("Filter settings", "", made.filter), copyButtons(made.sheet)), h("div", { class: "tall" }, made.node)];
+  const made = sortable({
+    id: "settings",
+    title: "Settings",
+    class: "facts",
+    columns: [{ name: "setting" }, { name: "value" }],
+    blocks: [{ lines }],
+  });
+  return [
+    h(
+      "div",
+      { class: "toolbar" },
+      filterField("Filter settings", "", made.filter),
+      copyButtons(made.sheet),
+    ),
+    h("div", { class: "tall" }, made.node),
+  ];
 }
 
 /** How far a run is, in words. */
@@ -18,24 +48,41 @@ function progress(run) {
   const { last, total } = run;
   if (last.step === undefined) return "no line in metrics.jsonl yet";
   if (total.iterations) return `iteration ${short(last.step)} of ${short(total.iterations)}`;
-  if (total.epochs && last.epoch !== null) return `epoch ${short(last.epoch)} of ${short(total.epochs)}`;
+  if (total.epochs && last.epoch !== null)
+    return `epoch ${short(last.epoch)} of ${short(total.epochs)}`;
   return `step ${short(last.step)}`;
 }
 
 function progressBar(run) {
   const { last, total } = run;
-  const share = total.iterations ? last.step / total.iterations : total.epochs ? last.epoch / total.epochs : null;
+  const share = total.iterations
+    ? last.step / total.iterations
+    : total.epochs
+      ? last.epoch / total.epochs
+      : null;
   if (share === null || !Number.isFinite(share)) return null;
   return h("progress", { max: 1, value: Math.min(1, share), "aria-label": progress(run) });
 }
 
 function headFacts(key, run) {
-  return h("dl", { class: "head-facts" }, [
-    ["Stage", { pretrain: "pretraining", detection: "detection" }[run.stage] || run.stage], ["Method", run.method], ["Seed", run.seed],
-    [run.stage === "pretrain" ? "Backbone" : "Detector", run.detector], ["Data", run.dataset],
-    ["Schedule", run.schedule && `${run.schedule}, batch ${run.batch_size}, lr ${run.base_lr}`],
-    ["Epochs", run.epochs], ["Started", when(run.started)], ["Ended", when(run.ended)], ["Time", duration(run.wall_time)],
-  ].filter(([, value]) => value).map(([name, value]) => h("div", null, h("dt", null, name), h("dd", null, value))));
+  return h(
+    "dl",
+    { class: "head-facts" },
+    [
+      ["Stage", { pretrain: "pretraining", detection: "detection" }[run.stage] || run.stage],
+      ["Method", run.method],
+      ["Seed", run.seed],
+      [run.stage === "pretrain" ? "Backbone" : "Detector", run.detector],
+      ["Data", run.dataset],
+      ["Schedule", run.schedule && `${run.schedule}, batch ${run.batch_size}, lr ${run.base_lr}`],
+      ["Epochs", run.epochs],
+      ["Started", when(run.started)],
+      ["Ended", when(run.ended)],
+      ["Time", duration(run.wall_time)],
+    ]
+      .filter(([, value]) => value)
+      .map(([name, value]) => h("div", null, h("dt", null, name), h("dd", null, value))),
+  );
 }
 
 function metricTable(key, run) {
@@ -44,10 +91,30 @@ function metricTable(key, run) {
   if (!tasks.length) return null;
   const names = [...new Set(tasks.flatMap((task) => Object.keys(metrics[task])))];
   const made = sortable({
-    id: "metrics", title: `${run.name}: figures in %`, class: "results", columns: [{ name: "%", fixed: true }, ...names.map((name) => ({ name, numeric: true, fixed: true }))],
-    blocks: [{ lines: tasks.map((task) => ({ cells: [cell(taskName(task)), ...names.map((name) => figure(own(metrics[task], name) ?? null, place.digits + 1))] })) }],
+    id: "metrics",
+    title: `${run.name}: figures in %`,
+    class: "results",
+    columns: [
+      { name: "%", fixed: true },
+      ...names.map((name) => ({ name, numeric: true, fixed: true })),
+    ],
+    blocks: [
+      {
+        lines: tasks.map((task) => ({
+          cells: [
+            cell(taskName(task)),
+            ...names.map((name) => figure(own(metrics[task], name) ?? null, place.digits + 1)),
+          ],
+        })),
+      },
+    ],
   });
-  return h("section", { class: "card" }, h("div", { class: "card-head" }, heading(2, "Figures"), copyButtons(made.sheet)), made.node);
+  return h(
+    "section",
+    { class: "card" },
+    h("div", { class: "card-head" }, heading(2, "Figures"), copyButtons(made.sheet)),
+    made.node,
+  );
 }
 
 function classSection(key) {
@@ -58,10 +125,24 @@ function classSection(key) {
   const draw = (task) => {
     const items = Object.entries(classes[task]).map(([name, value]) => ({ name, value }));
     items.sort((a, b) => (b.value ?? -1) - (a.value ?? -1));
-    body.replaceChildren(barChart(`AP of each class, ${taskName(task)}, %`, items, { note: items.some((item) => item.value === null) ? "No bar: a class without objects." : null }));
+    body.replaceChildren(
+      barChart(`AP of each class, ${taskName(task)}, %`, items, {
+        note: items.some((item) => item.value === null) ? "No bar: a class without objects." : null,
+      }),
+    );
   };
   draw(tasks[0]);
-  return section("Classes", tasks.length > 1 && choice("Task", tasks.map((task) => [task, taskName(task)]), tasks[0], draw), body);
+  return section(
+    "Classes",
+    tasks.length > 1 &&
+      choice(
+        "Task",
+        tasks.map((task) => [task, taskName(task)]),
+        tasks[0],
+        draw,
+      ),
+    body,
+  );
 }
 
 function precisionSection(key) {
@@ -70,58 +151,156 @@ function precisionSection(key) {
   if (!tasks.length) return null;
   const body = h("div");
   const state = { task: tasks[0], name: "mean" };
-  const namesOf = (task) => [...new Set(Object.values(precision[task]).flatMap((found) => Object.keys(found.precision)))];
+  const namesOf = (task) => [
+    ...new Set(Object.values(precision[task]).flatMap((found) => Object.keys(found.precision))),
+  ];
   const classes = h("span");
   const draw = () => {
-    const series = Object.entries(precision[state.task]).map(([overlap, found], index) => ({ name: `${state.name}, IoU ${overlap}`, x: found.recall, y: own(found.precision, state.name), index })).filter((line) => line.y);
-    const others = state.name !== "mean" && Object.entries(precision[state.task]).map(([overlap, found], i) => ({ name: `mean, IoU ${overlap}`, x: found.recall, y: own(found.precision, "mean"), index: 4 + i })).filter((line) => line.y);
-    body.replaceChildren(lineChart(`Precision over recall, ${taskName(state.task)}`, [...series, ...(others || [])], { x: "recall", y: "precision", range: [0, 1], domain: [0, 1] }));
+    const series = Object.entries(precision[state.task])
+      .map(([overlap, found], index) => ({
+        name: `${state.name}, IoU ${overlap}`,
+        x: found.recall,
+        y: own(found.precision, state.name),
+        index,
+      }))
+      .filter((line) => line.y);
+    const others =
+      state.name !== "mean" &&
+      Object.entries(precision[state.task])
+        .map(([overlap, found], i) => ({
+          name: `mean, IoU ${overlap}`,
+          x: found.recall,
+          y: own(found.precision, "mean"),
+          index: 4 + i,
+        }))
+        .filter((line) => line.y);
+    body.replaceChildren(
+      lineChart(`Precision over recall, ${taskName(state.task)}`, [...series, ...(others || [])], {
+        x: "recall",
+        y: "precision",
+        range: [0, 1],
+        domain: [0, 1],
+      }),
+    );
   };
   const chooseTask = (task) => {
     state.task = task;
     state.name = "mean";
-    const names = namesOf(task).sort((a, b) => (b === "mean") - (a === "mean") || a.localeCompare(b));
-    classes.replaceChildren(choice("Class", names.map((name) => [name, name === "mean" ? "mean of all" : name]), "mean", (name) => { state.name = name; draw(); }));
+    const names = namesOf(task).sort(
+      (a, b) => (b === "mean") - (a === "mean") || a.localeCompare(b),
+    );
+    classes.replaceChildren(
+      choice(
+        "Class",
+        names.map((name) => [name, name === "mean" ? "mean of all" : name]),
+        "mean",
+        (name) => {
+          state.name = name;
+          draw();
+        },
+      ),
+    );
     draw();
   };
   chooseTask(tasks[0]);
-  return section("Precision and recall", h("div", { class: "toolbar" }, tasks.length > 1 && choice("Task", tasks.map((task) => [task, taskName(task)]), tasks[0], chooseTask), classes), body);
+  return section(
+    "Precision and recall",
+    h(
+      "div",
+      { class: "toolbar" },
+      tasks.length > 1 &&
+        choice(
+          "Task",
+          tasks.map((task) => [task, taskName(task)]),
+          tasks[0],
+          chooseTask,
+        ),
+      classes,
+    ),
+    body,
+  );
 }
 
 /** The end of a log, scrolled to its end. */
 function logBox(name, lines, label, open) {
   const box = h("pre", { tabindex: "0", "aria-label": label }, lines.join("\n"));
-  return h("details", { class: "log", open, toggle: () => { box.scrollTop = box.scrollHeight; } }, h("summary", null, name), box);
+  return h(
+    "details",
+    {
+      class: "log",
+      open,
+      toggle: () => {
+        box.scrollTop = box.scrollHeight;
+      },
+    },
+    h("summary", null, name),
+    box,
+  );
 }
 
 function logSection(key) {
   const { log, error } = details(key);
   if (!log.length && !error) return null;
-  return section("Last log lines", error && h("p", { class: "notice is-bad" }, error),
-    log.map(({ file, lines }, i) => logBox(h("span", { class: "path" }, file), lines, `last lines of ${file}`, i === 0)));
+  return section(
+    "Last log lines",
+    error && h("p", { class: "notice is-bad" }, error),
+    log.map(({ file, lines }, i) =>
+      logBox(h("span", { class: "path" }, file), lines, `last lines of ${file}`, i === 0),
+    ),
+  );
 }
 
 function sessionSection(key) {
   const { environment, sessions } = details(key);
-  return section("Environment", factsTable("Environment", Object.entries(environment)),
-    sessions.map((session, i) => h("details", { class: "log" }, h("summary", null, `Session ${i + 1}: ${when(session.started)}, ${session.host || "unknown host"}, ${session.ranks || "?"} rank(s)`),
-      h("pre", { tabindex: "0", "aria-label": "command" }, session.command), Object.keys(session.changes).length > 0 && factsTable("Changed settings", Object.entries(session.changes)))));
+  return section(
+    "Environment",
+    factsTable("Environment", Object.entries(environment)),
+    sessions.map((session, i) =>
+      h(
+        "details",
+        { class: "log" },
+        h(
+          "summary",
+          null,
+          `Session ${i + 1}: ${when(session.started)}, ${session.host || "unknown host"}, ${session.ranks || "?"} rank(s)`,
+        ),
+        h("pre", { tabindex: "0", "aria-label": "command" }, session.command),
+        Object.keys(session.changes).length > 0 &&
+          factsTable("Changed settings", Object.entries(session.changes)),
+      ),
+    ),
+  );
 }
 
 function spectrumSection(key) {
   const { charts, raised, looked } = spectrumCurves(key);
   if (!charts.length) return null;
-  return section("Spectrum and collapse",
-    looked > 0 && (raised.length
-      ? h("p", { class: "notice is-bad" }, `Collapse alarm at ${raised.length} of ${several(looked, "look")}, first at step ${short(raised[0])}, last at step ${short(raised.at(-1))}.`)
-      : h("p", { class: "notice is-ok" }, `No collapse alarm at any of ${several(looked, "look")}.`)),
-    h("div", { class: "grid-3" }, charts));
+  return section(
+    "Spectrum and collapse",
+    looked > 0 &&
+      (raised.length
+        ? h(
+            "p",
+            { class: "notice is-bad" },
+            `Collapse alarm at ${raised.length} of ${several(looked, "look")}, first at step ${short(raised[0])}, last at step ${short(raised.at(-1))}.`,
+          )
+        : h(
+            "p",
+            { class: "notice is-ok" },
+            `No collapse alarm at any of ${several(looked, "look")}.`,
+          )),
+    h("div", { class: "grid-3" }, charts),
+  );
 }
 
 function comparePicker(key) {
-  const others = Object.entries(DATA.runs).filter(([other]) => other !== key).map(([other, run]) => [other, run.name]);
+  const others = Object.entries(DATA.runs)
+    .filter(([other]) => other !== key)
+    .map(([other, run]) => [other, run.name]);
   if (!others.length) return null;
-  const select = choice("Compare with", [["", "choose a run"], ...others], "", (other) => { if (other) location.hash = `#/compare/${key}/${other}`; });
+  const select = choice("Compare with", [["", "choose a run"], ...others], "", (other) => {
+    if (other) location.hash = `#/compare/${key}/${other}`;
+  });
   return h("div", { class: "toolbar" }, select);
 }
 
@@ -130,22 +309,43 @@ function runPage(key) {
   if (!run) return missingPage("run");
   const pretraining = run.stage === "pretrain";
   const detail = details(key);
-  const charts = (own({ pretrain: pretrainingCurves, detection: detectionCurves }, run.stage) || otherCurves)(key);
-  const words = [run.reason !== detail.error ? run.reason : null, run.status !== "finished" ? progress(run) : null].filter(Boolean);
+  const charts = (
+    own({ pretrain: pretrainingCurves, detection: detectionCurves }, run.stage) || otherCurves
+  )(key);
+  const words = [
+    run.reason !== detail.error ? run.reason : null,
+    run.status !== "finished" ? progress(run) : null,
+  ].filter(Boolean);
   return [
     h("p", { class: "crumbs" }, h("a", { href: "#/runs" }, "Runs"), " / ", run.config_name),
     h("div", { class: "title-line" }, heading(1, run.name), badge(run.status)),
-    words.length > 0 && h("p", { class: "lead" }, words.join(" · ")), run.status !== "finished" && progressBar(run),
-    h("p", { class: "path" }, run.path), headFacts(key, run), comparePicker(key),
+    words.length > 0 && h("p", { class: "lead" }, words.join(" · ")),
+    run.status !== "finished" && progressBar(run),
+    h("p", { class: "path" }, run.path),
+    headFacts(key, run),
+    comparePicker(key),
     run.status !== "finished" && logSection(key),
     metricTable(key, run),
     section("Provenance", provenanceChain(key)),
     charts.length > 0 && section("Curves", h("div", { class: "grid-2" }, charts)),
     pretraining && spectrumSection(key),
-    pretraining && detail.views && section("Views", h("figure", { class: "sheet" }, h("img", { src: detail.views, alt: "A row an image, a column a view" }), h("figcaption", null, "What the network sees: a row an image, a column a view."))),
-    classSection(key), precisionSection(key), pictureSection(key),
+    pretraining &&
+      detail.views &&
+      section(
+        "Views",
+        h(
+          "figure",
+          { class: "sheet" },
+          h("img", { src: detail.views, alt: "A row an image, a column a view" }),
+          h("figcaption", null, "What the network sees: a row an image, a column a view."),
+        ),
+      ),
+    classSection(key),
+    precisionSection(key),
+    pictureSection(key),
     section("Settings", settingsTable(key)),
-    Object.keys(detail.facts).length > 0 && section("Results file", factsTable("Results file", Object.entries(detail.facts))),
+    Object.keys(detail.facts).length > 0 &&
+      section("Results file", factsTable("Results file", Object.entries(detail.facts))),
     sessionSection(key),
   ];
 }

@@ -3,85 +3,215 @@
 function headline(run) {
   for (const name of ["box/AP", "voc/AP", "mask/AP", "top1", "knn_accuracy"]) {
     const value = own(run.figures, name);
-    if (value !== undefined) return { value, text: fixed(value, place.digits), name: name.includes("/") ? `${taskName(name.split("/")[0])} AP` : name === "top1" ? "top-1" : "k-NN" };
+    if (value !== undefined)
+      return {
+        value,
+        text: fixed(value, place.digits),
+        name: name.includes("/")
+          ? `${taskName(name.split("/")[0])} AP`
+          : name === "top1"
+            ? "top-1"
+            : "k-NN",
+      };
   }
   const loss = own(run.figures, "final_loss");
-  return loss === undefined ? { value: null, text: "", name: "" } : { value: loss, text: short(loss), name: "loss" };
+  return loss === undefined
+    ? { value: null, text: "", name: "" }
+    : { value: loss, text: short(loss), name: "loss" };
 }
 
 function pickBox(key, run, changed) {
-  const box = h("input", { type: "checkbox", "aria-label": `choose ${run.name} to compare`, change: () => {
-    place.chosen = place.chosen.filter((other) => other !== key);
-    if (box.checked) place.chosen = [...place.chosen, key].slice(-2);
-    place.keep();
-    changed();
-  } });
+  const box = h("input", {
+    type: "checkbox",
+    "aria-label": `choose ${run.name} to compare`,
+    change: () => {
+      place.chosen = place.chosen.filter((other) => other !== key);
+      if (box.checked) place.chosen = [...place.chosen, key].slice(-2);
+      place.keep();
+      changed();
+    },
+  });
   box.checked = place.chosen.includes(key);
   box.setAttribute("data-pick", key);
   return box;
 }
 
-function runsPage() {
-  const bar = h("div", { class: "pick-bar" });
-  const changed = () => {
-    document.querySelectorAll("[data-pick]").forEach((box) => { box.checked = place.chosen.includes(box.getAttribute("data-pick")); });
-    const known = place.chosen.filter((key) => own(DATA.runs, key));
-    bar.replaceChildren(...[known.length === 2
-      ? h("a", { class: "button", href: `#/compare/${known.join("/")}` }, "Compare the two chosen runs")
-      : h("span", { class: "chart-note" }, known.length ? "Tick one more run to compare." : "Tick two runs to compare them.")]);
+const RUN_COLUMNS = [
+  { name: "compare", fixed: true, silent: true },
+  { name: "run" },
+  { name: "status" },
+  { name: "stage" },
+  { name: "method" },
+  { name: "data" },
+  { name: "schedule" },
+  { name: "seed", numeric: true, up: true },
+  { name: "figure", numeric: true },
+  { name: "time", numeric: true },
+  { name: "started" },
+];
+
+function runLine(key, run, changed) {
+  const main = headline(run);
+  const time = run.status === "finished" ? duration(run.wall_time) : progress(run);
+  return {
+    words: `${run.path} ${run.config_name} ${run.reason || ""}`,
+    status: run.status,
+    cells: [
+      cell("", { node: pickBox(key, run, changed) }),
+      cell(run.name, { node: runLink(key) }),
+      cell(run.status, { node: badge(run.status) }),
+      cell(run.stage),
+      cell(run.method, { class: "nowrap" }),
+      cell(run.dataset),
+      cell(run.schedule),
+      cell(run.seed, { value: Number(run.seed) }),
+      { ...main, node: main.name && [main.text, h("small", null, ` ${main.name}`)] },
+      cell(time, { value: run.wall_time }),
+      cell(when(run.started).split(",")[0], { value: run.started, class: "nowrap" }),
+    ],
   };
-  const lines = Object.entries(DATA.runs).map(([key, run]) => {
-    const main = headline(run);
-    return {
-      words: `${run.path} ${run.config_name} ${run.reason || ""}`, status: run.status,
-      cells: [
-        cell("", { node: pickBox(key, run, changed) }), cell(run.name, { node: runLink(key) }), cell(run.status, { node: badge(run.status) }), cell(run.stage), cell(run.method, { class: "nowrap" }),
-        cell(run.dataset), cell(run.schedule), cell(run.seed, { value: Number(run.seed) }), { ...main, node: main.name && [main.text, h("small", null, ` ${main.name}`)] },
-        cell(run.status === "finished" ? duration(run.wall_time) : progress(run), { value: run.wall_time }), cell(when(run.started).split(",")[0], { value: run.started, class: "nowrap" }),
-      ],
-    };
-  });
+}
+
+/** What is to be done with the runs ticked so far. */
+function pickHint() {
+  const known = place.chosen.filter((key) => own(DATA.runs, key));
+  if (known.length === 2)
+    return h(
+      "a",
+      { class: "button", href: `#/compare/${known.join("/")}` },
+      "Compare the two chosen runs",
+    );
+  return h(
+    "span",
+    { class: "chart-note" },
+    known.length ? "Tick one more run to compare." : "Tick two runs to compare them.",
+  );
+}
+
+function runsPage() {
+  const bar = h("div", { class: "pick-bar" }, pickHint());
+  const changed = () => {
+    for (const box of document.querySelectorAll("[data-pick]"))
+      box.checked = place.chosen.includes(box.getAttribute("data-pick"));
+    bar.replaceChildren(pickHint());
+  };
+  const lines = Object.entries(DATA.runs).map(([key, run]) => runLine(key, run, changed));
   const statuses = [...new Set(lines.map((line) => line.status))];
+  if (!statuses.includes(place.status)) place.status = "";
   const block = { lines };
   const made = sortable({
-    id: "runs", title: "Runs", class: "runs", head: 1, blocks: [block],
-    columns: [{ name: "compare", fixed: true, silent: true }, { name: "run" }, { name: "status" }, { name: "stage" }, { name: "method" }, { name: "data" }, { name: "schedule" },
-      { name: "seed", numeric: true, up: true }, { name: "figure", numeric: true }, { name: "time", numeric: true }, { name: "started" }],
+    id: "runs",
+    title: "Runs",
+    class: "runs",
+    head: 1,
+    blocks: [block],
+    columns: RUN_COLUMNS,
   });
-  const apply = () => { block.lines = lines.filter((line) => !place.status || line.status === place.status); made.filter(place.runs); };
-  if (!statuses.includes(place.status)) place.status = "";
+  const apply = () => {
+    block.lines = lines.filter((line) => !place.status || line.status === place.status);
+    made.filter(place.runs);
+  };
   apply();
-  changed();
+  const keep = (name) => (value) => {
+    place[name] = value;
+    place.keep();
+    apply();
+  };
   return [
     heading(1, "Runs"),
-    h("div", { class: "toolbar", role: "search" },
-      filterField("Filter runs", place.runs, (words) => { place.runs = words; place.keep(); apply(); }),
-      choice("Status", [["", "all"], ...statuses.map((status) => [status, status])], place.status, (status) => { place.status = status; place.keep(); apply(); }),
-      copyButtons(made.sheet)),
-    bar, h("section", { class: "card" }, made.node),
+    h(
+      "div",
+      { class: "toolbar", role: "search" },
+      filterField("Filter runs", place.runs, keep("runs")),
+      choice(
+        "Status",
+        [["", "all"], ...statuses.map((status) => [status, status])],
+        place.status,
+        keep("status"),
+      ),
+      copyButtons(made.sheet),
+    ),
+    bar,
+    h("section", { class: "card" }, made.node),
   ];
 }
 
 function leftOutPage() {
-  const waiting = Object.entries(DATA.runs).filter(([, run]) => !["finished", "superseded"].includes(run.status));
+  const waiting = Object.entries(DATA.runs).filter(
+    ([, run]) => !["finished", "superseded"].includes(run.status),
+  );
   const order = { failed: 0, stalled: 1, interrupted: 2, running: 3 };
   waiting.sort(([, x], [, y]) => (order[x.status] ?? 4) - (order[y.status] ?? 4));
   return [
     heading(1, "Not in the tables"),
-    h("p", { class: "lead" }, "What was found and does not count, and why. Nothing is dropped in silence."),
-    section(`Unfinished runs (${waiting.length})`, waiting.length ? h("ul", { class: "waiting" }, waiting.map(([key, run]) => {
-      const { log } = details(key);
-      return h("li", null,
-        h("div", { class: "title-line" }, h("strong", null, runLink(key)), badge(run.status), h("span", { class: "chart-note" }, progress(run),
-          run.last.time ? ` · last line ${when(new Date(run.last.time * 1000).toISOString())}` : "")),
-        progressBar(run), run.status === "failed" && details(key).error && h("p", { class: "notice is-bad" }, details(key).error),
-        h("div", { class: "path" }, run.path),
-        log.length > 0 && logBox("Last log lines", log[0].lines.slice(-15), `last log lines of ${run.name}`, false));
-    })) : h("p", { class: "empty" }, "Every run has finished.")),
-    section(`Left out (${DATA.problems.length})`, DATA.problems.length ? h("ul", { class: "problems" }, DATA.problems.map((line) => h("li", null, line.replace(/^left out: /, "")))) : h("p", { class: "empty" }, "Nothing was left out.")),
+    h(
+      "p",
+      { class: "lead" },
+      "What was found and does not count, and why. Nothing is dropped in silence.",
+    ),
+    section(
+      `Unfinished runs (${waiting.length})`,
+      waiting.length
+        ? h(
+            "ul",
+            { class: "waiting" },
+            waiting.map(([key, run]) => {
+              const { log } = details(key);
+              return h(
+                "li",
+                null,
+                h(
+                  "div",
+                  { class: "title-line" },
+                  h("strong", null, runLink(key)),
+                  badge(run.status),
+                  h(
+                    "span",
+                    { class: "chart-note" },
+                    progress(run),
+                    run.last.time
+                      ? ` · last line ${when(new Date(run.last.time * 1000).toISOString())}`
+                      : "",
+                  ),
+                ),
+                progressBar(run),
+                run.status === "failed" &&
+                  details(key).error &&
+                  h("p", { class: "notice is-bad" }, details(key).error),
+                h("div", { class: "path" }, run.path),
+                log.length > 0 &&
+                  logBox(
+                    "Last log lines",
+                    log[0].lines.slice(-15),
+                    `last log lines of ${run.name}`,
+                    false,
+                  ),
+              );
+            }),
+          )
+        : h("p", { class: "empty" }, "Every run has finished."),
+    ),
+    section(
+      `Left out (${DATA.problems.length})`,
+      DATA.problems.length
+        ? h(
+            "ul",
+            { class: "problems" },
+            DATA.problems.map((line) => h("li", null, line.replace(/^left out: /, ""))),
+          )
+        : h("p", { class: "empty" }, "Nothing was left out."),
+    ),
   ];
 }
 
 function missingPage(what) {
-  return [heading(1, "Not here"), h("p", { class: "lead" }, `This page has no such ${what}. It may have been left out since the link was made.`), h("p", null, h("a", { href: "#/" }, "To the results"))];
+  return [
+    heading(1, "Not here"),
+    h(
+      "p",
+      { class: "lead" },
+      `This page has no such ${what}. It may have been left out since the link was made.`,
+    ),
+    h("p", null, h("a", { href: "#/" }, "To the results")),
+  ];
 }

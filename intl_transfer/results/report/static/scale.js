@@ -13,15 +13,22 @@ function ticks(low, high, count = 5) {
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((m) => m >= raw * 0.999);
   const made = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) made.push(i * step);
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1)
+    made.push(i * step);
   return made;
 }
 
 function logTicks(low, high) {
   const made = [];
-  const steps = Math.log10(high / low) > 2.5 ? [1] : Math.log10(high / low) > 1 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 7];
+  const steps =
+    Math.log10(high / low) > 2.5
+      ? [1]
+      : Math.log10(high / low) > 1
+        ? [1, 2, 5]
+        : [1, 1.5, 2, 3, 4, 5, 7];
   for (let p = Math.floor(Math.log10(low)); p <= Math.ceil(Math.log10(high)); p += 1) {
-    for (const m of steps) if (m * 10 ** p >= low * 0.999 && m * 10 ** p <= high * 1.001) made.push(m * 10 ** p);
+    for (const m of steps)
+      if (m * 10 ** p >= low * 0.999 && m * 10 ** p <= high * 1.001) made.push(m * 10 ** p);
   }
   return made;
 }
@@ -29,8 +36,12 @@ function logTicks(low, high) {
 /** Ticks as text, with as many digits as tell them apart. */
 function tickText(values) {
   const largest = Math.max(...values.map(Math.abs));
-  if (largest >= 1e6 || (largest > 0 && largest < 1e-3)) return values.map((v) => (v ? Number(v.toPrecision(3)).toExponential().replace("e+", "e") : "0"));
-  if (largest >= 1e4 && values.every((v) => v % 1000 === 0)) return values.map((v) => (v ? `${v / 1000}k` : "0"));
+  if (largest >= 1e6 || (largest > 0 && largest < 1e-3))
+    return values.map((v) =>
+      v ? Number(v.toPrecision(3)).toExponential().replace("e+", "e") : "0",
+    );
+  if (largest >= 1e4 && values.every((v) => v % 1000 === 0))
+    return values.map((v) => (v ? `${v / 1000}k` : "0"));
   return values.map((v) => String(Number(v.toPrecision(6))).replace("-", "−"));
 }
 
@@ -40,16 +51,21 @@ function linear(low, high, from, to) {
 }
 
 function logarithmic(low, high, from, to) {
-  const place = linear(Math.log(low), Math.log(high), from, to);
-  return (value) => place(Math.log(value));
+  const inner = linear(Math.log(low), Math.log(high), from, to);
+  return (value) => inner(Math.log(value));
 }
 
 /** A chart that is drawn anew when its width changes. */
 function framed(title, draw, options = {}) {
   const canvas = h("div", { class: "canvas" });
-  const figure = h("figure", { class: `chart ${options.class || ""}` },
+  const figure = h(
+    "figure",
+    { class: `chart ${options.class || ""}` },
     h("figcaption", null, h("span", { class: "chart-title" }, title), options.controls),
-    options.legend, canvas, options.note && h("p", { class: "chart-note" }, options.note));
+    options.legend,
+    canvas,
+    options.note && h("p", { class: "chart-note" }, options.note),
+  );
   let drawn = 0;
   const redraw = (width) => {
     drawn = width;
@@ -67,16 +83,36 @@ function framed(title, draw, options = {}) {
 function axes(box, x, y) {
   const xTexts = tickText(x.ticks);
   const yTexts = tickText(y.ticks);
-  return s("g", { class: "axes" },
+  return s(
+    "g",
+    { class: "axes" },
     y.ticks.map((value, i) => [
-      s("line", { class: "grid", x1: box.left, x2: box.right, y1: y.at(value), y2: y.at(value) }),
+      s("line", {
+        class: "grid",
+        x1: box.left,
+        x2: box.right,
+        y1: y.at(value),
+        y2: y.at(value),
+      }),
       s("text", { x: box.left - 7, y: y.at(value), dy: "0.34em", "text-anchor": "end" }, yTexts[i]),
     ]),
     x.ticks.map((value, i) => [
-      s("line", { class: "tick", x1: x.at(value), x2: x.at(value), y1: box.bottom, y2: box.bottom + 4 }),
+      s("line", {
+        class: "tick",
+        x1: x.at(value),
+        x2: x.at(value),
+        y1: box.bottom,
+        y2: box.bottom + 4,
+      }),
       s("text", { x: x.at(value), y: box.bottom + 17, "text-anchor": "middle" }, xTexts[i]),
     ]),
     s("line", { class: "axis", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom }),
-    x.label && s("text", { class: "axis-name", x: box.right, y: box.bottom + 32, "text-anchor": "end" }, x.label),
-    y.label && s("text", { class: "axis-name", x: 0, y: 10 }, y.label));
+    x.label &&
+      s(
+        "text",
+        { class: "axis-name", x: box.right, y: box.bottom + 32, "text-anchor": "end" },
+        x.label,
+      ),
+    y.label && s("text", { class: "axis-name", x: 0, y: 10 }, y.label),
+  );
 }

@@ -12,7 +12,10 @@ function compareCells(a, b, direction) {
   const [x, y] = [a.value, b.value];
   const missing = (v) => v === null || v === undefined || v === "";
   if (missing(x) || missing(y)) return Number(missing(x)) - Number(missing(y)); // blanks last, either way
-  const order = typeof x === "number" && typeof y === "number" ? x - y : String(x).localeCompare(String(y), "en", { numeric: true });
+  const order =
+    typeof x === "number" && typeof y === "number"
+      ? x - y
+      : String(x).localeCompare(String(y), "en", { numeric: true });
   return order * direction;
 }
 
@@ -22,34 +25,151 @@ const matches = (line, filter) => {
   return words.every((word) => text.includes(word));
 };
 
+const ARROWS = { none: "↕", ascending: "↑", descending: "↓" };
+
+function headerCell(column, i, order, sortBy) {
+  const props = {
+    scope: "col",
+    class:
+      [column.numeric && "number", column.start && "group-start", column.class]
+        .filter(Boolean)
+        .join(" ") || null,
+  };
+  if (column.fixed)
+    return h("th", props, h("span", { class: column.silent ? "sr" : null }, column.name));
+  const arrow = h("span", { class: "arrow", "aria-hidden": "true" }, ARROWS[order]);
+  const label = `sort by ${column.group ? `${column.group} ${column.name}` : column.name}`;
+  const button = {
+    type: "button",
+    class: "sort",
+    "data-column": i,
+    "aria-label": label,
+    title: column.hint,
+    click: sortBy,
+  };
+  // Figures stand at the right: there the arrow comes first.
+  const content = column.numeric ? [arrow, column.name] : [column.name, arrow];
+  return h("th", { ...props, "aria-sort": order }, h("button", button, content));
+}
+
+/** The line above the columns' names: one cell a group. */
+function groupRow(columns) {
+  if (!columns.some((column) => column.group)) return null;
+  const groups = [];
+  for (const column of columns) {
+    const last = groups.at(-1);
+    if (last && column.group && last.name === column.group) last.span += 1;
+    else groups.push({ name: column.group || "", span: 1, class: column.class });
+  }
+  const made = (group) =>
+    group.name
+      ? h("th", { scope: "colgroup", colspan: group.span, class: "group-start" }, group.name)
+      : h("td", { class: group.class });
+  return h("tr", { class: "groups" }, groups.map(made));
+}
+
+function bodyCell(content, column, first, notes) {
+  const classes = [
+    column.numeric && "number",
+    column.start && "group-start",
+    column.class,
+    content.best && "best",
+    content.class,
+  ];
+  const props = { scope: first ? "row" : null, class: classes.filter(Boolean).join(" ") || null };
+  return h(
+    first ? "th" : "td",
+    props,
+    content.node ?? content.text,
+    notes,
+    content.under && h("span", { class: "under", "aria-hidden": "true" }, content.under),
+    content.best && h("span", { class: "sr" }, " (best)"),
+  );
+}
+
+function bodyRow(line, spec) {
+  const notes = line.notes?.length
+    ? h("sup", { title: line.notes.map((n) => spec.notes[n - 1]).join("\n") }, line.notes.join(","))
+    : null;
+  return h(
+    "tr",
+    null,
+    line.cells.map((content, i) =>
+      bodyCell(content, spec.columns[i], i === (spec.head || 0), i === 0 && notes),
+    ),
+  );
+}
+
+function bodyBlock(block, spec) {
+  const name =
+    block.name &&
+    h(
+      "tr",
+      { class: "block-name" },
+      h("th", { scope: "rowgroup", colspan: spec.columns.length }, h("span", null, block.name)),
+    );
+  return h(
+    "tbody",
+    { class: block.class },
+    name,
+    block.lines.map((line) => bodyRow(line, spec)),
+  );
+}
+
+const emptyBody = (width) =>
+  h(
+    "tbody",
+    null,
+    h("tr", null, h("td", { colspan: width, class: "empty" }, "No row has all of these words.")),
+  );
+
+/** A block's rows that fit the filter, in the order asked for. */
+function arranged(block, filter, [column, direction]) {
+  const lines = block.lines.filter((line) => matches(line, filter));
+  if (column !== undefined)
+    lines.sort((a, b) => compareCells(a.cells[column], b.cells[column], direction));
+  return { ...block, lines };
+}
+
+/** What is copied: the columns and rows that are shown. */
+function sheetOf(spec, blocks) {
+  const kept = spec.columns
+    .map((column, i) => (column.silent ? null : i))
+    .filter((i) => i !== null);
+  const row = (line) => ({
+    cells: kept.map((i) => line.cells[i].text),
+    bold: kept.map((i) => Boolean(line.cells[i].best)),
+    italic: Boolean(line.italic),
+    notes: line.notes || [],
+  });
+  return {
+    title: spec.title,
+    columns: kept.map((i) => spec.columns[i]),
+    notes: spec.notes || [],
+    legend: spec.legend || [],
+    blocks: blocks.map((block) => block.lines.map(row)),
+  };
+}
+
 /**
  * A table in a box that scrolls sideways.
- * @param {{id: string, title: string, columns: {name: string, group?: string, numeric?: boolean, fixed?: boolean, hint?: string, up?: boolean}[],
- *   blocks: {name?: string, class?: string, lines: Line[]}[], notes?: string[]}} spec
+ * @param {{id: string, title: string, class?: string, head?: number, notes?: string[], legend?: string[],
+ *   columns: {name: string, group?: string, numeric?: boolean, fixed?: boolean, silent?: boolean, hint?: string, up?: boolean}[],
+ *   blocks: {name?: string, class?: string, lines: Line[]}[]}} spec
+ * @returns its node, a filter that tells how many rows it leaves, and what is to be copied.
  */
 function sortable(spec) {
   const { columns } = spec;
   const table = h("table", { class: spec.class });
-  const state = { filter: "" };
-  const sheet = () => ({
-    title: spec.title, columns: columns.filter((c) => !c.silent), notes: spec.notes || [], legend: spec.legend || [],
-    blocks: visible().map((block) => block.lines.map((line) => {
-      const cells = line.cells.filter((_, i) => !columns[i].silent);
-      return { cells: cells.map((c) => c.text), bold: cells.map((c) => Boolean(c.best)), italic: Boolean(line.italic), notes: line.notes || [] };
-    })),
-  });
-
-  function visible() {
+  let filter = "";
+  const sorting = () => {
     const [column, direction] = place.sorts[spec.id] || [];
-    return spec.blocks.map((block) => {
-      const lines = block.lines.filter((line) => matches(line, state.filter));
-      if (column < columns.length) lines.sort((a, b) => compareCells(a.cells[column], b.cells[column], direction));
-      return { ...block, lines };
-    });
-  }
+    return column < columns.length ? [column, direction] : [];
+  };
+  const visible = () => spec.blocks.map((block) => arranged(block, filter, sorting()));
 
   function sortBy(i) {
-    const [column, direction] = place.sorts[spec.id] || [];
+    const [column, direction] = sorting();
     const first = columns[i].numeric && !columns[i].up ? -1 : 1; // of figures, the largest first
     if (column !== i) place.sorts[spec.id] = [i, first];
     else if (direction === first) place.sorts[spec.id] = [i, -first];
@@ -57,71 +177,71 @@ function sortable(spec) {
     place.keep();
     draw();
     table.querySelector(`[data-column="${i}"]`).focus();
-    const now = place.sorts[spec.id];
-    say(now ? `sorted by ${columns[i].name}, ${now[1] > 0 ? "ascending" : "descending"}` : "in the table's own order");
-  }
-
-  function header(column, i) {
-    const [sorted, direction] = place.sorts[spec.id] || [];
-    const order = sorted !== i ? "none" : direction > 0 ? "ascending" : "descending";
-    const name = column.group ? `${column.group} ${column.name}` : column.name;
-    return h("th", { scope: "col", class: `${column.numeric ? "number" : ""} ${column.start ? "group-start" : ""} ${column.class || ""}`, "aria-sort": column.fixed ? null : order },
-      column.fixed ? h("span", { class: column.silent ? "sr" : "" }, column.name) : h("button", { type: "button", class: "sort", "data-column": i, "aria-label": `sort by ${name}`, title: column.hint, click: () => sortBy(i) },
-        column.numeric ? [arrow(order), column.name] : [column.name, arrow(order)]));
-  }
-
-  const arrow = (order) => h("span", { class: "arrow", "aria-hidden": "true" }, { none: "↕", ascending: "↑", descending: "↓" }[order]);
-
-  function groups() {
-    if (!columns.some((c) => c.group)) return null;
-    const made = [];
-    for (const column of columns) {
-      const last = made.at(-1);
-      if (last && column.group && last.name === column.group) last.span += 1;
-      else made.push({ name: column.group || "", span: 1, class: column.class });
-    }
-    return h("tr", { class: "groups" }, made.map((g) => (g.name ? h("th", { scope: "colgroup", colspan: g.span, class: "group-start" }, g.name) : h("td", { class: g.class }))));
-  }
-
-  function row(line) {
-    return h("tr", { class: line.class }, line.cells.map((c, i) => {
-      const column = columns[i];
-      const tag = i === (spec.head || 0) ? "th" : "td";
-      return h(tag, {
-        scope: tag === "th" ? "row" : null,
-        class: [column.numeric && "number", column.start && "group-start", column.class, c.best && "best", c.class].filter(Boolean).join(" ") || null,
-      }, c.node ?? c.text, i === 0 && line.notes?.length ? h("sup", { title: line.notes.map((n) => spec.notes[n - 1]).join("\n") }, line.notes.join(",")) : null,
-      c.under && h("span", { class: "under", "aria-hidden": "true" }, c.under), c.best && h("span", { class: "sr" }, " (best)"));
-    }));
+    const [now, way] = sorting();
+    say(
+      now === undefined
+        ? "in the table's own order"
+        : `sorted by ${columns[i].name}, ${way > 0 ? "ascending" : "descending"}`,
+    );
   }
 
   function draw() {
-    const blocks = visible();
-    const count = blocks.reduce((sum, block) => sum + block.lines.length, 0);
-    table.replaceChildren(...[
+    const blocks = visible().filter((block) => block.lines.length);
+    const [sorted, direction] = sorting();
+    const order = (i) => (i !== sorted ? "none" : direction > 0 ? "ascending" : "descending");
+    table.replaceChildren(
       h("caption", { class: "sr" }, spec.title),
-      h("thead", null, groups(), h("tr", null, columns.map(header))),
-      ...blocks.filter((block) => block.lines.length).map((block) => h("tbody", { class: block.class },
-        block.name && h("tr", { class: "block-name" }, h("th", { scope: "rowgroup", colspan: columns.length }, h("span", null, block.name))),
-        block.lines.map(row))),
-      count ? null : h("tbody", null, h("tr", null, h("td", { colspan: columns.length, class: "empty" }, "No row has all of these words."))),
-    ].filter(Boolean));
-    return count;
+      h(
+        "thead",
+        null,
+        groupRow(columns),
+        h(
+          "tr",
+          null,
+          columns.map((column, i) => headerCell(column, i, order(i), () => sortBy(i))),
+        ),
+      ),
+      ...(blocks.length
+        ? blocks.map((block) => bodyBlock(block, spec))
+        : [emptyBody(columns.length)]),
+    );
+    return blocks.reduce((sum, block) => sum + block.lines.length, 0);
   }
 
   draw();
-  const box = h("div", { class: "scroll", role: "region", "aria-label": spec.title, tabindex: "0" }, table);
-  return { node: box, sheet, filter: (words) => { state.filter = words; return draw(); } };
+  return {
+    node: h(
+      "div",
+      { class: "scroll", role: "region", "aria-label": spec.title, tabindex: "0" },
+      table,
+    ),
+    sheet: () => sheetOf(spec, visible()),
+    filter: (words) => {
+      filter = words;
+      return draw();
+    },
+  };
 }
 
 /** A field to filter by, which calls back at every key. */
 function filterField(label, value, changed) {
-  const input = h("input", { type: "search", value, placeholder: "all of these words", autocomplete: "off", spellcheck: "false", input: () => changed(input.value) });
+  const input = h("input", {
+    type: "search",
+    value,
+    placeholder: "all of these words",
+    autocomplete: "off",
+    spellcheck: "false",
+    input: () => changed(input.value),
+  });
   return h("label", { class: "field" }, h("span", null, label), input);
 }
 
 function choice(label, options, value, changed) {
-  const select = h("select", { "aria-label": label, change: () => changed(select.value) }, options.map(([key, name]) => h("option", { value: key, selected: key === value }, name)));
+  const select = h(
+    "select",
+    { "aria-label": label, change: () => changed(select.value) },
+    options.map(([key, name]) => h("option", { value: key, selected: key === value }, name)),
+  );
   select.value = value;
   return h("label", { class: "field" }, h("span", null, label), select);
 }
