@@ -72,10 +72,12 @@ class StageJob:
         ranks = rank_environment()
         environment, command = {**os.environ, **self.environment}, self.command
         if self.per_node:
+            host = ranks["MASTER_ADDR"]
+            host = f"[{host}]" if ":" in host else host
             places = {
                 "{num_machines}": ranks["WORLD_SIZE"],
                 "{machine_rank}": ranks["RANK"],
-                "{dist_url}": f"tcp://{ranks['MASTER_ADDR']}:{ranks['MASTER_PORT']}",
+                "{dist_url}": f"tcp://{host}:{ranks['MASTER_PORT']}",
             }
             command = [places.get(word, word) for word in command]
         else:

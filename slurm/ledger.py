@@ -6,7 +6,6 @@ not in it: the run directories say that.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import socket
@@ -122,8 +121,7 @@ class Ledger:
         """
         nodes = {}
         for key, node in self.nodes.items():
-            nodes[key] = dataclasses.asdict(node)
-            del nodes[key]["key"]
+            nodes[key] = {name: value for name, value in vars(node).items() if name != "key"}
         rest = {"cluster": self.cluster, "submitting": self.submitting, "launcher": self.launcher}
         try:
             write_json(self.folder / NAME, {"schema": SCHEMA, **rest, "nodes": nodes})

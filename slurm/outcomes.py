@@ -171,7 +171,7 @@ def _ended_badly(node: Node, ledger: Ledger, row: Row | None) -> Status:
         return Status("failed", f"no log; {row.state.lower()}" if row else "no log, no job")
     if row is not None and row.state == "CANCELLED":
         return Status("interrupted", "cancelled", where)
-    if state == "interrupted":
+    if "interrupted" in (state, node.outcome):
         return Status("interrupted", last_error(node), where)
     words = last_error(node)
     if row is not None and row.state not in ("FAILED", "COMPLETED"):

@@ -66,18 +66,28 @@ def test_seeds_of_a_pretraining_run(cluster, images, data, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_interrupted_fine_tuning_goes_on(cluster, data, tmp_path):
-    arguments = ["--weights", "random", "--output-dir", tmp_path / "runs"]
-    (job,) = launch(cluster, data, *arguments, *budget(40, period=1)).jobs
+def test_an_interrupted_fine_tuning_on_two_nodes_goes_on(cluster, data, tmp_path):
+    """All ranks stop at the same iteration, go back into the queue together, and end together."""
+    arguments = ["--weights", "random", "--output-dir", tmp_path / "runs", "--nodes", 2]
+    (job,) = launch(cluster, data, *arguments, *budget(8, period=1)).jobs
     run = tmp_path / "runs" / "shapes_coco_R18_C4_random_seed0"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not list(run.glob("model_0*.pth")):
         assert time.monotonic() < deadline, logs(tmp_path)
         time.sleep(0.1)
     cluster.run("scancel", "--signal=USR2", job, check=True)
-    assert cluster.wait_for(job, "COMPLETED", "FAILED", seconds=240) == "COMPLETED", logs(tmp_path)
-    assert len(read_manifest(run)["sessions"]) == 2
-    assert read_results(run)["iteration"] == 40
+    assert cluster.wait_for(job, "COMPLETED", "FAILED", seconds=300) == "COMPLETED", logs(tmp_path)
+    manifest = read_manifest(run)
+    assert [session["world_size"] for session in manifest["sessions"]] == [2, 2]
+    assert read_results(run)["iteration"] == 8
+    for rank in range(2):
+        (log,) = (tmp_path / "runs" / "slurm").rglob(f"*_{rank}_log.out")
+        said = log.read_text()
+        assert "start 1:" in said  # the log of the first start is still there
+        assert "start 2:" in said
+    first = (tmp_path / "runs" / "slurm" / job / f"{job}_0_log.out").read_text()
+    stopped = re.search(r"stopped by SIGUSR2 after iteration (\d+)", first)
+    assert f"Starting training from iteration {stopped.group(1)}" in first
 
 
 @pytest.mark.parametrize(
@@ -88,10 +98,11 @@ def test_an_interrupted_fine_tuning_goes_on(cluster, data, tmp_path):
         (["--weights", "random", "--seeds", "x"], "--seeds x: expected seeds as 0-4"),
         (["--weights", "random", "--config", "coco_R50.yaml"], "Did you mean 'coco_R50_C4'"),
         (["--weights", "random", "--ranks-per-node", "2"], "one task a node"),
+        (["--weights", "random", "SOLVER.MAX_ITR", "9"], "Did you mean SOLVER.MAX_ITER"),
     ],
 )
 def test_what_cannot_be_is_one_clear_line(cluster, data, tmp_path, arguments, message):
-    done = launch(cluster, data, *arguments, "--output-dir", tmp_path / "runs", check=False)
+    done = launch(cluster, data, "--output-dir", tmp_path / "runs", *arguments, check=False)
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
 
 import pytest
 
+from intl_transfer.errors import UserError
 from intl_transfer.runs import read_results
 from intl_transfer.runs.directory import git_state
+from slurm import jobs, resources
 from slurm.executors import parse_seeds
-from slurm.jobs import reachable, snapshot
+from slurm.jobs import StageFailedError, StageJob, reachable, require_finished, snapshot
+from slurm.outcomes import converted, last_error, run_status, settled_status
 from tests.pretrain.running import ROOT, TINY
+from tests.slurm.work import node
 
 LAUNCH = [sys.executable, str(ROOT / "slurm" / "launch_pretrain.py"), "--config", "shapes_r18"]
 
@@ -122,3 +128,130 @@ def test_a_snapshot_is_what_was_there(tmp_path):
 def test_names_that_resolve_are_left_as_they_are():
     assert reachable("127.0.0.1") == "127.0.0.1"
     assert reachable("localhost") == "localhost"
+
+
+def fake(folder, name, text):
+    """A program first on the path."""
+    file = folder / name
+    file.write_text(f"#!/bin/sh\n{text}\n")
+    file.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("answer", "address"),
+    [
+        ('[ "$1" = getaddrs ] && echo "node7: 10.0.0.7:6818"', "10.0.0.7"),
+        ('[ "$1" = getaddrs ] && echo "node7: [fd00::7]:6818"', "fd00::7"),
+        ('[ "$1" = show ] && echo "   NodeAddr=10.0.0.8 NodeHostName=node7"', "10.0.0.8"),
+        ("exit 1", "node7.invalid"),
+    ],
+)
+def test_a_name_that_does_not_resolve_is_looked_up_in_slurm(tmp_path, monkeypatch, answer, address):
+    fake(tmp_path, "scontrol", answer)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert reachable("node7.invalid") == address
+
+
+def test_files_that_show_late_are_waited_for(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    run.mkdir()
+    manifest = dict.fromkeys(("id", "stage", "name", "config", "seed", "inputs", "sessions"), "")
+    manifest.update(schema=1, status="running")
+    (run / "manifest.json").write_text(json.dumps(manifest))
+
+    def later():
+        (run / "manifest.json").write_text(json.dumps({**manifest, "status": "finished"}))
+
+    timer = threading.Timer(0.7, later)
+    timer.start()
+    assert run_status(run) == "running"
+    assert settled_status(run, 20) == "finished"
+    require_finished(run)
+    monkeypatch.setattr(jobs, "_LATE", 1)
+    with pytest.raises(StageFailedError, match=r"the stage ended well, and yet .* without a man"):
+        require_finished(tmp_path)
+    timer.join()
+
+
+def test_a_rank_that_was_not_told_itself_puts_the_job_back(tmp_path, monkeypatch):
+    """The stage's ranks agree to stop; the signal may have reached another rank only."""
+    fake(tmp_path, "scontrol", f'echo "$@" >> {tmp_path}/asked')
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(jobs, "_PATIENCE", 0)
+    monkeypatch.setattr(jobs, "_LAG", 0)
+    slurm = {"JOB_ID": "7", "NTASKS": "1", "JOB_NUM_NODES": "1", "NODEID": "0"}
+    slurm.update(PROCID="0", LOCALID="0", JOB_NODELIST="localhost", RESTART_COUNT="0")
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setenv("SUBMITIT_FOLDER", str(tmp_path))
+    job = StageJob([sys.executable, "-c", "raise SystemExit(75)"], str(tmp_path), max_requeues=1)
+    assert job() == "interrupted"
+    assert (tmp_path / "asked").read_text() == "requeue 7\n"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with pytest.raises(StageFailedError, match="put back into the queue 1 times"):
+        job()
+
+
+def test_gres_and_the_number_of_gpus_cannot_differ():
+    values = resources.layered({"gres": "gpu:a100:8,tmpfs:1T"}, {"gpus_per_node": 2})
+    assert values == {"gres": "gpu:a100:2,tmpfs:1T", "gpus_per_node": 2}
+    assert resources.checked({"gres": "gpu:4", "cluster": "slurm"}, "x").gpus_per_node == 4
+    assert resources.layered({"gres": "gpu:4"}, {"gpus_per_node": 0})["gres"] is None
+    with pytest.raises(UserError, match=r"x: gres gpu:4 has 4 .*, gpus_per_node is 3"):
+        resources.checked({"gres": "gpu:4", "gpus_per_node": 3}, "x")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"nodez": 1}, "x: no key 'nodez'. Did you mean 'nodes'"),
+        ({"nodes": "many"}, "x: nodes: .*many"),
+        ({"time": 0}, "x: time is 0; expected at least 1"),
+        ({"cluster": "slrum"}, "x: cluster is 'slrum'.*Did you mean 'slurm'"),
+    ],
+)
+def test_a_mistake_in_resources_names_the_key(values, message):
+    with pytest.raises(UserError, match=message):
+        resources.checked(values, "x")
+
+
+def test_every_shipped_profile_can_be_used():
+    for file in resources.PROFILES.glob("*.yaml"):
+        assert resources.profile(file.stem)
+
+
+def test_a_conversion_is_done_if_its_report_names_the_source(tmp_path):
+    source, target = tmp_path / "in.pth", tmp_path / "out.pth"
+    source.write_bytes(b"weights")
+    report = {"provenance": {"source_sha256": "0" * 64}}
+    target.write_bytes(b"converted")
+    (tmp_path / "out.json").write_text(json.dumps(report))
+    assert not converted(str(source), target)
+    report["provenance"]["source_sha256"] = hashlib.sha256(b"weights").hexdigest()
+    (tmp_path / "out.json").write_text(json.dumps(report))
+    assert converted(str(source), target)
+    source.write_bytes(b"others")
+    assert not converted(str(source), target)
+    (tmp_path / "out.json").write_text("{")
+    assert not converted(str(source), target)
+
+
+def test_the_last_error_is_what_the_stage_said(tmp_path):
+    made = node(tmp_path, "one")
+    made.log = str(tmp_path / "12_0_0_log.out")
+    err = tmp_path / "12_0_0_log.err"
+    ours = (
+        "submitit ERROR - Submitted job triggered an exception\nTraceback (most recent call last)\n"
+    )
+    end = (
+        "StageFailedError: rank 0 of 1 on n1: the stage ended with exit status 1\nsrun: error: x\n"
+    )
+    err.write_text(f"error: no such data\n{ours}slurm.jobs.{end}")
+    assert last_error(made) == "no such data"
+    err.write_text(f"Traceback\n  File\ntorch.OutOfMemoryError: CUDA out of memory.\n{ours}{end}")
+    assert last_error(made) == "torch.OutOfMemoryError: CUDA out of memory."
+    err.write_text(f"nothing to show\n{ours}{end}")
+    assert last_error(made).startswith("nothing to show (rank 0 of 1 on n1: the stage ended")
+    (tmp_path / "12_00_0_log.err").write_text("error: another job's\n")
+    assert "another" not in last_error(made)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 from pathlib import Path
@@ -41,6 +42,11 @@ MANIFEST = {
 }
 
 
+@functools.lru_cache
+def _checked(wanted: str) -> str:
+    return json.dumps(dataclasses.asdict(checked(json.loads(wanted), "test")))
+
+
 def node(root: Path, name: str, parents=(), cluster="slurm", after="ok", **resources) -> Node:
     """A node whose job takes as long as Python's start."""
     wanted = {"cluster": cluster, "gpus_per_node": 0, "cpus_per_gpu": 1, "time": 60, **resources}
@@ -49,7 +55,7 @@ def node(root: Path, name: str, parents=(), cluster="slurm", after="ok", **resou
         stage="pretrain",
         target=str(root / name),
         command=[sys.executable, "-c", SCRIPT, str(root / name), json.dumps(MANIFEST)],
-        resources=dataclasses.asdict(checked(wanted, "test")),
+        resources=json.loads(_checked(json.dumps(wanted))),
         parents=list(parents),
         after=after,
         folder=str(root),

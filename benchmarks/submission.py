@@ -1,0 +1,189 @@
+"""What a long queue costs: submitting jobs as arrays and looking after them, against one by one.
+
+    python benchmarks/submission.py [--json] [--jobs 200] [--repeats 3] [--run 200]
+
+On a SLURM of two nodes that is started here for the purpose (as root, with Debian's packages
+slurmctld, slurmd, slurm-client and munge); a site's own controller is left alone. The reference is
+a plain `sbatch` for every job, and a `squeue` for every job. Both take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from slurm import controller
+from slurm.launching import launch
+from slurm.ledger import Ledger, Node
+from tests.slurm.cluster import Cluster, why_not
+from tests.slurm.work import node
+
+HELD = {"sbatch": {"hold": True}}
+
+
+def main() -> int:
+    """Prints the table; with ``--json`` one object on the last line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--jobs", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--run", type=int, default=200, help="tiny jobs to run to their end")
+    arguments = parser.parse_args()
+    reason = why_not()
+    if reason is not None:
+        print(f"skipped: {reason}")
+        if arguments.json:
+            print(json.dumps({"benchmark": "submission", "cases": []}))
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        cluster = Cluster(Path(folder) / "cluster")
+        try:
+            cluster.start()
+            clean = cluster.environment()
+            for name in set(os.environ) - set(clean):
+                del os.environ[name]
+            os.environ.update(clean)
+            cases = measure(Path(folder), cluster, arguments)
+        finally:
+            cluster.stop()
+    if arguments.json:
+        print(json.dumps({"benchmark": "submission", "cases": cases}))
+    return 0
+
+
+def measure(
+    folder: Path, cluster: Cluster, arguments: argparse.Namespace
+) -> list[dict[str, object]]:
+    """Both comparisons, then what 1,000 jobs leave, then a run to the end."""
+    jobs = arguments.jobs
+    times: dict[str, list[float]] = {"sbatch": [], "launch": [], "squeue": [], "again": []}
+    for repeat in range(arguments.repeats):
+        root = folder / f"round{repeat}"
+        root.mkdir()
+        with timed(times["sbatch"]):
+            ids = one_by_one(root, jobs)
+        with timed(times["squeue"]):
+            for job in ids:
+                cluster.run("squeue", "-h", "-j", job, "-o", "%T", check=True)
+        cluster.run("scancel", "--user=root")
+        nodes = many(root, jobs)
+        with timed(times["launch"]):
+            quietly(root, nodes)
+        with timed(times["again"]):
+            quietly(root, many(root, jobs))
+        cluster.run("scancel", "--user=root")
+    cases = [
+        case(f"submit {jobs} jobs", times["sbatch"], times["launch"]),
+        case(f"look after {jobs} jobs", times["squeue"], times["again"]),
+    ]
+    print(f"two nodes on this machine, {jobs} held jobs, medians of {arguments.repeats}\n")
+    print(f"{'':24s} {'one by one':>11s} {'ours':>9s}   ratio")
+    for row, (theirs, ours) in zip(cases, (("sbatch", "launch"), ("squeue", "again")), strict=True):
+        reference, own = np.median(times[theirs]), np.median(times[ours])
+        print(f"{row['case']:24s} {reference:9.2f} s {own:7.2f} s  {row['ratio']:6.1f}x")
+    thousand(folder, cluster)
+    if arguments.run:
+        to_the_end(folder, arguments.run)
+    return cases
+
+
+def case(name: str, reference: list[float], ours: list[float]) -> dict[str, object]:
+    """One row for machines."""
+    ratios = np.array(reference) / np.array(ours)
+    return {
+        "case": name,
+        "ratio": float(np.median(reference) / np.median(ours)),
+        "min": float(ratios.min()),
+        "max": float(ratios.max()),
+        "unit": "reference time / our time",
+    }
+
+
+def one_by_one(root: Path, jobs: int) -> list[str]:
+    """The reference: as many calls of `sbatch` as there are jobs."""
+    script = root / "job.sh"
+    script.write_text("#!/bin/sh\ntrue\n")
+    command = ["sbatch", "--parsable", "--hold", "-o", "/dev/null", str(script)]
+    return [subprocess.check_output(command, text=True).strip() for _ in range(jobs)]
+
+
+def many(root: Path, jobs: int, **resources: object) -> list[Node]:
+    """Nodes that are alike."""
+    return [node(root, f"run{index}", **(resources or HELD)) for index in range(jobs)]
+
+
+def quietly(root: Path, nodes: list[Node], wait: bool = False) -> str:
+    """Launches; what was said."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        launch(root, "slurm", nodes, wait)
+    return said.getvalue()
+
+
+def thousand(folder: Path, cluster: Cluster) -> None:
+    """Submits 1,000 held jobs, and says what that leaves on the disk and in the queue."""
+    root = folder / "thousand"
+    root.mkdir()
+    taken: list[float] = []
+    with timed(taken):
+        quietly(root, many(root, 1000))
+    ledger = Ledger.read(root)
+    assert ledger is not None
+    arrays = {str(item.job).split("_")[0] for item in ledger.nodes.values()}
+    files = sum(1 for path in root.rglob("*") if path.is_file())
+    asked: list[float] = []
+    with timed(asked):
+        rows = len(controller.queue())
+    size = (root / "jobs.json").stat().st_size / 1024
+    print(
+        f"\n1,000 jobs: {taken[0]:.2f} s to submit, as {len(arrays)} array(s) (MaxArraySize "
+        f"{controller.largest_array()}); {files} files, ledger {size:.0f} KiB; the queue of "
+        f"{rows} rows is read in {asked[0]:.2f} s"
+    )
+    cluster.run("scancel", "--user=root")
+    shutil.rmtree(root)
+
+
+def to_the_end(folder: Path, jobs: int) -> None:
+    """Runs jobs that do nothing, and counts what they leave."""
+    root = folder / "run"
+    root.mkdir()
+    taken: list[float] = []
+    with timed(taken):
+        said = quietly(root, many(root, jobs, time=60), wait=True)
+    ends = said.strip().splitlines()[-1]
+    logs = [path for path in (root / "slurm").rglob("*") if path.is_file()]
+    print(
+        f"\n{jobs} jobs that do nothing, on 16 CPUs of which this machine has {os.cpu_count()}: "
+        f"{taken[0]:.0f} s from the command to the last end ({ends}), "
+        f"{jobs / taken[0]:.1f} jobs/s; {len(logs) / jobs:.1f} files a job in slurm/, "
+        f"{sum(path.stat().st_size for path in logs) / jobs / 1024:.1f} KiB a job"
+    )
+
+
+@contextlib.contextmanager
+def timed(taken: list[float]):  # type: ignore[no-untyped-def]
+    """Appends the seconds that the block took."""
+    start = time.perf_counter()
+    yield
+    taken.append(time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

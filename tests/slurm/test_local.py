@@ -1,0 +1,148 @@
+"""Graphs on this machine: bounded, in order, stopped in order, and goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from slurm import launching
+from slurm.ledger import Ledger
+from slurm.local import Local, fit
+from slurm.outcomes import Progress, progress, status
+from slurm.resources import Resources
+from tests.pretrain.running import ROOT
+from tests.slurm.work import MANIFEST, chain, node, starts
+
+
+@pytest.mark.slow
+def test_a_failure_cancels_what_depends_on_it_with_the_reason(tmp_path, capsys):
+    (tmp_path / "FAIL-parent").touch()
+    assert launching.launch(tmp_path, "local", chain(tmp_path, "local"), parallel=2) == 1
+    said = capsys.readouterr().out
+    assert "parent: failed, asked to fail" in said
+    assert "one: cancelled, parent did not finish" in said
+    assert "1 failed, 2 cancelled, 1 finished" in said
+    found = Ledger.read(tmp_path).nodes
+    assert (found["two"].outcome, found["two"].reason) == ("cancelled", "parent did not finish")
+    (tmp_path / "FAIL-parent").unlink()
+    assert launching.launch(tmp_path, "local", chain(tmp_path, "local"), parallel=2) == 0
+    assert launching.launch(tmp_path, "local", chain(tmp_path, "local"), parallel=2) == 0
+    assert "nothing to submit" in capsys.readouterr().out
+    assert [starts(tmp_path / name) for name in ("parent", "one", "two", "last")] == [2, 1, 1, 2]
+
+
+@pytest.mark.slow
+def test_no_more_run_at_a_time_than_asked_for(tmp_path):
+    (tmp_path / "HOLD").touch()
+    ledger = Ledger(tmp_path, "local")
+    nodes = ledger.take_up([node(tmp_path, name, cluster="local") for name in "abc"])
+    seen = []
+
+    def look():
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and seen.count(2) < 20:
+            there = Ledger.read(tmp_path)
+            outcomes = [n.outcome for n in there.nodes.values()] if there else []
+            seen.append(outcomes.count("running"))
+            time.sleep(0.05)
+        (tmp_path / "HOLD").unlink()
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    Local(ledger, parallel=2).run(nodes)
+    watcher.join()
+    assert max(seen) == 2
+    assert [n.outcome for n in nodes] == ["finished"] * 3
+
+
+@pytest.mark.slow
+def test_a_launcher_that_is_stopped_leaves_no_job_behind(tmp_path):
+    """`status --cancel`, from another process; then the same again."""
+    (tmp_path / "HOLD").touch()
+    code = (
+        "import sys; from pathlib import Path; from slurm import launching;"
+        "from tests.slurm.work import chain; root = Path(sys.argv[1]);"
+        "sys.exit(launching.launch(root, 'local', chain(root, 'local')))"
+    )
+    launcher = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
+    deadline = time.monotonic() + 60
+    while (there := Ledger.read(tmp_path)) is None or there.nodes["parent"].outcome != "running":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert status(there.nodes["parent"], there, None).state == "running"
+    assert status(there.nodes["one"], there, None).state == "waiting"
+    job = int(there.nodes["parent"].job)
+    time.sleep(3)  # until the job listens
+    command = [sys.executable, str(ROOT / "slurm" / "status.py"), str(tmp_path), "--cancel"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert "4 job(s) cancelled" in done.stdout, done.stdout + done.stderr
+    assert launcher.wait(60) == 130
+    with pytest.raises(ProcessLookupError):
+        os.kill(job, 0)
+    there = Ledger.read(tmp_path)
+    assert status(there.nodes["parent"], there, None).state == "interrupted"
+    assert status(there.nodes["one"], there, None).state == "cancelled"
+    (tmp_path / "HOLD").unlink()
+    assert launching.launch(tmp_path, "local", chain(tmp_path, "local")) == 0
+
+
+def test_a_launcher_that_was_killed_is_not_waited_for(tmp_path):
+    ledger = Ledger(tmp_path, "local")
+    (running,) = ledger.take_up([node(tmp_path, "one", cluster="local")])
+    running.outcome, running.job = "running", "1"
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    ledger.launcher = {"pid": child.pid, "host": os.uname().nodename}
+    assert status(running, ledger, None).state == "failed"
+    ledger.launcher["pid"] = os.getpid()
+    assert status(running, ledger, None).state == "running"
+    ledger.launcher["host"] = "elsewhere"  # nobody can say
+    assert status(running, ledger, None).state == "running"
+
+
+def test_fewer_gpus_than_asked_for_are_used(tmp_path):
+    wanted = Resources(cluster="local", gpus_per_node=8, gres="gpu:a100:8")
+    assert (fit(wanted, 2).gpus_per_node, fit(wanted, 2).gres) == (2, None)
+    assert fit(wanted, None) is wanted
+
+
+def test_each_job_has_gpus_of_its_own(tmp_path, monkeypatch):
+    """Two jobs of two GPUs on a machine of four."""
+    given = []
+
+    class Job:
+        job_id, num_tasks = "1", 1
+
+        class paths:
+            stdout = tmp_path / "1_0_log.out"
+
+        def done(self):
+            return True
+
+    def submit(_, work):
+        given.append(work[0].environment.get("CUDA_VISIBLE_DEVICES"))
+        return [Job()]
+
+    monkeypatch.setattr("slurm.executors.submit", submit)
+    monkeypatch.setattr("slurm.local._result", lambda job: "failed")
+    ledger = Ledger(tmp_path, "local")
+    nodes = [node(tmp_path, name, cluster="local", gpus_per_node=2) for name in "abc"]
+    Local(ledger, gpus=[4, 5, 6, 7]).run(ledger.take_up(nodes))
+    assert given == ["4,5", "6,7", "4,5"]
+
+
+def test_progress_comes_from_the_end_of_the_metrics(tmp_path):
+    manifest = {**MANIFEST, "config": {"SOLVER": {"MAX_ITER": 100}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert progress(tmp_path) is None
+    rows = [{"time": 10.0 + i, "iteration": 2 * i, "total_loss": 1.0} for i in range(21)]
+    lines = [json.dumps(row) for row in rows]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"time": 99, "iter')
+    found = progress(tmp_path)
+    assert found == Progress(0.4, pytest.approx(30.0), "40/100")  # 60 left, 2 a second
