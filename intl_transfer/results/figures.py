@@ -25,9 +25,9 @@ from intl_transfer.results.statistics import summarise
 from intl_transfer.runs import write_atomically
 
 # Okabe and Ito's colours, told apart with every kind of colour vision; yellow is left out, which
-# is too light for lines. Line styles change after a round.
+# is too light for lines. Lines differ too, for those who print in black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_STYLES = ("-", "--", ":", "-.")
+_STYLES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1.2, 1.2, 1.2)))
 _PARAMETERS: Any = {
     "font.size": 8,
     "axes.spines.top": False,
@@ -113,12 +113,11 @@ def _styles(collection: Collection, tables: Sequence[Table]) -> dict[str, Style]
     """A colour and a line for each label, the same in all figures."""
     labels = dict.fromkeys(row.label for table in tables for row in table.rows if not row.published)
     labels |= dict.fromkeys(_pretraining_groups(collection))
-    found: dict[str, Style] = {}
-    colours = cycle([(line, colour) for line in _STYLES for colour in COLOURS])
-    for label in labels:
-        line, colour = next(colours)
-        found[label] = {"color": colour, "linestyle": line}
-    return found
+    pairs = zip(cycle(COLOURS), cycle(_STYLES), strict=False)
+    return {
+        label: {"color": colour, "linestyle": line}
+        for label, (colour, line) in zip(labels, pairs, strict=False)
+    }
 
 
 def _figures(
