@@ -55,6 +55,12 @@ def test_coco_layout_from_weights(data, backbone_file, tmp_path):
         assert figures == {key: results["metrics"][task][key] for key in ("AP", "AP50", "AP75")}
     with Image.open(out / "predictions.png") as image:
         assert image.width >= 640
+    curves = json.loads((out / "curves.json").read_text())
+    assert set(curves) == {"box", "mask"}
+    assert len(curves["mask"]["0.75"]["precision"]) == 9  # eight classes and their mean
+    shown = json.loads((out / "predictions.json").read_text())
+    assert all((out / entry["file"]).exists() for entry in shown["images"])
+    assert all((out / f"{name}.png").exists() for name in ("precision_recall", "training"))
     assert main(["collect", str(tmp_path)]) == 0
 
     # Evaluated again from its last checkpoint, it has the same figures.
@@ -67,6 +73,16 @@ def test_coco_layout_from_weights(data, backbone_file, tmp_path):
     )
     assert lacking.returncode == 2
     assert "are not a whole detector" in lacking.stderr
+
+    # On a picture, with the run's own configuration.
+    picture = next((data / "shapes" / "coco" / "val").glob("*.jpg"))
+    demo = tmp_path / "demo"
+    said = train_net(data, "--weights", out, "--demo", picture, "--output-dir", demo).stdout
+    assert f"{picture} (128 x 128): " in said
+    assert (demo / f"{picture.stem}_detections.png").exists()
+    neither = train_net(data, "--weights", out, check=False)
+    assert neither.returncode == 2
+    assert "required: --config" in neither.stderr
 
 
 @pytest.mark.slow
