@@ -10,7 +10,7 @@ import pickle
 import re
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -54,7 +54,20 @@ def read_pickle(path: str | Path) -> Any:
         return _Unpickler(file, encoding="latin1").load()
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """Python's own reader, not C's: a number in a damaged file does not make it fill the memory."""
+
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+
+    def _build(self: Any) -> None:
+        """Gives an object its state: arrays, their types and dictionaries alone have one."""
+        target = self.stack[-2]
+        if not isinstance(target, (np.ndarray, np.dtype, OrderedDict)):
+            raise ForbiddenError(f"a change of {target!r}")
+        self.load_build()
+
+    dispatch[pickle.BUILD[0]] = _build
+
     def find_class(self, module: str, name: str) -> Any:
         made = {
             ("collections", "OrderedDict"): OrderedDict,
@@ -80,7 +93,8 @@ def _dtype(code: Any, *flags: Any) -> np.dtype[Any]:
     """Types of numbers alone: an array of objects could hold anything."""
     if not re.fullmatch(r"[<>=|]?[biufc]\d{1,2}", str(code)):
         raise ForbiddenError(f"numpy.dtype('{code}')")
-    return np.dtype(str(code), *(bool(flag) for flag in flags[:2]))
+    # A copy: the pickle gives it a state, which must not be that of numpy's own.
+    return np.dtype(str(code), align=False, copy=True)
 
 
 def _frombuffer(buffer: Any, dtype: Any, shape: Any, order: Any) -> Any:

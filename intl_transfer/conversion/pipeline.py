@@ -265,9 +265,10 @@ def fragment(name: str, report: Mapping[str, Any]) -> str:
         for folder in folders:
             place = place.setdefault(folder, {})
         place[leaf] = value
-    said = report["config_said_by"] or "assumed; the source does not say"
+    said = report["config_said_by"]
+    source = f"Known from {said}." if said else "Assumed: the source does not say."
     return (
         f"# How {name} takes its images (sha256 {report['sha256'][:16]}). train_net.py follows\n"
-        f"# these values and refuses a configuration that contradicts them. Known from: {said}.\n"
+        f"# these values and refuses a configuration that contradicts them. {source}\n"
         + yaml.safe_dump(nested, sort_keys=False, default_flow_style=None)
     )

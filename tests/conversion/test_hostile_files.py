@@ -6,6 +6,7 @@ import json
 import pickle
 import string
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -101,6 +102,27 @@ def test_damage_anywhere_is_a_clear_error(tmp_path, small_file, data):
     path = tmp_path / "in.pth"
     path.write_bytes(bytes(damaged[:keep] if keep >= 0 else damaged))
     with pytest.raises(UserError, match=r"in\.pth"):
+        load_backbone(path)
+
+
+@pytest.fixture(scope="module")
+def small_pickle():
+    model = {f"res2.{i}.conv1.weight": np.zeros(1, np.float32) for i in range(4)}
+    return pickle.dumps({"model": model, "__author__": "x"}, protocol=2)
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_damage_anywhere_in_a_plain_pickle_is_a_clear_error(tmp_path, small_pickle, data):
+    damaged = bytearray(small_pickle)
+    for _ in range(data.draw(st.integers(1, 4), label="places")):
+        place = data.draw(st.integers(0, len(damaged) - 1), label="place")
+        damaged[place] = data.draw(st.integers(0, 255), label="value")
+    path = tmp_path / "in.pkl"
+    path.write_bytes(bytes(damaged))
+    with pytest.raises(UserError, match=r"in\.pkl"):
         load_backbone(path)
 
 

@@ -125,6 +125,8 @@ def global_call(module: str, name: str, argument: bytes) -> bytes:
         (b"\x80\x02P12345678\n.", r"outside the file"),
         (b"\x80\x04\x8c\x02os\x8c\x06system\x93.", r"os\.system"),
         (b"(S'x'\nios\nsystem\n.", r"os\.system"),
+        (b"cbuiltins\ndict\n(dS'a'\nI1\nsb.", r"a change of <class 'dict'>"),
+        (b"cnumpy\ndtype\nN(dS'__defaults__'\nI1\ns\x86b.", r"a change of <function"),
     ],
 )
 def test_the_restricted_reader_refuses_by_name(tmp_path, program, wanted):
