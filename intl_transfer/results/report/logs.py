@@ -5,11 +5,17 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 LINES = 60
 _BYTES = 1 << 16
+_HEAD = 1 << 13
+_ABOVE = 4
 _WIDTH = 500
+_LOGS = 4
+_RANKS = 16  # whose errors are looked at
+_ERROR = re.compile(r"^\S*(Error|Exception)\b|^Traceback|^srun: error|CANCELLED")
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|.)")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
@@ -18,23 +24,25 @@ def last_lines(folder: Path, lines: int = LINES) -> list[dict[str, object]]:
     """Reads the ends of a run's logs.
 
     Looked at are ``log.txt`` in the run directory, ``NAME.log`` beside it, and the newest job's
-    logs in ``slurm/`` in the run directory or beside it (there, a job whose command names this
-    directory).
+    logs in ``slurm/`` in the run directory, beside it or a few folders above (there, a job whose
+    command names this directory).
 
     Args:
         folder: the run directory.
         lines: of each log.
 
     Returns:
-        ``{"file", "lines"}`` of every log that is there and not empty, the last written first.
+        ``{"file", "lines"}`` of at most four logs that are not empty: those that name an error
+        first, then the last written.
     """
     found = []
     for file in _candidates(folder):
         with contextlib.suppress(OSError):
             if tail := _tail(file, lines):
-                found.append((file.stat().st_mtime, str(file), tail))
+                named = any(_ERROR.search(line) for line in tail)
+                found.append((named, file.stat().st_mtime, str(file), tail))
     found.sort(reverse=True)
-    return [{"file": name, "lines": tail} for _, name, tail in found]
+    return [{"file": name, "lines": tail} for *_, name, tail in found[:_LOGS]]
 
 
 def _candidates(folder: Path) -> Iterator[Path]:
@@ -42,22 +50,29 @@ def _candidates(folder: Path) -> Iterator[Path]:
     # Names with a point in them lose their end by with_suffix; either is met.
     yield from {folder.with_suffix(".log"), folder.parent / f"{folder.name}.log"}
     yield from _newest_job(folder / "slurm", None)
-    yield from _newest_job(folder.parent / "slurm", folder.name)
+    for above in folder.parents[:_ABOVE]:
+        yield from _newest_job(above / "slurm", folder.relative_to(above).as_posix())
 
 
 def _newest_job(logs: Path, name: str | None) -> list[Path]:
-    """Output and errors of the newest job, among those whose command ends a word with ``/name``."""
+    """The newest job's output and all ranks' errors.
+
+    Among jobs whose command has a word that ends with ``/name``, where there is a name.
+    """
     with contextlib.suppress(OSError):
-        outputs = sorted(logs.glob("**/*_log.out"), key=lambda f: f.stat().st_mtime, reverse=True)
-        for output in outputs:
-            if name is None or re.search(rf"/{re.escape(name)}(\s|$)", _head(output)):
-                return [output, output.with_suffix(".err")]
+        outputs = [(file.stat().st_mtime_ns, file) for file in logs.glob("*/*_log.out")]
+        for time, output in sorted(outputs, reverse=True):
+            if name is None or re.search(rf"/{re.escape(name)}(\s|$)", _head(output, time)):
+                return [output, *sorted(output.parent.glob("*_log.err"))[:_RANKS]]
     return []
 
 
-def _head(file: Path) -> str:
+@lru_cache(maxsize=4096)  # hundreds of runs look into the same folder
+def _head(file: Path, time: int) -> str:
+    """The beginning of a log as it was at a time, where its job's command stands."""
+    del time
     with open(file, "rb") as opened:
-        return opened.read(_BYTES).decode(errors="replace")
+        return opened.read(_HEAD).decode(errors="replace")
 
 
 def _tail(file: Path, lines: int) -> list[str]:

@@ -124,6 +124,36 @@ def test_of_a_schedulers_logs_the_newest_job_of_this_run(tmp_path):
     assert lines == {"python --output-dir /far/seed1", "job 11", "error of 11"}
 
 
+def test_the_rank_that_failed_speaks_first(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "log.txt").write_text("iter: 20\n")
+    job = tmp_path / "slurm" / "5"
+    job.mkdir(parents=True)
+    for rank in range(6):
+        (job / f"5_{rank}_log.out").write_text("python train.py --output-dir /far/run\n")
+        text = "Traceback (most recent call last):\nRuntimeError: here\n" if rank == 3 else "w\n"
+        (job / f"5_{rank}_log.err").write_text(text)
+        os.utime(job / f"5_{rank}_log.err", (rank, rank))
+    found = last_lines(run)
+    assert len(found) == 4
+    assert found[0]["lines"][-1] == "RuntimeError: here"
+    assert found[0]["file"].endswith("5_3_log.err")
+
+
+def test_a_benchmarks_logs_lie_above_its_runs(tmp_path):
+    for name in ("coco/intl_seed1", "voc/intl_seed1"):
+        run = tmp_path / "detection" / name
+        run.mkdir(parents=True)
+        job = tmp_path / "slurm" / name.split("/")[0]
+        job.mkdir(parents=True)
+        command = f"python train_net.py --output-dir /far/away/detection/{name} --resume\n"
+        (job / "0_log.out").write_text(f"{command}last words of {name}\n")
+    for name in ("coco/intl_seed1", "voc/intl_seed1"):
+        (found,) = last_lines(tmp_path / "detection" / name)
+        assert found["lines"][-1] == f"last words of {name}"
+
+
 def test_pictures_are_scaled_with_what_is_on_them(tmp_path):
     folder = detection(tmp_path, "INTL", 0, 40.0)
     written = json.loads((folder / "predictions.json").read_text())
