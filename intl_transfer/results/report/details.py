@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from intl_transfer.results.foreign import METRICS_JSON
 from intl_transfer.results.reading import Entry
 from intl_transfer.results.report.logs import last_lines
 from intl_transfer.results.report.pictures import (
@@ -21,7 +22,7 @@ from intl_transfer.results.report.values import flatten, mapping, number, sequen
 from intl_transfer.runs import MANIFEST, METRICS, RESULTS
 
 CURVES = "curves.json"
-FILES = (MANIFEST, METRICS, RESULTS, CURVES, PREDICTIONS, SHEET, VIEWS, "log.txt")
+FILES = (MANIFEST, METRICS, RESULTS, CURVES, PREDICTIONS, SHEET, VIEWS, METRICS_JSON, "log.txt")
 # Detection figures in the order in which they are read; others follow.
 _FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -66,7 +67,7 @@ def describe(
         return cache[folder][1]
     metrics = mapping(results.get("metrics"))
     detail = {
-        "series": read_series(folder, points),
+        "series": read_series(folder, points, METRICS_JSON if entry.foreign else METRICS),
         "metrics": _by_task(metrics),
         "classes": {str(task): _classes(mapping(found)) for task, found in metrics.items()},
         "precision": _precision_recall(folder),

@@ -17,11 +17,12 @@ from intl_transfer.runs import METRICS
 POINTS = 500  # of a curve; more cannot be told apart at the width of a page
 _LINES = 8  # read for a point, so that a run of months opens as fast as one of minutes
 # Lines that are few: every one of them is read.
-_RARE = (b'"evaluation"', b'"spectrum/', b'"knn_accuracy"')
-_NOT_FIGURES = ("time", "step", "iteration", "epoch", "train_seconds")
+_RARE = (b'"evaluation"', b'"spectrum/', b'"knn_accuracy"', b'"bbox/AP"')
+_NOT_FIGURES = ("time", "step", "iteration", "epoch", "train_seconds", "eta_seconds")
+_DETECTRON2 = {"bbox": "box", "segm": "mask"}
 
 
-def read_series(folder: Path, points: int = POINTS) -> dict[str, Any]:
+def read_series(folder: Path, points: int = POINTS, name: str = METRICS) -> dict[str, Any]:
     """Reads a run's figures over its steps.
 
     Where a resumed run tells a step twice, the later line counts. Curves of more points are
@@ -30,6 +31,7 @@ def read_series(folder: Path, points: int = POINTS) -> dict[str, Any]:
     Args:
         folder: the run directory.
         points: of a curve, at most.
+        name: of the file; Detectron2's own ``metrics.json`` has the same form.
 
     Returns:
         ``unit`` (``step`` or ``iteration``), ``curves`` (groups of curves that share their ``x``,
@@ -38,20 +40,20 @@ def read_series(folder: Path, points: int = POINTS) -> dict[str, Any]:
     """
     values: dict[str, dict[int, float]] = defaultdict(dict)
     unit, last = "step", {}
-    for row in _rows(folder / METRICS, _LINES * points):
+    for row in _rows(folder / name, _LINES * points):
         unit = "iteration" if "iteration" in row else "step"
         at = row.get(unit)
         if not isinstance(at, int) or number(at) is None:
             continue
         last = {"step": at, "epoch": number(row.get("epoch")), "time": number(row.get("time"), 12)}
-        for name, value in _figures(row):
-            values[name][at] = value
+        for figure, value in _figures(row):
+            values[figure][at] = value
     shared: dict[tuple[int, ...], dict[str, list[float]]] = defaultdict(dict)
-    for name, curve in values.items():
+    for figure, curve in values.items():
         steps = sorted(curve)
-        shared[tuple(steps)][name] = [curve[at] for at in steps]
+        shared[tuple(steps)][figure] = [curve[at] for at in steps]
     curves = [
-        {"x": _thin(steps, points), "y": {name: _thin(y, points) for name, y in group.items()}}
+        {"x": _thin(steps, points), "y": {key: _thin(y, points) for key, y in group.items()}}
         for steps, group in shared.items()
     ]
     return {"unit": unit, "curves": curves, "last": last}
@@ -79,6 +81,9 @@ def _figures(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
                 for metric, figure in mapping(metrics).items():
                     if number(figure) is not None:
                         yield f"evaluation/{task}/{metric}", float(figure)
+        elif (ours := _DETECTRON2.get(name.split("/")[0])) is not None:
+            if "-" not in name and number(value) is not None:  # those of each class have one
+                yield f"evaluation/{ours}/{name.split('/')[-1]}", float(value)
         elif name not in _NOT_FIGURES:
             if isinstance(value, float):
                 yield name, value

@@ -93,6 +93,17 @@ def test_steps_told_twice_and_damaged_lines(tmp_path):
     assert read_series(tmp_path / "nowhere")["curves"] == []
 
 
+def test_detectron2s_own_file_has_the_same_curves(tmp_path):
+    rows = [{"iteration": i, "total_loss": 3 - i / 100, "eta_seconds": 9.0} for i in (19, 39)]
+    figures = {"bbox/AP": 30.5, "bbox/AP-person": 41.0, "segm/AP50": 50.0, "segm/APs": None}
+    write_lines(tmp_path, [*rows, {"iteration": 39, **figures}])
+    (tmp_path / "metrics.jsonl").rename(tmp_path / "metrics.json")
+    assert read_series(tmp_path, name="metrics.json")["curves"] == [
+        {"x": [19, 39], "y": {"total_loss": [2.81, 2.61]}},
+        {"x": [39], "y": {"evaluation/box/AP": [30.5], "evaluation/mask/AP50": [50]}},
+    ]
+
+
 def test_the_last_lines_as_a_terminal_would_show_them(tmp_path):
     run = tmp_path / "runs" / "intl.v2"
     run.mkdir(parents=True)
