@@ -17,7 +17,7 @@ from intl_transfer.runs import read_metrics, write_atomically
 RECALL = [round(point / 100, 2) for point in range(101)]
 _NAMED = 12  # more classes are not told apart by colour and legend
 _TITLES = {"box": "boxes", "mask": "masks", "voc": "boxes (VOC)"}
-_STYLE = {"AP": "-", "AP50": "--", "AP75": ":"}
+_STYLE = {"AP": "o-", "AP50": "s--", "AP75": "^:"}
 _COLOURS = {"box": "#0072d2", "mask": "#e66100", "voc": "#0072d2"}
 
 
@@ -131,7 +131,7 @@ def _training(rows: list[dict[str, Any]]) -> Figure:
         axes[0].plot(iterations, values, color=shade, lw=1, label=key.removeprefix("loss_"))
     total = [losses[i]["total_loss"] for i in iterations]
     axes[0].plot(iterations, total, color="black", lw=1.8, label="total")
-    axes[0].set(xlabel="iteration", title="loss", ylim=(0, None))
+    axes[0].set(xlabel="iteration", title="loss", xlim=(0, None), ylim=(0, None))
     axes[0].legend(fontsize=8, ncols=2)
     _tidy(axes[0])
     if scores:
@@ -149,12 +149,11 @@ def _average_precision(axis: Axes, scores: Mapping[int, dict[str, Any]]) -> None
             axis.plot(
                 *(iterations, numbers, style),
                 color=_COLOURS[task],
-                marker="o",
-                ms=3.5,
+                ms=4.5,
                 lw=1.5,
                 label=f"{key} {_TITLES[task]}",
             )
-    axis.set(xlabel="iteration", title="average precision in %", ylim=(0, None))
+    axis.set(xlabel="iteration", title="average precision in %", xlim=(0, None), ylim=(0, None))
     axis.legend(fontsize=8)
     _tidy(axis)
 

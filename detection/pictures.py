@@ -1,4 +1,6 @@
-"""The worst pictures of an evaluation: predictions beside the truth, for people and for the report.
+"""Pictures of an evaluation, worst first: predictions beside the truth.
+
+Shown are the six test images with the largest error, and six more at equal steps down to the best.
 
 The error of a picture is 1 - F1 of its boxes, counted at IoU 0.5 over detections with a score of
 0.5 or more: 0 where every object is found and nothing else, 1 where nothing is right. Objects
@@ -78,13 +80,12 @@ def write_pictures(folder: str | Path, name: str) -> None:
     """
     folder = Path(folder)
     classes = list(MetadataCatalog.get(name).thing_classes)
-    worst = sorted(pictures(folder, name), key=lambda one: (-one.error, -sum(one.counts[1:])))[
-        :COUNT
-    ]
+    ordered = sorted(pictures(folder, name), key=lambda one: (-one.error, -sum(one.counts[1:])))
+    chosen = [ordered[place] for place in _chosen(len(ordered))]
     shutil.rmtree(folder / "predictions", ignore_errors=True)
     (folder / "predictions").mkdir(parents=True)
     entries, small = [], []
-    for number, picture in enumerate(worst):
+    for number, picture in enumerate(chosen):
         image = Image.fromarray(utils.read_image(picture.file, "RGB"))
         image, picture = _resized(image, _outlined(picture), SIDE)
         place = f"predictions/{number:03d}.jpg"
@@ -95,6 +96,15 @@ def write_pictures(folder: str | Path, name: str) -> None:
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     write_atomically(folder / "predictions.json", lambda out: out.write(text.encode()))
     _sheet(small, classes, name).save(folder / "predictions.png", optimize=True)
+
+
+def _chosen(count: int) -> list[int]:
+    """Places in the order of errors: the worst, then equal steps down to the best."""
+    if count <= COUNT:
+        return list(range(count))
+    worst = COUNT // 2
+    steps = np.linspace(worst, count - 1, COUNT - worst)
+    return [*range(worst), *(round(step) for step in steps.tolist())]
 
 
 def pictures(folder: Path, name: str) -> list[Picture]:
@@ -272,7 +282,7 @@ def _sheet(
     height = 2 * _GAP + 2 * line + sum(h + line + _GAP for h in heights)
     sheet = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(sheet)
-    title = f"{name}: the {len(small)} images with the largest error, worst first"
+    title = f"{name}: the worst images, then in equal steps down to the best"
     pen.text((_GAP, _GAP), title, font=font(_TEXT + 3), fill="black")
     legend = (
         "left truth, right predictions from score 0.5; dashed: missed or false; thin: not counted"
