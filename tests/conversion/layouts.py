@@ -145,6 +145,20 @@ MMCONFIG = "model = dict(\n    type='BYOL',\n    backbone=dict(type='ResNet'))"
 LAYOUTS: dict[str, Made] = {
     "torchvision": Made(lambda q, k: {**q, **head("fc.weight")}, "torchvision"),
     "torchvision_ddp": Made(lambda q, k: _trained(behind("module.", q)), "torchvision"),
+    "torchvision_reference": Made(
+        lambda q, k: {
+            "model": {**q, **head("fc.weight")},
+            "model_ema": {"n_averaged": torch.tensor(9), **behind("module.", k)},
+            "optimizer": OPTIMISER,
+            "epoch": 599,
+            "args": argparse.Namespace(model="resnet50"),
+        },
+        *("torchvision", None, BOTH),
+    ),
+    "timm_ema": Made(
+        lambda q, k: {"arch": "resnet50", "state_dict": q, "state_dict_ema": k, "epoch": 300},
+        *("torchvision", None, BOTH),
+    ),
     "moco_v1": Made(lambda q, k: _moco(q, k, ("fc.weight",)), "MoCo v1/v2", "MoCo v1", BOTH),
     "moco_v2": Made(
         lambda q, k: _moco(q, k, ("fc.0.weight", "fc.2.weight")), "MoCo v1/v2", "MoCo v2", BOTH

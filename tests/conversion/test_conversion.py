@@ -18,6 +18,7 @@ from intl_transfer.conversion import (
     to_detectron2,
     verify,
 )
+from intl_transfer.conversion.pipeline import Told
 from intl_transfer.errors import UserError
 from intl_transfer.runs import RunDirectory, sha256_file
 from intl_transfer.runs.checkpoint import save_checkpoint
@@ -272,6 +273,8 @@ def test_finished_runs_give_their_backbone_with_its_origin(tmp_path):
     assert report["provenance"]["source_format"] == "intl-transfer backbone"
     again = read_backbone(tmp_path / "out.pth")
     assert (again.method, again.pretrain_run) == ("INTL", described)
+    with pytest.raises(UserError, match="says itself that it is of run"):
+        convert(run.path, tmp_path / "other.pth", told=Told(epochs=3))
 
 
 def test_runs_that_have_nothing_to_give(tmp_path):

@@ -2,11 +2,17 @@
 
 pytorch/vision, torchvision/models/resnet.py; huggingface/pytorch-image-models,
 timm/models/resnet.py. The final files of Barlow Twins, VICReg, DINO and DenseCL and the converted
-ones of SimCLR and BYOL are of this form; it does not say which method made them.
+ones of SimCLR and BYOL are of this form; it does not say which method made them. The training
+scripts of both keep a moving average beside the network (``model_ema/module.*``,
+``state_dict_ema``): the target. By default the network.
 """
 
 from __future__ import annotations
 
-from intl_transfer.conversion.adapters.base import ANY, ONLINE, Layout
+from intl_transfer.conversion.adapters.base import ANY, ONLINE, TARGET, Layout
 
-LAYOUT = Layout("torchvision", {ONLINE: ANY}, "")
+LAYOUT = Layout(
+    "torchvision",
+    {ONLINE: ANY, TARGET: r"(?:model_ema|state_dict_ema)/(?:module\.|_orig_mod\.)*"},
+    "",
+)
