@@ -105,8 +105,10 @@ class Ledger:
             nodes = {key: Node(key=key, **value) for key, value in content["nodes"].items()}
             rest = {key: content[key] for key in ("cluster", "submitting", "launcher")}
             return cls(folder=Path(folder), nodes=nodes, **rest)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise UserError(f"{file} cannot be read ({error.strerror or error})") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{file} is damaged ({error!r}). Remove it: run directories say what is done, but "

@@ -13,6 +13,7 @@ from typing import Any
 
 import submitit
 
+from intl_transfer.errors import UserError
 from slurm import executors
 from slurm.graph import plain_title, record, stage_job
 from slurm.ledger import Ledger, Node, who
@@ -75,9 +76,12 @@ class Local:
             wanted: parents before children.
 
         Raises:
+            UserError: if a job wants more GPUs than there are.
             KeyboardInterrupt: after Ctrl-C or SIGTERM, once all jobs have saved.
         """
         most = max((node.resources["gpus_per_node"] for node in wanted), default=0)
+        if most > len(self.gpus):
+            raise UserError(f"a job wants {most} GPU(s), and {len(self.gpus)} are here")
         limit = self.parallel or (max(1, len(self.gpus) // most) if most else 1)
         self._limit, self._free = limit, list(self.gpus)
         waiting, running = list(wanted), dict[str, _Running]()

@@ -193,3 +193,11 @@ def test_a_dry_run_shows_jobs_and_what_they_wait_for(config, tmp_path):
     assert "# collect  [after any: coco/intl_seed0, coco/random_seed0]" in done.stdout
     assert done.stdout.count("#SBATCH --kill-on-invalid-dep=yes") == 4
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_line(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    command = (config, "--cluster=local", "--output-dir", tmp_path / "file" / "runs")
+    done = run(LAUNCH, dict(os.environ), *command)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: .*file/runs cannot be written \(Not a directory\)\n", done.stderr)

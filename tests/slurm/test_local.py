@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from intl_transfer.errors import UserError
 from slurm import launching
 from slurm.ledger import Ledger
 from slurm.local import Local, fit
@@ -135,6 +136,8 @@ def test_each_job_has_gpus_of_its_own(tmp_path, monkeypatch):
     nodes = [node(tmp_path, name, cluster="local", gpus_per_node=2) for name in "abc"]
     Local(ledger, gpus=[4, 5, 6, 7]).run(ledger.take_up(nodes))
     assert given == ["4,5", "6,7", "4,5"]
+    with pytest.raises(UserError, match=r"wants 2 GPU\(s\), and 1 are here"):
+        Local(ledger, gpus=[0]).run(nodes)
 
 
 def test_progress_comes_from_the_end_of_the_metrics(tmp_path):
