@@ -43,6 +43,11 @@ def resolve(arguments: argparse.Namespace) -> Any:
     if arguments.seed < 0:
         raise UserError(f"--seed {arguments.seed}: expected 0 or more")
     cfg.SEED = arguments.seed
+    if cfg.SOLVER.REFERENCE_WORLD_SIZE:
+        raise UserError(
+            "SOLVER.REFERENCE_WORLD_SIZE: Detectron2 would change batch and schedule by itself, "
+            "and no result would say so; use --scale-to-batch"
+        )
     weights = cfg.MODEL.WEIGHTS if arguments.weights is None else arguments.weights
     if weights == "":
         raise UserError(

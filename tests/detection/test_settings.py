@@ -8,6 +8,7 @@ from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 
 from detection.config import load_config, schedule_name
+from detection.roi_heads import Res5ROIHeadsExtraNorm
 from detection.scaling import batch_that_fits, scale_to_batch
 from detection.settings import resolve
 from intl_transfer.errors import UserError
@@ -121,6 +122,7 @@ def test_the_command_line_decides(capsys):
         ({"scale_to_batch": -3}, "a batch of -3"),
         ({"opts": ["MODEL.WEIGHTS", ""]}, "MODEL.WEIGHTS is empty"),
         ({"opts": ["SOLVER.AMP.ENABLED", "True"]}, "needs a GPU"),
+        ({"opts": ["SOLVER.REFERENCE_WORLD_SIZE", "8"]}, "use --scale-to-batch"),
     ],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a CPU cannot do")
@@ -165,6 +167,7 @@ def test_frozen_detectors_train_new_layers_only(name):
     assert trained & pretrained == extra
     assert any(n.startswith("proposal_generator") for n in trained)
     assert any("box_predictor" in n for n in trained)
+    assert isinstance(model.roi_heads, Res5ROIHeadsExtraNorm) == ("C4" in name)
     model.train()
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert len(norms) == (1 if "C4" in name else 8)  # after res5; lateral and output of 4 levels
