@@ -79,9 +79,9 @@ def write_pictures(folder: str | Path, name: str) -> None:
         name: the data set that was evaluated.
     """
     folder = Path(folder)
-    classes = list(MetadataCatalog.get(name).thing_classes)
     ordered = sorted(pictures(folder, name), key=lambda one: (-one.error, -sum(one.counts[1:])))
     chosen = [ordered[place] for place in _chosen(len(ordered))]
+    classes = list(MetadataCatalog.get(name).thing_classes)  # known since the set was read
     shutil.rmtree(folder / "predictions", ignore_errors=True)
     (folder / "predictions").mkdir(parents=True)
     entries, small = [], []
