@@ -81,6 +81,10 @@ class Costs(HookBase):
         images = self._iterations * self.trainer.cfg.SOLVER.IMS_PER_BATCH
         return images / max(1e-9, self.seconds)
 
+    def data_share(self) -> float:
+        """Of the time spent in iterations, the part that was waited for data."""
+        return self.data_seconds / max(1e-9, self.seconds)
+
     def wall_seconds(self) -> float:
         """All sessions from their first iteration on, evaluations included."""
         return self._wall + time.perf_counter() - self._session

@@ -172,6 +172,7 @@ def results_of(
         "metrics": metrics,
         "wall_time_s": round(trainer.costs.wall_seconds(), 3),
         "images_per_second": round(trainer.costs.images_per_second(), 3),
+        "data_share": round(trainer.costs.data_share(), 4),
         "peak_memory_mb": round(trainer.costs.peak_memory_mb(), 1),
     }
 

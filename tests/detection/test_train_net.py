@@ -47,6 +47,8 @@ def test_coco_layout_from_weights(data, backbone_file, tmp_path):
     assert set(results["metrics"]) == {"box", "mask"}
     assert len(results["metrics"]["box"]["per_class"]) == 8
     assert results["images_per_second"] > 0
+    assert 0 < results["data_share"] < 1
+    assert results["wall_time_s"] > 3 * 2 / results["images_per_second"]
     trained, evaluated = read_metrics(out)
     assert trained["iteration"] == evaluated["iteration"] == 3
     assert {"total_loss", "loss_mask", "loss_rpn_cls", "lr"} <= trained.keys()
