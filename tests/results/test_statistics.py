@@ -5,17 +5,19 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from intl_transfer.results.statistics import Summary, compare, holm, summarise
 
+patient = settings(deadline=None)  # SciPy's first call takes a while
 figure = st.floats(0, 100).map(lambda value: round(value, 4))
 several = st.lists(figure, min_size=2, max_size=12)
 spread = several.filter(lambda values: np.ptp(values) > 1e-3)
 
 
+@patient
 @given(several)
 def test_mean_and_deviation_are_numpys(values):
     summary = summarise([*values, None], range(len(values) + 1))
@@ -38,6 +40,7 @@ def test_few_values():
         summarise([1.0, math.nan])
 
 
+@patient
 @given(spread, st.sampled_from([0.9, 0.95, 0.99]))
 def test_t_interval_is_scipys(values, level):
     expected = stats.ttest_1samp(values, 0).confidence_interval(level)
@@ -60,6 +63,7 @@ def test_bootstrap_interval_against_all_resamples():
     assert summarise(values).interval("bootstrap") == (low, high)
 
 
+@patient
 @given(spread, spread)
 def test_welch_is_scipys(first, second):
     # Other seeds on either side: nothing to pair.
@@ -77,6 +81,7 @@ def test_welch_is_scipys(first, second):
     assert found.p == pytest.approx(2 * stats.t.sf(abs(t), freedom), rel=1e-6, abs=1e-12)
 
 
+@patient
 @given(st.lists(st.tuples(figure, figure), min_size=2, max_size=10), st.randoms())
 def test_paired_is_scipys_whatever_the_order(pairs, random):
     first = [(seed, a) for seed, (a, _) in enumerate(pairs)]
@@ -104,6 +109,7 @@ def test_what_cannot_be_tested():
     assert compare(two, [(0, 2.0), (1, 3.5), (2, 1.0)], "paired").test == "paired"
 
 
+@patient
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=7))
 def test_holm_is_the_closed_test_of_bonferroni(p_values):
     """A hypothesis falls if every intersection that holds it falls: by trying them all."""
