@@ -110,7 +110,7 @@ def visit(browser) -> Iterator[Callable[..., Visit]]:
 
     def make(file: Path, width: int = 1280, **options: Any) -> Visit:
         context = browser.new_context(viewport={"width": width, "height": 900}, **options)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(30_000)
         contexts.append(context)
         visits.append(Visit(context, file))
         return visits[-1]

@@ -238,6 +238,16 @@ def test_everything_is_reached_by_the_keyboard(visit, report):
     assert seen.page.locator(".readout:visible").count() == 0
 
 
+def test_the_way_back_leads_to_where_one_was(visit, report):
+    seen = visit(report)
+    seen.page.evaluate("scrollTo(0, 700)")
+    seen.page.wait_for_function("() => history.state?.scroll === 700")
+    seen.page.evaluate("() => document.querySelector('a[href^=\"#/row/\"]').click()")
+    seen.page.wait_for_function("() => scrollY === 0 && location.hash.startsWith('#/row/')")
+    seen.page.go_back()
+    seen.page.wait_for_function("() => scrollY === 700")
+
+
 def test_seeds_are_drawn_as_bands_and_read_under_the_pointer(visit, report, study):
     seen = visit(report)
     seen.page.get_by_role("link", name="Barlow Twins").first.click()

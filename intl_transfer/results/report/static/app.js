@@ -37,14 +37,14 @@ function show(first) {
     if (active) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   });
-  if (first) {
-    if (place.at === location.hash)
-      requestAnimationFrame(() => requestAnimationFrame(() => scrollTo(0, place.scroll)));
-  } else {
-    scrollTo(0, 0);
+  if (!first) {
     title?.setAttribute("tabindex", "-1");
     title?.focus({ preventScroll: true });
   }
+  // The page is as high as it was once its charts are drawn.
+  const scroll = history.state?.scroll || 0;
+  scrollTo(0, scroll);
+  if (scroll) requestAnimationFrame(() => requestAnimationFrame(() => scrollTo(0, scroll)));
 }
 
 const waiting =
@@ -89,13 +89,14 @@ document.getElementById("tools").append(themeButton);
 
 // -- keeping up to date --------------------------------------------------------------------
 
-function keepPlace() {
-  place.scroll = scrollY;
-  place.at = location.hash;
-  place.keep();
-}
-addEventListener("pagehide", keepPlace);
+/** Notes how far this page is scrolled, for a reload and for the way back. */
+const keepScroll = () => history.replaceState({ scroll: scrollY }, "");
 history.scrollRestoration = "manual";
+let resting;
+addEventListener("scroll", () => {
+  clearTimeout(resting);
+  resting = setTimeout(keepScroll, 100);
+});
 
 /** Whether a reload would take something out of somebody's hands. */
 function busy() {
@@ -140,7 +141,7 @@ if (DATA.refresh) {
   document.getElementById("tools").prepend(button);
   setInterval(() => {
     if (live && !busy()) {
-      keepPlace();
+      keepScroll();
       location.reload();
     }
   }, DATA.refresh * 1000);

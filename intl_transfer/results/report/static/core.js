@@ -46,45 +46,38 @@ function settings(key) {
 
 // -- what the page remembers ---------------------------------------------------------------
 
-function storage(kind) {
+/**
+ * Values kept in the browser; where that is not allowed for files, the page forgets.
+ * @param {"localStorage"|"sessionStorage"} kind
+ * @param {string} name
+ * @param {object} start values to begin with
+ */
+function remembered(kind, name, start) {
+  let value = { ...start };
   try {
-    const store = window[kind];
-    store.setItem("intl-transfer", store.getItem("intl-transfer") || "{}");
-    return store;
+    value = { ...start, ...JSON.parse(window[kind].getItem(name)) };
   } catch {
-    return null; // not allowed for files, or full: the page then forgets
-  }
-}
-
-function remembered(kind, start) {
-  const store = storage(kind);
-  let value = start;
-  try {
-    value = { ...start, ...JSON.parse(store.getItem("intl-transfer")) };
-  } catch {
-    /* as above */
+    /* not allowed, or not ours */
   }
   value.keep = () => {
     try {
-      store.setItem("intl-transfer", JSON.stringify(value));
+      window[kind].setItem(name, JSON.stringify(value));
     } catch {
-      /* as above */
+      /* not allowed, or full */
     }
   };
   return value;
 }
 
-// Choices outlive the visit; the place on the page outlives a reload only.
-const choices = remembered("localStorage", { theme: "auto" });
-const place = remembered("sessionStorage", {
+// The theme is chosen for all reports; what is sorted and filtered belongs to one, and a reload.
+const choices = remembered("localStorage", "intl-transfer", { theme: "auto" });
+const place = remembered("sessionStorage", `intl-transfer ${location.pathname}`, {
   filter: "",
   published: true,
   spread: true,
   digits: 1,
   sorts: {},
   chosen: [],
-  scroll: 0,
-  at: "",
   runs: "",
   status: "",
 });

@@ -62,6 +62,15 @@ function pretrainingStations(key, run, from) {
   ];
 }
 
+/** Where the weights have no hash to follow. */
+function startStation(run, from) {
+  if (from.kind === "random" || run.method === "random init")
+    return station("start", "random initialisation", []);
+  if (!from.weights_path) return station("start", "weights not recorded", [], "missing");
+  const facts = [h("span", { class: "path" }, from.weights_path), "its hash is not known"];
+  return station("weights", from.weights_path.split("/").at(-1), facts, "missing");
+}
+
 function detectionStations(key, run, from) {
   const row = tableOf(run.row);
   const end = [
@@ -83,19 +92,7 @@ function detectionStations(key, run, from) {
           "missing",
         ),
   ];
-  if (!from.weights_sha256 && !from.source_sha256) {
-    return [
-      station(
-        "start",
-        from.kind === "random" || run.method === "random init"
-          ? "random initialisation"
-          : "weights not recorded",
-        [],
-        from.kind === "random" || run.method === "random init" ? "" : "missing",
-      ),
-      ...end,
-    ];
-  }
+  if (!from.weights_sha256 && !from.source_sha256) return [startStation(run, from), ...end];
   const { origin } = from;
   const named = Object.keys(origin).length > 0;
   let first;
