@@ -93,6 +93,9 @@ def build(
 
         write_folder(found, tables, Path(arguments.out), _rendering(arguments), refresh, cache)
         return 0
+    if not tables and arguments.rows and (found.runs or found.evaluations or found.pretraining):
+        print(f"no row fits --rows {' --rows '.join(arguments.rows)}", file=sys.stderr)
+        return 1
     if not tables:
         print("no finished detection run found, and no evaluation or k-NN figure", file=sys.stderr)
         return 1

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from intl_transfer.errors import UserError
-from intl_transfer.results.reading import regular_size
+from intl_transfer.results.reading import check_plain
 
 METRICS_JSON, LOG, CONFIG, LABEL = "metrics.json", "log.txt", "config.yaml", "label.yaml"
 FILES = (METRICS_JSON, LOG, CONFIG, LABEL)
@@ -63,9 +63,8 @@ def read_foreign(
     Raises:
         UserError: if the configuration is damaged, lacks the schedule, or would run code.
     """
-    for name in (CONFIG, LABEL):
-        if name in files:
-            regular_size(path / name, files[name])
+    for name, status in files.items():
+        check_plain(path / name, status, limited=name in (CONFIG, LABEL))
     config = _yaml(path / CONFIG)
     given = _yaml(path / LABEL) if LABEL in files else {}
     try:

@@ -47,15 +47,20 @@ class Entry:
         return str(self.manifest.get("stage", "")) if self.manifest else ""
 
 
-def regular_size(path: Path, status: os.stat_result) -> None:
+def check_plain(path: Path, status: os.stat_result, limited: bool = True) -> None:
     """Refuses what is not a plain file of a sensible size, before it is opened.
+
+    Args:
+        path: the file.
+        status: what ``stat`` says of it.
+        limited: False for files that are read in part, which may be of any size.
 
     Raises:
         UserError: for a pipe, a device, or a file too large to be one of ours.
     """
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path} is not a plain file")
-    if status.st_size > LARGEST_BYTES:
+    if limited and status.st_size > LARGEST_BYTES:
         raise UserError(
             f"{path} holds {status.st_size >> 20} MiB; expected less than {LARGEST_BYTES >> 20}"
         )
@@ -75,7 +80,7 @@ def read_run(path: Path, files: Mapping[str, os.stat_result]) -> tuple[dict[str,
         UserError: if one of them is damaged, is not a plain file, or cannot be read.
     """
     for name, status in files.items():
-        regular_size(path / name, status)
+        check_plain(path / name, status)
     try:
         manifest = read_manifest(path)
         results = read_results(path) if RESULTS in files else None

@@ -51,6 +51,8 @@ def read_lines(folder: Path) -> list[dict[str, Any]]:
     file = folder / METRICS
     if not file.exists():
         file = folder / METRICS_JSON
+    if not file.is_file():  # absent, or a pipe, which would be waited for
+        return []
     rows: list[dict[str, Any]] = []
     with contextlib.suppress(OSError):
         if file.stat().st_size > LARGEST_BYTES:

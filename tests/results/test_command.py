@@ -145,6 +145,12 @@ def test_wrong_values(standard, capsys, options, expected):
     assert expected in err
 
 
+def test_conditions_that_nothing_fits(standard, capsys):
+    status, _, err = collect(capsys, standard, "--rows", "method=MoCo*")
+    assert status == 1
+    assert "no row fits --rows method=MoCo*" in err
+
+
 def test_of_hundreds_left_out_the_first_are_named(tmp_path, capsys):
     for index in range(60):
         (tmp_path / f"r{index:02d}").mkdir()

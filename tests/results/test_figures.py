@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 
 import numpy as np
@@ -80,6 +81,9 @@ def test_runs_without_or_with_damaged_curves(tmp_path):
     assert not any(name.startswith("loss") for name in names)  # one point is no curve
     with open(file, "ab") as out:
         out.truncate(100 << 20)
+    assert read_lines(run.path) == []
+    file.unlink()
+    os.mkfifo(file)
     assert read_lines(run.path) == []
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 
 import pytest
 import yaml
@@ -218,6 +219,15 @@ def test_configurations_that_are_refused(tmp_path, text, expected):
     assert [run.path.name for run in found.runs] == ["good"]
     assert expected in found.problems[0]
     assert not marker.exists()
+
+
+def test_pipes_are_not_waited_for(tmp_path):
+    for name in ("metrics.json", "config.yaml"):
+        folder = foreign_run(tmp_path, name.split(".")[0])
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+    found = collect([tmp_path])
+    assert ["is not a plain file" in problem for problem in found.problems] == [True, True]
 
 
 def test_percentages_are_checked_as_in_our_own(tmp_path):
