@@ -67,6 +67,8 @@ def read_weights(path: str) -> dict[str, Any]:
         content["model"] = {key[len("model/") :]: read.tensors[key] for key in names}
     else:
         content = {"model": {key: v for key, v in read.tensors.items() if "/" not in key}}
+    if "stem.conv1.weight" in content["model"]:  # a backbone alone: found by the ends of its names
+        content["matching_heuristics"] = True
     settings = _settings_of(read)
     return {**content, **({"settings": settings} if settings else {})}
 

@@ -75,7 +75,8 @@ def torchvision_name(key: str) -> str | None:
             of a deformable convolution: without it the features would be others.
     """
     match = _DETECTRON2.fullmatch(key)
-    if match is None:
+    # The classifier, as Detectron2's tools/convert-torchvision-to-d2.py names it.
+    if match is None or match.group(3).startswith("fc."):
         return None
     stage, block, rest = match.groups()
     prefix = f"layer{int(stage) - 1}.{block}." if stage else ""

@@ -90,24 +90,7 @@ def convert(
         architecture = audit(backbone.state)
     except UserError as error:
         raise UserError(f"{backbone.place}: {error}") from None
-    provenance = {
-        "source_path": backbone.source_path,
-        "source_sha256": backbone.source_sha256,
-        "source_format": backbone.source_format,
-        "branch": backbone.branch,
-        "backbone": architecture,
-        "method": backbone.method,
-        "pretrain_run": backbone.pretrain_run,
-    }
-    report: dict[str, Any] = {
-        "provenance": provenance,
-        "architecture": architecture,
-        "branches": list(backbone.branches),
-        "dropped": backbone.dropped,
-        "format": to,
-        "config": config_values(architecture, backbone.settings),
-        "config_said_by": backbone.settings.said_by,
-    }
+    report = _described(backbone, architecture, to)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.stem}.", dir=out.parent) as folder:
@@ -122,6 +105,27 @@ def convert(
     except OSError as error:
         raise UserError(f"{error.filename or out} cannot be written: {error.strerror}") from None
     return report
+
+
+def _described(backbone: Backbone, architecture: str, to: str) -> dict[str, Any]:
+    """What the report says before anything is written."""
+    return {
+        "provenance": {
+            "source_path": backbone.source_path,
+            "source_sha256": backbone.source_sha256,
+            "source_format": backbone.source_format,
+            "branch": backbone.branch,
+            "backbone": architecture,
+            "method": backbone.method,
+            "pretrain_run": backbone.pretrain_run,
+        },
+        "architecture": architecture,
+        "branches": list(backbone.branches),
+        "dropped": backbone.dropped,
+        "format": to,
+        "config": config_values(architecture, backbone.settings),
+        "config_said_by": backbone.settings.said_by,
+    }
 
 
 def _format_of(out: Path, to: str | None) -> str:

@@ -139,11 +139,17 @@ def test_the_restricted_reader_refuses_by_name(tmp_path, program, wanted):
 @pytest.mark.parametrize("protocol", range(6))
 def test_detectron2s_pickles_in_every_protocol(tmp_path, protocol):
     model = {key: value.contiguous().numpy() for key, value in detectron2(STATE).items()}
-    value = {"model": model, "__author__": "MOCO", "matching_heuristics": True}
+    # Published converters leave torch's counters in, and name the classifier like this.
+    model["stem.conv1.norm.num_batches_tracked"] = torch.tensor(7).numpy()
+    model["stem.fc.weight"] = torch.zeros(3, 3).numpy()
+    value = {"model": model, "__author__": "torchvision", "matching_heuristics": True}
     file = tmp_path / "in.pkl"
     file.write_bytes(pickle.dumps(value, protocol=protocol))
     found = read_backbone(file)
     assert found.source_format == "Detectron2"
+    assert found.dropped == ["stem.fc.weight"]
+    assert found.state["bn1.num_batches_tracked"] == 7
+    assert found.settings.said_by == "the file's author, torchvision"
     assert torch.equal(found.state["layer4.1.bn2.bias"], STATE["layer4.1.bn2.bias"])
     half = read_pickle(file)
     assert half["model"]["stem.conv1.weight"].dtype == np.float32

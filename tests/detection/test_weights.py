@@ -137,6 +137,24 @@ def test_a_fragment_beside_files_of_others(files, tmp_path):
         weights.read_weights(str(tmp_path / "theirs.pth"))
 
 
+def test_backbones_and_detectors_of_others(files, tmp_path):
+    """Detectron2's names and nothing that `intl-transfer convert` adds; a detector as a pickle."""
+    state = torch.load(files / "imagenet.pth", weights_only=True)["model"]
+    torch.save({"model": state}, tmp_path / "theirs.pth")
+    cfg, _ = prepared("shapes_coco_R18_C4", tmp_path / "theirs.pth")
+    model = build_model(cfg)
+    AtomicCheckpointer(model).load(str(tmp_path / "theirs.pth"))
+    weights.check_loaded(model, state, "theirs.pth")
+    whole = {key: value.numpy() for key, value in model.state_dict().items()}
+    file = tmp_path / "model_final.pkl"
+    file.write_bytes(pickle.dumps({"model": whole, "__author__": "Detectron2 Model Zoo"}))
+    other = build_model(cfg)
+    weights.load_detector(other, weights.read_weights(str(file))["model"], str(file))
+    assert all(
+        torch.equal(other.state_dict()[key], value) for key, value in model.state_dict().items()
+    )
+
+
 def test_a_fragment_of_other_weights_is_noticed(files, tmp_path):
     for suffix in (".pth", ".yaml"):
         (tmp_path / f"w{suffix}").write_bytes((files / f"imagenet{suffix}").read_bytes())
