@@ -265,16 +265,12 @@ class _Side:
 
     Args:
         truth: the annotations: of what images and categories.
-        rows: of this side; all of them are evaluated.
+        rows: of this side, all of them of these images; all are evaluated.
     """
 
     def __init__(self, truth: COCO, rows: list[dict[str, Any]]) -> None:
         self._truth = truth
-        self._rows = [
-            row
-            for row in rows
-            if row["category_id"] in truth.cats and row["image_id"] in truth.imgs
-        ]
+        self._rows = rows
 
     def getImgIds(self) -> list[int]:
         return self._truth.getImgIds()
@@ -330,30 +326,29 @@ def _overlaps(truth: COCO, detections: _Detections, task: str) -> dict[tuple[int
     Returns:
         By image and category: (detections by falling score, at most 100; objects).
     """
-    objects: dict[tuple[int, int], list[dict[str, Any]]] = {}
-    for annotation in truth.dataset["annotations"]:
-        objects.setdefault((annotation["image_id"], annotation["category_id"]), []).append(
-            annotation
-        )
+    annotations = truth.dataset["annotations"]
+    objects: dict[tuple[int, int], list[int]] = {}
+    for index, a in enumerate(annotations):
+        objects.setdefault((a["image_id"], a["category_id"]), []).append(index)
+    keys = list(zip(detections.images, detections.categories, strict=True))
     candidates: dict[tuple[int, int], list[int]] = {}
-    keys = zip(detections.images, detections.categories, strict=True)
-    for index, key in enumerate(keys):
+    # Mergesort, as the protocol has it: equal scores stay in their order.
+    for index in np.argsort(-detections.score, kind="mergesort").tolist():
+        key = keys[index]
         if key in objects:
             candidates.setdefault(key, []).append(index)
+    crowds = [int(a.get("iscrowd", 0)) for a in annotations]
+    if task == "bbox":
+        boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64)
     overlaps = {}
     for key, indices in candidates.items():
-        order = np.array(indices)
-        # Mergesort, as the protocol has it: equal scores stay in their order.
-        order = order[np.argsort(-detections.score[order], kind="mergesort")][: LIMITS[-1]]
-        things = objects[key]
-        crowd = [int(a.get("iscrowd", 0)) for a in things]
+        ranked, things = indices[: LIMITS[-1]], objects[key]
         if task == "bbox":
-            theirs: Any = np.array([a["bbox"] for a in things], dtype=np.float64)
-            ours: Any = detections.shapes[order]
+            ours, theirs = detections.shapes[ranked], boxes[things]
         else:
-            theirs = [truth.annToRLE(a) for a in things]
-            ours = [detections.shapes[i] for i in order]
-        overlaps[key] = mask_util.iou(ours, theirs, crowd)
+            ours = [detections.shapes[i] for i in ranked]
+            theirs = [truth.annToRLE(annotations[i]) for i in things]
+        overlaps[key] = mask_util.iou(ours, theirs, [crowds[i] for i in things])
     return overlaps
 
 
