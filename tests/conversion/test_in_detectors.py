@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from intl_transfer.conversion import convert, load_backbone, to_detectron2, verify
+from intl_transfer.conversion.settings import CAFFE
 from intl_transfer.errors import UserError
+from tests.conversion.layouts import caffe2
 from tests.conversion.test_conversion import backbone_state
 
 
@@ -103,6 +105,41 @@ def test_a_pickle_for_detectron2s_own_reader(tmp_path):
     assert load_backbone(tmp_path / "out.pkl").keys() == {
         key for key in state if not key.endswith("num_batches_tracked")
     }
+
+
+def test_weights_from_caffe_have_the_features_that_detectron2_gives_them(tmp_path):
+    """Against Detectron2's own way: its reader, its names, its default settings, frozen norms."""
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.config import get_cfg
+    from detectron2.layers import FrozenBatchNorm2d
+    from detectron2.modeling import build_backbone
+
+    blobs = caffe2(backbone_state("resnet50", seed=8), folded=True)
+    # Features of frozen norms that normalise nothing grow with every block.
+    blobs = {k: v * 0.3 if k.endswith("2c_bn_s") else v for k, v in blobs.items()}
+    file = tmp_path / "R-50.pkl"
+    file.write_bytes(
+        pickle.dumps({"model": blobs, "__author__": "Caffe2", "matching_heuristics": True})
+    )
+    report = convert(file, tmp_path / "out.pth")
+    assert report["config"]["MODEL.RESNETS.STRIDE_IN_1X1"] is True
+    ours = verify.detectron2_backbone("resnet50", tmp_path / "out.pth", CAFFE)
+    cfg = get_cfg()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.RESNETS.OUT_FEATURES = list(verify.STAGES)
+    theirs = build_backbone(cfg).eval()
+    DetectionCheckpointer(theirs).load(str(file))
+    # A norm made by Detectron2 has the variance that leaves scale and bias alone, 1 less its epsilon;
+    # its loader puts 1 there, which is 5e-6 of each layer's features away.
+    norms = [m for m in theirs.modules() if isinstance(m, FrozenBatchNorm2d)]
+    assert len(norms) == 53
+    for norm in norms:
+        norm.running_var.copy_(FrozenBatchNorm2d(1).running_var)
+    images = torch.randint(0, 256, (1, 3, 75, 61), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        images = verify.normalised(images.float(), CAFFE)
+        expected, found = theirs(images), ours(images)
+    assert all(verify.relative_error(expected[name], found[name]) <= 1e-5 for name in verify.STAGES)
 
 
 def test_a_wrong_stride_setting_shows_from_res3_on(converted, monkeypatch):

@@ -3,8 +3,8 @@
 ``res2_0_branch2a_w``, ``res2_0_branch2a_bn_s``, …, bare, in ``blobs`` or in ``model``; see
 facebookresearch/detectron2, detectron2/checkpoint/c2_model_loading.py. These networks take BGR
 pixels without division and stride in 1x1 convolutions. Where statistics were folded into scale and
-bias, mean 0 and variance 1 are put back, less the epsilon, as Detectron2's FrozenBatchNorm2d has
-them. Biases of convolutions, which Detectron2 has not either, are left out.
+bias, mean 0 and variance 1 are put back, less the epsilon, as a new FrozenBatchNorm2d of Detectron2
+has them. Biases of convolutions, which Detectron2 has not either, are left out.
 """
 
 from __future__ import annotations
