@@ -129,7 +129,7 @@ def test_weights_from_caffe_have_the_features_that_detectron2_gives_them(tmp_pat
     cfg.MODEL.RESNETS.OUT_FEATURES = list(verify.STAGES)
     theirs = build_backbone(cfg).eval()
     DetectionCheckpointer(theirs).load(str(file))
-    # A norm made by Detectron2 has the variance that leaves scale and bias alone, 1 less its epsilon;
+    # A new norm of Detectron2 has the variance that leaves scale and bias alone, 1 less epsilon;
     # its loader puts 1 there, which is 5e-6 of each layer's features away.
     norms = [m for m in theirs.modules() if isinstance(m, FrozenBatchNorm2d)]
     assert len(norms) == 53
