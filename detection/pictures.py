@@ -307,6 +307,7 @@ def _with_palette(sheet: Image.Image, classes: int) -> Image.Image:
     kept = [255, 255, 255, 0, 0, 0]
     kept += [value for label in range(min(classes, 40)) for value in colour(label)]
     palette = Image.new("P", (1, 1))
-    others = sheet.quantize(256 - len(kept) // 3).getpalette()
-    palette.putpalette([*kept, *others])
+    others = np.array(sheet.quantize(256 - len(kept) // 3).getpalette()).reshape(-1, 3)
+    others[others.min(axis=1) > 240] = 255  # else paper comes out as nearly white
+    palette.putpalette([*kept, *others.ravel().tolist()])
     return sheet.quantize(palette=palette, dither=Image.Dither.NONE)
