@@ -63,8 +63,8 @@ def rle(polygon: list[float]) -> dict[str, Any]:
     return {"size": [HEIGHT, WIDTH], "counts": encoded["counts"].decode()}
 
 
-def make(images: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Annotations and detections."""
+def make(images: int, masks: bool = True) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Annotations and detections, with masks or without."""
     generator = np.random.default_rng(0)
     frequency = 1 / np.arange(1, CLASSES + 1) ** 0.8  # a few classes are common, most are rare
     frequency /= frequency.sum()
@@ -97,16 +97,15 @@ def make(images: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             same = generator.random(len(near)) < 0.8
             classes[: len(near)][same] = labels[near][same]
         scores = generator.random(DETECTIONS) ** 3
-        found.extend(
-            {
+        for box, label, score in zip(ours, classes, scores, strict=True):
+            polygon = outline(generator, box, 20)
+            detection = {
                 "image_id": image,
                 "category_id": int(label),
                 "bbox": box.round(2).tolist(),
                 "score": float(score),
-                "segmentation": rle(outline(generator, box, 20)),
             }
-            for box, label, score in zip(ours, classes, scores, strict=True)
-        )
+            found.append({**detection, "segmentation": rle(polygon)} if masks else detection)
     names = [{"id": index + 1, "name": f"class {index + 1}"} for index in range(CLASSES)]
     listed = [{"id": i, "width": WIDTH, "height": HEIGHT} for i in range(1, images + 1)]
     return {"info": {}, "images": listed, "annotations": annotations, "categories": names}, found
@@ -187,7 +186,7 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--task", choices=list(AIMS), help="default: both")
     arguments = parser.parse_args()
-    content, found = make(arguments.images)
+    content, found = make(arguments.images, masks=arguments.task != "bbox")
     print(
         f"CPU seconds, {arguments.images} images, {len(content['annotations'])} objects, "
         f"{len(found)} detections, {CLASSES} classes, medians of {arguments.repeats}\n"
