@@ -22,8 +22,12 @@ from intl_transfer.errors import UserError
 _IMAGES, _ITERATIONS, _STATISTICS = 0, 1, 2
 
 
-class ImageError(UserError):
-    """An image cannot be used; raised on the rank whose it is, and on no other."""
+class OneRankError(UserError):
+    """An error that one rank alone may have, and has to tell."""
+
+
+class ImageError(OneRankError):
+    """An image cannot be used; raised on the rank whose it is."""
 
 
 class TrainingStream:

@@ -48,7 +48,7 @@ from detection.session import (
     show,
 )
 from detection.settings import add_arguments, resolve
-from detection.stream import ImageError
+from detection.stream import OneRankError
 from detection.trainer import Trainer
 from intl_transfer.errors import UserError
 from intl_transfer.runs import RunDirectory, write_json
@@ -180,7 +180,7 @@ def worker(cfg: Any, content: dict[str, Any] | None, arguments: argparse.Namespa
     except UserError as error:
         if comm.get_world_size() == 1:
             raise
-        if comm.is_main_process() or isinstance(error, ImageError):
+        if comm.is_main_process() or isinstance(error, OneRankError):
             print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     if status and comm.get_local_rank() == 0:  # one a node; ending by it ends all the others
@@ -234,7 +234,7 @@ def train(cfg: Any, content: dict[str, Any] | None, arguments: argparse.Namespac
                 print(f"{reason}; --resume continues", flush=True)
             return CONTINUE
         except FloatingPointError as error:
-            raise UserError(not_finite(error)) from None
+            raise OneRankError(not_finite(error)) from None
     if cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
         verify_results(cfg, trainer.evaluation)
     return 0
