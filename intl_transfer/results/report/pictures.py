@@ -62,7 +62,8 @@ def read_predictions(folder: Path, count: int) -> dict[str, Any]:
 
     Returns:
         ``classes`` and ``images`` as in ``predictions.json``, each with ``uri`` in place of
-        ``file`` and coordinates in pixels of that picture. A run without that file has ``sheet``,
+        ``file`` and coordinates in pixels of that picture, and ``least``, the score below which
+        nothing was kept. A run without that file has ``sheet``,
         its ``predictions.png``. Empty where there is neither.
     """
     if count < 1:
@@ -88,7 +89,8 @@ def read_predictions(folder: Path, count: int) -> dict[str, Any]:
         images.append(image)
         if len(images) == count:
             break
-    return {"classes": classes, "images": images}
+    least = number(content.get("score"))
+    return {"classes": classes, "images": images, "least": _LEAST_SCORE if least is None else least}
 
 
 def _objects(entries: list[Any], classes: int, scale: float) -> Iterator[dict[str, Any]]:

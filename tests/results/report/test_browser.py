@@ -309,6 +309,10 @@ def test_boxes_and_masks_are_shown_as_wished(visit, report):
     picture = seen.page.locator(".picture").first
     assert picture.locator("image").get_attribute("href").startswith("data:image/jpeg;base64,")
     assert picture.locator("rect.truth-box.box:visible").count() == 4
+    assert picture.locator("text.truth-label:visible").count() == 0
+    seen.page.get_by_label("predicted boxes").uncheck()
+    assert picture.locator("text.truth-label:visible").count() == 4
+    seen.page.get_by_label("predicted boxes").check()
     seen.page.get_by_label("true boxes").uncheck()
     assert picture.locator("rect.truth-box:visible").count() == 0
     assert picture.locator("path.truth-mask:visible").count() == 0

@@ -171,6 +171,7 @@ def test_pictures_are_scaled_with_what_is_on_them(tmp_path):
     Image.new("RGB", (1440, 960)).save(folder / "predictions/000.jpg")
     found = read_predictions(folder, 3)
     assert len(found["images"]) == 3
+    assert found["least"] == 0.05
     picture = found["images"][0]
     code = picture["uri"].removeprefix("data:image/jpeg;base64,")
     with Image.open(io.BytesIO(base64.b64decode(code))) as image:

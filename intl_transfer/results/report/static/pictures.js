@@ -25,19 +25,20 @@ function pictureSection(key) {
     );
   }
   if (!pictures.images?.length) return null;
+  const least = pictures.least;
   const state = {
-    score: 0.5,
+    score: Math.max(least, 0.5),
     layers: new Set(LAYERS.filter(([, , on]) => on).map(([name]) => name)),
   };
   const frames = pictures.images.map((image, i) => pictureFrame(image, pictures.classes, i));
   const apply = () => frames.forEach((frame) => frame.apply(state));
-  const output = h("output", null, "0.50");
+  const output = h("output", null, state.score.toFixed(2));
   const slider = h("input", {
     type: "range",
-    min: 0.05,
+    min: least,
     max: 1,
     step: 0.01,
-    value: 0.5,
+    value: state.score,
     "aria-label": "least score of a prediction",
     input: () => {
       state.score = Number(slider.value);
@@ -87,16 +88,26 @@ function drawObject(object, kind, classes, image) {
   const size = { x: x0, y: y0, width: Math.max(0, x1 - x0), height: Math.max(0, y1 - y0) };
   const name = object.class === null ? "?" : classes[object.class];
   const text = object.score === null ? name : `${name} ${object.score.toFixed(2)}`;
-  // Within the picture, above the box where there is room.
-  const y = y0 > 13 ? y0 - 4 : Math.min(image.height - 3, y0 + 12);
-  const x = Math.max(1, Math.min(x0 + 1, image.width - text.length * 6));
+  // As large as on a picture of 300 pixels; within it, above the box where there is room.
+  const unit = image.width / 300;
+  const y = y0 > 13 * unit ? y0 - 4 * unit : Math.min(image.height - 3 * unit, y0 + 12 * unit);
+  const x = Math.max(unit, Math.min(x0 + unit, image.width - text.length * 6.5 * unit));
   return s(
     "g",
     { class: kind, "data-score": object.score ?? "" },
     s("path", { class: `mask ${kind}-mask`, d: object.polygons.map(outline).join("") }),
     s("rect", { class: `halo ${kind}-box`, ...size }),
     s("rect", { class: `box ${kind}-box`, ...size }),
-    s("text", { class: `label ${kind}-label`, x, y }, text),
+    s(
+      "text",
+      {
+        class: `label ${kind}-label`,
+        x,
+        y,
+        style: `font-size: ${11 * unit}px; stroke-width: ${2.6 * unit}px`,
+      },
+      text,
+    ),
   );
 }
 

@@ -57,7 +57,9 @@ function pretrainingStations(key, run, from) {
       station(
         "table",
         several(rows.length, "row"),
-        rows.map(({ table, row }) => h("a", { href: `#/row/${row.key}` }, table.title)),
+        rows.map(({ table, row }) =>
+          h("a", { href: `#/row/${row.key}` }, `${row.method}: ${tableNames(table)}`),
+        ),
       ),
   ];
 }
@@ -67,63 +69,60 @@ function startStation(run, from) {
   if (from.kind === "random" || run.method === "random init")
     return station("start", "random initialisation", []);
   if (!from.weights_path) return station("start", "weights not recorded", [], "missing");
-  const facts = [h("span", { class: "path" }, from.weights_path), "its hash is not known"];
-  return station("weights", from.weights_path.split("/").at(-1), facts, "missing");
+  const facts = [pathFact(from.weights_path), "its hash is not known"];
+  return station("weights", lastPart(from.weights_path), facts, "missing");
+}
+
+const lastPart = (path) => path.split("/").at(-1);
+const pathFact = (path) => path && h("span", { class: "path" }, path);
+const trainedOn = (dataset, epochs) => dataset && `${dataset}${epochs ? `, ${epochs} epochs` : ""}`;
+
+/** The pretraining run, if it was found; else what the weights say of it. */
+function originStation(run, from) {
+  const parent = run.parent && DATA.runs[run.parent];
+  if (parent) {
+    const same = details(run.parent).provenance.backbone_sha256 === from.source_sha256;
+    return station("pretraining run", runLink(run.parent), [
+      parent.config_name,
+      trainedOn(parent.dataset, parent.epochs),
+      same ? "found by its backbone’s hash" : "found by its id; the hash differs",
+    ]);
+  }
+  const { origin } = from;
+  if (!Object.keys(origin).length)
+    return station("pretraining", run.method || "unknown", ["no run of this project"], "missing");
+  return station(
+    "pretraining run",
+    origin.name || "unnamed",
+    [origin.config_name, trainedOn(origin.dataset, origin.epochs), "not among the folders read"],
+    "missing",
+  );
+}
+
+function rowStation(run) {
+  const found = tableOf(run.row);
+  const why = run.status === "finished" ? "not used" : `the run is ${run.status}`;
+  if (!found) return station("row of the table", "none", [why], "missing");
+  return station("row of the table", h("a", { href: `#/row/${run.row}` }, found.row.method), [
+    tableNames(found.table),
+    `n = ${found.row.n}`,
+  ]);
 }
 
 function detectionStations(key, run, from) {
-  const row = tableOf(run.row);
-  const end = [
-    station(
-      `${run.stage} run`,
-      run.name,
-      [run.config_name, `seed ${run.seed}`, run.schedule && `schedule ${run.schedule}`],
-      "here",
-    ),
-    row
-      ? station("row of the table", h("a", { href: `#/row/${run.row}` }, row.row.method), [
-          row.table.title,
-          `n = ${row.row.n}`,
-        ])
-      : station(
-          "row of the table",
-          "none",
-          [run.status === "finished" ? "not used" : `the run is ${run.status}`],
-          "missing",
-        ),
-  ];
+  const facts = [run.config_name, `seed ${run.seed}`, run.schedule && `schedule ${run.schedule}`];
+  const end = [station(`${run.stage} run`, run.name, facts, "here"), rowStation(run)];
   if (!from.weights_sha256 && !from.source_sha256) return [startStation(run, from), ...end];
-  const { origin } = from;
-  const named = Object.keys(origin).length > 0;
-  let first;
-  if (run.parent) {
-    const parent = DATA.runs[run.parent];
-    const same = details(run.parent).provenance.backbone_sha256 === from.source_sha256;
-    first = station("pretraining run", runLink(run.parent), [
-      parent.config_name,
-      parent.dataset && `${parent.dataset}${parent.epochs ? `, ${parent.epochs} epochs` : ""}`,
-      same ? "found by its backbone’s hash" : "found by its id; the hash differs",
-    ]);
-  } else if (named) {
-    first = station(
-      "pretraining run",
-      origin.name || "unnamed",
-      [
-        origin.config_name,
-        origin.dataset && `${origin.dataset}${origin.epochs ? `, ${origin.epochs} epochs` : ""}`,
-        "not among the folders read",
-      ],
-      "missing",
-    );
-  } else
-    first = station("pretraining", run.method || "unknown", ["no run of this project"], "missing");
+  const backbone = from.source_path ? lastPart(from.source_path) : "file";
+  const weights = from.weights_path ? lastPart(from.weights_path) : "file";
   return [
-    first,
+    originStation(run, from),
     from.source_sha256 &&
-      station("backbone", from.source_format || "file", [
+      station("backbone", backbone, [
         hashFact(from.source_sha256),
+        from.source_format,
         from.branch && `branch ${from.branch}`,
-        from.source_path && h("span", { class: "path" }, from.source_path),
+        pathFact(from.source_path),
       ]),
     from.weights_sha256 &&
       from.source_sha256 &&
@@ -131,10 +130,7 @@ function detectionStations(key, run, from) {
         from.backbone && `${from.backbone} → Detectron2`,
       ]),
     from.weights_sha256 &&
-      station("weights", from.weights_path ? from.weights_path.split("/").at(-1) : "file", [
-        hashFact(from.weights_sha256),
-        from.weights_path && h("span", { class: "path" }, from.weights_path),
-      ]),
+      station("weights", weights, [hashFact(from.weights_sha256), pathFact(from.weights_path)]),
     ...end,
   ];
 }

@@ -78,6 +78,14 @@ function titleParts(title) {
   return comma < 0 ? [title, ""] : [title.slice(0, comma), title.slice(comma + 2)];
 }
 
+const partTitles = (table) =>
+  table.parts.length ? table.parts.map((part) => part.title) : [table.title];
+/** The data sets of a table: its short name. */
+const tableNames = (table) =>
+  partTitles(table)
+    .map((title) => titleParts(title)[0])
+    .join(" and ");
+
 function resultTable(table) {
   const shown = table.rows.filter((row) => place.published || !row.published);
   const widths = table.columns.map((_, i) => columnWidths(shown, i));
@@ -98,15 +106,14 @@ function resultTable(table) {
   });
   const used = new Set([...measured, ...published].flatMap((line) => line.notes));
   const notes = table.notes.map((note, i) => used.has(i + 1) && h("li", { value: i + 1 }, note));
-  const parts = table.parts.length ? table.parts.map((part) => part.title) : [table.title];
-  const names = parts.map((title) => titleParts(title)[0]).join(" and ");
+  const parts = partTitles(table);
   const node = h(
     "section",
     { class: "card" },
     h(
       "div",
       { class: "card-head" },
-      heading(2, names),
+      heading(2, tableNames(table)),
       copyButtons(made.sheet),
       parts.map((title) =>
         h(
