@@ -131,7 +131,7 @@ def status(node: Node, ledger: Ledger, rows: dict[str, Row] | None) -> Status:
             told = row.reason not in ("None", "")  # not yet, right after it was submitted
             parents = _open_parents(node, ledger)
             if row.reason.startswith("Dependency") or (parents and not told):
-                return Status("waiting", "for " + ", ".join(parents))
+                return Status("waiting", parents)
             return Status("queued", row.reason if told else "")
         detail = "" if row.state == "RUNNING" else row.state.lower()
         return Status("running", detail, row.nodes)
@@ -140,7 +140,7 @@ def status(node: Node, ledger: Ledger, rows: dict[str, Row] | None) -> Status:
     if node.outcome == "running" and ledger.launcher_alive() is not False:
         return Status("running", "", (ledger.launcher or {}).get("host", ""))
     if node.outcome == "waiting" and ledger.launcher_alive() is not False:
-        return Status("waiting", "for " + (", ".join(_open_parents(node, ledger)) or "its turn"))
+        return Status("waiting", _open_parents(node, ledger) or "for its turn")
     if node.job is None and node.outcome != "cancelled":
         return Status("not submitted")
     return _ended_badly(node, ledger, row)
@@ -152,8 +152,11 @@ def row_of(node: Node, rows: dict[str, Row] | None) -> Row | None:
     return row if row is not None and row.name == node.title else None
 
 
-def _open_parents(node: Node, ledger: Ledger) -> list[str]:
-    return [key for key in node.parents if not finished(ledger.nodes[key], ledger)]
+def _open_parents(node: Node, ledger: Ledger) -> str:
+    """``for intl and 3 more``; nothing where all parents have finished."""
+    keys = [key for key in node.parents if not finished(ledger.nodes[key], ledger)]
+    more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+    return f"for {keys[0]}{more}" if keys else ""
 
 
 def _ended_badly(node: Node, ledger: Ledger, row: Row | None) -> Status:

@@ -158,7 +158,7 @@ class Cluster:
         lines = self.run("squeue", "-h", "-r", "-t", "all", "-o", "%T", "-j", job).splitlines()
         return lines[0] if lines else "UNKNOWN"
 
-    def wait_for(self, job: str, *states: str, seconds: float = 120) -> str:
+    def wait_for(self, job: str, *states: str, seconds: float = 300) -> str:
         """Waits until a job is in one of some states; returns it."""
         deadline = time.monotonic() + seconds
         while (state := self.state(job)) not in states:

@@ -152,6 +152,21 @@ def test_what_slurm_refuses_is_one_clear_line_and_leaves_nothing_behind(here, tm
     assert states(tmp_path)["one"].state == "not submitted"
 
 
+def test_a_graph_that_is_refused_in_the_middle_is_completed_later(here, tmp_path, capsys):
+    """What was submitted stays, and the rest waits for it, though it comes in another launch."""
+    (tmp_path / "HOLD").touch()
+    nodes = [node(tmp_path, "parent"), node(tmp_path, "child", ["parent"], partition="nowhere")]
+    with pytest.raises(UserError, match="invalid partition"):
+        launch(tmp_path, nodes)
+    parent = Ledger.read(tmp_path).nodes["parent"].job
+    nodes = [node(tmp_path, "parent"), node(tmp_path, "child", ["parent"])]
+    _, said = launch(tmp_path, nodes, capsys=capsys)
+    assert f"in the queue already: parent as job {parent}" in said
+    child = Ledger.read(tmp_path).nodes["child"].job
+    assert f"afterok:{parent}" in here.run("squeue", "-h", "-o", "%E", "-j", child)
+    here.run("scancel", child, parent)
+
+
 def test_a_busy_controller_is_asked_again_and_then_named(tmp_path, monkeypatch):
     """No answer is never taken for an empty queue: all jobs would be submitted twice."""
     fake = tmp_path / "squeue"
