@@ -186,9 +186,11 @@ def results_of(
 
 def architecture(cfg: Any) -> dict[str, str]:
     """The detector's kind, backbone and head."""
+    resnets = cfg.MODEL.RESNETS
+    wide = resnets.DEPTH >= 50 and resnets.WIDTH_PER_GROUP == 128
     return {
         "meta": "Mask R-CNN" if cfg.MODEL.MASK_ON else "Faster R-CNN",
-        "backbone": f"resnet{cfg.MODEL.RESNETS.DEPTH}",
+        "backbone": f"wide_resnet{resnets.DEPTH}_2" if wide else f"resnet{resnets.DEPTH}",
         "head": "C4" if "Res5" in cfg.MODEL.ROI_HEADS.NAME else "FPN",
     }
 

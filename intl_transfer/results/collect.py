@@ -38,7 +38,7 @@ class Run:
         manifest: its manifest.
         results: its results.
         parent: directory of the pretraining run behind it, if that was found.
-        parent_known: whether its weights name a pretraining run at all.
+        parent_known: whether its weights name a pretraining run of this project.
         foreign: True for a Detectron2 folder that was not written by this project.
     """
 
@@ -342,7 +342,7 @@ class _Origins:
         provenance = results["initialisation"].get("provenance") or {}
         origin = provenance.get("pretrain_run") or {}
         parent = self._by_hash.get(provenance.get("source_sha256") or "")
-        return parent or self._by_id.get(origin.get("id") or ""), bool(origin)
+        return parent or self._by_id.get(origin.get("id") or ""), bool(origin.get("id"))
 
 
 def _without_repeats(runs: list[Run], found: Collection) -> list[Run]:

@@ -71,6 +71,11 @@ def test_published_protocols(recipe, variant):
     }
 
 
+def test_a_wide_backbone_has_its_own_name():
+    cfg = load_config("coco_R50_C4", ["MODEL.RESNETS.WIDTH_PER_GROUP", "128"])
+    assert architecture(cfg)["backbone"] == "wide_resnet50_2"
+
+
 def test_the_authors_file_name_is_the_2x_schedule():
     assert load_config("coco_R50_C4.yaml") == load_config("coco_R50_C4_2x")
 

@@ -126,6 +126,13 @@ def test_parents_by_hash_then_by_id_also_of_runs_that_go_on(tmp_path):
     assert row.notes == ("the pretraining run was not among the folders read",)
 
 
+def test_a_pretraining_that_was_no_run_here_is_not_missed(tmp_path):
+    start = start_of("MoCo v2", "1" * 64, id=None)
+    detection_run(tmp_path, "theirs", initialisation=start)
+    (row,) = build_tables(collect([tmp_path]))[0].rows
+    assert row.notes == ("weights without a pretraining run of this project",)
+
+
 def test_manifest_and_results_must_be_of_one_run(tmp_path):
     detection_run(tmp_path, "seed")
     write_results(tmp_path / "seed", seed=7)
