@@ -11,7 +11,8 @@ import pytest
 
 from intl_transfer.results import build_tables, collect
 from intl_transfer.results.report import write_report
-from tests.results.report.study import build_hostile, build_study
+from tests.results.report.hostile import build_hostile
+from tests.results.report.study import build_study
 
 # What a browser asks for by itself has no place in a test of what the page asks for.
 _ARGUMENTS = (
@@ -121,3 +122,16 @@ def visit(browser) -> Iterator[Callable[..., Visit]]:
     for one in visits:
         assert one.errors == []
         assert one.requests == []
+
+
+def routes(overview: dict[str, Any]) -> list[str]:
+    """An address of every page, and some of none."""
+    rows = [row["key"] for table in overview["tables"] for row in table["rows"] if row["runs"]]
+    runs = list(overview["runs"])
+    return [
+        *("#/", "#/runs", "#/compare", "#/left-out"),
+        *(f"#/row/{key}" for key in rows),
+        *(f"#/run/{key}" for key in runs),
+        *(f"#/compare/{runs[0]}/{other}" for other in (runs[1], runs[-1])),
+        *("#/run/nobody", "#/row/nothing", "#/constructor", "#/run/__proto__", "#/%E0%A4%A"),
+    ]

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from intl_transfer.runs import write_json
-
-CLASSES = ("bicycle", "bird", "boat", "bottle", "cat", "chair", "dog", "horse", "person", "sheep")
-HOSTILE = "<script>alert(1)</script></script>\u2028\"'>&{{ 7*7 }}"
+from tests.results.report.drawn import figures, precision_recall, write_predictions
 
 
 def sha(text: str) -> str:
@@ -334,133 +332,3 @@ def evaluation(root: Path, top1: float) -> Path:
     }
     write_json(folder / "results.json", results)
     return folder
-
-
-def figures(ap: float, layout: str, rng: np.random.Generator) -> dict[str, Any]:
-    made: dict[str, Any] = {"AP": ap, "AP50": ap + 20.3, "AP75": ap + 3.1}
-    if layout == "coco":
-        made |= {"APs": ap - 18, "APm": ap + 4, "APl": ap + 14, "AR1": ap - 7, "AR10": ap + 11}
-        made |= {"AR100": ap + 13, "ARs": None, "ARm": ap + 18, "ARl": ap + 27}
-    spread = np.linspace(-16, 18, len(CLASSES)) + rng.normal(0, 2, len(CLASSES))
-    made["per_class"] = {
-        name: float(np.clip(ap + add, 0, 100)) for name, add in zip(CLASSES, spread, strict=True)
-    }
-    made["per_class"]["sheep"] = None  # no such object
-    return made
-
-
-def precision_recall(ap: float, tasks: tuple[str, ...]) -> dict[str, Any]:
-    recall = np.linspace(0, 1, 101)
-
-    def curve(level: float) -> list[float]:
-        return [float(v) for v in np.clip(level * (1 - recall**4) ** 0.6 + 0.02, 0, 1)]
-
-    made: dict[str, Any] = {}
-    for task in tasks:
-        for overlap, level in (("0.50", ap / 48), ("0.75", ap / 66)):
-            if task == "voc" and overlap == "0.75":
-                continue
-            precision: dict[str, Any] = {
-                name: curve(level * (0.8 + 0.05 * i)) for i, name in enumerate(CLASSES)
-            }
-            precision["sheep"] = None
-            shown = {"recall": recall.tolist(), "precision": {**precision, "mean": curve(level)}}
-            made.setdefault(task, {})[overlap] = shown
-    return made
-
-
-def write_predictions(folder: Path, rng: np.random.Generator, count: int = 4) -> None:
-    """Drawn scenes, and boxes that are nearly right."""
-    images = []
-    (folder / "predictions").mkdir()
-    for index in range(count):
-        width, height = (480, 320) if index % 2 == 0 else (320, 400)
-        picture = Image.new("RGB", (width, height))
-        shade = np.linspace(0, 1, height)[:, None, None] * np.array([40, 60, 50]) + 120
-        picture = Image.fromarray(np.broadcast_to(shade, (height, width, 3)).astype(np.uint8))
-        draw = ImageDraw.Draw(picture)
-        truth, found = [], []
-        for _ in range(4):
-            x, y = rng.uniform(0.05, 0.6, 2) * (width, height)
-            w, h = rng.uniform(0.15, 0.35, 2) * (width, height)
-            label = int(rng.integers(len(CLASSES)))
-            angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-            outline = np.stack(
-                [x + w / 2 * (1 + np.cos(angle)), y + h / 2 * (1 + np.sin(angle))], 1
-            )
-            colour = tuple(int(v) for v in rng.integers(60, 255, 3))
-            draw.polygon([tuple(p) for p in outline], fill=colour)
-            box = [x, y, x + w, y + h]
-            truth.append({"class": label, "box": box, "polygons": [outline.ravel().tolist()]})
-            shift = rng.normal(0, 5, 4)
-            found.append(
-                {
-                    "class": label if rng.random() > 0.2 else int(rng.integers(len(CLASSES))),
-                    "score": float(rng.uniform(0.3, 0.99)),
-                    "box": (np.array(box) + shift).tolist(),
-                    "polygons": [(outline + rng.normal(0, 2, outline.shape)).ravel().tolist()],
-                }
-            )
-        name = f"predictions/{index:03d}.jpg"
-        picture.save(folder / name, quality=85)
-        images.append(
-            {
-                "file": name,
-                "width": width,
-                "height": height,
-                "error": round(0.8 - index * 0.15, 3),
-                "truth": truth,
-                "predictions": found,
-            }
-        )
-    write_json(folder / "predictions.json", {"classes": list(CLASSES), "images": images})
-
-
-def build_hostile(root: Path) -> Path:
-    """Runs whose every text tries to be markup, script, or the end of its element."""
-    folder = detection(root, "INTL", 0, 40.0, name=HOSTILE)
-    detection(root, "INTL", 1, 40.4, pictures=False)
-    _edit(folder / "manifest.json", _poisoned)
-    _edit(folder / "results.json", _poisoned_results)
-    _edit(folder / "curves.json", lambda value: {HOSTILE: next(iter(value.values()))})
-    _edit(folder / "predictions.json", lambda value: {**value, "classes": [HOSTILE] * 10})
-    failed = detection(root, "INTL", 2, 0, status="failed", name=f"{HOSTILE} failed")
-    _edit(
-        failed / "manifest.json",
-        lambda value: {
-            **value,
-            "error": HOSTILE,
-            "inputs": 7,
-            "sessions": [7],
-            "method": "half \ud800",
-        },
-    )
-    (failed / "log.txt").write_text(f"\x1b[31m{HOSTILE}\x1b[0m\nprogress 1\rprogress 2\n")
-    damaged = root / "<img src=x onerror=alert(1)>"
-    damaged.mkdir()
-    (damaged / "manifest.json").write_text("<script>alert(1)</script>")
-    return root
-
-
-def _edit(file: Path, change: Any) -> None:
-    file.write_text(json.dumps(change(json.loads(file.read_text()))))
-
-
-def _poisoned(value: dict[str, Any]) -> dict[str, Any]:
-    config = {HOSTILE: HOSTILE, "__proto__": {"polluted": "yes"}, "constructor": HOSTILE}
-    weights = {**value["inputs"][0], "path": HOSTILE}
-    sessions = [{**value["sessions"][0], "host": HOSTILE, "command": [HOSTILE]}]
-    shown = {"config_name": HOSTILE, "versions": {HOSTILE: HOSTILE}, "inputs": [weights]}
-    return {**value, **shown, "config": config, "sessions": sessions, "method": HOSTILE}
-
-
-def _poisoned_results(value: dict[str, Any]) -> dict[str, Any]:
-    value["dataset"]["name"] = HOSTILE
-    value["architecture"]["meta"] = HOSTILE
-    value["schedule"]["name"] = HOSTILE
-    start = value["initialisation"]
-    start["method"] = f"{HOSTILE} half \ud800"
-    start["provenance"]["source_path"] = HOSTILE
-    start["provenance"]["pretrain_run"] |= {"name": HOSTILE, "config_name": HOSTILE}
-    value["metrics"]["box"]["per_class"] = {HOSTILE: 12.0, "__proto__": 3.0}
-    return value

@@ -4,27 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import statistics
 
 import pytest
 
-from tests.results.report.conftest import report_of
-from tests.results.report.study import HOSTILE, detection
+from tests.results.report.conftest import routes
 
 WIDTHS = (1280, 400)
-
-
-def routes(overview):
-    rows = [row["key"] for table in overview["tables"] for row in table["rows"] if row["runs"]]
-    runs = list(overview["runs"])
-    return [
-        *("#/", "#/runs", "#/compare", "#/left-out"),
-        *(f"#/row/{key}" for key in rows),
-        *(f"#/run/{key}" for key in runs),
-        *(f"#/compare/{runs[0]}/{other}" for other in (runs[1], runs[-1])),
-        *("#/run/nobody", "#/row/nothing", "#/constructor", "#/run/__proto__", "#/%E0%A4%A"),
-    ]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -336,93 +322,3 @@ def test_what_is_not_in_the_tables_is_listed_with_its_last_words(visit, report):
     failed.locator("summary").click()
     assert "torch.OutOfMemoryError: CUDA out of memory" in failed.locator("pre").inner_text()
     assert "half_written/manifest.json is not valid JSON" in seen.texts(".problems li")[0]
-
-
-def test_hostile_texts_are_shown_as_text(visit, hostile):
-    seen = visit(hostile)
-    overview = seen.overview()
-    scripts = seen.page.locator("script").count()
-    shown = ""
-    for address in routes(overview):
-        seen.go(address)
-        for fold in seen.page.locator("details").all():
-            fold.evaluate("(one) => { one.open = true; }")
-        seen.settle()
-        shown += seen.page.locator("main").inner_text()
-        assert seen.page.locator("script").count() == scripts
-        assert seen.page.locator("main img:not([src^='data:'])").count() == 0
-    assert shown.count("<script>alert(1)</script>") > 20
-    assert "<img src=x onerror=alert(1)>" in shown
-    assert "{{ 7*7 }}" in shown
-    assert "progress 2" in shown
-    assert "progress 1" not in shown
-    assert seen.page.evaluate("({}).polluted") is None
-    text = hostile.read_text(encoding="utf-8")
-    assert text.count("</script>") == scripts
-    assert "\u2028" not in text.split("<noscript>")[0] + text.split("</noscript>")[1]
-    assert HOSTILE not in text
-
-
-def test_the_page_may_ask_for_nothing(visit, report):
-    seen = visit(report)
-    asked = "() => fetch('https://example.org').then(() => 'answered', (e) => e.name)"
-    assert seen.page.evaluate(asked) == "TypeError"
-    refusals = [text for text in seen.errors if "Content Security Policy" in text]
-    assert refusals
-    assert refusals == [text for text in seen.errors if "example.org" in text]
-    seen.errors.clear()  # which is what was asked for
-
-
-def test_it_is_made_for_paper(visit, report, tmp_path):
-    seen = visit(report, color_scheme="dark")
-    seen.page.emulate_media(media="print", color_scheme="dark")
-    assert seen.page.locator(".top").is_hidden()
-    assert seen.page.locator(".toolbar").first.is_hidden()
-    assert seen.page.locator("table.results").first.is_visible()
-    paper = "getComputedStyle(document.querySelector('h1')).color"
-    assert seen.page.evaluate(paper) == "rgb(26, 34, 48)"
-    seen.page.pdf(path=tmp_path / "page.pdf")
-    assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
-
-
-def test_without_storage_and_without_scripts(visit, report, browser):
-    seen = visit(report)
-    denied = "Object.defineProperty(window, 'localStorage', {get() { throw new Error('no'); }});"
-    seen.context.add_init_script(denied + denied.replace("localStorage", "sessionStorage"))
-    seen.page.reload()
-    seen.page.get_by_role("button", name="Theme").click()
-    assert seen.page.locator("table.results").count() > 0
-    plain = visit(report, java_script_enabled=False)
-    shown = plain.page.locator("noscript pre").inner_text()
-    assert "| INTL" in shown
-
-
-def test_a_live_page_shows_what_is_new_and_stays_where_it_is(visit, study, tmp_path):
-    runs = tmp_path / "runs"
-    shutil.copytree(study, runs)
-    file = report_of(runs, tmp_path / "report", refresh=1)
-    seen = visit(file)
-    seen.go("#/runs")
-    seen.page.evaluate("scrollTo(0, 300)")
-    before = seen.page.locator("tbody tr").count()
-    detection(runs, "INTL", 3, 41.0, pictures=False)
-    report_of(runs, tmp_path / "report", refresh=1)
-    seen.page.wait_for_function(
-        f"() => document.querySelectorAll('tbody tr').length === {before + 1}"
-    )
-    assert seen.page.url.endswith("#/runs")
-    seen.page.wait_for_function("() => scrollY === 300")
-    # Nothing is taken out of the hands of somebody who is typing.
-    field = seen.page.get_by_label("Filter runs")
-    field.fill("seed 3")
-    seen.page.evaluate("() => { window.same = true; }")
-    seen.page.wait_for_timeout(1300)
-    assert seen.page.evaluate("() => window.same") is True
-    seen.page.get_by_role("button", name="Live").click()
-    seen.page.wait_for_timeout(1300)
-    assert seen.page.evaluate("() => window.same") is True
-    seen.page.get_by_role("button", name="Paused").click()
-    seen.page.wait_for_function("() => !window.same")
-    assert field.input_value() == "seed 3"
-    report_of(runs, tmp_path / "report")
-    seen.page.wait_for_function("() => document.querySelector('.live') === null")

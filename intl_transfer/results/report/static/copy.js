@@ -30,14 +30,34 @@ const LATEX = {
   "↓": "$\\downarrow$",
   "≤": "$\\leq$",
   "≥": "$\\geq$",
-  "\u2028": " ",
-  "\u2029": " ",
+  "×": "$\\times$",
+  "–": "--",
+  "—": "---",
+  "…": "\\dots{}",
+  "’": "'",
+  "“": "``",
+  "”": "''",
+  '"': "''",
+  α: "$\\alpha$",
+  β: "$\\beta$",
+  λ: "$\\lambda$",
+  μ: "$\\mu$",
+  σ: "$\\sigma$",
+  τ: "$\\tau$",
 };
-const latexText = (text) =>
-  [...text]
-    .map((c) => LATEX[c] ?? c)
-    .join("")
-    .replace(/[\r\n]+/g, " ");
+
+/** A character as LaTeX prints it; what pdflatex has no letter for becomes its code point. */
+function latexCharacter(c) {
+  if (LATEX[c]) return LATEX[c];
+  if (/[ -~À-ÖØ-öø-ž]/u.test(c)) return c;
+  if (/[\s\u2028\u2029]/u.test(c)) return " ";
+  const plain = c.normalize("NFKD").replace(/[^ -~]/gu, "");
+  return plain
+    ? [...plain].map(latexCharacter).join("")
+    : `[U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}]`;
+}
+
+const latexText = (text) => [...text].map(latexCharacter).join("");
 
 /** The notes that visible rows use, numbered anew. */
 function usedNotes(sheet) {
@@ -123,6 +143,8 @@ function asLatex(sheet) {
           `    ${row.cells
             .map((cell, i) => {
               let text = latexText(cell);
+              // What begins with a bracket would be an argument of the \\ before it.
+              if (i === 0 && /^[[*]/.test(text)) text = `{}${text}`;
               if (i === 0 && row.italic && text) text = `\\textit{${text}}`;
               if (row.bold[i] && text) text = `\\textbf{${text}}`;
               return i === 0 && row.notes.length ? `${text}\\textsuperscript{${marks(row)}}` : text;
