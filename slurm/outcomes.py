@@ -247,18 +247,18 @@ def progress(folder: Path) -> Progress | None:
             row = json.loads(line)
             if isinstance(row, dict) and "time" in row:
                 rows.append(row)
-    if "SOLVER" in config:
-        unit, total = "iteration", float(config["SOLVER"]["MAX_ITER"])
-        counted = [(row["time"], float(row[unit])) for row in rows if unit in row]
-        text = f"{counted[-1][1]:.0f}/{total:.0f}" if counted else ""
-    else:
-        unit, total = "epoch", float(config["optim"]["epochs"])
-        counted = [(row["time"], float(row[unit])) for row in rows if unit in row]
-        text = f"epoch {counted[-1][1]:.1f}/{total:.0f}" if counted else ""
+    detection = "SOLVER" in config
+    unit = "iteration" if detection else "epoch"
+    try:
+        total = float(config["SOLVER"]["MAX_ITER"] if detection else config["optim"]["epochs"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    counted = [(row["time"], float(row[unit])) for row in rows if unit in row]
     if not counted:
         return None
     recent = counted[-20:]
     (then, before), (now, done) = recent[0], recent[-1]
     rate = (done - before) / (now - then) if now > then and done > before else None
     left = (total - done) / rate if rate else None
+    text = f"{done:.0f}/{total:.0f}" if detection else f"epoch {done:.1f}/{total:.0f}"
     return Progress(min(1.0, done / total), left, text)

@@ -42,6 +42,7 @@ _COLOURS = {
     "cancelled": "red",
 }
 _ORDER = {"finished": 0, "not submitted": 1, "waiting": 2, "queued": 3, "running": 4}
+_BY_HAND = "started by hand"
 _SECONDS = 5
 
 
@@ -141,10 +142,16 @@ def survey(runs: list[Path]) -> list[Entry]:
             found = status(node, ledger, rows)
             entries.append(Entry(str(ledger.folder), name, node.stage, found, target))
     for folder in by_hand(runs):
-        if folder.resolve() not in known:
+        if folder.resolve() in known:
+            continue
+        try:
             manifest = read_manifest(folder)
-            found = Status(str(manifest["status"]), str(manifest.get("error") or ""))
-            entries.append(Entry("by hand", str(folder), manifest["stage"], found, folder))
+        except UserError as error:
+            found = Status("failed", str(error).removeprefix(f"{folder}/"))
+            entries.append(Entry(_BY_HAND, str(folder), "", found, folder))
+            continue
+        found = Status(str(manifest["status"]), str(manifest.get("error") or ""))
+        entries.append(Entry(_BY_HAND, str(folder), manifest["stage"], found, folder))
     return entries
 
 

@@ -167,6 +167,19 @@ def test_learning_rates_and_seeds_multiply(tmp_path, config):
     assert command[command.index("--seed") + 1] == "4"
 
 
+def test_a_checkpoint_of_any_method_is_converted_and_nothing_else_is_made(tmp_path, config):
+    (tmp_path / "moco.pth.tar").write_bytes(b"")
+    settings = [f"initialisations.moco.checkpoint={tmp_path}/moco.pth.tar"]
+    nodes = {node.key: node for node in plan(read(str(config), settings), tmp_path)}
+    assert nodes["convert/moco"].parents == []
+    assert nodes["convert/moco"].command[-2:] == [
+        str(tmp_path / "moco.pth.tar"),
+        str(tmp_path / "weights" / "moco.pth"),
+    ]
+    assert nodes["coco/moco_seed0"].parents == ["convert/moco"]
+    assert "pretrain/moco" not in nodes
+
+
 def test_small_jobs_go_where_the_site_wants_them(tmp_path, config):
     site = {
         "partition": "gpu",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -149,3 +150,18 @@ def test_progress_comes_from_the_end_of_the_metrics(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"time": 99, "iter')
     found = progress(tmp_path)
     assert found == Progress(0.4, pytest.approx(30.0), "40/100")  # 60 left, 2 a second
+
+
+def test_status_also_shows_runs_by_hand_and_names_a_damaged_one(tmp_path):
+    for name, text in (("good", json.dumps(MANIFEST)), ("damaged", "{")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(text)
+    (tmp_path / "good" / "metrics.jsonl").write_text('{"time": 1.0, "epoch": 1.0}\n')
+    command = [sys.executable, str(ROOT / "slurm" / "status.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert re.search(r"pretrain +\S+/good +running +25% epoch 1.0/4", done.stdout), done.stdout
+    assert re.search(r"damaged +failed .*not valid JSON", done.stdout), done.stdout
+    absent = subprocess.run([*command, "nowhere"], capture_output=True, text=True, timeout=60)
+    assert absent.returncode == 2
+    assert absent.stderr.startswith("error: nowhere is not a folder")
