@@ -330,19 +330,19 @@ def _overlaps(truth: COCO, detections: _Detections, task: str) -> dict[tuple[int
     objects: dict[tuple[int, int], list[int]] = {}
     for index, a in enumerate(annotations):
         objects.setdefault((a["image_id"], a["category_id"]), []).append(index)
-    keys = list(zip(detections.images, detections.categories, strict=True))
     candidates: dict[tuple[int, int], list[int]] = {}
-    # Mergesort, as the protocol has it: equal scores stay in their order.
-    for index in np.argsort(-detections.score, kind="mergesort").tolist():
-        key = keys[index]
+    for index, key in enumerate(zip(detections.images, detections.categories, strict=True)):
         if key in objects:
             candidates.setdefault(key, []).append(index)
     crowds = [int(a.get("iscrowd", 0)) for a in annotations]
     if task == "bbox":
         boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64)
+    score = detections.score.tolist()
     overlaps = {}
     for key, indices in candidates.items():
-        ranked, things = indices[: LIMITS[-1]], objects[key]
+        # Stable, as the protocol has it: equal scores stay in their order.
+        ranked = sorted(indices, key=lambda index: -score[index])[: LIMITS[-1]]
+        things = objects[key]
         if task == "bbox":
             ours, theirs = detections.shapes[ranked], boxes[things]
         else:
