@@ -93,7 +93,7 @@ class Detection:
         """The node of one fine-tuning."""
         opts = pairs(evaluation.overrides)
         if rate is not None:
-            opts += ["SOLVER.BASE_LR", f"{rate:g}"]
+            opts += ["--lr", f"{rate:g}"]  # as it is, also where a batch is scaled
         config = evaluation.config
         return launch_detection.fine_tuning(
             config, weights, seed, opts, folder, wanted, code, title

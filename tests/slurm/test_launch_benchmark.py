@@ -163,7 +163,7 @@ def test_learning_rates_and_seeds_multiply(tmp_path, config):
         for seed in (3, 4)
     }
     command = runs["coco/intl_lr0.1_seed4"]
-    assert command[command.index("SOLVER.BASE_LR") + 1] == "0.1"
+    assert command[command.index("--lr") + 1] == "0.1"
     assert command[command.index("--seed") + 1] == "4"
 
 
