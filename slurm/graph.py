@@ -56,6 +56,8 @@ def missing(ledger: Ledger, nodes: Iterable[Node], rows: dict[str, Row]) -> list
 
 def _done(node: Node, ledger: Ledger, alive: set[str]) -> bool:
     """Whether the node's result is there, also on a file system that shows it late."""
+    if node.changed:
+        return False
     if finished(node, ledger):
         return True
     if node.job is None or node.stage not in ("pretrain", "detection"):
@@ -121,6 +123,7 @@ def record(node: Node, job: str, log: str, title: str) -> None:
     """Notes a node's new job."""
     node.job, node.log, node.title = job, log, title
     node.attempts += 1
+    node.made_with = node.settings
     node.outcome = node.reason = None
 
 

@@ -37,7 +37,9 @@ class Node:
         folder: where the command runs.
         per_node: the command starts its own processes on a node (see ``StageJob``).
         must_finish: a run that ends well and has not finished has failed (see ``StageJob``).
-        settings: what makes its result what it is; another launch into the same place must agree.
+        settings: what makes its result what it is.
+        made_with: the settings of its newest job. Where they differ, the stage is asked again, and
+            decides whether what is there may be kept or continued.
         title: the job's name, for people; once submitted, with ``~`` and a word of its own, by
             which it is known from another job with the same id.
         job: id of its newest job.
@@ -64,8 +66,14 @@ class Node:
     job: str | None = None
     log: str | None = None
     attempts: int = 0
+    made_with: list[str] | None = None
     outcome: str | None = None
     reason: str | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether it is asked for with other settings than before."""
+        return self.made_with is not None and self.made_with != self.settings
 
 
 @dataclass
@@ -137,18 +145,12 @@ class Ledger:
 
         Returns:
             The ledger's own nodes, in the order given.
-
-        Raises:
-            UserError: if one is there with other settings.
         """
         taken = []
         for new in nodes:
             old = self.nodes.pop(new.key, None)  # and back at the end: parents before children
             if old is not None:
-                if old.settings != new.settings and Path(old.target).exists():
-                    self.nodes[new.key] = old
-                    raise UserError(_differing(old, new))
-                kept = ["job", "log", "attempts", "outcome", "reason"]
+                kept = ["job", "log", "attempts", "outcome", "reason", "made_with"]
                 for name in [*kept, "title"] if old.job is not None else kept:
                     setattr(new, name, getattr(old, name))
             self.nodes[new.key] = new
@@ -168,15 +170,6 @@ class Ledger:
         except PermissionError:
             pass
         return True
-
-
-def _differing(old: Node, new: Node) -> str:
-    there = [word for word in old.settings if word not in new.settings]
-    here = [word for word in new.settings if word not in old.settings]
-    return (
-        f"{old.target} was made with other settings ({' '.join(there) or 'fewer'} there, "
-        f"{' '.join(here) or 'fewer'} here). Give another --output-dir, or remove it"
-    )
 
 
 def find(paths: Iterable[str | Path]) -> Iterator[Ledger]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from slurm import controller, graph, launching
 from slurm.ledger import Ledger
 from slurm.outcomes import status
 from tests.pretrain.running import ROOT
-from tests.slurm.work import chain, node, starts
+from tests.slurm.work import MANIFEST, chain, node, starts
 
 
 @pytest.fixture
@@ -188,12 +189,16 @@ def test_a_damaged_ledger_says_what_to_do(tmp_path):
         Ledger.read(tmp_path)
 
 
-def test_other_settings_in_the_same_place_are_refused(tmp_path):
+def test_with_other_settings_the_stage_decides(tmp_path):
+    """A finished run is not passed off as one of other settings; nor is it, where none changed."""
     ledger = Ledger(tmp_path, "local")
-    ledger.take_up([node(tmp_path, "one")])
+    (first,) = ledger.take_up([node(tmp_path, "one")])
+    graph.record(first, "1", str(tmp_path / "log"), first.title)
     (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "manifest.json").write_text(json.dumps({**MANIFEST, "status": "finished"}))
+    ledger.write()
+    ledger = Ledger.read(tmp_path)
+    assert graph.missing(ledger, ledger.take_up([node(tmp_path, "one")]), {}) == []
     other = node(tmp_path, "one")
     other.settings = ["seed=1"]
-    with pytest.raises(UserError, match=r"one was made with other settings \(one there, seed=1"):
-        ledger.take_up([other])
-    assert ledger.nodes["one"].settings == ["one"]
+    assert graph.missing(ledger, ledger.take_up([other]), {}) == [other]
