@@ -26,6 +26,7 @@ from intl_transfer.spectral.collectives import gather_rows
 from pretrain.config import PretrainConfig
 from pretrain.session import METHODS
 
+_SPECTRUM_POINTS = 32  # of a spectrum that is kept
 _NAMED = 20  # unreadable images that are named; the rest are counted
 
 
@@ -110,7 +111,8 @@ class Monitor:
         except NonFiniteError:
             return
         epoch = step / self._steps_per_epoch
-        self._log(step, epoch, {f"spectrum/{k}": v for k, v in figures.scalars().items()})
+        looked = {f"spectrum/{k}": v for k, v in figures.scalars().items()}
+        self._log(step, epoch, {**looked, **sampled_spectrum(figures.eigenvalues)})
         if figures.alarm.verdict == "collapsed" and epoch > self._config.optim.warmup_epochs:
             self._progress.say(f"step {step}: {figures.alarm}")
 
@@ -139,6 +141,26 @@ class Monitor:
             self._run.log(step=step, epoch=epoch, **figures)
         if self._trackers is not None:
             self._trackers.log(step, {"epoch": epoch, **figures})
+
+
+def sampled_spectrum(eigenvalues: Tensor) -> dict[str, list[Any]]:
+    """A few eigenvalues, for a picture of the whole spectrum.
+
+    Args:
+        eigenvalues: of a covariance, the largest first, shape (n,).
+
+    Returns:
+        ``spectrum/ranks``, at most 32 of 1 to n at equal ratios, both ends included, and
+        ``spectrum/eigenvalues``, those of these ranks over the largest.
+    """
+    count = len(eigenvalues)
+    ranks = {round(count ** (i / (_SPECTRUM_POINTS - 1))) for i in range(_SPECTRUM_POINTS)}
+    values = eigenvalues / eigenvalues[0].clamp_min(torch.finfo(eigenvalues.dtype).tiny)
+    shown = sorted(ranks)
+    return {
+        "spectrum/ranks": shown,
+        "spectrum/eigenvalues": [float(f"{float(values[rank - 1]):.4g}") for rank in shown],
+    }
 
 
 class Unreadable:

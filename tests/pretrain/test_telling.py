@@ -17,7 +17,23 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from intl_transfer.conversion import load_backbone
 from intl_transfer.runs import read_manifest, read_metrics, read_results, sha256_file
 from intl_transfer.runs.checkpoint import list_checkpoints
+from intl_transfer.spectral import diagnose
+from pretrain.monitor import sampled_spectrum
 from tests.pretrain.running import TORCHRUN, train
+
+
+def test_the_spectrum_that_is_kept_is_the_decompositions():
+    z = torch.randn(24, 96, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    z = z - z.mean(1, keepdim=True)
+    expected = torch.linalg.svdvals(z).square()
+    kept = sampled_spectrum(diagnose([z, z]).eigenvalues)
+    ranks = kept["spectrum/ranks"]
+    assert (ranks[0], ranks[-1]) == (1, 24)
+    assert ranks == sorted(set(ranks))
+    relative = (expected / expected[0])[torch.tensor(ranks) - 1]
+    assert kept["spectrum/eigenvalues"] == pytest.approx(relative.tolist(), rel=1e-3)
+    nothing = sampled_spectrum(torch.zeros(5))
+    assert nothing["spectrum/eigenvalues"] == [0.0] * len(nothing["spectrum/ranks"])
 
 
 def test_figures_reach_every_reader(images, tmp_path, monkeypatch):
@@ -39,6 +55,12 @@ def test_figures_reach_every_reader(images, tmp_path, monkeypatch):
     spectra = [row for row in rows if "spectrum/effective_rank" in row]
     assert [row["step"] for row in spectra] == [2, 4, 6]
     assert {"spectrum/condition", "spectrum/collapsed", "spectrum/alignment"} <= spectra[0].keys()
+    ranks, values = spectra[0]["spectrum/ranks"], spectra[0]["spectrum/eigenvalues"]
+    assert len(ranks) == len(values) <= 32
+    assert ranks[0] == 1
+    assert values[0] == 1
+    # The indicator is lg of the least over the largest, and both ends are told.
+    assert np.log10(values[-1]) == pytest.approx(spectra[0]["spectrum/condition"], abs=1e-3)
 
     board = EventAccumulator(str(run / "tensorboard")).Reload()
     scalars = board.Scalars("loss")

@@ -17,7 +17,7 @@ from intl_transfer.results.report.pictures import (
     read_predictions,
     read_views,
 )
-from intl_transfer.results.report.series import read_series
+from intl_transfer.results.report.series import read_series, read_spectra
 from intl_transfer.results.report.values import flatten, mapping, number, sequence, text
 from intl_transfer.runs import MANIFEST, METRICS, RESULTS
 
@@ -68,6 +68,7 @@ def describe(
     metrics = mapping(results.get("metrics"))
     detail = {
         "series": read_series(folder, points, METRICS_JSON if entry.foreign else METRICS),
+        "spectra": read_spectra(folder),
         "metrics": _by_task(metrics),
         "classes": {str(task): _classes(mapping(found)) for task, found in metrics.items()},
         "precision": _precision_recall(folder),

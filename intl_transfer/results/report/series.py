@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from intl_transfer.results.report.values import mapping, number
+from intl_transfer.results.report.values import mapping, number, sequence
 from intl_transfer.runs import METRICS
 
+SPECTRA = 5  # of a run; more lie on each other
 POINTS = 500  # of a curve; more cannot be told apart at the width of a page
 _LINES = 8  # read for a point, so that a run of months opens as fast as one of minutes
 # Lines that are few: every one of them is read.
@@ -57,6 +58,29 @@ def read_series(folder: Path, points: int = POINTS, name: str = METRICS) -> dict
         for steps, group in shared.items()
     ]
     return {"unit": unit, "curves": curves, "last": last}
+
+
+def read_spectra(folder: Path, most: int = SPECTRA) -> list[dict[str, Any]]:
+    """Spectra of the embeddings that pretraining has looked at: first, last, and between.
+
+    Args:
+        folder: the run directory.
+        most: how many, at equal distances.
+
+    Returns:
+        Of each ``step``, ``ranks`` (1: the largest eigenvalue), ``values`` (over the largest).
+    """
+    found: dict[int, dict[str, Any]] = {}
+    for row in _rows(folder / METRICS, 1):
+        step, ranks = row.get("step"), sequence(row.get("spectrum/ranks"))
+        values = [number(value) for value in sequence(row.get("spectrum/eigenvalues"))]
+        if not (isinstance(step, int) and ranks and len(ranks) == len(values)):
+            continue
+        if all(isinstance(rank, int) and 0 < rank < 2**31 for rank in ranks):
+            found[step] = {"step": step, "ranks": list(ranks), "values": values}
+    steps = sorted(found)
+    chosen = {round(i * (len(steps) - 1) / max(1, most - 1)) for i in range(most)} if steps else ()
+    return [found[steps[index]] for index in sorted(chosen)]
 
 
 def _rows(file: Path, most: int) -> Iterator[dict[str, Any]]:

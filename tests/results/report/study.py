@@ -135,6 +135,10 @@ def pretraining(
                 {
                     "step": step,
                     "epoch": step / per_epoch,
+                    "spectrum/ranks": [1, 2, 4, 8, 16, 32, 64, 128, 256],
+                    "spectrum/eigenvalues": [
+                        float(2.0 ** (-k * (0.5 + t + 2 * collapsed * t))) for k in range(9)
+                    ],
                     "spectrum/condition": -3.5 + 1.5 * t - 2 * collapsed * t,
                     "spectrum/effective_rank": 230 - 120 * np.exp(-6 * t) - 200 * collapsed * t,
                     "spectrum/stable_rank": 40 - 34 * np.exp(-6 * t) - 30 * collapsed * t,

@@ -18,7 +18,7 @@ from intl_transfer.results.report.details import FILES, describe
 from intl_transfer.results.report.logs import last_lines
 from intl_transfer.results.report.page import inline_json
 from intl_transfer.results.report.pictures import data_uri, read_predictions
-from intl_transfer.results.report.series import read_series
+from intl_transfer.results.report.series import read_series, read_spectra
 from intl_transfer.results.report.values import flatten, page_key
 from intl_transfer.spectral.diagnostics import trace_loss_bound
 from tests.results.report.study import detection, pretraining, write_lines
@@ -55,6 +55,26 @@ def test_page_keys_are_harmless(identity):
 def curve(found, name):
     ((x, y),) = [(g["x"], g["y"][name]) for g in found["curves"] if name in g["y"]]
     return x, y
+
+
+def test_of_many_spectra_first_last_and_some_between_are_kept(tmp_path):
+    looked = [
+        {"step": step, "spectrum/ranks": [1, 2, 8], "spectrum/eigenvalues": [1.0, 0.5, 1 / step]}
+        for step in range(50, 1050, 50)
+    ]
+    others = [{"step": step, "loss": 1.0} for step in range(1, 1000)]
+    damaged = [
+        {"step": 1100, "spectrum/ranks": [1, 2], "spectrum/eigenvalues": [1.0]},
+        {"step": 1150, "spectrum/ranks": ["1", 0], "spectrum/eigenvalues": [1.0, 0.5]},
+        {"step": 1200, "spectrum/ranks": 3, "spectrum/eigenvalues": None},
+    ]
+    write_lines(tmp_path, [*others, *looked, *damaged])
+    found = read_spectra(tmp_path)
+    assert [one["step"] for one in found] == [50, 300, 550, 750, 1000]
+    assert found[-1] == {"step": 1000, "ranks": [1, 2, 8], "values": [1.0, 0.5, 0.001]}
+    assert read_spectra(tmp_path / "none") == []
+    write_lines(tmp_path, looked[:1])
+    assert [one["step"] for one in read_spectra(tmp_path)] == [50]
 
 
 def test_curves_are_averaged_within_stretches(tmp_path):

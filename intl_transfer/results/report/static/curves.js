@@ -168,6 +168,21 @@ const otherCurves = (key) =>
     .slice(0, 12)
     .map((name) => single(key, [name], curveName(name)));
 
+/** Eigenvalues over their rank, both as logarithms, at a few moments of the training. */
+function spectraChart(key) {
+  const { spectra } = details(key);
+  if (!spectra.length) return null;
+  const lines = spectra.map(({ step, ranks, values }) => ({
+    name: `step ${short(step)}`,
+    x: ranks.map(Math.log10),
+    y: values.map((value) => (value > 0 ? Math.log10(value) : null)),
+  }));
+  return lineChart("Spectrum: lg of eigenvalue over the largest", lines, {
+    x: "lg of rank",
+    note: "Flat: all directions are used. A steep fall: few of them are.",
+  });
+}
+
 /** What tells whether the embeddings keep their directions. */
 function spectrumCurves(key) {
   const { collapse } = details(key);
@@ -192,6 +207,7 @@ function spectrumCurves(key) {
         collapse &&
         "Above the alarm the batch may have collapsed to few directions; below, it has not.",
     }),
+    spectraChart(key),
     line("spectrum/effective_rank", "Effective rank (RankMe)"),
     line("spectrum/stable_rank", "Stable rank"),
     line("spectrum/condition", "Condition: lg of least over largest eigenvalue"),
