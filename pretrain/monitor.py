@@ -155,11 +155,13 @@ def sampled_spectrum(eigenvalues: Tensor) -> dict[str, list[Any]]:
     """
     count = len(eigenvalues)
     ranks = {round(count ** (i / (_SPECTRUM_POINTS - 1))) for i in range(_SPECTRUM_POINTS)}
-    values = eigenvalues / eigenvalues[0].clamp_min(torch.finfo(eigenvalues.dtype).tiny)
     shown = sorted(ranks)
+    tiny = torch.finfo(eigenvalues.dtype).tiny
+    # Taken from the device at once: each value of its own would wait for it.
+    values = (eigenvalues / eigenvalues[0].clamp_min(tiny)).tolist()
     return {
         "spectrum/ranks": shown,
-        "spectrum/eigenvalues": [float(f"{float(values[rank - 1]):.4g}") for rank in shown],
+        "spectrum/eigenvalues": [float(f"{values[rank - 1]:.4g}") for rank in shown],
     }
 
 

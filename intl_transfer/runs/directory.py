@@ -150,8 +150,9 @@ class RunDirectory:
         stopped in between; readers skip a damaged last line.
 
         Args:
-            values: JSON-compatible numbers or strings; by convention ``step`` and, in the
-                pretraining stage, ``epoch`` are among them. ``time`` (Unix seconds) is added.
+            values: JSON-compatible numbers, strings or lists of finite numbers; by convention
+                ``step`` and, in the pretraining stage, ``epoch`` are among them. ``time`` (Unix
+                seconds) is added.
                 NaN and infinities are stored as the strings ``"nan"``, ``"inf"``, ``"-inf"``.
         """
         clean = {key: _json_number(value) for key, value in values.items()}

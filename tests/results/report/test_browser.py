@@ -255,6 +255,35 @@ def test_seeds_are_drawn_as_bands_and_read_under_the_pointer(visit, report, stud
     assert chart.locator("path.line").count() == 0
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_spectrum_is_drawn_at_five_moments_and_read_by_the_keyboard(
+    visit, report, study, scheme
+):
+    text = (study / "pretrain/pretrain_INTL/metrics.jsonl").read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    looked = {row["step"]: row for row in rows if "spectrum/ranks" in row}
+    seen = visit(report, color_scheme=scheme)
+    seen.go("#/runs")
+    seen.page.get_by_role("link", name="pretrain INTL", exact=True).click()
+    seen.settle()
+    chart = seen.page.locator(".chart", has_text="Spectrum: eigenvalues over the largest")
+    assert chart.locator("path.line").count() == 5
+    names = [name.strip() for name in chart.locator(".legend button").all_inner_texts()]
+    steps = [int(name.removeprefix("step ").replace(",", "")) for name in names]
+    assert (steps[0], steps[-1]) == (min(looked), max(looked))
+    chart.locator("svg[role=img]").focus()
+    for _ in range(4):
+        seen.page.keyboard.press("ArrowRight")
+    told = chart.locator(".readout").inner_text()
+    assert f"rank {looked[steps[0]]['spectrum/ranks'][3]}\n" in told
+    for step in steps:
+        assert f"{looked[step]['spectrum/eigenvalues'][3]:.4g}" in told
+    # Half of a logarithmic axis from 1 to 256 is rank 16; of a linear one it would be 128.
+    line = chart.locator(".axes line.axis").bounding_box()
+    seen.page.mouse.move(line["x"] + line["width"] / 2, line["y"] - 30)
+    assert "rank 16\n" in chart.locator(".readout").inner_text()
+
+
 def test_a_run_leads_back_to_its_pretraining(visit, report):
     seen = visit(report)
     seen.go("#/runs")

@@ -168,18 +168,27 @@ const otherCurves = (key) =>
     .slice(0, 12)
     .map((name) => single(key, [name], curveName(name)));
 
-/** Eigenvalues over their rank, both as logarithms, at a few moments of the training. */
+// Of the largest eigenvalue; from products in float32, what is smaller is rounding.
+const LEAST_EIGENVALUE = 1e-7;
+
+/** Eigenvalues over their rank, both axes logarithmic, at a few moments of the training. */
 function spectraChart(key) {
   const { spectra } = details(key);
   if (!spectra.length) return null;
+  const told = (value) => value >= LEAST_EIGENVALUE;
   const lines = spectra.map(({ step, ranks, values }) => ({
     name: `step ${short(step)}`,
-    x: ranks.map(Math.log10),
-    y: values.map((value) => (value > 0 ? Math.log10(value) : null)),
+    x: ranks,
+    y: values.map((value) => (told(value) ? value : null)),
   }));
-  return lineChart("Spectrum: lg of eigenvalue over the largest", lines, {
-    x: "lg of rank",
-    note: "Flat: all directions are used. A steep fall: few of them are.",
+  const rest = spectra.every(({ values }) => values.every(told))
+    ? ""
+    : " What is below 1e-7 is rounding and not drawn.";
+  return lineChart("Spectrum: eigenvalues over the largest", lines, {
+    x: "rank",
+    log: true,
+    logX: true,
+    note: `Flat: all directions are used. A steep fall: few of them are.${rest}`,
   });
 }
 

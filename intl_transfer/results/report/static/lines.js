@@ -4,11 +4,11 @@
  * A line chart.
  * @param {string} title
  * @param {{name: string, x: number[], y: (number|null)[], low?: number[], high?: number[], index?: number}[]} series
- * @param {{x?: string, y?: string, log?: boolean, switchable?: boolean, range?: number[], domain?: number[],
+ * @param {{x?: string, y?: string, log?: boolean, logX?: boolean, switchable?: boolean, range?: number[], domain?: number[],
  *   references?: {value: number, name: string}[], note?: string}} options
  */
 function lineChart(title, series, options = {}) {
-  const state = { log: false, hidden: new Set() };
+  const state = { log: Boolean(options.log), hidden: new Set() };
   series.forEach((line, i) => {
     line.index ??= i;
   });
@@ -25,7 +25,7 @@ function lineChart(title, series, options = {}) {
     options.switchable &&
     pressed(
       "log scale",
-      false,
+      state.log,
       (on) => {
         state.log = on;
         redraw();
@@ -135,8 +135,13 @@ function drawLines(title, series, options, log, width) {
     top: options.y ? 20 : 10,
     bottom: height - 38,
   };
-  const xTicks = ticks(first, last, Math.max(2, Math.min(7, Math.floor(width / 85))));
-  const x = { at: linear(first, last, box.left, box.right), ticks: xTicks, label: options.x };
+  const x = {
+    at: (options.logX ? logarithmic : linear)(first, last, box.left, box.right),
+    ticks: options.logX
+      ? logTicks(first, last)
+      : ticks(first, last, Math.max(2, Math.min(7, Math.floor(width / 85)))),
+    label: options.x,
+  };
   const y = {
     at: (log ? logarithmic : linear)(low, high, box.bottom, box.top),
     ticks: yTicks,
@@ -167,6 +172,7 @@ function drawLines(title, series, options, log, width) {
     first,
     last,
     ok,
+    log: options.logX,
     unit: options.x,
   });
   return [root, readout];

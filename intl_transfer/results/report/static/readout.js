@@ -43,7 +43,7 @@ function readoutRow({ line, value, low, high }) {
 const STEPS = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -1e9, End: 1e9 };
 
 function attachReadout(root, marks, readout, series, view) {
-  const { x, y, box, width, first, last, unit } = view;
+  const { x, y, box, width, first, last, log, unit } = view;
   if (!series.length) return;
   const longest = series.reduce((best, line) => (line.x.length > best.x.length ? line : best));
   let at = null;
@@ -79,7 +79,8 @@ function attachReadout(root, marks, readout, series, view) {
   const hover = (event) => {
     const bounds = root.getBoundingClientRect();
     const px = ((event.clientX - bounds.left) / bounds.width) * width;
-    read(first + ((px - box.left) / (box.right - box.left)) * (last - first), false);
+    const share = (px - box.left) / (box.right - box.left);
+    read(log ? first * (last / first) ** share : first + share * (last - first), false);
   };
   const key = (event) => {
     if (event.key === "Escape") hide();

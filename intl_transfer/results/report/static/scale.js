@@ -40,6 +40,11 @@ function tickText(values) {
     return values.map((v) =>
       v ? Number(v.toPrecision(3)).toExponential().replace("e+", "e") : "0",
     );
+  const least = Math.min(...values);
+  if (least > 0 && largest / least >= 1e4)
+    return values.map((v) =>
+      v < 1e-3 || v >= 1e6 ? v.toExponential().replace("e+", "e") : String(v),
+    );
   if (largest >= 1e4 && values.every((v) => v % 1000 === 0))
     return values.map((v) => (v ? `${v / 1000}k` : "0"));
   return values.map((v) => String(Number(v.toPrecision(6))).replace("-", "−"));
