@@ -15,8 +15,8 @@ from torch import Tensor
 
 
 def gather(z: Tensor) -> Tensor:
-    """All ranks' rows; ``z`` where there is one rank."""
-    if not (dist.is_initialized() and dist.get_world_size() > 1):
+    """All ranks' rows, by a collective; ``z`` without a process group."""
+    if not dist.is_initialized():
         return z
     from torch.distributed.nn.functional import all_gather
 
@@ -55,9 +55,13 @@ def mse(a: Tensor, b: Tensor) -> Tensor:
     return 2 - 2 * F.cosine_similarity(a, b, dim=1).mean()
 
 
-def intl(views: list[Tensor], axis: str = "channel", iterations: int = 4) -> Tensor:
+def intl(
+    views: list[Tensor], axis: str = "channel", iterations: int = 4, gathers: bool = True
+) -> Tensor:
     """``1/(V-1) sum_i [ MSE(z_i, z_0) + beta (TL_i + TL_0) ]``, view 0 the target."""
-    target, *others = (iternorm(gather(view), axis, iterations) for view in views)
+    target, *others = (
+        iternorm(gather(view) if gathers else view, axis, iterations) for view in views
+    )
     n, d = target.shape
     beta = 0.01 * (math.log2(n if axis == "channel" else d) - 3)
     terms = [
