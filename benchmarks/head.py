@@ -19,7 +19,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -185,28 +186,37 @@ def diagnostics(repeats: int) -> dict:
     return {"head_ms": 1e3 * head, "diagnose_ms": 1e3 * extra, "share": extra / 50 / head}
 
 
+@contextmanager
+def process_group(store: str, rank: int = 0, ranks: int = 1) -> Iterator[None]:
+    """One of some ranks on this machine."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
 def count_on_rank(rank: int, ranks: int, store: str, shape: tuple[int, int, int]) -> None:
     """Runs one sharded step on one of W ranks and writes down its FLOPs and bytes."""
     torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
-    n, d, count = shape
-    rows = n // ranks
-    views = [v.detach()[rank * rows : (rank + 1) * rows].clone() for v in make_views(count, n, d)]
-    views = [view.requires_grad_() for view in views]
-    exchange = Exchange(active=ranks > 1)
+    with process_group(store, rank, ranks):
+        n, d, count = shape
+        rows = n // ranks
+        own = slice(rank * rows, (rank + 1) * rows)
+        views = [v.detach()[own].clone().requires_grad_() for v in make_views(count, n, d)]
+        exchange = Exchange(active=ranks > 1)
 
-    def sharded() -> None:
-        statistics = view_statistics(views, "channel", 4, exchange)
-        (statistics.mismatch.mean() + statistics.traces.sum()).backward()
+        def sharded() -> None:
+            statistics = view_statistics(views, "channel", 4, exchange)
+            (statistics.mismatch.mean() + statistics.traces.sum()).backward()
 
-    total = flops(sharded)
-    sent = exchange.sent
-    gathered = flops(lambda: intl_loss(views, sharded=False).backward())
-    if rank == 0:
-        Path(store + ".json").write_text(json.dumps([total, gathered, sent]))
-    dist.barrier()
-    dist.destroy_process_group()
+        total = flops(sharded)
+        sent = exchange.sent
+        gathered = flops(lambda: intl_loss(views, sharded=False).backward())
+        if rank == 0:
+            Path(store + ".json").write_text(json.dumps([total, gathered, sent]))
+        dist.barrier()
 
 
 def small_flops(n: int, count: int) -> int:
@@ -253,13 +263,8 @@ def main() -> int:
     parser.add_argument("--no-sharding", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    with tempfile.TemporaryDirectory() as folder:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
-        try:
-            return measure(arguments)
-        finally:
-            dist.destroy_process_group()
+    with tempfile.TemporaryDirectory() as folder, process_group(f"{folder}/store"):
+        return measure(arguments)
 
 
 def measure(arguments: argparse.Namespace) -> int:

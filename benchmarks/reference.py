@@ -9,15 +9,12 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 
 def gather(z: Tensor) -> Tensor:
-    """All ranks' rows, by a collective; ``z`` without a process group."""
-    if not dist.is_initialized():
-        return z
+    """All ranks' rows, by a collective."""
     from torch.distributed.nn.functional import all_gather
 
     return torch.cat(all_gather(z), dim=0)
