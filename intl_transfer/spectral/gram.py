@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+
+from intl_transfer.spectral.common import at_least_float32, centre
 
 # A symmetric product needs half its entries only. In four blocks of rows, 5/8 of the work are left;
 # GPUs do better with one product that fills them.
@@ -74,10 +76,14 @@ def gram(z: Tensor) -> Tensor:
     return cast(Tensor, _Gram.apply(z))
 
 
+def _without_means(views: Sequence[Tensor]) -> list[Tensor]:
+    return [centre(at_least_float32(view), "channel") for view in views]
+
+
 class _CentredRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *views: Tensor) -> tuple[Tensor, ...]:
-        return tuple(view - view.mean(-1, keepdim=True) for view in views)
+        return tuple(_without_means(views))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -96,14 +102,16 @@ def centred_rows(views: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 class _ViewGrams(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, target_too: bool, *views: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, target_too: bool, centres: bool, *views: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(*views)
-        ctx.target_too = target_too
-        target, *others = views
+        ctx.target_too, ctx.centres = target_too, centres
+        # Not saved by autograd, but kept: the backward pass may use this memory for gradients.
+        ctx.centred = _without_means(views) if centres else None
+        target, *others = ctx.centred or views
         n = target.shape[0]
         own = target.new_empty(len(views), n, n)
         cross = target.new_empty(len(others), n, n)
-        for view, out in zip(views, own, strict=True):
+        for view, out in zip([target, *others], own, strict=True):
             self_product(view, out)
         for view, out in zip(others, cross, strict=True):
             out.copy_(_product(view, target))
@@ -112,53 +120,86 @@ class _ViewGrams(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        target, *others = ctx.saved_tensors
         own, cross = gradients
-        own = own + own.mT
-        # dZ_i = sym(2 dG_ii) Z_i + dC_i Z_0, and dZ_0 with all dC_i^T Z_i.
-        to_others = [
-            sum_of_products([(own[i + 1], view), (cross[i], target)])
-            for i, view in enumerate(others)
-        ]
-        to_target = None
-        if ctx.target_too:
-            crossed = [(matrix.T, view) for matrix, view in zip(cross, others, strict=True)]
-            to_target = sum_of_products([(own[0], target), *crossed])
-        return None, to_target, *to_others
+        if ctx.centres:
+            # Of a graph that is kept, the second pass finds them gone and makes them anew.
+            views = ctx.centred or _without_means(ctx.saved_tensors)
+            ctx.centred = None
+            results = views
+        else:
+            views = list(ctx.saved_tensors)
+            results = [torch.empty_like(view) for view in views]
+        _take_gradients(views, results, own + own.mT, cross, ctx.target_too)
+        return None, None, results[0] if ctx.target_too else None, *results[1:]
 
 
-def view_grams(views: Sequence[Tensor], target_too: bool = True) -> tuple[Tensor, Tensor]:
+def view_grams(
+    views: Sequence[Tensor], target_too: bool = True, centres: bool = False
+) -> tuple[Tensor, Tensor]:
     """The Grams from which the loss of V views follows on the channel axis.
 
     Args:
-        views: V >= 2 tensors (N, m) of centred rows, or of some columns of such.
+        views: V >= 2 tensors (N, m).
         target_too: whether view 0 takes a gradient.
+        centres: True takes the mean of each row away first, in float32 at least. The gradients
+            then take the memory of the centred rows, one after the other.
 
     Returns:
         ``Z_v Z_v^T`` of every view, (V, N, N), and ``Z_i Z_0^T`` of views 1..V-1, (V - 1, N, N).
     """
-    return cast("tuple[Tensor, Tensor]", _ViewGrams.apply(target_too, *views))
+    return cast("tuple[Tensor, Tensor]", _ViewGrams.apply(target_too, centres, *views))
 
 
-def sum_of_products(factors: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """``sum_k A_k B_k`` of matrices (n, n) and (n, m), without autograd."""
-    (left, right), *more = factors
-    if right.device.type != "cpu":
-        result = left @ right
-        for matrix, other in more:
-            torch.addmm(result, matrix, other, out=result)
-        return result
-    result = torch.empty_like(right)
-    width = right.shape[1]
+def _take_gradients(
+    views: list[Tensor], results: list[Tensor], own: Tensor, cross: Tensor, target_too: bool
+) -> None:
+    """Gradients of :func:`view_grams` into ``results``, which may be ``views`` itself.
+
+    ``own`` is ``G + G^T`` of each view's own Gram, (V, N, N), ``cross`` the gradients of the
+    others' Grams with view 0, (V - 1, N, N).
+    """
+    if views[0].device.type != "cpu":
+        whole = [view[None] for view in views]
+        for i, gradient in _gradients(whole, own, cross, target_too):
+            # Where the results are the views, the last that held this one lets go of it.
+            whole[i], results[i] = gradient, gradient[0]
+        return
+    width = views[0].shape[1]
     most = max(torch.get_num_threads(), _LEAST_PARTS)
     for start in range(0, width, most * _COLUMNS):
         panel = slice(start, min(start + most * _COLUMNS, width))
         parts = most if panel.stop - start == most * _COLUMNS else 1
-        # Not in the result itself, whose rows lie apart by a power of two as a rule: caches bear
-        # that badly.
-        total = torch.bmm(left.expand(parts, -1, -1), _in_parts(right[:, panel], parts))
-        for matrix, other in more:
-            columns = _in_parts(other[:, panel], parts)
-            torch.baddbmm(total, matrix.expand(parts, -1, -1), columns, out=total)
-        _in_parts(result[:, panel], parts).copy_(total)
-    return result
+        columns = [_in_parts(view[:, panel], parts) for view in views]
+        for i, gradient in _gradients(columns, own, cross, target_too):
+            _in_parts(results[i][:, panel], parts).copy_(gradient)
+
+
+def _gradients(
+    views: list[Tensor], own: Tensor, cross: Tensor, target_too: bool
+) -> Iterator[tuple[int, Tensor]]:
+    """One view after the other, that of view 0 last: none reads a view whose own has been given.
+
+    ``dZ_i = 2 sym(dG_ii) Z_i + dC_i Z_0``, and ``dZ_0`` with all ``dC_i^T Z_i``. Views are parts
+    side by side, (parts, N, m).
+    """
+    last = len(views) - 1
+    to_target = None
+    if target_too:
+        crossed = [(cross[i].T, views[i + 1]) for i in range(last)]
+        to_target = _sum_of_products([(own[0], views[0]), *crossed])
+    for i in range(last):
+        yield i + 1, _sum_of_products([(own[i + 1], views[i + 1]), (cross[i], views[0])])
+    if to_target is not None:
+        yield 0, to_target
+
+
+def _sum_of_products(factors: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """``sum_k A_k B_k`` of matrices (n, n) and parts (parts, n, m)."""
+    (left, right), *more = factors
+    parts = right.shape[0]
+    # Not in the result itself, whose rows lie apart by a power of two as a rule: caches bear that
+    # badly.
+    total = torch.bmm(left.expand(parts, -1, -1), right)
+    for matrix, other in more:
+        torch.baddbmm(total, matrix.expand(parts, -1, -1), other, out=total)
+    return total

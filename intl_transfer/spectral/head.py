@@ -71,10 +71,12 @@ def view_statistics(
         z = z.double() if is_precise else z
         return _by_rows(z, axis, iterations, exchange, rows, share_solves)
     if axis == "channel" and not is_precise:
-        centred = centred_rows([at_least_float32(view) for view in views])
-        if exchange.size > 1:
-            centred = exchange.columns(torch.stack(centred)).unbind(0)
-        return _by_grams(centred, iterations, exchange, target_too, share_solves)
+        if exchange.size == 1:
+            grams = view_grams(views, target_too, centres=True)
+        else:
+            columns = exchange.columns(torch.stack(centred_rows(views))).unbind(0)
+            grams = view_grams(columns, target_too)
+        return _by_grams(*grams, iterations, exchange, share_solves)
     z = torch.stack([at_least_float32(view) for view in views])
     z = z.double() if is_precise else z
     if axis == "channel":
@@ -85,10 +87,9 @@ def view_statistics(
 
 
 def _by_grams(
-    views: Sequence[Tensor], iterations: int, exchange: Exchange, target_too: bool, share: bool
+    own: Tensor, cross: Tensor, iterations: int, exchange: Exchange, share: bool
 ) -> ViewStatistics:
-    """V times centred columns (N, d_r), channel axis."""
-    own, cross = view_grams(views, target_too)
+    """This rank's part of ``Z_v Z_v^T`` and ``Z_i Z_0^T``, of centred rows, channel axis."""
     own, cross = exchange.reduce(own), exchange.reduce(cross)
     s, trace = trace_normalised(own)
     p, share_of_one = shared_iternorm(s, iterations, exchange, share)

@@ -303,8 +303,8 @@ def _statistics(
     announce(plan, rows, width)
     beta = default_trace_weight(rows, width, axis) if trace_weight is None else trace_weight
     with no_autocast(views[0].device):
-        views = [at_least_float32(view) for view in views]
         if plan.form == "gathered":
+            views = [at_least_float32(view) for view in views]
             together = gather_rows(torch.stack(views), group, is_replicated=True)
             views = list(together.unbind(0))
         exchange = Exchange(group, active=plan.is_sharded)
