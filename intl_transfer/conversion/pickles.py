@@ -8,31 +8,30 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
+import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from intl_transfer.conversion.arrays import (
+    ForbiddenError,
+    check_array_state,
+    check_number_type,
+    check_type_state,
+    empty,
+    number_type,
+    scalar,
+)
+
 _BUILTINS = {
     kind.__name__: kind
     for kind in (dict, list, tuple, set, frozenset, int, float, bool, str, bytes, complex)
 }
-# numpy's own functions for arrays and scalars, wherever its version keeps them.
-RECONSTRUCT = np.zeros(1).__reduce__()[0]
-SCALAR = np.float64(0).__reduce__()[0]
-
-
-class ForbiddenError(pickle.UnpicklingError):
-    """A pickle asked for something that is neither a number nor a container.
-
-    Attributes:
-        wanted: its name.
-    """
-
-    def __init__(self, wanted: str) -> None:
-        super().__init__(f"asked for {wanted}")
-        self.wanted = wanted
+# Stands for numpy's class of arrays, which pickles name and never need to call.
+_ARRAY = object()
 
 
 def read_pickle(path: str | Path) -> Any:
@@ -61,20 +60,33 @@ class _Unpickler(pickle._Unpickler):
 
     def _build(self: Any) -> None:
         """Gives an object its state: arrays, their types and dictionaries alone have one."""
-        target = self.stack[-2]
-        if not isinstance(target, (np.ndarray, np.dtype, OrderedDict)):
+        target, state = self.stack[-2:]
+        if isinstance(target, np.dtype):
+            check_type_state(state)
+        elif isinstance(target, np.ndarray):
+            if not isinstance(state, tuple) or len(state) != 5:
+                raise pickle.UnpicklingError(f"an array with a state of {type(state).__name__}")
+            check_array_state(state[1], check_number_type(state[2]), state[4])
+        elif not isinstance(target, OrderedDict):
             raise ForbiddenError(f"a change of {target!r}")
         self.load_build()
 
     dispatch[pickle.BUILD[0]] = _build
 
+    def _bytearray(self: Any) -> None:
+        """Bytes that the file has; Python's reader would fill memory of any size first."""
+        (size,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(min(size, sys.maxsize))))
+
+    dispatch[pickle.BYTEARRAY8[0]] = _bytearray
+
     def find_class(self, module: str, name: str) -> Any:
         made = {
             ("collections", "OrderedDict"): OrderedDict,
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): _dtype,
-            ("multiarray", "_reconstruct"): RECONSTRUCT,
-            ("multiarray", "scalar"): SCALAR,
+            ("numpy", "ndarray"): _ARRAY,
+            ("numpy", "dtype"): number_type,
+            ("multiarray", "_reconstruct"): empty,
+            ("multiarray", "scalar"): scalar,
             ("numeric", "_frombuffer"): _frombuffer,
             ("_codecs", "encode"): _encode,
         }
@@ -82,25 +94,25 @@ class _Unpickler(pickle._Unpickler):
         if key in made:
             return made[key]
         if module in ("builtins", "__builtin__") and name in _BUILTINS:
-            return _BUILTINS[name]
+            return _bytes if name == "bytes" else _BUILTINS[name]
         raise ForbiddenError(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> Any:
         raise ForbiddenError("an object outside the file")
 
 
-def _dtype(code: Any, *flags: Any) -> np.dtype[Any]:
-    """Types of numbers alone: an array of objects could hold anything."""
-    if not re.fullmatch(r"[<>=|]?[biufc]\d{1,2}", str(code)):
-        raise ForbiddenError(f"numpy.dtype('{code}')")
-    # A copy: the pickle gives it a state, which must not be that of numpy's own.
-    return np.dtype(str(code), align=False, copy=True)
-
-
 def _frombuffer(buffer: Any, dtype: Any, shape: Any, order: Any) -> Any:
     """How numpy pickles arrays from protocol 5 on."""
+    dtype = check_number_type(dtype)
     writable = buffer if isinstance(buffer, bytearray) else bytearray(buffer)
     return np.frombuffer(writable, dtype=dtype).reshape(shape, order=order)
+
+
+def _bytes(value: Any = b"", *more: Any) -> bytes:
+    """As Python's, but for a number, of which it makes as many zeros."""
+    if isinstance(value, int):
+        raise ForbiddenError(f"{value} zeros")
+    return bytes(value, *more)
 
 
 def _encode(text: str, encoding: str) -> bytes:

@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from intl_transfer.conversion.pickles import ForbiddenError, read_pickle
+from intl_transfer.conversion.arrays import ForbiddenError, StoredArray
+from intl_transfer.conversion.pickles import read_pickle
 from intl_transfer.conversion.safe_types import allowed
 from intl_transfer.errors import UserError
 
@@ -73,6 +74,8 @@ def _flat(values: Mapping[Any, Any], place: str = "", depth: int = 0) -> Iterato
     for key, value in values.items():
         if not isinstance(key, str):  # such as the numbers of an optimiser's parameters
             continue
+        if isinstance(value, StoredArray):
+            value = value.value
         if isinstance(value, Tensor):
             yield place + key, value
         elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub":

@@ -11,9 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from intl_transfer.conversion.pickles import RECONSTRUCT, SCALAR
+from intl_transfer.conversion.arrays import StoredArray, StoredType, stored_scalar
 
 
 class Inert:
@@ -67,17 +65,14 @@ _DICTIONARIES = (
     *("mmcv.utils.config.ConfigDict", "mmengine.config.config.ConfigDict"),
 )
 _BUILTINS = (dict, list, tuple, set, frozenset, int, float, bool, str, bytes, complex, slice, range)
-_NUMBERS = ("?", *"bBhHiIlLqQefdgFDG")
 
 
 def _numpy() -> list[tuple[Any, str]]:
     """Arrays, scalars and their types, under the names of numpy 1 and numpy 2."""
-    pairs: list[tuple[Any, str]] = [(np.ndarray, "numpy.ndarray"), (np.dtype, "numpy.dtype")]
+    pairs: list[tuple[Any, str]] = [(StoredArray, "numpy.ndarray"), (StoredType, "numpy.dtype")]
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        pairs.append((RECONSTRUCT, f"{module}._reconstruct"))
-        pairs.append((SCALAR, f"{module}.scalar"))
-    for kind in {type(np.dtype(code)) for code in (*_NUMBERS, "U", "S", "O")}:
-        pairs.append((kind, f"{kind.__module__}.{kind.__qualname__}"))
+        pairs.append((StoredArray, f"{module}._reconstruct"))
+        pairs.append((stored_scalar, f"{module}.scalar"))
     return pairs
 
 

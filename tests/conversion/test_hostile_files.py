@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
+import resource
 import string
 
 import numpy as np
@@ -124,6 +126,40 @@ def test_damage_anywhere_in_a_plain_pickle_is_a_clear_error(tmp_path, small_pick
     path.write_bytes(bytes(damaged))
     with pytest.raises(UserError, match=r"in\.pkl"):
         load_backbone(path)
+
+
+@pytest.mark.parametrize(
+    ("part", "forged"),
+    [
+        # Flags of a type that say its numbers are references; its size; fields.
+        (b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00t", b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x1bt"),
+        (b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00t", b"J\xff\xff\xff\x7fJ\xff\xff\xff\xffK\x00t"),
+        (b"NNNJ", b"NN}J"),
+        # More numbers than bytes.
+        (b"(K\x01K\x01\x85", b"(K\x01K\x09\x85"),
+        # Seventeen gigabytes that the file has not.
+        (b"}q\x00(X\x05\x00\x00\x00model", b"\x96\x00\x00\x00\x00\x04\x00\x00\x00l"),
+    ],
+)
+def test_what_a_pickle_says_of_memory_is_not_believed(tmp_path, small_pickle, part, forged):
+    """numpy would read and free memory that is not the array's; Python would fill all there is."""
+    assert part in small_pickle
+    path = tmp_path / "in.pkl"
+    path.write_bytes(small_pickle.replace(part, forged, 1))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=r"in\.pkl"):
+        load_backbone(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
+    if b"J" in part:
+        # torch's older form and its reader, which gives objects their state too.
+        buffer = io.BytesIO()
+        value = {"epoch": np.int64(1), "curve": np.zeros(1, np.float32)}
+        torch.save(value, buffer, _use_new_zipfile_serialization=False)
+        assert part in buffer.getvalue()
+        path = tmp_path / "in.pth"
+        path.write_bytes(buffer.getvalue().replace(part, forged))
+        with pytest.raises(UserError, match=r"in\.pth is damaged"):
+            load_backbone(path)
 
 
 def test_two_resnets_in_one_file_are_never_mixed():
