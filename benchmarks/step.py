@@ -29,6 +29,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import intl_transfer.data.unreadable
 import pretrain.learner
 import pretrain.monitor
 import pretrain.session
@@ -50,7 +51,7 @@ PARTS = {
     "metrics, progress, TensorBoard": (pretrain.monitor.Monitor, "step"),
     "spectrum diagnostics": (pretrain.monitor.Monitor, "diagnostics"),
     "signals": (StopRequest, "agreed"),
-    "count unreadable images": (pretrain.monitor.Unreadable, "check"),
+    "count unreadable images": (intl_transfer.data.unreadable.Unreadable, "check"),
 }
 WARM_UP = 3
 
@@ -190,7 +191,7 @@ def measure(
     generator = torch.Generator().manual_seed(0)
     shape = (batch, arguments.size, arguments.size, 3)
     views = [torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for _ in "ab"]
-    loader = ReadyBatches(Batch(views, [], False))
+    loader = ReadyBatches(Batch(views, torch.arange(len(views[0])), [], False))
 
     prepare, save = pretrain.learner.Learner.prepare, pretrain.session.State.save
     saving: list[float] = []

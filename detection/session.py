@@ -19,6 +19,7 @@ from detectron2.utils.logger import setup_logger
 from detection import datasets
 from detection.config import as_dict, schedule_name
 from detection.trainer import Trainer
+from intl_transfer.conversion.pipeline import initialisation as described
 from intl_transfer.errors import UserError
 from intl_transfer.runs import RunDirectory, read_manifest, sha256_file, write_atomically
 
@@ -105,21 +106,11 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def initialisation(cfg: Any, content: dict[str, Any] | None) -> dict[str, Any]:
     """Where the backbone comes from, as far as the weights file says."""
     if content is None:
-        return {
-            "kind": "random",
-            "method": "random init",
-            "weights_sha256": None,
-            "provenance": None,
-        }
+        return described()
     provenance = content.get("provenance")
-    method = provenance.get("method") if isinstance(provenance, dict) else None
-    supervised = method is not None and "supervised" in method.lower().split("-")
-    return {
-        "kind": "supervised" if supervised else "pretrained",
-        "method": method,
-        "weights_sha256": sha256_file(cfg.MODEL.WEIGHTS),
-        "provenance": provenance if isinstance(provenance, dict) else None,
-    }
+    return described(
+        sha256_file(cfg.MODEL.WEIGHTS), provenance if isinstance(provenance, dict) else None
+    )
 
 
 def open_run(cfg: Any, start: dict[str, Any], name: str) -> RunDirectory:

@@ -20,6 +20,7 @@ COMMANDS = {
     "doctor": ("intl_transfer.doctor", "say what works on this machine, and what is missing"),
     "data": ("intl_transfer.data.command", "make the embedded data set"),
     "convert": ("intl_transfer.conversion.command", "convert a checkpoint to Detectron2, verified"),
+    "evaluate": ("intl_transfer.evaluation.command", "evaluate a backbone by classification"),
     "collect": ("intl_transfer.results.command", "collect run directories into a results table"),
 }
 
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(command_parser)
-    options, unknown = command_parser.parse_known_args(parsed.rest)
+    options, unknown = command_parser.parse_known_intermixed_args(parsed.rest)
     if unknown:
         known = [name for action in command_parser._actions for name in action.option_strings]
         hint = did_you_mean(unknown[0].partition("=")[0], known)

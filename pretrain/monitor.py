@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from intl_transfer.data.datasets import TRIES, Batch, ViewsDataset
+from intl_transfer.data.datasets import ViewsDataset
 from intl_transfer.data.sources import ImageSource, open_source
 from intl_transfer.errors import UserError
 from intl_transfer.evaluation import EvaluationImages, extract_features, knn_accuracy
@@ -27,7 +26,6 @@ from pretrain.config import PretrainConfig
 from pretrain.session import METHODS
 
 _SPECTRUM_POINTS = 32  # of a spectrum that is kept
-_NAMED = 20  # unreadable images that are named; the rest are counted
 
 
 class Monitor:
@@ -165,57 +163,6 @@ def sampled_spectrum(eigenvalues: Tensor) -> dict[str, list[Any]]:
     }
 
 
-class Unreadable:
-    """Counts images that cannot be read, over all ranks, and ends the run where they are many.
-
-    Args:
-        dataset: whose images they are.
-        limit: largest share of them that may be unreadable.
-        ranks: this process's place.
-    """
-
-    def __init__(self, dataset: ViewsDataset, limit: float, ranks: Ranks) -> None:
-        self._dataset, self._limit, self._ranks = dataset, limit, ranks
-        self._own: set[int] = set()
-
-    def note(self, batch: Batch) -> None:
-        """Takes up what one batch says; names each image once.
-
-        Raises:
-            UserError: if so many in a row could not be read that the data set must have gone.
-        """
-        for index, reason in batch.unreadable:
-            if index not in self._own:
-                self._own.add(index)
-                if len(self._own) <= _NAMED:
-                    print(f"warning: {reason}; another image takes its place", file=sys.stderr)
-        if batch.gone:
-            raise UserError(
-                f"{TRIES} images in a row cannot be read, the last: {batch.unreadable[-1][1]}. "
-                "Is the data set still there?"
-            )
-
-    def check(self, figures: dict[str, float]) -> None:
-        """Compares with the limit; to be called by all ranks at the same step.
-
-        Args:
-            figures: where ``unreadable_images`` is kept, the most that a session has found.
-
-        Raises:
-            UserError: if too many images are unreadable.
-        """
-        everyones = self._ranks.gather_objects(sorted(self._own))
-        count = len({index for own in everyones for index in own})
-        figures["unreadable_images"] = max(count, figures.get("unreadable_images", 0))
-        allowed = self._limit * len(self._dataset)
-        if count > allowed:
-            raise UserError(
-                f"{count} of {len(self._dataset)} images cannot be read, over the limit of "
-                f"data.max_unreadable={self._limit:g} ({allowed:g} images); the first of them are "
-                "named above. The last checkpoint is whole"
-            )
-
-
 class KnnSets:
     """The labelled images of the k-NN evaluation.
 
@@ -232,7 +179,8 @@ class KnnSets:
         if knn.test is None:
             raise UserError("knn.epochs needs labelled images to classify: knn.test=DIR")
         size = knn.size or config.views[0].size
-        sources = [open_source(knn.train) if knn.train else train, open_source(knn.test)]
+        own = open_source(knn.train, key="knn.train") if knn.train else train
+        sources = [own, open_source(knn.test, key="knn.test")]
         if list(sources[0].classes) != list(sources[1].classes):
             raise UserError(
                 f"knn.train has {len(sources[0].classes)} classes, knn.test "

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +12,12 @@ from torch import Tensor
 
 from intl_transfer.data.views import build_views
 from intl_transfer.errors import UserError
-from intl_transfer.runs import RunDirectory, read_manifest
+from intl_transfer.runs import RunDirectory, changes
+from intl_transfer.runs.changes import Changes
 from intl_transfer.runs.checkpoint import (
     CheckpointNotWrittenError,
     list_checkpoints,
-    load_newest,
-    read_checkpoint,
+    load_newest_for_all,
     save_checkpoint,
 )
 from intl_transfer.runs.distributed import Ranks
@@ -37,9 +35,6 @@ METHODS = {
     "vicreg": "VICReg",
     "simclr": "SimCLR",
 }
-
-
-_LATE_SECONDS = 60
 
 
 class State:
@@ -103,19 +98,10 @@ class State:
 
     def resume(self, folder: Path, ranks: Ranks) -> int:
         """Takes up the newest whole checkpoint; returns the number of steps already made."""
-        # One rank looks, all take what it found: on a shared disk others may see less.
-        found = None
-        if ranks.is_main:
-            for leftover in folder.glob(".step_*.part"):  # of a process that was killed
-                leftover.unlink(missing_ok=True)
-            found = load_newest(folder)
-        path = ranks.gather_objects(str(found[0]) if found else None)[0]
-        if path is None:
+        found = load_newest_for_all(folder, ranks)
+        if found is None:
             return 0
-        deadline = time.monotonic() + _LATE_SECONDS
-        while not Path(path).exists() and time.monotonic() < deadline:
-            time.sleep(0.5)  # other nodes' file systems may show it later
-        state = found[1] if found else read_checkpoint(path)
+        path, state = found
         try:
             self.encoder.load_state_dict(state["model"])
             if self.target is not None:
@@ -228,59 +214,29 @@ def check(config: PretrainConfig) -> None:
         raise UserError(f"views: {error}") from None
 
 
-def differences(config: PretrainConfig) -> dict[str, dict[str, Any]]:
+def differences(config: PretrainConfig) -> Changes:
     """Settings in which the run directory's earlier session differs, by dotted key."""
-    output = Path(config.output_dir or "")
-    if not (output / "manifest.json").exists():
-        return {}
-    wanted = comparable(dataclasses.asdict(config))
-    found = comparable(read_manifest(output)["config"])
-    defaults = comparable(dataclasses.asdict(PretrainConfig()))
-    return {
-        key: {"before": found.get(key, defaults.get(key)), "now": wanted.get(key)}
-        for key in sorted(wanted.keys() | found)
-        # A key that an older version did not know had its default.
-        if wanted.get(key) != found.get(key, defaults.get(key))
-    }
+    return changes.differences(
+        config.output_dir or "",
+        dataclasses.asdict(config),
+        dataclasses.asdict(PretrainConfig()),
+        may_differ,
+    )
 
 
-def unfinished(config: PretrainConfig, changes: dict[str, dict[str, Any]], allow: bool) -> bool:
-    """Whether the run directory still wants work; refuses one of another configuration."""
-    output = Path(config.output_dir or "")
-    if changes and not allow:
-        lines = ", ".join(f"{k}: {v['before']} there, {v['now']} here" for k, v in changes.items())
-        raise UserError(
-            f"{output} holds a run with other settings ({lines}). Give another directory with "
-            "output_dir=DIR, or go on with the new settings by --allow-config-change"
-        )
-    if not (output / "manifest.json").exists():
-        return True
-    return bool(changes) or read_manifest(output)["status"] != "finished"
-
-
-def comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings that decide the result, by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in json.loads(json.dumps(config)).items():
-        if isinstance(value, dict):
-            flat.update({f"{key}.{inner}": inner_value for inner, inner_value in value.items()})
-        else:
-            flat[key] = value
+def may_differ(key: str) -> bool:
+    """Whether sessions of one run may differ in a setting: it does not decide the result."""
     # Where the data lies, what is told and how the machine is used may change between sessions.
     elsewhere = {"output_dir", "data.root", "data.workers", "data.cache", "data.max_unreadable"}
     free = ("engine.", "log.", "knn.")
-    return {
-        key: value
-        for key, value in flat.items()
-        if key == "engine.precision" or not (key in elsewhere or key.startswith(free))
-    }
+    return key != "engine.precision" and (key in elsewhere or key.startswith(free))
 
 
 def open_run(
     config: PretrainConfig,
     name: str,
     ranks: Ranks,
-    changes: dict[str, dict[str, Any]],
+    changed: Changes,
     details: dict[str, Any],
 ) -> RunDirectory:
     """Opens the run directory for a new session."""
@@ -294,7 +250,7 @@ def open_run(
         method=METHODS[config.loss.method],
         world_size=ranks.world_size,
         details=details,
-        changes=changes,
+        changes=changed,
     )
 
 

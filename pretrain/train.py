@@ -25,8 +25,10 @@ sys.path.insert(0, str(ROOT))
 from intl_transfer.data.datasets import ViewsDataset
 from intl_transfer.data.loaders import GlobalBatchSampler, build_loader
 from intl_transfer.data.sources import ImageSource, open_source
+from intl_transfer.data.unreadable import Unreadable
 from intl_transfer.data.views import build_views
 from intl_transfer.errors import UserError
+from intl_transfer.runs.changes import unfinished
 from intl_transfer.runs.config import load_config
 from intl_transfer.runs.distributed import Ranks, process_group
 from intl_transfer.runs.lock import directory_lock
@@ -38,13 +40,12 @@ from pretrain.learner import Learner
 from pretrain.monitor import (
     KnnSets,
     Monitor,
-    Unreadable,
     introduce,
     network_size,
     open_trackers,
 )
 from pretrain.nonfinite import NonFiniteWatch
-from pretrain.session import State, check, differences, open_run, unfinished
+from pretrain.session import State, check, differences, open_run
 
 
 def main() -> int:
@@ -86,7 +87,7 @@ def train(config: PretrainConfig, name: str, ranks: Ranks, allow_change: bool = 
     """One run from start, or from its newest checkpoint, to its results; returns an exit status."""
     engine, optim, output = config.engine, config.optim, Path(config.output_dir or "")
     changes = differences(config)
-    if not unfinished(config, changes, allow_change):
+    if not unfinished(output, changes, allow_change):
         if ranks.is_main:
             print(f"{output} is finished; nothing to do")
         return 0

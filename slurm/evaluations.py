@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from omegaconf import MISSING
 
+from intl_transfer.data.loaders import rank_batch_size
 from intl_transfer.errors import UserError, did_you_mean
+from intl_transfer.evaluation.command import configuration
 from slurm import launch_detection
 from slurm.ledger import Node
-from slurm.resources import Resources
+from slurm.resources import Resources, tasks_per_node
 
 RANDOM = launch_detection.RANDOM
 
@@ -22,8 +27,10 @@ class Evaluation:
 
     Attributes:
         kind: one of ``KINDS``.
-        config: its configuration, for ``detection`` a name in ``configs/detection/``.
-        overrides: ``KEY VALUE`` pairs, for example ``[SOLVER.MAX_ITER 1000]``.
+        config: its configuration, a name in ``configs/detection/`` or, for ``classification``, in
+            ``configs/evaluation/``.
+        overrides: for ``detection`` ``KEY VALUE`` pairs, for example ``[SOLVER.MAX_ITER 1000]``;
+            for ``classification`` ``key=value``.
         seeds: one run each.
         learning_rates: one run each; empty takes the configuration's.
         resources: fields of ``Resources`` that its jobs need.
@@ -100,7 +107,64 @@ class Detection:
         )
 
 
-KINDS: dict[str, Kind] = {"detection": Detection()}
+class Classification:
+    """Linear evaluation, few labels or nearest neighbours, by `intl-transfer evaluate`."""
+
+    stage = "evaluation"
+
+    def check(self, evaluation: Evaluation, where: str) -> None:
+        """Reads the configuration with its overrides."""
+        try:
+            config = configuration(evaluation.config, evaluation.overrides)
+            if evaluation.learning_rates and config.kind == "knn":
+                raise UserError("learning_rates: nearest neighbours learn nothing")
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+
+    def resources(self, wanted: Resources) -> Resources:
+        """One task a GPU."""
+        return wanted
+
+    def node(
+        self,
+        evaluation: Evaluation,
+        weights: str,
+        seed: int,
+        rate: float | None,
+        folder: Path,
+        wanted: Resources,
+        code: Path,
+        title: str,
+    ) -> Node:
+        """The node of one evaluation."""
+        config = evaluation.config
+        settings = configuration(config, evaluation.overrides)
+        if settings.kind != "knn":
+            rank_batch_size(settings.optim.batch_size, wanted.nodes * tasks_per_node(wanted))
+        # A name is looked up in the copy of the sources, which nobody edits.
+        named = str(Path(config).resolve()) if Path(config).is_file() else config
+        overrides = [*evaluation.overrides, f"seed={seed}"]
+        if rate is not None:
+            overrides.append(f"optim.lr={rate:g}")
+        command = [sys.executable, "-m", "intl_transfer", "evaluate"]
+        command += ["--weights", weights, "--config", named]
+        command += ["--output-dir", str(folder), *overrides]
+        # The module is looked for in the copy of the sources, not where the launcher stands.
+        paths = [str(code), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**wanted.environment, "PYTHONPATH": os.pathsep.join(paths)}
+        return Node(
+            key=f"evaluation/{folder.name}",
+            stage=self.stage,
+            target=str(folder),
+            command=command,
+            resources=dataclasses.asdict(dataclasses.replace(wanted, environment=environment)),
+            folder=str(Path.cwd()),
+            settings=[named, weights, *overrides],
+            title=title,
+        )
+
+
+KINDS: dict[str, Kind] = {"detection": Detection(), "classification": Classification()}
 
 
 def kind_of(evaluation: Evaluation, where: str) -> Kind:

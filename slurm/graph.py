@@ -12,7 +12,7 @@ from intl_transfer.errors import UserError
 from slurm import controller, executors
 from slurm.controller import Row
 from slurm.jobs import StageJob
-from slurm.ledger import Ledger, Node
+from slurm.ledger import RUNS, Ledger, Node
 from slurm.outcomes import LATE, finished, row_of, settled_status
 from slurm.resources import Resources
 
@@ -60,7 +60,7 @@ def _done(node: Node, ledger: Ledger, alive: set[str]) -> bool:
         return False
     if finished(node, ledger):
         return True
-    if node.job is None or node.stage not in ("pretrain", "detection"):
+    if node.job is None or node.stage not in RUNS:
         return False
     # Its job has ended only just now, perhaps.
     running = (Path(node.target) / "manifest.json").exists()

@@ -14,7 +14,7 @@ from slurm import controller
 from slurm.controller import Row
 from slurm.executors import say
 from slurm.graph import adopt, missing, submit
-from slurm.ledger import Ledger, Node
+from slurm.ledger import RUNS, Ledger, Node
 from slurm.local import Local, visible_gpus
 from slurm.outcomes import Status, row_of, settled_status, status
 
@@ -131,7 +131,7 @@ def _wait(ledger: Ledger, nodes: list[Node]) -> int:
 
 def _final(node: Node, ledger: Ledger, rows: dict[str, Row]) -> Status:
     """How a node ended, once the file system shows it."""
-    if node.stage in ("pretrain", "detection") and Path(node.target).exists():
+    if node.stage in RUNS and Path(node.target).exists():
         settled_status(Path(node.target))
     return status(node, ledger, rows)
 

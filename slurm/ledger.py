@@ -18,6 +18,8 @@ from intl_transfer.errors import UserError
 from intl_transfer.runs import write_json
 
 NAME = "jobs.json"
+#: Stages whose work is a run directory.
+RUNS = ("pretrain", "detection", "evaluation")
 SCHEMA = 1
 
 
@@ -27,7 +29,7 @@ class Node:
 
     Attributes:
         key: its name in the ledger, for example ``detection/coco/intl_seed0``.
-        stage: ``pretrain``, ``detection``, ``convert`` or ``collect``.
+        stage: one of ``RUNS``, ``convert`` or ``collect``.
         target: the run directory; the file or the folder that conversion or collecting make.
         command: what it runs.
         resources: fields of :class:`slurm.resources.Resources`.

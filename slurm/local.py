@@ -16,7 +16,7 @@ import submitit
 from intl_transfer.errors import UserError
 from slurm import executors
 from slurm.graph import plain_title, record, stage_job
-from slurm.ledger import Ledger, Node, who
+from slurm.ledger import RUNS, Ledger, Node, who
 from slurm.outcomes import finished, last_error, progress
 from slurm.resources import Resources
 
@@ -173,7 +173,7 @@ class Local:
         item, node = running.pop(key), self.ledger.nodes[key]
         self._free += item.gpus
         said = _result(item.job)
-        if said == "finished" and node.stage in ("pretrain", "detection"):
+        if said == "finished" and node.stage in RUNS:
             done = finished(node, self.ledger)
             node.outcome = "finished" if done else "interrupted"
         elif said == "finished":

@@ -15,7 +15,7 @@ from typing import Any
 from intl_transfer.errors import UserError
 from intl_transfer.runs import METRICS, RESULTS, read_manifest, read_results, sha256_file
 from slurm.controller import Row
-from slurm.ledger import Ledger, Node
+from slurm.ledger import RUNS, Ledger, Node
 
 #: A file that another node wrote may show late on a shared file system; seconds.
 LATE = 10.0
@@ -160,7 +160,7 @@ def _open_parents(node: Node, ledger: Ledger) -> str:
 
 
 def _ended_badly(node: Node, ledger: Ledger, row: Row | None) -> Status:
-    state = run_status(Path(node.target)) if node.stage in ("pretrain", "detection") else None
+    state = run_status(Path(node.target)) if node.stage in RUNS else None
     where = row.nodes if row else ""
     if node.outcome == "cancelled":
         return Status("cancelled", node.reason or "")

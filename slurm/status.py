@@ -31,7 +31,7 @@ from intl_transfer.runs.progress import format_seconds
 from slurm import controller
 from slurm.controller import Row
 from slurm.launching import launch
-from slurm.ledger import Ledger, find
+from slurm.ledger import RUNS, Ledger, find
 from slurm.outcomes import Progress, Status, progress, row_of, status
 
 _COLOURS = {
@@ -106,7 +106,7 @@ class Entry:
 
     def __init__(self, group: str, name: str, stage: str, found: Status, folder: Path) -> None:
         self.group, self.name, self.stage, self.status = group, name, stage, found
-        is_run = stage in ("pretrain", "detection")
+        is_run = stage in RUNS
         shown = found.state in ("running", "interrupted", "failed", "queued")
         self.progress: Progress | None = progress(folder) if is_run and shown else None
 

@@ -20,13 +20,15 @@ _DEPTHS: dict[tuple[tuple[int, ...], bool], str] = {
     ((3, 8, 36, 3), True): "resnet152",
 }
 _COUNTER = "num_batches_tracked"
+_SMALL_STEM = torch.Size((64, 3, 3, 3))
 
 
-def audit(state: Mapping[str, Tensor]) -> str:
+def audit(state: Mapping[str, Tensor], small_stem: bool = False) -> str:
     """Makes sure that a state dict is one whole ResNet, and sound.
 
     Args:
         state: torchvision names, without ``fc``.
+        small_stem: also take a 3x3 stem, for small images, which Detectron2 has not.
 
     Returns:
         Its architecture, ``resnet18`` to ``resnet152`` or ``wide_resnet50_2``, read from names
@@ -38,9 +40,13 @@ def audit(state: Mapping[str, Tensor]) -> str:
             or batch norms that are as they were made.
     """
     check_whole(state)
-    _check_stem(state)
+    small = small_stem and has_small_stem(state)
+    if not small:
+        _check_stem(state)
     architecture = _architecture(state)
-    expected = _shapes(architecture)
+    expected = dict(_shapes(architecture))
+    if small:
+        expected["conv1.weight"] = _SMALL_STEM
     for key, tensor in state.items():
         if tensor.shape != expected[key]:
             raise UserError(
@@ -52,6 +58,11 @@ def audit(state: Mapping[str, Tensor]) -> str:
             _check_values(key, tensor)
     _check_trained(state)
     return architecture
+
+
+def has_small_stem(state: Mapping[str, Tensor]) -> bool:
+    """Whether a ResNet begins with a 3x3 convolution, as networks for CIFAR do."""
+    return state["conv1.weight"].shape == _SMALL_STEM
 
 
 def check_whole(state: Mapping[str, Tensor]) -> None:

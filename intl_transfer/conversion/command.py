@@ -36,11 +36,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FORMAT",
         help=f"write another format's .pth: {', '.join(WRITTEN)}",
     )
+    add_told(parser, "--dataset")
+
+
+def add_told(parser: argparse.ArgumentParser, dataset_option: str) -> None:
+    """Adds the arguments of what a checkpoint does not say itself.
+
+    Args:
+        parser: whose arguments they become.
+        dataset_option: what the data set of the pretraining is called.
+    """
     said = parser.add_argument_group("what the file does not say, for tables and for training")
     said.add_argument("--method", help="pretraining method, as in 'MoCo v2'")
     said.add_argument("--name", help="of this pretraining")
     said.add_argument("--epochs", type=int, help="of pretraining")
-    said.add_argument("--dataset", help="it was pretrained on")
+    said.add_argument(dataset_option, dest="dataset", help="it was pretrained on")
     said.add_argument(
         "--pixels",
         choices=list(PIXELS),
@@ -49,13 +59,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Converts; returns 0."""
-    from intl_transfer.conversion.pipeline import Told, convert
+def told_of(arguments: argparse.Namespace) -> Any:
+    """What was said by the arguments of :func:`add_told`."""
+    from intl_transfer.conversion.pipeline import Told
 
-    told = Told(
+    return Told(
         arguments.method, arguments.name, arguments.epochs, arguments.dataset, arguments.pixels
     )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Converts; returns 0."""
+    from intl_transfer.conversion.pipeline import convert
+
     with warnings.catch_warnings():
         warnings.showwarning = _note
         report = convert(
@@ -64,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.branch,
             arguments.force,
             to=arguments.to,
-            told=told,
+            told=told_of(arguments),
         )
     print(screen(report, arguments.out))
     return 0

@@ -53,6 +53,7 @@ class Backbone:
         epochs: of pretraining, where the file says.
         branches: the networks that the file holds.
         prefix: before the names of this network's tensors in the file, for messages.
+        provenance: what a file that this project converted says of its source; None for others.
     """
 
     state: dict[str, Tensor]
@@ -67,6 +68,7 @@ class Backbone:
     epochs: int | None = None
     branches: tuple[str, ...] = (ONLINE,)
     prefix: str = ""
+    provenance: dict[str, Any] | None = None
 
     @property
     def place(self) -> str:
@@ -189,6 +191,7 @@ def _from_file(path: Path, branch: str | None) -> Backbone:
         else None,
         branches=tuple(branches),
         prefix=adapter.prefix(content, branch),
+        provenance=said["provenance"] or None,
     )
 
 

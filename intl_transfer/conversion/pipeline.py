@@ -85,7 +85,7 @@ def convert(
     source, out, told = Path(source), Path(out), told or Told()
     to = _format_of(out, to)
     _check_target(source, out, force, to)
-    backbone = _with(read_backbone(source, branch), told)
+    backbone = with_told(read_backbone(source, branch), told)
     try:
         architecture = audit(backbone.state)
     except UserError as error:
@@ -107,18 +107,50 @@ def convert(
     return report
 
 
+def provenance_of(backbone: Backbone, architecture: str) -> dict[str, Any]:
+    """Where a backbone comes from, as reports, converted files and results tell it."""
+    return {
+        "source_path": backbone.source_path,
+        "source_sha256": backbone.source_sha256,
+        "source_format": backbone.source_format,
+        "branch": backbone.branch,
+        "backbone": architecture,
+        "method": backbone.method,
+        "pretrain_run": backbone.pretrain_run,
+    }
+
+
+def initialisation(
+    weights_sha256: str | None = None, provenance: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What results say a network began with.
+
+    Args:
+        weights_sha256: of the file that was loaded; None for random initialisation.
+        provenance: where the file comes from, if it says.
+
+    Returns:
+        ``kind`` (``random``, ``pretrained`` or ``supervised``), ``method``, ``weights_sha256`` and
+        ``provenance``.
+    """
+    method: str | None = "random init"
+    kind = "random"
+    if weights_sha256 is not None:
+        method = provenance.get("method") if provenance else None
+        supervised = method is not None and "supervised" in method.lower().split("-")
+        kind = "supervised" if supervised else "pretrained"
+    return {
+        "kind": kind,
+        "method": method,
+        "weights_sha256": weights_sha256,
+        "provenance": None if provenance is None else dict(provenance),
+    }
+
+
 def _described(backbone: Backbone, architecture: str, to: str) -> dict[str, Any]:
     """What the report says before anything is written."""
     return {
-        "provenance": {
-            "source_path": backbone.source_path,
-            "source_sha256": backbone.source_sha256,
-            "source_format": backbone.source_format,
-            "branch": backbone.branch,
-            "backbone": architecture,
-            "method": backbone.method,
-            "pretrain_run": backbone.pretrain_run,
-        },
+        "provenance": provenance_of(backbone, architecture),
         "architecture": architecture,
         "branches": list(backbone.branches),
         "dropped": backbone.dropped,
@@ -157,8 +189,12 @@ def _check_target(source: Path, out: Path, force: bool, to: str) -> None:
             raise UserError(f"{file} exists already; give another name, or --force to replace it")
 
 
-def _with(backbone: Backbone, told: Told) -> Backbone:
-    """The backbone with what the user says of it; what a run of this project says stays."""
+def with_told(backbone: Backbone, told: Told) -> Backbone:
+    """The backbone with what the user says of it; what a run of this project says stays.
+
+    Raises:
+        UserError: if the file says itself what the user says.
+    """
     changes: dict[str, Any] = {}
     if told.method is not None:
         changes["method"] = told.method

@@ -24,11 +24,13 @@ class Batch(NamedTuple):
 
     Attributes:
         views: V uint8 tensors (n, size, size, 3).
+        shown: index of the image that each row shows, int64 (n,).
         unreadable: (index, reason) of every image that could not be decoded.
         gone: whether so many in a row could not that the row is left black.
     """
 
     views: list[Tensor]
+    shown: Tensor
     unreadable: list[tuple[int, str]]
     gone: bool
 
@@ -73,28 +75,34 @@ class ViewsDataset(Dataset[Batch]):
         arrays = [tensor.numpy() for tensor in tensors]
         unreadable: list[tuple[int, str]] = []
         gone = False
+        shown = torch.empty(len(keys), dtype=torch.int64)
         for row, (epoch, index) in enumerate(keys):
             generator = np.random.default_rng((self._seed, epoch, index))
-            image = self._image(epoch, index, unreadable)
+            image, shown[row] = self._image(epoch, index, unreadable)
             gone |= image is None
             for array, view in zip(arrays, self._views, strict=True):
                 array[row] = 0 if image is None else view(image, generator)
-        return Batch(tensors, unreadable, gone)
+        return Batch(tensors, shown, unreadable, gone)
 
     def name(self, index: int) -> str:
         """What to call an image in a message."""
         return self._source.name(index)
 
-    def _image(self, epoch: int, index: int, unreadable: list[tuple[int, str]]) -> Pixels | None:
-        """An image, or one in its place; None where too many in a row cannot be read."""
+    def _image(
+        self, epoch: int, index: int, unreadable: list[tuple[int, str]]
+    ) -> tuple[Pixels | None, int]:
+        """An image, or one in its place; None where too many in a row cannot be read.
+
+        With it the index of the image that it is.
+        """
         for attempt in range(TRIES):
             try:
-                return self._read(index)
+                return self._read(index), index
             except UnreadableImageError as error:
                 unreadable.append((index, str(error)))
             choice = np.random.default_rng((self._seed, epoch, index, attempt))
             index = int(choice.integers(len(self)))
-        return None
+        return None, index
 
     def _read(self, index: int) -> Pixels:
         if self._cached is None:

@@ -42,6 +42,7 @@ class FolderSource(ImageSource):
 
     Args:
         root: the folder. Images may also lie in folders below a class.
+        key: the setting that names it, for messages.
 
     Attributes:
         listed: how many class folders had to be listed; 0 where the cached list was up to date.
@@ -50,12 +51,12 @@ class FolderSource(ImageSource):
         UserError: if the folder is absent, or a class folder without image is found, or none.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, key: str = "data.root") -> None:
         self._root = Path(root)
         if not self._root.is_dir():
             raise UserError(
                 f"no image folder {root} (looked for {self._root.resolve()}); expected CLASS/IMAGE "
-                "files, .tar shards or CIFAR's files in it. Give another with data.root=DIR"
+                f"files, .tar shards or CIFAR's files in it. Give another with {key}=DIR"
             )
         listings, self.listed = _listings(self._root)
         empty = [entry.name for entry in listings if not entry.files]

@@ -161,7 +161,9 @@ def select(source: ImageSource, listing: str | Path) -> Subset:
     return Subset(source, np.array(sorted({by_name[entry] for entry in wanted}), np.int64))
 
 
-def open_source(root: str | Path, subset: str | Path | None = None) -> ImageSource:
+def open_source(
+    root: str | Path, subset: str | Path | None = None, key: str = "data.root"
+) -> ImageSource:
     """Opens a data set, of whichever kind lies at ``root``.
 
     Args:
@@ -169,6 +171,7 @@ def open_source(root: str | Path, subset: str | Path | None = None) -> ImageSour
             (``train-{0000..0146}.tar``, ``train-*.tar``), or a folder that holds CIFAR-10's or
             CIFAR-100's files (their training part; ``root:test`` is the other).
         subset: a list for :func:`select`.
+        key: the setting that names ``root``, for messages.
 
     Raises:
         UserError: if nothing of the kind is there.
@@ -186,5 +189,5 @@ def open_source(root: str | Path, subset: str | Path | None = None) -> ImageSour
     elif cifar.find(text) is not None:
         source = cifar.CifarSource(text, part)
     else:
-        source = folders.FolderSource(text)
+        source = folders.FolderSource(text, key)
     return select(source, subset) if subset else source

@@ -197,22 +197,30 @@ def build_views(configs: Sequence[ViewConfig]) -> list[View]:
     return [View(config) for config in configs]
 
 
-def normalise(images: Tensor, device: torch.device | None = None) -> Tensor:
-    """Scales a uint8 batch by ImageNet's mean and standard deviation.
+def normalise(
+    images: Tensor,
+    device: torch.device | None = None,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Tensor:
+    """Scales a uint8 batch by a mean and a standard deviation, ImageNet's unless given.
 
     Args:
-        images: uint8, RGB, (B, H, W, 3).
+        images: uint8, (B, H, W, 3).
         device: where to; the batch is copied there as uint8, a quarter of the traffic.
+        mean: of each channel, for channels in [0, 1].
+        std: of each channel.
 
     Returns:
         float32, (B, 3, H, W), in channels-last memory.
     """
     batch, height, width, channels = images.shape
-    mean, std = (torch.tensor(value) * 255 for value in (IMAGENET_MEAN, IMAGENET_STD))
+    centre, spread = (torch.tensor(value) * 255 for value in (mean, std))
     # Rows of W x 3 numbers against one row: far faster on a CPU than broadcasting three numbers.
     rows = images.to(device, non_blocking=True).view(batch * height, width * channels).float()
     scale, offset = (
-        value.repeat(width).to(rows.device, non_blocking=True) for value in (1 / std, mean / std)
+        value.repeat(width).to(rows.device, non_blocking=True)
+        for value in (1 / spread, centre / spread)
     )
     rows.mul_(scale).sub_(offset)
     return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -9,9 +11,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from intl_transfer.data.augment import Pixels, crop_and_resize
 from intl_transfer.data.images import UnreadableImageError
+from intl_transfer.data.loaders import worker_options
 from intl_transfer.data.sources import ImageSource
 from intl_transfer.data.views import normalise
 from intl_transfer.runs.distributed import Ranks
+
+Prepare = Callable[[Tensor, torch.device], Tensor]
 
 
 class EvaluationImages(Dataset[tuple[Tensor, int]]):
@@ -65,6 +70,7 @@ def extract_features(
     ranks: Ranks,
     batch_size: int = 128,
     workers: int = 0,
+    prepare: Prepare = normalise,
 ) -> tuple[Tensor, Tensor]:
     """This rank's share of a set's features: images rank, rank + W, rank + 2 W, ...
 
@@ -76,32 +82,66 @@ def extract_features(
         ranks: this process's place.
         batch_size: images at once.
         workers: loading processes.
+        prepare: uint8 images (B, H, W, 3) to what the backbone takes, on the device.
 
     Returns:
         Features, float32 (n, width), and labels (n,), on the backbone's device. Unreadable images
         are left out.
     """
-    share = np.arange(ranks.rank, len(images), ranks.world_size)
-    # A generator of its own: the loader would otherwise draw from the training's.
-    loader = DataLoader(
-        images,
-        batch_size=batch_size,
-        sampler=share.tolist(),
-        num_workers=workers,
-        generator=torch.Generator(),
-    )
     was_training = backbone.training
     backbone.eval()
     # An empty share has features too: none, of the right width.
     blank = torch.zeros(1, images.size, images.size, 3, dtype=torch.uint8)
     try:
-        features = [backbone(normalise(blank, ranks.device)).float()[:0]]
+        features = [backbone(prepare(blank, ranks.device)).float()[:0]]
         labels = [torch.zeros(0, dtype=torch.int64, device=ranks.device)]
-        for batch, label in loader:
-            output = backbone(normalise(batch, ranks.device)).float()
+        for batch, label in own_share(images, ranks, batch_size, workers):
+            output = backbone(prepare(batch, ranks.device)).float()
             known = (label >= 0).to(ranks.device)
             features.append(output[known])
             labels.append(label.to(ranks.device)[known])
     finally:
         backbone.train(was_training)
     return torch.cat(features), torch.cat(labels)
+
+
+def own_share(
+    images: EvaluationImages, ranks: Ranks, batch_size: int = 128, workers: int = 0
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Batches of this rank's images: rank, rank + W, rank + 2 W, ...
+
+    Yields:
+        uint8 (B, size, size, 3), and labels (B,), -1 for an unreadable image.
+    """
+    return DataLoader(
+        images,
+        batch_size=batch_size,
+        sampler=np.arange(ranks.rank, len(images), ranks.world_size).tolist(),
+        # A generator of its own: the loader would otherwise draw from the training's.
+        generator=torch.Generator(),
+        **worker_options(workers),
+    )
+
+
+def on_every_rank(
+    features: Tensor, labels: Tensor, images: EvaluationImages, ranks: Ranks
+) -> tuple[Tensor, Tensor]:
+    """All ranks' shares, in the order of the images, whatever the number of ranks.
+
+    Args:
+        features: this rank's, from :func:`extract_features`.
+        labels: theirs.
+        images: the set that they are of.
+        ranks: this process's place.
+    """
+    if ranks.world_size == 1:
+        return features, labels
+    shares = ranks.gather_objects((features.cpu(), labels.cpu()))
+    if sum(len(own) for _, own in shares) == len(images):  # none is missing: one of each in turn
+        order = torch.cat(
+            [torch.arange(rank, len(images), ranks.world_size) for rank in range(len(shares))]
+        ).argsort()
+    else:
+        order = torch.arange(sum(len(own) for _, own in shares))
+    joined = [torch.cat([share[part] for share in shares])[order] for part in (0, 1)]
+    return joined[0].to(features.device), joined[1].to(labels.device)

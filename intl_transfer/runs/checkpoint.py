@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import time
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -14,9 +15,11 @@ import torch
 
 from intl_transfer.errors import UserError
 from intl_transfer.runs.atomic import write_atomically
+from intl_transfer.runs.distributed import Ranks
 
 FORMAT = "intl-transfer checkpoint"
 SCHEMA = 1
+_LATE_SECONDS = 60  # until a shared file system shows what another node wrote
 _NAME = re.compile(r"step_(\d+)\.pt")
 
 
@@ -131,3 +134,30 @@ def load_newest(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
             "to start the run anew"
         )
     return None
+
+
+def load_newest_for_all(folder: str | Path, ranks: Ranks) -> tuple[Path, dict[str, Any]] | None:
+    """As :func:`load_newest`, the same file on every rank; clears away what a killed run left.
+
+    One rank looks, all take what it found: on a shared disk others may see less.
+
+    Args:
+        folder: the run's ``checkpoints`` folder.
+        ranks: this process's place.
+    """
+    folder = Path(folder)
+    found = None
+    if ranks.is_main:
+        for leftover in folder.glob(".step_*.part"):
+            leftover.unlink(missing_ok=True)
+        found = load_newest(folder)
+    name = ranks.gather_objects(str(found[0]) if found else None)[0]
+    if name is None:
+        return None
+    if found is not None:
+        return found
+    path = Path(name)
+    deadline = time.monotonic() + _LATE_SECONDS
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return path, read_checkpoint(path)

@@ -29,7 +29,7 @@ MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 RESULTS = "results.json"
 
-Stage = Literal["pretrain", "detection"]
+Stage = Literal["pretrain", "detection", "evaluation"]
 STATUSES = ("running", "finished", "failed", "interrupted")
 
 _LIBRARIES = (
@@ -81,7 +81,7 @@ class RunDirectory:
 
         Args:
             path: the folder; made if absent.
-            stage: ``"pretrain"`` or ``"detection"``.
+            stage: ``"pretrain"``, ``"detection"`` or ``"evaluation"``.
             name: a short name for tables and logs.
             config_name: the configuration file's name, as the user gave it.
             config: the fully resolved configuration, JSON-compatible.

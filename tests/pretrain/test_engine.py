@@ -40,7 +40,7 @@ def batch(seed=0):
     views = [
         torch.randint(0, 256, (8, s, s, 3), dtype=torch.uint8, generator=generator) for s in sizes
     ]
-    return Batch(views, [], False)
+    return Batch(views, torch.arange(len(views[0])), [], False)
 
 
 def assert_close(one, two, **tolerance):

@@ -157,7 +157,7 @@ def evaluation_run(root, name, *, kind="linear", dataset="cifar10", seed=0, **ch
     }
     run = RunDirectory.start(
         Path(root) / name,
-        stage="evaluation",  # type: ignore[arg-type]
+        stage="evaluation",
         name=name,
         config_name="c",
         config={},

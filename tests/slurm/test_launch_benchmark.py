@@ -167,6 +167,64 @@ def test_learning_rates_and_seeds_multiply(tmp_path, config):
     assert command[command.index("--seed") + 1] == "4"
 
 
+CLASSIFICATION = """
+datasets: {datasets}
+initialisations:
+  random: {{random: true}}
+evaluations:
+  linear:
+    kind: classification
+    config: shapes_linear
+    overrides:
+      - model.backbone=resnet18
+      - "data.train=${{datasets}}/shapes/classification/train"
+      - "data.test=${{datasets}}/shapes/classification/val"
+      - data.augment=false
+      - data.size=32
+      - optim.epochs=1
+      - optim.batch_size=4
+    seeds: [0, 1]
+    learning_rates: [0.1, 0.2]
+    resources: {{gpus_per_node: 0, cpus_per_gpu: 1, time: 60}}
+published: false
+"""
+
+
+def test_classification_is_a_kind_of_evaluation(tmp_path, data):
+    file = tmp_path / "linear.yaml"
+    file.write_text(CLASSIFICATION.format(datasets=data))
+    nodes = {n.key: n for n in plan(read(str(file), []), tmp_path) if n.stage == "evaluation"}
+    starts = {f"linear/random_lr{rate}_seed{seed}" for rate in ("0.1", "0.2") for seed in (0, 1)}
+    assert set(nodes) == starts
+    command = nodes["linear/random_lr0.2_seed1"].command
+    assert command[1:5] == ["-m", "intl_transfer", "evaluate", "--weights"]
+    assert command[-2:] == ["seed=1", "optim.lr=0.2"]
+    for wrong, message in (
+        ("evaluations.linear.overrides=[optim.ephocs=1]", "evaluations.linear: .*optim.ephocs"),
+        ("evaluations.linear.overrides=[kind=knn]", "nearest neighbours learn nothing"),
+        ("evaluations.linear.kind=classify", "expected detection, classification"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read(str(file), [wrong])
+    with pytest.raises(UserError, match="3 ranks do not divide the global batch of 4"):
+        plan(read(str(file), []), tmp_path, ranks_per_node=3)
+
+
+@pytest.mark.slow
+def test_a_benchmark_of_classification_ends_in_a_table(tmp_path, data):
+    file = tmp_path / "linear.yaml"
+    file.write_text(CLASSIFICATION.format(datasets=data))
+    arguments = [file, "--output-dir", tmp_path / "runs", "--cluster", "local", "--parallel", "2"]
+    one_rate = "evaluations.linear.learning_rates=[]"
+    done = run(LAUNCH, os.environ, *arguments, one_rate)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = (tmp_path / "runs" / "report" / "table.md").read_text()
+    assert "shapes, resnet18: linear evaluation" in table
+    assert "| random init" in table
+    again = run(LAUNCH, os.environ, *arguments, one_rate)
+    assert "nothing to submit" in again.stdout
+
+
 def test_a_checkpoint_of_any_method_is_converted_and_nothing_else_is_made(tmp_path, config):
     (tmp_path / "moco.pth.tar").write_bytes(b"")
     settings = [f"initialisations.moco.checkpoint={tmp_path}/moco.pth.tar"]

@@ -10,6 +10,9 @@ const CURVE_NAMES = {
   data_time: "Waiting for data, s",
   ema_momentum: "Momentum of the moving average",
   knn_accuracy: "k-NN accuracy, %",
+  test_top1: "top-1 of the test, %",
+  test_top5: "top-5 of the test, %",
+  train_top1: "top-1 of training batches, %",
   loss_cls: "classes",
   loss_box_reg: "boxes",
   loss_mask: "masks",
@@ -77,6 +80,7 @@ const byImportance = (names) => {
     "evaluation/mask/AP",
     "evaluation/voc/AP",
     "knn_accuracy",
+    "test_top1",
     "lr",
   ];
   return [...new Set(names)].sort(
@@ -159,6 +163,20 @@ function pretrainingCurves(key) {
     single(key, ["lr"], "Learning rate"),
     single(key, ["ema_momentum"], "Momentum of the moving average"),
     single(key, ["images_per_second"], "Images a second"),
+  ].filter(Boolean);
+}
+
+/** Also of runs that others made in this form, under names of their own. */
+function classificationCurves(key) {
+  const known = ["loss", "test_top1", "train_top1", "test_top5", "lr", "images_per_second"];
+  const others = byImportance(curveNames(key)).filter((name) => !known.includes(name));
+  return [
+    single(key, ["loss"], "Loss", { switchable: true }),
+    single(key, ["test_top1", "train_top1"], "Top-1, %"),
+    single(key, ["test_top5"], "Top-5, %"),
+    single(key, ["lr"], "Learning rate"),
+    single(key, ["images_per_second"], "Images a second"),
+    ...others.slice(0, 6).map((name) => single(key, [name], curveName(name))),
   ].filter(Boolean);
 }
 

@@ -115,6 +115,9 @@ function detectionStations(key, run, from) {
   if (!from.weights_sha256 && !from.source_sha256) return [startStation(run, from), ...end];
   const backbone = from.source_path ? lastPart(from.source_path) : "file";
   const weights = from.weights_path ? lastPart(from.weights_path) : "file";
+  // Classification reads a backbone as it is.
+  const converted =
+    from.weights_sha256 && from.source_sha256 && from.weights_sha256 !== from.source_sha256;
   return [
     originStation(run, from),
     from.source_sha256 &&
@@ -124,12 +127,11 @@ function detectionStations(key, run, from) {
         from.branch && `branch ${from.branch}`,
         pathFact(from.source_path),
       ]),
-    from.weights_sha256 &&
-      from.source_sha256 &&
+    converted &&
       station("conversion", "intl-transfer convert", [
         from.backbone && `${from.backbone} → Detectron2`,
       ]),
-    from.weights_sha256 &&
+    (converted || !from.source_sha256) &&
       station("weights", weights, [hashFact(from.weights_sha256), pathFact(from.weights_path)]),
     ...end,
   ];

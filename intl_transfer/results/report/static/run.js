@@ -72,7 +72,7 @@ function headFacts(key, run) {
       ["Stage", { pretrain: "pretraining", detection: "detection" }[run.stage] || run.stage],
       ["Method", run.method],
       ["Seed", run.seed],
-      [run.stage === "pretrain" ? "Backbone" : "Detector", run.detector],
+      [run.stage === "detection" ? "Detector" : "Backbone", run.detector],
       ["Data", run.dataset],
       ["Schedule", run.schedule && `${run.schedule}, batch ${run.batch_size}, lr ${run.base_lr}`],
       ["Epochs", run.epochs],
@@ -310,7 +310,14 @@ function runPage(key) {
   const pretraining = run.stage === "pretrain";
   const detail = details(key);
   const charts = (
-    own({ pretrain: pretrainingCurves, detection: detectionCurves }, run.stage) || otherCurves
+    own(
+      {
+        pretrain: pretrainingCurves,
+        detection: detectionCurves,
+        evaluation: classificationCurves,
+      },
+      run.stage,
+    ) || otherCurves
   )(key);
   const words = [
     run.reason !== detail.error ? run.reason : null,

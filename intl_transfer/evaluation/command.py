@@ -1,0 +1,137 @@
+"""Evaluates a backbone by classification: linear head, few labels, or nearest neighbours.
+
+    intl-transfer evaluate --weights RUN_OR_CKPT --config imagenet_linear [key=value ...]
+    torchrun --nproc-per-node 8 -m intl_transfer evaluate --weights RUN --config imagenet_semi1
+    intl-transfer evaluate --weights random --config shapes_knn
+
+Run the same command again to continue a run that was stopped; exit status 75 says that it wants to
+be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from intl_transfer.evaluation.config import EvaluationConfig
+    from intl_transfer.runs.changes import Changes
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "evaluation"
+
+# Where things lie, what is told and how the machine is used may differ between sessions.
+_ELSEWHERE = ("data.train", "data.test", "data.workers", "data.cache", "data.max_unreadable")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of ``intl-transfer evaluate``."""
+    from intl_transfer.conversion.command import add_told
+
+    parser.add_argument(
+        "--weights",
+        required=True,
+        metavar="RUN_OR_CKPT",
+        help="pretraining run, checkpoint of any format that `convert` knows, or 'random'",
+    )
+    parser.add_argument("--config", required=True, help="name in configs/evaluation/, or a path")
+    parser.add_argument("--output-dir", help="run directory, as output_dir=DIR")
+    parser.add_argument("--branch", metavar="online|target", help="which of two networks")
+    parser.add_argument(
+        "--allow-config-change",
+        action="store_true",
+        help="continue a run with other settings than it began with",
+    )
+    add_told(parser, "--pretraining-dataset")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example seed=1")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluates; returns 0, or 75 for a run that was asked to stop."""
+    import torch
+
+    from intl_transfer.conversion.command import told_of
+    from intl_transfer.evaluation.config import EvaluationConfig
+    from intl_transfer.evaluation.stage import evaluate
+    from intl_transfer.evaluation.subject import load_subject
+    from intl_transfer.runs.changes import differences, unfinished
+    from intl_transfer.runs.distributed import process_group
+    from intl_transfer.runs.lock import directory_lock
+
+    name = Path(arguments.config).stem
+    config = configuration(arguments.config, arguments.overrides)
+    label = f"{name}_{weights_label(arguments.weights)}_seed{config.seed}"
+    config.output_dir = arguments.output_dir or config.output_dir or f"runs/evaluation/{label}"
+    try:
+        with process_group(config.engine.device) as ranks, ExitStack() as stack:
+            if ranks.is_main:
+                stack.enter_context(directory_lock(config.output_dir))
+            torch.manual_seed(config.seed)  # decides random weights
+            subject = load_subject(
+                arguments.weights, config.model, arguments.branch, told_of(arguments)
+            )
+            changes = {
+                **differences(
+                    config.output_dir,
+                    dataclasses.asdict(config),
+                    dataclasses.asdict(EvaluationConfig()),
+                    partial(_may_differ, kind=config.kind),
+                ),
+                **_other_weights(config.output_dir, subject.initialisation["weights_sha256"]),
+            }
+            if not unfinished(config.output_dir, changes, arguments.allow_config_change):
+                if ranks.is_main:
+                    print(f"{config.output_dir} is finished; nothing to do")
+                return 0
+            return evaluate(config, name, subject, ranks, changes)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def configuration(name: str, overrides: list[str]) -> EvaluationConfig:
+    """Reads and checks a configuration.
+
+    Args:
+        name: in ``configs/evaluation/``, or a path.
+        overrides: ``key=value``.
+
+    Raises:
+        UserError: for an unknown name, key or value.
+    """
+    from intl_transfer.evaluation.config import EvaluationConfig, check
+    from intl_transfer.runs.config import load_config
+
+    config = load_config(EvaluationConfig, name, overrides, CONFIGS)
+    check(config)
+    return config
+
+
+def weights_label(weights: str) -> str:
+    """What a run is called after."""
+    path = Path(weights).resolve()
+    inside = path.is_file() and (path.parent / "manifest.json").exists()
+    return path.parent.name if inside else path.name if path.is_dir() else path.name.split(".")[0]
+
+
+def _may_differ(key: str, kind: str) -> bool:
+    """Whether sessions of one run may differ in a setting: it does not decide the result."""
+    if kind == "knn" and key.startswith("optim."):
+        return True
+    free = ("output_dir", "engine.", "log.", *_ELSEWHERE)
+    return key != "engine.precision" and key.startswith(free)
+
+
+def _other_weights(folder: str, sha256: str | None) -> Changes:
+    """Whether the run directory's earlier session began with another file."""
+    from intl_transfer.runs import MANIFEST, read_manifest
+
+    if not (Path(folder) / MANIFEST).exists():
+        return {}
+    inputs = read_manifest(folder)["inputs"]
+    before = inputs[0]["sha256"] if inputs else None
+    return {} if before == sha256 else {"weights": {"before": before, "now": sha256}}

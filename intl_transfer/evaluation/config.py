@@ -1,0 +1,257 @@
+"""The configuration of the evaluation stage; recipes are in ``configs/evaluation/``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from intl_transfer.errors import UserError
+
+KINDS = {
+    "linear": "linear evaluation",
+    "semi": "fine-tuning on a part of the labels",
+    "knn": "k nearest neighbours",
+}
+OPTIMISERS = ("sgd", "adam")
+SCHEDULES = ("steps", "cosine", "exponential")
+
+
+@dataclass
+class DataConfig:
+    """Labelled images.
+
+    Attributes:
+        name: of the data set, in tables: ``imagenet``, ``cifar10``, ...
+        train: images to learn from: a folder of ``CLASS/IMAGE``, tar shards, or CIFAR's files.
+        test: images to be tested on; their classes must be the same.
+        subset: a list of the training images that count (ImageNet's 1 % and 10 %).
+        labels_percent: share of the labels that ``semi`` sees. Without ``subset`` as many images
+            of each class are drawn, the same for every seed.
+        size: side of the images, in pixels.
+        augment: whether training images are cropped and mirrored at random. Without, features of a
+            frozen backbone are computed once.
+        scale_min: smallest share of an image's area that a random crop covers.
+        workers: loading processes of each rank.
+        cache: keep decoded training images in memory.
+        max_unreadable: share of the images that may be unreadable before the run fails.
+    """
+
+    name: str = MISSING
+    train: str = MISSING
+    test: str = MISSING
+    subset: str | None = None
+    labels_percent: float | None = None
+    size: int = 224
+    augment: bool = True
+    scale_min: float = 0.08
+    workers: int = 8
+    cache: bool = False
+    max_unreadable: float = 0.01
+
+
+@dataclass
+class ModelConfig:
+    """The backbone that ``--weights random`` makes; files say themselves what they hold.
+
+    Attributes:
+        backbone: ``resnet18`` to ``resnet152``, ``wide_resnet50_2``.
+        stem: ``imagenet`` or ``cifar``.
+    """
+
+    backbone: str = "resnet50"
+    stem: str = "imagenet"
+
+
+@dataclass
+class OptimConfig:
+    """How the head, and in ``semi`` the backbone, learns.
+
+    Attributes:
+        optimizer: ``sgd`` or ``adam``.
+        epochs: passes over the training images.
+        batch_size: N of all ranks together.
+        lr: learning rate of the head, for this batch size, as it is.
+        backbone_lr: learning rate of the backbone, in ``semi``.
+        momentum: of SGD.
+        weight_decay: on all that learns.
+        schedule: ``steps`` (a tenth at each milestone), ``cosine`` (to zero, step by step) or
+            ``exponential`` (to ``final_lr``, epoch by epoch).
+        milestones: epochs at which ``steps`` steps.
+        final_lr: where ``exponential`` ends.
+        head_std: standard deviation of the head's first weights.
+    """
+
+    optimizer: str = "sgd"
+    epochs: int = 100
+    batch_size: int = 256
+    lr: float = 0.2
+    backbone_lr: float | None = None
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: str = "steps"
+    milestones: list[int] = field(default_factory=lambda: [60, 80])
+    final_lr: float | None = None
+    head_std: float = 0.01
+
+
+@dataclass
+class EngineConfig:
+    """How the machine is used.
+
+    Attributes:
+        device: ``auto``, ``cpu`` or ``cuda``.
+        precision: of the backbone: ``fp32``, ``bf16`` or ``fp16``. The head is always fp32.
+        channels_last: memory layout of convolutions.
+        threads: CPU threads; null leaves torch's choice.
+        checkpoint_epochs: epochs between checkpoints.
+        stop_after_steps: end this session after so many steps; the run can be continued.
+    """
+
+    device: str = "auto"
+    precision: str = "fp32"
+    channels_last: bool = True
+    threads: int | None = None
+    checkpoint_epochs: int = 1
+    stop_after_steps: int | None = None
+
+
+@dataclass
+class LogConfig:
+    """What is told while a run goes on.
+
+    Attributes:
+        seconds: time between progress lines.
+        steps: steps between lines of ``metrics.jsonl``.
+        test_epochs: epochs between tests; 0 tests at the end alone. Results are the last test's.
+        tensorboard: also write TensorBoard's files.
+        wandb: project of Weights & Biases to report to; null does not.
+    """
+
+    seconds: float = 10.0
+    steps: int = 10
+    test_epochs: int = 1
+    tensorboard: bool = True
+    wandb: str | None = None
+
+
+@dataclass
+class EvaluationConfig:
+    """A whole evaluation.
+
+    Attributes:
+        kind: ``linear``, ``semi`` or ``knn``.
+        seed: decides the head's first weights, order and crops.
+        output_dir: the run directory; null makes ``runs/evaluation/CONFIG_WEIGHTS_seedN``.
+        data: labelled images.
+        model: for ``--weights random``.
+        optim: not for ``knn``.
+        k: neighbours of ``knn``.
+        engine: how the machine is used.
+        log: what is told.
+    """
+
+    kind: str = MISSING
+    seed: int = 0
+    output_dir: str | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    k: int = 5
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+def check(config: EvaluationConfig) -> None:
+    """Refuses values that no evaluation could use, before anything is built.
+
+    Raises:
+        UserError: naming the key, what it is and what was expected.
+    """
+    data, optim, engine = config.data, config.optim, config.engine
+    choices = {
+        "kind": (config.kind, KINDS),
+        "optim.optimizer": (optim.optimizer, OPTIMISERS),
+        "optim.schedule": (optim.schedule, SCHEDULES),
+        "engine.precision": (engine.precision, ("fp32", "bf16", "fp16")),
+    }
+    for key, (value, known) in choices.items():
+        if value not in known:
+            raise UserError(f"{key} is '{value}'; expected one of {', '.join(known)}")
+    positive = {
+        "k": config.k,
+        "data.size": data.size,
+        "optim.epochs": optim.epochs,
+        "optim.batch_size": optim.batch_size,
+        "engine.checkpoint_epochs": engine.checkpoint_epochs,
+        "engine.stop_after_steps": engine.stop_after_steps,
+        "engine.threads": engine.threads,
+        "log.steps": config.log.steps,
+    }
+    for key, number in positive.items():
+        if number is not None and number < 1:
+            raise UserError(f"{key} is {number}; expected at least 1")
+    rules: dict[str, tuple[Any, bool, str]] = {
+        "optim.lr": (optim.lr, 0 < optim.lr < float("inf"), "a positive number"),
+        "optim.momentum": (optim.momentum, 0 <= optim.momentum < 1, "0 to below 1"),
+        "optim.weight_decay": (optim.weight_decay, optim.weight_decay >= 0, "0 or more"),
+        "optim.head_std": (optim.head_std, optim.head_std >= 0, "0 or more"),
+        "data.workers": (data.workers, data.workers >= 0, "0 or more"),
+        "data.scale_min": (data.scale_min, 0 < data.scale_min <= 1, "a share above 0, up to 1"),
+        "data.max_unreadable": (data.max_unreadable, 0 <= data.max_unreadable <= 1, "0 to 1"),
+        "log.test_epochs": (config.log.test_epochs, config.log.test_epochs >= 0, "0 or more"),
+    }
+    if optim.schedule == "exponential":
+        final = optim.final_lr
+        is_good = final is not None and 0 < final <= optim.lr
+        rules["optim.final_lr"] = (final, is_good, f"above 0, up to optim.lr ({optim.lr:g})")
+    if config.kind == "semi":
+        rate, share = optim.backbone_lr, data.labels_percent
+        rules["optim.backbone_lr"] = (rate, rate is not None and rate > 0, "a positive number")
+        rules["data.labels_percent"] = (
+            share,
+            share is not None and 0 < share <= 100,
+            "the per cent of the labels that are seen, above 0, up to 100",
+        )
+        augmented = "true: what learns as a whole needs crops that change"
+        rules["data.augment"] = (data.augment, data.augment, augmented)
+    else:
+        rules["optim.backbone_lr"] = (
+            optim.backbone_lr,
+            optim.backbone_lr is None,
+            "null: only kind=semi trains the backbone",
+        )
+        rules["data.labels_percent"] = (
+            data.labels_percent,
+            data.labels_percent is None,
+            "null: it belongs to kind=semi",
+        )
+    for key, (value, is_good, expected) in rules.items():
+        if not is_good:
+            raise UserError(f"{key} is {value}; expected {expected}")
+
+
+def protocol(config: EvaluationConfig) -> dict[str, Any]:
+    """What must agree for two evaluations' figures to be compared."""
+    data, optim = config.data, config.optim
+    if config.kind == "knn":
+        return {"k": config.k}
+    values: dict[str, Any] = {
+        "epochs": optim.epochs,
+        "batch_size": optim.batch_size,
+        "lr": optim.lr,
+    }
+    if config.kind == "semi":
+        values |= {"backbone_lr": optim.backbone_lr, "labels_percent": data.labels_percent}
+        values |= {"labels": "listed" if data.subset else "drawn"}
+    usual = DataConfig()
+    if data.size != usual.size:
+        values["size"] = data.size
+    if not data.augment:
+        values["augmentation"] = "none"
+    if optim.optimizer != "sgd":
+        values["optimizer"] = optim.optimizer
+    if optim.weight_decay:
+        values["weight_decay"] = optim.weight_decay
+    return values

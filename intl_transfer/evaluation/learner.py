@@ -1,0 +1,199 @@
+"""What learns in an evaluation: a linear head, alone or with the backbone below it."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from intl_transfer.data.loaders import rank_batch_size
+from intl_transfer.evaluation.config import EvaluationConfig, OptimConfig
+from intl_transfer.evaluation.subject import Subject
+from intl_transfer.models import synchronise_batchnorm
+from intl_transfer.runs.distributed import Ranks, parallelise
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_STEP_FACTOR = 0.1
+
+
+class FeatureNetwork(nn.Module):
+    """A backbone under a precision of its own; features come out as float32.
+
+    Args:
+        subject: whose backbone it is.
+        config: the evaluation's.
+        ranks: this process's place; the network is moved to its device.
+    """
+
+    def __init__(self, subject: Subject, config: EvaluationConfig, ranks: Ranks) -> None:
+        super().__init__()
+        engine = config.engine
+        self.precision = PRECISIONS[engine.precision]
+        self._memory = torch.channels_last if engine.channels_last else torch.contiguous_format
+        self._subject = subject
+        self.backbone = cast(Any, subject.network).to(ranks.device, memory_format=self._memory)
+
+    def inputs(self, pixels: Tensor, device: torch.device) -> Tensor:
+        """A uint8 batch (B, H, W, 3) as the backbone takes it, on the device."""
+        return self._subject.images(pixels, device).to(memory_format=self._memory)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, width) of images (B, 3, H, W)."""
+        is_reduced = self.precision is not None
+        with torch.autocast(images.device.type, self.precision, enabled=is_reduced):
+            features: Tensor = self.backbone(images)
+        return features.float()
+
+
+class Classifier(nn.Module):
+    """A backbone and a linear head; images or features in, logits out.
+
+    Args:
+        features: images to features.
+        width: of the features.
+        classes: number of classes.
+        head_std: standard deviation of the head's first weights; its bias starts at zero.
+        is_frozen: the backbone stays as it is, in evaluation mode.
+    """
+
+    def __init__(
+        self,
+        features: FeatureNetwork,
+        width: int,
+        classes: int,
+        head_std: float,
+        is_frozen: bool,
+    ) -> None:
+        super().__init__()
+        self.features, self.head = features, nn.Linear(width, classes)
+        nn.init.normal_(self.head.weight, std=head_std)
+        nn.init.zeros_(self.head.bias)
+        self.is_frozen = is_frozen
+        features.requires_grad_(not is_frozen)
+        self.train()
+
+    def train(self, mode: bool = True) -> Classifier:
+        """As of any module; a frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        if self.is_frozen:
+            self.features.eval()
+        return self
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits (B, classes) of images (B, 3, H, W), or of features (B, width)."""
+        if inputs.dim() == 4:
+            with torch.no_grad() if self.is_frozen else nullcontext():
+                inputs = self.features(inputs)
+        logits: Tensor = self.head(inputs)
+        return logits
+
+
+class Learner:
+    """The classifier, its optimiser and its schedule.
+
+    Args:
+        subject: the backbone.
+        classes: number of classes.
+        config: the evaluation's.
+        ranks: this process's place.
+
+    Raises:
+        UserError: if the ranks do not divide the batch.
+    """
+
+    def __init__(
+        self, subject: Subject, classes: int, config: EvaluationConfig, ranks: Ranks
+    ) -> None:
+        rank_batch_size(config.optim.batch_size, ranks.world_size)
+        self._ranks, self._optim = ranks, config.optim
+        is_frozen = config.kind != "semi"
+        features = FeatureNetwork(subject, config, ranks)
+        if not is_frozen and ranks.world_size > 1:
+            features.backbone = synchronise_batchnorm(features.backbone, ranks.device)
+        head_std = config.optim.head_std
+        self.classifier = Classifier(features, subject.width, classes, head_std, is_frozen)
+        self.classifier.head.to(ranks.device)
+        self.optimiser = build_optimiser(self.classifier, config.optim)
+        is_scaled = features.precision == torch.float16 and not is_frozen
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=is_scaled)
+        self._network: nn.Module = self.classifier
+        if ranks.world_size > 1:
+            self._network = parallelise(self.classifier, ranks, share_buffers=False)
+
+    def inputs(self, batch: Tensor) -> Tensor:
+        """Pixels as the network takes them; features as they are. On the device."""
+        device = self._ranks.device
+        return (
+            batch.to(device) if batch.dim() == 2 else self.classifier.features.inputs(batch, device)
+        )
+
+    def step(self, factor: float, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Learns from this rank's rows.
+
+        Args:
+            factor: of all learning rates, from :func:`schedule`.
+            inputs: pixels (B, size, size, 3), or features (B, width).
+            labels: (B,).
+
+        Returns:
+            This rank's mean cross-entropy, and how many rows were classified rightly before the
+            step, both on the device.
+        """
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        labels = labels.to(self._ranks.device)
+        logits = self._network(self.inputs(inputs))
+        loss = F.cross_entropy(logits, labels)
+        self.optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(self.scaler.scale(loss))
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it; of a frozen backbone nothing."""
+        learned = self.classifier.head if self.classifier.is_frozen else self.classifier
+        return {
+            "classifier": learned.state_dict(),
+            "optimizer": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Takes up what :meth:`state` gave."""
+        learned = self.classifier.head if self.classifier.is_frozen else self.classifier
+        learned.load_state_dict(state["classifier"])
+        self.optimiser.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+
+
+def build_optimiser(classifier: Classifier, optim: OptimConfig) -> torch.optim.Optimizer:
+    """SGD or Adam on the head, and on a backbone that learns at a rate of its own."""
+    groups = [{"params": list(classifier.head.parameters()), "base_lr": optim.lr}]
+    if not classifier.is_frozen:
+        backbone = list(classifier.features.parameters())
+        groups.append({"params": backbone, "base_lr": optim.backbone_lr})
+    if optim.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=optim.lr, weight_decay=optim.weight_decay)
+    return torch.optim.SGD(
+        groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
+    )
+
+
+def schedule(step: int, steps_per_epoch: int, optim: OptimConfig) -> float:
+    """What all learning rates are multiplied by at a step, counted from 0.
+
+    ``steps``: a tenth for each milestone passed. ``cosine``: ``(1 + cos(pi step / total)) / 2``.
+    ``exponential``: ``(final_lr / lr)^(epoch / epochs)``.
+    """
+    epoch = step // steps_per_epoch
+    if optim.schedule == "cosine":
+        return (1 + math.cos(math.pi * step / (optim.epochs * steps_per_epoch))) / 2
+    if optim.schedule == "exponential":
+        assert optim.final_lr is not None
+        return float((optim.final_lr / optim.lr) ** (epoch / optim.epochs))
+    return float(_STEP_FACTOR ** sum(milestone <= epoch for milestone in optim.milestones))

@@ -1,0 +1,106 @@
+"""What the kinds of evaluation share: the run directory, features of whole sets."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from intl_transfer.errors import UserError
+from intl_transfer.evaluation.config import EvaluationConfig, protocol
+from intl_transfer.evaluation.features import EvaluationImages, extract_features
+from intl_transfer.evaluation.learner import FeatureNetwork
+from intl_transfer.evaluation.subject import Subject
+from intl_transfer.runs import RunDirectory
+from intl_transfer.runs.changes import Changes
+from intl_transfer.runs.distributed import Ranks
+
+ROWS = 128  # images or features at a time where nothing is learned
+
+
+@dataclass
+class Session:
+    """What one session of an evaluation works with.
+
+    Attributes:
+        config: the run's.
+        name: the configuration's.
+        subject: the backbone.
+        ranks: this process's place.
+        output: the run directory.
+        run: the same, open, on rank 0.
+    """
+
+    config: EvaluationConfig
+    name: str
+    subject: Subject
+    ranks: Ranks
+    output: Path
+    run: RunDirectory | None = None
+
+    def finish(self, metrics: dict[str, float | None], seconds: float, **figures: Any) -> None:
+        """Writes the results, on rank 0."""
+        if self.run is None:
+            return
+        config = self.config
+        learns = config.kind != "knn"
+        self.run.finish(
+            {
+                "stage": "evaluation",
+                "kind": config.kind,
+                "dataset": {"name": config.data.name},
+                "architecture": {"backbone": self.subject.architecture},
+                "protocol": protocol(config),
+                **({"epoch": config.optim.epochs} if learns else {}),
+                "initialisation": self.subject.initialisation,
+                "seed": config.seed,
+                "metrics": metrics,
+                **figures,
+                "wall_time_s": round(seconds, 3),
+            }
+        )
+
+
+def open_run(session: Session, changes: Changes) -> RunDirectory:
+    """Opens the run directory for a new session."""
+    config, start = session.config, session.subject.initialisation
+    return RunDirectory.start(
+        session.output,
+        stage="evaluation",
+        name=f"{session.name} of {start['method'] or 'unknown method'} seed {config.seed}",
+        config_name=session.name,
+        config=dataclasses.asdict(config),
+        seed=config.seed,
+        method=start["method"],
+        inputs=session.subject.inputs,
+        world_size=session.ranks.world_size,
+        changes=changes,
+    )
+
+
+def frozen_features(
+    session: Session, network: FeatureNetwork, images: EvaluationImages
+) -> tuple[Tensor, Tensor]:
+    """This rank's share of a set's features and labels, as they are without augmentation."""
+    workers = session.config.data.workers
+    return extract_features(network, images, session.ranks, ROWS, workers, network.inputs)
+
+
+def check_readable(session: Session, images: EvaluationImages, part: tuple[Tensor, Tensor]) -> int:
+    """How many of a set's images could not be read, on all ranks together.
+
+    Raises:
+        UserError: if they are too many.
+    """
+    missing: int = len(images) - sum(session.ranks.gather_objects(len(part[1])))
+    limit = session.config.data.max_unreadable
+    if missing > limit * len(images):
+        raise UserError(
+            f"{missing} of {len(images)} images cannot be read, over the limit of "
+            f"data.max_unreadable={limit:g}; `intl-transfer evaluate` needs images that OpenCV "
+            "or Pillow can open"
+        )
+    return missing

@@ -1,0 +1,75 @@
+"""The evaluation stage: a backbone in, top-1 and top-5 out, by way of a run directory."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from intl_transfer.data.sources import ImageSource
+from intl_transfer.evaluation.batches import open_sets
+from intl_transfer.evaluation.config import KINDS, EvaluationConfig
+from intl_transfer.evaluation.features import EvaluationImages
+from intl_transfer.evaluation.knn import knn_accuracy
+from intl_transfer.evaluation.learner import FeatureNetwork
+from intl_transfer.evaluation.session import Session, check_readable, frozen_features, open_run
+from intl_transfer.evaluation.subject import Subject
+from intl_transfer.evaluation.training import Training
+from intl_transfer.runs.changes import Changes
+from intl_transfer.runs.distributed import Ranks
+from intl_transfer.runs.stopping import StopRequest
+
+
+def evaluate(
+    config: EvaluationConfig, name: str, subject: Subject, ranks: Ranks, changes: Changes
+) -> int:
+    """One evaluation from start, or from its newest checkpoint, to its results.
+
+    Args:
+        config: checked, with ``output_dir``.
+        name: the configuration's.
+        subject: the backbone.
+        ranks: this process's place.
+        changes: settings in which the run's last session differs.
+
+    Returns:
+        An exit status: 0, or 75 for a run that was asked to stop and can be continued.
+    """
+    if config.engine.threads is not None:
+        torch.set_num_threads(config.engine.threads)
+    torch.backends.cudnn.benchmark = True
+    train, test = open_sets(config.data, ranks)
+    session = Session(config, name, subject, ranks, Path(config.output_dir or ""))
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        if ranks.is_main:
+            session.run = open_run(session, changes)
+            stack.enter_context(session.run.recording())
+            print(
+                f"{KINDS[config.kind]}, {subject.architecture} "
+                f"({subject.initialisation['method'] or 'method unknown'}) on {config.data.name}: "
+                f"{len(train)} + {len(test)} images, {len(train.classes)} classes, "
+                f"{ranks.world_size} rank(s) on {ranks.device.type}",
+                flush=True,
+            )
+        if config.kind == "knn":
+            return neighbours(session, train, test)
+        return Training(session, train, test).run(stop, stack)
+
+
+def neighbours(session: Session, train: ImageSource, test: ImageSource) -> int:
+    """The k nearest neighbours on frozen features; nothing learns."""
+    began = time.perf_counter()
+    config, ranks = session.config, session.ranks
+    network = FeatureNetwork(session.subject, config, ranks)
+    sets = [EvaluationImages(source, config.data.size) for source in (train, test)]
+    parts = [frozen_features(session, network, images) for images in sets]
+    missing = sum(check_readable(session, *pair) for pair in zip(sets, parts, strict=True))
+    accuracy = knn_accuracy(*parts[0], *parts[1], k=config.k, ranks=ranks)
+    session.finish({"top1": accuracy}, time.perf_counter() - began, unreadable_images=missing)
+    if ranks.is_main:
+        print(f"finished: {config.k}-NN accuracy {accuracy:.2f} %: {session.output}/results.json")
+    ranks.barrier()
+    return 0

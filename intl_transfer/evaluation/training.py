@@ -1,0 +1,260 @@
+"""A head learns on a backbone, frozen or not, and is tested."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
+from intl_transfer.data.sources import ImageSource
+from intl_transfer.errors import UserError
+from intl_transfer.evaluation.batches import CroppedImages, Features
+from intl_transfer.evaluation.features import EvaluationImages, on_every_rank, own_share
+from intl_transfer.evaluation.learner import Classifier, Learner, schedule
+from intl_transfer.evaluation.session import ROWS, Session, check_readable, frozen_features
+from intl_transfer.runs import write_atomically
+from intl_transfer.runs.checkpoint import (
+    CheckpointNotWrittenError,
+    load_newest_for_all,
+    save_checkpoint,
+)
+from intl_transfer.runs.progress import Progress
+from intl_transfer.runs.stopping import CONTINUE, StopRequest
+from intl_transfer.runs.trackers import Trackers
+
+CLASSIFIER = "classifier.safetensors"
+_TOP = (1, 5)
+
+
+class Training:
+    """A head, with or without its backbone, learns; then it is tested.
+
+    Args:
+        session: what it works with.
+        train: images to learn from.
+        test: images to be tested on.
+    """
+
+    def __init__(self, session: Session, train: ImageSource, test: ImageSource) -> None:
+        config, ranks = session.config, session.ranks
+        self._session, self._config, self._ranks = session, config, ranks
+        torch.manual_seed(config.seed)
+        self.learner = Learner(session.subject, len(train.classes), config, ranks)
+        self._classes = list(train.classes)
+        self._test_images = EvaluationImages(test, config.data.size)
+        self._test_features: tuple[Tensor, Tensor] | None = None
+        self._unreadable_tests = 0
+        seed, size = config.seed, config.optim.batch_size
+        self.batches: CroppedImages | Features
+        if config.data.augment:
+            self.batches = CroppedImages(train, config.data, seed, size, ranks)
+        else:
+            images = EvaluationImages(train, config.data.size)
+            part = frozen_features(session, self.learner.classifier.features, images)
+            missing = check_readable(session, images, part)
+            whole = on_every_rank(*part, images, ranks)
+            self.batches = Features(*whole, seed, size, ranks, missing)
+        self._per_epoch = self.batches.sampler.steps_per_epoch
+        self._total = config.optim.epochs * self._per_epoch
+        self._seconds = 0.0  # of earlier sessions
+
+    def run(self, stop: StopRequest, stack: ExitStack) -> int:
+        """From the newest checkpoint to the results, or to a request to stop."""
+        config, ranks, output = self._config, self._ranks, self._session.output
+        step = self._resume(output / "checkpoints")
+        self._progress = Progress(
+            self._total, step, config.log.seconds, None if ranks.is_main else False
+        )
+        stack.callback(self._progress.close)
+        self._trackers = self._open_trackers(step)
+        if self._trackers is not None:
+            stack.callback(self._trackers.close)
+        end = min(self._total, step + (config.engine.stop_after_steps or self._total))
+        tested: dict[str, float | None] | None = None
+        stopped = False
+        while step < end and not stopped:
+            sampler = self.batches.sampler
+            sampler.epoch, sampler.start = divmod(step, self._per_epoch)
+            for inputs, labels in self.batches:
+                factor = schedule(step, self._per_epoch, config.optim)
+                loss, right = self.learner.step(factor, inputs, labels)
+                step += 1
+                epoch, within = divmod(step, self._per_epoch)
+                if step % config.log.steps == 0 or step == end:
+                    self.batches.check()
+                    self._tell(step, factor, loss, right, len(labels))
+                every = config.log.test_epochs
+                if within == 0 and every and epoch % every == 0 and step < self._total:
+                    tested = self._test(step)
+                stopped = stop.agreed()
+                if (
+                    stopped
+                    or step == end
+                    or (within == 0 and epoch % config.engine.checkpoint_epochs == 0)
+                ):
+                    self._save(output / "checkpoints", step)
+                if within == 0 or step == end or stopped:
+                    break
+        stop.close()
+        if step < self._total:
+            reason = f"stopped by {stop.signal or 'a signal'}" if stopped else "stopped as asked"
+            if self._session.run is not None:
+                self._session.run.interrupt(f"{reason} after step {step}")
+                self._progress.say(f"{reason} after step {step}; the same command continues")
+            return CONTINUE if stopped else 0
+        tested = self._test(step)
+        self._conclude(tested)
+        return 0
+
+    def _open_trackers(self, step: int) -> Trackers | None:
+        run, log = self._session.run, self._config.log
+        if run is None:
+            return None
+        manifest = run.manifest
+        return Trackers(
+            *(run.path, manifest["id"], manifest["name"], manifest["config"], step),
+            *(log.tensorboard, log.wandb),
+        )
+
+    def _tell(self, step: int, factor: float, loss: Tensor, right: Tensor, rows: int) -> None:
+        """Figures of this rank's rows to the log and the progress line."""
+        value, optim = float(loss), self._config.optim
+        if not math.isfinite(value):
+            raise UserError(
+                f"the loss is {value} after step {step}; take a smaller optim.lr (now "
+                f"{optim.lr:g}), or look at the features of these weights"
+            )
+        rate = self._progress.rate(step) * optim.batch_size
+        figures = {"loss": value, "train_top1": 100 * float(right) / rows, "lr": optim.lr * factor}
+        self._log(step, {**figures, "images_per_second": rate})
+        if self._session.run is not None:
+            epoch = step / self._per_epoch
+            text = f"epoch {epoch:.2f} loss {value:.4g} lr {figures['lr']:.2g}"
+            self._progress.show(step, text, rate)
+
+    def _log(self, step: int, figures: dict[str, Any]) -> None:
+        epoch = step / self._per_epoch
+        if self._session.run is not None:
+            self._session.run.log(step=step, epoch=epoch, **figures)
+        if self._trackers is not None:
+            self._trackers.log(step, {"epoch": epoch, **figures})
+
+    def _test(self, step: int) -> dict[str, float | None]:
+        """Top-1 and top-5 of the test images, in per cent, the same on every rank."""
+        classifier = self.learner.classifier
+        counts = torch.zeros(len(_TOP) + 1, dtype=torch.int64, device=self._ranks.device)
+        classifier.eval()
+        try:
+            with torch.no_grad():
+                for inputs, labels in self._test_batches():
+                    known = labels >= 0
+                    logits = classifier(self.learner.inputs(inputs))[known.to(counts.device)]
+                    counts += hits(logits, labels[known].to(counts.device))
+        finally:
+            classifier.train()
+        together = torch.stack(self._ranks.gather_objects(counts.cpu())).sum(0)
+        *right, number = together.tolist()
+        if not number:
+            raise UserError(f"data.test={self._config.data.test} holds no image that can be read")
+        self._unreadable_tests = len(self._test_images) - number
+        found = {f"top{k}": 100 * count / number for k, count in zip(_TOP, right, strict=True)}
+        # Of five classes or fewer, five guesses are always right.
+        metrics: dict[str, float | None] = {
+            "top1": found["top1"],
+            "top5": found["top5"] if len(self._classes) > 5 else None,
+        }
+        shown = {f"test_{name}": value for name, value in metrics.items() if value is not None}
+        self._log(step, shown)
+        if self._session.run is not None:
+            self._progress.say(f"epoch {step / self._per_epoch:.0f}: {percentages(metrics)}")
+        return metrics
+
+    def _test_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """This rank's share: features where they stay the same, else pixels."""
+        if not self.learner.classifier.is_frozen:
+            workers = self._config.data.workers
+            return own_share(self._test_images, self._ranks, ROWS, workers)
+        if self._test_features is None:
+            network = self.learner.classifier.features
+            self._test_features = frozen_features(self._session, network, self._test_images)
+        features, labels = self._test_features
+        return zip(torch.split(features, ROWS), torch.split(labels, ROWS), strict=True)
+
+    def _save(self, folder: Path, step: int) -> None:
+        """Writes a checkpoint, on rank 0; where that fails the run goes on without."""
+        if self._session.run is None:
+            return
+        progress = {"step": step, "seconds": self._seconds + self._progress.elapsed()}
+        state = {**self.learner.state(), "progress": progress}
+        try:
+            save_checkpoint(folder, step, {**state, "figures": self.batches.figures}, keep=1)
+        except CheckpointNotWrittenError as error:
+            print(f"warning: {error}; the run goes on", file=sys.stderr, flush=True)
+
+    def _resume(self, folder: Path) -> int:
+        found = load_newest_for_all(folder, self._ranks)
+        if found is None:
+            return 0
+        path, state = found
+        try:
+            self.learner.load(state)
+            self.batches.figures.update(state["figures"])
+            self._seconds = float(state["progress"]["seconds"])
+            return int(state["progress"]["step"])
+        except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
+            raise UserError(f"{path} does not fit this configuration: {error}") from None
+
+    def _conclude(self, metrics: dict[str, float | None]) -> None:
+        """The trained classifier and the results, on rank 0."""
+        session = self._session
+        if session.run is not None:
+            file = session.output / CLASSIFIER
+            weights = torchvision_names(self.learner.classifier)
+            architecture = session.subject.architecture
+            facts = {"classes": json.dumps(self._classes), "architecture": architecture}
+            data = safetensors_bytes(weights, facts)
+            write_atomically(file, lambda out: out.write(data))
+            figures = {**self.batches.figures}
+            missing = int(figures.pop("unreadable_images", 0)) + self._unreadable_tests
+            seconds = self._seconds + self._progress.elapsed()
+            session.finish(metrics, seconds, unreadable_images=missing)
+            self._progress.say(f"finished: {percentages(metrics)}: {session.output}/results.json")
+        self._ranks.barrier()
+
+
+def hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many rows have their label first, how many among the first five, and how many there are.
+
+    Args:
+        logits: (n, classes).
+        labels: (n,).
+
+    Returns:
+        int64, (3,).
+    """
+    best = logits.topk(min(_TOP[-1], logits.shape[1]), dim=1).indices
+    found = best == labels[:, None]
+    counts = [found[:, :k].any(1).sum() for k in _TOP]
+    return torch.stack([*counts, torch.tensor(len(labels), device=labels.device)])
+
+
+def percentages(metrics: dict[str, float | None]) -> str:
+    """``top-1 63.20 %, top-5 85.10 %``."""
+    names = {"top1": "top-1", "top5": "top-5"}
+    known = ((names[key], value) for key, value in metrics.items() if value is not None)
+    return ", ".join(f"{name} {value:.2f} %" for name, value in known)
+
+
+def torchvision_names(classifier: Classifier) -> dict[str, Tensor]:
+    """What was learned, named as in torchvision's ResNets: the head is ``fc``."""
+    head = {f"fc.{key}": value for key, value in classifier.head.state_dict().items()}
+    backbone = {} if classifier.is_frozen else classifier.features.backbone.state_dict()
+    return {key: value.cpu().contiguous() for key, value in {**backbone, **head}.items()}

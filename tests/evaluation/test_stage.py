@@ -1,0 +1,266 @@
+"""Whole evaluations: results, tables, stopping and going on, several ranks, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from intl_transfer.cli import main
+from intl_transfer.evaluation.batches import drawn_labels
+from intl_transfer.evaluation.features import EvaluationImages, extract_features, on_every_rank
+from intl_transfer.results import TableOptions, build_tables, collect
+from intl_transfer.runs import read_manifest, read_metrics, read_results
+from intl_transfer.runs.distributed import Ranks
+from tests.ranks import run_ranks
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[2]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+# Two epochs of four steps (36 images), of which semi sees half.
+SMALL = [
+    "data.size=32",
+    "data.workers=0",
+    "optim.epochs=2",
+    "optim.batch_size=8",
+    "optim.milestones=[1]",
+    "engine.device=cpu",
+    "engine.threads=1",
+    "log.steps=1",
+    "log.tensorboard=false",
+]
+KINDS = {
+    "linear": [],
+    "cached": ["data.augment=false"],
+    "semi": ["kind=semi", "data.labels_percent=50", "optim.backbone_lr=0.01"],
+    "knn": ["kind=knn", "k=3"],
+}
+
+
+def words(classes, weights, output, *more):
+    return [
+        "evaluate",
+        *("--weights", str(weights), "--config", "shapes_linear", "--output-dir", str(output)),
+        *SMALL,
+        f"data.train={classes / 'train'}",
+        f"data.test={classes / 'test'}",
+        "data.name=colours",
+        *more,
+    ]
+
+
+def evaluate(*arguments, expected=0):
+    assert main(words(*arguments)) == expected
+
+
+def started(arguments, launcher=(sys.executable,)):
+    return subprocess.Popen(
+        [*launcher, "-m", "intl_transfer", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def learned(output):
+    return load_file(output / "classifier.safetensors")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_evaluation_becomes_a_row_of_a_table(kind, classes, trained, tmp_path, capsys):
+    output = tmp_path / "run"
+    evaluate(classes, trained, output, *KINDS[kind], "--method", "MoCo v2", "--epochs", "200")
+    results, manifest = read_results(output), read_manifest(output)
+    assert (manifest["stage"], manifest["status"]) == ("evaluation", "finished")
+    assert results["initialisation"]["weights_sha256"] == manifest["inputs"][0]["sha256"]
+    # Above chance, as colours are easy, even for features that have seen none.
+    assert results["metrics"]["top1"] > 40
+    assert results["metrics"].get("top5") is None  # of three classes, five guesses are no test
+    if kind != "knn":
+        assert results["epoch"] == results["protocol"]["epochs"] == 2
+        rows = [row for row in read_metrics(output) if "loss" in row]
+        assert [row["step"] for row in rows] == list(range(1, 1 + (4 if kind == "semi" else 8)))
+        assert rows[-1]["lr"] == pytest.approx(rows[0]["lr"] / 10)
+        tested = [row["test_top1"] for row in read_metrics(output) if "test_top1" in row]
+        assert len(tested) == 2
+        assert tested[-1] == results["metrics"]["top1"]
+    found = collect([tmp_path])
+    (table,) = [t for t in build_tables(found, TableOptions()) if t.dataset == "colours"]
+    (row,) = table.rows
+    assert row.method == "MoCo v2"
+    assert next(iter(row.figures.values())).mean == pytest.approx(results["metrics"]["top1"])
+    capsys.readouterr()
+    evaluate(classes, trained, output, *KINDS[kind], "--method", "MoCo v2", "--epochs", "200")
+    assert "nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["linear", "cached", "semi"])
+def test_a_run_in_pieces_is_the_whole_run(kind, classes, trained, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    evaluate(classes, trained, whole, *KINDS[kind])
+    evaluate(classes, trained, parts, *KINDS[kind], "engine.stop_after_steps=1")
+    assert read_manifest(parts)["status"] == "interrupted"
+    evaluate(classes, trained, parts, *KINDS[kind], "engine.stop_after_steps=2")
+    evaluate(classes, trained, parts, *KINDS[kind])
+    one, other = learned(whole), learned(parts)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert read_results(whole)["metrics"] == read_results(parts)["metrics"]
+
+
+def test_a_signal_stops_it_and_the_same_command_goes_on(classes, trained, tmp_path):
+    output, long = tmp_path / "run", ["optim.epochs=200", "log.test_epochs=0"]
+    process = started(words(classes, trained, output, *long))
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and len(read_metrics(output)) < 3:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    assert "stopped by SIGTERM after step" in said
+    done = read_metrics(output)[-1]["step"]
+    evaluate(classes, trained, output, *long, "engine.stop_after_steps=2")
+    steps = [row["step"] for row in read_metrics(output)]
+    assert steps == list(range(1, done + 3))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_give_what_one_process_gives(kind, classes, trained, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    evaluate(classes, trained, one, *KINDS[kind])
+    process = started(words(classes, trained, two, *KINDS[kind]), TORCHRUN)
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert read_results(one)["metrics"]["top1"] == pytest.approx(
+        read_results(two)["metrics"]["top1"], abs=1e-6 if kind != "semi" else 5
+    )
+    if kind != "knn":
+        # Of a network that learns as a whole, rounding grows from step to step.
+        near = {"rtol": 1e-3, "atol": 2e-3} if kind == "semi" else {"rtol": 1e-4, "atol": 1e-5}
+        left, right = learned(one), learned(two)
+        for key in left:
+            torch.testing.assert_close(left[key], right[key], **near)
+
+
+def test_what_learned_loads_into_torchvision(classes, trained, tmp_path):
+    evaluate(classes, trained, tmp_path / "run", *KINDS["semi"])
+    network = torchvision.models.resnet18(num_classes=3)
+    network.load_state_dict(learned(tmp_path / "run"))
+    evaluate(classes, trained, tmp_path / "head")
+    head = learned(tmp_path / "head")
+    assert sorted(head) == ["fc.bias", "fc.weight"]
+    network.load_state_dict(head, strict=False)
+
+
+def test_another_run_is_not_continued(classes, trained, tmp_path, capsys):
+    output = tmp_path / "run"
+    evaluate(classes, trained, output)
+    evaluate(classes, trained, output, "optim.lr=0.2", expected=2)
+    assert "optim.lr: 0.03 there, 0.2 here" in capsys.readouterr().err
+    evaluate(classes, "random", output, "model.backbone=resnet18", expected=2)
+    assert "weights: " in capsys.readouterr().err
+    evaluate(classes, trained, tmp_path / "absent", "data.test=nowhere", expected=2)
+    assert "no image folder nowhere" in (said := capsys.readouterr().err)
+    assert "Give another with data.test=DIR" in said
+    moved = tmp_path / "moved"
+    shutil.copytree(classes, moved)
+    evaluate(moved, trained, output)  # data may lie elsewhere
+
+
+def test_sets_of_other_classes_are_refused(classes, trained, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(classes, other)
+    (other / "test" / "red").rename(other / "test" / "rot")
+    evaluate(other, trained, tmp_path / "run", expected=2)
+    said = capsys.readouterr().err
+    assert "data.train has 3 classes and data.test 3, of which 'red' is in one of them only" in said
+    assert not (tmp_path / "run" / "manifest.json").exists()
+
+
+def test_a_list_of_classes_counts_for_both_sets(classes, trained, tmp_path):
+    listing = tmp_path / "two.txt"
+    listing.write_text("red\nblue\n")
+    evaluate(classes, trained, tmp_path / "run", f"data.subset={listing}")
+    assert learned(tmp_path / "run")["fc.weight"].shape[0] == 2
+
+
+def test_unreadable_images_are_counted_and_limited(classes, trained, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(classes, broken)
+    for part in ("train", "test"):
+        (broken / part / "red" / "1.png").write_bytes(b"no image")
+    output = tmp_path / "run"
+    evaluate(broken, trained, output, "data.max_unreadable=0.1")
+    assert read_results(output)["unreadable_images"] == 2
+    for kind in ("linear", "cached", "knn"):
+        evaluate(broken, trained, tmp_path / kind, *KINDS[kind], expected=2)
+        assert "over the limit" in capsys.readouterr().err
+        assert read_manifest(tmp_path / kind)["status"] == "failed"
+
+
+def test_a_loss_that_is_not_finite_ends_it(classes, trained, tmp_path, capsys):
+    wild = ["optim.lr=1e38", "optim.weight_decay=9"]
+    evaluate(classes, trained, tmp_path / "run", *wild, expected=2)
+    assert "take a smaller optim.lr" in capsys.readouterr().err
+
+
+def test_too_large_a_batch_is_refused(classes, trained, tmp_path, capsys):
+    evaluate(classes, trained, tmp_path / "run", "optim.batch_size=64", expected=2)
+    assert "36 images do not fill one global batch of 64" in capsys.readouterr().err
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=1, max_size=80),
+    percent=st.floats(0.5, 100),
+)
+def test_drawn_labels_are_a_share_of_each_class(labels, percent):
+    every = np.array(labels, np.int64)
+    chosen = drawn_labels(every, percent)
+    assert list(chosen) == sorted(set(chosen.tolist()))
+    for label in set(labels):
+        own = int((every == label).sum())
+        assert int((every[chosen] == label).sum()) == max(1, round(own * percent / 100))
+    assert np.array_equal(chosen, drawn_labels(every, percent))
+
+
+def shares(rank, world_size, root):
+    from intl_transfer.data.sources import open_source
+
+    ranks = Ranks(rank, world_size, rank, CPU)
+    images = EvaluationImages(open_source(root), 8)
+    part = extract_features(torch.nn.Flatten(), images, ranks)
+    return [part.numpy() for part in on_every_rank(*part, images, ranks)]
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_every_rank_has_all_features_in_order(classes, ranks):
+    alone = shares(0, 1, classes / "test")
+    for found in run_ranks(shares, ranks, classes / "test"):
+        assert all(np.array_equal(a, b) for a, b in zip(alone, found, strict=True))
+
+
+def test_the_classifier_says_what_it_is(classes, trained, tmp_path):
+    from safetensors import safe_open
+
+    evaluate(classes, trained, tmp_path / "run")
+    with safe_open(tmp_path / "run" / "classifier.safetensors", "pt") as file:
+        facts = file.metadata()
+    assert facts["architecture"] == "resnet18"
+    assert json.loads(facts["classes"]) == ["blue", "green", "red"]
