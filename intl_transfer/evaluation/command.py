@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from intl_transfer.conversion.command import told_of
-    from intl_transfer.evaluation.config import EvaluationConfig
+    from intl_transfer.evaluation.config import EvaluationConfig, ModelConfig
     from intl_transfer.evaluation.stage import evaluate
     from intl_transfer.evaluation.subject import load_subject
     from intl_transfer.runs.changes import differences, unfinished
@@ -74,6 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
             subject = load_subject(
                 arguments.weights, config.model, arguments.branch, told_of(arguments)
             )
+            # The configuration says what is evaluated, also where a file decides.
+            config.model = ModelConfig(subject.architecture, subject.stem)
             changes = {
                 **differences(
                     config.output_dir,

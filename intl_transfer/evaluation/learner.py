@@ -143,8 +143,9 @@ class Learner:
             This rank's mean cross-entropy, and how many rows were classified rightly before the
             step, both on the device.
         """
-        for group in self.optimiser.param_groups:
-            group["lr"] = group["base_lr"] * factor
+        rates = (self._optim.lr, self._optim.backbone_lr)  # in the order of the groups
+        for group, rate in zip(self.optimiser.param_groups, rates, strict=False):
+            group["lr"] = (rate or 0.0) * factor
         labels = labels.to(self._ranks.device)
         logits = self._network(self.inputs(inputs))
         loss = F.cross_entropy(logits, labels)
@@ -167,16 +168,19 @@ class Learner:
         """Takes up what :meth:`state` gave."""
         learned = self.classifier.head if self.classifier.is_frozen else self.classifier
         learned.load_state_dict(state["classifier"])
+        # Decay and momentum are this configuration's, which may have been changed on purpose.
+        settings = [dict(group, params=None) for group in self.optimiser.param_groups]
         self.optimiser.load_state_dict(state["optimizer"])
+        for group, own in zip(self.optimiser.param_groups, settings, strict=True):
+            group.update({key: value for key, value in own.items() if key != "params"})
         self.scaler.load_state_dict(state["scaler"])
 
 
 def build_optimiser(classifier: Classifier, optim: OptimConfig) -> torch.optim.Optimizer:
     """SGD or Adam on the head, and on a backbone that learns at a rate of its own."""
-    groups = [{"params": list(classifier.head.parameters()), "base_lr": optim.lr}]
+    groups: list[dict[str, Any]] = [{"params": list(classifier.head.parameters())}]
     if not classifier.is_frozen:
-        backbone = list(classifier.features.parameters())
-        groups.append({"params": backbone, "base_lr": optim.backbone_lr})
+        groups.append({"params": list(classifier.features.parameters())})
     if optim.optimizer == "adam":
         return torch.optim.Adam(groups, lr=optim.lr, weight_decay=optim.weight_decay)
     return torch.optim.SGD(

@@ -89,15 +89,25 @@ def frozen_features(
     return extract_features(network, images, session.ranks, ROWS, workers, network.inputs)
 
 
-def check_readable(session: Session, images: EvaluationImages, part: tuple[Tensor, Tensor]) -> int:
-    """How many of a set's images could not be read, on all ranks together.
+def count_over(ranks: Ranks, part: tuple[Tensor, Tensor]) -> int:
+    """Of how many images all ranks have features and labels."""
+    return int(sum(ranks.gather_objects(len(part[1]))))
+
+
+def check_readable(session: Session, images: EvaluationImages, read: int) -> int:
+    """How many of a set's images could not be read.
+
+    Args:
+        session: whose limit counts.
+        images: the set.
+        read: how many of them could, on all ranks together.
 
     Raises:
-        UserError: if they are too many.
+        UserError: if too many could not, or all.
     """
-    missing: int = len(images) - sum(session.ranks.gather_objects(len(part[1])))
+    missing = len(images) - read
     limit = session.config.data.max_unreadable
-    if missing > limit * len(images):
+    if missing > limit * len(images) or not read:
         raise UserError(
             f"{missing} of {len(images)} images cannot be read, over the limit of "
             f"data.max_unreadable={limit:g}; `intl-transfer evaluate` needs images that OpenCV "

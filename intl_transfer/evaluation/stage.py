@@ -14,7 +14,13 @@ from intl_transfer.evaluation.config import KINDS, EvaluationConfig
 from intl_transfer.evaluation.features import EvaluationImages
 from intl_transfer.evaluation.knn import knn_accuracy
 from intl_transfer.evaluation.learner import FeatureNetwork
-from intl_transfer.evaluation.session import Session, check_readable, frozen_features, open_run
+from intl_transfer.evaluation.session import (
+    Session,
+    check_readable,
+    count_over,
+    frozen_features,
+    open_run,
+)
 from intl_transfer.evaluation.subject import Subject
 from intl_transfer.evaluation.training import Training
 from intl_transfer.runs.changes import Changes
@@ -66,7 +72,10 @@ def neighbours(session: Session, train: ImageSource, test: ImageSource) -> int:
     network = FeatureNetwork(session.subject, config, ranks)
     sets = [EvaluationImages(source, config.data.size) for source in (train, test)]
     parts = [frozen_features(session, network, images) for images in sets]
-    missing = sum(check_readable(session, *pair) for pair in zip(sets, parts, strict=True))
+    missing = sum(
+        check_readable(session, images, count_over(ranks, part))
+        for images, part in zip(sets, parts, strict=True)
+    )
     accuracy = knn_accuracy(*parts[0], *parts[1], k=config.k, ranks=ranks)
     session.finish({"top1": accuracy}, time.perf_counter() - began, unreadable_images=missing)
     if ranks.is_main:

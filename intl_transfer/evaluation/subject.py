@@ -31,6 +31,7 @@ class Subject:
         network: images (B, 3, H, W) to features (B, width).
         width: of the features.
         architecture: ``resnet18`` to ``resnet152``, ``wide_resnet50_2``.
+        stem: ``imagenet`` or ``cifar``.
         settings: how it was trained to see images.
         initialisation: for the results.
         inputs: the file that was read, for the manifest.
@@ -39,6 +40,7 @@ class Subject:
     network: nn.Module
     width: int
     architecture: str
+    stem: str = "imagenet"
     settings: Settings = IMAGENET
     initialisation: dict[str, Any] = field(default_factory=initialisation)
     inputs: list[dict[str, Any]] = field(default_factory=list)
@@ -71,7 +73,7 @@ def load_subject(
     """
     if weights == RANDOM:
         network, width = build_backbone(model.backbone, cast(Any, model.stem))
-        return Subject(network, width, model.backbone)
+        return Subject(network, width, model.backbone, model.stem)
     if not Path(weights).exists():
         raise UserError(
             f"--weights {weights}: no such run or file; expected a pretraining run, a checkpoint, "
@@ -82,7 +84,8 @@ def load_subject(
         architecture = audit(backbone.state, small_stem=True)
     except UserError as error:
         raise UserError(f"{backbone.place}: {error}") from None
-    if has_small_stem(backbone.state):
+    is_small = has_small_stem(backbone.state)
+    if is_small:
         network, _ = build_backbone(architecture, "cifar")
         network.load_state_dict(backbone.state, strict=False)  # counters may be missing
     else:
@@ -95,6 +98,7 @@ def load_subject(
         network,
         width=512 if architecture in ("resnet18", "resnet34") else 2048,
         architecture=architecture,
+        stem="cifar" if is_small else "imagenet",
         settings=backbone.settings,
         initialisation=initialisation(backbone.source_sha256, provenance),
         inputs=[

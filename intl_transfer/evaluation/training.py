@@ -19,7 +19,13 @@ from intl_transfer.errors import UserError
 from intl_transfer.evaluation.batches import CroppedImages, Features
 from intl_transfer.evaluation.features import EvaluationImages, on_every_rank, own_share
 from intl_transfer.evaluation.learner import Classifier, Learner, schedule
-from intl_transfer.evaluation.session import ROWS, Session, check_readable, frozen_features
+from intl_transfer.evaluation.session import (
+    ROWS,
+    Session,
+    check_readable,
+    count_over,
+    frozen_features,
+)
 from intl_transfer.runs import write_atomically
 from intl_transfer.runs.checkpoint import (
     CheckpointNotWrittenError,
@@ -59,7 +65,7 @@ class Training:
         else:
             images = EvaluationImages(train, config.data.size)
             part = frozen_features(session, self.learner.classifier.features, images)
-            missing = check_readable(session, images, part)
+            missing = check_readable(session, images, count_over(ranks, part))
             whole = on_every_rank(*part, images, ranks)
             self.batches = Features(*whole, seed, size, ranks, missing)
         self._per_epoch = self.batches.sampler.steps_per_epoch
@@ -78,7 +84,6 @@ class Training:
         if self._trackers is not None:
             stack.callback(self._trackers.close)
         end = min(self._total, step + (config.engine.stop_after_steps or self._total))
-        tested: dict[str, float | None] | None = None
         stopped = False
         while step < end and not stopped:
             sampler = self.batches.sampler
@@ -93,7 +98,7 @@ class Training:
                     self._tell(step, factor, loss, right, len(labels))
                 every = config.log.test_epochs
                 if within == 0 and every and epoch % every == 0 and step < self._total:
-                    tested = self._test(step)
+                    self._test(step)
                 stopped = stop.agreed()
                 if (
                     stopped
@@ -110,8 +115,7 @@ class Training:
                 self._session.run.interrupt(f"{reason} after step {step}")
                 self._progress.say(f"{reason} after step {step}; the same command continues")
             return CONTINUE if stopped else 0
-        tested = self._test(step)
-        self._conclude(tested)
+        self._conclude(self._test(step))
         return 0
 
     def _open_trackers(self, step: int) -> Trackers | None:
@@ -127,11 +131,7 @@ class Training:
     def _tell(self, step: int, factor: float, loss: Tensor, right: Tensor, rows: int) -> None:
         """Figures of this rank's rows to the log and the progress line."""
         value, optim = float(loss), self._config.optim
-        if not math.isfinite(value):
-            raise UserError(
-                f"the loss is {value} after step {step}; take a smaller optim.lr (now "
-                f"{optim.lr:g}), or look at the features of these weights"
-            )
+        self._check_finite(math.isfinite(value), f"the loss is {value}", step)
         rate = self._progress.rate(step) * optim.batch_size
         figures = {"loss": value, "train_top1": 100 * float(right) / rows, "lr": optim.lr * factor}
         self._log(step, {**figures, "images_per_second": rate})
@@ -139,6 +139,13 @@ class Training:
             epoch = step / self._per_epoch
             text = f"epoch {epoch:.2f} loss {value:.4g} lr {figures['lr']:.2g}"
             self._progress.show(step, text, rate)
+
+    def _check_finite(self, is_finite: bool, what: str, step: int) -> None:
+        if not is_finite:
+            raise UserError(
+                f"{what} after step {step}; take a smaller optim.lr (now "
+                f"{self._config.optim.lr:g}), or look at the features of these weights"
+            )
 
     def _log(self, step: int, figures: dict[str, Any]) -> None:
         epoch = step / self._per_epoch
@@ -162,9 +169,7 @@ class Training:
             classifier.train()
         together = torch.stack(self._ranks.gather_objects(counts.cpu())).sum(0)
         *right, number = together.tolist()
-        if not number:
-            raise UserError(f"data.test={self._config.data.test} holds no image that can be read")
-        self._unreadable_tests = len(self._test_images) - number
+        self._unreadable_tests = check_readable(self._session, self._test_images, number)
         found = {f"top{k}": 100 * count / number for k, count in zip(_TOP, right, strict=True)}
         # Of five classes or fewer, five guesses are always right.
         metrics: dict[str, float | None] = {
@@ -190,6 +195,8 @@ class Training:
 
     def _save(self, folder: Path, step: int) -> None:
         """Writes a checkpoint, on rank 0; where that fails the run goes on without."""
+        head = self.learner.classifier.head.weight
+        self._check_finite(bool(head.isfinite().all()), "the head holds NaN or infinity", step)
         if self._session.run is None:
             return
         progress = {"step": step, "seconds": self._seconds + self._progress.elapsed()}

@@ -208,7 +208,8 @@ def test_unreadable_images_are_counted_and_limited(classes, trained, tmp_path, c
     output = tmp_path / "run"
     evaluate(broken, trained, output, "data.max_unreadable=0.1")
     assert read_results(output)["unreadable_images"] == 2
-    for kind in ("linear", "cached", "knn"):
+    shutil.copy(classes / "train" / "red" / "1.png", broken / "train" / "red" / "1.png")
+    for kind in ("linear", "cached", "semi", "knn"):
         evaluate(broken, trained, tmp_path / kind, *KINDS[kind], expected=2)
         assert "over the limit" in capsys.readouterr().err
         assert read_manifest(tmp_path / kind)["status"] == "failed"
@@ -218,6 +219,17 @@ def test_a_loss_that_is_not_finite_ends_it(classes, trained, tmp_path, capsys):
     wild = ["optim.lr=1e38", "optim.weight_decay=9"]
     evaluate(classes, trained, tmp_path / "run", *wild, expected=2)
     assert "take a smaller optim.lr" in capsys.readouterr().err
+
+
+def test_settings_that_were_changed_on_purpose_count(classes, trained, tmp_path):
+    output = tmp_path / "run"
+    evaluate(classes, trained, output, "engine.stop_after_steps=1")
+    changed = ["optim.lr=0.5", "optim.milestones=[9]", "--allow-config-change"]
+    evaluate(classes, trained, output, *changed)
+    rates = [row["lr"] for row in read_metrics(output) if "lr" in row]
+    assert rates == [0.03, *[0.5] * 7]
+    assert read_results(output)["protocol"]["lr"] == 0.5
+    assert read_manifest(output)["config"]["model"]["backbone"] == "resnet18"
 
 
 def test_too_large_a_batch_is_refused(classes, trained, tmp_path, capsys):

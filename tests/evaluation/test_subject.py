@@ -26,7 +26,7 @@ PIXELS = torch.randint(
 
 @pytest.mark.parametrize("settings", [UNIT, CAFFE])
 def test_images_are_as_the_weights_were_trained_to_see_them(settings):
-    seen = Subject(torch.nn.Identity(), 1, "resnet18", settings).images(PIXELS, CPU)
+    seen = Subject(torch.nn.Identity(), 1, "resnet18", settings=settings).images(PIXELS, CPU)
     expected = normalised(PIXELS.permute(0, 3, 1, 2).float(), settings)
     torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-4)
 
@@ -72,7 +72,7 @@ def test_a_stem_for_small_images_is_taken(tmp_path):
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(subject.network.eval()(images), network.eval()(images))
-    assert subject.initialisation["method"] == "INTL"
+    assert (subject.initialisation["method"], subject.stem) == ("INTL", "cifar")
     with pytest.raises(UserError, match="stem for small images"):
         convert(path, tmp_path / "w.pth")
 
