@@ -13,6 +13,7 @@ from intl_transfer.data.datasets import Batch
 from intl_transfer.data.views import normalise
 from intl_transfer.errors import UserError
 from intl_transfer.models import (
+    PRECISIONS,
     Encoder,
     MovingAverage,
     build_backbone,
@@ -26,8 +27,6 @@ from intl_transfer.runs.distributed import Ranks, parallelise
 from intl_transfer.spectral import NonFiniteError, intl_ema_loss, intl_loss
 from pretrain.baselines import baseline_loss
 from pretrain.config import OptimConfig, PretrainConfig
-
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)

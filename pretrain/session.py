@@ -12,6 +12,7 @@ from torch import Tensor
 
 from intl_transfer.data.views import build_views
 from intl_transfer.errors import UserError
+from intl_transfer.models import PRECISIONS
 from intl_transfer.runs import RunDirectory, changes
 from intl_transfer.runs.changes import Changes
 from intl_transfer.runs.checkpoint import (
@@ -20,11 +21,12 @@ from intl_transfer.runs.checkpoint import (
     load_newest_for_all,
     save_checkpoint,
 )
+from intl_transfer.runs.config import check_values
 from intl_transfer.runs.distributed import Ranks
 from intl_transfer.runs.progress import Progress
 from pretrain.baselines import check_options
 from pretrain.config import PretrainConfig
-from pretrain.learner import PRECISIONS, Learner
+from pretrain.learner import Learner
 
 METHODS = {
     "intl": "INTL",
@@ -143,9 +145,6 @@ def check(config: PretrainConfig) -> None:
         "engine.precision": (engine.precision, PRECISIONS),
         "optim.optimizer": (optim.optimizer, ("sgd", "lars")),
     }
-    for key, (value, known) in choices.items():
-        if value not in known:
-            raise UserError(f"{key} is '{value}'; expected one of {', '.join(known)}")
     rules = {
         "optim.epochs": (optim.epochs, optim.epochs >= 1, "at least 1"),
         "optim.batch_size": (optim.batch_size, optim.batch_size >= 2, "at least 2"),
@@ -197,9 +196,7 @@ def check(config: PretrainConfig) -> None:
             )
         },
     }
-    for key, (found, is_good, expected) in rules.items():
-        if not is_good:
-            raise UserError(f"{key} is {found}; expected {expected}")
+    check_values(choices, rules)
     if engine.recompute and engine.compile is not None:
         raise UserError(
             "engine.recompute and engine.compile exclude each other: torch.compile cannot trace "

@@ -27,7 +27,7 @@ from intl_transfer.results.outputs import write_folder
 from intl_transfer.runs import read_manifest, read_metrics, read_results
 from intl_transfer.runs.progress import format_seconds
 
-# At scale 1, chosen for a quarter of an hour on two cores.
+# At scale 1, chosen for ten minutes on two cores.
 EPOCHS = 20
 ITERATIONS = 160
 CONFIGS = {"resnet18": "R18", "resnet50": "R50"}

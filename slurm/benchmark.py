@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from pretrain.config import PretrainConfig
 from pretrain.session import check
 from slurm.convert import command as conversion
 from slurm.evaluations import RANDOM, Evaluation, kind_of
+from slurm.executors import with_sources
 from slurm.launch_pretrain import pretraining
 from slurm.ledger import Node
 from slurm.local import fit
@@ -246,9 +246,7 @@ class Plan:
         target = self.folder / "report"
         command = [sys.executable, "-m", "intl_transfer.results", str(self.folder)]
         command += ["--out", f"{target}/"] + (["--published"] if self.benchmark.published else [])
-        # The module is looked for in the copy of the sources, not where the launcher stands.
-        paths = [str(self.code), *filter(None, [os.environ.get("PYTHONPATH")])]
-        wanted.environment = {**wanted.environment, "PYTHONPATH": os.pathsep.join(paths)}
+        wanted.environment = with_sources(wanted.environment, self.code)
         return Node(
             key="collect",
             stage="collect",

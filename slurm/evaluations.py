@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +14,9 @@ from omegaconf import MISSING
 from intl_transfer.data.loaders import rank_batch_size
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.evaluation.command import configuration
+from intl_transfer.evaluation.config import EvaluationConfig
 from slurm import launch_detection
+from slurm.executors import with_sources
 from slurm.ledger import Node
 from slurm.resources import Resources, tasks_per_node
 
@@ -107,6 +109,12 @@ class Detection:
         )
 
 
+@cache
+def _read(name: str, *overrides: str) -> EvaluationConfig:
+    """An evaluation's configuration, read once for all its jobs."""
+    return configuration(name, list(overrides))
+
+
 class Classification:
     """Linear evaluation, few labels or nearest neighbours, by `intl-transfer evaluate`."""
 
@@ -115,7 +123,7 @@ class Classification:
     def check(self, evaluation: Evaluation, where: str) -> None:
         """Reads the configuration with its overrides."""
         try:
-            config = configuration(evaluation.config, evaluation.overrides)
+            config = _read(evaluation.config, *evaluation.overrides)
             if evaluation.learning_rates and config.kind == "knn":
                 raise UserError("learning_rates: nearest neighbours learn nothing")
         except UserError as error:
@@ -138,7 +146,7 @@ class Classification:
     ) -> Node:
         """The node of one evaluation."""
         config = evaluation.config
-        settings = configuration(config, evaluation.overrides)
+        settings = _read(config, *evaluation.overrides)
         if settings.kind != "knn":
             rank_batch_size(settings.optim.batch_size, wanted.nodes * tasks_per_node(wanted))
         # A name is looked up in the copy of the sources, which nobody edits.
@@ -149,9 +157,7 @@ class Classification:
         command = [sys.executable, "-m", "intl_transfer", "evaluate"]
         command += ["--weights", weights, "--config", named]
         command += ["--output-dir", str(folder), *overrides]
-        # The module is looked for in the copy of the sources, not where the launcher stands.
-        paths = [str(code), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**wanted.environment, "PYTHONPATH": os.pathsep.join(paths)}
+        environment = with_sources(wanted.environment, code)
         return Node(
             key=f"evaluation/{folder.name}",
             stage=self.stage,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +136,15 @@ def snapshot_beside(parent: Path, root: Path) -> Path:
         return jobs.snapshot(root, folder)
     except OSError as error:
         raise UserError(f"{parent} cannot be written ({error.strerror or error})") from None
+
+
+def with_sources(environment: Mapping[str, str], code: Path) -> dict[str, str]:
+    """An environment in which ``python -m`` finds the copy of the sources.
+
+    A module is looked for there, not where the launcher stands.
+    """
+    paths = [str(code), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**environment, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def say(text: str) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from intl_transfer.errors import UserError
+from intl_transfer.models import PRECISIONS
+from intl_transfer.runs.config import check_values
 
 KINDS = {
     "linear": "linear evaluation",
@@ -174,11 +175,8 @@ def check(config: EvaluationConfig) -> None:
         "kind": (config.kind, KINDS),
         "optim.optimizer": (optim.optimizer, OPTIMISERS),
         "optim.schedule": (optim.schedule, SCHEDULES),
-        "engine.precision": (engine.precision, ("fp32", "bf16", "fp16")),
+        "engine.precision": (engine.precision, PRECISIONS),
     }
-    for key, (value, known) in choices.items():
-        if value not in known:
-            raise UserError(f"{key} is '{value}'; expected one of {', '.join(known)}")
     positive = {
         "k": config.k,
         "data.size": data.size,
@@ -189,10 +187,8 @@ def check(config: EvaluationConfig) -> None:
         "engine.threads": engine.threads,
         "log.steps": config.log.steps,
     }
-    for key, number in positive.items():
-        if number is not None and number < 1:
-            raise UserError(f"{key} is {number}; expected at least 1")
     rules: dict[str, tuple[Any, bool, str]] = {
+        **{key: (n, n is None or n >= 1, "at least 1") for key, n in positive.items()},
         "optim.lr": (optim.lr, 0 < optim.lr < float("inf"), "a positive number"),
         "optim.momentum": (optim.momentum, 0 <= optim.momentum < 1, "0 to below 1"),
         "optim.weight_decay": (optim.weight_decay, optim.weight_decay >= 0, "0 or more"),
@@ -227,9 +223,7 @@ def check(config: EvaluationConfig) -> None:
             data.labels_percent is None,
             "null: it belongs to kind=semi",
         )
-    for key, (value, is_good, expected) in rules.items():
-        if not is_good:
-            raise UserError(f"{key} is {value}; expected {expected}")
+    check_values(choices, rules)
 
 
 def protocol(config: EvaluationConfig) -> dict[str, Any]:

@@ -128,6 +128,8 @@ def on_every_rank(
 ) -> tuple[Tensor, Tensor]:
     """All ranks' shares, in the order of the images, whatever the number of ranks.
 
+    Where images could not be read, which of them is not known here: share after share then.
+
     Args:
         features: this rank's, from :func:`extract_features`.
         labels: theirs.

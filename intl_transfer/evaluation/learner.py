@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from intl_transfer.data.loaders import rank_batch_size
 from intl_transfer.evaluation.config import EvaluationConfig, OptimConfig
 from intl_transfer.evaluation.subject import Subject
-from intl_transfer.models import synchronise_batchnorm
+from intl_transfer.models import PRECISIONS, synchronise_batchnorm
 from intl_transfer.runs.distributed import Ranks, parallelise
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _STEP_FACTOR = 0.1
 
 

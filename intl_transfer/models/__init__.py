@@ -1,6 +1,7 @@
 """Backbones, projector and the siamese network."""
 
 from intl_transfer.models.backbones import BACKBONES, build_backbone
+from intl_transfer.models.precision import PRECISIONS
 from intl_transfer.models.projector import build_projector
 from intl_transfer.models.recomputation import recompute_activations
 from intl_transfer.models.siamese import Encoder, MovingAverage, ema_momentum
@@ -8,6 +9,7 @@ from intl_transfer.models.sync_batchnorm import CollectiveBatchNorm, synchronise
 
 __all__ = [
     "BACKBONES",
+    "PRECISIONS",
     "CollectiveBatchNorm",
     "Encoder",
     "MovingAverage",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -53,6 +53,27 @@ def load_config(
     if missing:
         raise UserError(f"{path}: no value for {', '.join(missing)}; give it as key=value")
     return cast(Schema, OmegaConf.to_object(config))
+
+
+def check_values(
+    choices: Mapping[str, tuple[Any, Collection[str]]],
+    rules: Mapping[str, tuple[Any, bool, str]],
+) -> None:
+    """Refuses values that a configuration's types allow and that cannot be used.
+
+    Args:
+        choices: by key, the value and those that it may have.
+        rules: by key, the value, whether it is good, and what was expected.
+
+    Raises:
+        UserError: naming the first that is wrong.
+    """
+    for key, (value, known) in choices.items():
+        if value not in known:
+            raise UserError(f"{key} is '{value}'; expected one of {', '.join(known)}")
+    for key, (found, is_good, expected) in rules.items():
+        if not is_good:
+            raise UserError(f"{key} is {found}; expected {expected}")
 
 
 def resolve_config(name: str, folder: str | Path) -> Path:
