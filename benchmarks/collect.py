@@ -47,7 +47,12 @@ def make_runs(root: Path, count: int) -> None:
             (folder / name).write_bytes(b"0" * 1000)
         (folder / "metrics.jsonl").write_text('{"iteration": 20, "total_loss": 1.0}\n' * 200)
         ended = f"2024-01-01T00:00:{seed % 60:02d}+00:00"
-        manifest = {**first.manifest, "id": f"{index:032x}", "seed": seed, "status": "finished"}
+        manifest = {
+            **first.manifest.as_json(),
+            "id": f"{index:032x}",
+            "seed": seed,
+            "status": "finished",
+        }
         manifest |= {"config": {**config, "SEED": seed, "OUTPUT_DIR": str(folder)}, "ended": ended}
         write_text(folder / "manifest.json", manifest)
         write_text(folder / "results.json", results(method, seed))

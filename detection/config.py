@@ -10,19 +10,12 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
-from detection.scaling import scaled
 from intl_transfer.errors import UserError
+from intl_transfer.runs import schedules
 from intl_transfer.runs.config import resolve_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "detection"
 RANDOM = "random"
-
-# (family, iterations, steps): the published schedules, all of them at a batch of 16.
-_SCHEDULES = {
-    ("coco_2017", 90_000, (60_000, 80_000)): "1x",
-    ("coco_2017", 180_000, (120_000, 160_000)): "2x",
-    ("voc", 24_000, (18_000, 22_000)): "24k",
-}
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> CfgNode:
@@ -95,23 +88,8 @@ def as_dict(node: Any) -> Any:
 
 
 def schedule_name(cfg: CfgNode) -> str:
-    """The name under which results may be compared.
-
-    Returns:
-        ``1x``, ``2x`` or ``24k`` where data set, iterations, steps and batch are the published
-        ones; ``1x-batch8`` where as many images are seen in batches of another size, the learning
-        rate dropping after as many; else the family and the number of iterations, ``shapes-300``.
-    """
-    family = dataset_family(cfg.DATASETS.TRAIN[0])
-    batch, steps = cfg.SOLVER.IMS_PER_BATCH, tuple(cfg.SOLVER.STEPS)
-    for (of, iterations, drops), name in _SCHEDULES.items():
-        here = (scaled(iterations, 16, batch), tuple(scaled(drop, 16, batch) for drop in drops))
-        if of == family and here == (cfg.SOLVER.MAX_ITER, steps):
-            return name if batch == 16 else f"{name}-batch{batch}"
-    return f"{family.split('_')[0]}-{cfg.SOLVER.MAX_ITER}"
-
-
-def dataset_family(name: str) -> str:
-    """``coco_2017_train`` is of ``coco_2017``, ``voc_2007_test`` of ``voc``."""
-    words = name.split("_")
-    return "_".join(words[:2]) if words[0] == "coco" and len(words) > 1 else words[0]
+    """The name under which results may be compared (see :mod:`intl_transfer.runs.schedules`)."""
+    solver = cfg.SOLVER
+    return schedules.schedule_name(
+        cfg.DATASETS.TRAIN[0], solver.MAX_ITER, solver.STEPS, solver.IMS_PER_BATCH
+    )

@@ -9,6 +9,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_voc_instances, register_coco_instances
 
+from intl_transfer.data import detection_contents
 from intl_transfer.data.detection_contents import Contents, class_names, count_note, open_set
 from intl_transfer.data.detection_sets import (
     DetectionSet,
@@ -18,6 +19,7 @@ from intl_transfer.data.detection_sets import (
 )
 from intl_transfer.data.shapes import is_complete
 from intl_transfer.errors import UserError, did_you_mean
+from intl_transfer.runs.records import ImageSet
 
 # What a configuration has named in this process.
 _custom: dict[str, DetectionSet] = {}
@@ -114,6 +116,14 @@ def examine(names: list[str]) -> dict[str, Contents]:
             print(f"note: {note}")
         found[name] = contents
     return found
+
+
+def described(found: Mapping[str, Contents]) -> dict[str, ImageSet]:
+    """What the sets hold, for records."""
+    return {
+        name: detection_contents.described(_located(name), contents)
+        for name, contents in found.items()
+    }
 
 
 def settle_classes(cfg: Any, found: dict[str, Contents]) -> None:

@@ -22,6 +22,7 @@ from intl_transfer.data.drawing import Thing, draw_things, mask_outlines
 from intl_transfer.data.images import read_image
 from intl_transfer.errors import UserError
 from intl_transfer.runs import read_results
+from intl_transfer.runs.records import DetectionResults
 
 SCORE = 0.5  # detections below it are not shown
 _LEAST, _MOST = 480, 1600  # longest side of what is drawn
@@ -181,7 +182,8 @@ def open_upright(picture: str) -> Image.Image:
 
 def class_names(cfg: Any, folder: Path) -> list[str]:
     """The detector's classes: from its run directory, else from the data set, if that is there."""
-    for figures in (read_results(folder) or {}).get("metrics", {}).values():
+    results = read_results(folder)
+    for figures in results.metrics.values() if isinstance(results, DetectionResults) else ():
         return list(figures["per_class"])
     datasets.register(cfg.CUSTOM_DATASETS)
     if not cfg.DATASETS.TEST or cfg.DATASETS.TEST[0] not in DatasetCatalog.list():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from intl_transfer.errors import UserError
+from intl_transfer.runs.schedules import scaled
 
 # What a ResNet-50 Mask R-CNN keeps of one image of 800 x 1333 pixels for the backward pass, in
 # float32 with every layer trained (counted on a CPU); and room for all else.
@@ -40,11 +41,6 @@ def scale_to_batch(cfg: Any, batch: int) -> None:
     solver.CHECKPOINT_PERIOD = max(1, longer(solver.CHECKPOINT_PERIOD))
     cfg.TEST.EVAL_PERIOD = longer(cfg.TEST.EVAL_PERIOD)
     cfg.TEST.PRECISE_BN.NUM_ITER = max(1, longer(cfg.TEST.PRECISE_BN.NUM_ITER))
-
-
-def scaled(iterations: int, batch: int, other: int) -> int:
-    """Iterations that see as many images in batches of another size."""
-    return round(iterations * batch / other)
 
 
 def batch_that_fits(cfg: Any, gpus: int, memory_gb: float) -> int:

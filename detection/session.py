@@ -6,12 +6,13 @@ import logging
 import os
 import socket
 import sys
-import time
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
@@ -21,18 +22,25 @@ from detection.config import as_dict, schedule_name
 from detection.trainer import Trainer
 from intl_transfer.conversion.pipeline import initialisation as described
 from intl_transfer.errors import UserError
-from intl_transfer.runs import RunDirectory, read_manifest, sha256_file, write_atomically
-
-_LATE_SECONDS = 60
-# Where things lie and how the machine is used may differ between sessions of one run.
-FREE_TO_CHANGE = {
-    "OUTPUT_DIR",
-    "MODEL.WEIGHTS",
-    "MODEL.DEVICE",
-    "DATALOADER.NUM_WORKERS",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "TEST.EVAL_PERIOD",
-}
+from intl_transfer.runs import (
+    MANIFEST,
+    RunDirectory,
+    read_manifest,
+    sha256_file,
+    write_atomically,
+)
+from intl_transfer.runs.changes import changed_data, changes_of, refuse
+from intl_transfer.runs.late import wait_until
+from intl_transfer.runs.records import (
+    SCHEMA,
+    Architecture,
+    Dataset,
+    DetectionResults,
+    Evaluator,
+    ImageSet,
+    Initialisation,
+    Schedule,
+)
 
 
 def set_up(cfg: Any, training: bool) -> None:
@@ -69,41 +77,20 @@ def set_up(cfg: Any, training: bool) -> None:
 def finished(cfg: Any) -> bool:
     """Whether the output folder's run is done."""
     folder = Path(cfg.OUTPUT_DIR)
-    return (folder / "manifest.json").exists() and read_manifest(folder)["status"] == "finished"
+    return (folder / MANIFEST).exists() and read_manifest(folder).status == "finished"
 
 
-def check_same_run(cfg: Any, content: dict[str, Any] | None) -> None:
-    """Refuses to continue a run under settings or from weights that are not its own."""
-    manifest = read_manifest(cfg.OUTPUT_DIR)
-    there, here = flat(manifest["config"]), flat(as_dict(cfg))
-    differing = [
-        f"{key}: {there.get(key)} there, {here.get(key)} here"
-        for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key) and key not in FREE_TO_CHANGE
-    ]
-    sha = None if content is None else sha256_file(cfg.MODEL.WEIGHTS)
-    before = manifest["inputs"][0]["sha256"] if manifest["inputs"] else None
-    if sha != before:
-        differing.append(f"sha256 of the weights: {before} there, {sha} here")
-    if differing:
-        raise UserError(
-            f"{cfg.OUTPUT_DIR} holds a run with other settings ({'; '.join(differing)}). Give "
-            "another folder with --output-dir, or remove that one"
-        )
+def check_same_run(
+    cfg: Any, content: dict[str, Any] | None, images: Mapping[str, ImageSet]
+) -> None:
+    """Refuses to continue a run under settings, from weights or on images that are not its own."""
+    config, folder = as_dict(cfg), cfg.OUTPUT_DIR
+    changes = changes_of(folder, "detection", config, inputs(cfg, initialisation(cfg, content)))
+    remedy = "Give another folder with --output-dir, or remove that one"
+    refuse(folder, {**changes, **changed_data(folder, images)}, remedy)
 
 
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted keys."""
-    values: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            values.update(flat(value, f"{prefix}{key}."))
-        else:
-            values[f"{prefix}{key}"] = value
-    return values
-
-
-def initialisation(cfg: Any, content: dict[str, Any] | None) -> dict[str, Any]:
+def initialisation(cfg: Any, content: dict[str, Any] | None) -> Initialisation:
     """Where the backbone comes from, as far as the weights file says."""
     if content is None:
         return described()
@@ -113,77 +100,94 @@ def initialisation(cfg: Any, content: dict[str, Any] | None) -> dict[str, Any]:
     )
 
 
-def open_run(cfg: Any, start: dict[str, Any], name: str) -> RunDirectory:
+def inputs(cfg: Any, start: Initialisation) -> list[dict[str, Any]]:
+    """The file that a run begins from, for the manifest; empty for random initialisation."""
+    if start.kind == "random":
+        return []
+    provenance = None if start.provenance is None else start.provenance.as_json()
+    path, sha = os.path.abspath(cfg.MODEL.WEIGHTS), start.weights_sha256
+    return [{"role": "weights", "path": path, "sha256": sha, "provenance": provenance}]
+
+
+def open_run(
+    cfg: Any, start: Initialisation, name: str, images: Mapping[str, ImageSet]
+) -> RunDirectory:
     """Opens the run directory for a new session.
 
     Args:
         cfg: the configuration.
         start: from :func:`initialisation`.
         name: the configuration's name.
+        images: what the data sets hold.
     """
-    inputs = []
-    if start["kind"] != "random":
-        inputs.append(
-            {
-                "role": "weights",
-                "path": os.path.abspath(cfg.MODEL.WEIGHTS),
-                "sha256": start["weights_sha256"],
-                "provenance": start["provenance"],
-            }
-        )
     return RunDirectory.start(
         cfg.OUTPUT_DIR,
         stage="detection",
-        name=f"{name} from {start['method'] or Path(cfg.MODEL.WEIGHTS).stem} seed {cfg.SEED}",
+        name=f"{name} from {start.method or Path(cfg.MODEL.WEIGHTS).stem} seed {cfg.SEED}",
         config_name=name,
         config=as_dict(cfg),
         seed=cfg.SEED,
-        method=start["method"],
-        inputs=inputs,
+        method=start.method,
+        inputs=inputs(cfg, start),
         world_size=comm.get_world_size(),
+        dataset=images,
     )
 
 
 def results_of(
-    cfg: Any, start: dict[str, Any], trainer: Trainer, metrics: dict[str, Any]
-) -> dict[str, Any]:
+    cfg: Any,
+    start: Initialisation,
+    trainer: Trainer,
+    metrics: dict[str, Any],
+    images: Mapping[str, ImageSet],
+) -> DetectionResults:
     """The content of ``results.json``, after the last iteration."""
-    name = cfg.DATASETS.TEST[0]
-    return {
-        "stage": "detection",
-        "dataset": {
-            "name": name,
-            "train": list(cfg.DATASETS.TRAIN),
-            "layout": datasets.layout(name),
-            "images": datasets.check([name])[name],
-        },
-        "architecture": architecture(cfg),
-        "schedule": {
-            "name": schedule_name(cfg),
-            "iterations": cfg.SOLVER.MAX_ITER,
-            "batch_size": cfg.SOLVER.IMS_PER_BATCH,
-            "base_lr": cfg.SOLVER.BASE_LR,
-        },
-        "initialisation": start,
-        "seed": cfg.SEED,
-        "iteration": trainer.max_iter,
-        "metrics": metrics,
-        "wall_time_s": round(trainer.costs.wall_seconds(), 3),
-        "images_per_second": round(trainer.costs.images_per_second(), 3),
-        "data_share": round(trainer.costs.data_share(), 4),
-        "peak_memory_mb": round(trainer.costs.peak_memory_mb(), 1),
-    }
+    name, solver, costs = cfg.DATASETS.TEST[0], cfg.SOLVER, trainer.costs
+    return DetectionResults(
+        schema_version=SCHEMA,
+        stage="detection",
+        dataset=Dataset(
+            name=name,
+            train=list(cfg.DATASETS.TRAIN),
+            layout=datasets.layout(name),
+            images=images[name].images,
+        ),
+        architecture=architecture(cfg),
+        schedule=Schedule(
+            name=schedule_name(cfg),
+            iterations=solver.MAX_ITER,
+            batch_size=solver.IMS_PER_BATCH,
+            base_lr=solver.BASE_LR,
+        ),
+        initialisation=start,
+        evaluator=evaluator(name),
+        seed=cfg.SEED,
+        iteration=trainer.max_iter,
+        metrics=metrics,
+        wall_time_s=round(costs.wall_seconds(), 3),
+        images_per_second=round(costs.images_per_second(), 3),
+        data_share=round(costs.data_share(), 4),
+        peak_memory_mb=round(costs.peak_memory_mb(), 1),
+    )
 
 
-def architecture(cfg: Any) -> dict[str, str]:
+def evaluator(name: str) -> Evaluator:
+    """What a data set's metrics are. COCO's two engines give the same figures, to 1e-9."""
+    if datasets.layout(name) == "coco":
+        return Evaluator(name="intl-transfer", metric="COCO")
+    points = "11 points" if MetadataCatalog.get(name).year == 2007 else "area under the curve"
+    return Evaluator(name="intl-transfer", metric=f"VOC, {points}")
+
+
+def architecture(cfg: Any) -> Architecture:
     """The detector's kind, backbone and head."""
     resnets = cfg.MODEL.RESNETS
     wide = resnets.DEPTH >= 50 and resnets.WIDTH_PER_GROUP == 128
-    return {
-        "meta": "Mask R-CNN" if cfg.MODEL.MASK_ON else "Faster R-CNN",
-        "backbone": f"wide_resnet{resnets.DEPTH}_2" if wide else f"resnet{resnets.DEPTH}",
-        "head": "C4" if "Res5" in cfg.MODEL.ROI_HEADS.NAME else "FPN",
-    }
+    return Architecture(
+        meta="Mask R-CNN" if cfg.MODEL.MASK_ON else "Faster R-CNN",
+        backbone=f"wide_resnet{resnets.DEPTH}_2" if wide else f"resnet{resnets.DEPTH}",
+        head="C4" if "Res5" in cfg.MODEL.ROI_HEADS.NAME else "FPN",
+    )
 
 
 def choose_checkpoint(folder: Path) -> Path | None:
@@ -207,13 +211,10 @@ def choose_checkpoint(folder: Path) -> Path | None:
         raise UserError(error)
     if path is None:
         return None
-    deadline = time.monotonic() + _LATE_SECONDS
-    while not Path(path).exists():
-        if time.monotonic() > deadline:
-            raise UserError(
-                f"{path} is not there on {socket.gethostname()}; all nodes need the same disk"
-            )
-        time.sleep(0.5)  # other nodes' file systems may show it later
+    if not wait_until(Path(path).exists, folder):
+        raise UserError(
+            f"{path} is not there on {socket.gethostname()}; all nodes need the same disk"
+        )
     return Path(path)
 
 
@@ -237,12 +238,12 @@ def newest_checkpoint(folder: Path) -> tuple[str | None, str | None]:
     return None, None
 
 
-def introduce(cfg: Any, start: dict[str, Any]) -> None:
+def introduce(cfg: Any, start: Initialisation) -> None:
     """One line of what is going to be trained."""
     built = architecture(cfg)
     print(
-        f"{built['meta']} {built['backbone']}-{built['head']} on "
-        f"{', '.join(cfg.DATASETS.TRAIN)} from {cfg.MODEL.WEIGHTS or start['method']}: "
+        f"{built.meta} {built.backbone}-{built.head} on "
+        f"{', '.join(cfg.DATASETS.TRAIN)} from {cfg.MODEL.WEIGHTS or start.method}: "
         f"{cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} images, learning rate "
         f"{cfg.SOLVER.BASE_LR:g}, {cfg.MODEL.RESNETS.NORM}, seed {cfg.SEED}, in {cfg.OUTPUT_DIR}",
         flush=True,

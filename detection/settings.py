@@ -96,7 +96,7 @@ def _choose_batch(cfg: Any, arguments: argparse.Namespace) -> None:
     before = cfg.SOLVER.IMS_PER_BATCH
     wanted, why = arguments.scale_to_batch, ""
     if wanted is None and arguments.resume and (Path(cfg.OUTPUT_DIR) / "manifest.json").exists():
-        wanted = int(read_manifest(cfg.OUTPUT_DIR)["config"]["SOLVER"]["IMS_PER_BATCH"])
+        wanted = int(read_manifest(cfg.OUTPUT_DIR).config["SOLVER"]["IMS_PER_BATCH"])
     elif wanted is None and not arguments.eval_only:
         gpus, memory = arguments.num_machines, math.inf
         if torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu":

@@ -53,6 +53,7 @@ from detection.trainer import Trainer
 from intl_transfer.errors import UserError
 from intl_transfer.runs import RunDirectory, write_json
 from intl_transfer.runs.lock import directory_lock
+from intl_transfer.runs.records import ImageSet, Initialisation
 from intl_transfer.runs.stopping import CONTINUE, Stopped, StopRequest, passed_on
 
 
@@ -66,14 +67,14 @@ def main() -> int:
                 folder=arguments.output_dir or ".",
             )
             return 0
-        cfg, content = prepare(arguments)
+        cfg, content, images = prepare(arguments)
         if arguments.resume and not arguments.eval_only and finished(cfg):
             print(f"{cfg.OUTPUT_DIR} is finished; nothing to do")
             return 0
         with ExitStack() as stack:
             if arguments.machine_rank == 0 and not arguments.eval_only:
                 stack.enter_context(directory_lock(cfg.OUTPUT_DIR))
-            return start_processes(cfg, content, arguments)
+            return start_processes(cfg, content, images, arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -82,7 +83,12 @@ def main() -> int:
         return 130
 
 
-def start_processes(cfg: Any, content: dict[str, Any] | None, arguments: argparse.Namespace) -> int:
+def start_processes(
+    cfg: Any,
+    content: dict[str, Any] | None,
+    images: dict[str, ImageSet],
+    arguments: argparse.Namespace,
+) -> int:
     """Runs :func:`worker` in one process a GPU; returns an exit status."""
     gpus = arguments.num_gpus if torch.cuda.is_available() else 1
     with ExitStack() as stack:
@@ -96,7 +102,7 @@ def start_processes(cfg: Any, content: dict[str, Any] | None, arguments: argpars
                 num_machines=arguments.num_machines,
                 machine_rank=arguments.machine_rank,
                 dist_url=arguments.dist_url,
-                args=(cfg, content, arguments),
+                args=(cfg, content, images, arguments),
             )
         except ProcessExitedException as error:  # one of several processes has said why
             if request is not None and request.signal is not None:
@@ -135,11 +141,14 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
-def prepare(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any] | None]:
+def prepare(
+    arguments: argparse.Namespace,
+) -> tuple[Any, dict[str, Any] | None, dict[str, ImageSet]]:
     """Resolves the configuration and checks weights and data, before anything is built.
 
     Returns:
-        The configuration, and the weights file's content (None for random initialisation).
+        The configuration, the weights file's content (None for random initialisation), and what
+        the data sets hold.
     """
     cfg = resolve(arguments)
     if len(cfg.DATASETS.TEST) != 1:
@@ -149,7 +158,9 @@ def prepare(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any] | None]:
         )
     datasets.register(cfg.CUSTOM_DATASETS)
     names = [*([] if arguments.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
-    datasets.settle_classes(cfg, datasets.examine(names))
+    found = datasets.examine(names)
+    datasets.settle_classes(cfg, found)
+    images = datasets.described(found)
     content = weights.read_weights(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None
     if content is not None:
         given = weights.set_by_user(arguments.config, arguments.opts)
@@ -163,11 +174,16 @@ def prepare(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any] | None]:
                 f"{cfg.OUTPUT_DIR} holds a run already. Continue it with --resume, give another "
                 "folder with --output-dir, or remove it"
             )
-        check_same_run(cfg, content)
-    return cfg, content
+        check_same_run(cfg, content, images)
+    return cfg, content, images
 
 
-def worker(cfg: Any, content: dict[str, Any] | None, arguments: argparse.Namespace) -> None:
+def worker(
+    cfg: Any,
+    content: dict[str, Any] | None,
+    images: dict[str, ImageSet],
+    arguments: argparse.Namespace,
+) -> None:
     """What each process does."""
     datasets.register(cfg.CUSTOM_DATASETS)  # a process that was started anew knows none
     set_up(cfg, training=not arguments.eval_only)
@@ -176,7 +192,7 @@ def worker(cfg: Any, content: dict[str, Any] | None, arguments: argparse.Namespa
         if arguments.eval_only:
             evaluate(cfg, content)
         else:
-            status = train(cfg, content, arguments)
+            status = train(cfg, content, images, arguments)
     except UserError as error:
         if comm.get_world_size() == 1:
             raise
@@ -202,14 +218,19 @@ def evaluate(cfg: Any, content: dict[str, Any] | None) -> None:
         draw_curves(cfg.OUTPUT_DIR)
 
 
-def train(cfg: Any, content: dict[str, Any] | None, arguments: argparse.Namespace) -> int:
+def train(
+    cfg: Any,
+    content: dict[str, Any] | None,
+    images: dict[str, ImageSet],
+    arguments: argparse.Namespace,
+) -> int:
     """Trains, evaluates the last iteration, writes results; returns an exit status."""
     start = initialisation(cfg, content)
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         run = None
         if comm.is_main_process():
-            run = open_run(cfg, start, Path(arguments.config).stem)
+            run = open_run(cfg, start, Path(arguments.config).stem, images)
             stack.enter_context(run.recording())
             introduce(cfg, start)
         trainer = Trainer(cfg, run, stop)
@@ -225,7 +246,7 @@ def train(cfg: Any, content: dict[str, Any] | None, arguments: argparse.Namespac
                 if trainer.start_iter == trainer.max_iter:  # stopped before its evaluation
                     trainer.evaluate(trainer.max_iter)
                 if run is not None:
-                    conclude(cfg, run, start, trainer)
+                    conclude(cfg, run, start, trainer, images)
         except Stopped:
             if run is not None:
                 made = min(trainer.iter + 1, trainer.max_iter)
@@ -240,13 +261,19 @@ def train(cfg: Any, content: dict[str, Any] | None, arguments: argparse.Namespac
     return 0
 
 
-def conclude(cfg: Any, run: RunDirectory, start: dict[str, Any], trainer: Trainer) -> None:
+def conclude(
+    cfg: Any,
+    run: RunDirectory,
+    start: Initialisation,
+    trainer: Trainer,
+    images: dict[str, ImageSet],
+) -> None:
     """Pictures and ``results.json``, after the last evaluation."""
     name = cfg.DATASETS.TEST[0]
     write_pictures(cfg.OUTPUT_DIR, name)
     draw_curves(cfg.OUTPUT_DIR)
     metrics = summarise(trainer.evaluation, name)
-    run.finish(results_of(cfg, start, trainer, metrics))
+    run.finish(results_of(cfg, start, trainer, metrics, images))
     show(metrics)
     print(f"finished: {cfg.OUTPUT_DIR}/results.json, pictures in predictions.png")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from intl_transfer.conversion.reading import Content, read_content
 from intl_transfer.conversion.settings import config_values
 from intl_transfer.errors import UserError
 from intl_transfer.runs.config import resolve_config
+from intl_transfer.runs.settings import flatten
 
 # The parts of a detector that a backbone checkpoint fills.
 _BACKBONE = ("backbone.", "roi_heads.res5.")
@@ -103,18 +104,11 @@ def _fragment(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        read = dict(_flat(yaml.safe_load(file.read_text())))
+        read = yaml.safe_load(file.read_text())
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{file}, beside the weights, is not valid YAML: {error}") from None
-    return {key: value for key, value in read.items() if key in _SETTINGS}
-
-
-def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items() if isinstance(values, Mapping) else ():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    flat = flatten(read) if isinstance(read, dict) else {}
+    return {key: value for key, value in flat.items() if key in _SETTINGS}
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -143,7 +137,7 @@ def set_by_user(config: str, overrides: Sequence[str] = ()) -> set[str]:
         values = yaml.safe_load(text) or {}
         shipped = CONFIGS / file.name
         ours = shipped.is_file() and shipped.read_text() == text
-        keys = {key for key, _ in _flat(values)} & set(_SETTINGS)
+        keys = flatten(values).keys() & set(_SETTINGS)
         given |= keys & {_DEPTH} if ours else keys
         bases = values.get("_BASE_", [])
         files += [file.parent / base for base in ([bases] if isinstance(bases, str) else bases)]

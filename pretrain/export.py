@@ -10,6 +10,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
 from intl_transfer.runs import RunDirectory, sha256_file, write_atomically
+from intl_transfer.runs.records import SCHEMA, Manifest, PretrainResults
 from pretrain.config import PretrainConfig
 from pretrain.session import describe
 
@@ -46,25 +47,26 @@ def export(
     file = run.path / BACKBONE
     data = safetensors_bytes(weights, metadata=metadata)
     write_atomically(file, lambda out: out.write(data))
-    results = {
-        "stage": "pretrain",
-        "method": described["method"],
-        "backbone": config.model.backbone,
-        "dataset": config.data.name,
-        "epochs": config.optim.epochs,
-        "batch_size": config.optim.batch_size,
-        "seed": config.seed,
+    results = PretrainResults(
+        schema_version=SCHEMA,
+        stage="pretrain",
+        method=described["method"],
+        backbone=config.model.backbone,
+        dataset=config.data.name,
+        epochs=config.optim.epochs,
+        batch_size=config.optim.batch_size,
+        seed=config.seed,
         **figures,
-        "backbone_file": file.name,
-        "backbone_sha256": sha256_file(file),
-    }
+        backbone_file=file.name,
+        backbone_sha256=sha256_file(file),
+    )
     card = model_card(run.manifest, config, results).encode()
     write_atomically(run.path / CARD, lambda out: out.write(card))
     run.finish(results)
     return file
 
 
-def model_card(manifest: dict[str, Any], config: PretrainConfig, results: dict[str, Any]) -> str:
+def model_card(manifest: Manifest, config: PretrainConfig, results: PretrainResults) -> str:
     """What somebody who is given the file wants to know, as Markdown.
 
     Args:
@@ -77,13 +79,13 @@ def model_card(manifest: dict[str, Any], config: PretrainConfig, results: dict[s
         f"| {index} | {v.size} | {v.scale_min:g} to {v.scale_max:g} | {v.blur:g} | {v.solarise:g} |"
         for index, v in enumerate(config.views)
     ]
-    git = manifest["git"]
-    revision = git["revision"] or "not known"
+    git = manifest.git
+    revision = git.revision or "not known"
     facts = {
-        "method": results["method"],
+        "method": results.method,
         "backbone": f"{model.backbone}, {model.stem} stem",
         "pretraining data": config.data.name + (", a subset" if config.data.subset else ""),
-        "epochs, steps": f"{optim.epochs}, {results['steps']}",
+        "epochs, steps": f"{optim.epochs}, {results.steps}",
         "batch size": f"{optim.batch_size} (global)",
         "optimiser": (
             f"{optim.optimizer}, base rate {optim.base_lr:g} x N/256, {optim.warmup_epochs:g} "
@@ -93,15 +95,15 @@ def model_card(manifest: dict[str, Any], config: PretrainConfig, results: dict[s
             f"{model.projector_layers} layers, {model.projector_hidden} to {model.embedding}"
         ),
         "seed": config.seed,
-        "final loss": f"{results['final_loss']:.4f}",
+        "final loss": f"{results.final_loss:.4f}",
         **(
-            {f"{config.knn.k}-NN accuracy": f"{results['knn_accuracy']:.2f} %"}
-            if results.get("knn_accuracy") is not None
+            {f"{config.knn.k}-NN accuracy": f"{results.knn_accuracy:.2f} %"}
+            if results.knn_accuracy is not None
             else {}
         ),
-        "run": f"`{manifest['id']}`",
-        "source revision": f"`{revision}`" + (" with local changes" if git["dirty"] else ""),
-        "SHA-256 of the file": f"`{results['backbone_sha256']}`",
+        "run": f"`{manifest.id}`",
+        "source revision": f"`{revision}`" + (" with local changes" if git.dirty else ""),
+        "SHA-256 of the file": f"`{results.backbone_sha256}`",
     }
     rows = [f"| {key} | {value} |" for key, value in facts.items()]
     network = f'resnet = torchvision.models.get_model("{model.backbone}")'
@@ -117,7 +119,7 @@ def model_card(manifest: dict[str, Any], config: PretrainConfig, results: dict[s
     ]
     return "\n".join(
         [
-            f"# {manifest['name']}",
+            f"# {manifest.name}",
             "",
             f"A {model.backbone} backbone without classifier, under torchvision's names. Images "
             "are RGB in [0, 1], normalised by mean (0.485, 0.456, 0.406) and standard deviation "

@@ -13,17 +13,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 from intl_transfer.data.datasets import ViewsDataset
-from intl_transfer.data.sources import ImageSource, open_source
+from intl_transfer.data.source import ImageSource
+from intl_transfer.data.sources import open_source
 from intl_transfer.errors import UserError
 from intl_transfer.evaluation import EvaluationImages, extract_features, knn_accuracy
 from intl_transfer.runs import RunDirectory
 from intl_transfer.runs.distributed import Ranks
 from intl_transfer.runs.progress import Progress
+from intl_transfer.runs.records import ImageSet
 from intl_transfer.runs.trackers import Trackers
 from intl_transfer.spectral import NonFiniteError, diagnose, plan_head
 from intl_transfer.spectral.collectives import gather_rows
 from pretrain.config import PretrainConfig
-from pretrain.session import METHODS
 
 _SPECTRUM_POINTS = 32  # of a spectrum that is kept
 
@@ -186,8 +187,14 @@ class KnnSets:
                 f"knn.train has {len(sources[0].classes)} classes, knn.test "
                 f"{len(sources[1].classes)}, or their names differ; expected the same"
             )
+        self._sources = sources
         self._sets = [EvaluationImages(source, size) for source in sources]
         self._k, self._workers = knn.k, config.data.workers
+
+    def described(self) -> dict[str, ImageSet]:
+        """What the sets hold, for the manifest."""
+        names = ("knn_train", "knn_test")
+        return {n: source.described() for n, source in zip(names, self._sources, strict=True)}
 
     def accuracy(self, backbone: nn.Module, ranks: Ranks) -> float:
         """In per cent, over all ranks."""
@@ -249,8 +256,9 @@ def network_size(backbone: nn.Module, size: int, device: torch.device) -> dict[s
 def open_trackers(run: RunDirectory, config: PretrainConfig, step: int) -> Trackers:
     """TensorBoard and the like, as the configuration asks."""
     manifest, log = run.manifest, config.log
-    name, settings = manifest["name"], manifest["config"]
-    return Trackers(run.path, manifest["id"], name, settings, step, log.tensorboard, log.wandb)
+    return Trackers(
+        *(run.path, manifest.id, manifest.name, manifest.config, step, log.tensorboard, log.wandb)
+    )
 
 
 def introduce(
@@ -265,7 +273,7 @@ def introduce(
     """Says what is about to be trained, and draws what the network will see."""
     batch = config.optim.batch_size
     monitor.say(
-        f"{METHODS[config.loss.method]}, {config.model.backbone} on {config.data.name}: "
+        f"{run.manifest.method}, {config.model.backbone} on {config.data.name}: "
         f"{len(dataset)} images, {config.optim.epochs} epochs, {total_steps} steps of {batch} "
         f"images x {len(config.views)} views, {ranks.world_size} rank(s) on {ranks.device.type}"
         + (f", from step {step}" if step else "")
@@ -274,14 +282,14 @@ def introduce(
         width = config.model.embedding
         plan = plan_head(len(config.views), batch, width, ranks.world_size)
         monitor.say(f"loss head of {batch} x {width}: {plan}")
-    sessions = run.manifest["sessions"]
-    if len(sessions) > 1 and sessions[-2]["world_size"] != ranks.world_size:
+    sessions = run.manifest.sessions
+    if len(sessions) > 1 and sessions[-2].world_size != ranks.world_size:
         monitor.say(
-            f"{ranks.world_size} rank(s) where there were {sessions[-2]['world_size']}: the global "
+            f"{ranks.world_size} rank(s) where there were {sessions[-2].world_size}: the global "
             f"batch stays {batch}, {batch // ranks.world_size} images a rank; images, order and "
             "learning rate stay, sums are rounded otherwise"
         )
-    for key, value in sessions[-1].get("changes", {}).items():
+    for key, value in sessions[-1].changes.items():
         monitor.say(f"changed: {key}, {value['before']} before, {value['now']} now")
     if config.log.pictures and not step:
         draw_views(dataset, range(min(8, len(dataset))), run.path / "views.png")

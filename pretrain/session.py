@@ -13,8 +13,8 @@ from torch import Tensor
 from intl_transfer.data.views import build_views
 from intl_transfer.errors import UserError
 from intl_transfer.models import PRECISIONS
-from intl_transfer.runs import RunDirectory, changes
-from intl_transfer.runs.changes import Changes
+from intl_transfer.runs import RunDirectory
+from intl_transfer.runs.changes import changed_midway
 from intl_transfer.runs.checkpoint import (
     CheckpointNotWrittenError,
     list_checkpoints,
@@ -24,19 +24,12 @@ from intl_transfer.runs.checkpoint import (
 from intl_transfer.runs.config import check_values
 from intl_transfer.runs.distributed import Ranks
 from intl_transfer.runs.progress import Progress
+from intl_transfer.runs.records import ImageSet
+from intl_transfer.runs.settings import Differences, below, deciding
+from intl_transfer.runs.wording import METHODS, method_title
 from pretrain.baselines import check_options
 from pretrain.config import PretrainConfig
 from pretrain.learner import Learner
-
-METHODS = {
-    "intl": "INTL",
-    "intl_ema": "INTL + EMA",
-    "power": "Spectral power",
-    "w_mse": "W-MSE",
-    "barlow_twins": "Barlow Twins",
-    "vicreg": "VICReg",
-    "simclr": "SimCLR",
-}
 
 
 class State:
@@ -211,30 +204,13 @@ def check(config: PretrainConfig) -> None:
         raise UserError(f"views: {error}") from None
 
 
-def differences(config: PretrainConfig) -> Changes:
-    """Settings in which the run directory's earlier session differs, by dotted key."""
-    return changes.differences(
-        config.output_dir or "",
-        dataclasses.asdict(config),
-        dataclasses.asdict(PretrainConfig()),
-        may_differ,
-    )
-
-
-def may_differ(key: str) -> bool:
-    """Whether sessions of one run may differ in a setting: it does not decide the result."""
-    # Where the data lies, what is told and how the machine is used may change between sessions.
-    elsewhere = {"output_dir", "data.root", "data.workers", "data.cache", "data.max_unreadable"}
-    free = ("engine.", "log.", "knn.")
-    return key != "engine.precision" and (key in elsewhere or key.startswith(free))
-
-
 def open_run(
     config: PretrainConfig,
     name: str,
     ranks: Ranks,
-    changed: Changes,
+    changed: Differences,
     details: dict[str, Any],
+    dataset: dict[str, ImageSet],
 ) -> RunDirectory:
     """Opens the run directory for a new session."""
     return RunDirectory.start(
@@ -244,21 +220,28 @@ def open_run(
         config_name=name,
         config=dataclasses.asdict(config),
         seed=config.seed,
-        method=METHODS[config.loss.method],
+        method=method_title(dataclasses.asdict(config.loss)),
         world_size=ranks.world_size,
         details=details,
+        dataset=dataset,
         changes=changed,
     )
 
 
 def describe(run: RunDirectory, config: PretrainConfig, name: str) -> dict[str, Any]:
-    """What a backbone says of the run it comes from."""
+    """What a backbone says of the run it comes from, its deciding settings among it."""
+    manifest = run.manifest
+    settings = deciding("pretrain", dataclasses.asdict(config)) | changed_midway(manifest)
+    facts = {"train": manifest.dataset["train"].as_json()} if "train" in manifest.dataset else {}
+    if not config.model.sync_batchnorm:  # statistics of each rank's share of the batch
+        settings["batch_norm.ranks"] = manifest.sessions[-1].world_size
     return {
-        "id": run.manifest["id"],
-        "name": run.manifest["name"],
+        "id": manifest.id,
+        "name": manifest.name,
         "config_name": name,
-        "method": METHODS[config.loss.method],
+        "method": manifest.method,
         "epochs": config.optim.epochs,
         "dataset": config.data.name,
         "seed": config.seed,
+        "settings": {**settings, **below("dataset", facts)},
     }

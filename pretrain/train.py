@@ -10,6 +10,7 @@ run that was stopped; exit status 75 says that it wants to be.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import sys
 import time
@@ -24,15 +25,17 @@ sys.path.insert(0, str(ROOT))
 
 from intl_transfer.data.datasets import ViewsDataset
 from intl_transfer.data.loaders import GlobalBatchSampler, build_loader
-from intl_transfer.data.sources import ImageSource, open_source
+from intl_transfer.data.source import ImageSource
+from intl_transfer.data.sources import open_source
 from intl_transfer.data.unreadable import Unreadable
 from intl_transfer.data.views import build_views
 from intl_transfer.errors import UserError
-from intl_transfer.runs.changes import unfinished
+from intl_transfer.runs.changes import changed_data, changes_of, unfinished
 from intl_transfer.runs.config import load_config
 from intl_transfer.runs.distributed import Ranks, process_group
 from intl_transfer.runs.lock import directory_lock
 from intl_transfer.runs.progress import Progress
+from intl_transfer.runs.records import ImageSet
 from intl_transfer.runs.stopping import CONTINUE, StopRequest
 from pretrain.config import PretrainConfig
 from pretrain.export import export
@@ -45,7 +48,7 @@ from pretrain.monitor import (
     open_trackers,
 )
 from pretrain.nonfinite import NonFiniteWatch
-from pretrain.session import State, check, differences, open_run
+from pretrain.session import State, check, open_run
 
 
 def main() -> int:
@@ -86,7 +89,7 @@ def main() -> int:
 def train(config: PretrainConfig, name: str, ranks: Ranks, allow_change: bool = False) -> int:
     """One run from start, or from its newest checkpoint, to its results; returns an exit status."""
     engine, optim, output = config.engine, config.optim, Path(config.output_dir or "")
-    changes = differences(config)
+    changes = changes_of(output, "pretrain", dataclasses.asdict(config))
     if not unfinished(output, changes, allow_change):
         if ranks.is_main:
             print(f"{output} is finished; nothing to do")
@@ -111,6 +114,9 @@ def train(config: PretrainConfig, name: str, ranks: Ranks, allow_change: bool = 
     )
     loader = build_loader(dataset, sampler, config.data.workers, ranks.device.type == "cuda")
     knn = KnnSets(config, source) if config.knn.epochs else None
+    images = describe_images(source, knn, ranks)
+    changes |= changed_data(output, images)
+    unfinished(output, changes, allow_change)  # refuses other images
     per_epoch = sampler.steps_per_epoch
     total_steps = optim.epochs * per_epoch
 
@@ -128,7 +134,7 @@ def train(config: PretrainConfig, name: str, ranks: Ranks, allow_change: bool = 
         stop = stack.enter_context(StopRequest())
         trackers = None
         if ranks.is_main:
-            state.run = open_run(config, name, ranks, changes, details)
+            state.run = open_run(config, name, ranks, changes, details, images)
             stack.enter_context(state.run.recording())
             trackers = open_trackers(state.run, config, step)
             stack.callback(trackers.close)
@@ -203,6 +209,15 @@ def open_images(config: PretrainConfig, ranks: Ranks) -> ImageSource:
     finally:
         if ranks.is_main:
             ranks.barrier()
+
+
+def describe_images(source: ImageSource, knn: KnnSets | None, ranks: Ranks) -> dict[str, ImageSet]:
+    """What the sets of images hold, the same on every rank: rank 0 looks."""
+    found = {}
+    if ranks.is_main:
+        found = {"train": source.described(), **(knn.described() if knn else {})}
+    everyones: list[dict[str, ImageSet]] = ranks.gather_objects(found)
+    return everyones[0]
 
 
 def due(step: int, steps_per_epoch: int, config: PretrainConfig) -> bool:

@@ -59,7 +59,7 @@ class Job:
 
     def finished(self) -> bool:
         manifest = self.folder / "manifest.json"
-        return manifest.exists() and read_manifest(self.folder)["status"] == "finished"
+        return manifest.exists() and read_manifest(self.folder).status == "finished"
 
     def start(self, threads: int) -> None:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -132,11 +132,11 @@ class Demo:
 
     def convert(self) -> Path:
         out = self.folder / "weights" / "intl.pth"
-        results = read_results(self.folder / "pretrain") or {}
+        results = read_results(self.folder / "pretrain")
         report = out.with_suffix(".json")
         if out.exists() and report.exists():
             source = json.loads(report.read_text())["provenance"]["source_sha256"]
-            if source == results.get("backbone_sha256"):
+            if results is not None and source == results.get("backbone_sha256"):
                 self.say("2/4 conversion to Detectron2: done before")
                 return out
         self.say("2/4 conversion to Detectron2, verified")

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from intl_transfer.data.loaders import rank_batch_size
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.runs.config import load_config
+from intl_transfer.runs.settings import deciding, fingerprint
 from pretrain.config import PretrainConfig
 from pretrain.session import check
 from slurm.convert import command as conversion
@@ -113,6 +114,7 @@ def read(name: str, overrides: list[str]) -> Benchmark:
                 pretraining_config(start)
             except UserError as error:
                 raise UserError(f"{where}: {error}") from None
+    _check_distinct(benchmark, name)
     for key, evaluation in benchmark.evaluations.items():
         where = f"{name}: evaluations.{key}"
         _check_name(key, where)
@@ -128,6 +130,23 @@ def read(name: str, overrides: list[str]) -> Benchmark:
             )
         checked({**values, "cluster": "slurm"}, f"{name}: resources.{stage}")
     return benchmark
+
+
+def _check_distinct(benchmark: Benchmark, name: str) -> None:
+    """Refuses two initialisations that would be one row of the table."""
+    seen: dict[Any, str] = {}
+    for key, start in benchmark.initialisations.items():
+        made: Any = "random"
+        if start.checkpoint is not None:
+            made = Path(start.checkpoint).resolve()
+        elif start.pretrain is not None:
+            made = fingerprint(deciding("pretrain", dataclasses.asdict(pretraining_config(start))))
+        if made in seen:
+            raise UserError(
+                f"{name}: initialisations.{key} is the same experiment as {seen[made]}: nothing "
+                "that decides a result differs. Give one of them, with both seeds"
+            )
+        seen[made] = key
 
 
 def _check_name(name: str, where: str) -> None:
@@ -185,7 +204,7 @@ class Plan:
         if start.random:
             return [(name, RANDOM, [])]
         if start.checkpoint is not None:
-            node = self._conversion(name, str(Path(start.checkpoint).resolve()), [])
+            node = self._conversion(name, name, str(Path(start.checkpoint).resolve()), [])
             return [(name, node.target, [node])]
         found = []
         wanted = self._resources("pretrain", self.benchmark.resources.get("pretrain", {}))
@@ -197,25 +216,26 @@ class Plan:
             overrides = [*start.overrides, f"seed={seed}"]
             title = f"{self.name}-pretrain-{name}"
             config = start.pretrain or ""
-            run = pretraining(config, overrides, folder, wanted, self.code, title)
+            resolved = dataclasses.replace(pretraining_config(start), seed=seed)
+            run = pretraining(config, overrides, folder, wanted, self.code, title, resolved)
             run.must_finish = True
-            node = self._conversion(label, str(folder), [run.key])
+            node = self._conversion(name, label, str(folder), [run.key])
             found.append((label, node.target, [run, node]))
         return found
 
-    def _conversion(self, label: str, source: str, parents: list[str]) -> Node:
+    def _conversion(self, name: str, label: str, source: str, parents: list[str]) -> Node:
         target = self.folder / "weights" / f"{label}.pth"
         wanted = self._resources("convert", self.benchmark.resources.get("convert", {}), True)
         return Node(
             key=f"convert/{label}",
             stage="convert",
             target=str(target),
-            command=conversion(self.code, source, target),
+            command=conversion(self.code, source, target, name),
             resources=dataclasses.asdict(wanted),
             parents=parents,
             source=source,
             folder=str(Path.cwd()),
-            settings=[source],
+            settings={"source": source, "label": name},
             title=f"{self.name}-convert",
         )
 

@@ -9,27 +9,28 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from intl_transfer.cli import main as intl_transfer
+from intl_transfer.runs import MANIFEST
+from intl_transfer.runs.late import wait_until
 from slurm.outcomes import converted, source_hash
 
-_LATE = 60  # seconds after which a shared file system shows what another node wrote
 
-
-def command(code: Path, source: str, target: Path) -> list[str]:
+def command(code: Path, source: str, target: Path, label: str | None = None) -> list[str]:
     """The command line of a conversion.
 
     Args:
         code: the sources that it runs.
         source: a pretraining run's directory or a checkpoint.
         target: the ``.pth`` to write.
+        label: a word that tells its rows from others of the method.
     """
-    return [sys.executable, str(code / "slurm" / "convert.py"), source, str(target)]
+    words = [sys.executable, str(code / "slurm" / "convert.py"), source, str(target)]
+    return [*words, *(["--label", label] if label is not None else [])]
 
 
 def main() -> int:
@@ -39,19 +40,20 @@ def main() -> int:
     )
     parser.add_argument("source", metavar="RUN_OR_CHECKPOINT")
     parser.add_argument("target", type=Path, metavar="OUT.pth")
+    parser.add_argument("--label", help="as of `intl-transfer convert`")
     arguments = parser.parse_args()
     source, target = arguments.source, arguments.target
-    deadline = time.monotonic() + _LATE
     # The run has only just finished, on another node.
-    while Path(source, "manifest.json").exists() and source_hash(source) is None:
-        if time.monotonic() > deadline:
-            print(f"error: {source} has no results.json; is it finished?", file=sys.stderr)
-            return 2
-        time.sleep(1)
+    if Path(source, MANIFEST).exists() and not wait_until(
+        lambda: source_hash(source) is not None, source
+    ):
+        print(f"error: {source} has no results.json; is it finished?", file=sys.stderr)
+        return 2
     if converted(source, target):
         print(f"converted before: {target}", flush=True)
         return 0
-    return intl_transfer(["convert", "--force", source, str(target)])
+    label = ["--label", arguments.label] if arguments.label is not None else []
+    return intl_transfer(["convert", "--force", *label, source, str(target)])
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ from intl_transfer.data.loaders import rank_batch_size
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.evaluation.command import configuration
 from intl_transfer.evaluation.config import EvaluationConfig
+from intl_transfer.runs.settings import identity
 from slurm import launch_detection
 from slurm.executors import with_sources
-from slurm.ledger import Node
+from slurm.ledger import WEIGHTS, Node
 from slurm.resources import Resources, tasks_per_node
 
 RANDOM = launch_detection.RANDOM
@@ -149,6 +150,9 @@ class Classification:
         settings = _read(config, *evaluation.overrides)
         if settings.kind != "knn":
             rank_batch_size(settings.optim.batch_size, wanted.nodes * tasks_per_node(wanted))
+        decided = {**identity("evaluation", dataclasses.asdict(settings)), "seed": seed}
+        if rate is not None:
+            decided["optim.lr"] = rate
         # A name is looked up in the copy of the sources, which nobody edits.
         named = str(Path(config).resolve()) if Path(config).is_file() else config
         overrides = [*evaluation.overrides, f"seed={seed}"]
@@ -165,7 +169,7 @@ class Classification:
             command=command,
             resources=dataclasses.asdict(dataclasses.replace(wanted, environment=environment)),
             folder=str(Path.cwd()),
-            settings=[named, weights, *overrides],
+            settings={**decided, WEIGHTS: weights},
             title=title,
         )
 

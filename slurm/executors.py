@@ -14,11 +14,13 @@ import cloudpickle
 import submitit
 
 from intl_transfer.errors import UserError
+from intl_transfer.runs import late
 from slurm import jobs
 from slurm.resources import Resources, tasks_per_node
 
-# A job does not look this module up on its node.
+# A job does not look these modules up on its node.
 cloudpickle.register_pickle_by_value(jobs)
+cloudpickle.register_pickle_by_value(late)
 
 
 def make_executor(

@@ -56,7 +56,7 @@ def missing(ledger: Ledger, nodes: Iterable[Node], rows: dict[str, Row]) -> list
 
 def _done(node: Node, ledger: Ledger, alive: set[str]) -> bool:
     """Whether the node's result is there, also on a file system that shows it late."""
-    if node.changed:
+    if node.changes():
         return False
     if finished(node, ledger):
         return True

@@ -14,11 +14,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from intl_transfer.runs.late import LATE_SECONDS, wait_until
+
 #: Exit status of a stage that was asked to stop and wants to be continued by the same command.
 CONTINUE = 75
 _PATIENCE = 600  # seconds; longer than any site's grace time before it kills
 _LAG = 2  # seconds within which a signal reaches all ranks
-_LATE = 60  # seconds after which a shared file system shows what another node wrote
 _FORWARDED = (signal.SIGUSR2, signal.SIGTERM)
 
 
@@ -157,17 +158,14 @@ def require_finished(folder: Path) -> None:
     """
     import json
 
-    status = None
-    for _ in range(_LATE):
+    def status() -> object:
         try:
-            os.listdir(folder)  # makes a network file system ask its server
-            status = json.loads((folder / "manifest.json").read_text())["status"]
+            return json.loads((folder / "manifest.json").read_text())["status"]
         except (OSError, ValueError, KeyError):
-            status = "without a manifest that can be read"
-        if status == "finished":
-            return
-        time.sleep(1)
-    raise StageFailedError(f"the stage ended well, and yet {folder} is {status}")
+            return "without a manifest that can be read"
+
+    if not wait_until(lambda: status() == "finished", folder, LATE_SECONDS):
+        raise StageFailedError(f"the stage ended well, and yet {folder} is {status()}")
 
 
 def reachable(host: str) -> str:

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import itertools
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -21,11 +24,12 @@ sys.path.insert(0, str(ROOT))
 from intl_transfer.errors import UserError
 from intl_transfer.runs import read_manifest
 from intl_transfer.runs.config import resolve_config
+from intl_transfer.runs.settings import identity
 from slurm.convert import command as conversion
 from slurm.executors import batch_script, make_executor, parse_seeds, say, snapshot_beside
 from slurm.graph import stage_job
 from slurm.launching import launch as launch_nodes
-from slurm.ledger import Node
+from slurm.ledger import WEIGHTS, Node
 from slurm.local import fit, visible_gpus
 from slurm.resources import Resources, add_arguments, resources
 
@@ -106,10 +110,23 @@ def check(config: str, opts: list[str]) -> None:
     Raises:
         UserError: for a name, a key or a value that cannot be.
     """
-    import detection  # noqa: F401 - prepares Detectron2
-    from detection.config import load_config
+    settings_of(config, tuple(opts))
 
-    load_config(config, opts)
+
+@functools.cache
+def settings_of(config: str, opts: tuple[str, ...]) -> dict[str, Any]:
+    """What decides a fine-tuning, as far as that is known before its machine is.
+
+    Args:
+        config: the configuration's name or path.
+        opts: ``KEY VALUE`` pairs, behind them flags of the stage.
+    """
+    import detection  # noqa: F401 - prepares Detectron2
+    from detection.config import as_dict, load_config
+
+    pairs = list(itertools.takewhile(lambda word: not word.startswith("--"), opts))
+    settings = identity("detection", as_dict(load_config(config, pairs)))
+    return {**settings, **({"flags": list(opts[len(pairs) :])} if len(opts) > len(pairs) else {})}
 
 
 def one_task_a_node(wanted: Resources) -> Resources:
@@ -170,7 +187,7 @@ def fine_tuning(
         resources=dataclasses.asdict(wanted),
         folder=str(Path.cwd()),
         per_node=True,
-        settings=[named, weights, str(seed), *opts],
+        settings={**settings_of(config, tuple(opts)), "SEED": seed, WEIGHTS: weights},
         title=title,
     )
 
@@ -186,9 +203,9 @@ def weights_name(weights: str) -> str:
         return RANDOM
     if path.is_dir():
         manifest = read_manifest(path)
-        if manifest["stage"] != "pretrain" or manifest["status"] != "finished":
+        if manifest.stage != "pretrain" or manifest.status != "finished":
             raise UserError(
-                f"{path} is a '{manifest['stage']}' run, {manifest['status']}; expected a finished "
+                f"{path} is a '{manifest.stage}' run, {manifest.status}; expected a finished "
                 "pretraining run"
             )
         return path.resolve().name

@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from intl_transfer.data.loaders import rank_batch_size
 from intl_transfer.errors import UserError
 from intl_transfer.runs.config import load_config
+from intl_transfer.runs.settings import identity
 from pretrain.config import PretrainConfig
 from pretrain.session import check
 from slurm.executors import batch_script, make_executor, parse_seeds, say, snapshot_beside
@@ -75,6 +76,7 @@ def launch(arguments: argparse.Namespace, wanted: Resources) -> int:
             wanted,
             code,
             f"pretrain-{name}" + (f"-seed{config.seed}" if len(runs) == 1 else ""),
+            config,
         )
         for config, folder in runs
     ]
@@ -93,7 +95,13 @@ def launch(arguments: argparse.Namespace, wanted: Resources) -> int:
 
 
 def pretraining(
-    config: str, overrides: list[str], folder: Path, wanted: Resources, code: Path, title: str
+    config: str,
+    overrides: list[str],
+    folder: Path,
+    wanted: Resources,
+    code: Path,
+    title: str,
+    resolved: PretrainConfig,
 ) -> Node:
     """The node of one pretraining run.
 
@@ -104,6 +112,7 @@ def pretraining(
         wanted: what its job asks for.
         code: the sources that it runs.
         title: the job's name.
+        resolved: the run's configuration.
     """
     # A name is looked up in the copy of the sources, which nobody edits.
     named = str(Path(config).resolve()) if Path(config).is_file() else config
@@ -121,7 +130,7 @@ def pretraining(
         command=command,
         resources=dataclasses.asdict(wanted),
         folder=str(Path.cwd()),
-        settings=[named, *overrides],
+        settings=identity("pretrain", dataclasses.asdict(resolved)),
         title=title,
     )
 

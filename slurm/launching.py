@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from intl_transfer.errors import UserError
+from intl_transfer.runs.changes import in_lines
 from intl_transfer.runs.lock import directory_lock
 from slurm import controller
 from slurm.controller import Row
@@ -54,6 +55,9 @@ def launch(
         taken = ledger.take_up(nodes)
         wanted = missing(ledger, taken, rows)
         _tell_what_is_there(ledger, taken, wanted, rows)
+        for node in wanted:
+            if changes := node.changes():
+                say(f"{node.key}: other settings than before ({in_lines(changes)})")
         if not wanted:
             say("nothing to submit")
         elif cluster == "slurm":

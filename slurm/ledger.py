@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from intl_transfer.errors import UserError
-from intl_transfer.runs import write_json
+from intl_transfer.runs import read_manifest, write_json
+from intl_transfer.runs.settings import Differences, contrast, identity
 
 NAME = "jobs.json"
 #: Stages whose work is a run directory.
 RUNS = ("pretrain", "detection", "evaluation")
 SCHEMA = 1
+#: Among a node's settings, where its weights lie.
+WEIGHTS = "weights"
 
 
 @dataclass
@@ -39,7 +42,8 @@ class Node:
         folder: where the command runs.
         per_node: the command starts its own processes on a node (see ``StageJob``).
         must_finish: a run that ends well and has not finished has failed (see ``StageJob``).
-        settings: what makes its result what it is.
+        settings: what makes its result what it is, by dotted key: the settings that decide, the
+            seed, and where the weights lie.
         made_with: the settings of its newest job. Where they differ, the stage is asked again, and
             decides whether what is there may be kept or continued.
         title: the job's name, for people; once submitted, with ``~`` and a word of its own, by
@@ -63,19 +67,27 @@ class Node:
     folder: str = ""
     per_node: bool = False
     must_finish: bool = False
-    settings: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
     title: str = ""
     job: str | None = None
     log: str | None = None
     attempts: int = 0
-    made_with: list[str] | None = None
+    made_with: dict[str, Any] | None = None
     outcome: str | None = None
     reason: str | None = None
 
-    @property
-    def changed(self) -> bool:
-        """Whether it is asked for with other settings than before."""
-        return self.made_with is not None and self.made_with != self.settings
+    def changes(self) -> Differences:
+        """Settings in which it differs from what was launched before, or lies in its folder."""
+        if isinstance(self.made_with, dict):  # a list in ledgers of earlier versions
+            return contrast(self.made_with, self.settings)
+        if self.stage not in ("pretrain", "evaluation") or "seed" not in self.settings:
+            return {}
+        try:
+            manifest = read_manifest(self.target)
+        except (UserError, OSError):
+            return {}
+        mine = {key: value for key, value in self.settings.items() if key != WEIGHTS}
+        return contrast(identity(self.stage, manifest.config), mine)
 
 
 @dataclass

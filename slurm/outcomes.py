@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from intl_transfer.errors import UserError
-from intl_transfer.runs import METRICS, RESULTS, read_manifest, read_results, sha256_file
+from intl_transfer.runs import RESULTS, read_manifest, read_results, sha256_file
+from intl_transfer.runs.changes import in_lines
+from intl_transfer.runs.late import wait_until
+from intl_transfer.runs.metrics import end_of, read_lines
 from slurm.controller import Row
 from slurm.ledger import RUNS, Ledger, Node
 
@@ -63,7 +62,7 @@ def finished(node: Node, ledger: Ledger) -> bool:
 def run_status(folder: Path) -> str | None:
     """The status in a run's manifest; None where there is no whole manifest (yet)."""
     try:
-        return str(read_manifest(folder)["status"])
+        return str(read_manifest(folder).status)
     except (UserError, OSError):
         return None
 
@@ -76,14 +75,8 @@ def settled_status(folder: Path, patience: float = LATE) -> str | None:
         patience: seconds to wait for a manifest that does not say ``running`` any more. A job that
             was killed leaves it so for good.
     """
-    deadline = time.monotonic() + patience
-    while True:
-        with contextlib.suppress(OSError):
-            os.listdir(folder)  # makes a network file system ask its server
-        status = run_status(folder)
-        if status not in (None, "running") or time.monotonic() >= deadline:
-            return status
-        time.sleep(0.5)
+    wait_until(lambda: run_status(folder) not in (None, "running"), folder, patience)
+    return run_status(folder)
 
 
 def converted(source: str, target: Path) -> bool:
@@ -102,7 +95,8 @@ def source_hash(source: str) -> str | None:
     """The hash under which conversion reports name a run's backbone, or a file."""
     path = Path(source)
     if path.is_dir():
-        found = (read_results(path) or {}).get("backbone_sha256")
+        results = read_results(path)
+        found = results.get("backbone_sha256") if results is not None else None
         return str(found) if found else None
     return sha256_file(path) if path.is_file() else None
 
@@ -136,7 +130,9 @@ def status(node: Node, ledger: Ledger, rows: dict[str, Row] | None) -> Status:
         detail = "" if row.state == "RUNNING" else row.state.lower()
         return Status("running", detail, row.nodes)
     if finished(node, ledger):
-        return Status("finished")
+        changes = node.changes()
+        other = f"made with other settings ({in_lines(changes)})" if changes else ""
+        return Status("finished", other)
     if node.outcome == "running" and ledger.launcher_alive() is not False:
         return Status("running", "", (ledger.launcher or {}).get("host", ""))
     if node.outcome == "waiting" and ledger.launcher_alive() is not False:
@@ -213,9 +209,7 @@ def last_error(node: Node) -> str:
 def tail(file: Path) -> str:
     """The end of a text file; nothing where it cannot be read."""
     try:
-        with open(file, "rb") as opened:
-            opened.seek(max(0, file.stat().st_size - _TAIL))
-            return opened.read().decode(errors="replace")
+        return end_of(file, _TAIL).decode(errors="replace")
     except OSError:
         return ""
 
@@ -238,15 +232,10 @@ class Progress:
 def progress(folder: Path) -> Progress | None:
     """How far a run is by the end of its ``metrics.jsonl``; None where nothing is known."""
     try:
-        config: dict[str, Any] = read_manifest(folder)["config"]
+        config = read_manifest(folder).config
     except (UserError, OSError):
         return None
-    rows = []
-    for line in tail(folder / METRICS).splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            row = json.loads(line)
-            if isinstance(row, dict) and "time" in row:
-                rows.append(row)
+    rows = [row for row in read_lines(folder, tail_bytes=_TAIL) if "time" in row]
     detection = "SOLVER" in config
     unit = "iteration" if detection else "epoch"
     try:

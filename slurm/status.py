@@ -150,8 +150,8 @@ def survey(runs: list[Path]) -> list[Entry]:
             found = Status("failed", str(error).removeprefix(f"{folder}/"))
             entries.append(Entry(_BY_HAND, str(folder), "", found, folder))
             continue
-        found = Status(str(manifest["status"]), str(manifest.get("error") or ""))
-        entries.append(Entry(_BY_HAND, str(folder), manifest["stage"], found, folder))
+        found = Status(manifest.status, manifest.error or "")
+        entries.append(Entry(_BY_HAND, str(folder), manifest.stage, found, folder))
     return entries
 
 

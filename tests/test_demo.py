@@ -25,7 +25,7 @@ STAGE = """
 import sys; sys.path.insert(0, {root!r})
 from pathlib import Path
 from intl_transfer.runs import RunDirectory
-names = dict(stage="detection", name="x", config_name="c")
+names = dict(stage="pretrain", name="x", config_name="c")
 run = RunDirectory.start({folder!r}, config={{}}, seed=0, **names)
 print("working")
 if {fail!r} and len(run.manifest["sessions"]) < 2:

@@ -48,7 +48,10 @@ def add_told(parser: argparse.ArgumentParser, dataset_option: str) -> None:
     """
     said = parser.add_argument_group("what the file does not say, for tables and for training")
     said.add_argument("--method", help="pretraining method, as in 'MoCo v2'")
-    said.add_argument("--name", help="of this pretraining")
+    said.add_argument(
+        "--name", help="of this pretraining; files of one name are repetitions with other seeds"
+    )
+    said.add_argument("--label", help="a word that tells its row from others of the method")
     said.add_argument("--epochs", type=int, help="of pretraining")
     said.add_argument(dataset_option, dest="dataset", help="it was pretrained on")
     said.add_argument(
@@ -64,7 +67,8 @@ def told_of(arguments: argparse.Namespace) -> Any:
     from intl_transfer.conversion.pipeline import Told
 
     return Told(
-        arguments.method, arguments.name, arguments.epochs, arguments.dataset, arguments.pixels
+        *(arguments.method, arguments.name, arguments.epochs, arguments.dataset),
+        *(arguments.pixels, arguments.label),
     )
 
 

@@ -54,6 +54,7 @@ class Backbone:
         branches: the networks that the file holds.
         prefix: before the names of this network's tensors in the file, for messages.
         provenance: what a file that this project converted says of its source; None for others.
+        label: a word of the user's own for it.
     """
 
     state: dict[str, Tensor]
@@ -69,6 +70,7 @@ class Backbone:
     branches: tuple[str, ...] = (ONLINE,)
     prefix: str = ""
     provenance: dict[str, Any] | None = None
+    label: str | None = None
 
     @property
     def place(self) -> str:
@@ -113,18 +115,19 @@ def _from_run(folder: Path, branch: str) -> Backbone:
     if not (folder / MANIFEST).exists():
         raise UserError(f"{folder} is a folder without {MANIFEST}; expected a pretraining run")
     manifest = read_manifest(folder)
-    if manifest["stage"] == "detection" and (folder / "model_final.pth").exists():
+    if manifest.stage == "detection" and (folder / "model_final.pth").exists():
         return _from_file(folder / "model_final.pth", branch)
-    if manifest["stage"] != "pretrain":
+    if manifest.stage != "pretrain":
         raise UserError(
-            f"{folder} holds a '{manifest['stage']}' run; expected a pretraining run, or a "
+            f"{folder} holds a '{manifest.stage}' run; expected a pretraining run, or a "
             "detector with its model_final.pth"
         )
     exported = folder / "backbone.safetensors"
     if exported.exists() and branch == ONLINE:
         found = _from_file(exported, branch)
         # A safetensors file has no checksums of its own; the run's results hold its hash.
-        expected = (read_results(folder) or {}).get("backbone_sha256")
+        results = read_results(folder)
+        expected = results.get("backbone_sha256") if results is not None else None
         if expected not in (None, found.source_sha256):
             raise UserError(
                 f"{exported} is damaged or not this run's: its sha256 is {found.source_sha256}, "
@@ -135,7 +138,7 @@ def _from_run(folder: Path, branch: str) -> Backbone:
     if newest is None:
         raise UserError(
             f"{folder} has no {'backbone.safetensors and no ' if branch == ONLINE else ''}"
-            f"checkpoint that can be read; its status is '{manifest['status']}'"
+            f"checkpoint that can be read; its status is '{manifest.status}'"
         )
     path, content = newest
     return _from_own(path, content, branch)

@@ -24,6 +24,7 @@ from intl_transfer.conversion.formats import Backbone, read_backbone
 from intl_transfer.conversion.settings import PIXELS, config_values
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.runs import sha256_file, write_atomically, write_json
+from intl_transfer.runs.records import Initialisation, Provenance
 
 DETECTRON2, TORCHVISION = "detectron2", "torchvision"
 _SUFFIXES = {".pth": DETECTRON2, ".pkl": DETECTRON2, ".safetensors": TORCHVISION}
@@ -39,6 +40,7 @@ class Told:
         epochs: of pretraining.
         dataset: it was pretrained on.
         pixels: how it takes its images: ``imagenet``, ``unit`` or ``caffe``.
+        label: a word of one's own for it, which tables use where nothing else tells rows apart.
     """
 
     method: str | None = None
@@ -46,6 +48,7 @@ class Told:
     epochs: int | None = None
     dataset: str | None = None
     pixels: str | None = None
+    label: str | None = None
 
 
 def convert(
@@ -117,12 +120,13 @@ def provenance_of(backbone: Backbone, architecture: str) -> dict[str, Any]:
         "backbone": architecture,
         "method": backbone.method,
         "pretrain_run": backbone.pretrain_run,
+        **({"label": backbone.label} if backbone.label is not None else {}),
     }
 
 
 def initialisation(
     weights_sha256: str | None = None, provenance: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+) -> Initialisation:
     """What results say a network began with.
 
     Args:
@@ -130,8 +134,7 @@ def initialisation(
         provenance: where the file comes from, if it says.
 
     Returns:
-        ``kind`` (``random``, ``pretrained`` or ``supervised``), ``method``, ``weights_sha256`` and
-        ``provenance``.
+        With the kind ``random``, ``pretrained`` or ``supervised``.
     """
     method: str | None = "random init"
     kind = "random"
@@ -139,12 +142,10 @@ def initialisation(
         method = provenance.get("method") if provenance else None
         supervised = method is not None and "supervised" in method.lower().split("-")
         kind = "supervised" if supervised else "pretrained"
-    return {
-        "kind": kind,
-        "method": method,
-        "weights_sha256": weights_sha256,
-        "provenance": None if provenance is None else dict(provenance),
-    }
+    origin = None if provenance is None else Provenance.of(dict(provenance), "provenance")
+    return Initialisation(
+        kind=kind, method=method, weights_sha256=weights_sha256, provenance=origin
+    )
 
 
 def _described(backbone: Backbone, architecture: str, to: str) -> dict[str, Any]:
@@ -198,6 +199,8 @@ def with_told(backbone: Backbone, told: Told) -> Backbone:
     changes: dict[str, Any] = {}
     if told.method is not None:
         changes["method"] = told.method
+    if told.label is not None:
+        changes["label"] = told.label
     if told.pixels is not None:
         changes["settings"] = replace(PIXELS[told.pixels], said_by=f"--pixels {told.pixels}")
     if told.name is not None or told.epochs is not None or told.dataset is not None:

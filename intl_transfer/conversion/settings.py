@@ -27,6 +27,11 @@ class Settings:
     stride_in_1x1: bool = False
     said_by: str | None = None
 
+    def described(self) -> dict[str, Any]:
+        """Channels, mean and deviation, for records."""
+        mean, std = list(self.pixel_mean), list(self.pixel_std)
+        return {"channels": self.channels, "mean": mean, "std": std}
+
 
 # torchvision's normalisation, in pixels of 0 to 255: what nearly every method trains with.
 IMAGENET = Settings("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))

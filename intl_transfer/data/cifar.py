@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from intl_transfer.data.augment import Pixels
-from intl_transfer.data.sources import ImageSource
+from intl_transfer.data.source import ImageSource
 from intl_transfer.errors import UserError
 
 _PIXELS = 3 * 32 * 32
@@ -81,6 +81,10 @@ class CifarSource(ImageSource):
     def image(self, index: int) -> Pixels:
         """A copy of the image, (32, 32, 3)."""
         return np.ascontiguousarray(self._images[index].transpose(1, 2, 0))
+
+    def content(self, index: int) -> bytes:
+        """The pixels."""
+        return bytes(self._images[index].tobytes())
 
 
 _Set = tuple[Pixels, NDArray[np.int64], list[str]]

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from intl_transfer.data.augment import Pixels
 from intl_transfer.data.images import UnreadableImageError
-from intl_transfer.data.sources import ImageSource
+from intl_transfer.data.source import ImageSource
 from intl_transfer.data.views import View
 
 #: After this many unreadable images in a row a data set is taken to have gone.

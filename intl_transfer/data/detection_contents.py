@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import math
 import os
@@ -13,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from intl_transfer.data.detection_sets import DetectionSet
+from intl_transfer.data.source import SAMPLE
+from intl_transfer.runs.atomic import sha256_file
+from intl_transfer.runs.records import ImageSet
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,30 @@ def open_set(one: DetectionSet) -> Contents:
                 f"{absent[0]}"
             )
     return contents
+
+
+def described(one: DetectionSet, contents: Contents) -> ImageSet:
+    """What is in a set: numbers, and a digest of all annotations and of 64 images' bytes.
+
+    Args:
+        one: where it lies.
+        contents: from :func:`open_set`.
+    """
+    digest = hashlib.sha256()
+    files = [one.annotations]
+    if one.listing is not None:
+        files = [one.listing, *(one.annotations / f"{number}.xml" for number in contents.pictures)]
+    pictures = [picture.file for picture in contents.pictures.values()]
+    places = {round(i * (len(pictures) - 1) / (SAMPLE - 1)) for i in range(SAMPLE)}
+    for file in [*files, *(pictures[place] for place in sorted(places))]:
+        with contextlib.suppress(OSError):  # a picture that went meanwhile; the loader names it
+            digest.update(bytes.fromhex(sha256_file(file)))
+    return ImageSet(
+        images=len(pictures),
+        classes=len(contents.classes),
+        annotations=sum(contents.objects.values()),
+        digest=digest.hexdigest(),
+    )
 
 
 def class_names(one: DetectionSet) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from intl_transfer.data.augment import Pixels
 from intl_transfer.data.images import read_image
-from intl_transfer.data.sources import ImageSource, NameTable, cache_file
+from intl_transfer.data.source import ImageSource, NameTable, cache_file
 from intl_transfer.errors import UserError
 from intl_transfer.runs.atomic import write_atomically
 
@@ -85,6 +85,10 @@ class FolderSource(ImageSource):
     def image(self, index: int) -> Pixels:
         """Reads and decodes the file."""
         return read_image(self.name(index))
+
+    def content(self, index: int) -> bytes:
+        """The file."""
+        return Path(self.name(index)).read_bytes()
 
 
 def _listings(root: Path) -> tuple[list[_Class], int]:

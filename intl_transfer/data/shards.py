@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from intl_transfer.data.augment import Pixels
 from intl_transfer.data.folders import EXTENSIONS
 from intl_transfer.data.images import UnreadableImageError, decode_image
-from intl_transfer.data.sources import ImageSource, NameTable, cache_file
+from intl_transfer.data.source import ImageSource, NameTable, cache_file
 from intl_transfer.errors import UserError
 from intl_transfer.runs.atomic import write_atomically
 
@@ -121,20 +121,23 @@ class TarSource(ImageSource):
 
     def image(self, index: int) -> Pixels:
         """Reads a member at its offset and decodes it."""
-        if self._process != os.getpid():  # a loading process opens its own
-            self._open, self._process = {}, os.getpid()
-        shard = self._shard(index)
         try:
-            if shard not in self._open:
-                self._forget()
-                self._open[shard] = os.open(self._files[shard], os.O_RDONLY)
-            size = int(self._sizes[index])
-            data = os.pread(self._open[shard], size, int(self._offsets[index]))
+            data = self.content(index)
         except OSError as error:
             raise UnreadableImageError(
                 f"{self.name(index)} cannot be read ({error.strerror or error})"
             ) from None
         return decode_image(data, self.name(index))
+
+    def content(self, index: int) -> bytes:
+        """The member, at its offset."""
+        if self._process != os.getpid():  # a loading process opens its own
+            self._open, self._process = {}, os.getpid()
+        shard = self._shard(index)
+        if shard not in self._open:
+            self._forget()
+            self._open[shard] = os.open(self._files[shard], os.O_RDONLY)
+        return os.pread(self._open[shard], int(self._sizes[index]), int(self._offsets[index]))
 
     def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """Shards in random order, images shuffled among 16 shards at a time."""

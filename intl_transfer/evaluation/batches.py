@@ -11,12 +11,14 @@ from torch import Tensor
 
 from intl_transfer.data.datasets import ViewsDataset
 from intl_transfer.data.loaders import GlobalBatchSampler, build_loader
-from intl_transfer.data.sources import ImageSource, Subset, open_source
+from intl_transfer.data.source import ImageSource, Subset
+from intl_transfer.data.sources import open_source
 from intl_transfer.data.unreadable import Unreadable
 from intl_transfer.data.views import View, ViewConfig
 from intl_transfer.errors import UserError
 from intl_transfer.evaluation.config import DataConfig
 from intl_transfer.runs.distributed import Ranks
+from intl_transfer.runs.records import ImageSet
 
 _DRAWN_SEED = 0  # of the labels that are drawn: the same images for every seed of a run
 
@@ -51,6 +53,15 @@ def open_sets(data: DataConfig, ranks: Ranks) -> tuple[ImageSource, ImageSource]
     if data.labels_percent is not None and data.subset is None and data.labels_percent < 100:
         train = Subset(train, drawn_labels(train.labels, data.labels_percent))
     return train, test
+
+
+def described(train: ImageSource, test: ImageSource, ranks: Ranks) -> dict[str, ImageSet]:
+    """What the sets hold, the same on every rank: rank 0 looks."""
+    found = {}
+    if ranks.is_main:
+        found = {"train": train.described(), "test": test.described()}
+    everyones: list[dict[str, ImageSet]] = ranks.gather_objects(found)
+    return everyones[0]
 
 
 def drawn_labels(labels: NDArray[np.int64], percent: float) -> NDArray[np.int64]:

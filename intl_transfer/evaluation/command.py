@@ -14,18 +14,13 @@ import argparse
 import dataclasses
 import sys
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from intl_transfer.evaluation.config import EvaluationConfig
-    from intl_transfer.runs.changes import Changes
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "evaluation"
-
-# Where things lie, what is told and how the machine is used may differ between sessions.
-_ELSEWHERE = ("data.train", "data.test", "data.workers", "data.cache", "data.max_unreadable")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,10 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from intl_transfer.conversion.command import told_of
-    from intl_transfer.evaluation.config import EvaluationConfig, ModelConfig
+    from intl_transfer.evaluation.config import ModelConfig
     from intl_transfer.evaluation.stage import evaluate
     from intl_transfer.evaluation.subject import load_subject
-    from intl_transfer.runs.changes import differences, unfinished
+    from intl_transfer.runs.changes import changes_of, unfinished
     from intl_transfer.runs.distributed import process_group
     from intl_transfer.runs.lock import directory_lock
 
@@ -76,20 +71,14 @@ def run(arguments: argparse.Namespace) -> int:
             )
             # The configuration says what is evaluated, also where a file decides.
             config.model = ModelConfig(subject.architecture, subject.stem)
-            changes = {
-                **differences(
-                    config.output_dir,
-                    dataclasses.asdict(config),
-                    dataclasses.asdict(EvaluationConfig()),
-                    partial(_may_differ, kind=config.kind),
-                ),
-                **_other_weights(config.output_dir, subject.initialisation["weights_sha256"]),
-            }
-            if not unfinished(config.output_dir, changes, arguments.allow_config_change):
+            allow = arguments.allow_config_change
+            settings = dataclasses.asdict(config)
+            changes = changes_of(config.output_dir, "evaluation", settings, subject.inputs)
+            if not unfinished(config.output_dir, changes, allow):
                 if ranks.is_main:
                     print(f"{config.output_dir} is finished; nothing to do")
                 return 0
-            return evaluate(config, name, subject, ranks, changes)
+            return evaluate(config, name, subject, ranks, changes, allow)
     except KeyboardInterrupt:
         print("stopped; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
@@ -118,22 +107,3 @@ def weights_label(weights: str) -> str:
     path = Path(weights).resolve()
     inside = path.is_file() and (path.parent / "manifest.json").exists()
     return path.parent.name if inside else path.name if path.is_dir() else path.name.split(".")[0]
-
-
-def _may_differ(key: str, kind: str) -> bool:
-    """Whether sessions of one run may differ in a setting: it does not decide the result."""
-    if kind == "knn" and key.startswith("optim."):
-        return True
-    free = ("output_dir", "engine.", "log.", *_ELSEWHERE)
-    return key != "engine.precision" and key.startswith(free)
-
-
-def _other_weights(folder: str, sha256: str | None) -> Changes:
-    """Whether the run directory's earlier session began with another file."""
-    from intl_transfer.runs import MANIFEST, read_manifest
-
-    if not (Path(folder) / MANIFEST).exists():
-        return {}
-    inputs = read_manifest(folder)["inputs"]
-    before = inputs[0]["sha256"] if inputs else None
-    return {} if before == sha256 else {"weights": {"before": before, "now": sha256}}

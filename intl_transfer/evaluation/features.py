@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from intl_transfer.data.augment import Pixels, crop_and_resize
 from intl_transfer.data.images import UnreadableImageError
 from intl_transfer.data.loaders import worker_options
-from intl_transfer.data.sources import ImageSource
+from intl_transfer.data.source import ImageSource
 from intl_transfer.data.views import normalise
 from intl_transfer.runs.distributed import Ranks
 

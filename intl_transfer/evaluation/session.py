@@ -15,8 +15,15 @@ from intl_transfer.evaluation.features import EvaluationImages, extract_features
 from intl_transfer.evaluation.learner import FeatureNetwork
 from intl_transfer.evaluation.subject import Subject
 from intl_transfer.runs import RunDirectory
-from intl_transfer.runs.changes import Changes
 from intl_transfer.runs.distributed import Ranks
+from intl_transfer.runs.records import (
+    SCHEMA,
+    Architecture,
+    Dataset,
+    EvaluationResults,
+    ImageSet,
+)
+from intl_transfer.runs.settings import Differences
 
 ROWS = 128  # images or features at a time where nothing is learned
 
@@ -48,35 +55,37 @@ class Session:
         config = self.config
         learns = config.kind != "knn"
         self.run.finish(
-            {
-                "stage": "evaluation",
-                "kind": config.kind,
-                "dataset": {"name": config.data.name},
-                "architecture": {"backbone": self.subject.architecture},
-                "protocol": protocol(config),
-                **({"epoch": config.optim.epochs} if learns else {}),
-                "initialisation": self.subject.initialisation,
-                "seed": config.seed,
-                "metrics": metrics,
+            EvaluationResults(
+                schema_version=SCHEMA,
+                stage="evaluation",
+                kind=config.kind,
+                dataset=Dataset(name=config.data.name),
+                architecture=Architecture(backbone=self.subject.architecture),
+                protocol=protocol(config),
+                epoch=config.optim.epochs if learns else None,
+                initialisation=self.subject.initialisation,
+                seed=config.seed,
+                metrics=metrics,
                 **figures,
-                "wall_time_s": round(seconds, 3),
-            }
+                wall_time_s=round(seconds, 3),
+            )
         )
 
 
-def open_run(session: Session, changes: Changes) -> RunDirectory:
+def open_run(session: Session, changes: Differences, dataset: dict[str, ImageSet]) -> RunDirectory:
     """Opens the run directory for a new session."""
     config, start = session.config, session.subject.initialisation
     return RunDirectory.start(
         session.output,
         stage="evaluation",
-        name=f"{session.name} of {start['method'] or 'unknown method'} seed {config.seed}",
+        name=f"{session.name} of {start.method or 'unknown method'} seed {config.seed}",
         config_name=session.name,
         config=dataclasses.asdict(config),
         seed=config.seed,
-        method=start["method"],
+        method=start.method,
         inputs=session.subject.inputs,
         world_size=session.ranks.world_size,
+        dataset=dataset,
         changes=changes,
     )
 

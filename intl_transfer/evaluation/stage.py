@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from intl_transfer.data.sources import ImageSource
-from intl_transfer.evaluation.batches import open_sets
+from intl_transfer.data.source import ImageSource
+from intl_transfer.evaluation.batches import described, open_sets
 from intl_transfer.evaluation.config import KINDS, EvaluationConfig
 from intl_transfer.evaluation.features import EvaluationImages
 from intl_transfer.evaluation.knn import knn_accuracy
@@ -23,13 +23,19 @@ from intl_transfer.evaluation.session import (
 )
 from intl_transfer.evaluation.subject import Subject
 from intl_transfer.evaluation.training import Training
-from intl_transfer.runs.changes import Changes
+from intl_transfer.runs.changes import changed_data, unfinished
 from intl_transfer.runs.distributed import Ranks
+from intl_transfer.runs.settings import Differences
 from intl_transfer.runs.stopping import StopRequest
 
 
 def evaluate(
-    config: EvaluationConfig, name: str, subject: Subject, ranks: Ranks, changes: Changes
+    config: EvaluationConfig,
+    name: str,
+    subject: Subject,
+    ranks: Ranks,
+    changes: Differences,
+    allow_change: bool = False,
 ) -> int:
     """One evaluation from start, or from its newest checkpoint, to its results.
 
@@ -39,6 +45,7 @@ def evaluate(
         subject: the backbone.
         ranks: this process's place.
         changes: settings in which the run's last session differs.
+        allow_change: whether the run may go on with other images.
 
     Returns:
         An exit status: 0, or 75 for a run that was asked to stop and can be continued.
@@ -47,15 +54,19 @@ def evaluate(
         torch.set_num_threads(config.engine.threads)
     torch.backends.cudnn.benchmark = True
     train, test = open_sets(config.data, ranks)
-    session = Session(config, name, subject, ranks, Path(config.output_dir or ""))
+    images = described(train, test, ranks)
+    output = Path(config.output_dir or "")
+    changes = changes | changed_data(output, images)
+    unfinished(output, changes, allow_change)  # refuses other images
+    session = Session(config, name, subject, ranks, output)
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         if ranks.is_main:
-            session.run = open_run(session, changes)
+            session.run = open_run(session, changes, images)
             stack.enter_context(session.run.recording())
             print(
                 f"{KINDS[config.kind]}, {subject.architecture} "
-                f"({subject.initialisation['method'] or 'method unknown'}) on {config.data.name}: "
+                f"({subject.initialisation.method or 'method unknown'}) on {config.data.name}: "
                 f"{len(train)} + {len(test)} images, {len(train.classes)} classes, "
                 f"{ranks.world_size} rank(s) on {ranks.device.type}",
                 flush=True,

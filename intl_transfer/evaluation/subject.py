@@ -18,6 +18,7 @@ from intl_transfer.data.views import normalise
 from intl_transfer.errors import UserError
 from intl_transfer.evaluation.config import ModelConfig
 from intl_transfer.models import build_backbone
+from intl_transfer.runs.records import Initialisation
 
 #: What ``--weights`` says for a backbone that has learned nothing.
 RANDOM = "random"
@@ -42,7 +43,7 @@ class Subject:
     architecture: str
     stem: str = "imagenet"
     settings: Settings = IMAGENET
-    initialisation: dict[str, Any] = field(default_factory=initialisation)
+    initialisation: Initialisation = field(default_factory=initialisation)
     inputs: list[dict[str, Any]] = field(default_factory=list)
 
     def images(self, pixels: Tensor, device: torch.device) -> Tensor:
@@ -94,19 +95,23 @@ def load_subject(
     if backbone.provenance is not None:  # a converted file leads back to what it was made from
         said = {key: provenance[key] for key in ("method", "pretrain_run")}
         provenance = {**backbone.provenance, **said}
+    pixels = backbone.settings.described()
+    start = initialisation(backbone.source_sha256, provenance)
+    start.pixels = pixels
     return Subject(
         network,
         width=512 if architecture in ("resnet18", "resnet34") else 2048,
         architecture=architecture,
         stem="cifar" if is_small else "imagenet",
         settings=backbone.settings,
-        initialisation=initialisation(backbone.source_sha256, provenance),
+        initialisation=start,
         inputs=[
             {
                 "role": "weights",
                 "path": backbone.source_path,
                 "sha256": backbone.source_sha256,
                 "provenance": provenance,
+                "pixels": pixels,
             }
         ],
     )

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from intl_transfer.data.sources import ImageSource
+from intl_transfer.data.source import ImageSource
 from intl_transfer.errors import UserError
 from intl_transfer.evaluation.batches import CroppedImages, Features
 from intl_transfer.evaluation.features import EvaluationImages, on_every_rank, own_share
@@ -124,7 +124,7 @@ class Training:
             return None
         manifest = run.manifest
         return Trackers(
-            *(run.path, manifest["id"], manifest["name"], manifest["config"], step),
+            *(run.path, manifest.id, manifest.name, manifest.config, step),
             *(log.tensorboard, log.wandb),
         )
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from intl_transfer.results.collect import TASKS, Run
-from intl_transfer.results.protocol import in_words, split
-from intl_transfer.results.rows import Figures, Part, Row, Table
-from intl_transfer.results.statistics import summarise
+from intl_transfer.results.rows import Column, Figures, Part, Row, Table
+from intl_transfer.results.run import METRICS, TASKS, Run
+from intl_transfer.results.starts import assumed_note
+from intl_transfer.results.statistics import Summary, summarise, summarise_pretrainings
+from intl_transfer.runs.settings import Group, comparable, group
+from intl_transfer.runs.wording import in_words
 
 LrSelection = Literal["separate", "best"]
 CHOSEN = "chosen for each row"
 _FREEZE_AT = "MODEL.BACKBONE.FREEZE_AT"
+_RATE = "SOLVER.BASE_LR"
 FOREIGN_NOTE = (
     "foreign: read from Detectron2's own files in a folder that this project did not write; what "
     "weights it began from was not verified"
 )
+HAND_MADE_NOTE = "foreign: measured by {}, not by this project"
+NOT_STATED_NOTE = "foreign: {} settings of this table are not stated in its files"
 
 
 def measured_tables(runs: Sequence[Run], lr_selection: LrSelection = "separate") -> list[Table]:
@@ -38,100 +43,238 @@ def measured_tables(runs: Sequence[Run], lr_selection: LrSelection = "separate")
         blocks[name, architecture, schedule, iterations, batch, rate, further].append(run)
     tables = []
     for key, members in sorted(blocks.items()):
-        for differing, group in split(members):
-            tables.append(_table(key, differing, group))
+        without = {_RATE} if key[5] == CHOSEN else set()
+        for found in _split(members, without):
+            tables.append(_table(key, found))
     return tables
 
 
-def _table(key: tuple[str, ...], differing: dict[str, str], runs: Sequence[Run]) -> Table:
+def protocol(run: Run, without: Iterable[str] = ()) -> dict[str, Any]:
+    """What decided a run's result beside its start, but for some keys."""
+    dropped = set(without)
+    if not dropped:
+        return run.protocol
+    return {key: value for key, value in run.protocol.items() if key not in dropped}
+
+
+def _split(runs: Sequence[Run], without: Iterable[str]) -> list[Group[Run]]:
+    """Runs of one schedule in groups whose settings agree.
+
+    Runs of others state less: they stand where nothing that they state is contradicted.
+    """
+    own = [run for run in runs if not run.foreign]
+    groups = group(own, lambda run: protocol(run, without))
+    stated = [comparable_settings(found.members[0], without) for found in groups]
+    others = []
+    for run in runs:
+        if run.foreign:
+            mine = comparable_settings(run, without)
+            fitting = [
+                found
+                for found, theirs in zip(groups, stated, strict=True)
+                if all(theirs.get(key, value) == value for key, value in mine.items())
+            ]
+            if len(fitting) == 1:
+                fitting[0].members.append(run)
+            else:
+                others.append(run)
+    further = group(others, lambda run: protocol(run, without), lambda key: True)
+    for found in further:
+        mine = protocol(found.members[0], without)
+        for other in groups:
+            theirs = protocol(other.members[0], without)
+            for key in mine.keys() & theirs.keys():
+                if comparable(mine[key]) != comparable(theirs[key]):
+                    found.differing[key], other.differing[key] = mine[key], theirs[key]
+    return groups + further
+
+
+def comparable_settings(run: Run, without: Iterable[str] = ()) -> Mapping[str, Any]:
+    """:func:`protocol` in a form that can be compared."""
+    return {key: comparable(value) for key, value in protocol(run, without).items()}
+
+
+def _table(key: tuple[str, ...], found: Group[Run]) -> Table:
     name, architecture, schedule, iterations, batch, lr, further = key
-    tasks = tuple(task for task in TASKS if any(task in run.results["metrics"] for run in runs))
+    runs, differing = found.members, dict(found.differing)
+    tasks = _in_order({task: None for run in runs for task in run.tasks})
     frozen = _frozen(runs[0])
     if frozen:
-        differing = {**differing, _FREEZE_AT: str(frozen)}  # said also where nothing else is
+        differing[_FREEZE_AT] = frozen  # said also where nothing else is
     said = ", ".join(text for text in (further, in_words(differing)) if text)
     standard = not frozen and not further and set(differing) <= {_FREEZE_AT}
     part = Part(name, architecture, schedule, tasks, iterations, batch, lr, said, standard)
-    groups: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
+    notes = (assumed_note(found.assumed),) if found.assumed else ()
+    stated = _stated_keys(runs) if any(run.foreign for run in runs) else set()
+    groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        groups[run.initialisation].append(run)
+        groups[run.start.key].append(run)
     rows = []
     for members in groups.values():
         chosen, note = _choose_rate(members, tasks[0], name) if lr == CHOSEN else (members, "")
-        rows.append(make_row(chosen, tasks, (note,) if note else ()))
+        further_notes = (*notes, *((note,) if note else ()))
+        rows.append(make_row(chosen, tasks, further_notes, stated))
     rows.sort(key=lambda row: -rank(row, tasks))
-    return Table(part.title, tasks, rows, name, architecture, schedule, parts=(part,))
+    metrics = {task: _metrics(task, rows) for task in tasks}
+    return Table(
+        *(part.title, tasks, rows, name, architecture, schedule), parts=(part,), metrics=metrics
+    )
+
+
+def _in_order(tasks: Iterable[str]) -> tuple[str, ...]:
+    """Tasks as the literature orders them, others behind by name."""
+    found = set(tasks)
+    return (*(t for t in TASKS if t in found), *sorted(found - set(TASKS)))
+
+
+def _metrics(task: str, rows: Sequence[Row]) -> tuple[str, ...]:
+    """A task's usual columns: AP50, AP, AP75 where it has AP; else all that it has."""
+    present = dict.fromkeys(metric for row in rows for name, metric in row.figures if name == task)
+    if "AP" in present:
+        return tuple(metric for metric in METRICS if task in TASKS or metric in present)
+    return tuple(present)
+
+
+def _stated_keys(runs: Sequence[Run]) -> set[str]:
+    return {key for run in runs if not run.foreign for key in run.protocol}
 
 
 def _frozen(run: Run) -> int:
     """How many stages of the backbone were not trained; 0 where that is not known."""
-    value: Any = run.manifest["config"]
-    for key in _FREEZE_AT.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
+    value = run.protocol.get(_FREEZE_AT)
     return value if isinstance(value, int) else 0
 
 
-def make_row(members: Sequence[Run], tasks: Sequence[str], notes: tuple[str, ...] = ()) -> Row:
-    """The row of one initialisation.
+def make_row(
+    members: Sequence[Run],
+    tasks: Sequence[str],
+    notes: tuple[str, ...] = (),
+    stated: Iterable[str] = (),
+) -> Row:
+    """The row of one start.
 
     Args:
         members: its runs.
         tasks: whose figures to take.
         notes: footnotes beyond those that provenance asks for.
+        stated: settings that this project's own runs of the table state.
     """
-    kind, method, detail = members[0].initialisation
-    metrics = sorted(
-        {
-            (task, metric)
+    start = members[0].start
+    names = dict.fromkeys(run.start.detail for run in members)
+    columns = [
+        (task, metric)
+        for task in tasks
+        for metric in dict.fromkeys(
+            metric
             for run in members
-            for task in tasks
-            for metric, value in (run.results["metrics"].get(task) or {}).items()
-            if metric.startswith(("AP", "AR")) and value is not None
-        }
-    )
-    seeds = [run.seed for run in members]
+            for metric, value in (run.results.metrics.get(task) or {}).items()  # type: ignore[union-attr]
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
+        )
+    ]
     figures: Figures = {
         column: summary
-        for column in metrics
-        if (summary := summarise([run.figure(*column) for run in members], seeds)) is not None
+        for column in columns
+        if (summary := summary_of(members, [run.figure(*column) for run in members])) is not None
     }
-    foreign = any(run.foreign for run in members)
+    missing = set(stated) - set(members[0].protocol) if members[0].foreign else set()
     return Row(
-        method,
-        detail,
+        start.method,
+        _joined(list(names)),
         figures,
-        len(members),
-        notes=(*_provenance_notes(kind, members), *notes),
+        max((summary.n for summary in figures.values()), default=len(members)),
+        notes=(
+            *provenance_notes(members),
+            *((NOT_STATED_NOTE.format(len(missing)),) if missing else ()),
+            *notes,
+        ),
         runs=tuple(members),
-        foreign=foreign,
+        foreign=any(run.foreign for run in members),
     )
+
+
+def _joined(details: Sequence[str]) -> str:
+    """Details of one row: configurations of several names that say the same."""
+    if len(details) == 1:
+        return details[0]
+    parts = [detail.split(", ", 1) for detail in details]
+    if all(len(part) == 2 for part in parts) and len({part[1] for part in parts}) == 1:
+        return " / ".join(part[0] for part in parts) + ", " + parts[0][1]
+    return " / ".join(details)
+
+
+def pretrainings_of(runs: Sequence[Run]) -> set[str]:
+    """The pretrainings behind some runs, where they are several; else none."""
+    units = {run.start.unit for run in runs if run.start.unit is not None}
+    return units if len(units) > 1 else set()
+
+
+def summary_of(runs: Sequence[Run], values: Sequence[float | None]) -> Summary | None:
+    """Mean and spread of a figure over runs; of several pretrainings, over these.
+
+    Args:
+        runs: of one row.
+        values: a figure of each; None where a run has none.
+    """
+    if pretrainings_of(runs):
+        return summarise_pretrainings(
+            [
+                (str(run.start.unit), run.start.unit_seed, value)
+                for run, value in zip(runs, values, strict=True)
+            ]
+        )
+    return summarise(values, [run.seed for run in runs])
 
 
 def rank(row: Row, tasks: Sequence[str]) -> float:
-    """Mean AP of the first group that the row has; rows without the first come last."""
+    """Mean AP (or first metric) of the first task that the row has; others come last."""
     for index, task in enumerate(tasks):
-        if figure := row.figures.get((task, "AP")):
+        if figure := row.figures.get(primary(row, task)):
             return figure.mean - 1000 * index
     return -1e6
 
 
-def _provenance_notes(kind: str, members: Sequence[Run]) -> tuple[str, ...]:
-    if kind == "foreign":
+def primary(row: Row, task: str) -> Column:
+    """The column by which a task is ranked: AP, or the first that it has."""
+    own = [column for column in row.figures if column[0] == task]
+    return (task, "AP") if (task, "AP") in own or not own else own[0]
+
+
+def provenance_notes(members: Sequence[Run]) -> tuple[str, ...]:
+    """What there is to say of where a row's weights and code come from."""
+    start, results = members[0].start, members[0].results
+    if start.kind == "foreign":
         return (FOREIGN_NOTE,)
-    if kind == "random":
-        return ()
+    notes = list(start.notes)
+    if results.external is not None:
+        notes.append(HAND_MADE_NOTE.format(results.external))
+    elif start.kind != "random":
+        if any(run.parent_known and run.parent is None for run in members):
+            notes.append("the pretraining run was not among the folders read")
+        elif not all(run.parent for run in members):
+            notes.append("weights without a pretraining run of this project")
+        if len(members) > 1 and not pretrainings_of(members):
+            notes.append(
+                "fine-tunings of one pretraining: pretraining's own spread is not in the figures"
+            )
+    return (*notes, *_code_notes(members))
+
+
+def _code_notes(members: Sequence[Run]) -> list[str]:
+    """Runs of several versions are one row, with a word about it."""
     notes = []
-    if any(run.parent_known and run.parent is None for run in members):
-        notes.append("the pretraining run was not among the folders read")
-    elif not all(run.parent for run in members):
-        notes.append("weights without a pretraining run of this project")
-    weights = [run.results["initialisation"].get("weights_sha256") for run in members]
-    if 1 < len(set(weights)) < len(weights):
-        notes.append(
-            f"{len(members)} fine-tunings of {len(set(weights))} pretrainings; spread and tests "
-            "take them as independent"
-        )
-    return tuple(notes)
+    versions = Counter(
+        found for run in members if (found := run.manifest.versions.get("detectron2")) is not None
+    )
+    if len(versions) > 1:
+        notes.append(f"of several versions of Detectron2: {', '.join(sorted(versions))}")
+    changed = sum(run.manifest.git.dirty is True for run in members)
+    if changed:
+        runs = "all runs" if changed == len(members) else f"{changed} of {len(members)} runs"
+        notes.append(f"{runs} made by sources with changes that were not committed")
+    revisions = {run.manifest.git.revision for run in members} - {None}
+    if len(revisions) > 1:
+        notes.append(f"of {len(revisions)} revisions of the sources")
+    return notes
 
 
 def _choose_rate(members: Sequence[Run], task: str, dataset: str) -> tuple[list[Run], str]:
@@ -144,7 +287,7 @@ def _choose_rate(members: Sequence[Run], task: str, dataset: str) -> tuple[list[
         return list(members), f"lr {rate}, the only one tried"
     means = {}
     for rate, runs in rates.items():
-        summary = summarise([run.figure(task, "AP") for run in runs])
+        summary = summary_of(runs, [run.figure(task, "AP") for run in runs])
         means[rate] = summary.mean if summary else -1.0
     # Of equal means the smaller rate, so that the choice does not hang on the folders' order.
     best = max(sorted(rates, key=float), key=lambda rate: means[rate])

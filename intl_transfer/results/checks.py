@@ -1,100 +1,82 @@
-"""What makes a finished run's results unusable: one sentence, or None."""
+"""What makes a finished run's results unusable, and what looks wrong about them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from intl_transfer.runs.records import (
+    AnyResults,
+    DetectionResults,
+    EvaluationResults,
+)
+
 #: Kinds of the evaluation stage: frozen features with a linear head, k nearest neighbours, and
-#: fine-tuning on a part of the labels.
+#: fine-tuning on a part of the labels. Evaluators of others have kinds of their own.
 EVALUATION_KINDS = ("linear", "knn", "semi")
 
 
-def detection_problem(results: dict[str, Any]) -> str | None:
-    """Of a detection run: form, last iteration, percentages."""
-    try:
-        if results["iteration"] != results["schedule"]["iterations"]:
-            return (
-                f"evaluated at iteration {results['iteration']} of "
-                f"{results['schedule']['iterations']}; only the final one counts"
-            )
-        for key in ("name", "layout"):
-            _text(results["dataset"], key)
-        for key in ("meta", "backbone", "head"):
-            _text(results["architecture"], key)
-        for key in ("name", "batch_size"):
-            results["schedule"][key]
-        float(results["schedule"]["base_lr"])
-        _common(results)
-        figures = {
-            f"{task} {metric}": value
-            for task, values in results["metrics"].items()
-            for metric, value in values.items()
-            if metric.startswith(("AP", "AR"))
-        }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        return f"not in the form of a detection run's results ({error!r})"
-    return _percentages(figures)
-
-
-def evaluation_problem(results: dict[str, Any]) -> str | None:
-    """Of a classification: form, last epoch, percentages."""
-    try:
-        protocol = results["protocol"]
-        if results["kind"] not in EVALUATION_KINDS:
-            return f"kind is {results['kind']!r}, expected one of {', '.join(EVALUATION_KINDS)}"
-        if results.get("epoch") != protocol.get("epochs"):
-            return (
-                f"evaluated at epoch {results.get('epoch')} of {protocol.get('epochs')}; only the "
-                "final one counts"
-            )
-        _text(results["dataset"], "name")
-        _text(results["architecture"], "backbone")
-        if results["kind"] == "knn":
-            int(protocol["k"])
-        if results["kind"] == "semi":
-            float(protocol["labels_percent"])
-        _common(results)
-        figures = {metric: results["metrics"].get(metric) for metric in ("top1", "top5")}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        return f"not in the form of an evaluation's results ({error!r})"
-    return _percentages(figures)
-
-
-def pretraining_problem(results: dict[str, Any]) -> str | None:
-    """Of a pretraining run: the fields that tables and provenance need."""
-    value = results.get("knn_accuracy")
-    if value is not None and not _is_percentage(value):
-        return f"knn_accuracy is {value!r}; expected a percentage from 0 to 100"
-    for key in ("backbone_sha256", "method", "dataset", "backbone"):
-        if not isinstance(results.get(key, ""), str):
-            return f"{key} is {results[key]!r}; expected text"
+def problem_of(results: AnyResults) -> str | None:
+    """What makes results of the right form unusable, in one sentence; None for good ones."""
+    if isinstance(results, DetectionResults):
+        return _detection_problem(results)
+    if isinstance(results, EvaluationResults):
+        return _evaluation_problem(results)
     return None
 
 
-def _common(results: dict[str, Any]) -> None:
-    """What both kinds of rows need: where the weights come from, and the seed."""
-    start = results["initialisation"]
-    _text(start, "kind")
-    if not isinstance(start.get("method"), (str, type(None))):
-        raise TypeError("initialisation.method is no text")
-    provenance = start.get("provenance")
-    for value in (provenance, (provenance or {}).get("pretrain_run")):
-        if not isinstance(value, (dict, type(None))):
-            raise TypeError("initialisation.provenance is no object")
-    int(results["seed"])
+def warnings_of(results: AnyResults) -> list[str]:
+    """What looks wrong about usable results."""
+    figures = [value for _, value in figures_of(results) if isinstance(value, (int, float))]
+    if figures and 0 < max(figures) <= 1:
+        return [
+            f"no metric is above 1 (the highest: {max(figures):g}); they are taken as percentages, "
+            "from 0 to 100"
+        ]
+    return []
 
 
-def _text(values: dict[str, Any], key: str) -> None:
-    if not isinstance(values[key], str):
-        raise TypeError(f"{key} is no text")
+def figures_of(results: AnyResults) -> Iterator[tuple[str, Any]]:
+    """Name and value of every metric: ``box.AP``, ``top1``; those of single classes left out."""
+    metrics: Mapping[str, Any] = getattr(results, "metrics", {})
+    for task, values in metrics.items():
+        if isinstance(values, Mapping):
+            yield from ((f"{task}.{k}", v) for k, v in values.items() if k != "per_class")
+        else:
+            yield task, values
 
 
-def _percentages(figures: dict[str, Any]) -> str | None:
-    for name, value in figures.items():
+def _detection_problem(results: DetectionResults) -> str | None:
+    planned, made = results.schedule.iterations, results.iteration
+    if made is not None and planned is not None and made != planned:
+        return f"evaluated at iteration {made} of {planned}; only the final one counts"
+    return _percentages(results)
+
+
+def _evaluation_problem(results: EvaluationResults) -> str | None:
+    if results.external is None and results.kind not in EVALUATION_KINDS:
+        return (
+            f"kind is {results.kind!r}, expected one of {', '.join(EVALUATION_KINDS)} (others come "
+            "with `external`)"
+        )
+    if results.kind == "knn" and results.external is None and "k" not in results.protocol:
+        return "protocol.k is missing: the number of neighbours"
+    planned = results.protocol.get("epochs")
+    if results.epoch is not None and planned is not None and results.epoch != planned:
+        return f"evaluated at epoch {results.epoch} of {planned}; only the final one counts"
+    share = results.protocol.get("labels_percent")
+    if results.kind == "semi" and not _is_percentage(share):
+        return f"protocol.labels_percent is {share!r}; expected a percentage from 0 to 100"
+    return _percentages(results)
+
+
+def _percentages(results: AnyResults) -> str | None:
+    values = dict(figures_of(results))
+    for name, value in values.items():
         if value is not None and not _is_percentage(value):
             return f"{name} is {value!r}; expected a percentage from 0 to 100"
-    return None if any(v is not None for v in figures.values()) else "holds no figure at all"
+    return None if any(v is not None for v in values.values()) else "holds no figure at all"
 
 
 def _is_percentage(value: Any) -> bool:

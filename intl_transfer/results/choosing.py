@@ -10,7 +10,7 @@ from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.results.rows import Column, Row, Table
 
 _ROW_KEYS: dict[str, Callable[[Table, Row], str]] = {
-    "method": lambda table, row: row.method,
+    "method": lambda table, row: row.name,
     "pretraining": lambda table, row: row.detail,
     "dataset": lambda table, row: table.dataset,
     "detector": lambda table, row: table.architecture,

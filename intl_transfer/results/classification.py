@@ -9,15 +9,31 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from intl_transfer.results.collect import Collection, Run
+from intl_transfer.results.blocks import provenance_notes, summary_of
+from intl_transfer.results.collect import Collection
 from intl_transfer.results.published import published_linear, published_small
 from intl_transfer.results.rows import Column, Figures, Row, Table
-from intl_transfer.results.statistics import Summary, summarise
+from intl_transfer.results.run import Run
+from intl_transfer.results.starts import (
+    assumed_note,
+    initialisation_of,
+    start_of_pretraining,
+    with_keys,
+)
+from intl_transfer.results.statistics import Summary
+from intl_transfer.runs.records import (
+    SCHEMA,
+    Architecture,
+    Dataset,
+    EvaluationResults,
+)
+from intl_transfer.runs.settings import below, deciding, group
+from intl_transfer.runs.wording import in_words
 
 #: The small data sets of the literature, on ResNet-18, and their columns.
 SMALL = ("cifar10", "cifar100", "imagenet100")
@@ -27,30 +43,58 @@ _EPOCHS_IN_NAME = re.compile(r"_ep\d+")
 _AT_THE_END = "k-NN as measured at the end of pretraining"
 _SMALL_TITLE = "Small data sets, resnet18: linear top-1, 5-NN, linear top-5"
 _LINEAR_TITLE = "ImageNet, resnet50: linear top-1 by epochs of pretraining"
+_KINDS = {"knn": "k-NN", "linear": "linear evaluation", "semi": "fine-tuned on few labels"}
+_METRICS = {"top1": "top-1", "top5": "top-5"}
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """Figures of one run, and the table and columns they belong to."""
+    """Figures of one run, and the protocol that they were measured by.
+
+    Attributes:
+        run: the run.
+        protocol: in words.
+        group: the same for samples of a kind, data set and backbone whose settings agree.
+        settings: what decided the figures beside the start, by dotted key.
+        figures: by metric.
+        from_pretraining: measured by the pretraining on its way.
+        notes: footnotes.
+    """
 
     run: Run
-    kind: str
     protocol: str
+    settings: Mapping[str, Any]
     figures: dict[str, float]
     from_pretraining: bool = False
+    notes: tuple[str, ...] = ()
+    group: int = 0
+
+    @property
+    def results(self) -> EvaluationResults:
+        assert isinstance(self.run.results, EvaluationResults)
+        return self.run.results
+
+    @property
+    def kind(self) -> str:
+        return self.results.kind
 
     @property
     def dataset(self) -> str:
-        return str(self.run.results["dataset"]["name"])
+        return self.results.dataset.name
 
     @property
     def backbone(self) -> str:
-        return str(self.run.results["architecture"]["backbone"])
+        return self.results.architecture.backbone
+
+    @property
+    def labels_percent(self) -> float:
+        return float(self.results.protocol["labels_percent"])
 
     @property
     def epochs(self) -> Any:
-        provenance = self.run.results["initialisation"].get("provenance") or {}
-        return (provenance.get("pretrain_run") or {}).get("epochs")
+        provenance = self.results.initialisation.provenance
+        run = provenance.pretrain_run if provenance is not None else None
+        return run.epochs if run is not None else None
 
 
 def classification_tables(collection: Collection, published: bool = False) -> list[Table]:
@@ -64,117 +108,205 @@ def classification_tables(collection: Collection, published: bool = False) -> li
         ImageNet linear, small data sets, then one table for each other kind, data set, backbone
         and protocol.
     """
-    samples = [*map(_evaluated, collection.evaluations), *_pretrained(collection)]
-    linear: dict[str, list[_Sample]] = defaultdict(list)
+    runs = with_keys([*collection.evaluations, *_pretrained(collection)])
+    samples = _told_apart([_sample(run) for run in runs])
+    linear: dict[tuple[str, int], list[_Sample]] = defaultdict(list)
     small, others = [], defaultdict(list)
     for sample in samples:
         where = (sample.kind, sample.backbone)
         imagenet = sample.dataset.lower() in _IMAGENET
-        known = sample.kind == "linear" or sample.protocol == "k = 5"
+        known = sample.kind == "linear" or (
+            sample.kind == "knn" and sample.protocol.startswith("k = 5")
+        )
         if where == ("linear", "resnet50") and sample.epochs and imagenet:
-            linear[sample.protocol].append(sample)
-            continue
-        if where[1] == "resnet18" and sample.dataset in SMALL and where[0] != "semi" and known:
+            linear[sample.protocol, sample.group].append(sample)
+        elif where[1] == "resnet18" and sample.dataset in SMALL and known:
             small.append(sample)
-            continue
-        others[sample.kind, sample.dataset, sample.backbone, sample.protocol].append(sample)
-    tables = [_linear_table(protocol, found) for protocol, found in sorted(linear.items())]
+        else:
+            others[
+                sample.kind, sample.dataset, sample.backbone, sample.protocol, sample.group
+            ].append(sample)
+    tables = [_linear_table(key[0], found) for key, found in sorted(linear.items())]
     if published:
         if not tables:
             tables = [Table(f"{_LINEAR_TITLE}, published only", ("linear",), [])]
         for table in tables:
             _finish_linear(table)
-    tables += _small_tables(small, published)
+    joint, rest = _one_protocol_each(small)
+    for sample in rest:
+        others[sample.kind, sample.dataset, sample.backbone, sample.protocol, sample.group].append(
+            sample
+        )
+    tables += _small_tables(joint, published)
     tables += [_other_table(key, found) for key, found in sorted(others.items())]
     return [dataclasses.replace(table, family="classification") for table in tables]
 
 
-def _evaluated(run: Run) -> _Sample:
-    """A run of the stage ``evaluation``."""
-    results = run.results
-    protocol = dict(results["protocol"])
-    kind = results["kind"]
-    protocol.pop("labels_percent", None)
-    words = [f"{key} {value}" for key, value in sorted(protocol.items())]
-    text = f"k = {protocol['k']}" if kind == "knn" else ", ".join(words)
-    names = {"top1": "top-1", "top5": "top-5"}
-    figures = {
-        names[key]: float(value)
-        for key, value in results["metrics"].items()
-        # Five votes of neighbours are no ranking: k-NN has one figure.
-        if key in names and value is not None and (kind != "knn" or key == "top1")
-    }
-    return _Sample(run, kind, text, figures)
-
-
-def _pretrained(collection: Collection) -> Iterable[_Sample]:
+def _pretrained(collection: Collection) -> Iterable[Run]:
     """What pretraining runs measured at their end, in the form of an evaluation."""
     for path, results in collection.pretraining.items():
-        accuracy = results.get("knn_accuracy")
-        if accuracy is None or not results.get("dataset") or not results.get("backbone"):
+        if results.knn_accuracy is None or not results.dataset or not results.backbone:
             continue
         manifest = collection.manifests[path]
-        knn = manifest["config"].get("knn") or {}
-        described = {
-            "config_name": manifest.get("config_name"),
-            "epochs": results.get("epochs"),
-            "dataset": results["dataset"],
-        }
-        form = {
-            "dataset": {"name": results["dataset"]},
-            "architecture": {"backbone": results["backbone"]},
-            "initialisation": {
-                "kind": "pretrained",
-                "method": results.get("method"),
-                "weights_sha256": results.get("backbone_sha256"),
-                "provenance": {"pretrain_run": described},
-            },
-            "seed": int(manifest["seed"]),
-            "metrics": {},
-        }
-        # Images other than the pretraining's own are another test.
-        train = knn.get("train")
-        where = f", neighbours from {Path(train).name}" if train else ""
-        run = Run(path, manifest, form, path, True)
-        protocol = f"k = {knn.get('k', 5)}{where}"
-        yield _Sample(run, "knn", protocol, {"top-1": float(accuracy)}, True)
+        form = EvaluationResults(
+            schema_version=SCHEMA,
+            stage="evaluation",
+            kind="knn",
+            dataset=Dataset(name=results.dataset),
+            architecture=Architecture(backbone=results.backbone),
+            initialisation=initialisation_of(manifest, results),
+            protocol={"k": (manifest.config.get("knn") or {}).get("k", 5)},
+            seed=manifest.seed,
+            metrics={"top1": results.knn_accuracy},
+        )
+        start = start_of_pretraining(manifest, results)
+        yield Run(path, manifest, form, start, path, True)
 
 
-def _rows(
-    samples: Sequence[tuple[tuple[str, str], Column, float, _Sample]],
-) -> list[Row]:
-    """Rows of (method, detail), with the figures of each column over runs."""
-    groups: dict[tuple[str, str], list[tuple[Column, float, _Sample]]] = defaultdict(list)
-    for key, column, value, sample in samples:
+def _sample(run: Run) -> _Sample:
+    results, manifest = run.results, run.manifest
+    assert isinstance(results, EvaluationResults)
+    on_the_way = manifest.stage == "pretrain"
+    settings: dict[str, Any] = dict(run.protocol)
+    if on_the_way:
+        knn = manifest.config.get("knn") or {}
+        images = {
+            name.removeprefix("knn_"): found.as_json()
+            for name, found in manifest.dataset.items()
+            if name.startswith("knn_")
+        }
+        settings = {**deciding("neighbours", knn), **below("dataset", images)}
+        settings["k"] = results.protocol["k"]
+    protocol = {k: v for k, v in results.protocol.items() if k != "labels_percent"}
+    words = [f"{key} {value}" for key, value in sorted(protocol.items())]
+    text = f"k = {protocol['k']}" if list(protocol) == ["k"] else ", ".join(words)
+    if on_the_way and (train := (manifest.config.get("knn") or {}).get("train")):
+        text += f", neighbours from {Path(str(train)).name}"
+    figures = {
+        _METRICS.get(key, key): float(value)
+        for key, value in results.metrics.items()
+        # Five votes of neighbours are no ranking: k-NN has one figure.
+        if value is not None and (results.kind != "knn" or key != "top5")
+    }
+    return _Sample(run, text, settings, figures, on_the_way)
+
+
+def _told_apart(samples: Sequence[_Sample]) -> list[_Sample]:
+    """Samples whose protocols' words differ wherever their settings do."""
+    alike: dict[tuple[str, ...], list[_Sample]] = defaultdict(list)
+    for s in samples:
+        # A dedicated evaluation counts before what pretraining measured with as many neighbours.
+        measured = "on the way" if s.from_pretraining else ""
+        share = f"{s.labels_percent:g}" if s.kind == "semi" else ""
+        alike[s.kind, s.dataset, s.backbone, s.protocol, measured, share].append(s)
+    found = []
+    for members in alike.values():
+        for number, agreeing in enumerate(group(members, lambda s: s.settings)):
+            words = in_words(agreeing.differing)
+            notes = (assumed_note(agreeing.assumed),) if agreeing.assumed else ()
+            for s in agreeing.members:
+                text = ", ".join(part for part in (s.protocol, words) if part)
+                found.append(dataclasses.replace(s, protocol=text, notes=notes, group=number))
+    return found
+
+
+def _one_protocol_each(
+    samples: Sequence[_Sample],
+) -> tuple[list[_Sample], list[_Sample]]:
+    """Samples of data sets and kinds that were measured by one protocol, and the others."""
+    protocols: dict[tuple[str, str], set[tuple[str, int]]] = defaultdict(set)
+    for sample in samples:
+        protocols[sample.dataset, sample.kind].add((sample.protocol, sample.group))
+    joint = [s for s in samples if len(protocols[s.dataset, s.kind]) == 1]
+    return joint, [s for s in samples if len(protocols[s.dataset, s.kind]) > 1]
+
+
+_Entry = tuple[str, Column, float, _Sample]
+
+
+def _rows(entries: Sequence[_Entry], details: Mapping[str, str] | None = None) -> list[Row]:
+    """Rows with the figures of each column over runs.
+
+    Args:
+        entries: key of the row, column, figure, sample.
+        details: of rows, by key, where they are not the starts' own.
+    """
+    groups: dict[str, list[tuple[Column, float, _Sample]]] = defaultdict(list)
+    for key, column, value, sample in entries:
         groups[key].append((column, value, sample))
     rows = []
-    for (method, detail), members in groups.items():
+    for key, members in groups.items():
         figures: Figures = {}
         for column in dict.fromkeys(column for column, _, _ in members):
             found = [(v, s) for c, v, s in members if c == column]
             # A dedicated evaluation counts before what pretraining measured on the way.
             if not all(s.from_pretraining for _, s in found):
                 found = [(v, s) for v, s in found if not s.from_pretraining]
-            summary = summarise([v for v, _ in found], [s.run.seed for _, s in found])
+            summary = summary_of([s.run for _, s in found], [v for v, _ in found])
             assert summary is not None
             figures[column] = summary
+        start = members[0][2].run.start
         runs = tuple({sample.run.path: sample.run for _, _, sample in members}.values())
         n = max(summary.n for summary in figures.values())
-        ended = any(sample.from_pretraining for _, _, sample in members)
-        rows.append(Row(method, detail, figures, n, notes=(_AT_THE_END,) * ended, runs=runs))
+        notes = dict.fromkeys(note for _, _, sample in members for note in sample.notes)
+        evaluated = [run for run in runs if run.manifest.stage == "evaluation"]
+        if evaluated:
+            notes |= dict.fromkeys(provenance_notes(evaluated))
+        if any(sample.from_pretraining for _, _, sample in members):
+            notes[_AT_THE_END] = None
+        detail = (details or {}).get(key, start.detail)
+        foreign = any(run.foreign for run in runs)
+        rows.append(
+            Row(
+                *(start.method, detail, figures, n),
+                notes=tuple(notes),
+                runs=runs,
+                foreign=foreign,
+            )
+        )
     return rows
 
 
+def _shared_rows(
+    samples: Sequence[_Sample], column_of: Mapping[int, Column], details: Mapping[int, str]
+) -> dict[int, str]:
+    """Keys of rows that hold several starts side by side, one in each column.
+
+    Starts of one method and detail share a row where no column has two of them; else each has a
+    row of its own.
+
+    Args:
+        samples: any.
+        column_of: the group of columns that a sample belongs to, by its index.
+        details: of the row, by its index.
+    """
+    starts: dict[tuple[str, str], dict[Column, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for index, sample in enumerate(samples):
+        name = sample.run.start.method, details[index]
+        starts[name][column_of[index]].add(sample.run.start.key)
+    keys = {}
+    for index, sample in enumerate(samples):
+        name = sample.run.start.method, details[index]
+        alone = all(len(found) == 1 for found in starts[name].values())
+        keys[index] = repr(name) if alone else f"{name!r} {sample.run.start.key}"
+    return keys
+
+
 def _linear_table(protocol: str, samples: Sequence[_Sample]) -> Table:
-    entries = []
-    for sample in samples:
-        _, method, detail = sample.run.initialisation
-        # The epochs are columns: configurations that differ in them alone are one row.
-        detail = _EPOCHS_IN_NAME.sub("", detail).replace(f", {sample.epochs} ep", "")
-        column = ("linear", f"{sample.epochs} ep")
-        if "top-1" in sample.figures:
-            entries.append(((method, detail), column, sample.figures["top-1"], sample))
-    table = Table(f"{_LINEAR_TITLE} ({protocol})", ("linear",), _rows(entries))
+    # The epochs are columns: configurations that differ in them alone are one row.
+    details = {
+        index: _EPOCHS_IN_NAME.sub("", s.run.start.detail).replace(f", {s.epochs} ep", "")
+        for index, s in enumerate(samples)
+    }
+    columns = {index: ("linear", f"{s.epochs} ep") for index, s in enumerate(samples)}
+    keys = _shared_rows(samples, columns, details)
+    entries = [
+        (keys[index], columns[index], sample.figures["top-1"], sample)
+        for index, sample in enumerate(samples)
+        if "top-1" in sample.figures
+    ]
+    rows = _rows(entries, {keys[index]: detail for index, detail in details.items()})
+    table = Table(f"{_LINEAR_TITLE} ({protocol})", ("linear",), rows)
     table.dataset, table.architecture, table.schedule = "imagenet", "resnet50", protocol
     return _finish_linear(table, published=False)
 
@@ -202,23 +334,27 @@ def _finish_linear(table: Table, published: bool = True) -> Table:
 
 
 def _small_tables(samples: Sequence[_Sample], published: bool) -> list[Table]:
-    details: dict[tuple[str, str], set[str]] = defaultdict(set)
-    protocols: dict[str, None] = {}
+    configurations: dict[str, dict[str, str]] = defaultdict(dict)
     for sample in samples:
-        _, method, detail = sample.run.initialisation
-        details[method, sample.dataset].add(detail)
-        protocols.setdefault(sample.protocol)
-    entries = []
-    for sample in samples:
-        _, method, detail = sample.run.initialisation
-        sets = {name: found for (m, name), found in details.items() if m == method}
-        # One row a method where every data set has one pretraining; else one for each of them.
-        if all(len(found) == 1 for found in sets.values()):
-            detail = "; ".join(next(iter(sets[name])) for name in SMALL if name in sets)
+        configurations[sample.run.start.method].setdefault(sample.dataset, sample.run.start.detail)
+    # One row a method where every data set has one pretraining; else one for each of them.
+    details = {
+        index: "; ".join(
+            detail
+            for name in SMALL
+            if (detail := configurations[sample.run.start.method].get(name)) is not None
+        )
+        for index, sample in enumerate(samples)
+    }
+    columns = {index: (sample.dataset, "") for index, sample in enumerate(samples)}
+    keys = _shared_rows(samples, columns, details)
+    shared = {repr((s.run.start.method, details[i])) for i, s in enumerate(samples)}
+    entries: list[_Entry] = []
+    for index, sample in enumerate(samples):
         for name, value in sample.figures.items():
             metric = "5-NN" if sample.kind == "knn" else name
-            entries.append(((method, detail), (sample.dataset, metric), value, sample))
-    rows = _rows(entries)
+            entries.append((keys[index], (sample.dataset, metric), value, sample))
+    rows = _rows(entries, {key: details[i] for i, key in keys.items() if key in shared})
     rows.sort(key=lambda row: -max(summary.mean for summary in row.figures.values()))
     if published:
         rows += [
@@ -237,32 +373,40 @@ def _small_tables(samples: Sequence[_Sample], published: bool) -> list[Table]:
     present = {dataset for row in rows for dataset, _ in row.figures}
     tasks = tuple(name for name in SMALL if name in present)
     title = _SMALL_TITLE + ("" if samples else ", published only")
-    linear = [text for text in protocols if not text.startswith("k = ")]
-    if linear:
-        title += f" ({'; or '.join(linear)})"
-    columns = {
+    protocols = {s.dataset: s.protocol for s in samples if s.kind == "linear"}
+    if len(set(protocols.values())) == 1:
+        title += f" ({next(iter(protocols.values()))})"
+    elif protocols:
+        title += f" ({'; '.join(f'{name}: {text}' for name, text in sorted(protocols.items()))})"
+    columns_of = {
         task: tuple(m for m in SMALL_METRICS if any((task, m) in row.figures for row in rows))
         for task in tasks
     }
     datasets = " + ".join(tasks)
-    return [Table(title, tasks, rows, datasets, "resnet18", "", metrics=columns)]
+    return [Table(title, tasks, rows, datasets, "resnet18", "", metrics=columns_of)]
 
 
-def _other_table(key: tuple[str, str, str, str], samples: Sequence[_Sample]) -> Table:
-    kind, dataset, backbone, protocol = key
-    entries = []
+def _other_table(key: tuple[str, str, str, str, int], samples: Sequence[_Sample]) -> Table:
+    kind, dataset, backbone, protocol, _ = key
+    entries: list[_Entry] = []
     for sample in samples:
-        _, method, detail = sample.run.initialisation
-        task = {"knn": "k-NN", "linear": "linear"}.get(kind, "")
+        task = {"knn": "k-NN", "linear": "linear"}.get(kind, kind)
         if kind == "semi":
-            task = f"{float(sample.run.results['protocol']['labels_percent']):g} % labels"
+            task = f"{sample.labels_percent:g} % labels"
         for name, value in sample.figures.items():
-            entries.append(((method, detail), (task, name), value, sample))
+            entries.append((sample.run.start.key, (task, name), value, sample))
     rows = _rows(entries)
     rows.sort(key=lambda row: -max(summary.mean for summary in row.figures.values()))
-    present = {column for row in rows for column in row.figures}
+    present = dict.fromkeys(column for row in rows for column in row.figures)
     tasks = tuple(sorted({task for task, _ in present}, key=lambda t: (len(t), t)))
-    columns = {task: tuple(m for m in ("top-1", "top-5") if (task, m) in present) for task in tasks}
-    named = {"knn": "k-NN", "linear": "linear evaluation", "semi": "fine-tuned on few labels"}
-    title = f"{dataset}, {backbone}: {named[kind]} ({protocol})"
+    usual = ("top-1", "top-5")
+    columns = {
+        task: (
+            *(m for m in usual if (task, m) in present),
+            *(m for t, m in present if t == task and m not in usual),
+        )
+        for task in tasks
+    }
+    title = f"{dataset}, {backbone}: {_KINDS.get(kind, kind)}"
+    title += f" ({protocol})" if protocol else ""
     return Table(title, tasks, rows, dataset, backbone, protocol, metrics=columns)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,87 +14,30 @@ from typing import Any
 from intl_transfer.errors import UserError
 from intl_transfer.results import foreign
 from intl_transfer.results.cache import Cache, stamp_of
-from intl_transfer.results.checks import (
-    detection_problem,
-    evaluation_problem,
-    pretraining_problem,
+from intl_transfer.results.checks import problem_of, warnings_of
+from intl_transfer.results.reading import (
+    Entry,
+    read_hand_made,
+    read_run,
+    records_of,
+    state_of,
 )
-from intl_transfer.results.protocol import fingerprint
-from intl_transfer.results.reading import Entry, read_run, state_of
+from intl_transfer.results.run import Run
+from intl_transfer.results.starts import start_of, with_keys
 from intl_transfer.runs import MANIFEST, RESULTS
+from intl_transfer.runs.records import (
+    STAGES,
+    AnyResults,
+    DetectionResults,
+    EvaluationResults,
+    Manifest,
+    PretrainResults,
+)
+from intl_transfer.runs.settings import comparable, differences
 
-# Figures in the order in which the literature prints them.
-METRICS = ("AP50", "AP", "AP75")
-TASKS = ("box", "mask", "voc")
 #: Seconds without a sign of life after which a run that says it is running is called stalled. An
 #: evaluation writes nothing while it goes on.
 STALLED_AFTER = 3600.0
-
-
-@dataclass(frozen=True)
-class Run:
-    """One finished detection run, or evaluation of frozen or fine-tuned classification.
-
-    Attributes:
-        path: its directory.
-        manifest: its manifest.
-        results: its results.
-        parent: directory of the pretraining run behind it, if that was found.
-        parent_known: whether its weights name a pretraining run of this project.
-        foreign: True for a Detectron2 folder that was not written by this project.
-    """
-
-    path: Path
-    manifest: dict[str, Any]
-    results: dict[str, Any]
-    parent: Path | None = None
-    parent_known: bool = False
-    foreign: bool = False
-
-    @property
-    def comparable(self) -> tuple[str, ...]:
-        """What two runs must share to stand in one table: data, architecture, schedule."""
-        data, built, plan = (self.results[k] for k in ("dataset", "architecture", "schedule"))
-        known = ("name", "iterations", "batch_size", "base_lr")
-        further = {k: v for k, v in plan.items() if k not in known and v not in (None, False)}
-        return (
-            data["name"],
-            f"{built['meta']} {built['backbone']}-{built['head']}",
-            str(plan["name"]),
-            str(plan["iterations"]),
-            str(plan["batch_size"]),
-            f"{plan['base_lr']:g}",
-            # What a schedule says beyond that, such as having been scaled to another batch.
-            ", ".join(f"{key} {value}" for key, value in sorted(further.items())),
-        )
-
-    @property
-    def initialisation(self) -> tuple[str, str, str]:
-        """What makes a row: kind, method, and the pretraining's configuration, epochs and data."""
-        start = self.results["initialisation"]
-        provenance = start.get("provenance") or {}
-        run = provenance.get("pretrain_run") or {}
-        method = start.get("method")
-        if start.get("detail"):
-            detail = str(start["detail"])
-        elif run:
-            detail = f"{run.get('config_name')}, {run.get('epochs')} ep, {run.get('dataset')}"
-        elif start["kind"] == "random":
-            detail = ""
-        else:
-            # Without a name, different weights are different rows.
-            detail = f"weights {str(start.get('weights_sha256'))[:8]}"
-        return start["kind"], method or "unknown", detail
-
-    @property
-    def seed(self) -> int:
-        """Of the run itself, not of the pretraining behind it."""
-        return int(self.results["seed"])
-
-    def figure(self, task: str, metric: str) -> float | None:
-        """One figure in %, or None."""
-        value = (self.results["metrics"].get(task) or {}).get(metric)
-        return None if value is None else float(value)
 
 
 @dataclass
@@ -111,12 +56,12 @@ class Collection:
     """
 
     runs: list[Run] = field(default_factory=list)
-    pretraining: dict[Path, dict[str, Any]] = field(default_factory=dict)
+    pretraining: dict[Path, PretrainResults] = field(default_factory=dict)
     unfinished: list[tuple[Path, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     evaluations: list[Run] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
-    manifests: dict[Path, dict[str, Any]] = field(default_factory=dict)
+    manifests: dict[Path, Manifest] = field(default_factory=dict)
     cached: int = 0
 
 
@@ -141,21 +86,40 @@ def collect(
     Raises:
         UserError: if a path does not exist, or a label is for a folder that was not found.
     """
+    with paused_collector():
+        return _collect(paths, labels or {}, cache, stalled_after)
+
+
+@contextlib.contextmanager
+def paused_collector() -> Iterator[None]:
+    """Keeps Python from looking for cycles again and again while thousands of files are read."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _collect(
+    paths: Iterable[str | Path], labels: Mapping[str, str], cache: bool, stalled_after: float
+) -> Collection:
     found = Collection()
-    given = {Path(path).resolve(): name for path, name in (labels or {}).items()}
+    given = {Path(path).resolve(): name for path, name in labels.items()}
     entries: list[Entry] = []
     visited: set[tuple[int, int]] = set()
     for root in map(Path, paths):
         if not root.is_dir():
             raise UserError(f"{root} is not a folder; expected run directories or a folder of them")
         memory = Cache(root, cache)
-        for folder, files in _folders(root, visited, found.problems):
+        for folder, files in run_folders(root, found.problems, visited):
             if MANIFEST in files:
                 entry = _own(folder, files, memory, stalled_after)
             elif foreign.looks_foreign(files):
                 entry = _foreign(folder, files, memory, given.pop(folder.resolve(), None))
             else:
-                entry = Entry(folder, "inconsistent", f"{folder} has no {MANIFEST}")
+                entry = _hand_made(folder, files, memory)
             entries.append(entry)
         memory.save()
         found.cached += memory.hits
@@ -171,10 +135,17 @@ def collect(
     return found
 
 
-def _folders(
-    root: Path, visited: set[tuple[int, int]], problems: list[str]
+def run_folders(
+    root: Path, problems: list[str], visited: set[tuple[int, int]] | None = None
 ) -> Iterator[tuple[Path, dict[str, os.stat_result]]]:
-    """Folders that hold a run, each once, with what ``stat`` says of the files that matter."""
+    """Folders that hold a run, each once, with what ``stat`` says of the files that matter.
+
+    Args:
+        root: a run directory, or a folder that holds some at any depth.
+        problems: told of what cannot be read.
+        visited: folders that were met before, by device and inode.
+    """
+    visited = set() if visited is None else visited
     waiting = [str(root)]
     while waiting:
         folder = waiting.pop()
@@ -206,8 +177,8 @@ def _is_searched(entry: os.DirEntry[str]) -> bool:
 def _files_that_matter(entries: Mapping[str, os.DirEntry[str]]) -> dict[str, os.stat_result]:
     if MANIFEST in entries:  # ours, whatever Detectron2 left beside it
         wanted: tuple[str, ...] = (MANIFEST, RESULTS)
-    elif any(name in entries for name in foreign.OURS):  # copied half
-        wanted = ()
+    elif any(name in entries for name in foreign.OURS):  # made by hand, or copied half
+        wanted = (RESULTS,)
     else:
         wanted = foreign.FILES
     return {name: entries[name].stat() for name in wanted if name in entries}
@@ -216,58 +187,124 @@ def _files_that_matter(entries: Mapping[str, os.DirEntry[str]]) -> dict[str, os.
 def _own(
     folder: Path, files: Mapping[str, os.stat_result], memory: Cache, stalled_after: float
 ) -> Entry:
-    stamp = stamp_of(files)
-    known = memory.get(folder, stamp)
-    try:
-        if known is None:
-            known = read_run(folder, files)
-            memory.put(folder, stamp, known)
-    except UserError as error:
-        return Entry(folder, "inconsistent", str(error))
-    manifest, results = known
+    found = _remembered(folder, files, memory, lambda: read_run(folder, files))
+    if isinstance(found, Entry):
+        return found
+    manifest, results = found
     status, detail = state_of(folder, manifest, results, stalled_after)
-    return Entry(folder, status, detail, manifest, results)
+    is_external = results is not None and results.external is not None
+    return Entry(folder, status, detail, manifest, results, foreign=is_external)
+
+
+def _hand_made(folder: Path, files: Mapping[str, os.stat_result], memory: Cache) -> Entry:
+    """Results without a manifest, which say themselves that somebody else made them."""
+    found = _remembered(folder, files, memory, lambda: read_hand_made(folder, files))
+    if isinstance(found, Entry):
+        return found
+    manifest, results = found
+    return Entry(folder, "finished", "", manifest, results, foreign=True)
 
 
 def _foreign(
     folder: Path, files: Mapping[str, os.stat_result], memory: Cache, label: str | None
 ) -> Entry:
-    stamp = [*stamp_of(files), ["--label", 0, label or ""]]
-    known = memory.get(folder, stamp)
-    try:
-        if known is None:
-            known = foreign.read_foreign(folder, files, label)
-            memory.put(folder, stamp, known)
-    except UserError as error:
-        return Entry(folder, "inconsistent", str(error), foreign=True)
-    manifest, results = known
+    found = _remembered(folder, files, memory, lambda: _as_read(folder, files, label), label or "")
+    if isinstance(found, Entry):
+        return dataclasses.replace(found, foreign=True)
+    manifest, results = found
     status = "finished" if results else "running"
     detail = "" if results else "no evaluation of its last iteration"
     return Entry(folder, status, detail, manifest, results, foreign=True)
 
 
+def _as_read(
+    folder: Path, files: Mapping[str, os.stat_result], label: str | None
+) -> tuple[Any, Any]:
+    manifest, results = foreign.read_foreign(folder, files, label)
+    return manifest.as_json(), None if results is None else results.as_json()
+
+
+def _remembered(
+    folder: Path,
+    files: Mapping[str, os.stat_result],
+    memory: Cache,
+    read: Callable[[], tuple[Any, Any]],
+    label: str | None = None,
+) -> tuple[Manifest, AnyResults | None] | Entry:
+    """What is read of a folder, from the cache where nothing has changed; or why it cannot be."""
+    stamp = stamp_of(files) + ([] if label is None else [["--label", 0, label]])
+    known = memory.get(folder, stamp)
+    try:
+        as_read = known if known is not None else read()
+        found = records_of(as_read, folder)
+        if known is None:
+            memory.put(folder, stamp, list(as_read))
+        return found
+    except UserError as error:
+        return Entry(folder, "inconsistent", str(error))
+
+
+_FURTHER = ("inconsistent", "stalled", "running", "failed", "interrupted", "finished")
+
+
 def _without_copies(entries: list[Entry], found: Collection) -> list[Entry]:
-    """Of folders with one run's id, the one that is furthest; the others are named."""
-    order = ("inconsistent", "stalled", "running", "failed", "interrupted", "finished")
-    best: dict[str, Entry] = {}
+    """Of copies of one run, the one that is furthest; the others are named.
+
+    Folders with one run's id are copies if their contents agree; else all of them count.
+    """
+    alike: dict[str, list[Entry]] = {}
     kept = []
     for entry in entries:
-        identity = "" if entry.manifest is None else entry.manifest["id"]
-        if not identity:
+        identity = "" if entry.manifest is None else entry.manifest.id
+        if identity:
+            alike.setdefault(identity, []).append(entry)
+        else:
             kept.append(entry)
-            continue
-        other = best.get(identity)
-        if other is None:
-            best[identity] = entry
-            continue
-        # The first one stays, unless the other is further.
-        further = order.index(entry.status) > order.index(other.status)
-        copy, whole = (other, entry) if further else (entry, other)
-        best[identity] = whole
-        text = f"{copy.path} is a copy of {whole.path}"
-        found.problems.append(f"left out: {text}")
-        found.entries.append(dataclasses.replace(copy, status="copy", detail=text))
-    return [*kept, *best.values()]
+    for members in alike.values():
+        while members:
+            whole = min(members, key=lambda entry: _order(entry, members))
+            kept.append(whole)
+            others = []
+            for other in members:
+                if other is whole:
+                    continue
+                difference = _disagreement(whole, other)
+                if difference is None:
+                    text = f"{other.path} is a copy of {whole.path}"
+                    found.problems.append(f"left out: {text}")
+                    found.entries.append(dataclasses.replace(other, status="copy", detail=text))
+                    continue
+                found.problems.append(
+                    f"{other.path} and {whole.path} have one id, but differ in {difference}; both "
+                    "count. Was one of them copied and run again?"
+                )
+                others.append(other)
+            members = others
+    return kept
+
+
+def _order(entry: Entry, members: Sequence[Entry]) -> tuple[int, bool, int, str]:
+    """Of copies the furthest comes first, then one that lies in no other's folder, then by path."""
+    inside = any(entry.path.is_relative_to(other.path) for other in members if other is not entry)
+    return -_FURTHER.index(entry.status), inside, len(entry.path.parts), str(entry.path)
+
+
+def _disagreement(one: Entry, other: Entry) -> str | None:
+    """In what two folders with one id differ beyond how far they are; None for copies."""
+    assert one.manifest is not None
+    assert other.manifest is not None
+    if one.stage != other.stage:
+        return "their stage"
+    changed = differences(one.stage, one.manifest.config, other.manifest.config)
+    if changed:
+        return ", ".join(changed)
+    results = [
+        None if entry.results is None else comparable(entry.results.as_json())
+        for entry in (one, other)
+    ]
+    if None not in results and results[0] != results[1]:
+        return "their results"
+    return None
 
 
 def _sort_out(entries: list[Entry], found: Collection) -> None:
@@ -293,79 +330,86 @@ def _sort_out(entries: list[Entry], found: Collection) -> None:
         found.entries.append(entry)
     runs: dict[str, list[Run]] = {"detection": [], "evaluation": []}
     for entry in finished:
-        assert entry.manifest is not None
-        assert entry.results is not None
-        if entry.stage == "pretrain":
-            found.pretraining[entry.path] = entry.results
-            found.manifests[entry.path] = entry.manifest
-        else:
-            parent, known = origins.of(entry.results)
-            run = Run(entry.path, entry.manifest, entry.results, parent, known, entry.foreign)
+        manifest, results = entry.manifest, entry.results
+        assert manifest is not None
+        if isinstance(results, PretrainResults):
+            found.pretraining[entry.path] = results
+            found.manifests[entry.path] = manifest
+        elif isinstance(results, (DetectionResults, EvaluationResults)):
+            parent, known, by_hash = origins.of(results)
+            start = start_of(
+                results.initialisation,
+                entry.stage,
+                manifest.config,
+                origins.manifests[parent] if parent is not None else None,
+                by_hash,
+            )
+            run = Run(entry.path, manifest, results, start, parent, known, entry.foreign)
             runs[entry.stage].append(run)
-    found.runs = _without_repeats(runs["detection"], found)
-    found.evaluations = _without_repeats(runs["evaluation"], found)
+    found.runs = _without_repeats(with_keys(runs["detection"]), found)
+    found.evaluations = _without_repeats(with_keys(runs["evaluation"]), found)
 
 
 def _problem(entry: Entry) -> str | None:
     """What makes a finished run's results unusable, if anything does."""
-    checks = {
-        "pretrain": pretraining_problem,
-        "detection": detection_problem,
-        "evaluation": evaluation_problem,
-    }
-    if entry.stage not in checks:
-        return f"stage is '{entry.stage}', expected one of {', '.join(checks)}"
+    if entry.stage not in STAGES:
+        return f"stage is '{entry.stage}', expected one of {', '.join(STAGES)}"
     assert entry.results is not None
-    return checks[entry.stage](entry.results)
+    return problem_of(entry.results)
 
 
 class _Origins:
     """Pretraining runs by their backbone's hash and by their id."""
 
     def __init__(self) -> None:
+        self.manifests: dict[Path, Manifest] = {}
         self._by_hash: dict[str, Path] = {}
         self._by_id: dict[str, Path] = {}
 
     def add(self, entry: Entry) -> None:
         assert entry.manifest is not None
-        self._by_id.setdefault(entry.manifest["id"], entry.path)
-        sha = (entry.results or {}).get("backbone_sha256")
-        if entry.status == "finished" and isinstance(sha, str):
-            self._by_hash.setdefault(sha, entry.path)
+        self.manifests[entry.path] = entry.manifest
+        self._by_id.setdefault(entry.manifest.id, entry.path)
+        if entry.status == "finished" and isinstance(entry.results, PretrainResults):
+            self._by_hash.setdefault(entry.results.backbone_sha256 or "", entry.path)
 
-    def of(self, results: dict[str, Any]) -> tuple[Path | None, bool]:
+    def of(self, results: DetectionResults | EvaluationResults) -> tuple[Path | None, bool, bool]:
         """The run that the weights' hash leads to, by its id if that leads nowhere.
 
         Returns:
-            Its folder or None, and whether the weights name a pretraining run at all.
+            Its folder or None, whether the weights name a pretraining run at all, and whether
+            their hash led to it.
         """
-        provenance = results["initialisation"].get("provenance") or {}
-        origin = provenance.get("pretrain_run") or {}
-        parent = self._by_hash.get(provenance.get("source_sha256") or "")
-        return parent or self._by_id.get(origin.get("id") or ""), bool(origin.get("id"))
+        provenance = results.initialisation.provenance
+        origin = provenance.pretrain_run if provenance is not None else None
+        sha, identity = provenance and provenance.source_sha256, origin and origin.id
+        parent = self._by_hash.get(sha) if sha else None
+        if parent is not None:
+            return parent, bool(identity), True
+        return self._by_id.get(identity or ""), bool(identity), False
 
 
 def _without_repeats(runs: list[Run], found: Collection) -> list[Run]:
     """Of runs with the same seed, weights and settings, the newest."""
     alike: dict[tuple[Any, ...], list[Run]] = {}
-    for run in sorted(runs, key=lambda run: str(run.manifest.get("ended"))):
-        weights = run.results["initialisation"].get("weights_sha256")
+    for run in sorted(runs, key=lambda run: str(run.manifest.ended)):
         plan = _plan(run)
-        alike.setdefault((*plan, *run.initialisation, weights, run.seed), []).append(run)
+        key = (*plan, run.start.key, run.start.unit, run.seed)
+        alike.setdefault(key, []).append(run)
     kept: list[Run] = []
     older: dict[Path, str] = {}
     for members in alike.values():
-        newest: dict[str, Run] = {}
+        newest: dict[Any, Run] = {}
         for run in members:
-            # Flattening a configuration takes longer than all else; few runs share the rest.
-            settings = fingerprint(run) if len(members) > 1 else ""
-            if settings in newest:
-                text = (
-                    f"{newest[settings].path} repeats {run.path} with the same seed; the newer "
-                    "one counts"
-                )
+            # Comparing settings takes longer than all else; few runs share the rest.
+            settings = comparable(run.protocol) if len(members) > 1 else None
+            former = newest.get(settings)
+            if former is not None and former.manifest.id == run.manifest.id != "":
+                settings = (settings, run.path)  # named as what it is: one id, other contents
+            elif former is not None:
+                text = f"{former.path} repeats {run.path} with the same seed; the newer one counts"
                 found.problems.append(f"left out: {text}")
-                older[newest[settings].path] = text
+                older[former.path] = text
             newest[settings] = run
         kept += newest.values()
     for index, entry in enumerate(found.entries):
@@ -373,12 +417,15 @@ def _without_repeats(runs: list[Run], found: Collection) -> list[Run]:
             found.entries[index] = dataclasses.replace(
                 entry, status="superseded", detail=older[entry.path]
             )
+    for run in kept:
+        found.problems += [f"{run.path}: {text}" for text in warnings_of(run.results)]
     return sorted(kept, key=lambda run: str(run.path))
 
 
 def _plan(run: Run) -> tuple[Any, ...]:
-    if run.manifest["stage"] == "evaluation":
-        results = run.results
-        protocol = repr(sorted(results["protocol"].items()))
-        return (results["kind"], protocol, results["dataset"]["name"], str(results["architecture"]))
+    results = run.results
+    if isinstance(results, EvaluationResults):
+        network = comparable(results.architecture.as_json())
+        protocol = comparable(results.protocol)
+        return (results.kind, protocol, results.dataset.name, network)
     return run.comparable

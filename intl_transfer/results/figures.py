@@ -17,10 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 from intl_transfer.errors import UserError
-from intl_transfer.results.collect import Collection, Run
+from intl_transfer.results.collect import Collection
 from intl_transfer.results.grid import clean
 from intl_transfer.results.rows import Part, Row, Table
-from intl_transfer.results.series import band, curve, read_lines
+from intl_transfer.results.run import Run, Start
+from intl_transfer.results.series import band, curve, lines_of
+from intl_transfer.results.starts import distinctions, keyed, start_of_pretraining
 from intl_transfer.results.statistics import summarise
 from intl_transfer.runs import write_atomically
 
@@ -46,7 +48,7 @@ _PARAMETERS: Any = {
 }
 _WIDTH = 3.4  # inches: one column of a two-column paper
 _MOST_ROWS = 6  # of per-class bars, beyond which nothing can be told apart
-_TASK_NAMES = {"box": "box", "mask": "mask", "voc": "VOC"}
+_TASK_NAMES = {"voc": "VOC"}
 
 Style = dict[str, Any]
 
@@ -152,14 +154,14 @@ def _figures(
 
 
 def _runs(row: Row, part: Part) -> list[Run]:
-    return [run for run in row.runs if run.results["dataset"]["name"] == part.dataset]
+    return [run for run in row.runs if run.results.dataset.name == part.dataset]
 
 
 def _of_part(
     part: Part, groups: dict[str, list[Run]], styles: dict[str, Style]
 ) -> Iterator[tuple[str, Figure]]:
     """Curves and classes of the runs on one data set."""
-    lines = {run.path: read_lines(run.path) for runs in groups.values() for run in runs}
+    lines = {run.path: lines_of(run.path) for runs in groups.values() for run in runs}
     paths = {label: [run.path for run in runs] for label, runs in groups.items()}
 
     def curves(value: Callable[[dict[str, Any]], Any], text: str, **more: Any) -> Figure | None:
@@ -170,7 +172,7 @@ def _of_part(
         "loss": curves(lambda row: row.get("total_loss"), "training loss"),
         "lr": curves(lambda row: row.get("lr"), "learning rate"),
         "ap_curve": curves(
-            lambda row: _evaluated(row, task), f"{_TASK_NAMES[task]} AP", marker="o"
+            lambda row: _evaluated(row, task), f"{_TASK_NAMES.get(task, task)} AP", marker="o"
         ),
     }
     for kind, figure in kinds.items():
@@ -291,7 +293,7 @@ def _classes(
     figures: dict[str, dict[str, list[float | None]]] = {}
     for label, runs in shown.items():
         for run in runs:
-            found = (run.results["metrics"].get(task) or {}).get("per_class")
+            found = (run.results.metrics.get(task) or {}).get("per_class")  # type: ignore[union-attr]
             for name, value in (found or {}).items() if isinstance(found, dict) else ():
                 good = isinstance(value, (int, float)) and np.isfinite(value)
                 figures.setdefault(name, {}).setdefault(label, []).append(value if good else None)
@@ -316,7 +318,7 @@ def _classes(
     axes.set_yticks(np.arange(len(classes))[::-1], [clean(name) for name in classes])
     axes.set_ylim(-0.6, len(classes) - 0.4)
     axes.set_xlim(left=0)
-    axes.set_xlabel(f"{_TASK_NAMES[task]} AP")
+    axes.set_xlabel(f"{_TASK_NAMES.get(task, task)} AP")
     axes.grid(axis="y", visible=False)
     title = clean(part.dataset)
     if len(groups) > len(shown):
@@ -327,12 +329,21 @@ def _classes(
 
 
 def _pretraining_groups(collection: Collection) -> dict[str, list[Path]]:
-    """Pretraining runs by method, configuration, epochs and data: seeds of one thing."""
+    """Pretraining runs that are seeds of one experiment, by what tells them from others."""
+    paths = list(collection.pretraining)
+    starts = keyed(
+        [start_of_pretraining(collection.manifests[p], collection.pretraining[p]) for p in paths]
+    )
+    methods: dict[str, list[Start]] = {}
+    for start in {start.key: start for start in starts}.values():
+        methods.setdefault(start.method, []).append(start)
+    words: dict[str, str] = {}
+    for found in methods.values():
+        words |= distinctions(found)
     groups: dict[str, list[Path]] = {}
-    for path, results in collection.pretraining.items():
-        name = collection.manifests[path].get("config_name")
-        words = [f"{name}", f"{results.get('epochs')} ep", f"{results.get('dataset')}"]
-        groups.setdefault(f"{results.get('method')} ({', '.join(words)})", []).append(path)
+    for path, start in zip(paths, starts, strict=True):
+        name = ", ".join(part for part in (start.method, words[start.key]) if part)
+        groups.setdefault(f"{name} ({start.detail})", []).append(path)
     return groups
 
 
@@ -340,7 +351,7 @@ def _of_pretraining(
     collection: Collection, styles: dict[str, Style]
 ) -> Iterator[tuple[str, Figure]]:
     groups = _pretraining_groups(collection)
-    lines = {path: read_lines(path) for paths in groups.values() for path in paths}
+    lines = {path: lines_of(path) for paths in groups.values() for path in paths}
     kinds = {
         "pretrain_loss": ("loss", "pretraining loss", ""),
         "pretrain_lr": ("lr", "learning rate", ""),

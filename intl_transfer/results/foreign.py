@@ -19,6 +19,18 @@ import yaml
 
 from intl_transfer.errors import UserError
 from intl_transfer.results.reading import check_plain
+from intl_transfer.runs.metrics import end_of
+from intl_transfer.runs.records import (
+    SCHEMA,
+    Architecture,
+    Dataset,
+    DetectionResults,
+    Initialisation,
+    Input,
+    Manifest,
+    Schedule,
+)
+from intl_transfer.runs.schedules import schedule_name
 
 METRICS_JSON, LOG, CONFIG, LABEL = "metrics.json", "log.txt", "config.yaml", "label.yaml"
 FILES = (METRICS_JSON, LOG, CONFIG, LABEL)
@@ -31,14 +43,14 @@ _TAIL_BYTES = 8 << 20
 _PRINTED_EVERY = 20
 # A whole configuration of Detectron2 has 400.
 _MOST_VALUES = 20_000
-_TASKS = {"bbox": "box", "segm": "mask"}
-_SEED_IN_NAME = re.compile(r"[-_. ]?(?:seed|run|trial|s)[-_]?(\d{1,6})$", re.IGNORECASE)
-# As detection.config.schedule_name, which no library module can import.
-_SCHEDULES: dict[tuple[str, int, tuple[int, ...]], str] = {
-    ("coco_2017", 90_000, (60_000, 80_000)): "1x",
-    ("coco_2017", 180_000, (120_000, 160_000)): "2x",
-    ("voc", 24_000, (18_000, 22_000)): "24k",
+_TASKS = {
+    "bbox": "box",
+    "segm": "mask",
+    "keypoints": "keypoints",
+    "sem_seg": "semantic",
+    "panoptic_seg": "panoptic",
 }
+_SEED_IN_NAME = re.compile(r"[-_. ]?(?:seed|run|trial|s)[-_]?(\d{1,6})$", re.IGNORECASE)
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -49,7 +61,7 @@ def looks_foreign(names: Mapping[str, Any]) -> bool:
 
 def read_foreign(
     path: Path, files: Mapping[str, os.stat_result], label: str | None = None
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
+) -> tuple[Manifest, DetectionResults | None]:
     """A manifest and results, in the form of our own, of a foreign Detectron2 folder.
 
     Args:
@@ -72,7 +84,6 @@ def read_foreign(
         iterations, batch = int(solver["MAX_ITER"]), int(solver["IMS_PER_BATCH"])
         base_lr, steps = float(solver["BASE_LR"]), tuple(map(int, solver["STEPS"]))
         train, test = list(config["DATASETS"]["TRAIN"]), list(config["DATASETS"]["TEST"])
-        family = _family(str(train[0]))
         depth, head = int(model["RESNETS"]["DEPTH"]), str(model["ROI_HEADS"]["NAME"])
         masks, weights = bool(model["MASK_ON"]), str(model.get("WEIGHTS") or "")
         seed = int(config.get("SEED", -1))
@@ -88,49 +99,48 @@ def read_foreign(
         raise UserError(f"{path / LABEL}: seed is {found!r}, expected a number") from None
     metrics, source = _final_metrics(path, files, str(test[0]), iterations)
     method = label or str(given.get("method") or name)
-    manifest: dict[str, Any] = {
-        "schema": 1,
-        "id": "",
-        "stage": "detection",
-        "name": path.name,
-        "method": method,
-        "status": "finished" if metrics else "running",
-        "config_name": CONFIG,
-        "config": config,
-        "seed": seed,
-        "inputs": [{"role": "weights", "path": weights, "sha256": None}] if weights else [],
-        "sessions": [],
-        "error": None,
-    }
+    manifest = Manifest(
+        schema_version=SCHEMA,
+        id="",
+        stage="detection",
+        name=path.name,
+        method=method,
+        status="finished" if metrics else "running",
+        config_name=CONFIG,
+        config=config,
+        seed=seed,
+        inputs=[Input(role="weights", path=weights)] if weights else [],
+        sessions=[],
+    )
     if metrics is None:
         return manifest, None
-    schedule = _SCHEDULES.get((family, iterations, steps)) if batch == 16 else None
-    results = {
-        "stage": "detection",
-        "dataset": {"name": str(test[0]), "train": train, "layout": _layout(str(test[0]))},
-        "architecture": {
-            "meta": "Mask R-CNN" if masks else "Faster R-CNN",
-            "backbone": f"resnet{depth}",
-            "head": "C4" if "Res5" in head else "FPN",
-        },
-        "schedule": {
-            "name": schedule or f"{family.split('_')[0]}-{iterations}",
-            "iterations": iterations,
-            "batch_size": batch,
-            "base_lr": base_lr,
-        },
-        "initialisation": {
-            "kind": "foreign",
-            "method": method,
-            "weights_sha256": None,
-            "provenance": None,
-            "detail": str(given.get("detail") or _weights_name(weights)),
-        },
-        "seed": seed,
-        "iteration": iterations,
-        "metrics": metrics,
-        "source": source,
-    }
+    name = str(test[0])
+    results = DetectionResults(
+        schema_version=SCHEMA,
+        stage="detection",
+        dataset=Dataset(name=name, train=list(map(str, train)), layout=_layout(name)),
+        architecture=Architecture(
+            meta="Mask R-CNN" if masks else "Faster R-CNN",
+            backbone=f"resnet{depth}",
+            head="C4" if "Res5" in head else "FPN",
+        ),
+        schedule=Schedule(
+            name=schedule_name(str(train[0]), iterations, steps, batch),
+            iterations=iterations,
+            batch_size=batch,
+            base_lr=base_lr,
+        ),
+        initialisation=Initialisation(
+            kind="foreign",
+            method=method,
+            detail=str(given.get("detail") or _weights_name(weights)),
+        ),
+        seed=seed,
+        iteration=iterations,
+        metrics=metrics,
+        external="Detectron2",
+        source=source,
+    )
     return manifest, results
 
 
@@ -174,11 +184,6 @@ def _named(folder: str) -> tuple[str, int]:
     return folder[: match.start()], int(match.group(1))
 
 
-def _family(dataset: str) -> str:
-    words = dataset.split("_")
-    return "_".join(words[:2]) if words[0] == "coco" and len(words) > 1 else words[0]
-
-
 def _layout(dataset: str) -> str:
     return "voc" if "voc" in dataset.lower() else "coco"
 
@@ -190,14 +195,9 @@ def _weights_name(weights: str) -> str:
 def _tail(file: Path) -> str:
     """The end of a file, from the start of a line."""
     try:
-        with open(file, "rb") as opened:
-            size = opened.seek(0, os.SEEK_END)
-            opened.seek(max(0, size - _TAIL_BYTES))
-            data = opened.read(_TAIL_BYTES)
+        return end_of(file, _TAIL_BYTES).decode(errors="replace")
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from None
-    text = data.decode(errors="replace")
-    return text if size <= _TAIL_BYTES else text.partition("\n")[2]
 
 
 def _final_metrics(
@@ -282,7 +282,7 @@ def _arranged(flat: Mapping[tuple[str, str], Any], test: str) -> dict[str, Any]:
     """``{"box": {"AP": ..., "per_class": {...}}}``; what is not a number is null."""
     metrics: dict[str, Any] = {}
     for (kind, metric), value in flat.items():
-        task = "voc" if _layout(test) == "voc" else _TASKS.get(kind)
+        task = "voc" if (kind, _layout(test)) == ("bbox", "voc") else _TASKS.get(kind)
         if task is None:
             continue
         good = isinstance(value, (int, float)) and not isinstance(value, bool)

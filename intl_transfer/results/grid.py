@@ -12,9 +12,9 @@ Spread = Literal["std", "t", "bootstrap", "none"]
 HIDEABLE = ("pretraining", "n")
 
 _SPREADS = {
-    "std": "±: sample standard deviation over n runs.",
-    "t": "[ ]: 95 % t interval of the mean over n runs.",
-    "bootstrap": "[ ]: 95 % bootstrap interval of the mean over n runs (percentiles).",
+    "std": "±: sample standard deviation over n repetitions.",
+    "t": "[ ]: 95 % t interval of the mean over n repetitions.",
+    "bootstrap": "[ ]: 95 % bootstrap interval of the mean over n repetitions (percentiles).",
 }
 
 
@@ -28,6 +28,7 @@ class Cell:
         best: the highest of its column.
         tied: not significantly different from the best.
         arrow: ``↑`` or ``↓`` where significantly above or below the baseline.
+        n: ``n = 2`` where fewer runs have this figure than others of the row.
     """
 
     mean: str
@@ -35,12 +36,14 @@ class Cell:
     best: bool = False
     tied: bool = False
     arrow: str = ""
+    n: str = ""
 
     @property
     def text(self) -> str:
         """Mean and spread, with the marks that are characters."""
         marks = ("≈" if self.tied else "") + self.arrow
-        return " ".join(part for part in (self.mean, self.spread, marks) if part)
+        count = f"({self.n})" if self.n else ""
+        return " ".join(part for part in (self.mean, self.spread, count, marks) if part)
 
 
 @dataclass(frozen=True)
@@ -144,10 +147,10 @@ def _line(table: Table, row: Row, notes: list[str], precision: int, spread: Spre
             notes.append(note)
         numbers.append(notes.index(note) + 1)
     return Line(
-        clean(row.method),
+        clean(row.name),
         clean(row.detail),
         table.count(row),
-        tuple(_cell(row, column, precision, spread) for column in table.columns()),
+        tuple(_cell(table, row, column, precision, spread) for column in table.columns()),
         row.published,
         row.foreign,
         row.baseline,
@@ -155,7 +158,7 @@ def _line(table: Table, row: Row, notes: list[str], precision: int, spread: Spre
     )
 
 
-def _cell(row: Row, column: tuple[str, str], precision: int, spread: Spread) -> Cell:
+def _cell(table: Table, row: Row, column: tuple[str, str], precision: int, spread: Spread) -> Cell:
     summary = row.figures.get(column)
     if summary is None:
         return Cell("")
@@ -169,6 +172,7 @@ def _cell(row: Row, column: tuple[str, str], precision: int, spread: Spread) -> 
         bool(mark and mark.best),
         bool(mark and mark.tied),
         arrow,
+        f"n = {fewer}" if (fewer := table.fewer(row, column)) else "",
     )
 
 

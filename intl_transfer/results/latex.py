@@ -130,7 +130,11 @@ def _row(grid: Grid, line: Line) -> str:
     name = rf"\textit{{{name}}}" if line.published else name
     if line.notes:
         name += rf"\textsuperscript{{{','.join(map(str, line.notes))}}}"
-    leading = {"initialisation": name, "pretraining": escape_latex(line.detail), "n": line.n}
+    leading = {
+        "initialisation": name,
+        "pretraining": escape_latex(line.detail),
+        "n": escape_latex(line.n),
+    }
     # A row that begins with a bracket would be read as an argument of the \\ before it.
     first = f"{{}}{name}" if name.startswith(("[", "*")) else name
     leading["initialisation"] = first

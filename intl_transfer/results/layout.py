@@ -74,15 +74,16 @@ def _headed(table: Table) -> Table:
     (part,) = table.parts
     name = head(part.dataset)
     names = {"box": f"{name} det.", "mask": f"{name} seg.", "voc": name}
-    return dataclasses.replace(table, headings={task: names[task] for task in table.tasks})
+    headings = {task: names.get(task, f"{name} {task}") for task in table.tasks}
+    return dataclasses.replace(table, headings=headings)
 
 
 def _side_by_side(left: Table, right: Table) -> Table:
     tables = [_headed(left), _headed(right)]
-    rows: dict[tuple[str, ...], Row] = {}
+    rows: dict[str, Row] = {}
     for table in tables:
         for row in table.rows:
-            key = row.runs[0].initialisation
+            key = row.runs[0].start.key
             other = rows.get(key)
             rows[key] = row if other is None else _merged(other, row)
     tasks = left.tasks + right.tasks
@@ -97,6 +98,7 @@ def _side_by_side(left: Table, right: Table) -> Table:
         " + ".join(dict.fromkeys(part.schedule for part in parts)),
         parts=parts,
         headings=tables[0].headings | tables[1].headings,
+        metrics=left.metrics | right.metrics,
     )
 
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from intl_transfer.results.collect import METRICS, TASKS, Run
 from intl_transfer.results.rows import Column, Row, Table
+from intl_transfer.results.run import METRICS, TASKS, Run
 
 _STATISTICS = ("mean", "std")
 _FURTHER = ("n", "low", "high", "p", "p_holm")
@@ -37,7 +37,7 @@ def as_csv(tables: Sequence[Table]) -> str:
             runs = " ".join(str(run.path) for run in row.runs)
             first: list[Any] = [
                 table.title,
-                _plain(row.method),
+                _plain(row.name),
                 _plain(row.detail),
                 int(row.published),
             ]
@@ -78,7 +78,7 @@ def _row(table: Table, row: Row) -> dict[str, Any]:
     for task, metric in row.figures:
         figures.setdefault(task, {})[metric] = _figure(table, row, (task, metric), wanted=True)
     return {
-        "initialisation": row.method,
+        "initialisation": row.name,
         "pretraining": row.detail,
         "published": row.published,
         "foreign": row.foreign,
@@ -95,6 +95,8 @@ def _figure(table: Table, row: Row, column: Column, wanted: bool = False) -> dic
     if summary is None or not (wanted or column in table.columns()):
         return {}
     value: dict[str, Any] = {"mean": summary.mean, "std": summary.std, "n": summary.n or None}
+    if summary.each:
+        value["runs_of_each_pretraining"] = list(summary.each)
     ends = summary.interval()
     if ends is not None:
         value["low"], value["high"] = ends
@@ -112,12 +114,12 @@ def _figure(table: Table, row: Row, column: Column, wanted: bool = False) -> dic
 
 
 def _run(run: Run) -> dict[str, Any]:
-    start = run.results["initialisation"]
+    start = run.results.initialisation
     return {
         "path": str(run.path),
-        "id": run.manifest["id"],
-        "seed": run.results["seed"],
-        "weights_sha256": start.get("weights_sha256"),
-        "provenance": start.get("provenance"),
+        "id": run.manifest.id,
+        "seed": run.seed,
+        "weights_sha256": start.weights_sha256,
+        "provenance": None if start.provenance is None else start.provenance.as_json(),
         "pretraining_run": str(run.parent) if run.parent else None,
     }

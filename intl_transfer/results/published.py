@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from intl_transfer.results.collect import METRICS
+from intl_transfer.results.run import METRICS
 from intl_transfer.results.statistics import Summary
 
 

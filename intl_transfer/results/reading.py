@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from intl_transfer.errors import UserError
-from intl_transfer.runs import MANIFEST, METRICS, RESULTS, read_manifest, read_results
+from intl_transfer.runs import MANIFEST, METRICS, RESULTS
+from intl_transfer.runs.directory import read_json_object
 from intl_transfer.runs.lock import LOCK
+from intl_transfer.runs.records import DOCUMENTED, SCHEMA, AnyResults, Manifest, results_of
 
 #: Larger than any manifest or results file of ours; what is larger is not one.
 LARGEST_BYTES = 64 << 20
@@ -31,20 +35,30 @@ class Entry:
         detail: why, in words; "" where there is nothing to say.
         manifest: its manifest, or None where that cannot be read.
         results: its results, or None where there are none.
-        foreign: True for a Detectron2 folder that was not written by this project.
+        foreign: True for what was not written by this project.
     """
 
     path: Path
     status: str
     detail: str = ""
-    manifest: dict[str, Any] | None = field(default=None, repr=False)
-    results: dict[str, Any] | None = field(default=None, repr=False)
+    manifest: Manifest | None = field(default=None, repr=False)
+    results: AnyResults | None = field(default=None, repr=False)
     foreign: bool = False
+
+    @cached_property
+    def manifest_json(self) -> dict[str, Any]:
+        """The manifest as a JSON object; empty where there is none."""
+        return {} if self.manifest is None else self.manifest.as_json()
+
+    @cached_property
+    def results_json(self) -> dict[str, Any]:
+        """The results as a JSON object; empty where there are none."""
+        return {} if self.results is None else self.results.as_json()
 
     @property
     def stage(self) -> str:
         """``pretrain``, ``detection``, ``evaluation``, or "" where that is not known."""
-        return str(self.manifest.get("stage", "")) if self.manifest else ""
+        return self.manifest.stage if self.manifest else ""
 
 
 def check_plain(path: Path, status: os.stat_result, limited: bool = True) -> None:
@@ -66,39 +80,94 @@ def check_plain(path: Path, status: os.stat_result, limited: bool = True) -> Non
         )
 
 
-def read_run(path: Path, files: Mapping[str, os.stat_result]) -> tuple[dict[str, Any], Any]:
-    """Manifest and results of a run directory.
+def read_run(path: Path, files: Mapping[str, os.stat_result]) -> tuple[Any, Any]:
+    """Manifest and results of a run directory, as JSON objects.
 
     Args:
         path: the folder.
         files: what ``stat`` says of the two files, for those that are there.
 
     Returns:
-        The manifest, and the results or None.
+        The manifest, and the results or None, for :func:`records_of`.
 
     Raises:
         UserError: if one of them is damaged, is not a plain file, or cannot be read.
     """
+    with _named(path, files):
+        manifest = read_json_object(path / MANIFEST)
+        return manifest, read_json_object(path / RESULTS) if RESULTS in files else None
+
+
+def read_hand_made(path: Path, files: Mapping[str, os.stat_result]) -> tuple[Any, Any]:
+    """Results that somebody wrote without a manifest, and what stands for one.
+
+    Args:
+        path: the folder.
+        files: what ``stat`` says of the results, if they are there.
+
+    Raises:
+        UserError: if there are none, or they do not say with ``external`` that they were made by
+            something else: then they are half of a run directory of this project.
+    """
+    file = path / RESULTS
+    if RESULTS not in files:
+        raise UserError(f"{path} has no {MANIFEST}")
+    with _named(path, files):
+        content = read_json_object(file)
+    results = results_of(content, str(file))
+    if results.external is None:
+        raise UserError(
+            f"{path} has no {MANIFEST}: it was copied half. (Results of an evaluator of your own "
+            f'say so with "external": "its name", see {DOCUMENTED})'
+        )
+    manifest = Manifest(
+        schema_version=SCHEMA,
+        id="",
+        stage=results.stage,
+        name=path.name,
+        status="finished",
+        config={},
+        seed=results.seed,
+        inputs=[],
+        sessions=[],
+    )
+    return manifest.as_json(), content
+
+
+@contextlib.contextmanager
+def _named(path: Path, files: Mapping[str, os.stat_result]) -> Iterator[None]:
+    """Errors of reading some files, as errors that name the folder."""
     for name, status in files.items():
         check_plain(path / name, status)
     try:
-        manifest = read_manifest(path)
-        results = read_results(path) if RESULTS in files else None
+        yield
     except (TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: not in the form of a run directory ({error})") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    for key, kind in (("id", str), ("stage", str), ("config", dict), ("sessions", list)):
-        if not isinstance(manifest[key], kind):
-            raise UserError(
-                f"{path / MANIFEST}: '{key}' is {type(manifest[key]).__name__}, expected "
-                f"{kind.__name__}"
-            )
-    return manifest, results
+
+
+def records_of(as_read: Any, path: Path) -> tuple[Manifest, AnyResults | None]:
+    """Manifest and results as records.
+
+    Args:
+        as_read: both as JSON objects, as they were read or as a cache keeps them.
+        path: the folder.
+
+    Raises:
+        UserError: naming the first field that is wrong, or in what the two contradict each other.
+    """
+    content, found = as_read
+    manifest = Manifest.of(content, str(path / MANIFEST))
+    if found is None:
+        return manifest, None
+    if problem := disagreement(manifest, found):  # before it is read as another stage's
+        raise UserError(f"{path / RESULTS}: {problem}")
+    return manifest, results_of(found, str(path / RESULTS))
 
 
 def state_of(
-    path: Path, manifest: dict[str, Any], results: dict[str, Any] | None, stalled_after: float
+    path: Path, manifest: Manifest, results: AnyResults | None, stalled_after: float
 ) -> tuple[str, str]:
     """The status of a run directory, and what is to be said about it.
 
@@ -109,13 +178,13 @@ def state_of(
         stalled_after: seconds without a sign of life after which a run that says it is running is
             called stalled.
     """
-    status, error = manifest["status"], manifest.get("error")
+    status = manifest.status
     if status == "finished":
         if results is None:
             return "inconsistent", f"{path} is marked finished and has no {RESULTS}"
-        return _agreement(path, manifest, results)
+        return "finished", ""
     if status != "running":
-        return status, str(error or "")
+        return status, manifest.error or ""
     if results is not None:
         return "inconsistent", (
             f"{path} has {RESULTS}, but its manifest says running; it was copied half, or stopped "
@@ -124,15 +193,13 @@ def state_of(
     return _alive(path, stalled_after)
 
 
-def _agreement(path: Path, manifest: dict[str, Any], results: dict[str, Any]) -> tuple[str, str]:
-    """Whether the two files of a finished run are of one run."""
+def disagreement(manifest: Manifest, results: Mapping[str, Any]) -> str | None:
+    """In what the two files of a finished run contradict each other, if they do."""
     for key in ("stage", "seed"):
-        there, here = manifest.get(key), results.get(key)
-        if here is not None and here != there:
-            return "inconsistent", (
-                f"{path}: {key} is {there!r} in {MANIFEST} and {here!r} in {RESULTS}"
-            )
-    return "finished", ""
+        there, here = manifest[key], results.get(key, manifest[key])
+        if here != there:
+            return f"{key} is {there!r} in {MANIFEST} and {here!r} in {RESULTS}"
+    return None
 
 
 def _alive(path: Path, stalled_after: float) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from intl_transfer.results.collect import METRICS, Run
+from intl_transfer.results.run import METRICS, Run
 from intl_transfer.results.statistics import Comparison, Summary
 
 Column = tuple[str, str]
@@ -33,8 +33,9 @@ class Row:
     Attributes:
         method: the initialisation.
         detail: of its pretraining.
+        words: what tells it from other rows of the method, or "".
         figures: by (task, metric), in %.
-        n: number of runs; 0 where a published row does not say.
+        n: number of repetitions; 0 where a published row does not say.
         published: True for a row from the literature.
         notes: footnotes.
         runs: the runs behind a measured row.
@@ -53,11 +54,17 @@ class Row:
     foreign: bool = False
     baseline: bool = False
     marks: dict[Column, Mark] = field(default_factory=dict)
+    words: str = ""
+
+    @property
+    def name(self) -> str:
+        """Method, and what tells it from others of the method: ``INTL, iterations 8``."""
+        return f"{self.method}, {self.words}" if self.words else self.method
 
     @property
     def label(self) -> str:
-        """Method and detail: ``INTL (shapes_r18, 20 ep, shapes)``."""
-        return f"{self.method} ({self.detail})" if self.detail else self.method
+        """Name and detail: ``INTL (shapes_r18, 20 ep, shapes)``."""
+        return f"{self.name} ({self.detail})" if self.detail else self.name
 
 
 @dataclass(frozen=True)
@@ -89,9 +96,15 @@ class Part:
     @property
     def title(self) -> str:
         """In words."""
-        plan = f"{self.iterations} iterations, batch {self.batch}, lr {self.lr}"
-        further = f"; {self.further}" if self.further else ""
-        return f"{self.dataset}, {self.architecture}, schedule {self.schedule} ({plan}{further})"
+        parts = [
+            f"{self.iterations} iterations" if self.iterations else "",
+            f"batch {self.batch}" if self.batch else "",
+            f"lr {self.lr}" if self.lr else "",
+        ]
+        words = [", ".join(part for part in parts if part), self.further]
+        plan = "; ".join(part for part in words if part)
+        title = f"{self.dataset}, {self.architecture}, schedule {self.schedule}"
+        return f"{title} ({plan})" if plan else title
 
 
 @dataclass
@@ -137,13 +150,25 @@ class Table:
         return self.headings.get(task, {"voc": "VOC"}.get(task, task))
 
     def count(self, row: Row) -> str:
-        """Number of runs behind a row, for each part where they differ: ``3`` or ``1, 5``."""
-        groups = [part.tasks for part in self.parts] or [(task,) for task in self.tasks]
-        counts = []
-        for tasks in groups:
-            found = [summary.n for (task, _), summary in row.figures.items() if task in tasks]
-            counts.append(max(found, default=0))
-        different = sorted({count for count in counts if count})
+        """Repetitions behind a row, for each part where they differ: ``3`` or ``1, 5``."""
+        counts = [self._count(row, tasks) for tasks in self._groups()]
+        different = list(dict.fromkeys(count for count in counts if count))
         if len(different) <= 1:
-            return str(different[0]) if different else ""
-        return ", ".join(str(count) if count else "-" for count in counts)
+            return different[0] if different else ""
+        return ", ".join(count or "-" for count in counts)
+
+    def fewer(self, row: Row, column: Column) -> str:
+        """Repetitions behind one figure where that is not its part's number; else ""."""
+        summary = row.figures.get(column)
+        tasks = next((tasks for tasks in self._groups() if column[0] in tasks), (column[0],))
+        if summary is None or row.published or summary.count == self._count(row, tasks):
+            return ""
+        return summary.short_count
+
+    def _groups(self) -> list[tuple[str, ...]]:
+        return [part.tasks for part in self.parts] or [(task,) for task in self.tasks]
+
+    def _count(self, row: Row, tasks: tuple[str, ...]) -> str:
+        found = [summary for (task, _), summary in row.figures.items() if task in tasks]
+        most = max(found, key=lambda summary: (summary.n, summary.runs), default=None)
+        return "" if most is None else most.count

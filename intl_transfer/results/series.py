@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from intl_transfer.results.foreign import METRICS_JSON
-from intl_transfer.results.reading import LARGEST_BYTES
-from intl_transfer.runs import METRICS
+from intl_transfer.runs.metrics import METRICS, read_metrics
 
 Points = tuple[NDArray[np.float64], NDArray[np.float64]]
 _MOST_POINTS = 200
@@ -39,30 +36,10 @@ class Band:
     n: int
 
 
-def read_lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``, or Detectron2's ``metrics.json``; damaged ones skipped.
-
-    Args:
-        folder: a run directory.
-
-    Returns:
-        The lines in file order; none where the file is absent, unreadable or larger than 64 MiB.
-    """
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl``, or of Detectron2's ``metrics.json``."""
     file = folder / METRICS
-    if not file.exists():
-        file = folder / METRICS_JSON
-    if not file.is_file():  # absent, or a pipe, which would be waited for
-        return []
-    rows: list[dict[str, Any]] = []
-    with contextlib.suppress(OSError):
-        if file.stat().st_size > LARGEST_BYTES:
-            return []
-        for line in file.read_text(errors="replace").splitlines():
-            with contextlib.suppress(ValueError, RecursionError):
-                row = json.loads(line)
-                if isinstance(row, dict):
-                    rows.append(row)
-    return rows
+    return read_metrics(file if file.exists() else folder / METRICS_JSON)
 
 
 def curve(
@@ -73,7 +50,7 @@ def curve(
     A run that was continued writes some steps again; of those the last one counts.
 
     Args:
-        rows: from :func:`read_lines`.
+        rows: from :func:`lines_of`.
         x: the key that counts: ``step``, ``epoch`` or ``iteration``.
         value: takes the figure out of a line; lines without a finite one are passed over.
 

@@ -34,7 +34,7 @@ def mark_tables(
     """
     marked = [_marked(table, baseline, method) for table in tables]
     if baseline is not None and not any(row.baseline for t in marked for row in t.rows):
-        names = sorted({r.method for t in tables for r in t.rows if not r.published})
+        names = sorted({r.name for t in tables for r in t.rows if not r.published})
         raise UserError(
             f"--baseline: no measured row '{baseline}'.{did_you_mean(baseline, names)} "
             f"Measured: {', '.join(names) or 'none'}"
@@ -76,7 +76,8 @@ def _marked(table: Table, baseline: str | None, method: TestMethod) -> Table:
 
 
 def _baseline(table: Table, rows: Sequence[Row], name: str) -> Row | None:
-    found = [row for row in rows if row.method == name or row.label == name]
+    found = [row for row in rows if name in (row.method, row.name, row.label)]
+    found = [row for row in found if row.name == name] or found
     found = found or [row for row in rows if fnmatchcase(row.label, name)]
     if len(found) > 1:
         raise UserError(
@@ -103,13 +104,21 @@ def _as_good(row: Row, best: dict[Column, int], rows: Sequence[Row], column: Col
 
 
 def _compare(first: Row, second: Row, column: Column, method: TestMethod) -> Comparison | None:
+    sides = [side for row in (first, second) if (side := row.figures.get(column)) is not None]
+    if len({bool(side.each) for side in sides}) > 1 or any(not side.seeds for side in sides):
+        # Pretrainings on one side, fine-tunings on the other: their seeds are no pairs.
+        if method == "paired":
+            return None
+        method = "welch"
     return compare(_values(first, column), _values(second, column), method)
 
 
 def _values(row: Row, column: Column) -> list[tuple[int, float]]:
     """(seed, figure) of every run that has the figure."""
     summary = row.figures.get(column)
-    return [] if summary is None else list(zip(summary.seeds, summary.values, strict=True))
+    if summary is None:
+        return []
+    return list(zip(summary.seeds or range(summary.n), summary.values, strict=True))
 
 
 def _corrected(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,9 +24,11 @@ class Summary:
     Attributes:
         mean: arithmetic mean.
         std: sample standard deviation (divisor n - 1); None for a single run.
-        n: number of runs.
-        values: the figures themselves; empty where only their summary is known.
-        seeds: of the runs they are from, where known.
+        n: number of repetitions: runs, or pretrainings where several were fine-tuned.
+        values: the figures themselves, one a repetition; empty where only their summary is known.
+        seeds: of the repetitions they are from, where known.
+        each: how many runs each pretraining has, where pretrainings are what is repeated; its
+            figure is their mean.
     """
 
     mean: float
@@ -33,6 +36,27 @@ class Summary:
     n: int
     values: tuple[float, ...] = ()
     seeds: tuple[int, ...] = ()
+    each: tuple[int, ...] = ()
+
+    @property
+    def count(self) -> str:
+        """How often it was repeated: ``5``, ``3 pretrainings × 2``; "" where nobody says."""
+        if not self.each:
+            return self.short_count
+        words = "pretraining" if self.n == 1 else "pretrainings"
+        return self.short_count.replace(str(self.n), f"{self.n} {words}", 1)
+
+    @property
+    def short_count(self) -> str:
+        """As :attr:`count`, for a cell: ``5``, ``3 × 2``."""
+        low, high = min(self.each, default=1), max(self.each, default=1)
+        times = "" if high == 1 else f" × {low}" if low == high else f" × {low}-{high}"
+        return f"{self.n}{times}" if self.n else ""
+
+    @property
+    def runs(self) -> int:
+        """Number of runs."""
+        return sum(self.each) if self.each else self.n
 
     def interval(
         self, method: IntervalMethod = "t", level: float = 0.95
@@ -113,6 +137,31 @@ def summarise(values: Sequence[float | None], seeds: Sequence[int] | None = None
         return Summary(mean, None, 1, present, kept)
     variance = math.fsum((value - mean) ** 2 for value in present) / (len(present) - 1)
     return Summary(mean, math.sqrt(variance), len(present), present, kept)
+
+
+def summarise_pretrainings(
+    runs: Sequence[tuple[str, int | None, float | None]],
+) -> Summary | None:
+    """Mean of each pretraining's mean; the pretraining is what is repeated.
+
+    Args:
+        runs: one a run: which pretraining, that one's seed where known, the figure or None.
+
+    Returns:
+        The summary over pretrainings, or None if no run has the figure.
+    """
+    values: dict[str, list[float]] = {}
+    seeds: dict[str, int | None] = {}
+    for name, seed, value in runs:
+        if value is not None:
+            values.setdefault(name, []).append(value)
+            seeds[name] = seed
+    means = [math.fsum(found) / len(found) for found in values.values()]
+    known = [seed for seed in seeds.values() if seed is not None]
+    summary = summarise(means, known if len(known) == len(means) else ())
+    if summary is None:
+        return None
+    return dataclasses.replace(summary, each=tuple(len(found) for found in values.values()))
 
 
 def compare(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from intl_transfer.results.blocks import LrSelection, measured_tables
 from intl_transfer.results.choosing import choose_columns, choose_rows, sort_rows
 from intl_transfer.results.classification import classification_tables
-from intl_transfer.results.collect import Collection
+from intl_transfer.results.collect import Collection, paused_collector
 from intl_transfer.results.layout import Layout, join, with_published
 from intl_transfer.results.rows import Column, Figures, Mark, Part, Row, Table
+from intl_transfer.results.run import Start
 from intl_transfer.results.significance import mark_tables
+from intl_transfer.results.starts import distinctions
 from intl_transfer.results.statistics import TestMethod
 
 __all__ = ["Column", "Figures", "Mark", "Part", "Row", "Table", "TableOptions", "build_tables"]
@@ -64,7 +67,11 @@ def build_tables(
     Raises:
         UserError: if a column, row or baseline that was asked for does not exist.
     """
-    options = options or TableOptions()
+    with paused_collector():
+        return _build_tables(collection, published, options or TableOptions())
+
+
+def _build_tables(collection: Collection, published: bool, options: TableOptions) -> list[Table]:
     tables: list[Table] = []
     if "detection" in options.kinds:
         tables = measured_tables(collection.runs, options.lr_selection)
@@ -74,7 +81,24 @@ def build_tables(
             tables = with_published(tables, options.layout)
     if "classification" in options.kinds:
         tables += classification_tables(collection, published)
+    tables = [with_words(table) for table in tables]
     tables = choose_rows(tables, options.rows)
     tables = choose_columns(tables, options.columns)
     tables = sort_rows(tables, options.sort, options.reverse)
     return mark_tables(tables, options.baseline, options.test)
+
+
+def with_words(table: Table) -> Table:
+    """Rows of one method that differ, with what they differ in: ``INTL, iterations 8``."""
+    starts: dict[str, dict[str, Start]] = {}
+    for row in table.rows:
+        for run in row.runs[:1]:
+            starts.setdefault(row.method, {})[run.start.key] = run.start
+    words: dict[str, str] = {}
+    for found in starts.values():
+        words |= distinctions(list(found.values()))
+    rows = [
+        dataclasses.replace(row, words=words.get(row.runs[0].start.key, "")) if row.runs else row
+        for row in table.rows
+    ]
+    return dataclasses.replace(table, rows=rows)

@@ -3,13 +3,12 @@
 from intl_transfer.runs.atomic import sha256_file, write_atomically, write_json
 from intl_transfer.runs.directory import (
     MANIFEST,
-    METRICS,
     RESULTS,
     RunDirectory,
     read_manifest,
-    read_metrics,
     read_results,
 )
+from intl_transfer.runs.metrics import METRICS, read_metrics
 
 __all__ = [
     "MANIFEST",

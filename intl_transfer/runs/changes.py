@@ -1,74 +1,133 @@
-"""Settings in which a run differs from what its directory already holds."""
+"""Settings and data in which a run differs from what its directory already holds."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from intl_transfer.errors import UserError
 from intl_transfer.runs.directory import MANIFEST, read_manifest
+from intl_transfer.runs.records import ImageSet, Manifest
+from intl_transfer.runs.settings import (
+    Differences,
+    comparable,
+    differences,
+    flatten,
+    role_of,
+)
 
-Changes = dict[str, dict[str, Any]]
-
-
-def flattened(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by dotted key, two levels deep, as JSON would give them back."""
-    flat: dict[str, Any] = {}
-    for key, value in json.loads(json.dumps(config)).items():
-        if isinstance(value, dict):
-            flat.update({f"{key}.{inner}": inner_value for inner, inner_value in value.items()})
-        else:
-            flat[key] = value
-    return flat
+#: Of a file that a run begins from, what decides: its content, and how it is shown images.
+_OF_INPUTS = ("sha256", "pixels")
 
 
-def differences(
+def changes_of(
     folder: str | Path,
+    stage: str,
     config: Mapping[str, Any],
-    defaults: Mapping[str, Any],
-    is_free: Callable[[str], bool],
-) -> Changes:
-    """Settings in which the run directory's earlier session differs.
+    inputs: Sequence[Mapping[str, Any]] = (),
+) -> Differences:
+    """Settings that decide, and differ from those of the run directory's earlier session.
 
     Args:
         folder: the run directory, which may be absent.
-        config: the resolved configuration.
-        defaults: values of keys that an older version did not know.
-        is_free: tells of a dotted key whether it may differ between sessions.
+        stage: of the run.
+        config: the resolved configuration, nested.
+        inputs: the files that the run begins from, as for the manifest.
 
     Returns:
         By dotted key ``{"before", "now"}``; empty where there is no earlier session.
     """
     if not (Path(folder) / MANIFEST).exists():
         return {}
-    wanted, found = flattened(config), flattened(read_manifest(folder)["config"])
-    former = flattened(defaults)
-    return {
-        key: {"before": found.get(key, former.get(key)), "now": wanted.get(key)}
-        for key in sorted(wanted.keys() | found)
-        if not is_free(key) and wanted.get(key) != found.get(key, former.get(key))
-    }
+    manifest = read_manifest(folder)
+    found = differences(stage, manifest.config, config)
+    before = {f"{one.role} {key}": one.get(key) for one in manifest.inputs for key in _OF_INPUTS}
+    now = {f"{one['role']} {key}": one.get(key) for one in inputs for key in _OF_INPUTS}
+    for key in sorted(before.keys() | now):
+        if comparable(before.get(key)) != comparable(now.get(key)):
+            found[key] = {"before": before.get(key), "now": now.get(key)}
+    return found
 
 
-def unfinished(folder: str | Path, changes: Changes, allow: bool) -> bool:
+def changed_data(folder: str | Path, dataset: Mapping[str, ImageSet]) -> Differences:
+    """Sets of images that are not what they were in the run directory's earlier session.
+
+    Args:
+        folder: the run directory, which may be absent.
+        dataset: what the sets hold now, by name.
+
+    Returns:
+        By ``dataset.NAME.FIELD`` ``{"before", "now"}``. What the earlier session did not record
+        tells nothing.
+    """
+    if not (Path(folder) / MANIFEST).exists():
+        return {}
+    found: Differences = {}
+    for name, before in read_manifest(folder).dataset.items():
+        now = dataset.get(name)
+        if now is None:
+            continue
+        for field, value in before.as_json().items():
+            if value is not None and comparable(value) != comparable(now.get(field, value)):
+                found[f"dataset.{name}.{field}"] = {"before": value, "now": now[field]}
+    return found
+
+
+def changed_midway(manifest: Manifest) -> dict[str, str]:
+    """Settings that decide, and with which a run did not begin: it is an experiment of its own.
+
+    Returns:
+        By ``changed.KEY``, ``BEFORE to NOW`` of each session that changed it.
+    """
+    found: dict[str, str] = {}
+    settings = flatten(manifest.config)
+    for session in manifest.sessions:
+        for key, change in session.changes.items():
+            if role_of(manifest.stage, key, settings) != "free" and isinstance(change, dict):
+                text = f"{change.get('before')} to {change.get('now')}"
+                former = found.get(f"changed.{key}")
+                found[f"changed.{key}"] = text if former is None else f"{former}, {text}"
+    return found
+
+
+def in_lines(changes: Differences) -> str:
+    """What differs, in one line: ``optim.epochs: 100 there, 200 here``."""
+    return "; ".join(f"{k}: {v['before']} there, {v['now']} here" for k, v in changes.items())
+
+
+def refuse(folder: str | Path, changes: Differences, remedy: str) -> None:
+    """Refuses to go on with a run under other settings.
+
+    Args:
+        folder: the run directory.
+        changes: in what they differ.
+        remedy: what to do, as a sentence.
+
+    Raises:
+        UserError: if they differ.
+    """
+    if changes:
+        raise UserError(f"{folder} holds a run with other settings ({in_lines(changes)}). {remedy}")
+
+
+def unfinished(folder: str | Path, changes: Differences, allow: bool) -> bool:
     """Whether a run directory still wants work.
 
     Args:
         folder: the run directory, which may be absent.
-        changes: from :func:`differences`.
+        changes: from :func:`changes_of` and :func:`changed_data`.
         allow: whether it may go on with other settings.
 
     Raises:
         UserError: if it holds a run with other settings, and that was not allowed.
     """
-    if changes and not allow:
-        lines = ", ".join(f"{k}: {v['before']} there, {v['now']} here" for k, v in changes.items())
-        raise UserError(
-            f"{folder} holds a run with other settings ({lines}). Give another directory with "
-            "output_dir=DIR, or go on with the new settings by --allow-config-change"
+    if not allow:
+        remedy = (
+            "Give another directory with output_dir=DIR, or go on with the new settings by "
+            "--allow-config-change"
         )
+        refuse(folder, changes, remedy)
     if not (Path(folder) / MANIFEST).exists():
         return True
-    return bool(changes) or read_manifest(folder)["status"] != "finished"
+    return bool(changes) or read_manifest(folder).status != "finished"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import re
-import time
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -16,10 +15,10 @@ import torch
 from intl_transfer.errors import UserError
 from intl_transfer.runs.atomic import write_atomically
 from intl_transfer.runs.distributed import Ranks
+from intl_transfer.runs.late import wait_until
 
 FORMAT = "intl-transfer checkpoint"
 SCHEMA = 1
-_LATE_SECONDS = 60  # until a shared file system shows what another node wrote
 _NAME = re.compile(r"step_(\d+)\.pt")
 
 
@@ -157,7 +156,5 @@ def load_newest_for_all(folder: str | Path, ranks: Ranks) -> tuple[Path, dict[st
     if found is not None:
         return found
     path = Path(name)
-    deadline = time.monotonic() + _LATE_SECONDS
-    while not path.exists() and time.monotonic() < deadline:
-        time.sleep(0.5)
+    wait_until(path.exists, folder)
     return path, read_checkpoint(path)

@@ -13,7 +13,6 @@ import platform
 import socket
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
@@ -21,16 +20,25 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic_core import from_json
+
 from intl_transfer.errors import UserError
 from intl_transfer.runs.atomic import write_json
+from intl_transfer.runs.metrics import METRICS, append_line
+from intl_transfer.runs.records import (
+    SCHEMA,
+    AnyResults,
+    GitState,
+    ImageSet,
+    Input,
+    Manifest,
+    Session,
+    Stage,
+    results_of,
+)
 
-SCHEMA = 1
 MANIFEST = "manifest.json"
-METRICS = "metrics.jsonl"
 RESULTS = "results.json"
-
-Stage = Literal["pretrain", "detection", "evaluation"]
-STATUSES = ("running", "finished", "failed", "interrupted")
 
 _LIBRARIES = (
     "intl-transfer",
@@ -56,10 +64,9 @@ class RunDirectory:
         manifest: the content of ``manifest.json``, kept in step with the file.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
-        self._metrics_path = path / METRICS
 
     @classmethod
     def start(
@@ -75,6 +82,7 @@ class RunDirectory:
         inputs: Sequence[Mapping[str, Any]] = (),
         world_size: int = 1,
         details: Mapping[str, Any] | None = None,
+        dataset: Mapping[str, ImageSet] | None = None,
         changes: Mapping[str, Any] | None = None,
     ) -> RunDirectory:
         """Opens a run directory for writing and records a new session in its manifest.
@@ -90,6 +98,8 @@ class RunDirectory:
             inputs: input files, each ``{"role", "path", "sha256", ...}``.
             world_size: number of ranks.
             details: further facts for the manifest, kept from session to session.
+            dataset: what the sets of images were found to hold, by name; of an earlier session
+                where it is not given.
             changes: settings in which this session differs from the one before, by dotted key,
                 each ``{"before", "now"}``.
 
@@ -101,47 +111,49 @@ class RunDirectory:
         """
         path = Path(path)
         existing = read_manifest(path) if (path / MANIFEST).exists() else None
-        if existing is not None and existing["stage"] != stage:
+        if existing is not None and existing.stage != stage:
             raise UserError(
-                f"{path} holds a '{existing['stage']}' run; this is a '{stage}' run. "
+                f"{path} holds a '{existing.stage}' run; this is a '{stage}' run. "
                 "Give another output directory."
             )
-        session = {
-            "started": _now(),
-            "ended": None,
-            "command": [sys.executable, *sys.argv],
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "world_size": world_size,
+        session = Session(
+            started=_now(),
+            ended=None,
+            command=[sys.executable, *sys.argv],
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            world_size=world_size,
             **({"changes": dict(changes)} if changes else {}),
-        }
-        manifest: dict[str, Any] = {
-            "schema": SCHEMA,
-            "id": existing["id"] if existing else uuid.uuid4().hex,
-            "stage": stage,
-            "name": name,
-            "method": method,
-            "status": "running",
-            "config_name": config_name,
-            "config": dict(config),
-            "seed": seed,
-            "inputs": [dict(item) for item in inputs],
-            "git": git_state(),
-            "versions": library_versions(),
-            "hardware": hardware(),
-            "details": {**(existing or {}).get("details", {}), **(details or {})},
-            "started": existing["started"] if existing else session["started"],
-            "ended": None,
-            "error": None,
-            "sessions": [*(existing["sessions"] if existing else []), session],
-        }
+        )
+        found = dict(dataset) if dataset is not None else existing.dataset if existing else {}
+        manifest = Manifest(
+            schema_version=SCHEMA,
+            id=existing.id if existing else uuid.uuid4().hex,
+            stage=stage,
+            name=name,
+            method=method,
+            status="running",
+            config_name=config_name,
+            config=dict(config),
+            seed=seed,
+            inputs=[Input.of(dict(item), "inputs") for item in inputs],
+            git=GitState(**git_state()),
+            versions=library_versions(),
+            hardware=hardware(),
+            details={**(existing.details if existing else {}), **(details or {})},
+            dataset=found,
+            started=existing.started if existing else session.started,
+            ended=None,
+            error=None,
+            sessions=[*(existing.sessions if existing else []), session],
+        )
         run = cls(path, manifest)
         run.save()
         return run
 
     def save(self) -> None:
         """Writes the manifest to disk, atomically."""
-        write_json(self.path / MANIFEST, self.manifest)
+        write_json(self.path / MANIFEST, self.manifest.as_json())
 
     def log(self, **values: Any) -> None:
         """Appends one line to ``metrics.jsonl``.
@@ -155,16 +167,19 @@ class RunDirectory:
                 seconds) is added.
                 NaN and infinities are stored as the strings ``"nan"``, ``"inf"``, ``"-inf"``.
         """
-        clean = {key: _json_number(value) for key, value in values.items()}
-        line = json.dumps({"time": round(time.time(), 3), **clean}, allow_nan=False) + "\n"
-        with open(self._metrics_path, "ab") as file:
-            if file.tell() and not _ends_with_newline(self._metrics_path):
-                file.write(b"\n")  # an earlier session was cut off in the middle of a line
-            file.write(line.encode())
+        append_line(self.path / METRICS, values)
 
-    def finish(self, results: Mapping[str, Any]) -> None:
-        """Writes ``results.json`` and marks the run finished, in this order."""
-        write_json(self.path / RESULTS, {"schema": SCHEMA, **results})
+    def finish(self, results: AnyResults | Mapping[str, Any]) -> None:
+        """Writes ``results.json`` and marks the run finished, in this order.
+
+        Raises:
+            UserError: if the results are not in their stage's form.
+        """
+        file = self.path / RESULTS
+        if isinstance(results, Mapping):
+            known = {"schema": SCHEMA, "stage": self.manifest.stage, "seed": self.manifest.seed}
+            results = results_of({**known, **results}, str(file))
+        write_json(file, results.as_json())
         self._close("finished", None)
 
     def fail(self, error: BaseException | str) -> None:
@@ -176,10 +191,12 @@ class RunDirectory:
         """Marks the run interrupted: stopped from outside, to be continued."""
         self._close("interrupted", reason)
 
-    def _close(self, status: str, error: str | None) -> None:
-        now = _now()
-        self.manifest.update(status=status, ended=now, error=error)
-        self.manifest["sessions"][-1]["ended"] = now
+    def _close(
+        self, status: Literal["finished", "failed", "interrupted"], error: str | None
+    ) -> None:
+        manifest = self.manifest
+        manifest.status, manifest.ended, manifest.error = status, _now(), error
+        manifest.sessions[-1].ended = manifest.ended
         self.save()
 
     @contextlib.contextmanager
@@ -199,7 +216,7 @@ class RunDirectory:
             raise
 
 
-def read_manifest(path: str | Path) -> dict[str, Any]:
+def read_manifest(path: str | Path) -> Manifest:
     """Reads and checks a run directory's manifest.
 
     Args:
@@ -212,48 +229,17 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         UserError: if it is absent, is not JSON, lacks a field, or was written by a newer version.
     """
     file = Path(path) / MANIFEST
-    value = _read_json_object(file)
-    for key in ("schema", "id", "stage", "name", "status", "config", "seed", "inputs", "sessions"):
-        if key not in value:
-            raise UserError(f"{file}: the field '{key}' is missing; this is not a run's manifest")
-    if value["schema"] > SCHEMA:
-        raise UserError(
-            f"{file}: written with schema {value['schema']}, this version reads up to {SCHEMA}; "
-            "upgrade intl-transfer"
-        )
-    if value["status"] not in STATUSES:
-        raise UserError(
-            f"{file}: status is '{value['status']}', expected one of {', '.join(STATUSES)}"
-        )
-    return value
+    return Manifest.of(read_json_object(file), str(file))
 
 
-def read_results(path: str | Path) -> dict[str, Any] | None:
+def read_results(path: str | Path) -> AnyResults | None:
     """Reads ``results.json`` of a run directory, or ``None`` where there is none yet.
 
     Raises:
-        UserError: if the file is there but is not a JSON object.
+        UserError: if the file is there but is not a JSON object, or not in its stage's form.
     """
     file = Path(path) / RESULTS
-    return _read_json_object(file) if file.exists() else None
-
-
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Reads ``metrics.jsonl``; lines cut off by a crash are skipped.
-
-    Returns:
-        One dictionary a line, in file order; empty where the file is absent.
-    """
-    file = Path(path) / METRICS
-    if not file.exists():
-        return []
-    rows = []
-    for line in file.read_text(errors="replace").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            row = json.loads(line)
-            if isinstance(row, dict):
-                rows.append(row)
-    return rows
+    return results_of(read_json_object(file), str(file)) if file.exists() else None
 
 
 def git_state(folder: str | Path | None = None) -> dict[str, Any]:
@@ -307,28 +293,27 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def _read_json_object(file: Path) -> dict[str, Any]:
+def read_json_object(file: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        UserError: if the file is absent, damaged, or holds something else.
+    """
     try:
-        value = json.loads(file.read_text())
+        data = file.read_bytes()
+        try:
+            value = from_json(data)  # twice as fast as json.loads
+        except ValueError:
+            value = json.loads(data.decode())
+            # Half of a surrogate pair, by its escape, is no text that could be written again.
+            value = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
     except FileNotFoundError:
         raise UserError(f"{file} does not exist; expected a run directory") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(f"{file} is not valid JSON ({error}); the file is damaged") from None
     if not isinstance(value, dict):
         raise UserError(f"{file}: expected a JSON object, found {type(value).__name__}")
     return value
-
-
-def _json_number(value: Any) -> Any:
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return str(value)
-    return value
-
-
-def _ends_with_newline(path: Path) -> bool:
-    with open(path, "rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
 
 
 def _now() -> str:

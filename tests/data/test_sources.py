@@ -15,7 +15,8 @@ from intl_transfer.data import cifar
 from intl_transfer.data.folders import FolderSource
 from intl_transfer.data.images import UnreadableImageError
 from intl_transfer.data.shards import TarSource, shard_files
-from intl_transfer.data.sources import NameTable, open_source
+from intl_transfer.data.source import NameTable
+from intl_transfer.data.sources import open_source
 from intl_transfer.errors import UserError
 
 

@@ -39,7 +39,9 @@ def run(tmp_path_factory):
     (folder / "config.yaml").write_text(cfg.dump())
     per_class = {f"name {i}": 1.0 for i in range(8)}
     metrics = {"box": {"AP": 1.0, "per_class": per_class}}
-    (folder / "results.json").write_text(json.dumps({"stage": "detection", "metrics": metrics}))
+    results = {"stage": "detection", "seed": 0, "metrics": metrics, "initialisation": {}}
+    results |= {"dataset": {"name": "d"}, "architecture": {"backbone": "resnet18"}}
+    (folder / "results.json").write_text(json.dumps(results))
     return folder
 
 

@@ -148,7 +148,7 @@ def test_fewer_gpus_than_asked_for_are_used_and_it_is_said(monkeypatch, capsys):
 
 
 def test_a_run_keeps_its_batch_when_it_is_resumed(tmp_path, monkeypatch):
-    before = dict.fromkeys(("id", "name", "seed"), "x")
+    before = {"id": "x", "name": "x", "seed": 0}
     solver = {"SOLVER": {"IMS_PER_BATCH": 8}}
     manifest = {"schema": 1, "stage": "detection", "status": "interrupted", "config": solver}
     write_json(tmp_path / "manifest.json", {**before, **manifest, "inputs": [], "sessions": []})

@@ -174,13 +174,25 @@ def test_another_run_is_not_continued(classes, trained, tmp_path, capsys):
     evaluate(classes, trained, output, "optim.lr=0.2", expected=2)
     assert "optim.lr: 0.03 there, 0.2 here" in capsys.readouterr().err
     evaluate(classes, "random", output, "model.backbone=resnet18", expected=2)
-    assert "weights: " in capsys.readouterr().err
+    assert "weights sha256: " in capsys.readouterr().err
     evaluate(classes, trained, tmp_path / "absent", "data.test=nowhere", expected=2)
     assert "no image folder nowhere" in (said := capsys.readouterr().err)
     assert "Give another with data.test=DIR" in said
     moved = tmp_path / "moved"
     shutil.copytree(classes, moved)
     evaluate(moved, trained, output)  # data may lie elsewhere
+
+
+def test_a_run_is_not_continued_on_other_images(classes, trained, tmp_path, capsys):
+    images, output = tmp_path / "images", tmp_path / "run"
+    shutil.copytree(classes, images)
+    evaluate(images, trained, output, "engine.stop_after_steps=1")
+    shutil.copy(images / "train" / "red" / "0.png", images / "train" / "blue" / "0.png")
+    evaluate(images, trained, output, expected=2)
+    assert "holds a run with other settings (dataset.train.digest: " in capsys.readouterr().err
+    evaluate(images, trained, output, "--allow-config-change")
+    changes = read_manifest(output).sessions[-1].changes
+    assert list(changes) == ["dataset.train.digest"]
 
 
 def test_sets_of_other_classes_are_refused(classes, trained, tmp_path, capsys):

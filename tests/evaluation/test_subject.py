@@ -53,7 +53,7 @@ def test_a_converted_file_leads_back_to_its_source(trained, tmp_path):
     subject = load_subject(str(out), ModelConfig())
     start = subject.initialisation
     assert start["weights_sha256"] == report["sha256"]
-    assert start["provenance"] == report["provenance"]
+    assert start.provenance == report["provenance"]
     images = torch.randn(2, 3, 32, 32)
     direct = load_subject(str(trained), ModelConfig()).network.eval()
     with torch.no_grad():

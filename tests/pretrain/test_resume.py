@@ -170,7 +170,7 @@ def test_other_settings_are_shown_and_refused_unless_asked_for(images, tmp_path)
     train(images, run, "engine.stop_after_steps=2")
     done = train(images, run, "optim.base_lr=0.1", "loss.iterations=5", check=False)
     assert done.returncode == 2
-    assert "loss.iterations: 4 there, 5 here, optim.base_lr: 0.5 there, 0.1 here" in done.stderr
+    assert "loss.iterations: 4 there, 5 here; optim.base_lr: 0.5 there, 0.1 here" in done.stderr
     assert "--allow-config-change" in done.stderr
     done = train(images, run, "optim.base_lr=0.1", "--allow-config-change")
     assert "from step 2" in done.stdout

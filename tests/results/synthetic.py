@@ -6,13 +6,17 @@ import hashlib
 import json
 import math
 from pathlib import Path
+from unittest import mock
 
 import yaml
 
 from intl_transfer.runs import RunDirectory, write_json
+from intl_transfer.runs.records import GitState
+from intl_transfer.runs.wording import METHODS
 
 TIME = "2024-05-01T12:00:00+00:00"
 SHA = "a" * 64
+LOSSES = {title: method for method, title in METHODS.items()}
 
 
 def figures(ap: float) -> dict:
@@ -25,11 +29,19 @@ def figures(ap: float) -> dict:
     }
 
 
+def started(path, **values) -> RunDirectory:
+    """A run of clean sources, whatever state this clone is in."""
+    clean = {"revision": "0" * 40, "dirty": False}
+    with mock.patch("intl_transfer.runs.directory.git_state", return_value=clean):
+        return RunDirectory.start(path, **values)
+
+
 def fixed(run: RunDirectory, identity: str) -> RunDirectory:
     """The same manifest on every machine and day."""
     manifest = run.manifest
-    manifest["id"] = hashlib.sha256(identity.encode()).hexdigest()[:32]
-    manifest.update(started=TIME, ended=TIME, git={"revision": "0" * 40, "dirty": False})
+    manifest.id = hashlib.sha256(identity.encode()).hexdigest()[:32]
+    manifest.started = manifest.ended = TIME
+    manifest.git = GitState(revision="0" * 40, dirty=False)
     run.save()
     return run
 
@@ -85,7 +97,7 @@ def detection_run(
         "metrics": {"box": figures(ap), "mask": figures(ap - 3)} if coco else {"voc": figures(ap)},
         **changes,
     }
-    run = RunDirectory.start(
+    run = started(
         Path(root) / name,
         stage="detection",
         name=name,
@@ -110,12 +122,17 @@ def log_detection(run, seed=0, iterations=90000, ap=30.0, tasks=("box", "mask"))
 
 def pretraining_run(root, name="pretrain", sha=SHA, *, method="INTL", seed=0, curves=0, **results):
     """A finished pretraining run, with a k-NN figure where one is given."""
-    run = RunDirectory.start(
+    run = started(
         Path(root) / name,
         stage="pretrain",
         name=name,
         config_name=results.pop("config_name", "shapes_r18"),
-        config={"knn": {"k": 5, "train": None}},
+        config={
+            "data": {"name": results.get("dataset", "shapes")},
+            "optim": {"epochs": results.get("epochs", 20)},
+            "loss": {"method": LOSSES.get(method, method)},
+            "knn": {"k": 5, "train": None},
+        },
         seed=seed,
         method=method,
     )
@@ -155,7 +172,7 @@ def evaluation_run(root, name, *, kind="linear", dataset="cifar10", seed=0, **ch
         "metrics": {"top1": top1, "top5": min(100.0, top1 + 8)},
         **changes,
     }
-    run = RunDirectory.start(
+    run = started(
         Path(root) / name,
         stage="evaluation",
         name=name,

@@ -136,9 +136,9 @@ def test_without_a_place_for_a_cache(tmp_path, monkeypatch):
 def test_a_label_is_no_part_of_what_is_kept_for_another(tmp_path):
     folder = foreign_run(tmp_path, "moco_seed3")
     age(tmp_path)
-    assert collect([tmp_path]).runs[0].initialisation[1] == "moco"
-    assert collect([tmp_path], {str(folder): "MoCo v2"}).runs[0].initialisation[1] == "MoCo v2"
-    assert collect([tmp_path]).runs[0].initialisation[1] == "moco"
+    assert collect([tmp_path]).runs[0].start.method == "moco"
+    assert collect([tmp_path], {str(folder): "MoCo v2"}).runs[0].start.method == "MoCo v2"
+    assert collect([tmp_path]).runs[0].start.method == "moco"
 
 
 def test_changes_between_collections_are_those_of_reading_anew(tmp_path):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from intl_transfer.results import TableOptions, build_tables, collect, render
-from tests.results.synthetic import evaluation_run, pretraining_run
+from tests.results.synthetic import evaluation_run, pretraining_run, write_results
 
 
 def tables_of(root, published=False):
@@ -15,6 +15,7 @@ def tables_of(root, published=False):
 def imagenet(root, epochs, seed, top1, **changes):
     name = f"imagenet_r50_ep{epochs}_multicrop_ema"
     origin = {"sha": f"{epochs}{seed}", "epochs": epochs, "config_name": name}
+    origin["settings"] = {"optim.epochs": epochs, "optim.base_lr": 50 / epochs}
     changes = {"dataset": "imagenet", "backbone": "resnet50", **changes}
     run = f"{epochs}_{seed}_{changes.get('kind', 'linear')}"
     evaluation_run(
@@ -134,9 +135,9 @@ def test_an_evaluation_counts_before_what_pretraining_measured(tmp_path):
         ({"kind": "linaer"}, "kind is 'linaer', expected one of linear, knn, semi"),
         ({"metrics": {"top1": 170.0}}, "top1 is 170.0; expected a percentage"),
         ({"metrics": {}}, "holds no figure"),
-        ({"protocol": None}, "not in the form"),
-        ({"kind": "semi"}, "not in the form"),
-        ({"architecture": {}}, "not in the form"),
+        ({"protocol": None}, "protocol: expected an object, found null"),
+        ({"kind": "semi"}, "labels_percent is None; expected a percentage"),
+        ({"architecture": {}}, "architecture.backbone: it is missing"),
     ],
 )
 def test_damaged_evaluations_are_named(tmp_path, changes, expected):
@@ -149,5 +150,6 @@ def test_damaged_evaluations_are_named(tmp_path, changes, expected):
 
 
 def test_damaged_neighbours_are_named(tmp_path):
-    pretraining_run(tmp_path, "p", knn_accuracy=570.0)
-    assert "knn_accuracy is 570.0" in collect([tmp_path]).problems[0]
+    run = pretraining_run(tmp_path, "p", knn_accuracy=57.0)
+    write_results(run.path, knn_accuracy=570.0)
+    assert "knn_accuracy: expected at most 100, found 570" in collect([tmp_path]).problems[0]

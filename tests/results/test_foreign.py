@@ -43,7 +43,11 @@ def test_the_final_evaluation_counts_never_the_best(tmp_path):
     assert run.results["metrics"]["box"]["per_class"] == {"person": 47.9}
     assert run.foreign
     assert run.seed == 3
-    assert run.initialisation == ("foreign", "moco_v2", "weights moco_v2_200ep.pkl")
+    assert (run.start.kind, run.start.method, run.start.detail) == (
+        "foreign",
+        "moco_v2",
+        "weights moco_v2_200ep.pkl",
+    )
     assert run.comparable[:6] == (
         *("coco_2017_val", "Mask R-CNN resnet50-C4"),
         *("1x", "90000", "16", "0.02"),
@@ -157,10 +161,10 @@ def test_labels(tmp_path):
     folder = foreign_run(tmp_path, "exp_17")
     (folder / "label.yaml").write_text("method: MoCo v2\nseed: 4\ndetail: 200 ep, ImageNet\n")
     run = only(collect([tmp_path]))
-    assert run.initialisation[1:] == ("MoCo v2", "200 ep, ImageNet")
+    assert (run.start.method, run.start.detail) == ("MoCo v2", "200 ep, ImageNet")
     assert run.seed == 4
     run = only(collect([tmp_path], {folder: "mine"}))
-    assert run.initialisation[1] == "mine"
+    assert run.start.method == "mine"
     (folder / "label.yaml").write_text("method: 3\nseed: many\n")
     assert "seed is 'many', expected a number" in collect([tmp_path]).problems[0]
     with pytest.raises(UserError, match=r"--label: no Detectron2 folder at .*absent"):
@@ -232,7 +236,7 @@ def test_pipes_are_not_waited_for(tmp_path):
 
 def test_percentages_are_checked_as_in_our_own(tmp_path):
     foreign_run(tmp_path, "run", 138.0)
-    assert "box AP is 138.0" in collect([tmp_path]).problems[0]
+    assert "box.AP is 138.0" in collect([tmp_path]).problems[0]
 
 
 def test_what_detectron2_leaves_in_our_own_folders_is_not_foreign(tmp_path):

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import hashlib
+import statistics
+
 import pytest
 from scipy import stats
 
@@ -11,8 +14,9 @@ from intl_transfer.results.published import (
     published_small,
     read_published,
 )
-from tests.results.synthetic import detection_run, figures, fixed, pretraining_run
+from tests.results.synthetic import detection_run, figures, fixed, pretraining_run, start_of
 
+MADE = {"loss.iterations": 4, "optim.epochs": 20}
 PLAN = {"name": "1x", "iterations": 90000, "batch_size": 16, "base_lr": 0.02}
 
 
@@ -31,7 +35,9 @@ def test_one_row_for_all_seeds_of_an_initialisation(tmp_path):
     assert intl.n == 3
     assert intl.figures["box", "AP"].mean == pytest.approx(38.4)
     assert intl.figures["box", "AP"].std == pytest.approx(0.4)
-    assert intl.notes == ()
+    assert intl.notes == (
+        "fine-tunings of one pretraining: pretraining's own spread is not in the figures",
+    )
     assert intl.runs[0].parent == tmp_path / "pretrain"
     assert random.figures["box", "AP"].std is None
 
@@ -61,13 +67,17 @@ def test_settings_that_the_schedule_does_not_name_make_blocks_too(tmp_path):
     for seed in (0, 1):
         detection_run(tmp_path, f"a{seed}", seed=seed, config=config(0, seed))
         detection_run(tmp_path, f"b{seed}", seed=seed, config=config(5, seed))
-    # Another version of Detectron2 knows a setting more: that alone tells nothing.
-    detection_run(tmp_path, "a2", seed=2, config=config(0, 2, FLOAT32_PRECISION="", NEW={"X": 1}))
+    # Detectron2's main branch knows a setting more, at the value that v0.6 implies.
+    detection_run(tmp_path, "a2", seed=2, config=config(0, 2, FLOAT32_PRECISION=""))
     tables = tables_of(tmp_path)
     assert sorted(table.rows[0].n for table in tables) == [2, 3]
     assert "MODEL.BACKBONE.FREEZE_AT 0" in tables[0].title + tables[1].title
     assert "MODEL.BACKBONE.FREEZE_AT 5" in tables[0].title + tables[1].title
-    assert "NEW" not in tables[0].title + tables[1].title
+    # One that nobody has said to be harmless decides, also where others lack it.
+    detection_run(tmp_path, "a3", seed=3, config=config(0, 3, NEW={"X": 1}))
+    titles = {table.title: table.rows[0].n for table in tables_of(tmp_path)}
+    assert sorted(titles.values()) == [1, 2, 3]
+    assert all("NEW.X 1" in t if n == 1 else "NEW.X not stated" in t for t, n in titles.items())
 
 
 def test_a_row_across_data_sets(standard):
@@ -297,11 +307,46 @@ def test_a_baseline_that_is_not_there(tmp_path):
 def test_fine_tunings_of_one_pretraining_are_not_independent(tmp_path):
     for pretraining in range(2):
         for seed in range(2):
-            detection_run(
-                tmp_path, f"p{pretraining}s{seed}", 38 + seed, seed=seed, sha=f"{pretraining}" * 64
-            )
-    (row,) = tables_of(tmp_path)[0].rows
-    assert any("4 fine-tunings of 2 pretrainings" in note for note in row.notes)
+            start = start_of("INTL", f"{pretraining}" * 64, seed=pretraining, settings=MADE)
+            ap = 38 + seed + 4 * pretraining
+            detection_run(tmp_path, f"p{pretraining}s{seed}", ap, seed=seed, initialisation=start)
+    (table,) = tables_of(tmp_path)
+    (row,) = table.rows
+    summary = row.figures["box", "AP"]
+    assert summary.values == (38.5, 42.5)  # means of each pretraining's fine-tunings
+    assert summary.mean == 40.5
+    assert summary.std == pytest.approx(statistics.stdev([38.5, 42.5]))
+    assert summary.seeds == (0, 1)
+    assert table.count(row) == "2 pretrainings × 2"
+    assert "2 pretrainings × 2" in render([table], "md")
+    assert r"2 pretrainings $\times$ 2" in render([table], "latex")
+    # A third pretraining was fine-tuned once; one figure of it is missing.
+    start = start_of("INTL", "2" * 64, seed=2, settings=MADE)
+    metrics = {"box": {"AP": 50.0, "AP50": 60.0}}
+    detection_run(tmp_path, "p2s0", initialisation=start, metrics=metrics)
+    (table,) = tables_of(tmp_path)
+    (row,) = table.rows
+    assert row.figures["box", "AP"].values == (38.5, 42.5, 50.0)
+    assert table.count(row) == "3 pretrainings × 1-2"
+    assert "(n = 2 × 2)" in render([table], "md")
+
+
+def test_pretrainings_are_what_is_tested(tmp_path):
+    """Ten fine-tunings of two pretrainings are two observations, not ten."""
+    values = {"INTL": (38.0, 40.0), "MoCo v2": (36.0, 37.0)}
+    for method, means in values.items():
+        for pretraining, mean in enumerate(means):
+            sha = hashlib.sha256(f"{method}{pretraining}".encode()).hexdigest()
+            start = start_of(method, sha, seed=pretraining, settings={**MADE, "data.name": method})
+            for seed in range(5):
+                detection_run(
+                    tmp_path, f"{method}{pretraining}{seed}", mean + seed / 100 - 0.02,
+                    method=method, seed=seed, initialisation=start,
+                )  # fmt: skip
+    (table,) = tables_of(tmp_path, baseline="MoCo v2", columns=("box.AP",))
+    found = table.rows[0].marks["box", "AP"].comparison
+    expected = stats.ttest_rel(values["INTL"], values["MoCo v2"]).pvalue
+    assert (found.test, found.p) == ("paired", pytest.approx(expected))
 
 
 def test_columns_in_the_order_asked_for(standard):

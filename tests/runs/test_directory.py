@@ -37,7 +37,12 @@ def test_a_run_from_start_to_end(tmp_path):
     assert manifest["status"] == "finished"
     assert manifest["ended"] is not None
     assert manifest["versions"]["torch"]
-    assert read_results(run.path) == {"schema": 1, "final_loss": 2.5}
+    assert read_results(run.path) == {
+        "schema": 1,
+        "stage": "pretrain",
+        "seed": 0,
+        "final_loss": 2.5,
+    }
 
 
 def test_continuing_keeps_the_id_and_adds_a_session(tmp_path):
@@ -85,7 +90,7 @@ def test_folder_of_another_stage_is_refused(tmp_path):
     [
         ("{", "not valid JSON"),
         ("[]", "expected a JSON object"),
-        ("{}", "the field 'schema' is missing"),
+        ("{}", "schema: it is missing"),
     ],
 )
 def test_damaged_manifests_are_named(tmp_path, text, message):
@@ -101,7 +106,7 @@ def test_newer_schema_and_unknown_status_are_refused(tmp_path):
     with pytest.raises(UserError, match="schema 2"):
         read_manifest(tmp_path)
     write_json(tmp_path / "manifest.json", {**manifest, "status": "done"})
-    with pytest.raises(UserError, match="status is 'done'"):
+    with pytest.raises(UserError, match=r'status: expected .* found "done"'):
         read_manifest(tmp_path)
 
 

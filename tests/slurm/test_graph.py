@@ -200,5 +200,5 @@ def test_with_other_settings_the_stage_decides(tmp_path):
     ledger = Ledger.read(tmp_path)
     assert graph.missing(ledger, ledger.take_up([node(tmp_path, "one")]), {}) == []
     other = node(tmp_path, "one")
-    other.settings = ["seed=1"]
+    other.settings = {"name": "another"}
     assert graph.missing(ledger, ledger.take_up([other]), {}) == [other]

@@ -225,14 +225,49 @@ def test_a_benchmark_of_classification_ends_in_a_table(tmp_path, data):
     assert "nothing to submit" in again.stdout
 
 
+def test_two_initialisations_that_are_one_experiment_are_refused(tmp_path, config):
+    same = "initialisations.twin={pretrain: shapes_r18, seeds: [7], overrides: [%s]}"
+    words = [*TINY_PRETRAINING, "optim.epochs=1", "data.root=/elsewhere", "engine.threads=2"]
+    with pytest.raises(UserError, match=r"twin is the same experiment as intl: .* both seeds"):
+        read(str(config), [same % quoted(words)])
+    benchmark = read(str(config), [same % quoted([*words, "loss.iterations=8"])])
+    nodes = {node.key: node for node in plan(benchmark, tmp_path)}
+    assert nodes["pretrain/twin"].settings["loss.iterations"] == 8
+    assert nodes["pretrain/twin"].settings["seed"] == 7
+    with pytest.raises(UserError, match=r"scratch is the same experiment as random"):
+        read(str(config), ["initialisations.scratch={random: true}"])
+
+
+def test_only_settings_that_decide_ask_a_stage_again(tmp_path, config):
+    def nodes(*more):
+        return {n.key: n for n in plan(read(str(config), list(more)), tmp_path)}
+
+    before = nodes()
+    for node in before.values():
+        node.made_with = node.settings
+    lists = {
+        "free": ["MODEL.DEVICE cpu", "DATALOADER.NUM_WORKERS 2"],
+        "decides": ["DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler"],
+    }
+    for name, further in lists.items():
+        old = read(str(config), []).evaluations["coco"].overrides
+        changed = nodes(f"evaluations.coco.overrides=[{quoted([*old, *further])}]")
+        node = changed["coco/random_seed0"]
+        node.made_with = before[node.key].settings
+        assert list(node.changes()) == (["DATALOADER.SAMPLER_TRAIN"] if name == "decides" else [])
+    node.made_with = ["of", "an", "earlier", "version"]
+    assert node.changes() == {}
+
+
 def test_a_checkpoint_of_any_method_is_converted_and_nothing_else_is_made(tmp_path, config):
     (tmp_path / "moco.pth.tar").write_bytes(b"")
     settings = [f"initialisations.moco.checkpoint={tmp_path}/moco.pth.tar"]
     nodes = {node.key: node for node in plan(read(str(config), settings), tmp_path)}
     assert nodes["convert/moco"].parents == []
-    assert nodes["convert/moco"].command[-2:] == [
+    assert nodes["convert/moco"].command[-4:] == [
         str(tmp_path / "moco.pth.tar"),
         str(tmp_path / "weights" / "moco.pth"),
+        *("--label", "moco"),  # the row's word where nothing else tells it from others
     ]
     assert nodes["coco/moco_seed0"].parents == ["convert/moco"]
     assert "pretrain/moco" not in nodes

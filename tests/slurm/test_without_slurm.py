@@ -155,8 +155,8 @@ def test_a_name_that_does_not_resolve_is_looked_up_in_slurm(tmp_path, monkeypatc
 def test_files_that_show_late_are_waited_for(tmp_path, monkeypatch):
     run = tmp_path / "run"
     run.mkdir()
-    manifest = dict.fromkeys(("id", "stage", "name", "config", "seed", "inputs", "sessions"), "")
-    manifest.update(schema=1, status="running")
+    manifest = dict.fromkeys(("id", "stage", "name"), "")
+    manifest.update(schema=1, status="running", config={}, seed=0, inputs=[], sessions=[])
     (run / "manifest.json").write_text(json.dumps(manifest))
 
     def later():
@@ -167,7 +167,7 @@ def test_files_that_show_late_are_waited_for(tmp_path, monkeypatch):
     assert run_status(run) == "running"
     assert settled_status(run, 20) == "finished"
     require_finished(run)
-    monkeypatch.setattr(jobs, "_LATE", 1)
+    monkeypatch.setattr(jobs, "LATE_SECONDS", 1)
     with pytest.raises(StageFailedError, match=r"the stage ended well, and yet .* without a man"):
         require_finished(tmp_path)
     timer.join()

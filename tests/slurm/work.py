@@ -60,7 +60,7 @@ def node(root: Path, name: str, parents=(), cluster="slurm", after="ok", **resou
         after=after,
         folder=str(root),
         must_finish=True,
-        settings=[name],
+        settings={"name": name},
         title="work",
     )
 

@@ -18,7 +18,13 @@ from intl_transfer.results.report.pictures import (
     read_views,
 )
 from intl_transfer.results.report.series import read_series, read_spectra
-from intl_transfer.results.report.values import flatten, mapping, number, sequence, text
+from intl_transfer.results.report.values import (
+    as_text,
+    mapping,
+    number,
+    sequence,
+    text,
+)
 from intl_transfer.runs import MANIFEST, METRICS, RESULTS
 
 CURVES = "curves.json"
@@ -59,7 +65,7 @@ def describe(
     Returns:
         JSON-compatible data.
     """
-    folder, manifest, results = entry.path, mapping(entry.manifest), mapping(entry.results)
+    folder, manifest, results = entry.path, entry.manifest_json, entry.results_json
     state = (fingerprint(folder), points, pictures, entry.status)
     # The logs of a run that goes on lie partly elsewhere: it is always read anew.
     finished = entry.status in ("finished", "superseded")
@@ -77,7 +83,7 @@ def describe(
         "log": [] if finished else last_lines(folder),
         "total": _total(manifest),
         "provenance": provenance_of(manifest, results),
-        "facts": dict(flatten(_facts(results))),
+        "facts": as_text(_facts(results)),
         "environment": _environment(manifest),
         "sessions": [_session(mapping(session)) for session in sequence(manifest.get("sessions"))],
         "error": text(manifest.get("error")),
@@ -158,7 +164,7 @@ def provenance_of(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> di
         "source_format": text(source.get("source_format")),
         "branch": text(source.get("branch")),
         "backbone": text(source.get("backbone")),
-        "origin": {str(name): text(value) for name, value in origin.items()},
+        "origin": {str(n): text(v) for n, v in origin.items() if n != "settings"},
         "backbone_file": text(results.get("backbone_file")),
         "backbone_sha256": text(results.get("backbone_sha256")),
     }
@@ -177,7 +183,7 @@ def _environment(manifest: Mapping[str, Any]) -> dict[str, str]:
         "hardware": mapping(manifest.get("hardware")),
         "details": mapping(manifest.get("details")),
     }
-    return dict(flatten({name: part for name, part in parts.items() if part}))
+    return as_text({name: part for name, part in parts.items() if part})
 
 
 def _session(session: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,7 +195,7 @@ def _session(session: Mapping[str, Any]) -> dict[str, Any]:
         "host": text(session.get("host")),
         "ranks": text(session.get("world_size")),
         "command": " ".join(words),
-        "changes": dict(flatten(mapping(session.get("changes")))),
+        "changes": as_text(mapping(session.get("changes"))),
     }
 
 

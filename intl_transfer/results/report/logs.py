@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
+from intl_transfer.runs.metrics import end_of
+
 LINES = 60
 _BYTES = 1 << 16
 _HEAD = 1 << 13
@@ -76,13 +78,8 @@ def _head(file: Path, time: int) -> str:
 
 
 def _tail(file: Path, lines: int) -> list[str]:
-    with open(file, "rb") as opened:
-        size = opened.seek(0, 2)
-        opened.seek(max(0, size - _BYTES))
-        content = opened.read(_BYTES).decode(errors="replace")
-    rows = [_clean(row) for row in content.split("\n")]
-    if size > _BYTES:
-        rows = rows[1:]  # the first is a part of a line
+    text = end_of(file, _BYTES).decode(errors="replace")
+    rows = [_clean(row) for row in text.split("\n")]
     while rows and not rows[-1]:
         rows.pop()
     return rows[-lines:]

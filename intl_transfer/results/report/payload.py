@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from intl_transfer.results.collect import Collection, Run
+from intl_transfer.results.collect import Collection
 from intl_transfer.results.reading import Entry
 from intl_transfer.results.report.details import Cache, describe, provenance_of
 from intl_transfer.results.report.series import POINTS
-from intl_transfer.results.report.values import flatten, mapping, number, page_key, text
+from intl_transfer.results.report.values import as_text, mapping, number, page_key, text
 from intl_transfer.results.rows import Column, Row, Table
+from intl_transfer.results.run import Run
 
 #: States of runs that have a page of their own; what else was found is a line among the problems.
 STATES = ("finished", "running", "stalled", "failed", "interrupted", "superseded")
@@ -63,7 +64,7 @@ def build_payload(
     for entry in sorted(entries, key=lambda entry: (STAGES.get(entry.stage, 9), str(entry.path))):
         assert entry.manifest is not None
         key, parent = keys[entry.path], parents.get(entry.path)
-        settings = dict(flatten(mapping(entry.manifest.get("config"))))
+        settings = as_text(entry.manifest.config)
         base = bases.setdefault(entry.stage, settings)
         detail = describe(entry, points, pictures, cache)
         payload.details[key] = {**detail, "config": _difference(base, settings)}
@@ -83,7 +84,7 @@ def build_payload(
 
 def _page_of(entry: Entry) -> str:
     """Runs have an id; folders that others wrote have their path."""
-    identity = mapping(entry.manifest).get("id")
+    identity = entry.manifest.id if entry.manifest is not None else ""
     return page_key(identity if identity and not entry.foreign else f"path {entry.path}")
 
 
@@ -92,11 +93,11 @@ def _parents(collection: Collection, entries: Sequence[Entry]) -> dict[Path, Pat
     made = {
         sha: path
         for path, results in collection.pretraining.items()
-        if isinstance(sha := results.get("backbone_sha256"), str)
+        if (sha := results.backbone_sha256) is not None
     }
     found = {}
     for entry in entries:
-        sha = provenance_of(mapping(entry.manifest), mapping(entry.results))["source_sha256"]
+        sha = provenance_of(entry.manifest_json, entry.results_json)["source_sha256"]
         if sha in made:
             found[entry.path] = made[sha]
     runs = (*collection.runs, *collection.evaluations)
@@ -112,7 +113,7 @@ def _difference(base: dict[str, str], settings: dict[str, str]) -> dict[str, Any
 
 
 def _summary(entry: Entry, detail: dict[str, Any]) -> dict[str, Any]:
-    manifest, results = mapping(entry.manifest), mapping(entry.results)
+    manifest, results = entry.manifest_json, entry.results_json
     schedule, start = mapping(results.get("schedule")), mapping(results.get("initialisation"))
     figures = {}
     for task, metrics in mapping(results.get("metrics")).items():
@@ -162,7 +163,7 @@ def _row_of_each_run(tables: Iterable[Table]) -> dict[Path, str]:
 
 def _row_key(table: Table, row: Row) -> str:
     """The same from one page to the next, whatever rows come and go."""
-    return _short_hash([table.title, row.method, row.detail, row.published])
+    return _short_hash([table.title, row.name, row.detail, row.published])
 
 
 def _short_hash(words: Any) -> str:
@@ -195,18 +196,18 @@ def _row(table: Table, row: Row, notes: list[str], keys: dict[Path, str]) -> dic
     runs = [run for run in row.runs if run.path in keys]
     return {
         "key": _row_key(table, row),
-        "method": f"{row.method} ({', '.join(kinds)})" if kinds else row.method,
+        "method": f"{row.name} ({', '.join(kinds)})" if kinds else row.name,
         "detail": row.detail,
         "n": table.count(row),
         "published": row.published,
         "notes": [notes.index(note) + 1 for note in row.notes],
-        "figures": [_cell(row, column) for column in table.columns()],
+        "figures": [_cell(table, row, column) for column in table.columns()],
         "runs": [keys[run.path] for run in runs],
         "each": [_of_each_run(row, runs, column) for column in table.columns()],
     }
 
 
-def _cell(row: Row, column: Column) -> dict[str, Any] | None:
+def _cell(table: Table, row: Row, column: Column) -> dict[str, Any] | None:
     summary = row.figures.get(column)
     if summary is None:
         return None
@@ -220,6 +221,7 @@ def _cell(row: Row, column: Column) -> dict[str, Any] | None:
         "best": bool(mark and mark.best),
         "tied": bool(mark and mark.tied),
         "arrow": arrow,
+        "n": table.fewer(row, column),
     }
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from intl_transfer.results.report.values import mapping, number, sequence
-from intl_transfer.runs import METRICS
+from intl_transfer.runs.metrics import METRICS, read_lines
 
 SPECTRA = 5  # of a run; more lie on each other
 POINTS = 500  # of a curve; more cannot be told apart at the width of a page
@@ -41,7 +39,7 @@ def read_series(folder: Path, points: int = POINTS, name: str = METRICS) -> dict
     """
     values: dict[str, dict[int, float]] = defaultdict(dict)
     unit, last = "step", {}
-    for row in _rows(folder / name, _LINES * points):
+    for row in read_lines(folder / name, _LINES * points, _RARE):
         unit = "iteration" if "iteration" in row else "step"
         at = row.get(unit)
         if not isinstance(at, int) or number(at) is None:
@@ -71,7 +69,7 @@ def read_spectra(folder: Path, most: int = SPECTRA) -> list[dict[str, Any]]:
         Of each ``step``, ``ranks`` (1: the largest eigenvalue), ``values`` (over the largest).
     """
     found: dict[int, dict[str, Any]] = {}
-    for row in _rows(folder / METRICS, 1):
+    for row in read_lines(folder / METRICS, 1, _RARE):
         step, ranks = row.get("step"), sequence(row.get("spectrum/ranks"))
         values = [number(value) for value in sequence(row.get("spectrum/eigenvalues"))]
         if not (isinstance(step, int) and ranks and len(ranks) == len(values)):
@@ -81,21 +79,6 @@ def read_spectra(folder: Path, most: int = SPECTRA) -> list[dict[str, Any]]:
     steps = sorted(found)
     chosen = {round(i * (len(steps) - 1) / max(1, most - 1)) for i in range(most)} if steps else ()
     return [found[steps[index]] for index in sorted(chosen)]
-
-
-def _rows(file: Path, most: int) -> Iterator[dict[str, Any]]:
-    try:
-        lines = file.read_bytes().splitlines()
-    except OSError:  # no line yet, or a folder that is being synchronised
-        return
-    every = max(1, len(lines) // most)
-    for index, line in enumerate(lines):
-        wanted = index % every == 0 or index == len(lines) - 1
-        if wanted or any(mark in line for mark in _RARE):
-            with contextlib.suppress(ValueError, RecursionError):  # cut off, or not ours
-                row = json.loads(line)
-                if isinstance(row, dict):
-                    yield row
 
 
 def _figures(row: dict[str, Any]) -> Iterator[tuple[str, float]]:

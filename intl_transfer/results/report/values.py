@@ -6,8 +6,10 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+from intl_transfer.runs.settings import flatten
 
 _KEY = re.compile(r"[0-9a-zA-Z_-]{1,64}")
 
@@ -44,20 +46,6 @@ def page_key(identity: Any) -> str:
     return hashlib.sha256(repr(identity).encode(errors="replace")).hexdigest()[:16]
 
 
-def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Settings by dotted name, as text; lists of scalars stay in one piece.
-
-    Args:
-        value: nested mappings and lists.
-        name: of the value itself.
-    """
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from flatten(inner, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, Mapping) and not name:
-        return
-    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        for index, inner in enumerate(value):
-            yield from flatten(inner, f"{name}[{index}]")
-    else:
-        yield name, "null" if value is None else str(text(value))
+def as_text(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Nested settings by dotted key, each value as text."""
+    return {key: "null" if v is None else str(text(v)) for key, v in flatten(settings).items()}

@@ -25,8 +25,8 @@ def build_hostile(root: Path) -> Path:
         lambda value: {
             **value,
             "error": HOSTILE,
-            "inputs": 7,
-            "sessions": [7],
+            "hardware": {"gpus": 7, HOSTILE: [HOSTILE]},
+            "details": {"x": [7, {HOSTILE: None}]},
             "method": "half \ud800",
         },
     )

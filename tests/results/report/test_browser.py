@@ -52,7 +52,7 @@ def test_figures_are_means_and_deviations_of_the_runs(visit, report, study):
     seen = visit(report)
     expected = f"{statistics.mean(aps):.1f} ± {statistics.stdev(aps):.1f}"
     row = seen.page.locator("tbody tr", has_text="imagenet_r50_ep200").first
-    assert row.locator("th").inner_text() == "INTL"
+    assert row.locator("th").inner_text() == "INTL1"  # with its footnote
     assert expected in row.inner_text().replace("\t", " ")
     seen.page.get_by_label("Digits").select_option("3")
     row = seen.page.locator("tbody tr", has_text="imagenet_r50_ep200").first
@@ -164,7 +164,7 @@ def test_tables_are_copied_as_they_are_shown(visit, report):
     assert lines[2].startswith("| initialisation | pretraining | n | COCO det. AP50 |")
     shown = seen.page.locator("table.results tbody tr").nth(1).locator("td .mean").all_inner_texts()
     cells = [cell.strip() for cell in lines[4].split("|")[1:-1]]
-    assert cells[0] == "INTL"
+    assert cells[0] == "INTL [1]"
     assert cells[1] == "imagenet\\_r50\\_ep200, 200 ep, imagenet"
     assert [re.match(r"\*\*([\d.]+) ± [\d.]+\*\*$", cell)[1] for cell in cells[3:]] == shown
     assert "random init" not in markdown

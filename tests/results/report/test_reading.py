@@ -19,7 +19,7 @@ from intl_transfer.results.report.logs import last_lines
 from intl_transfer.results.report.page import inline_json
 from intl_transfer.results.report.pictures import data_uri, read_predictions
 from intl_transfer.results.report.series import read_series, read_spectra
-from intl_transfer.results.report.values import flatten, page_key
+from intl_transfer.results.report.values import as_text, page_key
 from intl_transfer.spectral.diagnostics import trace_loss_bound
 from tests.results.report.study import detection, pretraining, write_lines
 
@@ -287,7 +287,7 @@ def test_what_has_not_changed_is_not_read_again(tmp_path):
 
 def test_settings_by_dotted_name():
     value = {"a": {"b": 1, "c": [1, "x"]}, "d": [{"e": None}, {"e": True}], "f": {}, "g": "1"}
-    assert dict(flatten(value)) == {
+    assert as_text(value) == {
         "a.b": "1",
         "a.c": '[1, "x"]',
         "d[0].e": "null",
@@ -295,4 +295,4 @@ def test_settings_by_dotted_name():
         "f": "{}",
         "g": "1",
     }
-    assert dict(flatten({})) == {}
+    assert as_text({}) == {}

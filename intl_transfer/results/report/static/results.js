@@ -1,11 +1,13 @@
 // The first page: tables of results, and what one row of them is made of.
 
-const marksOf = (value) => (value.tied ? "≈" : "") + value.arrow;
+/** What stands behind a figure: how few runs have it, where others of the row do, and its signs. */
+const marksOf = (value) =>
+  [value.n && ` (n = ${value.n})`, (value.tied ? "≈" : "") + value.arrow].filter(Boolean).join(" ");
 
 function figureText(value) {
   if (!value) return "";
   const spread = place.spread && value.std !== null && `± ${fixed(value.std, place.digits)}`;
-  return [fixed(value.mean, place.digits), spread, marksOf(value)].filter(Boolean).join(" ");
+  return [fixed(value.mean, place.digits), spread, marksOf(value).trim()].filter(Boolean).join(" ");
 }
 
 /** Widths that keep the means of a column below each other, whether a spread follows or not. */

@@ -1,0 +1,145 @@
+"""What every source of labelled images is, and some images of one.
+
+Every source has the same few methods, so that the loader, k-NN and evaluation need not know which
+one they read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from intl_transfer.data.augment import Pixels
+from intl_transfer.runs.records import ImageSet
+
+#: Images whose bytes a source's digest is made of, at equal distances: a set that was drawn or
+#: encoded in another way is noticed, without reading all of it.
+SAMPLE = 64
+
+
+class ImageSource(ABC):
+    """A set of labelled images.
+
+    Attributes:
+        classes: class names; a label is an index into it.
+        labels: of every image, int64.
+    """
+
+    classes: Sequence[str]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What to call an image in a message: its path, or its shard and key."""
+
+    @abstractmethod
+    def image(self, index: int) -> Pixels:
+        """Decodes an image as uint8 RGB, (H, W, 3).
+
+        Raises:
+            UnreadableImageError: if it cannot be read.
+        """
+
+    @abstractmethod
+    def content(self, index: int) -> bytes:
+        """An image as it is stored.
+
+        Raises:
+            OSError: if it cannot be read.
+        """
+
+    def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """A permutation of all indices that depends on seed and epoch alone."""
+        return np.random.default_rng((seed, epoch)).permutation(len(self)).astype(np.int64)
+
+    def described(self) -> ImageSet:
+        """What is in the source: numbers, and a digest of labels and of 64 images' bytes."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.labels, np.int64).tobytes())
+        for index in np.unique(np.linspace(0, len(self) - 1, SAMPLE).round().astype(int)):
+            try:
+                digest.update(hashlib.sha256(self.content(int(index))).digest())
+            except OSError:
+                digest.update(b"cannot be read")
+        return ImageSet(images=len(self), classes=len(self.classes), digest=digest.hexdigest())
+
+
+class NameTable(Sequence[str]):
+    """Many names in two arrays.
+
+    A Python list of a million strings is copied page by page into every loading process, as their
+    reference counts change; two arrays are shared.
+    """
+
+    def __init__(self, text: NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
+        self.text, self.ends = text, ends
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> NameTable:
+        """The table of these names."""
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), ends.reshape(-1))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]
+        start = int(self.ends[index - 1]) if index else 0
+        return self.text[start : int(self.ends[index])].tobytes().decode("utf-8", "surrogateescape")
+
+
+def cache_file(kind: str, key: str) -> Path:
+    """Where a list is kept in the user's cache, under what it is a list of."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    name = hashlib.sha256(key.encode()).hexdigest()[:24]
+    return Path(base) / "intl-transfer" / f"{kind}-{name}.npz"
+
+
+class Subset(ImageSource):
+    """Some images of a source.
+
+    Args:
+        source: the whole.
+        indices: of the images to keep.
+        classes: names of the classes to keep, which are numbered anew; None keeps all.
+    """
+
+    def __init__(
+        self, source: ImageSource, indices: NDArray[np.int64], classes: Sequence[str] | None = None
+    ) -> None:
+        self._source, self._indices = source, indices
+        self.classes = source.classes if classes is None else classes
+        labels = source.labels[indices]
+        if classes is not None:
+            number = {name: new for new, name in enumerate(classes)}
+            renumber = np.array([number.get(name, -1) for name in source.classes], np.int64)
+            labels = renumber[labels]
+        self.labels = labels
+
+    def name(self, index: int) -> str:
+        """As the source's."""
+        return self._source.name(int(self._indices[index]))
+
+    def image(self, index: int) -> Pixels:
+        """As the source's."""
+        return self._source.image(int(self._indices[index]))
+
+    def content(self, index: int) -> bytes:
+        """As the source's."""
+        return self._source.content(int(self._indices[index]))
+
+    def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """In the order in which the source would have them, for tar shards' sake."""
+        position = np.full(len(self._source), -1, np.int64)
+        position[self._indices] = np.arange(len(self._indices))
+        order = position[self._source.epoch_order(seed, epoch)]
+        return order[order >= 0]

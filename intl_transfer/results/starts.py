@@ -1,0 +1,246 @@
+"""What runs began from: which starts are repetitions of one experiment, and which are not.
+
+Starts are one experiment if all settings agree that decided the weights. Where nobody says how
+weights were made, they are an experiment of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from intl_transfer.results.run import Run, Start
+from intl_transfer.runs.changes import changed_midway
+from intl_transfer.runs.records import (
+    Initialisation,
+    Manifest,
+    PretrainResults,
+    PretrainRun,
+    Provenance,
+)
+from intl_transfer.runs.settings import (
+    NOT_STATED,
+    below,
+    comparable,
+    deciding,
+    fingerprint,
+    group,
+    nested,
+    select,
+)
+from intl_transfer.runs.wording import METHODS, method_title, setting_in_words
+
+#: A row's footnote where files of one ``--name`` are taken as repetitions.
+STATED = (
+    "repetitions as `convert --name` states them; the settings of these pretrainings are not known"
+)
+
+
+def start_of(
+    initialisation: Initialisation,
+    stage: str,
+    config: Mapping[str, Any],
+    parent: Manifest | None = None,
+    by_hash: bool = True,
+) -> Start:
+    """What the results of one run say of its start, and what decided that.
+
+    Args:
+        initialisation: of its results.
+        stage: of the run.
+        config: of the run; some of its settings belong to the weights.
+        parent: of the pretraining run behind it, where that was found.
+        by_hash: whether the weights' hash led to it; a run that is known by its id alone may have
+            gone on since.
+    """
+    provenance = initialisation.provenance or Provenance()
+    origin = provenance.pretrain_run or PretrainRun()
+    settings = select(stage, config, "weights")
+    settings |= below("pixels", initialisation.pixels or {})
+    method = initialisation.method or "unknown"
+    weights = provenance.source_sha256 or initialisation.weights_sha256
+    notes: tuple[str, ...] = ()
+    made = dict(origin.settings or {})
+    if parent is not None:
+        theirs = settings_of_pretraining(parent)
+        made = made | theirs if by_hash else theirs | made
+    if initialisation.kind != "random":
+        branch = provenance.branch or "online"
+        settings |= {"branch": branch}
+        if made:
+            settings |= made
+            # As told by the run, not by its user.
+            if "loss.method" in made and method in METHODS.values():
+                method = method_title(nested(made).get("loss", {}))
+        elif origin.name is not None and origin.id is None:  # `convert --name`
+            stated = {"name": origin.name, "epochs": origin.epochs, "dataset": origin.dataset}
+            settings |= below("pretraining", stated)
+            notes = (STATED,)
+        else:
+            settings["weights"] = weights or initialisation.detail or "not stated"
+    return Start(
+        initialisation.kind,
+        method,
+        _detail(initialisation, provenance, origin, bool(made)),
+        settings,
+        label=provenance.label,
+        word=_word(provenance, origin),
+        unit=None if initialisation.kind == "random" else weights,
+        unit_seed=origin.seed if origin.seed is not None else parent.seed if parent else None,
+        notes=notes,
+    )
+
+
+def initialisation_of(manifest: Manifest, results: PretrainResults) -> Initialisation:
+    """What would be said of a run that began from a pretraining run's backbone."""
+    described = PretrainRun(
+        config_name=manifest.config_name, epochs=results.epochs, dataset=results.dataset
+    )
+    return Initialisation(
+        kind="pretrained",
+        method=results.method,
+        weights_sha256=results.backbone_sha256,
+        provenance=Provenance(pretrain_run=described),
+    )
+
+
+def start_of_pretraining(manifest: Manifest, results: PretrainResults) -> Start:
+    """A pretraining run as a start; what is repeated is the run itself, by its own seed."""
+    start = start_of(initialisation_of(manifest, results), "pretrain", {}, manifest)
+    return dataclasses.replace(start, unit=None)
+
+
+def settings_of_pretraining(manifest: Manifest) -> dict[str, Any]:
+    """What decided the weights of a pretraining run, by dotted key."""
+    images = {n: s.as_json() for n, s in manifest.dataset.items() if n == "train"}
+    found = deciding("pretrain", manifest.config) | changed_midway(manifest)
+    return found | below("dataset", images)
+
+
+def _word(provenance: Provenance, origin: PretrainRun) -> str:
+    """What a file of weights or its run is called."""
+    path = Path(provenance.source_path or "")
+    stem = path.name.split(".")[0]
+    # Names that every run's file has; the run's folder tells more.
+    generic = stem in ("backbone", "checkpoint", "model_final", "model") or stem.startswith("step_")
+    return origin.name or (path.parent.name if generic else stem)
+
+
+def _detail(
+    initialisation: Initialisation, provenance: Provenance, origin: PretrainRun, is_known: bool
+) -> str:
+    if initialisation.detail:
+        return initialisation.detail
+    if origin.model_fields_set:
+        return f"{origin.config_name}, {origin.epochs} ep, {origin.dataset}"
+    if initialisation.kind == "random" or is_known:
+        return ""
+    # Without a name, different weights are different rows.
+    stem = Path(provenance.source_path or "").name.split(".")[0]
+    return stem or f"weights {str(initialisation.weights_sha256)[:8]}"
+
+
+def keyed(starts: Sequence[Start]) -> list[Start]:
+    """Starts whose key is the same where they are one experiment; with what that assumes."""
+    kinds: dict[tuple[str, str], list[int]] = {}
+    for index, start in enumerate(starts):
+        kinds.setdefault((start.kind, start.method), []).append(index)
+    found: dict[int, Start] = {}
+    for kind, members in kinds.items():
+        for alike in group(members, lambda index: starts[index].settings):
+            stated: dict[str, Any] = {}
+            for index in alike.members:
+                stated |= starts[index].settings
+            key = f"{kind[0]} {kind[1]} {fingerprint(stated)}"
+            notes: tuple[str, ...] = (assumed_note(alike.assumed),) if alike.assumed else ()
+            if len({starts[index].unit for index in alike.members}) > 1:
+                notes += starts[alike.members[0]].notes
+            for index in alike.members:
+                found[index] = dataclasses.replace(
+                    starts[index], settings=stated, key=key, notes=notes
+                )
+    return [found[index] for index in range(len(starts))]
+
+
+def with_keys(runs: Sequence[Run]) -> list[Run]:
+    """The runs, their starts as :func:`keyed` gives them; what others made stays apart."""
+    made: dict[int, Run] = {}
+    for foreign in (False, True):
+        places = [index for index, run in enumerate(runs) if run.foreign == foreign]
+        for index, start in zip(places, keyed([runs[i].start for i in places]), strict=True):
+            key = f"{start.key} foreign" if foreign else start.key
+            start = dataclasses.replace(start, key=key)
+            made[index] = dataclasses.replace(runs[index], start=start)
+    return [made[index] for index in range(len(runs))]
+
+
+def assumed_note(keys: Sequence[str]) -> str:
+    """The footnote of a mean over runs some of which do not record what others do."""
+    shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+    return f"assumed to be the same where some of the runs do not record it: {shown}"
+
+
+#: Settings that the pretraining's own column shows.
+_SHOWN = ("optim.epochs", "data.name", "pretraining.epochs", "pretraining.dataset")
+_MOST = 2
+
+
+def distinctions(starts: Sequence[Start]) -> dict[str, str]:
+    """Words that tell the starts of one method apart, by key; "" where none are needed.
+
+    The fewest settings that no other start has come first, at most two; then the user's own words;
+    a digest is named only where there is no other word.
+
+    Args:
+        starts: of one method, a key each.
+    """
+    if len({start.key for start in starts}) < 2:
+        return {start.key: "" for start in starts}
+    details = [start.detail for start in starts]
+    differing: dict[str, dict[str, Any]] = {}
+    for found in group(list(starts), lambda start: start.settings, lambda key: False):
+        for start in found.members:
+            differing[start.key] = {k: v for k, v in found.differing.items() if k not in _SHOWN}
+    words = {}
+    for start in starts:
+        mine = differing[start.key]
+        known = {key: value for key, value in mine.items() if key != "weights"}
+        others = [other for key, other in differing.items() if key != start.key]
+        few = _fewest(known, others)
+        if few:
+            text = ", ".join(setting_in_words(key, known[key]) for key in few)
+        elif details.count(start.detail) == 1:
+            text = ""  # the pretraining's own column tells them apart
+        else:
+            text = start.label or _many(known)
+        if not text and details.count(start.detail) > 1 and "weights" in mine:
+            names = [other.word for other in starts if "weights" in differing[other.key]]
+            is_told = start.word and names.count(start.word) == 1
+            text = start.word if is_told else f"weights {str(mine['weights'])[:8]}"
+        words[start.key] = text
+    return words
+
+
+def _fewest(known: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The fewest settings, two at most, that no other has alike; none where that takes more."""
+    stated = [key for key, value in known.items() if value is not NOT_STATED]
+    for count in range(1, _MOST + 1):
+        for keys in itertools.combinations(stated, count):
+            mine = [comparable(known[key]) for key in keys]
+            if all([comparable(other.get(key)) for key in keys] != mine for other in others):
+                return tuple(sorted(keys))
+    return ()
+
+
+def _many(known: Mapping[str, Any]) -> str:
+    """More settings than a label holds: the first of them, and how many more."""
+    if not known:
+        return ""
+    if all(value is NOT_STATED for value in known.values()):
+        return "settings not stated"
+    first = [setting_in_words(key, value) for key, value in list(known.items())[:_MOST]]
+    rest = len(known) - len(first)
+    return ", ".join(first) + (f" and {rest} more settings" if rest else "")

@@ -1,0 +1,116 @@
+"""``metrics.jsonl``: a JSON object a line, appended while a run goes on.
+
+Detectron2's own ``metrics.json`` has the same form.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+METRICS = "metrics.jsonl"
+#: Larger than any run's, of a million lines and more. What is larger is not one.
+LARGEST_BYTES = 1 << 30
+
+
+def append_line(file: Path, values: Mapping[str, Any]) -> None:
+    """Appends one line, with ``time`` (Unix seconds).
+
+    The line is written in one call, so that a reader never sees half of it unless the machine
+    stopped in between.
+
+    Args:
+        file: the run's ``metrics.jsonl``.
+        values: JSON-compatible; NaN and infinities are stored as the strings ``"nan"``, ``"inf"``,
+            ``"-inf"``.
+    """
+    clean = {key: _json_number(value) for key, value in values.items()}
+    line = json.dumps({"time": round(time.time(), 3), **clean}, allow_nan=False) + "\n"
+    with open(file, "ab") as opened:
+        if opened.tell() and not _ends_with_newline(file):
+            opened.write(b"\n")  # an earlier session was cut off in the middle of a line
+        opened.write(line.encode())
+
+
+def read_lines(
+    file: str | Path,
+    most: int | None = None,
+    always: tuple[bytes, ...] = (),
+    tail_bytes: int | None = None,
+) -> Iterator[dict[str, Any]]:
+    """The lines of a file of metrics; those that a crash cut off are passed over.
+
+    Args:
+        file: a run's ``metrics.jsonl``, or the run directory.
+        most: read about so many lines at equal distances, the last among them; None reads all.
+        always: texts that mark lines that are read in any case.
+        tail_bytes: read the end of the file alone.
+
+    Yields:
+        One dictionary a line, in file order; nothing where the file is absent, unreadable or no
+        plain file.
+    """
+    file = Path(file)
+    if file.is_dir():
+        file = file / METRICS
+    try:
+        if not file.is_file() or file.stat().st_size > LARGEST_BYTES:
+            return  # absent, or a pipe, which would be waited for
+        data = file.read_bytes() if tail_bytes is None else end_of(file, tail_bytes)
+    except OSError:  # a folder that is being synchronised
+        return
+    lines = data.splitlines()
+    every = max(1, len(lines) // most) if most is not None else 1
+    for index, line in enumerate(lines):
+        chosen = index % every == 0 or index == len(lines) - 1
+        if chosen or any(mark in line for mark in always):
+            with contextlib.suppress(ValueError, RecursionError):  # cut off, or not ours
+                row = json.loads(line)
+                if isinstance(row, dict):
+                    yield row
+
+
+def read_metrics(
+    path: str | Path, keep: Callable[[dict[str, Any]], bool] = lambda row: True
+) -> list[dict[str, Any]]:
+    """All lines of a run's ``metrics.jsonl`` (see :func:`read_lines`).
+
+    Args:
+        path: the run directory, or the file.
+        keep: tells of a line whether it is wanted.
+    """
+    return [row for row in read_lines(path) if keep(row)]
+
+
+def end_of(file: str | Path, most: int) -> bytes:
+    """The end of a file of text, from the start of a line.
+
+    Args:
+        file: any.
+        most: bytes to read, at most.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    with open(file, "rb") as opened:
+        size = opened.seek(0, os.SEEK_END)
+        opened.seek(max(0, size - most))
+        data = opened.read(most)
+    return data if size <= most else data.partition(b"\n")[2]
+
+
+def _json_number(value: Any) -> Any:
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return str(value)
+    return value
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"

@@ -1,0 +1,519 @@
+"""The files of a run directory as typed records: what is written, what is read, and its schema.
+
+``docs/run-directory.md`` describes every field, ``docs/schema/`` has the JSON schemas, made from
+these classes. Further fields are kept as they are: a file of a later version, or of somebody's own
+evaluator, loses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import Self
+
+from intl_transfer.errors import UserError
+
+#: Version of the form of ``manifest.json`` and ``results.json``.
+SCHEMA = 1
+STATUSES = ("running", "finished", "failed", "interrupted")
+#: Where the fields are documented.
+DOCUMENTED = "docs/run-directory.md"
+
+Stage = Literal["pretrain", "detection", "evaluation"]
+STAGES: tuple[Stage, ...] = ("pretrain", "detection", "evaluation")
+
+_Percentage = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_SchemaVersion = Annotated[int, Field(ge=1, le=SCHEMA)]
+
+
+class Record(BaseModel):
+    """A JSON object with known fields.
+
+    Fields are read as attributes; ``record["key"]``, ``"key" in record`` and ``==`` work as on the
+    JSON object, for the names that stand in the file.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+        use_attribute_docstrings=True,
+        strict=True,
+        validate_by_name=True,
+        protected_namespaces=(),
+    )
+
+    #: Names in files of fields that are called otherwise here.
+    _files: ClassVar[dict[str, str]] = {"schema": "schema_version"}
+
+    @classmethod
+    def of(cls, value: Any, where: str) -> Self:
+        """The record that a JSON value holds.
+
+        Args:
+            value: a parsed JSON value.
+            where: the file, for messages.
+
+        Raises:
+            UserError: naming the first field that is wrong, what was expected and found.
+        """
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            raise UserError(f"{where}: {next(problems_of(error))}") from None
+
+    def as_json(self) -> dict[str, Any]:
+        """The JSON object, without fields that were never set."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A field by its name in the file, or the default where that is not set."""
+        try:
+            return self[key]
+        except KeyError:
+            return default
+
+    def __eq__(self, other: object) -> bool:
+        return self.as_json() == other if isinstance(other, dict) else super().__eq__(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __getitem__(self, key: str) -> Any:
+        name = self._files.get(key, key)
+        if name not in self.model_fields_set:
+            raise KeyError(key)
+        return getattr(self, name)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        setattr(self, self._files.get(key, key), value)
+
+    def __contains__(self, key: object) -> bool:
+        return self._files.get(str(key), key) in self.model_fields_set
+
+
+class GitState(Record):
+    """The revision of the source tree."""
+
+    revision: str | None = None
+    """Commit of the sources; null where they are in no repository."""
+    dirty: bool | None = None
+    """Whether they had changes that were not committed."""
+
+
+class ImageSet(Record):
+    """What a set of images was found to hold."""
+
+    images: int | None = None
+    """Number of images."""
+    classes: int | None = None
+    """Number of classes."""
+    annotations: int | None = None
+    """Number of annotated objects."""
+    digest: str | None = None
+    """SHA-256 over labels or annotations and the bytes of 64 images: equal for equal sets."""
+
+
+class PretrainRun(Record):
+    """The pretraining run behind a backbone."""
+
+    id: str | None = None
+    """Of its manifest; null where the user named it."""
+    name: str | None = None
+    """Its name."""
+    config_name: str | None = None
+    """Its configuration's name."""
+    method: str | None = None
+    """As tables name it."""
+    epochs: int | float | str | None = None
+    """Of pretraining."""
+    dataset: str | None = None
+    """It was pretrained on."""
+    seed: int | None = None
+    """Its seed."""
+    settings: dict[str, Any] | None = None
+    """The settings that decided its weights, by dotted key."""
+
+
+class Provenance(Record):
+    """What converted weights say of their source."""
+
+    source_path: str | None = None
+    """The file that was converted."""
+    source_sha256: str | None = None
+    """Its SHA-256."""
+    source_format: str | None = None
+    """Who wrote it."""
+    branch: str | None = None
+    """`online`, or `target` for the moving-average copy; a prefix where the format is not known."""
+    backbone: str | None = None
+    """`resnet18` … `resnet152`."""
+    method: str | None = None
+    """Pretraining method, where known."""
+    label: str | None = None
+    """A word of the user's own for it."""
+    pretrain_run: PretrainRun | None = None
+    """The pretraining run behind it, where known."""
+
+
+class Input(Record):
+    """A file that a run began from."""
+
+    role: str | None = None
+    """`weights`."""
+    path: str | None = None
+    """Where it lay."""
+    sha256: str | None = None
+    """Its SHA-256."""
+    provenance: Provenance | None = None
+    """What it says of its source."""
+    pixels: dict[str, Any] | None = None
+    """How its images are prepared: channels, mean, std."""
+
+
+class Session(Record):
+    """One start of a run."""
+
+    started: str | None = None
+    """In UTC, ISO 8601."""
+    ended: str | None = None
+    """In UTC, ISO 8601."""
+    command: list[str] | str | None = None
+    """The command line."""
+    host: str | None = None
+    """Where it ran."""
+    pid: int | None = None
+    """Its process."""
+    world_size: int | None = None
+    """Number of ranks."""
+    changes: dict[str, Any] = Field(default_factory=dict)
+    """Settings that differ from the session before, by dotted key: `before`, `now`."""
+
+
+class Manifest(Record):
+    """``manifest.json``: what is run, from what, where, by which code."""
+
+    schema_version: _SchemaVersion = Field(validation_alias="schema", serialization_alias="schema")
+    """Version of this form."""
+    id: str
+    """32 hexadecimal digits, kept when the run is continued; "" for what others made."""
+    stage: str
+    """`pretrain`, `detection` or `evaluation`."""
+    name: str
+    """Short name for tables and logs."""
+    status: Literal["running", "finished", "failed", "interrupted"]
+    """How it stands."""
+    config: dict[str, Any]
+    """All resolved settings."""
+    seed: int
+    """The seed."""
+    inputs: list[Input]
+    """Files that it began from."""
+    sessions: list[Session]
+    """One entry for every start of the run."""
+    method: str | None = None
+    """The pretraining method behind it."""
+    config_name: str | None = None
+    """The configuration's name as given."""
+    git: GitState = Field(default_factory=GitState)
+    """The sources."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Of libraries."""
+    hardware: dict[str, Any] = Field(default_factory=dict)
+    """Host, processors, GPUs."""
+    details: dict[str, Any] = Field(default_factory=dict)
+    """Further facts."""
+    dataset: dict[str, ImageSet] = Field(default_factory=dict)
+    """What the sets of images were found to hold, by name."""
+    started: str | None = None
+    """In UTC, ISO 8601."""
+    ended: str | None = None
+    """In UTC, ISO 8601."""
+    error: str | None = None
+    """The error's text of a failed run, the reason of an interrupted one."""
+
+
+class Initialisation(Record):
+    """What a network began with."""
+
+    kind: str = "pretrained"
+    """`random`, `pretrained` or `supervised`."""
+    method: str | None = None
+    """The pretraining method, as tables name it."""
+    weights_sha256: str | None = None
+    """Of the file that was loaded; null for random."""
+    provenance: Provenance | None = None
+    """What that file says of its source."""
+    pixels: dict[str, Any] | None = None
+    """How its images are prepared: channels, mean, std."""
+    detail: str | None = None
+    """For tables, in place of the pretraining's configuration, epochs and data."""
+
+
+class Evaluator(Record):
+    """What computed the metrics, as far as that changes them."""
+
+    name: str | None = None
+    """What computed the metrics."""
+    metric: str | None = None
+    """Their definition, where there are several."""
+    version: str | None = None
+    """Where it changes them."""
+
+
+class Dataset(Record):
+    """What was tested on."""
+
+    name: str
+    """Of the test set."""
+    train: list[str] = Field(default_factory=list)
+    """Names of what was trained on."""
+    layout: str | None = None
+    """`coco` or `voc`."""
+    images: int | None = None
+    """Number of test images."""
+
+
+class Architecture(Record):
+    """The network that was evaluated."""
+
+    backbone: str
+    """`resnet50`, …."""
+    meta: str = ""
+    """`Mask R-CNN`, …."""
+    head: str = ""
+    """`C4`, `FPN`, …."""
+
+
+class Schedule(Record):
+    """How long and how fast a detector learned."""
+
+    name: str = "not stated"
+    """`1x`, `2x`, `24k`, or a name of its own."""
+    iterations: int | None = None
+    """Of the training."""
+    batch_size: int | None = None
+    """Images a batch, all processes together."""
+    base_lr: float | None = None
+    """Learning rate."""
+
+
+class Results(Record):
+    """``results.json``, what all stages share."""
+
+    schema_version: _SchemaVersion = Field(
+        SCHEMA, validation_alias="schema", serialization_alias="schema"
+    )
+    """Version of this form."""
+    stage: str
+    """As in the manifest."""
+    seed: int
+    """As in the manifest."""
+    external: str | None = None
+    """Who or what measured this, where that was not this project."""
+    source: str | None = None
+    """The file that others' metrics were read from."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Further settings that decided the result; for runs without a manifest, all of them."""
+    wall_time_s: _Seconds | None = None
+    """Of all sessions."""
+    unreadable_images: int | None = None
+    """Images that could not be read."""
+
+
+class PretrainResults(Results):
+    """``results.json`` of a pretraining run."""
+
+    stage: Literal["pretrain"]
+    """`pretrain`."""
+    method: str | None = None
+    """As tables name it."""
+    backbone: str | None = None
+    """`resnet50`, …."""
+    dataset: str | None = None
+    """Name of the images."""
+    epochs: int | float | None = None
+    """Of the training."""
+    steps: int | None = None
+    """Of the training."""
+    batch_size: int | None = None
+    """Global."""
+    final_loss: float | None = None
+    """Of the last step."""
+    knn_accuracy: _Percentage | None = None
+    """Of k nearest neighbours, in %, where it was asked for."""
+    backbone_file: str | None = None
+    """The exported backbone."""
+    backbone_sha256: str | None = None
+    """Its SHA-256."""
+
+
+class DetectionResults(Results):
+    """``results.json`` of a detection run, or of another task by pixels or boxes."""
+
+    stage: Literal["detection"]
+    """`detection`: any task measured on a network that was fine-tuned for it."""
+    dataset: Dataset
+    """What was tested on."""
+    architecture: Architecture
+    """The network."""
+    initialisation: Initialisation
+    """What it began with."""
+    metrics: dict[str, dict[str, Any]]
+    """By task (`box`, `mask`, `voc`, or any other), metrics in % by name, higher is better;
+    `per_class` is not shown in tables.
+    """
+    schedule: Schedule = Field(default_factory=Schedule)
+    """Of the fine-tuning."""
+    iteration: int | None = None
+    """The iteration that was evaluated, equal to `schedule.iterations`."""
+    evaluator: Evaluator | None = None
+    """What computed the metrics."""
+    images_per_second: float | None = None
+    """Of the iterations alone."""
+    data_share: float | None = None
+    """Share of their time that was waited for data."""
+    peak_memory_mb: float | None = None
+    """Of one GPU, or of the process on a CPU."""
+
+
+class EvaluationResults(Results):
+    """``results.json`` of an evaluation by classification."""
+
+    stage: Literal["evaluation"]
+    """`evaluation`."""
+    kind: str
+    """`linear`, `knn` or `semi`; others with `external`."""
+    dataset: Dataset
+    """What was tested on."""
+    architecture: Architecture
+    """The network."""
+    initialisation: Initialisation
+    """What it began with."""
+    metrics: dict[str, float | None]
+    """In %, higher is better: `top1`, `top5`, …."""
+    protocol: dict[str, Any] = Field(default_factory=dict)
+    """What two figures must share to be compared, for people."""
+    epoch: int | None = None
+    """The epoch that was evaluated, equal to `protocol.epochs`."""
+
+
+AnyResults = PretrainResults | DetectionResults | EvaluationResults
+_RESULTS: dict[str, type[PretrainResults] | type[DetectionResults] | type[EvaluationResults]] = {
+    "pretrain": PretrainResults,
+    "detection": DetectionResults,
+    "evaluation": EvaluationResults,
+}
+
+
+class MetricsLine(Record):
+    """One line of ``metrics.jsonl``; further numbers under names of their own."""
+
+    time: float
+    """Unix seconds."""
+    step: int | None = None
+    """Optimizer steps made."""
+    epoch: float | None = None
+    """Passes over the data made."""
+    iteration: int | None = None
+    """Iterations made, of detection."""
+    evaluation: dict[str, dict[str, float | None]] | None = None
+    """Metrics of an evaluation on the way, by task."""
+
+
+def results_class(
+    stage: Any,
+) -> type[PretrainResults] | type[DetectionResults] | type[EvaluationResults] | None:
+    """The record of a stage's results; None for an unknown stage."""
+    return _RESULTS.get(stage) if isinstance(stage, str) else None
+
+
+def results_of(value: Mapping[str, Any], where: str) -> AnyResults:
+    """The results that a JSON object holds, whichever stage's they are.
+
+    Args:
+        value: a parsed ``results.json``.
+        where: the file, for messages.
+
+    Raises:
+        UserError: naming the first field that is wrong, what was expected and found.
+    """
+    kind = results_class(value.get("stage"))
+    if kind is None:
+        raise UserError(
+            f"{where}: stage is {value.get('stage')!r}; expected one of {', '.join(_RESULTS)}"
+        )
+    return kind.of(value, where)
+
+
+#: What pydantic calls an error, in words; ``{...}`` are its own details.
+_EXPECTED = {
+    "missing": "it is missing",
+    "string_type": "expected text",
+    "int_type": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "float_type": "expected a number",
+    "bool_type": "expected true or false",
+    "list_type": "expected a list",
+    "dict_type": "expected an object",
+    "model_type": "expected an object",
+    "finite_number": "expected a finite number",
+    "greater_than_equal": "expected at least {ge:g}",
+    "less_than_equal": "expected at most {le:g}",
+    "literal_error": "expected {expected}",
+}
+
+
+def problems_of(error: ValidationError) -> Iterator[str]:
+    """What is wrong with a record, a sentence for each field: its name, expected, found."""
+    for detail in error.errors(include_url=False):
+        place = ""
+        for part in detail["loc"]:
+            place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+        if place == "schema" and detail["type"] == "less_than_equal":
+            yield (
+                f"written with schema {detail['input']}, this version reads up to {SCHEMA}; "
+                "upgrade intl-transfer"
+            )
+            continue
+        expected = _EXPECTED.get(detail["type"], detail["msg"][:1].lower() + detail["msg"][1:])
+        expected = expected.format_map({"ge": 0, "le": 0, "expected": "", **detail.get("ctx", {})})
+        found = "" if detail["type"] == "missing" else f", found {_shown(detail['input'])}"
+        yield f"{place or 'the file'}: {expected}{found}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (dict, Record)):
+        return "an object"
+    if isinstance(value, (list, tuple)):
+        return f"a list of {len(value)}"
+    text = json.dumps(value, ensure_ascii=False, default=repr)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def schemas() -> dict[str, dict[str, Any]]:
+    """The JSON schemas, by file name: what ``docs/schema/`` holds."""
+    results = TypeAdapter(Annotated[AnyResults, Field(discriminator="stage")])
+    found = {
+        "manifest.schema.json": Manifest.model_json_schema(),
+        "results.schema.json": results.json_schema(),
+        "metrics.schema.json": MetricsLine.model_json_schema(),
+        "provenance.schema.json": Provenance.model_json_schema(),
+    }
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return {
+        name: {**dialect, "title": name.split(".")[0], **value} for name, value in found.items()
+    }
+
+
+def write_schemas(folder: Path) -> list[Path]:
+    """Writes the schemas to a folder; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for name, schema in schemas().items():
+        file = folder / name
+        file.write_text(json.dumps(schema, indent=2, ensure_ascii=False) + "\n")
+        files.append(file)
+    return files

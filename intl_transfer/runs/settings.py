@@ -1,0 +1,438 @@
+"""Which settings decide a result: the one answer for resuming, launching, collecting, reporting.
+
+Configurations are plain nested mappings here, so that every stage's can be asked about. **Every key
+that is not named below decides**: a new option sets runs apart until somebody says, in
+:data:`RULES`, that it is harmless and why. Roles:
+
+- ``decides``: two runs that differ in it are two experiments.
+- ``weights``: it belongs to the weights that a run began from, and sets rows apart, not tables.
+- ``seed``: a repetition of one experiment.
+- ``free``: it changes no result; sessions of one run may differ in it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import marshal
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Final, Generic, Literal, TypeVar
+
+Role = Literal["decides", "weights", "seed", "free"]
+T = TypeVar("T")
+
+
+class _NotStated:
+    """What a setting is where a run does not record it."""
+
+    def __repr__(self) -> str:
+        return "not stated"
+
+
+#: In place of a value, where a run does not record the key.
+NOT_STATED: Final = _NotStated()
+#: Begin the keys of facts: what was found when a run was made, beside what was configured. Files of
+#: earlier versions do not record them.
+FACTS = ("dataset.", "evaluator.", "batch_norm.", "pixels.")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is known of some keys.
+
+    Attributes:
+        key: dotted; ``*`` stands for any text.
+        role: of the keys that fit.
+        reason: why, in words that docs and messages can print.
+        when: another key and its values, outside of which the rule says nothing.
+    """
+
+    key: str
+    role: Role
+    reason: str
+    when: tuple[str, tuple[str, ...]] | None = None
+
+
+def _free(reason: str, *keys: str, when: tuple[str, tuple[str, ...]] | None = None) -> list[Rule]:
+    return [Rule(key, "free", reason, when) for key in keys]
+
+
+_SEED = Rule("seed", "seed", "repeats the experiment")
+_WHERE = "says where files lie, not what is in them"
+_CONTENT = "says where the images lie; what they are counts, as dataset.*"
+_LOADING = "how images are loaded; what a batch holds follows from seed, epoch and index"
+_GIVING_UP = "says when a run gives up; unreadable images are counted in the results"
+_ROUNDING = "where and in which order the same arithmetic is done: rounding alone"
+_SAVING = "when checkpoints are taken and which stay; a resumed run is the uninterrupted one"
+_SESSION = "ends a session, not the run"
+_TELLING = "what is reported while a run goes on"
+_MONITOR = "k nearest neighbours beside the training: changes no weight; decides the k-NN figure"
+_KNN_ONLY = "nearest neighbours learn nothing"
+
+#: By stage, what is known not to decide. ``neighbours`` is the k-NN figure that pretraining
+#: measures on its way, decided by the keys below ``knn``.
+RULES: dict[str, tuple[Rule, ...]] = {
+    "pretrain": (
+        _SEED,
+        *_free(_WHERE, "output_dir"),
+        *_free(_CONTENT, "data.root"),
+        *_free(_LOADING, "data.workers", "data.cache"),
+        *_free(_GIVING_UP, "data.max_unreadable", "engine.nonfinite_steps"),
+        *_free(
+            _ROUNDING,
+            *("engine.device", "engine.channels_last", "engine.compile", "engine.recompute"),
+            "engine.threads",
+        ),
+        *_free(
+            _SAVING,
+            *("engine.checkpoint_steps", "engine.checkpoint_epochs", "engine.keep_checkpoints"),
+            "engine.milestone_epochs",
+        ),
+        *_free(_SESSION, "engine.stop_after_steps"),
+        *_free(
+            _TELLING,
+            *("log.seconds", "log.steps", "log.diagnostics_steps", "log.tensorboard", "log.wandb"),
+            "log.pictures",
+        ),
+        *_free(_MONITOR, "knn.epochs", "knn.train", "knn.test", "knn.k", "knn.size"),
+    ),
+    "neighbours": (
+        *_free("how often it is measured; the last one counts", "epochs"),
+        *_free(_CONTENT, "train", "test"),
+    ),
+    "evaluation": (
+        _SEED,
+        *_free(_WHERE, "output_dir"),
+        *_free(_CONTENT, "data.train", "data.test"),
+        *_free(_LOADING, "data.workers", "data.cache"),
+        *_free(_GIVING_UP, "data.max_unreadable"),
+        *_free(_ROUNDING, "engine.device", "engine.channels_last", "engine.threads"),
+        *_free(_SAVING, "engine.checkpoint_epochs"),
+        *_free(_SESSION, "engine.stop_after_steps"),
+        *_free(
+            _TELLING,
+            *("log.seconds", "log.steps", "log.test_epochs", "log.tensorboard", "log.wandb"),
+        ),
+        Rule("model.*", "weights", "describes the backbone that is evaluated"),
+        *_free(
+            _KNN_ONLY,
+            *("optim.*", "data.augment", "data.scale_min"),
+            when=("kind", ("knn",)),
+        ),
+        *_free("counts for nearest neighbours only", "k", when=("kind", ("linear", "semi"))),
+    ),
+    "detection": (
+        Rule("SEED", "seed", "repeats the experiment"),
+        *_free(_WHERE, "OUTPUT_DIR"),
+        *_free("the file's hash counts, and what it says it was made of", "MODEL.WEIGHTS"),
+        *_free("version of the configuration's form, not of what it says", "VERSION"),
+        *_free(_ROUNDING, "MODEL.DEVICE", "CUDNN_BENCHMARK"),
+        *_free(_LOADING, "DATALOADER.NUM_WORKERS"),
+        *_free(_SAVING, "SOLVER.CHECKPOINT_PERIOD"),
+        *_free("evaluations on the way change no weight; the last one counts", "TEST.EVAL_PERIOD"),
+        *_free("compared with the figures at the end", "TEST.EXPECTED_RESULTS"),
+        *_free(_TELLING, "VIS_PERIOD"),
+        *_free(
+            _CONTENT,
+            *(f"CUSTOM_DATASETS.*.{key}" for key in ("JSON", "IMAGES", "FOLDER")),
+        ),
+        *(
+            Rule(key, "weights", "how the weights were trained to see images")
+            for key in (
+                *("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.FORMAT"),
+                "MODEL.RESNETS.STRIDE_IN_1X1",
+            )
+        ),
+    ),
+}
+
+#: By stage, what a configuration that lacks a key has done: keys that came later, with the value
+#: that is the earlier behaviour.
+IMPLIED: dict[str, dict[str, Any]] = {
+    "pretrain": {},
+    "evaluation": {},
+    "neighbours": {},
+    # Of Detectron2's main branch, which v0.6 lacks.
+    "detection": {
+        "FLOAT32_PRECISION": "",
+        "DATALOADER.REPEAT_SQRT": True,
+        "MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER": 0.5,
+        "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES": 50,
+        "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": False,
+        "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": False,
+        "SOLVER.BASE_LR_END": 0.0,
+        "SOLVER.NUM_DECAYS": 3,
+        "SOLVER.RESCALE_INTERVAL": False,
+    },
+}
+
+
+def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings by dotted key: ``optim.epochs``, ``views[0].size``.
+
+    Args:
+        config: nested mappings and lists; lists of plain values stay whole.
+
+    Returns:
+        Keys in the configuration's order; empty mappings stay as they are.
+    """
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if type(value) is dict and value:
+            found.update(_section(str(key), value))
+        else:
+            _walk(str(key), value, found)
+    return found
+
+
+# Thousands of runs share most of their sections: those are taken apart once.
+_sections: dict[tuple[str, bytes], dict[str, Any]] = {}
+_MOST_SECTIONS = 4096
+
+
+def _section(name: str, section: dict[str, Any]) -> dict[str, Any]:
+    try:
+        content = marshal.dumps(section, 2)  # tells 1, 1.0 and True apart; takes no references
+    except ValueError:  # not what JSON holds
+        content = b""
+    found = _sections.get((name, content)) if content else None
+    if found is None:
+        found = {}
+        _walk(name, section, found)
+        if len(_sections) >= _MOST_SECTIONS:
+            _sections.clear()
+        if content:
+            _sections[name, content] = found
+    return found
+
+
+def _walk(name: str, value: Any, found: dict[str, Any]) -> None:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            _walk(f"{name}.{key}", inner, found)
+    elif isinstance(value, (list, tuple)) and any(isinstance(item, dict) for item in value):
+        for index, inner in enumerate(value):
+            _walk(f"{name}[{index}]", inner, found)
+    else:
+        found[name] = value
+
+
+def below(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted key below a name; nothing where there are none."""
+    return {f"{name}.{key}": value for key, value in flatten(settings).items()}
+
+
+def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted key as nested mappings; the inverse of :func:`flatten` without lists."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        *folders, leaf = key.split(".")
+        place = found
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[leaf] = value
+    return found
+
+
+@functools.lru_cache(maxsize=65536)  # runs of one stage share their keys
+def _rules_of(stage: str, key: str) -> tuple[Rule, ...]:
+    return tuple(rule for rule in RULES.get(stage, ()) if fnmatchcase(key, rule.key))
+
+
+def rule_of(stage: str, key: str, settings: Mapping[str, Any]) -> Rule | None:
+    """The rule that names a key; None for a key that decides.
+
+    Args:
+        stage: of :data:`RULES`; of an unknown one, every key decides.
+        key: dotted.
+        settings: all of the configuration, by dotted key.
+    """
+    for rule in _rules_of(stage, key):
+        if rule.when is None or settings.get(rule.when[0]) in rule.when[1]:
+            return rule
+    return None
+
+
+def role_of(stage: str, key: str, settings: Mapping[str, Any]) -> Role:
+    """The role of a key (see :func:`rule_of`)."""
+    rule = rule_of(stage, key, settings)
+    return rule.role if rule is not None else "decides"
+
+
+def select(stage: str, config: Mapping[str, Any], *roles: Role) -> dict[str, Any]:
+    """The settings of some roles, by dotted key, with what absent keys imply.
+
+    Args:
+        stage: of :data:`RULES`.
+        config: nested, or flat already.
+        roles: to keep.
+    """
+    settings = {**IMPLIED.get(stage, {}), **flatten(config)}
+    keeps_unnamed = "decides" in roles
+    return {
+        key: value
+        for key, value in settings.items()
+        if (role_of(stage, key, settings) in roles if _rules_of(stage, key) else keeps_unnamed)
+    }
+
+
+def deciding(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide a run's result, by dotted key."""
+    return select(stage, config, "decides")
+
+
+def identity(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that make a run the one it is: those that decide, and its seed.
+
+    Those of the weights are left out; they are known where the weights are.
+    """
+    return select(stage, config, "decides", "seed")
+
+
+def comparable(value: Any) -> Any:
+    """A setting in a form that is hashable, and equal for equal settings.
+
+    ``1`` and ``1.0`` are one number, ``True`` is none; lists and tuples are alike.
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false", bool
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value if value == value else "nan"
+    if isinstance(value, (list, tuple)):
+        return tuple(map(comparable, value))
+    if isinstance(value, Mapping):
+        return tuple(sorted((str(key), comparable(inner)) for key, inner in value.items()))
+    return value
+
+
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that are the same for equal settings."""
+    items = sorted((key, repr(comparable(value))) for key, value in settings.items())
+    return hashlib.sha256(json.dumps(items).encode()).hexdigest()[:16]
+
+
+Differences = dict[str, dict[str, Any]]
+
+
+def differences(stage: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Differences:
+    """Settings in which two sessions of what should be one run differ.
+
+    Args:
+        stage: of :data:`RULES`.
+        before: one configuration.
+        now: the other.
+
+    Returns:
+        By dotted key ``{"before", "now"}``, None where a configuration lacks the key; free keys are
+        left out.
+    """
+    kept: tuple[Role, ...] = ("decides", "weights", "seed")
+    return contrast(select(stage, before, *kept), select(stage, now, *kept))
+
+
+def contrast(before: Mapping[str, Any], now: Mapping[str, Any]) -> Differences:
+    """Settings by dotted key in which two flat mappings differ, as :func:`differences`."""
+    return {
+        key: {"before": before.get(key), "now": now.get(key)}
+        for key in sorted(before.keys() | now.keys())
+        if comparable(before.get(key, NOT_STATED)) != comparable(now.get(key, NOT_STATED))
+    }
+
+
+@dataclass
+class Group(Generic[T]):
+    """Items whose settings agree.
+
+    Attributes:
+        members: in the order given.
+        differing: settings in which the groups differ, with this one's values
+            (:data:`NOT_STATED` where it has none); those that few others have come first.
+        assumed: facts that some members do not state, and that are assumed to be the others'.
+    """
+
+    members: list[T]
+    differing: dict[str, Any] = field(default_factory=dict)
+    assumed: tuple[str, ...] = ()
+
+
+def is_fact(key: str) -> bool:
+    """Whether a key tells what was found, which files of earlier versions do not record."""
+    return key.startswith(FACTS)
+
+
+def group(
+    items: Sequence[T],
+    settings: Callable[[T], Mapping[str, Any]],
+    may_be_absent: Callable[[str], bool] = is_fact,
+) -> list[Group[T]]:
+    """Items in groups whose settings agree.
+
+    A key that some items lack sets them apart from those that have it. Facts are the exception:
+    where all that state one agree, those that do not are assumed to agree too, and the group says
+    so.
+
+    Args:
+        items: of one stage.
+        settings: of an item, by dotted key; those that decide.
+        may_be_absent: tells of a key whether its absence is assumed to mean nothing.
+
+    Returns:
+        The groups, in the order of their first members.
+    """
+    # Of thousands of runs few differ: equal settings are looked at once.
+    distinct: dict[frozenset[tuple[str, Any]], list[T]] = {}
+    seen: dict[bytes, list[T]] = {}
+    for item in items:
+        own = settings(item)
+        try:
+            content = marshal.dumps(own if type(own) is dict else dict(own), 2)
+        except ValueError:
+            content = b""
+        if content not in seen:
+            found = frozenset((key, comparable(value)) for key, value in own.items())
+            members = distinct.setdefault(found, [])
+            if content:
+                seen[content] = members
+        else:
+            members = seen[content]
+        members.append(item)
+    stated = [dict(found) for found in distinct]
+    values: dict[str, set[Any]] = {}
+    for one in stated:
+        for key, value in one.items():
+            values.setdefault(key, set()).add(value)
+    lacking = {key for key in values if any(key not in one for one in stated)}
+    assumed = {key for key in lacking if len(values[key]) == 1 and may_be_absent(key)}
+    differing = sorted(
+        key
+        for key, found in values.items()
+        if key not in assumed and (len(found) > 1 or key in lacking)
+    )
+    counts = {key: Counter(one.get(key, NOT_STATED) for one in stated) for key in differing}
+    groups: dict[tuple[Any, ...], Group[T]] = {}
+    missing: dict[tuple[Any, ...], tuple[set[str], set[str]]] = {}
+    for one, members in zip(stated, distinct.values(), strict=True):
+        where = tuple(one.get(key, NOT_STATED) for key in differing)
+        if where not in groups:
+            own = settings(members[0])
+            # What few others have tells most, and comes first.
+            order = sorted(differing, key=lambda key: (counts[key][one.get(key, NOT_STATED)], key))
+            shown = {key: own.get(key, NOT_STATED) for key in order}
+            groups[where], missing[where] = Group([], shown), (set(), set())
+        groups[where].members += members
+        for key in assumed:
+            missing[where][key not in one].add(key)
+    place = {id(item): index for index, item in enumerate(items)}
+    for where, agreeing in groups.items():
+        agreeing.members.sort(key=lambda item: place[id(item)])
+        agreeing.assumed = tuple(sorted(set.intersection(*missing[where])))
+    return sorted(groups.values(), key=lambda agreeing: place[id(agreeing.members[0])])
+
+
+def free_keys(stage: str) -> Iterable[tuple[str, str]]:
+    """(key, reason) of everything that a stage's :data:`RULES` call free."""
+    return [(rule.key, rule.reason) for rule in RULES[stage] if rule.role == "free"]
