@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from intl_transfer.spectral.baselines.common import finite, prepare
-from intl_transfer.spectral.collectives import gather_rows, replicated
-from intl_transfer.spectral.common import no_autocast
+from intl_transfer.spectral.baselines.common import prepare
+from intl_transfer.spectral.collectives import gather_rows, global_batch, replicated
+from intl_transfer.spectral.common import finite
+from intl_transfer.spectral.modes import no_autocast
 from intl_transfer.spectral.transforms import cholesky_whitening
 from intl_transfer.spectral.views import row_mismatch
 
 
+@global_batch
 def w_mse_loss(
     views: Sequence[Tensor],
     whitening_size: int | None = None,
