@@ -19,13 +19,13 @@ differentiated, to any order.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from intl_transfer.spectral.modes import is_compiling, is_transformed
 
@@ -57,21 +57,18 @@ def global_batch(function: Callable[P, R]) -> Callable[P, R]:
     With ``fullgraph=True`` the compiler raises, naming the reason; without, it breaks its graph
     around the call.
     """
-    reason: dict[str, Any] = {}
-    if "reason" in inspect.signature(torch.compiler.disable).parameters:
-        reason["reason"] = (
-            f"{function.__name__} of several ranks exchanges rows between them, which is not "
-            "compiled; call it outside of the compiled function, or with distributed=False"
-        )
-    disable = cast(Callable[..., Any], torch.compiler.disable)
-    as_it_is = cast("Callable[P, R]", disable(function, **reason))
+    # As torch.compiler.disable, which would import the whole compiler for the decoration.
+    as_it_is = _disable_dynamo(function)
 
     @functools.wraps(function)
     def dispatch(*args: P.args, **kwargs: P.kwargs) -> R:
-        if is_compiling():
-            distributed = bool(kwargs.get("distributed", True))
-            if world_size(kwargs.get("group"), distributed) > 1:
-                return as_it_is(*args, **kwargs)
+        distributed = bool(kwargs.get("distributed", True))
+        if is_compiling() and world_size(kwargs.get("group"), distributed) > 1:
+            torch._dynamo.graph_break(
+                msg="the loss exchanges rows between ranks, which is not compiled; call it outside "
+                "of the compiled function, or with distributed=False"
+            )
+            return as_it_is(*args, **kwargs)
         return function(*args, **kwargs)
 
     return dispatch

@@ -1,6 +1,7 @@
 """Gram matrices of embeddings, with backward passes of one product each."""
 
-# Without `from __future__ import annotations`: custom operations have their schemas from these.
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -8,7 +9,12 @@ import torch
 from torch import Tensor
 
 from intl_transfer.spectral.common import at_least_float32, centre
-from intl_transfer.spectral.modes import is_compiling, is_plain, island
+from intl_transfer.spectral.modes import (
+    is_compiling,
+    is_differentiated_again,
+    is_plain,
+    island,
+)
 from intl_transfer.spectral.product import product
 
 # A symmetric product needs half its entries only. In four blocks of rows, 5/8 of the work are left;
@@ -68,7 +74,7 @@ class _Gram(torch.autograd.Function):
         return product(gradients[0] + gradients[0].mT, z)
 
 
-@torch.library.custom_op("intl_transfer::gram", mutates_args=())
+@torch.library.custom_op("intl_transfer::gram", mutates_args=(), schema="(Tensor z) -> Tensor")
 def _gram_compiled(z: Tensor) -> Tensor:
     return self_product(z)
 
@@ -107,7 +113,7 @@ class _CentredRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        if not torch.is_grad_enabled():
+        if not is_differentiated_again(*gradients):
             return gradients
         # Nothing to subtract here either, but from the derivatives of this there is.
         return tuple(centre(gradient, "channel") for gradient in gradients)
@@ -145,7 +151,7 @@ class _ViewGrams(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         own, cross = gradients
         own = own + own.mT
-        if torch.is_grad_enabled():
+        if is_differentiated_again(*gradients):
             views = _without_means(ctx.saved_tensors) if ctx.centres else list(ctx.saved_tensors)
             return None, None, *_gradients_again(views, own, cross, ctx.target_too)
         if ctx.centres:

@@ -1,6 +1,7 @@
 """Refusals that also work where tensors cannot be asked: under torch.func, and compiled."""
 
-# Without `from __future__ import annotations`: custom operations have their schemas from these.
+from __future__ import annotations
+
 from typing import Any, cast
 
 import torch
@@ -67,7 +68,7 @@ class _Require(torch.autograd.Function):
 
     @staticmethod
     @forward_mode
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+    def jvp(ctx: Any, saved: Any, *tangents: Any) -> Tensor:
         return cast(Tensor, tangents[0].clone())
 
     @staticmethod
@@ -80,18 +81,26 @@ class _Require(torch.autograd.Function):
 # Compiled, a check is an operation of its own, of which the compiler knows the shape alone.
 
 
-@torch.library.custom_op("intl_transfer::require", mutates_args=())
+@torch.library.custom_op(
+    "intl_transfer::require",
+    mutates_args=(),
+    schema="(Tensor value, Tensor ok, str kind, str message) -> Tensor",
+)
 def _require_compiled(value: Tensor, ok: Tensor, kind: str, message: str) -> Tensor:
     refuse_unless(ok, kind, message)
     return value.clone()
 
 
-@torch.library.custom_op("intl_transfer::once_backward", mutates_args=())
+@torch.library.custom_op(
+    "intl_transfer::once_backward",
+    mutates_args=(),
+    schema="(Tensor gradient, Tensor value) -> Tensor",
+)
 def _once_backward(gradient: Tensor, value: Tensor) -> Tensor:
     return gradient.clone()
 
 
-@torch.library.custom_op("intl_transfer::once", mutates_args=())
+@torch.library.custom_op("intl_transfer::once", mutates_args=(), schema="(Tensor value) -> Tensor")
 def once(value: Tensor) -> Tensor:
     """The value, whose gradient refuses to be differentiated again; for compiled graphs."""
     return value.clone()

@@ -79,8 +79,8 @@ def view_statistics(
         prepare, finish = partial(_prepare_columns, axis, exchange, is_precise), _by_columns
     if finish is not _by_grams:
         views = [at_least_float32(view) for view in views]
-    made = at_safe_scale(prepare, views, exchange.largest)
-    return finish(made, _Settings(axis, iterations, exchange, rows, width, share_solves))
+    made, is_safe = at_safe_scale(prepare, views, exchange.largest)
+    return finish(made, _Settings(axis, iterations, exchange, rows, width, share_solves, is_safe))
 
 
 class _Prepared(NamedTuple):
@@ -98,7 +98,9 @@ class _Prepared(NamedTuple):
 
 
 class _Settings(NamedTuple):
-    """Of the call: ``rows`` N and ``width`` d are the global batch's."""
+    """Of the call: ``rows`` N and ``width`` d are the global batch's, ``share`` whether ranks
+    share solves, ``is_safe`` whether all views have a finite variance above zero.
+    """
 
     axis: Axis
     iterations: int
@@ -106,6 +108,7 @@ class _Settings(NamedTuple):
     rows: int
     width: int
     share: bool
+    is_safe: bool
 
     @property
     def freedom(self) -> int:
@@ -149,7 +152,7 @@ def _prepare_rows(
 
 def _by_grams(made: _Prepared, settings: _Settings) -> ViewStatistics:
     """From Grams of centred rows alone, channel axis."""
-    s, trace = trace_normalised(made.own)
+    s, trace = trace_normalised(made.own, settings.is_safe)
     p, share_of_one = shared_iternorm(s, settings.iterations, settings.exchange, settings.share)
     # cos = diag(P_i Z_i Z_0^T P_0) / sqrt(h_i h_0), with both views' traces taken out: each by
     # itself, since views need not be of one scale.
@@ -162,7 +165,7 @@ def _by_grams(made: _Prepared, settings: _Settings) -> ViewStatistics:
 def _by_columns(made: _Prepared, settings: _Settings) -> ViewStatistics:
     """From own columns of all rows, either axis."""
     exchange, freedom = settings.exchange, settings.freedom
-    s, trace = trace_normalised(made.own)
+    s, trace = trace_normalised(made.own, settings.is_safe)
     p, _ = shared_iternorm(s, settings.iterations, exchange, settings.share)
     p = exchange.spread(p * (trace / freedom).rsqrt()[:, None, None])
     z_hat = product(p, made.z)
@@ -178,7 +181,7 @@ def _by_columns(made: _Prepared, settings: _Settings) -> ViewStatistics:
 def _by_rows(made: _Prepared, settings: _Settings) -> ViewStatistics:
     """From own rows of all columns, either axis."""
     exchange, freedom = settings.exchange, settings.freedom
-    s, trace = trace_normalised(made.own)
+    s, trace = trace_normalised(made.own, settings.is_safe)
     p, variances = shared_iternorm(s, settings.iterations, exchange, settings.share)
     z_hat = product(made.z, exchange.spread(p * (trace / freedom).rsqrt()[:, None, None]))
     norms = z_hat.square().sum(-1) / freedom

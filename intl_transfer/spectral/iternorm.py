@@ -11,7 +11,7 @@ maps each eigenvalue ``lambda`` of Sigma to ``h_T(x) = x f_T(x)^2`` with ``x = l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -29,10 +29,10 @@ from intl_transfer.spectral.common import (
 )
 from intl_transfer.spectral.gram import gram
 from intl_transfer.spectral.matrix_function import FLOOR, raised_function
-from intl_transfer.spectral.modes import no_autocast
+from intl_transfer.spectral.modes import is_compiling, no_autocast
 from intl_transfer.spectral.newton import newton, newton_direct
 from intl_transfer.spectral.product import product
-from intl_transfer.spectral.scalar import ScalarFunction
+from intl_transfer.spectral.scalar import Scalar, ScalarFunction
 from intl_transfer.spectral.scale import at_safe_scale
 
 #: Up to this T the iteration runs in the precision of the embeddings. Each step multiplies what
@@ -99,9 +99,9 @@ def iternorm(
             small = centred if centred.shape[-2] <= centred.shape[-1] else centred.mT
             return _Centred(centred, gram(small))
 
-        centred, own = at_safe_scale(prepare, [work])
+        (centred, own), is_safe = at_safe_scale(prepare, [work])
         covariance = own / degrees_of_freedom(centred, axis)
-        s, trace = trace_normalised(covariance, check=stable)
+        s, trace = trace_normalised(covariance, is_safe, check=stable)
         f = small_iternorm(s, iterations)[0] if stable else newton_direct(s, iterations)
         p = f * trace.rsqrt()[..., None, None]
         left = centred.shape[-2] <= centred.shape[-1]
@@ -116,17 +116,22 @@ class _Centred(NamedTuple):
     own: Tensor
 
 
-def trace_normalised(covariance: Tensor, check: bool = True) -> tuple[Tensor, Tensor]:
+def trace_normalised(
+    covariance: Tensor, is_safe: bool = False, check: bool = True
+) -> tuple[Tensor, Tensor]:
     """``Sigma / tr Sigma`` and ``tr Sigma``; zeros and 1 for a covariance of zero.
 
     Args:
         covariance: shape (..., n, n).
+        is_safe: whether all traces are known to be finite and above zero.
         check: False lets NaN and infinity pass.
 
     Raises:
         NonFiniteError: if a trace is NaN or infinite.
     """
     trace = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
+    if is_safe:
+        return covariance / trace[..., None, None], trace
     if check:
         trace = finite(trace)
     # Without variance there is no direction to go: a constant 1 keeps zeros at zero, their
@@ -149,22 +154,40 @@ def small_iternorm(s: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
 
 
 def factor_function(iterations: int) -> ScalarFunction:
-    """``f_T`` with its first two derivatives, each by its own recursion."""
+    """``f_T`` with its first two derivatives."""
 
-    def derivatives(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        f, slope, bend = torch.ones_like(x), torch.zeros_like(x), torch.zeros_like(x)
-        for _ in range(iterations):
-            cube = 3 * f.square() * slope
-            bend = 1.5 * bend - cube - 0.5 * x * (6 * f * slope.square() + 3 * f.square() * bend)
-            slope = 1.5 * slope - 0.5 * f**3 - 0.5 * x * cube
-            f = 1.5 * f - 0.5 * x * f**3
-        return f, slope, bend
+    def derivative(order: int) -> Scalar:
+        if is_compiling():
+            return lambda x: cast(Tensor, _derivative_compiled(x, iterations, order))
+        return lambda x: factor_derivatives(x, iterations)[order]
 
-    return ScalarFunction(
-        lambda x: iternorm_factor(x, iterations),
-        lambda x: derivatives(x)[1],
-        lambda x: derivatives(x)[2],
-    )
+    return ScalarFunction(derivative(0), derivative(1), derivative(2))
+
+
+def factor_derivatives(x: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``f_T(x)``, its first and its second derivative, each by its own recursion."""
+    f, slope, bend = torch.ones_like(x), torch.zeros_like(x), torch.zeros_like(x)
+    for _ in range(iterations):
+        cube = 3 * f.square() * slope
+        bend = 1.5 * bend - cube - 0.5 * x * (6 * f * slope.square() + 3 * f.square() * bend)
+        slope = 1.5 * slope - 0.5 * f**3 - 0.5 * x * cube
+        f = 1.5 * f - 0.5 * x * f**3
+    return f, slope, bend
+
+
+# A compiler would unroll the recursions into one kernel, and take minutes over it.
+@torch.library.custom_op(
+    "intl_transfer::factor_derivative",
+    mutates_args=(),
+    schema="(Tensor x, int iterations, int order) -> Tensor",
+)
+def _derivative_compiled(x: Tensor, iterations: int, order: int) -> Tensor:
+    return factor_derivatives(x, iterations)[order]
+
+
+@_derivative_compiled.register_fake
+def _(x: Tensor, iterations: int, order: int) -> Tensor:
+    return torch.empty_like(x)
 
 
 def iternorm_factor(x: Tensor, iterations: int = 4) -> Tensor:

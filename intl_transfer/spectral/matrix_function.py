@@ -27,7 +27,6 @@ from intl_transfer.spectral.modes import (
     is_plain,
     island,
     no_autocast,
-    primals,
 )
 from intl_transfer.spectral.product import product
 from intl_transfer.spectral.scalar import (
@@ -200,8 +199,8 @@ class _MatrixFunction(torch.autograd.Function):
 
     @staticmethod
     @forward_mode
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None, None]:
-        sigma, lowest, values, vectors = primals(ctx)
+    def jvp(ctx: Any, saved: Any, *tangents: Any) -> tuple[Tensor, None, None]:
+        sigma, lowest, values, vectors = saved
         moves = _Derivative.apply(
             sigma, lowest, *_or_zeros(tangents, sigma, lowest), values, vectors, ctx.scalar
         )
@@ -252,8 +251,8 @@ class _Derivative(torch.autograd.Function):
 
     @staticmethod
     @forward_mode
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor]:
-        sigma, lowest, x, x_lowest, values, vectors = primals(ctx)
+    def jvp(ctx: Any, saved: Any, *tangents: Any) -> tuple[Tensor, Tensor]:
+        sigma, lowest, x, x_lowest, values, vectors = saved
         rest = (values, vectors, ctx.scalar)
         by_x = _Derivative.apply(sigma, lowest, *_or_zeros(tangents[2:], x, x_lowest), *rest)
         along = _or_zeros(tangents, sigma, lowest)
@@ -315,7 +314,7 @@ class _Second(torch.autograd.Function):
 
     @staticmethod
     @forward_mode
-    def jvp(ctx: Any, *tangents: Any) -> Any:
+    def jvp(ctx: Any, saved: Any, *tangents: Any) -> Any:
         raise NotImplementedError(_NO_THIRD)
 
     @staticmethod

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -34,15 +35,20 @@ def is_plain(*tensors: Tensor) -> bool:
     """Whether a hand-derived backward pass may serve a call with these tensors."""
     if is_compiling() or is_transformed():
         return False
-    return all(_unpacked(tensor).tangent is None for tensor in tensors)
+    try:
+        return all(_unpacked(tensor).tangent is None for tensor in tensors)
+    except RuntimeError:  # forward mode of torch.autograd.functional, mapped over a batch
+        return False
 
 
 def _unpacked(tensor: Tensor) -> Any:
     return forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
 
 
-def no_autocast(device: torch.device) -> torch.autocast:
+def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """A context in which matrix products keep the precision of their inputs."""
+    if not is_compiling() and not torch.is_autocast_enabled(device.type):
+        return nullcontext()  # entering the other takes longer than a small product
     return torch.autocast(device_type=device.type, enabled=False)
 
 
@@ -64,25 +70,47 @@ def island(function: Callable[P, R]) -> Callable[P, R]:
     return without_autocast
 
 
-def forward_mode(function: Callable[P, R]) -> Callable[P, R]:
+def forward_mode(jvp: Callable[..., Any]) -> Callable[..., Any]:
     """The ``jvp`` of an autograd function, for tangents that are themselves differentiated forward.
 
     Torch calls it with forward mode turned off, where operations on tangents of an inner transform
-    lose those of an outer one, without a word. Turned on, saved tensors still have their tangents
-    of the inner one: :func:`primals` takes them away.
+    lose those of an outer one, without a word. With it turned on, saved tensors still have their
+    own tangents of the inner one, which are taken away here.
+
+    Args:
+        jvp: ``(ctx, saved, *tangents)`` to the tangents of the outputs.
+
+    Returns:
+        ``(ctx, *tangents)`` to the same.
     """
 
-    @functools.wraps(function)
-    def differentiated(*args: P.args, **kwargs: P.kwargs) -> R:
+    @functools.wraps(jvp)
+    def differentiated(ctx: Any, *tangents: Any) -> Any:
+        saved = ctx.saved_tensors
+        try:
+            saved = [_unpacked(tensor).primal for tensor in saved]
+        except RuntimeError:
+            # torch.autograd.functional, which maps one level of forward mode over a batch; there
+            # is no outer one.
+            return jvp(ctx, saved, *tangents)
         with forward_ad._set_fwd_grad_enabled(True):
-            return function(*args, **kwargs)
+            return jvp(ctx, saved, *tangents)
 
     return differentiated
 
 
-def primals(ctx: Any) -> list[Tensor]:
-    """What a ``jvp`` has saved, without the tangents that are handed to it separately."""
-    return [_unpacked(tensor).primal for tensor in ctx.saved_tensors]
+def is_differentiated_again(*gradients: Tensor) -> bool:
+    """In a backward pass: whether its result is to be differentiated, or mapped over a batch.
+
+    Then it takes operations that torch knows, and leaves alone what it would do in place.
+
+    Args:
+        gradients: that it was given; several at once under ``is_grads_batched=True``.
+    """
+    if torch.is_grad_enabled() or is_transformed():
+        return True
+    batched = torch._C._dispatch_key_parse("Batched")  # torch.autograd's own, which has no name
+    return any(torch._C._dispatch_keys(gradient).has(batched) for gradient in gradients)
 
 
 def gradient_again(outputs: Sequence[Tensor], at: Tensor, gradients: Sequence[Tensor]) -> Tensor:

@@ -20,7 +20,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from intl_transfer.spectral.modes import gradient_again, is_plain, island
+from intl_transfer.spectral.modes import gradient_again, is_differentiated_again, is_plain, island
 from intl_transfer.spectral.product import product
 
 # Two Newton steps: q(x) = (Q(x)^2 + _LINEAR x + _CONSTANT) / 16, Q(x) = x^2 + _INNER x + _OUTER.
@@ -101,8 +101,10 @@ class _Newton(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         grad_p, grad_diagonal = gradients
         p, h, s, *rest = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return gradient_again(_newton_by_autograd(s, ctx.iterations), s, gradients), None
+        if is_differentiated_again(*gradients):
+            with torch.enable_grad():
+                both = _newton_by_autograd(s, ctx.iterations)
+                return gradient_again(both, s, gradients), None
         # diag(P S P) weighted by D: dP = 2 D P S, dS = P D P. Gradients are symmetrised where a
         # square asks for it, and nowhere else: on a CPU that costs a third of a product.
         g = torch.addcmul(grad_p, grad_diagonal[..., :, None], h, value=2)

@@ -37,7 +37,7 @@ def at_safe_scale(
     prepare: Callable[[Sequence[Tensor]], Made],
     batches: Sequence[Tensor],
     over_ranks: Callable[[Tensor], Tensor] = lambda largest: largest,
-) -> Made:
+) -> tuple[Made, bool]:
     """Grams of batches, of the batches as they are if that is safe, of scaled ones otherwise.
 
     Args:
@@ -46,15 +46,15 @@ def at_safe_scale(
         over_ranks: the largest over ranks of one number of each batch.
 
     Returns:
-        What ``prepare`` made. Scales count as constants: nothing that comes after may depend on
-        them.
+        What ``prepare`` made, and whether every total variance is known to be finite and above
+        zero. Scales count as constants: nothing that comes after may depend on them.
     """
     if is_plain(*batches):
         made = prepare(batches)
         low, high = _SAFE[made.own.dtype]
         trace = made.own.detach().diagonal(dim1=-2, dim2=-1).sum(-1)
         if bool(((trace >= low) & (trace <= high)).all()):
-            return made
+            return made, True
         del made
     batches = [at_least_float32(z) for z in batches]
     # The largest entry of each batch, of those with leading dimensions one each.
@@ -63,7 +63,8 @@ def at_safe_scale(
         largest = [over_ranks(largest[0])]
     else:
         largest = list(over_ranks(torch.stack(largest)).unbind(0))
-    return prepare([z * power_of_two(one) for z, one in zip(batches, largest, strict=True)])
+    scaled = [z * power_of_two(one) for z, one in zip(batches, largest, strict=True)]
+    return prepare(scaled), False
 
 
 def power_of_two(largest: Tensor) -> Tensor:
@@ -88,13 +89,20 @@ def unit_rows(z: Tensor, noise: float = 0.0) -> Tensor:
     Args:
         z: rows (..., N, d).
         noise: rows whose largest entry is not above this fraction of the batch's largest count as
-            rows of zeros.
+            rows of zeros; at most 1e-12.
 
     Returns:
         Rows of length one; a row of zeros stays one, with zero gradient.
     """
-    largest = z.detach().abs().amax(-1, keepdim=True)
-    is_zero = largest <= noise * largest.amax(-2, keepdim=True)
-    z = torch.where(is_zero, torch.zeros_like(z), z * power_of_two(largest))
+    if is_plain(z):
+        squared = z.square().sum(-1, keepdim=True)
+        low, high = _SAFE[z.dtype]
+        smallest, largest = torch.aminmax(squared.detach())
+        # No row of zeros among them, nor one that would count as such.
+        if bool((smallest >= low) & (largest <= high) & (smallest >= 2.0**-40 * largest)):
+            return z * squared.rsqrt()
+    top = z.detach().abs().amax(-1, keepdim=True)
+    is_zero = top <= noise * top.amax(-2, keepdim=True)
+    z = torch.where(is_zero, torch.zeros_like(z), z * power_of_two(top))
     squared = z.square().sum(-1, keepdim=True)
     return z * torch.where(is_zero, torch.ones_like(squared), squared).rsqrt()

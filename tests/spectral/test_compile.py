@@ -148,6 +148,20 @@ def test_checks_are_in_the_graph() -> None:
         share(views()[0])
 
 
+def test_random_partitions_say_why_they_are_not() -> None:
+    def loss(z: list[Tensor]) -> Tensor:
+        return w_mse_loss(z, 8, 2, generator=torch.default_generator)
+
+    narrow = [embeddings(16, 4, seed) for seed in range(2)]
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"knows no torch\.Generator"):
+        torch.compile(loss, fullgraph=True, backend="eager")(narrow)
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    found = torch.compile(loss, backend="eager")(narrow)
+    torch.manual_seed(0)
+    torch.testing.assert_close(found, loss(narrow))
+
+
 def test_several_ranks_are_left_alone_and_say_why() -> None:
     for ours, theirs in run_ranks(_compiled_on_rank, 2):
         torch.testing.assert_close(ours, theirs)
@@ -155,7 +169,7 @@ def test_several_ranks_are_left_alone_and_say_why() -> None:
 
 def _compiled_on_rank(rank: int, world_size: int) -> tuple[Tensor, Tensor]:
     mine = [view[4 * rank : 4 * rank + 4] for view in views()]
-    with pytest.raises(Exception, match="exchanges rows between them"):
+    with pytest.raises(Exception, match="exchanges rows between ranks, which is not"):
         torch.compile(intl_loss, fullgraph=True, backend="eager")(mine)
     torch._dynamo.reset()
     broken = torch.compile(lambda v: 2 * intl_loss(v), backend="eager")
