@@ -24,6 +24,7 @@ from intl_transfer.runs.records import ImageSet
 from intl_transfer.runs.trackers import Trackers
 from intl_transfer.spectral import NonFiniteError, diagnose, plan_head
 from intl_transfer.spectral.collectives import gather_rows
+from intl_transfer.spectral.common import at_least_float32
 from pretrain.config import PretrainConfig
 
 _SPECTRUM_POINTS = 32  # of a spectrum that is kept
@@ -101,7 +102,8 @@ class Monitor:
         every = self._config.log.diagnostics_steps
         if not every or step % every:
             return
-        pair = [gather_rows(view.detach().float()) for view in views[:2]]
+        # The spectrum is taken in float64 of whatever precision the embeddings have.
+        pair = [gather_rows(at_least_float32(view.detach())) for view in views[:2]]
         if self._run is None:
             return
         loss = self._config.loss

@@ -27,6 +27,7 @@ from intl_transfer.runs.progress import Progress
 from intl_transfer.runs.records import ImageSet
 from intl_transfer.runs.settings import Differences, below, deciding
 from intl_transfer.runs.wording import METHODS, method_title
+from intl_transfer.spectral import default_trace_weight
 from pretrain.baselines import check_options
 from pretrain.config import PretrainConfig
 from pretrain.learner import Learner
@@ -196,6 +197,12 @@ def check(config: PretrainConfig) -> None:
             "the recomputation. Leave one of them out"
         )
     check_options(loss)
+    if loss.method in ("intl", "intl_ema") and loss.trace_weight is None:
+        try:
+            axis: Any = loss.axis
+            default_trace_weight(optim.batch_size, config.model.embedding, axis)
+        except ValueError as error:
+            raise UserError(f"loss.trace_weight is null: {error}") from None
     if len(config.views) < 2:
         raise UserError(f"views has {len(config.views)} entry; INTL needs at least two views")
     try:

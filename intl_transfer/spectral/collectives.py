@@ -10,22 +10,68 @@ Two kinds of value meet here, and each collective is exact for its own:
 A loss is a replicated value that every rank differentiates. As a function of all ranks' inputs,
 the sum of W equal losses has the gradient ``W dL/dz``; :func:`replicated` sees to that factor with
 one all-reduce of one number, and DistributedDataParallel's average over ranks takes it away.
+
+The adjoint of each collective is another one (of a sum over ranks into a replicated value, the
+same value on each rank; and the other way around), so that backward passes can themselves be
+differentiated, to any order.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._compile import _disable_dynamo
+
+from intl_transfer.spectral.modes import is_compiling, is_transformed
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def world_size(group: Any = None, distributed: bool = True) -> int:
-    """Number of ranks whose rows make up the global batch."""
+    """Number of ranks whose rows make up the global batch.
+
+    Raises:
+        NotImplementedError: for several ranks under a transform of torch.func.
+    """
     if not (distributed and dist.is_available() and dist.is_initialized()):
         return 1
-    return dist.get_world_size(group)
+    size = dist.get_world_size(group)
+    if size > 1 and is_transformed():
+        raise NotImplementedError(
+            f"torch.func transforms (grad, vmap, ...) do not reach the other {size - 1} rank(s) of "
+            "the process group; pass distributed=False for this rank's rows alone, or "
+            "differentiate by torch.autograd"
+        )
+    return size
+
+
+def global_batch(function: Callable[P, R]) -> Callable[P, R]:
+    """A function of the global batch, which ``torch.compile`` leaves alone where ranks share it.
+
+    With ``fullgraph=True`` the compiler raises, naming the reason; without, it breaks its graph
+    around the call.
+    """
+    # As torch.compiler.disable, which would import the whole compiler for the decoration.
+    as_it_is = _disable_dynamo(function)
+
+    @functools.wraps(function)
+    def dispatch(*args: P.args, **kwargs: P.kwargs) -> R:
+        distributed = bool(kwargs.get("distributed", True))
+        if is_compiling() and world_size(kwargs.get("group"), distributed) > 1:
+            torch._dynamo.graph_break(
+                msg="the loss exchanges rows between ranks, which is not compiled; call it outside "
+                "of the compiled function, or with distributed=False"
+            )
+            return as_it_is(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return dispatch
 
 
 class _GatherRows(torch.autograd.Function):
@@ -42,8 +88,7 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         gradient = gradients[0].contiguous()
-        if not ctx.is_replicated:
-            dist.all_reduce(gradient, group=ctx.group)
+        gradient = _AllReduce.apply(gradient, ctx.group, not ctx.is_replicated, True)
         return gradient.narrow(-2, ctx.rank * ctx.rows, ctx.rows).contiguous(), None, None
 
 
@@ -52,19 +97,16 @@ class _AllReduce(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, group: Any, forward: bool, backward: bool) -> Tensor:
-        ctx.group, ctx.backward_too = group, backward
+        ctx.group, ctx.forward_too, ctx.backward_too = group, forward, backward
         if not forward:
             return value.view_as(value)
-        total = value.clone()
+        total = value.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=group)
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        gradient = gradients[0]
-        if ctx.backward_too:
-            gradient = gradient.clone()
-            dist.all_reduce(gradient, group=ctx.group)
+        gradient = _AllReduce.apply(gradients[0], ctx.group, ctx.backward_too, ctx.forward_too)
         return gradient, None, None, None
 
 
@@ -154,6 +196,15 @@ class Exchange:
         self.count(z, 2)
         return cast(Tensor, _RowsToColumns.apply(z, self.group))
 
+    def largest(self, value: Tensor) -> Tensor:
+        """The largest over ranks of each number, without gradient; NaN where there is one."""
+        if self.size == 1:
+            return value
+        # Gathered: whether a maximum over ranks keeps NaN is up to the backend.
+        everyone = [torch.empty_like(value) for _ in range(self.size)]
+        dist.all_gather(everyone, value.contiguous(), group=self.group)
+        return torch.stack(everyone).amax(0)
+
     def count(self, value: Tensor, times: int) -> None:
         """Adds what a ring moves for ``value``, ``times`` times over, to ``sent``."""
         share = value.numel() * value.element_size() * (self.size - 1) / self.size
@@ -176,7 +227,20 @@ class _RowsToColumns(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return columns_to_rows(gradients[0], ctx.width, ctx.group), None
+        return _ColumnsToRows.apply(gradients[0], ctx.width, ctx.group), None
+
+
+class _ColumnsToRows(torch.autograd.Function):
+    """The reverse all-to-all."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, width: int, group: Any) -> Tensor:
+        ctx.group = group
+        return columns_to_rows(z, width, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return _RowsToColumns.apply(gradients[0], ctx.group), None, None
 
 
 def rows_to_columns(z: Tensor, group: Any = None) -> Tensor:

@@ -7,12 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from intl_transfer.spectral.guards import NonFiniteError, require
+
+__all__ = ["AXES", "Axis", "NonFiniteError"]
+
 Axis = Literal["channel", "batch"]
 AXES = ("channel", "batch")
-
-
-class NonFiniteError(FloatingPointError):
-    """An embedding holds NaN or infinity, or values too large for its covariance."""
 
 
 def check_axis(axis: str) -> None:
@@ -24,11 +24,16 @@ def check_axis(axis: str) -> None:
 def check_embedding(z: Tensor, name: str = "z") -> None:
     """Raises unless ``z`` is a floating tensor of shape (..., N, d) with N, d >= 1."""
     if not isinstance(z, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, found {type(z).__name__}")
+        raise TypeError(
+            f"{name}: expected a torch.Tensor of embeddings (N, d), found {type(z).__name__}"
+        )
+    if not z.is_floating_point():
+        raise TypeError(
+            f"{name}: expected a floating-point tensor (float32, float64 or a half precision), "
+            f"found {z.dtype}"
+        )
     if z.dim() < 2 or z.shape[-1] < 1 or z.shape[-2] < 1:
         raise ValueError(f"{name}: expected shape (N, d) with N, d >= 1, found {tuple(z.shape)}")
-    if not z.is_floating_point():
-        raise TypeError(f"{name}: expected a floating-point tensor, found {z.dtype}")
 
 
 def check_spread(rows: int, width: int, axis: str) -> None:
@@ -56,38 +61,54 @@ def check_iterations(iterations: int) -> None:
         raise ValueError(f"iterations is {iterations!r}; expected an integer T >= 0")
 
 
-def check_finite(traces: Tensor) -> None:
-    """Raises :class:`NonFiniteError` where the total variance of a batch is NaN or infinite.
+def finite(values: Tensor) -> Tensor:
+    """The total variances of some batches, or their losses, unless one is NaN or infinite.
 
     One look at V numbers instead of at V x N x d: whatever is not finite in an embedding is not
     finite in its total variance. On a GPU this waits for the covariance.
 
     Args:
-        traces: total variance of each of V batches, shape (V,) or ().
+        values: one number of each of V batches, shape (V,) or ().
+
+    Returns:
+        ``values``.
+
+    Raises:
+        NonFiniteError: if one is NaN or infinite.
     """
-    is_finite = torch.isfinite(traces)
-    if bool(is_finite.all()):
-        return
-    which = (~is_finite).reshape(-1).nonzero().reshape(-1).tolist()
-    where = f"in batch {', '.join(map(str, which))} of {traces.numel()}" if traces.dim() else ""
-    raise NonFiniteError(
-        f"NaN or infinity in the embeddings {where}".rstrip() + ", or values whose squares "
-        f"overflow {str(traces.dtype).removeprefix('torch.')}; look at the network's activations, "
-        "or lower the learning rate"
+    precision = str(values.dtype).removeprefix("torch.")
+    return require(
+        values,
+        torch.isfinite(values.detach()),
+        "nonfinite",
+        f"NaN or infinity in the embeddings{{where}}, or values so large that the result "
+        f"overflows {precision}; look at the network's activations, or lower the learning rate",
+    )
+
+
+def representable(z_hat: Tensor, dtype: torch.dtype) -> Tensor:
+    """Float64 rows (..., N, d) in the precision of the embeddings, unless that overflows.
+
+    Raises:
+        NonFiniteError: if a value has become infinite, or is NaN.
+    """
+    rows = z_hat.to(dtype)
+    precision = str(dtype).removeprefix("torch.")
+    return require(
+        rows,
+        torch.isfinite(rows.detach()).flatten(-2).all(-1),
+        "nonfinite",
+        f"NaN or infinity in the embeddings{{where}}, or transformed ones beyond the range of "
+        f"{precision}; look at the network's activations, scale them, or pass them as float64",
     )
 
 
 def at_least_float32(z: Tensor) -> Tensor:
-    """Half precision up to float32; float32 and float64 as they are.
+    """Half precision and below up to float32; float32 and float64 as they are.
 
     Covariances of half-precision embeddings lose the small eigenvalues that decide the loss.
     """
-    return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
-
-
-def no_autocast(device: torch.device) -> torch.autocast:
-    """A context in which matrix products keep the precision of their inputs."""
-    return torch.autocast(device_type=device.type, enabled=False)
+    return z.float() if z.dtype.itemsize < 4 else z
 
 
 def centre(z: Tensor, axis: Axis) -> Tensor:

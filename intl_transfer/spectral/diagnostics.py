@@ -1,7 +1,9 @@
 """What a researcher watches: the spectrum, how far it is from collapse, and how views relate.
 
-All functions work without gradient, in float64 on the smaller of N x N and d x d where a spectrum
-is asked for, on the batch they are given (gather it first, or watch one rank's).
+All functions work without gradient, on the batch they are given (gather it first, or watch one
+rank's). Spectra are those of a Gram matrix formed in float64 on the smaller of N x N and d x d: one
+formed in float32 knows an eigenvalue to 1e-7 of the largest alone, where the condition indicator of
+a healthy batch is already below.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from intl_transfer.spectral.common import (
@@ -20,13 +21,14 @@ from intl_transfer.spectral.common import (
     centre,
     check_axis,
     check_embedding,
-    check_finite,
     check_iterations,
     check_spread,
     degrees_of_freedom,
+    finite,
 )
 from intl_transfer.spectral.gram import self_product
 from intl_transfer.spectral.iternorm import iternorm_eigenvalue
+from intl_transfer.spectral.scale import unit_rows
 
 
 @torch.no_grad()
@@ -39,8 +41,9 @@ def spectrum(z: Tensor, axis: Axis = "channel") -> Tensor:
             centred). Both are taken from the smaller Gram matrix.
 
     Returns:
-        The ``min(N, d)`` largest eigenvalues, float64, shape (..., min(N, d)), none below zero. The
-        others are zero.
+        The largest eigenvalues, float64, none below zero: as many as centring leaves, shape
+        (..., min(N, d - 1)) on the channel axis and (..., min(N - 1, d)) on the batch axis. The
+        others are zero of any batch, however healthy, and are left out.
 
     Raises:
         ValueError: for an unknown axis, a wrong shape, or a batch too small to have a variance.
@@ -49,31 +52,48 @@ def spectrum(z: Tensor, axis: Axis = "channel") -> Tensor:
 
     Example:
         >>> import torch
-        >>> spectrum(torch.tensor([[3.0, -3.0], [0.0, 0.0]]))
-        tensor([18.,  0.], dtype=torch.float64)
+        >>> spectrum(torch.tensor([[3.0, -3.0, 0.0], [0.0, 0.0, 0.0]]))
+        tensor([9., 0.], dtype=torch.float64)
     """
     check_embedding(z)
     check_spread(z.shape[-2], z.shape[-1], axis)
-    centred = centre(at_least_float32(z), axis)
-    small = centred if z.shape[-2] <= z.shape[-1] else centred.mT
-    # Float32 products, which know an eigenvalue to 1e-7 of the largest, are enough to watch.
-    covariance = self_product(small).double() / degrees_of_freedom(z, axis)
-    check_finite(covariance.diagonal(dim1=-2, dim2=-1).sum(-1))
-    values: Tensor = torch.linalg.eigvalsh(covariance)
-    return values.flip(-1).clamp_min(0)
+    centred = centre(z.double(), axis)
+    values: Tensor = torch.linalg.eigvalsh(_covariance(centred, axis))
+    return values.flip(-1).clamp_min(0)[..., : directions(z.shape[-2], z.shape[-1], axis)]
+
+
+def directions(rows: int, width: int, axis: Axis) -> int:
+    """How many directions centring leaves of N x d embeddings: the rank of a healthy batch."""
+    return min(rows, width - 1) if axis == "channel" else min(rows - 1, width)
+
+
+def _covariance(centred: Tensor, axis: Axis) -> Tensor:
+    """Of float64 rows (..., N, d), on the smaller side."""
+    small = centred if centred.shape[-2] <= centred.shape[-1] else centred.mT
+    covariance = self_product(small) / degrees_of_freedom(centred, axis)
+    finite(covariance.diagonal(dim1=-2, dim2=-1).sum(-1))
+    return covariance
 
 
 def condition_indicator(values: Tensor) -> Tensor:
     """``lg(lambda_d / lambda_1)``, the smallest eigenvalue over the largest, to base 10.
 
     Args:
-        values: a spectrum (..., n), the largest first.
+        values: a spectrum (..., n), the largest first, without the directions that centring
+            empties, as :func:`spectrum` gives it.
 
     Returns:
-        Shape (...): 0 for a white batch, -inf where the smallest is zero. Of a spectrum made from
-        float32 Grams, what is below about -7 is rounding.
+        Shape (...): 0 for a white batch, -inf where the smallest is zero. What is below about -14
+        is rounding, that of float32 embeddings themselves included.
+
+    Example:
+        >>> import torch
+        >>> condition_indicator(torch.tensor([1.0, 0.5, 0.001]))
+        tensor(-3.)
     """
-    return torch.log10(values[..., -1] / values[..., 0])
+    smallest, largest = values[..., -1], values[..., 0]
+    share = smallest / torch.where(largest > 0, largest, torch.ones_like(largest))
+    return torch.log10(share)
 
 
 def effective_rank(values: Tensor) -> Tensor:
@@ -121,7 +141,7 @@ def alignment(a: Tensor, b: Tensor) -> Tensor:
     Returns:
         A scalar from 0 (equal) to 4; ``2 - 2 mean cos``.
     """
-    a, b = (F.normalize(at_least_float32(z), dim=-1) for z in (a, b))
+    a, b = (unit_rows(at_least_float32(z)) for z in (a, b))
     return (a - b).square().sum(-1).mean()
 
 
@@ -139,7 +159,7 @@ def uniformity(z: Tensor, t: float = 2.0) -> Tensor:
     check_embedding(z)
     if z.dim() != 2 or len(z) < 2:
         raise ValueError(f"z: expected shape (N, d) with N >= 2, found {tuple(z.shape)}")
-    z = F.normalize(at_least_float32(z), dim=-1)
+    z = unit_rows(at_least_float32(z))
     squared = (2 - 2 * self_product(z)).clamp_min(0)
     n = len(z)
     i, j = torch.triu_indices(n, n, 1, device=z.device)
@@ -157,7 +177,7 @@ def feature_std(z: Tensor) -> Tensor:
         A scalar: 0 where all samples agree, near ``1 / sqrt(d)`` where they spread evenly (Chen and
         He, *SimSiam*, arXiv 2011.10566).
     """
-    return F.normalize(at_least_float32(z), dim=-1).std(-2).mean()
+    return unit_rows(at_least_float32(z)).std(-2).mean()
 
 
 def trace_loss_bound(n: int, iterations: int = 4, rank: int | None = None) -> float:
@@ -276,7 +296,7 @@ class Diagnostics:
         feature_std: :func:`feature_std`.
         trace_loss: after IterNorm, computed from the spectrum's float64 decomposition.
         alarm: :func:`collapse_alarm` of that trace loss.
-        eigenvalues: the spectrum, the largest first.
+        eigenvalues: :func:`spectrum`, the largest first.
     """
 
     condition: float
@@ -325,11 +345,9 @@ def diagnose(views: Sequence[Tensor], axis: Axis = "channel", iterations: int = 
     check_embedding(z, "view 0")
     check_spread(z.shape[0], z.shape[1], axis)
     n = z.shape[0] if axis == "channel" else z.shape[1]
-    centred = centre(z, axis)
+    centred = centre(z.double(), axis)
     left = z.shape[0] <= z.shape[1]
-    small = self_product(centred if left else centred.mT).double() / degrees_of_freedom(z, axis)
-    check_finite(small.diagonal().sum())
-    values, vectors = torch.linalg.eigh(small)
+    values, vectors = torch.linalg.eigh(_covariance(centred, axis))
     values = values.clamp_min(0)
     total = values.sum().clamp_min(torch.finfo(values.dtype).tiny)
     h = iternorm_eigenvalue(values / total, iterations)
@@ -338,10 +356,9 @@ def diagnose(views: Sequence[Tensor], axis: Axis = "channel", iterations: int = 
         diagonal = vectors.square() @ h
     else:
         root = (h / torch.where(values > 0, values * degrees_of_freedom(z, axis), 1)).sqrt()
-        across = (centred.mT if left else centred) @ (vectors * root).to(centred.dtype)
-        diagonal = across.double().square().sum(-1)
+        diagonal = ((centred.mT if left else centred) @ (vectors * root)).square().sum(-1)
     trace_loss = float((1 - diagonal).square().sum())
-    values = values.flip(0)
+    values = values.flip(0)[: directions(z.shape[0], z.shape[1], axis)]
     return Diagnostics(
         condition=float(condition_indicator(values)),
         effective_rank=float(effective_rank(values)),

@@ -9,6 +9,13 @@ import torch
 from torch import Tensor
 
 from intl_transfer.spectral.common import at_least_float32, centre
+from intl_transfer.spectral.modes import (
+    is_compiling,
+    is_differentiated_again,
+    is_plain,
+    island,
+)
+from intl_transfer.spectral.product import product
 
 # A symmetric product needs half its entries only. In four blocks of rows, 5/8 of the work are left;
 # GPUs do better with one product that fills them.
@@ -22,6 +29,7 @@ _MOST_PARTS = 8
 _COLUMNS = 512
 
 
+@island
 def self_product(z: Tensor, out: Tensor | None = None) -> Tensor:
     """``Z Z^T``, shape (..., n, n) from (..., n, m), without autograd."""
     n = z.shape[-2]
@@ -61,10 +69,26 @@ class _Gram(torch.autograd.Function):
         return self_product(z)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (z,) = ctx.saved_tensors
-        return cast(Tensor, (gradients[0] + gradients[0].mT) @ z)
+        return product(gradients[0] + gradients[0].mT, z)
+
+
+@torch.library.custom_op("intl_transfer::gram", mutates_args=(), schema="(Tensor z) -> Tensor")
+def _gram_compiled(z: Tensor) -> Tensor:
+    return self_product(z)
+
+
+@_gram_compiled.register_fake
+def _(z: Tensor) -> Tensor:
+    return z.new_empty(*z.shape[:-1], z.shape[-2])
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+_gram_compiled.register_autograd(_Gram.backward, setup_context=_keep)
 
 
 def gram(z: Tensor) -> Tensor:
@@ -73,7 +97,9 @@ def gram(z: Tensor) -> Tensor:
     Autograd of the product takes its gradient for each factor, ``G Z`` and ``G^T Z``; here it is
     ``(G + G^T) Z``, one product.
     """
-    return cast(Tensor, _Gram.apply(z))
+    if is_compiling():
+        return cast(Tensor, _gram_compiled(z))
+    return cast(Tensor, _Gram.apply(z)) if is_plain(z) else product(z, z.mT)
 
 
 def _without_means(views: Sequence[Tensor]) -> list[Tensor]:
@@ -86,9 +112,11 @@ class _CentredRows(torch.autograd.Function):
         return tuple(_without_means(views))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        return gradients
+        if not is_differentiated_again(*gradients):
+            return gradients
+        # Nothing to subtract here either, but from the derivatives of this there is.
+        return tuple(centre(gradient, "channel") for gradient in gradients)
 
 
 def centred_rows(views: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -102,6 +130,7 @@ def centred_rows(views: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 class _ViewGrams(torch.autograd.Function):
     @staticmethod
+    @island
     def forward(ctx: Any, target_too: bool, centres: bool, *views: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(*views)
         ctx.target_too, ctx.centres = target_too, centres
@@ -118,9 +147,13 @@ class _ViewGrams(torch.autograd.Function):
         return own, cross
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @island
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         own, cross = gradients
+        own = own + own.mT
+        if is_differentiated_again(*gradients):
+            views = _without_means(ctx.saved_tensors) if ctx.centres else list(ctx.saved_tensors)
+            return None, None, *_gradients_again(views, own, cross, ctx.target_too)
         if ctx.centres:
             # Of a graph that is kept, the second pass finds them gone and makes them anew.
             views = ctx.centred or _without_means(ctx.saved_tensors)
@@ -129,8 +162,21 @@ class _ViewGrams(torch.autograd.Function):
         else:
             views = list(ctx.saved_tensors)
             results = [torch.empty_like(view) for view in views]
-        _take_gradients(views, results, own + own.mT, cross, ctx.target_too)
+        _take_gradients(views, results, own, cross, ctx.target_too)
         return None, None, results[0] if ctx.target_too else None, *results[1:]
+
+
+def _gradients_again(
+    views: list[Tensor], own: Tensor, cross: Tensor, target_too: bool
+) -> list[Tensor | None]:
+    """As :func:`_take_gradients`, in operations that can be differentiated again."""
+    target, *others = views
+    results: list[Tensor | None] = [product(own[0], target) if target_too else None]
+    for i, other in enumerate(others):
+        if results[0] is not None:
+            results[0] = results[0] + product(cross[i].mT, other)
+        results.append(product(own[i + 1], other) + product(cross[i], target))
+    return results
 
 
 def view_grams(
@@ -147,7 +193,12 @@ def view_grams(
     Returns:
         ``Z_v Z_v^T`` of every view, (V, N, N), and ``Z_i Z_0^T`` of views 1..V-1, (V - 1, N, N).
     """
-    return cast("tuple[Tensor, Tensor]", _ViewGrams.apply(target_too, centres, *views))
+    if is_plain(*views):
+        return cast("tuple[Tensor, Tensor]", _ViewGrams.apply(target_too, centres, *views))
+    target, *others = _without_means(views) if centres else views
+    target = target if target_too else target.detach()
+    own = torch.stack([gram(view) for view in (target, *others)])
+    return own, torch.stack([product(view, target.mT) for view in others])
 
 
 def _take_gradients(

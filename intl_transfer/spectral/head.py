@@ -12,7 +12,8 @@ Each is a sum over columns or rows, so that ranks can share it: see :mod:`.shard
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,8 @@ from intl_transfer.spectral.common import (
 )
 from intl_transfer.spectral.gram import centred_rows, gram, view_grams
 from intl_transfer.spectral.iternorm import NEWTON_UP_TO, trace_normalised
+from intl_transfer.spectral.product import product
+from intl_transfer.spectral.scale import at_safe_scale
 from intl_transfer.spectral.sharding import shared_iternorm
 
 # A row whose share of an output variance of one is below this is a row of zeros that rounding has
@@ -66,75 +69,126 @@ def view_statistics(
     """
     rows, width = views[0].shape[0] * exchange.size, views[0].shape[1]
     is_precise = iterations > NEWTON_UP_TO
+    prepare: Callable[[Sequence[Tensor]], _Prepared]
+    finish: Callable[[_Prepared, _Settings], ViewStatistics]
     if rows > width:
-        z = torch.stack([at_least_float32(view) for view in views])
-        z = z.double() if is_precise else z
-        return _by_rows(z, axis, iterations, exchange, rows, share_solves)
-    if axis == "channel" and not is_precise:
-        if exchange.size == 1:
-            grams = view_grams(views, target_too, centres=True)
-        else:
-            columns = exchange.columns(torch.stack(centred_rows(views))).unbind(0)
-            grams = view_grams(columns, target_too)
-        return _by_grams(*grams, iterations, exchange, share_solves)
-    z = torch.stack([at_least_float32(view) for view in views])
+        prepare, finish = partial(_prepare_rows, axis, exchange, is_precise), _by_rows
+    elif axis == "channel" and not is_precise:
+        prepare, finish = partial(_prepare_grams, target_too, exchange), _by_grams
+    else:
+        prepare, finish = partial(_prepare_columns, axis, exchange, is_precise), _by_columns
+    if finish is not _by_grams:
+        views = [at_least_float32(view) for view in views]
+    made, is_safe = at_safe_scale(prepare, views, exchange.largest)
+    return finish(made, _Settings(axis, iterations, exchange, rows, width, share_solves, is_safe))
+
+
+class _Prepared(NamedTuple):
+    """What follows from the embeddings alone.
+
+    Attributes:
+        own: each view's Gram, N x N or d x d, replicated.
+        z: centred views, (V, n, d) or (V, N, d_r), where outputs are made of them.
+        cross: ``Z_i Z_0^T``, (V - 1, N, N), where the loss is made of Grams.
+    """
+
+    own: Tensor
+    z: Tensor
+    cross: Tensor
+
+
+class _Settings(NamedTuple):
+    """Of the call: ``rows`` N and ``width`` d are the global batch's, ``share`` whether ranks
+    share solves, ``is_safe`` whether all views have a finite variance above zero.
+    """
+
+    axis: Axis
+    iterations: int
+    exchange: Exchange
+    rows: int
+    width: int
+    share: bool
+    is_safe: bool
+
+    @property
+    def freedom(self) -> int:
+        """The divisor of the covariance."""
+        return self.width - 1 if self.axis == "channel" else self.rows - 1
+
+
+def _prepare_grams(target_too: bool, exchange: Exchange, views: Sequence[Tensor]) -> _Prepared:
+    if exchange.size == 1:
+        own, cross = view_grams(views, target_too, centres=True)
+    else:
+        columns = exchange.columns(torch.stack(centred_rows(views))).unbind(0)
+        own, cross = view_grams(columns, target_too)
+    return _Prepared(exchange.reduce(own), own.new_empty(0), exchange.reduce(cross))
+
+
+def _prepare_columns(
+    axis: Axis, exchange: Exchange, is_precise: bool, views: Sequence[Tensor]
+) -> _Prepared:
+    z = torch.stack(list(views))
     z = z.double() if is_precise else z
     if axis == "channel":
         z = exchange.columns(centre(z, axis))
     else:
         z = centre(exchange.columns(z), axis)
-    return _by_columns(z, axis, iterations, exchange, width, share_solves)
+    return _Prepared(exchange.reduce(gram(z)), z, z.new_empty(0))
 
 
-def _by_grams(
-    own: Tensor, cross: Tensor, iterations: int, exchange: Exchange, share: bool
-) -> ViewStatistics:
-    """This rank's part of ``Z_v Z_v^T`` and ``Z_i Z_0^T``, of centred rows, channel axis."""
-    own, cross = exchange.reduce(own), exchange.reduce(cross)
-    s, trace = trace_normalised(own)
-    p, share_of_one = shared_iternorm(s, iterations, exchange, share)
-    # cos = diag(P_i Z_i Z_0^T P_0) / sqrt(h_i h_0), with both views' traces taken out.
-    scale = (trace[1:] * trace[:1]).rsqrt()
-    right = cross @ p[0]
-    products = (p[1:].mT * right).sum(-2) * scale[:, None]
-    mismatch = 2 - 2 * _cosine(products, share_of_one, iterations).mean(-1)
+def _prepare_rows(
+    axis: Axis, exchange: Exchange, is_precise: bool, views: Sequence[Tensor]
+) -> _Prepared:
+    z = torch.stack(list(views))
+    z = z.double() if is_precise else z
+    if axis == "channel":
+        z = centre(z, axis)
+    else:
+        rows = z.shape[-2] * exchange.size
+        z = z - exchange.sum(z.sum(-2, keepdim=True)) / rows
+    return _Prepared(exchange.reduce(gram(z.mT)), z, z.new_empty(0))
+
+
+def _by_grams(made: _Prepared, settings: _Settings) -> ViewStatistics:
+    """From Grams of centred rows alone, channel axis."""
+    s, trace = trace_normalised(made.own, settings.is_safe)
+    p, share_of_one = shared_iternorm(s, settings.iterations, settings.exchange, settings.share)
+    # cos = diag(P_i Z_i Z_0^T P_0) / sqrt(h_i h_0), with both views' traces taken out: each by
+    # itself, since views need not be of one scale.
+    right = product(made.cross.flatten(0, 1), p[0]).view_as(made.cross)
+    products = (p[1:].mT * right).sum(-2) * trace[1:].rsqrt()[:, None] * trace[0].rsqrt()
+    mismatch = 2 - 2 * _cosine(products, share_of_one, settings.iterations).mean(-1)
     return ViewStatistics(mismatch, (1 - share_of_one).square().sum(-1))
 
 
-def _by_columns(
-    z: Tensor, axis: Axis, iterations: int, exchange: Exchange, width: int, share: bool
-) -> ViewStatistics:
-    """Centred columns (V, N, d_r) of ``width`` in all, either axis."""
-    freedom = width - 1 if axis == "channel" else z.shape[-2] - 1
-    s, trace = trace_normalised(exchange.reduce(gram(z)))
-    p, _ = shared_iternorm(s, iterations, exchange, share)
+def _by_columns(made: _Prepared, settings: _Settings) -> ViewStatistics:
+    """From own columns of all rows, either axis."""
+    exchange, freedom = settings.exchange, settings.freedom
+    s, trace = trace_normalised(made.own, settings.is_safe)
+    p, _ = shared_iternorm(s, settings.iterations, exchange, settings.share)
     p = exchange.spread(p * (trace / freedom).rsqrt()[:, None, None])
-    z_hat = p @ z
+    z_hat = product(p, made.z)
     products = exchange.reduce((z_hat[1:] * z_hat[:1]).sum(-1)) / freedom
     norms = exchange.reduce(z_hat.square().sum(-1)) / freedom
-    mismatch = 2 - 2 * _cosine(products, norms, iterations).mean(-1)
-    if axis == "channel":
+    mismatch = 2 - 2 * _cosine(products, norms, settings.iterations).mean(-1)
+    if settings.axis == "channel":
         return ViewStatistics(mismatch, (1 - norms).square().sum(-1))
     variances = z_hat.square().sum(-2) / freedom
     return ViewStatistics(mismatch, exchange.reduce((1 - variances).square().sum(-1)))
 
 
-def _by_rows(
-    z: Tensor, axis: Axis, iterations: int, exchange: Exchange, rows: int, share: bool
-) -> ViewStatistics:
-    """Own rows (V, n, d) of ``rows`` in all, either axis."""
-    width = z.shape[-1]
-    if axis == "channel":
-        z, freedom = centre(z, axis), width - 1
-    else:
-        z, freedom = z - exchange.sum(z.sum(-2, keepdim=True)) / rows, rows - 1
-    s, trace = trace_normalised(exchange.reduce(gram(z.mT)))
-    p, variances = shared_iternorm(s, iterations, exchange, share)
-    z_hat = z @ exchange.spread(p * (trace / freedom).rsqrt()[:, None, None])
+def _by_rows(made: _Prepared, settings: _Settings) -> ViewStatistics:
+    """From own rows of all columns, either axis."""
+    exchange, freedom = settings.exchange, settings.freedom
+    s, trace = trace_normalised(made.own, settings.is_safe)
+    p, variances = shared_iternorm(s, settings.iterations, exchange, settings.share)
+    z_hat = product(made.z, exchange.spread(p * (trace / freedom).rsqrt()[:, None, None]))
     norms = z_hat.square().sum(-1) / freedom
     products = (z_hat[1:] * z_hat[:1]).sum(-1) / freedom
-    cosines = exchange.reduce(_cosine(products, norms, iterations).sum(-1)) / rows
-    if axis == "channel":
+    cosines = _cosine(products, norms, settings.iterations).sum(-1)
+    cosines = exchange.reduce(cosines) / settings.rows
+    if settings.axis == "channel":
         traces = exchange.reduce((1 - norms).square().sum(-1))
     else:
         traces = (1 - variances).square().sum(-1)

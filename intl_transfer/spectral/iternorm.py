@@ -10,26 +10,30 @@ maps each eigenvalue ``lambda`` of Sigma to ``h_T(x) = x f_T(x)^2`` with ``x = l
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from intl_transfer.spectral.collectives import gather_rows, own_rows
+from intl_transfer.spectral.collectives import gather_rows, global_batch, own_rows
 from intl_transfer.spectral.common import (
     Axis,
     at_least_float32,
     centre,
     check_embedding,
-    check_finite,
     check_iterations,
     check_spread,
     degrees_of_freedom,
-    no_autocast,
+    finite,
 )
 from intl_transfer.spectral.gram import gram
-from intl_transfer.spectral.matrix_function import FLOOR, matrix_function
+from intl_transfer.spectral.matrix_function import FLOOR, raised_function
+from intl_transfer.spectral.modes import is_compiling, no_autocast
 from intl_transfer.spectral.newton import newton, newton_direct
+from intl_transfer.spectral.product import product
+from intl_transfer.spectral.scalar import Scalar, ScalarFunction
+from intl_transfer.spectral.scale import at_safe_scale
 
 #: Up to this T the iteration runs in the precision of the embeddings. Each step multiplies what
 #: rounding leaves in a float32 Gram matrix (1e-7 of its trace, negative eigenvalues among it) by
@@ -38,6 +42,7 @@ from intl_transfer.spectral.newton import newton, newton_direct
 NEWTON_UP_TO = 6
 
 
+@global_batch
 def iternorm(
     z: Tensor,
     axis: Axis = "channel",
@@ -65,7 +70,8 @@ def iternorm(
 
     Returns:
         The transformed rows, shape of ``z``, float32 (float64 for float64 input) whatever
-        autocast says. A batch without variance comes out as zeros, with zero gradient.
+        autocast says, at any scale of the embeddings. A batch without variance comes out as zeros,
+        with zero gradient. Differentiable to any order (twice above T = 6).
 
     Raises:
         ValueError: for an unknown axis, a T that is no whole number from 0 on, a tensor without N
@@ -85,32 +91,49 @@ def iternorm(
         rows = gather_rows(at_least_float32(z), group, distributed)
         check_spread(rows.shape[-2], rows.shape[-1], axis)
         work = rows.double() if stable and iterations > NEWTON_UP_TO else rows
-        centred = centre(work, axis)
-        # P is a polynomial in Sigma and Z p(Z^T Z) = p(Z Z^T) Z, so that either axis can be
-        # solved on whichever of N x N and d x d is smaller.
-        left = centred.shape[-2] <= centred.shape[-1]
-        covariance = gram(centred if left else centred.mT)
-        covariance = covariance / degrees_of_freedom(centred, axis)
-        s, trace = trace_normalised(covariance, check=stable)
+
+        def prepare(batches: Sequence[Tensor]) -> _Centred:
+            centred = centre(batches[0], axis)
+            # P is a polynomial in Sigma and Z p(Z^T Z) = p(Z Z^T) Z, so that either axis can be
+            # solved on whichever of N x N and d x d is smaller.
+            small = centred if centred.shape[-2] <= centred.shape[-1] else centred.mT
+            return _Centred(centred, gram(small))
+
+        (centred, own), is_safe = at_safe_scale(prepare, [work])
+        covariance = own / degrees_of_freedom(centred, axis)
+        s, trace = trace_normalised(covariance, is_safe, check=stable)
         f = small_iternorm(s, iterations)[0] if stable else newton_direct(s, iterations)
         p = f * trace.rsqrt()[..., None, None]
-        z_hat = (p @ centred if left else centred @ p).to(rows.dtype)
+        left = centred.shape[-2] <= centred.shape[-1]
+        z_hat = (product(p, centred) if left else product(centred, p)).to(rows.dtype)
         return own_rows(z_hat, z.shape[-2], group, distributed)
 
 
-def trace_normalised(covariance: Tensor, check: bool = True) -> tuple[Tensor, Tensor]:
+class _Centred(NamedTuple):
+    """Centred rows, and the Gram of their smaller side."""
+
+    rows: Tensor
+    own: Tensor
+
+
+def trace_normalised(
+    covariance: Tensor, is_safe: bool = False, check: bool = True
+) -> tuple[Tensor, Tensor]:
     """``Sigma / tr Sigma`` and ``tr Sigma``; zeros and 1 for a covariance of zero.
 
     Args:
         covariance: shape (..., n, n).
+        is_safe: whether all traces are known to be finite and above zero.
         check: False lets NaN and infinity pass.
 
     Raises:
         NonFiniteError: if a trace is NaN or infinite.
     """
     trace = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
+    if is_safe:
+        return covariance / trace[..., None, None], trace
     if check:
-        check_finite(trace)
+        trace = finite(trace)
     # Without variance there is no direction to go: a constant 1 keeps zeros at zero, their
     # gradient too. (NaN is not below anything and stays.)
     is_zero = trace < torch.finfo(trace.dtype).tiny
@@ -126,8 +149,45 @@ def small_iternorm(s: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     """
     if iterations <= NEWTON_UP_TO:
         return newton(s, iterations)
-    f = matrix_function(s, lambda x: iternorm_factor(x, iterations), floor=FLOOR)
-    return f, ((f @ s) * f).sum(-1)
+    f = raised_function(s, factor_function(iterations), FLOOR, s.diagonal(dim1=-2, dim2=-1).sum(-1))
+    return f, (product(f, s) * f).sum(-1)
+
+
+def factor_function(iterations: int) -> ScalarFunction:
+    """``f_T`` with its first two derivatives."""
+
+    def derivative(order: int) -> Scalar:
+        if is_compiling():
+            return lambda x: cast(Tensor, _derivative_compiled(x, iterations, order))
+        return lambda x: factor_derivatives(x, iterations)[order]
+
+    return ScalarFunction(derivative(0), derivative(1), derivative(2))
+
+
+def factor_derivatives(x: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``f_T(x)``, its first and its second derivative, each by its own recursion."""
+    f, slope, bend = torch.ones_like(x), torch.zeros_like(x), torch.zeros_like(x)
+    for _ in range(iterations):
+        cube = 3 * f.square() * slope
+        bend = 1.5 * bend - cube - 0.5 * x * (6 * f * slope.square() + 3 * f.square() * bend)
+        slope = 1.5 * slope - 0.5 * f**3 - 0.5 * x * cube
+        f = 1.5 * f - 0.5 * x * f**3
+    return f, slope, bend
+
+
+# A compiler would unroll the recursions into one kernel, and take minutes over it.
+@torch.library.custom_op(
+    "intl_transfer::factor_derivative",
+    mutates_args=(),
+    schema="(Tensor x, int iterations, int order) -> Tensor",
+)
+def _derivative_compiled(x: Tensor, iterations: int, order: int) -> Tensor:
+    return factor_derivatives(x, iterations)[order]
+
+
+@_derivative_compiled.register_fake
+def _(x: Tensor, iterations: int, order: int) -> Tensor:
+    return torch.empty_like(x)
 
 
 def iternorm_factor(x: Tensor, iterations: int = 4) -> Tensor:

@@ -14,21 +14,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from intl_transfer.spectral.collectives import Exchange, gather_rows, replicated, world_size
+from intl_transfer.spectral.collectives import (
+    Exchange,
+    gather_rows,
+    global_batch,
+    replicated,
+    world_size,
+)
 from intl_transfer.spectral.common import (
     Axis,
     at_least_float32,
     check_axis,
     check_embedding,
-    check_finite,
     check_iterations,
     check_spread,
-    no_autocast,
+    finite,
 )
 from intl_transfer.spectral.head import ViewStatistics, view_statistics
+from intl_transfer.spectral.modes import no_autocast
 from intl_transfer.spectral.sharding import announce, plan_head
 from intl_transfer.spectral.transforms import SpectralTransform
-from intl_transfer.spectral.views import check_views, row_mismatch, row_trace_loss
+from intl_transfer.spectral.views import checked_views, row_mismatch, row_trace_loss
 
 
 def default_trace_weight(n: int, d: int, axis: Axis = "channel") -> float:
@@ -40,13 +46,31 @@ def default_trace_weight(n: int, d: int, axis: Axis = "channel") -> float:
         axis: x is N on the channel axis and d on the batch axis.
 
     Returns:
-        beta; 0.05 for N = 256 on the channel axis. The formula as published: 0 at x = 8, and
-        negative below, where a weight of one's own is wanted.
+        beta; 0.05 for N = 256 on the channel axis. The formula as published is 0 at x = 8, where
+        nothing is left to undo a collapse.
+
+    Raises:
+        ValueError: for x below 8, where the formula is negative: it would reward the collapse that
+            the trace loss is there to punish.
     """
     check_axis(axis)
-    return 0.01 * (math.log2(n if axis == "channel" else d) - 3)
+    name, x = ("N", n) if axis == "channel" else ("d", d)
+    if x < 8:
+        raise ValueError(
+            f"the published weight of the trace loss, 0.01 (log2 {name} - 3), is not positive for "
+            f"{name} = {x} on the {axis} axis (below 8): it would reward collapse. Pass a "
+            f"trace_weight, or take {name} >= 8"
+        )
+    return 0.01 * (math.log2(x) - 3)
 
 
+def check_trace_weight(trace_weight: float | None) -> None:
+    """Raises ValueError for a weight that is no finite number."""
+    if trace_weight is not None and not math.isfinite(trace_weight):
+        raise ValueError(f"trace_weight is {trace_weight}; expected a finite number or None")
+
+
+@global_batch
 def trace_loss(
     z_hat: Tensor, axis: Axis = "channel", *, group: Any = None, distributed: bool = True
 ) -> Tensor:
@@ -66,7 +90,9 @@ def trace_loss(
 
     Raises:
         ValueError: for an unknown axis or a wrong shape.
-        NonFiniteError: if ``z_hat`` holds NaN or infinity.
+        TypeError: if ``z_hat`` is not a floating-point tensor.
+        NonFiniteError: if ``z_hat`` holds NaN or infinity, or the loss, of the fourth power of its
+            scale, is beyond the range of its precision.
 
     Example:
         >>> import torch
@@ -77,11 +103,11 @@ def trace_loss(
     check_axis(axis)
     with no_autocast(z_hat.device):
         rows = gather_rows(at_least_float32(z_hat), group, distributed, is_replicated=True)
-        losses = row_trace_loss(rows, axis)
-        check_finite(losses.detach())
+        losses = finite(row_trace_loss(rows, axis))
         return replicated(losses.sum(), group, distributed)
 
 
+@global_batch
 def intl_loss(
     views: Sequence[Tensor],
     axis: Axis = "channel",
@@ -118,8 +144,9 @@ def intl_loss(
         (float64 for float64 input) whatever autocast says.
 
     Raises:
-        ValueError: for fewer than two views, views of different shapes, an unknown axis, or a T
-            that is no whole number from 0 on.
+        ValueError: for fewer than two views, views of different shapes, an unknown axis, a T that
+            is no whole number from 0 on, or without a ``trace_weight`` where the published one is
+            negative (N < 8 on the channel axis, d < 8 on the batch axis).
         TypeError: if a view is not a floating-point tensor.
         NonFiniteError: if a view holds NaN or infinity.
 
@@ -138,6 +165,7 @@ def intl_loss(
     return replicated(loss, group, distributed)
 
 
+@global_batch
 def intl_ema_loss(
     online_views: Sequence[Tensor],
     target: Tensor,
@@ -169,8 +197,7 @@ def intl_ema_loss(
         A scalar, the loss of the global batch, the same on every rank.
 
     Raises:
-        ValueError: for no online view, views of different shapes, an unknown axis, or a T that is
-            no whole number from 0 on.
+        ValueError: for no online view, or as :func:`intl_loss`.
         TypeError: if a view is not a floating-point tensor.
         NonFiniteError: if a view holds NaN or infinity.
 
@@ -179,6 +206,7 @@ def intl_ema_loss(
         >>> online = [torch.randn(32, 128, requires_grad=True)]
         >>> intl_ema_loss(online, torch.randn(32, 128)).backward()
     """
+    check_embedding(target, "target")
     beta, statistics = _statistics(
         [target.detach(), *online_views],
         axis,
@@ -195,6 +223,7 @@ def intl_ema_loss(
     return replicated(loss, group, distributed)
 
 
+@global_batch
 def spectral_loss(
     views: Sequence[Tensor],
     transform: SpectralTransform,
@@ -220,7 +249,7 @@ def spectral_loss(
     Raises:
         ValueError: for fewer than two views or views of different shapes.
         TypeError: if a view is not a floating-point tensor.
-        NonFiniteError: if a view holds NaN or infinity.
+        NonFiniteError: if a view holds NaN or infinity, or the loss is too large for its precision.
 
     Example:
         >>> import torch
@@ -228,16 +257,18 @@ def spectral_loss(
         >>> views = [torch.randn(32, 128, requires_grad=True) for _ in range(2)]
         >>> spectral_loss(views, PowerTransform(0.5)).backward()
     """
-    check_views(views)
+    views = checked_views(views)
+    check_trace_weight(trace_weight)
     with no_autocast(views[0].device):
         stacked = torch.stack([at_least_float32(view) for view in views])
         rows = gather_rows(stacked, group, distributed, is_replicated=True)
-        z_hat = transform.apply_to(rows)
+        # Powers of small or large eigenvalues may be beyond float32 where their cosines are not.
+        z_hat = transform.apply_to(rows.double() if transform.is_precise else rows)
         loss = row_mismatch(z_hat[1:], z_hat[:1]).mean()
         if trace_weight:
             traces = row_trace_loss(z_hat, transform.axis)
             loss = loss + trace_weight * (traces[1:].mean() + traces[0])
-        return replicated(loss, group, distributed)
+        return replicated(finite(loss.to(rows.dtype)), group, distributed)
 
 
 class INTLLoss(nn.Module):
@@ -265,6 +296,7 @@ class INTLLoss(nn.Module):
         super().__init__()
         check_axis(axis)
         check_iterations(iterations)
+        check_trace_weight(trace_weight)
         self.axis: Axis = axis
         self.iterations, self.trace_weight, self.sharded = iterations, trace_weight, sharded
 
@@ -274,7 +306,10 @@ class INTLLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """Its settings, for ``print``."""
-        return f"axis={self.axis!r}, T={self.iterations}, trace_weight={self.trace_weight}"
+        return (
+            f"axis={self.axis!r}, T={self.iterations}, trace_weight={self.trace_weight}, "
+            f"sharded={self.sharded}"
+        )
 
 
 def _report(parts: dict[str, Tensor] | None, mismatch: Tensor, trace_loss: Tensor) -> None:
@@ -294,8 +329,9 @@ def _statistics(
     sharded: bool | None,
 ) -> tuple[float, ViewStatistics]:
     """The weight of the trace loss, and what it weighs."""
-    check_views(views)
+    views = checked_views(views)
     check_iterations(iterations)
+    check_trace_weight(trace_weight)
     ranks = world_size(group, distributed)
     rows, width = views[0].shape[0] * ranks, views[0].shape[1]
     check_spread(rows, width, axis)
@@ -308,6 +344,7 @@ def _statistics(
             together = gather_rows(torch.stack(views), group, is_replicated=True)
             views = list(together.unbind(0))
         exchange = Exchange(group, active=plan.is_sharded)
-        return beta, view_statistics(
-            views, axis, iterations, exchange, target_too, plan.share_solves
-        )
+        found = view_statistics(views, axis, iterations, exchange, target_too, plan.share_solves)
+        # Above T = 6 they come in float64.
+        precision = torch.float64 if views[0].dtype == torch.float64 else torch.float32
+        return beta, ViewStatistics(*(part.to(precision) for part in found))

@@ -20,6 +20,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from intl_transfer.spectral.modes import gradient_again, is_differentiated_again, is_plain, island
+from intl_transfer.spectral.product import product
+
 # Two Newton steps: q(x) = (Q(x)^2 + _LINEAR x + _CONSTANT) / 16, Q(x) = x^2 + _INNER x + _OUTER.
 _INNER, _OUTER, _LINEAR, _CONSTANT = -4.5, 3.375, -8.625, 24.609375
 
@@ -34,13 +37,37 @@ def newton(s: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         ``f_T(S)``, shape (..., n, n), and the diagonal, shape (..., n), in the precision of ``s``.
-        Once differentiable; only the symmetric part of the gradient matters.
+        Only the symmetric part of the gradient matters. Differentiable to any order: a backward
+        pass that is to be differentiated again goes through :func:`_newton_by_autograd`.
     """
+    if not is_plain(s):
+        return _newton_by_autograd(s, iterations)
     return cast("tuple[Tensor, Tensor]", _Newton.apply(s, iterations))
+
+
+def _newton_by_autograd(s: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """The same polynomials in operations of which torch knows the derivatives."""
+    eye = torch.eye(s.shape[-1], dtype=s.dtype, device=s.device)
+    m, p = s, None
+    if iterations % 2:
+        r = 1.5 * eye - 0.5 * m
+        p = r
+        if iterations > 1:
+            m = product(product(m, r), r)
+    for k in range(iterations // 2):
+        inner = product(m, m) + _INNER * m + _OUTER * eye
+        q = (product(inner, inner) + _LINEAR * m + _CONSTANT * eye) / 16
+        p = q if p is None else product(p, q)
+        if k + 1 < iterations // 2:
+            m = product(m, product(q, q))
+    if p is None:
+        p = eye.expand_as(s)
+    return p, (product(p, s) * p.mT).sum(-1)
 
 
 class _Newton(torch.autograd.Function):
     @staticmethod
+    @island
     def forward(ctx: Any, s: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
         ctx.iterations = iterations
         saved = [s]
@@ -70,10 +97,14 @@ class _Newton(torch.autograd.Function):
         return p, (h * p.mT).sum(-1)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @island
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         grad_p, grad_diagonal = gradients
-        p, h, _, *rest = ctx.saved_tensors
+        p, h, s, *rest = ctx.saved_tensors
+        if is_differentiated_again(*gradients):
+            with torch.enable_grad():
+                both = _newton_by_autograd(s, ctx.iterations)
+                return gradient_again(both, s, gradients), None
         # diag(P S P) weighted by D: dP = 2 D P S, dS = P D P. Gradients are symmetrised where a
         # square asks for it, and nowhere else: on a CPU that costs a third of a product.
         g = torch.addcmul(grad_p, grad_diagonal[..., :, None], h, value=2)
@@ -126,5 +157,5 @@ def newton_direct(s: Tensor, iterations: int) -> Tensor:
     """``P_{k+1} = (3 P_k - P_k^3 S) / 2`` as it is written; diverges for large T."""
     p = _identity(s)
     for _ in range(iterations):
-        p = 1.5 * p - 0.5 * (torch.linalg.matrix_power(p, 3) @ s)
+        p = 1.5 * p - 0.5 * product(product(product(p, p), p), s)
     return p

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from intl_transfer.spectral.collectives import Exchange
 from intl_transfer.spectral.iternorm import small_iternorm
+from intl_transfer.spectral.modes import gradient_again
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +116,8 @@ class _SharedIterNorm(torch.autograd.Function):
         ranks = dist.get_world_size(group)
         each = -(-s.shape[0] // ranks)
         ctx.own = slice(dist.get_rank(group) * each, (dist.get_rank(group) + 1) * each)
-        ctx.group, ctx.each = group, each
+        ctx.group, ctx.each, ctx.iterations = group, each, iterations
+        ctx.save_for_backward(s)
         with torch.enable_grad():
             ctx.input = s[ctx.own].detach().requires_grad_()
             ctx.solved = small_iternorm(ctx.input, iterations) if len(ctx.input) else None
@@ -129,8 +131,12 @@ class _SharedIterNorm(torch.autograd.Function):
         )
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        if torch.is_grad_enabled():
+            # To be differentiated again: each rank solves all views.
+            (s,) = ctx.saved_tensors
+            both = small_iternorm(s, ctx.iterations)
+            return gradient_again(both, s, gradients), None, None
         if ctx.solved is None:
             gradient = torch.zeros_like(ctx.input)
         else:

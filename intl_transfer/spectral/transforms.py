@@ -14,24 +14,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from intl_transfer.spectral.collectives import gather_rows, own_rows
+from intl_transfer.spectral.collectives import gather_rows, global_batch, own_rows
 from intl_transfer.spectral.common import (
     Axis,
     at_least_float32,
     centre,
     check_axis,
     check_embedding,
-    check_finite,
     check_iterations,
     check_spread,
     degrees_of_freedom,
-    no_autocast,
+    finite,
+    representable,
 )
 from intl_transfer.spectral.gram import gram
-from intl_transfer.spectral.iternorm import iternorm, iternorm_factor
-from intl_transfer.spectral.matrix_function import FLOOR, Scalar, matrix_function
+from intl_transfer.spectral.guards import require
+from intl_transfer.spectral.iternorm import NEWTON_UP_TO, iternorm, iternorm_factor
+from intl_transfer.spectral.matrix_function import FLOOR, raised_function
+from intl_transfer.spectral.modes import no_autocast
+from intl_transfer.spectral.product import product
+from intl_transfer.spectral.scalar import Scalar, ScalarFunction, given_function, power
 
 
+@global_batch
 def spectral_transform(
     z: Tensor,
     g: Scalar,
@@ -50,7 +55,8 @@ def spectral_transform(
 
     Args:
         z: embeddings, shape (N, d) or (V, N, d); this rank's rows under a process group.
-        g: elementwise function of a tensor of eigenvalues, positive ones.
+        g: function of a tensor of eigenvalues, positive ones, that maps each by itself. One that
+            looks at the others (divides by their sum) has another derivative, and is refused.
         axis: ``"channel"`` or ``"batch"``, as for :func:`intl_transfer.spectral.iternorm`.
         g_prime: the derivative of g; by autograd if None.
         floor: a fraction of the trace, 1e-14 unless given. A larger one, such as 1e-6, keeps
@@ -60,39 +66,77 @@ def spectral_transform(
 
     Returns:
         The transformed rows, shape of ``z``, float32 (float64 for float64 input) whatever
-        autocast says. Gradients are exact also where eigenvalues repeat (Daleckii-Krein formula).
-        A batch without variance comes out as zeros, with zero gradient.
+        autocast says. Gradients are exact also where eigenvalues repeat (Daleckii-Krein formula);
+        twice differentiable. A batch without variance comes out as zeros, with zero gradient.
 
     Raises:
         ValueError: for an unknown axis, a tensor without N and d, one channel on the channel
-            axis, or one sample on the batch axis.
+            axis, one sample on the batch axis, or a g that does not map each eigenvalue by itself.
         TypeError: if ``z`` is not a floating-point tensor.
-        NonFiniteError: if ``z`` holds NaN or infinity, or g maps an eigenvalue to one.
+        NonFiniteError: if ``z`` holds NaN or infinity, g maps an eigenvalue to one, or the result
+            is beyond the range of float32.
 
     Example:
         >>> import torch
         >>> z_hat = spectral_transform(torch.randn(16, 64), lambda values: 1 / (1 + values))
     """
+    scalar = given_function(g, g_prime)
+    return _transform(z, scalar, axis, floor, group, distributed)
+
+
+def _transform(
+    z: Tensor,
+    scalar: ScalarFunction,
+    axis: Axis,
+    floor: float,
+    group: Any,
+    distributed: bool,
+) -> Tensor:
+    """:func:`spectral_transform` of a function with its derivatives."""
     check_embedding(z)
+    if not floor >= 0:
+        raise ValueError(f"floor is {floor}; expected a fraction of the trace, a number >= 0")
     with no_autocast(z.device):
         rows = gather_rows(at_least_float32(z), group, distributed)
         check_spread(rows.shape[-2], rows.shape[-1], axis)
         centred = centre(rows.double(), axis)
-        left = centred.shape[-2] <= centred.shape[-1]
+        left = _solves_samples(centred, axis)
         sigma = gram(centred if left else centred.mT) / degrees_of_freedom(centred, axis)
-        trace = sigma.diagonal(dim1=-2, dim2=-1).sum(-1)
-        check_finite(trace)
+        trace = finite(sigma.diagonal(dim1=-2, dim2=-1).sum(-1))
         # A batch without variance is decomposed as the identity, and multiplied with zeros.
         is_zero = (trace < torch.finfo(trace.dtype).tiny)[..., None, None]
-        eye = torch.eye(sigma.shape[-1], dtype=sigma.dtype, device=sigma.device)
-        transform = matrix_function(torch.where(is_zero, eye, sigma), g, g_prime, floor)
-        check_finite(transform.detach().sum((-2, -1)))
-        z_hat = transform @ centred if left else centred @ transform
+        n = sigma.shape[-1]
+        if left == (axis == "batch"):
+            # Centring has emptied the direction (1, ..., 1), of which g would make what rounding
+            # left there. With the mean variance in it, g makes something harmless, of nothing.
+            sigma = sigma + (trace / n**2)[..., None, None]
+        eye = torch.eye(n, dtype=sigma.dtype, device=sigma.device)
+        sigma = torch.where(is_zero, eye, sigma)
+        trace = torch.where(is_zero[..., 0, 0], torch.full_like(trace, n), trace)
+        transform = raised_function(sigma, scalar, floor, trace)
+        transform = require(
+            transform,
+            torch.isfinite(transform.detach()).flatten(-2).all(-1),
+            "nonfinite",
+            "the function makes NaN or infinity of an eigenvalue{where}; it must be finite for "
+            "positive ones down to the floor",
+        )
+        z_hat = product(transform, centred) if left else product(centred, transform)
         # Zeros have no derivative through g: at least none that is worth following.
         z_hat = torch.where(is_zero, torch.zeros_like(z_hat), z_hat)
-        return own_rows(z_hat.to(rows.dtype), z.shape[-2], group, distributed)
+        return own_rows(representable(z_hat, rows.dtype), z.shape[-2], group, distributed)
 
 
+def _solves_samples(centred: Tensor, axis: Axis) -> bool:
+    """Whether N x N is solved, not d x d: the smaller one, and of equal ones that of full rank.
+
+    Centring leaves at most d - 1 (channel axis) or N - 1 directions (batch axis).
+    """
+    n, d = centred.shape[-2:]
+    return n < d if axis == "channel" else n <= d
+
+
+@global_batch
 def power_transform(
     z: Tensor,
     p: float,
@@ -136,19 +180,12 @@ def power_transform(
         with no_autocast(z.device):
             rows = gather_rows(at_least_float32(z), group, distributed)
             check_spread(rows.shape[-2], rows.shape[-1], axis)
-            check_finite(rows.detach().square().sum((-2, -1)))
-            return own_rows(centre(rows, axis), z.shape[-2], group, distributed)
-    return spectral_transform(
-        z,
-        lambda values: values.pow(-p),
-        axis,
-        g_prime=lambda values: -p * values.pow(-p - 1),
-        floor=floor,
-        group=group,
-        distributed=distributed,
-    )
+            centred = representable(centre(rows, axis), rows.dtype)
+            return own_rows(centred, z.shape[-2], group, distributed)
+    return _transform(z, power(p), axis, floor, group, distributed)
 
 
+@global_batch
 def cholesky_whitening(
     z: Tensor,
     axis: Axis = "batch",
@@ -196,25 +233,26 @@ def cholesky_whitening(
         centred = centre(rows.double(), axis)
         sigma = gram(centred if axis == "channel" else centred.mT)
         sigma = sigma / degrees_of_freedom(centred, axis)
-        trace = sigma.diagonal(dim1=-2, dim2=-1).sum(-1)
-        check_finite(trace)
+        trace = finite(sigma.diagonal(dim1=-2, dim2=-1).sum(-1))
         eye = torch.eye(sigma.shape[-1], dtype=sigma.dtype, device=sigma.device)
         sigma = (1 - shrinkage) * sigma + shrinkage * eye
         factor, info = torch.linalg.cholesky_ex(sigma)
         # Diagonal entries of a singular matrix's factor are square roots of rounding.
         pivots = factor.detach().diagonal(dim1=-2, dim2=-1).square()
-        if bool((info > 0).any()) or bool((pivots < FLOOR * trace.detach()[..., None]).any()):
-            small, large = ("N", "d") if axis == "channel" else ("d", "N")
-            raise ValueError(
-                f"the covariance of a batch with N = {n}, d = {d} is singular on the {axis} axis; "
-                f"Cholesky whitening needs {small} < {large} and no collapsed direction. Use a "
-                "shrinkage > 0, or power_transform(z, 0.5), which leaves such directions at zero"
-            )
+        small, large = ("N", "d") if axis == "channel" else ("d", "N")
+        factor = require(
+            factor,
+            (info == 0) & (pivots >= FLOOR * trace.detach()[..., None]).all(-1),
+            "value",
+            f"the covariance of a batch with N = {n}, d = {d} is singular on the {axis} axis"
+            f"{{where}}; Cholesky whitening needs {small} < {large} and no collapsed direction. "
+            "Use a shrinkage > 0, or power_transform(z, 0.5), which leaves such directions at zero",
+        )
         if axis == "channel":
             z_hat = torch.linalg.solve_triangular(factor, centred, upper=False)
         else:
             z_hat = torch.linalg.solve_triangular(factor, centred.mT, upper=False).mT
-        return own_rows(z_hat.to(rows.dtype), z.shape[-2], group, distributed)
+        return own_rows(representable(z_hat, rows.dtype), z.shape[-2], group, distributed)
 
 
 class SpectralTransform(nn.Module, ABC):
@@ -222,9 +260,11 @@ class SpectralTransform(nn.Module, ABC):
 
     Attributes:
         axis: ``"channel"`` or ``"batch"``.
+        is_precise: whether it works in float64 anyway; losses then hand it float64 rows.
     """
 
     axis: Axis
+    is_precise: bool = False
 
     def __init__(self, axis: Axis) -> None:
         super().__init__()
@@ -262,6 +302,7 @@ class PowerTransform(SpectralTransform):
         if not 0 <= p < float("inf"):
             raise ValueError(f"p is {p}; expected a power p >= 0")
         self.p, self.floor = p, floor
+        self.is_precise = p > 0
 
     def transformed(self, z: Tensor, distributed: bool) -> Tensor:
         """As :func:`power_transform`."""
@@ -273,7 +314,7 @@ class PowerTransform(SpectralTransform):
 
     def extra_repr(self) -> str:
         """Its settings, for ``print``."""
-        return f"p={self.p}, axis={self.axis!r}"
+        return f"p={self.p}, axis={self.axis!r}, floor={self.floor}"
 
 
 class IterNorm(SpectralTransform):
@@ -290,6 +331,7 @@ class IterNorm(SpectralTransform):
         super().__init__(axis)
         check_iterations(iterations)
         self.iterations, self.stable = iterations, stable
+        self.is_precise = stable and iterations > NEWTON_UP_TO
 
     def transformed(self, z: Tensor, distributed: bool) -> Tensor:
         """As :func:`iternorm`."""
@@ -324,6 +366,7 @@ class ScalarTransform(SpectralTransform):
     ) -> None:
         super().__init__(axis)
         self._g, self._g_prime, self.floor = g, g_prime, floor
+        self.is_precise = True
 
     def transformed(self, z: Tensor, distributed: bool) -> Tensor:
         """As :func:`spectral_transform`."""
@@ -340,6 +383,12 @@ class ScalarTransform(SpectralTransform):
         """The function, above the floor."""
         return self._g(values.maximum(self.floor * values.sum(-1, keepdim=True)))
 
+    def extra_repr(self) -> str:
+        """Its settings, for ``print``."""
+        names = [getattr(f, "__name__", repr(f)) for f in (self._g, self._g_prime) if f is not None]
+        slope = f", g_prime={names[1]}" if len(names) > 1 else ""
+        return f"g={names[0]}{slope}, axis={self.axis!r}, floor={self.floor}"
+
 
 class CholeskyWhitening(SpectralTransform):
     """:func:`cholesky_whitening`; its output has ZCA whitening's spectrum, in other directions.
@@ -352,7 +401,10 @@ class CholeskyWhitening(SpectralTransform):
 
     def __init__(self, axis: Axis = "batch", shrinkage: float = 0.0) -> None:
         super().__init__(axis)
+        if not 0 <= shrinkage <= 1:
+            raise ValueError(f"shrinkage is {shrinkage}; expected a number from 0 to 1")
         self.shrinkage = shrinkage
+        self.is_precise = True
 
     def transformed(self, z: Tensor, distributed: bool) -> Tensor:
         """As :func:`cholesky_whitening`."""

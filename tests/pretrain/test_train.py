@@ -105,6 +105,7 @@ def test_ranks_that_do_not_divide_the_batch(images, tmp_path):
 
 def test_one_image_a_rank(images, tmp_path):
     settings = ["optim.batch_size=2", "optim.epochs=1", "engine.stop_after_steps=1"]
+    settings.append("loss.trace_weight=0.01")  # the published one is negative
     train(images, tmp_path / "synchronised", *settings, launcher=TORCHRUN)
     settings.append("model.sync_batchnorm=false")
     done = train(images, tmp_path / "own", *settings, launcher=TORCHRUN, check=False)
@@ -156,6 +157,7 @@ def test_options_that_a_method_does_not_have(images, tmp_path):
         ("optim.clip_norm=0", "optim.clip_norm is 0.0; expected null or a positive number"),
         ("optim.optimizer=adam", "optim.optimizer is 'adam'; expected one of sgd, lars"),
         ("optim.batch_size=1", "optim.batch_size is 1; expected at least 2"),
+        ("optim.batch_size=4", "loss.trace_weight is null: the published weight"),
         ("loss.iterations=0", "loss.iterations is 0; expected at least 1"),
         ("engine.keep_checkpoints=0", "engine.keep_checkpoints is 0; expected at least 1"),
         ("engine.compile=inductor engine.recompute=true", "exclude each other"),

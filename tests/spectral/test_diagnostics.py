@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,71 @@ def embeddings(n: int, d: int, seed: int = 0) -> torch.Tensor:
 def test_spectrum_is_that_of_the_full_covariance(axis, shape):
     z = embeddings(*shape)
     full = torch.linalg.eigvalsh(reference.covariance(z, axis)).flip(0)
-    torch.testing.assert_close(spectrum(z, axis), full[:8], rtol=1e-9, atol=1e-9)
+    # Where the smaller side is the centred one, one direction of it is empty.
+    rank = 8 if (axis == "channel") == (shape[0] < shape[1]) else 7
+    torch.testing.assert_close(spectrum(z, axis), full[:rank], rtol=1e-9, atol=0)
+    assert full[rank:].abs().sum() < 1e-12
+
+
+def with_condition(n: int, d: int, condition: float, axis: str) -> np.ndarray:
+    """Embeddings whose covariance has eigenvalues from 1 to 10^condition, as many as it can."""
+    random = np.random.default_rng(1)
+    rank = min(n, d - 1) if axis == "channel" else min(n - 1, d)
+
+    def directions(size: int, is_centred: bool) -> np.ndarray:
+        start = random.standard_normal((size, rank))
+        if is_centred:
+            start = start - start.mean(0)
+        return np.linalg.qr(start)[0]
+
+    left, right = directions(n, axis == "batch"), directions(d, axis == "channel")
+    return (left * np.logspace(0, condition / 2, rank)) @ right.T + 1.5
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("shape", [(24, 60), (60, 24), (32, 32)])
+@pytest.mark.parametrize("condition", [-2, -6, -8, -10, -12])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_condition_and_ranks_are_those_of_a_singular_value_decomposition(
+    axis, shape, condition, dtype
+):
+    z = torch.from_numpy(with_condition(*shape, condition, axis)).to(dtype)
+    exact = z.double().numpy()
+    along = 1 if axis == "channel" else 0
+    exact = exact - exact.mean(along, keepdims=True)
+    singular = np.linalg.svd(exact, compute_uv=False)
+    rank = min(shape[0], shape[1] - 1) if axis == "channel" else min(shape[0] - 1, shape[1])
+    singular = singular[:rank]
+    truth = 2 * np.log10(singular[-1] / singular[0])
+    if dtype == torch.float64:
+        assert truth == pytest.approx(condition, abs=1e-5)
+    views = [z, z.roll(1, 0)]
+    figures = diagnose(views, axis)
+    assert figures.condition == pytest.approx(truth, abs=1e-2 if condition == -12 else 1e-4)
+    assert condition_indicator(spectrum(z, axis)) == pytest.approx(figures.condition, abs=1e-3)
+    assert figures.eigenvalues.shape == (rank,)
+    assert figures.eigenvalues.dtype == torch.float64
+    freedom = shape[along] - 1
+    np.testing.assert_allclose(
+        figures.eigenvalues, singular**2 / freedom, rtol=1e-8, atol=1e-15 * singular[0] ** 2
+    )
+    share = singular / singular.sum()
+    assert figures.effective_rank == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-5)
+    squares = singular**2
+    assert figures.stable_rank == pytest.approx(squares.sum() / squares[0], rel=1e-9)
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("shape", [(16, 40), (40, 16), (20, 20)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_healthy_batch_has_a_finite_condition_and_a_collapsed_one_has_not(axis, shape, dtype):
+    torch.manual_seed(0)
+    z = torch.randn(shape).to(dtype)
+    assert -5 < diagnose([z, z], axis).condition < 0
+    one = torch.randn(shape[0], 1) @ torch.randn(1, shape[1])
+    assert diagnose([one, one], axis).condition < -12
+    for nothing in (torch.zeros(shape), torch.ones(shape)):
+        assert diagnose([nothing, nothing], axis).condition == -math.inf
 
 
 def test_figures_of_known_spectra():
@@ -125,8 +190,8 @@ def test_all_figures_at_once_equal_each_by_itself(axis, shape):
     views = [embeddings(*shape), embeddings(*shape, seed=1)]
     figures = diagnose(views, axis)
     values = spectrum(views[0], axis)
-    if values[-1] > 1e-9:  # else the smallest is rounding
-        assert figures.condition == pytest.approx(float(condition_indicator(values)), rel=1e-6)
+    assert figures.condition == pytest.approx(float(condition_indicator(values)), rel=1e-9)
+    assert -6 < figures.condition < -0.1
     assert figures.effective_rank == pytest.approx(float(effective_rank(values)))
     assert figures.alignment == pytest.approx(float(alignment(*views)))
     expected = float(trace_loss(iternorm(views[0], axis), axis))

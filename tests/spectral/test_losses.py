@@ -29,7 +29,9 @@ def make_views(count: int, n: int, d: int, seed: int = 0) -> list[torch.Tensor]:
 @pytest.mark.parametrize(("count", "rows"), [(2, 16), (3, 16), (6, 16), (2, 5)])
 def test_intl_equals_the_formula(axis, count, rows):
     views = [v.requires_grad_() for v in make_views(count, rows, 24)]
-    loss, expected = intl_loss(views, axis), reference.intl(views, axis)
+    weight = 0.03 if rows < 8 else None  # the published one is negative there
+    loss = intl_loss(views, axis, trace_weight=weight)
+    expected = reference.intl(views, axis, weight=weight)
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
     ours = torch.autograd.grad(loss, views)
     theirs = torch.autograd.grad(expected, views)

@@ -10,11 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from intl_transfer.spectral.baselines.common import finite, off_diagonal, prepare
-from intl_transfer.spectral.collectives import replicated
-from intl_transfer.spectral.common import no_autocast
+from intl_transfer.spectral.baselines.common import off_diagonal, prepare, squared_sums
+from intl_transfer.spectral.collectives import global_batch, replicated
+from intl_transfer.spectral.common import finite
+from intl_transfer.spectral.modes import no_autocast
+from intl_transfer.spectral.product import product
 
 
+@global_batch
 def barlow_twins_loss(
     views: Sequence[Tensor],
     off_diagonal_weight: float = 0.0051,
@@ -52,9 +55,9 @@ def barlow_twins_loss(
     z, exchange, rows = prepare(views, group, distributed, smallest_batch=2)
     with no_autocast(z.device):
         z = z - exchange.sum(z.sum(-2, keepdim=True)) / rows
-        variance = exchange.sum(z.square().sum(-2, keepdim=True)) / rows
-        z = z * (variance + eps).rsqrt()
-        correlation = exchange.reduce(z[:1].mT @ z[1:]) / rows
+        variance = exchange.sum(squared_sums(z)) / rows
+        z = z * (variance + eps).rsqrt().to(z.dtype)
+        correlation = exchange.reduce(product(z[:1].mT, z[1:])) / rows
         on = (1 - correlation.diagonal(dim1=-2, dim2=-1)).square().sum(-1)
         off = off_diagonal(correlation).square().sum((-2, -1))
         loss = (on + off_diagonal_weight * off).mean()

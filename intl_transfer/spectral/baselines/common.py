@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from intl_transfer.spectral.collectives import Exchange, world_size
-from intl_transfer.spectral.common import at_least_float32, check_finite
-from intl_transfer.spectral.views import check_views
+from intl_transfer.spectral.common import at_least_float32
+from intl_transfer.spectral.views import checked_views
 
 
 def prepare(
     views: Sequence[Tensor], group: Any, distributed: bool, smallest_batch: int = 1
 ) -> tuple[Tensor, Exchange, int]:
     """Own rows of all views (V, n, d), how ranks speak to each other, and the global N."""
-    check_views(views)
+    views = checked_views(views)
     exchange = Exchange(group, active=world_size(group, distributed) > 1)
     rows = views[0].shape[0] * exchange.size
     if rows < smallest_batch:
@@ -27,10 +27,12 @@ def prepare(
     return torch.stack([at_least_float32(view) for view in views]), exchange, rows
 
 
-def finite(loss: Tensor) -> Tensor:
-    """The loss, or :class:`NonFiniteError`."""
-    check_finite(loss.detach())
-    return loss
+def squared_sums(z: Tensor) -> Tensor:
+    """Of each channel of own rows (V, n, d): (V, 1, d), in float64.
+
+    Squares of float32 values overflow at 1e19, and vanish at 1e-19; in float64 they do not.
+    """
+    return z.double().square().sum(-2, keepdim=True)
 
 
 def off_diagonal(matrix: Tensor) -> Tensor:

@@ -12,11 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intl_transfer.spectral.baselines.common import finite, prepare
-from intl_transfer.spectral.collectives import gather_rows, replicated
-from intl_transfer.spectral.common import no_autocast
+from intl_transfer.spectral.baselines.common import prepare
+from intl_transfer.spectral.collectives import gather_rows, global_batch, replicated
+from intl_transfer.spectral.common import finite
+from intl_transfer.spectral.modes import no_autocast
+from intl_transfer.spectral.product import product
+from intl_transfer.spectral.scale import unit_rows
 
 
+@global_batch
 def nt_xent_loss(
     views: Sequence[Tensor],
     temperature: float = 0.1,
@@ -55,7 +59,7 @@ def nt_xent_loss(
     z, exchange, rows = prepare(views, group, distributed)
     own = z.shape[1]
     with no_autocast(z.device):
-        z = F.normalize(z, dim=-1)
+        z = unit_rows(z)
         everyone = gather_rows(z, group, distributed)  # what others make of it counts, too
         place = exchange.rank * own + torch.arange(own, device=z.device)
         itself = torch.zeros(own, 2 * rows, dtype=torch.bool, device=z.device)
@@ -64,7 +68,8 @@ def nt_xent_loss(
         for i in range(1, len(z)):
             for anchor, other in ((0, i), (i, 0)):
                 candidates = torch.cat([everyone[anchor], everyone[other]])
-                logits = (z[anchor] @ candidates.T / temperature).masked_fill(itself, -torch.inf)
+                logits = product(z[anchor], candidates.mT) / temperature
+                logits = logits.masked_fill(itself, -torch.inf)
                 total = total + F.cross_entropy(logits, place + rows, reduction="sum")
         loss = exchange.reduce(total) / (2 * rows * (len(z) - 1))
         return replicated(finite(loss), group, distributed)

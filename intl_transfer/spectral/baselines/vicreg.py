@@ -10,12 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from intl_transfer.spectral.baselines.common import finite, off_diagonal, prepare
-from intl_transfer.spectral.collectives import replicated
-from intl_transfer.spectral.common import no_autocast
+from intl_transfer.spectral.baselines.common import off_diagonal, prepare, squared_sums
+from intl_transfer.spectral.collectives import global_batch, replicated
+from intl_transfer.spectral.common import finite
 from intl_transfer.spectral.gram import gram
+from intl_transfer.spectral.modes import no_autocast
 
 
+@global_batch
 def vicreg_loss(
     views: Sequence[Tensor],
     invariance_weight: float = 25.0,
@@ -59,16 +61,16 @@ def vicreg_loss(
     z, exchange, rows = prepare(views, group, distributed, smallest_batch=2)
     width = z.shape[-1]
     with no_autocast(z.device):
-        difference = exchange.reduce((z[1:] - z[:1]).square().sum((-2, -1)))
-        invariance = difference / (rows * width)
+        # Divided before they are summed: sums of squares overflow before their means do.
+        difference = (z[1:] - z[:1]) * (rows * width) ** -0.5
+        loss = invariance_weight * exchange.reduce(difference.square().sum((-2, -1)))
         z = z - exchange.sum(z.sum(-2, keepdim=True)) / rows
-        covariance = exchange.reduce(gram(z.mT)) / (rows - 1)
-        deviation = (covariance.diagonal(dim1=-2, dim2=-1) + eps).sqrt()
-        variance = (1 - deviation).relu().mean(-1)
-        redundancy = off_diagonal(covariance).square().sum((-2, -1)) / width
-        loss = (
-            invariance_weight * invariance
-            + variance_weight * (variance[1:] + variance[0]) / 2
-            + covariance_weight * (redundancy[1:] + redundancy[0])
-        ).mean()
-        return replicated(finite(loss), group, distributed)
+        variances = exchange.reduce(squared_sums(z)) / (rows - 1)
+        deviation = (variances + eps).sqrt().to(z.dtype)
+        variance = (1 - deviation).relu().mean((-2, -1))
+        loss = loss + variance_weight * (variance[1:] + variance[0]) / 2
+        if covariance_weight:
+            covariance = exchange.reduce(gram(z.mT)) / (rows - 1)
+            redundancy = (off_diagonal(covariance) * width**-0.5).square().sum((-2, -1))
+            loss = loss + covariance_weight * (redundancy[1:] + redundancy[0])
+        return replicated(finite(loss.mean()), group, distributed)

@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from intl_transfer.spectral.baselines.common import finite, prepare
-from intl_transfer.spectral.collectives import gather_rows, replicated
-from intl_transfer.spectral.common import no_autocast
+from intl_transfer.spectral.baselines.common import prepare
+from intl_transfer.spectral.collectives import gather_rows, global_batch, replicated
+from intl_transfer.spectral.common import finite
+from intl_transfer.spectral.modes import is_compiling, no_autocast
 from intl_transfer.spectral.transforms import cholesky_whitening
 from intl_transfer.spectral.views import row_mismatch
 
 
+@global_batch
 def w_mse_loss(
     views: Sequence[Tensor],
     whitening_size: int | None = None,
@@ -61,6 +63,11 @@ def w_mse_loss(
         >>> views = [torch.randn(64, 8, requires_grad=True) for _ in range(2)]
         >>> w_mse_loss(views, whitening_size=32).backward()
     """
+    if generator is not None and is_compiling():
+        torch._dynamo.graph_break(
+            msg="torch.compile knows no torch.Generator; call w_mse_loss outside of the compiled "
+            "function, or without one"
+        )
     z, _, rows = prepare(views, group, distributed, smallest_batch=2)
     size = rows if whitening_size is None else whitening_size
     if size < 1 or rows % size:

@@ -1,0 +1,130 @@
+"""How a call is run: plainly, under a transform of torch.func, or compiled.
+
+Hand-derived backward passes serve plain calls. Everything else (torch.func, forward-mode tangents,
+``torch.compile``) takes the same formulas, written in operations that torch differentiates itself.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def is_compiling() -> bool:
+    """Whether ``torch.compile`` or ``torch.export`` is tracing."""
+    return bool(torch.compiler.is_compiling())
+
+
+def is_transformed() -> bool:
+    """Whether a transform of torch.func (grad, vjp, jvp, vmap, ...) is at work."""
+    # What torch.autograd.Function.apply itself asks; there is no public name for it.
+    active = getattr(torch._C, "_are_functorch_transforms_active", None)
+    return active is not None and bool(active())
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """Whether a hand-derived backward pass may serve a call with these tensors."""
+    if is_compiling() or is_transformed():
+        return False
+    try:
+        return all(_unpacked(tensor).tangent is None for tensor in tensors)
+    except RuntimeError:  # forward mode of torch.autograd.functional, mapped over a batch
+        return False
+
+
+def _unpacked(tensor: Tensor) -> Any:
+    return forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which matrix products keep the precision of their inputs."""
+    if not is_compiling() and not torch.is_autocast_enabled(device.type):
+        return nullcontext()  # entering the other takes longer than a small product
+    return torch.autocast(device_type=device.type, enabled=False)
+
+
+def island(function: Callable[P, R]) -> Callable[P, R]:
+    """A pass of an autograd function, whatever autocast says where it is called.
+
+    Backward passes need it as much as forward ones: ``loss.backward()`` inside an autocast region
+    would make its products in half precision.
+    """
+
+    @functools.wraps(function)
+    def without_autocast(*args: P.args, **kwargs: P.kwargs) -> R:
+        device = next((arg.device for arg in args if isinstance(arg, Tensor)), None)
+        if device is None:
+            return function(*args, **kwargs)
+        with no_autocast(device):
+            return function(*args, **kwargs)
+
+    return without_autocast
+
+
+def forward_mode(jvp: Callable[..., Any]) -> Callable[..., Any]:
+    """The ``jvp`` of an autograd function, for tangents that are themselves differentiated forward.
+
+    Torch calls it with forward mode turned off, where operations on tangents of an inner transform
+    lose those of an outer one, without a word. With it turned on, saved tensors still have their
+    own tangents of the inner one, which are taken away here.
+
+    Args:
+        jvp: ``(ctx, saved, *tangents)`` to the tangents of the outputs.
+
+    Returns:
+        ``(ctx, *tangents)`` to the same.
+    """
+
+    @functools.wraps(jvp)
+    def differentiated(ctx: Any, *tangents: Any) -> Any:
+        saved = ctx.saved_tensors
+        try:
+            saved = [_unpacked(tensor).primal for tensor in saved]
+        except RuntimeError:
+            # torch.autograd.functional, which maps one level of forward mode over a batch; there
+            # is no outer one.
+            return jvp(ctx, saved, *tangents)
+        with forward_ad._set_fwd_grad_enabled(True):
+            return jvp(ctx, saved, *tangents)
+
+    return differentiated
+
+
+def is_differentiated_again(*gradients: Tensor) -> bool:
+    """In a backward pass: whether its result is to be differentiated, or mapped over a batch.
+
+    Then it takes operations that torch knows, and leaves alone what it would do in place.
+
+    Args:
+        gradients: that it was given; several at once under ``is_grads_batched=True``.
+    """
+    if torch.is_grad_enabled() or is_transformed():
+        return True
+    batched = torch._C._dispatch_key_parse("Batched")  # torch.autograd's own, which has no name
+    return any(torch._C._dispatch_keys(gradient).has(batched) for gradient in gradients)
+
+
+def gradient_again(outputs: Sequence[Tensor], at: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+    """A gradient that can be differentiated again, for a backward pass in grad mode.
+
+    Args:
+        outputs: made from ``at`` in operations of which torch knows the derivatives.
+        at: a saved input.
+        gradients: of the outputs; they count as given, whatever they depend on.
+
+    Returns:
+        The gradient of ``at``, as a function of ``at`` and of ``gradients``.
+    """
+    pairs = [pair for pair in zip(outputs, gradients, strict=True) if pair[0].requires_grad]
+    return torch.autograd.grad(
+        [output for output, _ in pairs], at, [one for _, one in pairs], create_graph=True
+    )[0]
