@@ -196,10 +196,21 @@ def parameter_groups(network: nn.Module, optim: OptimConfig) -> list[dict[str, A
 
 
 def learning_rate(step: int, total: int, warmup: int, optim: OptimConfig) -> float:
-    """``base x N/256``, linear warm-up ``(step + 1) / warmup``, then cosine to the final factor."""
+    """``base x N/256``, linear warm-up, then cosine to the final factor.
+
+    Both parts count the step that is about to be made: ``(s + 1) / warmup`` of the peak, then
+    ``(1 + cos(pi (s + 1 - warmup) / (total - warmup))) / 2`` between peak and final rate, so that
+    the last step of the warm-up has the peak and the last of all the final rate.
+
+    Args:
+        step: number of steps made before, s.
+        total: of steps.
+        warmup: of steps of the warm-up.
+        optim: settings.
+    """
     peak = optim.base_lr * optim.batch_size / 256
     if step < warmup:
         return peak * (step + 1) / warmup
     final = peak * optim.final_lr_factor
-    share = (step - warmup) / max(1, total - warmup)
+    share = (step + 1 - warmup) / max(1, total - warmup)
     return final + (peak - final) * (1 + math.cos(math.pi * share)) / 2
