@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from intl_transfer.data.datasets import Batch
+from intl_transfer.data.statistics import STATISTICS, statistics_of
 from intl_transfer.data.views import normalise
 from intl_transfer.errors import UserError
 from intl_transfer.models import (
@@ -72,6 +73,10 @@ class Learner:
         engine = config.engine
         self._memory = torch.channels_last if engine.channels_last else torch.contiguous_format
         self._half = PRECISIONS[engine.precision]
+        statistics = statistics_of(config.data.normalize)
+        # ImageNet's are what images are normalized by unless others are given.
+        usual = statistics == STATISTICS["imagenet"]
+        self._statistics = () if usual else (statistics.mean, statistics.std)
         self.encoder = build_encoder(config, ranks).to(ranks.device, memory_format=self._memory)
         self.target = MovingAverage(self.encoder) if config.loss.method == "intl_ema" else None
         self.network: nn.Module = self.encoder
@@ -109,7 +114,10 @@ class Learner:
             momentum = ema_momentum(step, self._total, self._config.loss.ema_momentum)
             self.target.update(self.encoder, momentum)
 
-        images = [normalise(view, device).to(memory_format=self._memory) for view in batch.views]
+        images = [
+            normalise(view, device, *self._statistics).to(memory_format=self._memory)
+            for view in batch.views
+        ]
         with torch.autocast(device.type, dtype=self._half, enabled=self._half is not None):
             views = embed(self.network, self.target, images)
             loss, parts = loss_of(views, self._config)

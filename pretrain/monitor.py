@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from intl_transfer.data.datasets import ViewsDataset
 from intl_transfer.data.sources import ImageSource, open_source
+from intl_transfer.data.statistics import statistics_of
+from intl_transfer.data.views import normalise
 from intl_transfer.errors import UserError
 from intl_transfer.evaluation import EvaluationImages, extract_features, knn_accuracy
 from intl_transfer.runs import RunDirectory
@@ -188,11 +191,13 @@ class KnnSets:
             )
         self._sets = [EvaluationImages(source, size) for source in sources]
         self._k, self._workers = knn.k, config.data.workers
+        statistics = statistics_of(config.data.normalize)
+        self._prepare = partial(normalise, mean=statistics.mean, std=statistics.std)
 
     def accuracy(self, backbone: nn.Module, ranks: Ranks) -> float:
         """In per cent, over all ranks."""
         features = [
-            extract_features(backbone, images, ranks, workers=self._workers)
+            extract_features(backbone, images, ranks, workers=self._workers, prepare=self._prepare)
             for images in self._sets
         ]
         return knn_accuracy(*features[0], *features[1], k=self._k, ranks=ranks)

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from intl_transfer.data.statistics import statistics_of
 from intl_transfer.data.views import build_views
 from intl_transfer.errors import UserError
-from intl_transfer.models import PRECISIONS
+from intl_transfer.models import PRECISIONS, STEMS
 from intl_transfer.runs import RunDirectory, changes
 from intl_transfer.runs.changes import Changes
 from intl_transfer.runs.checkpoint import (
@@ -142,6 +143,7 @@ def check(config: PretrainConfig) -> None:
     choices = {
         "loss.method": (loss.method, METHODS),
         "loss.axis": (loss.axis, ("channel", "batch")),
+        "model.stem": (config.model.stem, STEMS),
         "engine.precision": (engine.precision, PRECISIONS),
         "optim.optimizer": (optim.optimizer, ("sgd", "lars")),
     }
@@ -203,6 +205,7 @@ def check(config: PretrainConfig) -> None:
             "the recomputation. Leave one of them out"
         )
     check_options(loss)
+    statistics_of(config.data.normalize)
     if len(config.views) < 2:
         raise UserError(f"views has {len(config.views)} entry; INTL needs at least two views")
     try:

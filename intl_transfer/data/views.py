@@ -16,10 +16,9 @@ from torch import Tensor
 
 from intl_transfer.data import augment
 from intl_transfer.data.augment import Pixels
+from intl_transfer.data.statistics import STATISTICS
 
-# Of ImageNet's training images, for channels in [0, 1], RGB.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = STATISTICS["imagenet"].mean, STATISTICS["imagenet"].std
 
 _CROP_TRIES = 10
 _LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))

@@ -7,7 +7,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from intl_transfer.models import PRECISIONS
+from intl_transfer.data.statistics import Statistics, statistics_of
+from intl_transfer.models import PRECISIONS, STEMS
 from intl_transfer.runs.config import check_values
 
 KINDS = {
@@ -30,6 +31,10 @@ class DataConfig:
         subset: a list of the training images that count (ImageNet's 1 % and 10 %).
         labels_percent: share of the labels that ``semi`` sees. Without ``subset`` as many images
             of each class are drawn, the same for every seed.
+        normalize: statistics of the data set: ``imagenet``, ``cifar10``, ``cifar100``, or numbers
+            for channels from 0 to 1, ``{mean: [r, g, b], std: [r, g, b]}``; null takes ImageNet's.
+            A backbone that says by which statistics it was trained is given those; these are for
+            random weights, and for networks for small images that do not say.
         size: side of the images, in pixels.
         augment: whether training images are cropped and mirrored at random. Without, features of a
             frozen backbone are computed once.
@@ -44,6 +49,7 @@ class DataConfig:
     test: str = MISSING
     subset: str | None = None
     labels_percent: float | None = None
+    normalize: Any = None
     size: int = 224
     augment: bool = True
     scale_min: float = 0.08
@@ -58,7 +64,7 @@ class ModelConfig:
 
     Attributes:
         backbone: ``resnet18`` to ``resnet152``, ``wide_resnet50_2``.
-        stem: ``imagenet`` or ``cifar``.
+        stem: ``imagenet``, ``cifar`` or ``cifar_published``.
     """
 
     backbone: str = "resnet50"
@@ -176,6 +182,7 @@ def check(config: EvaluationConfig) -> None:
         "optim.optimizer": (optim.optimizer, OPTIMISERS),
         "optim.schedule": (optim.schedule, SCHEDULES),
         "engine.precision": (engine.precision, PRECISIONS),
+        "model.stem": (config.model.stem, STEMS),
     }
     positive = {
         "k": config.k,
@@ -224,6 +231,16 @@ def check(config: EvaluationConfig) -> None:
             "null: it belongs to kind=semi",
         )
     check_values(choices, rules)
+    data_statistics(data)
+
+
+def data_statistics(data: DataConfig) -> Statistics:
+    """The statistics of the data set.
+
+    Raises:
+        UserError: if ``data.normalize`` is none.
+    """
+    return statistics_of("imagenet" if data.normalize is None else data.normalize)
 
 
 def protocol(config: EvaluationConfig) -> dict[str, Any]:

@@ -58,6 +58,8 @@ def evaluate(
                 f"({subject.initialisation['method'] or 'method unknown'}) on {config.data.name}: "
                 f"{len(train)} + {len(test)} images, {len(train.classes)} classes, "
                 f"{ranks.world_size} rank(s) on {ranks.device.type}",
+                *(f"assumed, the weights do not say: {text}" for text in subject.assumptions()),
+                sep="\n",
                 flush=True,
             )
         if config.kind == "knn":

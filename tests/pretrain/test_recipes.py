@@ -18,6 +18,7 @@ import yaml
 from torch import nn
 
 from intl_transfer.data.loaders import rank_batch_size
+from intl_transfer.data.statistics import STATISTICS
 from intl_transfer.runs.changes import flattened
 from intl_transfer.runs.config import load_config
 from intl_transfer.spectral import default_trace_weight
@@ -39,7 +40,7 @@ TABLE = """
 cifar*                     -     model.backbone          resnet18
 imagenet100*               -     model.backbone          resnet18
 imagenet_r50*              -     model.backbone          resnet50
-cifar*                     -     model.stem              cifar
+cifar*                     -     model.stem              cifar_published
 imagenet*                  -     model.stem              imagenet
 cifar*                     -     optim.epochs            1000
 imagenet100*               -     optim.epochs            400
@@ -165,6 +166,11 @@ imagenet100*               1     solarise                0.2
 *                          *     hue                     0.1
 *                          *     grey                    0.2
 
+# normalization: CIFAR's own mean and standard deviation, ImageNet's
+cifar10_*                  -     data.normalize          cifar10
+cifar100_*                 -     data.normalize          cifar100
+imagenet*                  -     data.normalize          imagenet
+
 # k nearest neighbors of CIFAR
 cifar*                     -     knn.k                   5
 
@@ -259,6 +265,14 @@ def test_every_line_speaks_of_a_recipe():
         for name in names:
             views = {v for v, k in values_of(resolved(name)) if k == key}
             assert view in views or (view == "*" and views - {"-"}), (pattern, view, key)
+
+
+def test_the_statistics_are_the_published_ones():
+    mean = {"imagenet": (0.485, 0.456, 0.406), "cifar10": (0.4914, 0.4822, 0.4465)}
+    std = {"imagenet": (0.229, 0.224, 0.225), "cifar10": (0.2470, 0.2435, 0.2616)}
+    mean["cifar100"], std["cifar100"] = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+    found = {name: (known.mean, known.std) for name, known in STATISTICS.items()}
+    assert found == {name: (mean[name], std[name]) for name in mean}
 
 
 def test_every_published_recipe_is_there_and_every_file_is_known():
