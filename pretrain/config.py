@@ -182,6 +182,8 @@ class KnnConfig:
         test: labelled images to classify.
         k: neighbours.
         size: side of the images, in pixels; null takes that of view 0.
+        crop_pct: what ``size`` is of the short side that images are resized to before their
+            centre is cut out: 224 of 256. 1 leaves images of that size as they are.
     """
 
     epochs: int = 0
@@ -189,6 +191,7 @@ class KnnConfig:
     test: str | None = None
     k: int = 5
     size: int | None = None
+    crop_pct: float = 0.875
 
 
 @dataclass

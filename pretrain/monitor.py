@@ -189,7 +189,7 @@ class KnnSets:
                 f"knn.train has {len(sources[0].classes)} classes, knn.test "
                 f"{len(sources[1].classes)}, or their names differ; expected the same"
             )
-        self._sets = [EvaluationImages(source, size) for source in sources]
+        self._sets = [EvaluationImages(source, size, knn.crop_pct) for source in sources]
         self._k, self._workers = knn.k, config.data.workers
         statistics = statistics_of(config.data.normalize)
         self._prepare = partial(normalise, mean=statistics.mean, std=statistics.std)

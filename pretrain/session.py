@@ -181,6 +181,11 @@ def check(config: PretrainConfig) -> None:
         ),
         "knn.epochs": (config.knn.epochs, config.knn.epochs >= 0, "0 or more"),
         "knn.k": (config.knn.k, config.knn.k >= 1, "at least 1"),
+        "knn.crop_pct": (
+            config.knn.crop_pct,
+            0 < config.knn.crop_pct <= 1,
+            "a share above 0, up to 1",
+        ),
         **{
             f"engine.{key}": (
                 getattr(engine, key),

@@ -186,10 +186,8 @@ def _from_file(path: Path, branch: str | None) -> Backbone:
     stem = said["provenance"].get("stem") if known else None
     format_stem = adapter.small_stem
     if "pretrain_run" in content.metadata:
-        kind, settings = (
-            "intl-transfer backbone",
-            _trained_on(content.metadata.get("normalize"), path),
-        )
+        kind = "intl-transfer backbone"
+        settings = _trained_on(content.metadata.get("normalize"), path)
         stem, format_stem = content.metadata.get("stem"), _FORMER_STEM
     method, run = _origin(origin.get("method"), origin.get("pretrain_run"), path)
     epochs = content.values.get("epoch")

@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from intl_transfer.conversion.command import told_of
-    from intl_transfer.evaluation.config import EvaluationConfig, ModelConfig, data_statistics
+    from intl_transfer.evaluation.config import ModelConfig, data_statistics, former_defaults
     from intl_transfer.evaluation.stage import evaluate
     from intl_transfer.evaluation.subject import load_subject
     from intl_transfer.runs.changes import differences, unfinished
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
                 **differences(
                     config.output_dir,
                     dataclasses.asdict(config),
-                    dataclasses.asdict(EvaluationConfig()),
+                    former_defaults(),
                     partial(_may_differ, kind=config.kind),
                 ),
                 **_other_weights(config.output_dir, subject.initialisation["weights_sha256"]),

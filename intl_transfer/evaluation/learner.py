@@ -55,7 +55,8 @@ class Classifier(nn.Module):
         features: images to features.
         width: of the features.
         classes: number of classes.
-        head_std: standard deviation of the head's first weights; its bias starts at zero.
+        head_std: standard deviation of the head's first weights, its bias starting at zero; None
+            takes torch's default.
         is_frozen: the backbone stays as it is, in evaluation mode.
     """
 
@@ -64,13 +65,14 @@ class Classifier(nn.Module):
         features: FeatureNetwork,
         width: int,
         classes: int,
-        head_std: float,
+        head_std: float | None,
         is_frozen: bool,
     ) -> None:
         super().__init__()
         self.features, self.head = features, nn.Linear(width, classes)
-        nn.init.normal_(self.head.weight, std=head_std)
-        nn.init.zeros_(self.head.bias)
+        if head_std is not None:
+            nn.init.normal_(self.head.weight, std=head_std)
+            nn.init.zeros_(self.head.bias)
         self.is_frozen = is_frozen
         features.requires_grad_(not is_frozen)
         self.train()
@@ -134,7 +136,7 @@ class Learner:
         """Learns from this rank's rows.
 
         Args:
-            factor: of all learning rates, from :func:`schedule`.
+            factor: of all learning rates, from :func:`schedule`; the batch size's comes to it.
             inputs: pixels (B, size, size, 3), or features (B, width).
             labels: (B,).
 
@@ -144,7 +146,7 @@ class Learner:
         """
         rates = (self._optim.lr, self._optim.backbone_lr)  # in the order of the groups
         for group, rate in zip(self.optimiser.param_groups, rates, strict=False):
-            group["lr"] = (rate or 0.0) * factor
+            group["lr"] = (rate or 0.0) * self._optim.scale() * factor
         labels = labels.to(self._ranks.device)
         logits = self._network(self.inputs(inputs))
         loss = F.cross_entropy(logits, labels)
@@ -190,11 +192,14 @@ def build_optimiser(classifier: Classifier, optim: OptimConfig) -> torch.optim.O
 def schedule(step: int, steps_per_epoch: int, optim: OptimConfig) -> float:
     """What all learning rates are multiplied by at a step, counted from 0.
 
-    ``steps``: a tenth for each milestone passed. ``cosine``: ``(1 + cos(pi step / total)) / 2``.
-    ``exponential``: ``(final_lr / lr)^(epoch / epochs)``.
+    ``steps``: a tenth for each milestone passed. ``cosine``: ``(1 + cos(pi epoch / epochs)) / 2``,
+    ``cosine_steps`` with steps in place of epochs. ``exponential``:
+    ``(final_lr / lr)^(epoch / epochs)``.
     """
     epoch = step // steps_per_epoch
     if optim.schedule == "cosine":
+        return (1 + math.cos(math.pi * epoch / optim.epochs)) / 2
+    if optim.schedule == "cosine_steps":
         return (1 + math.cos(math.pi * step / (optim.epochs * steps_per_epoch))) / 2
     if optim.schedule == "exponential":
         assert optim.final_lr is not None

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from intl_transfer.data.sources import ImageSource
 from intl_transfer.errors import UserError
-from intl_transfer.evaluation.config import EvaluationConfig, protocol
+from intl_transfer.evaluation.config import EvaluationConfig, interpolation_of, protocol
 from intl_transfer.evaluation.features import EvaluationImages, extract_features
 from intl_transfer.evaluation.learner import FeatureNetwork
 from intl_transfer.evaluation.subject import Subject
@@ -79,6 +80,12 @@ def open_run(session: Session, changes: Changes) -> RunDirectory:
         world_size=session.ranks.world_size,
         changes=changes,
     )
+
+
+def images_of(config: EvaluationConfig, source: ImageSource) -> EvaluationImages:
+    """A set's images as they are looked at without augmentation."""
+    data = config.data
+    return EvaluationImages(source, data.size, data.crop_pct, interpolation_of(data))
 
 
 def frozen_features(

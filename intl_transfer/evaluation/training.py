@@ -17,7 +17,7 @@ from torch import Tensor
 from intl_transfer.data.sources import ImageSource
 from intl_transfer.errors import UserError
 from intl_transfer.evaluation.batches import CroppedImages, Features
-from intl_transfer.evaluation.features import EvaluationImages, on_every_rank, own_share
+from intl_transfer.evaluation.features import on_every_rank, own_share
 from intl_transfer.evaluation.learner import Classifier, Learner, schedule
 from intl_transfer.evaluation.session import (
     ROWS,
@@ -25,6 +25,7 @@ from intl_transfer.evaluation.session import (
     check_readable,
     count_over,
     frozen_features,
+    images_of,
 )
 from intl_transfer.runs import write_atomically
 from intl_transfer.runs.checkpoint import (
@@ -55,7 +56,7 @@ class Training:
         torch.manual_seed(config.seed)
         self.learner = Learner(session.subject, len(train.classes), config, ranks)
         self._classes = list(train.classes)
-        self._test_images = EvaluationImages(test, config.data.size)
+        self._test_images = images_of(config, test)
         self._test_features: tuple[Tensor, Tensor] | None = None
         self._unreadable_tests = 0
         seed, size = config.seed, config.optim.batch_size
@@ -63,7 +64,7 @@ class Training:
         if config.data.augment:
             self.batches = CroppedImages(train, config.data, seed, size, ranks)
         else:
-            images = EvaluationImages(train, config.data.size)
+            images = images_of(config, train)
             part = frozen_features(session, self.learner.classifier.features, images)
             missing = check_readable(session, images, count_over(ranks, part))
             whole = on_every_rank(*part, images, ranks)
@@ -133,7 +134,8 @@ class Training:
         value, optim = float(loss), self._config.optim
         self._check_finite(math.isfinite(value), f"the loss is {value}", step)
         rate = self._progress.rate(step) * optim.batch_size
-        figures = {"loss": value, "train_top1": 100 * float(right) / rows, "lr": optim.lr * factor}
+        lr = optim.lr * optim.scale() * factor
+        figures = {"loss": value, "train_top1": 100 * float(right) / rows, "lr": lr}
         self._log(step, {**figures, "images_per_second": rate})
         if self._session.run is not None:
             epoch = step / self._per_epoch

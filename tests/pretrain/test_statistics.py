@@ -6,8 +6,12 @@ import json
 
 import pytest
 import torch
+import torchvision
 import yaml
 from safetensors import safe_open
+from sklearn.neighbors import KNeighborsClassifier
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from intl_transfer.cli import main
@@ -15,7 +19,8 @@ from intl_transfer.conversion import read_backbone
 from intl_transfer.data.statistics import STATISTICS
 from intl_transfer.evaluation.config import ModelConfig
 from intl_transfer.evaluation.subject import load_subject
-from tests.pretrain.running import train
+from intl_transfer.runs import read_results
+from tests.pretrain.running import backbone, train
 from tests.pretrain.test_engine import batch, learner
 
 NUMBERS = "data.normalize={mean: [0.5, 0.4, 0.3], std: [0.25, 0.2, 0.1]}"
@@ -83,3 +88,28 @@ def test_they_reach_detectron2(images, tmp_path):
         report = json.loads(out.with_suffix(".json").read_text())
         assert report["provenance"]["pixels"]["mean"] == [127.5, 102.0, 76.5]
         assert "pretraining" in report["config_said_by"]
+
+
+def test_neighbours_see_them_too(images, tmp_path):
+    """What a run tells of its nearest neighbours, again by torchvision and scikit-learn."""
+    cut = ["views=[{size: 32}, {size: 32}]", "knn.size=40", "knn.k=3", "knn.epochs=2"]
+    settings = [f"knn.test={images}", "data.normalize=cifar100", "optim.epochs=2"]
+    train(images, tmp_path / "run", *settings, *cut)
+    known = STATISTICS["cifar100"]
+    theirs = transforms.Compose(
+        [
+            *(transforms.Resize(45), transforms.CenterCrop(40), transforms.ToTensor()),
+            transforms.Normalize(known.mean, known.std),
+        ]
+    )
+    pictures = ImageFolder(images, theirs)
+    pixels = torch.stack([picture for picture, _ in pictures])
+    network = torchvision.models.resnet18(weights=None)
+    network.fc = torch.nn.Identity()
+    network.load_state_dict(backbone(tmp_path / "run"))
+    with torch.no_grad():
+        features = network.eval()(pixels).numpy()
+    classifier = KNeighborsClassifier(3, algorithm="brute").fit(features, pictures.targets)
+    expected = 100 * classifier.score(features, pictures.targets)
+    assert read_results(tmp_path / "run")["knn_accuracy"] == pytest.approx(expected)
+    assert 50 < expected < 100
