@@ -18,10 +18,12 @@ from detectron2.utils.logger import setup_logger
 
 from detection import datasets
 from detection.config import as_dict, schedule_name
-from detection.trainer import Trainer
+from detection.trainer import ADVICE, Trainer
 from intl_transfer.conversion.pipeline import initialisation as described
+from intl_transfer.conversion.reading import read_content
 from intl_transfer.errors import UserError
 from intl_transfer.runs import RunDirectory, read_manifest, sha256_file, write_atomically
+from intl_transfer.runs.finite import first_nonfinite
 
 _LATE_SECONDS = 60
 # Where things lie and how the machine is used may differ between sessions of one run.
@@ -220,7 +222,7 @@ def choose_checkpoint(folder: Path) -> Path | None:
 def newest_checkpoint(folder: Path) -> tuple[str | None, str | None]:
     """Path of the newest whole checkpoint, and what is wrong where there should be one.
 
-    Damaged ones are named and passed over.
+    Damaged ones, and those that hold NaN or infinity, are named and passed over.
     """
     found = sorted(folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in found:
@@ -229,11 +231,19 @@ def newest_checkpoint(folder: Path) -> tuple[str | None, str | None]:
                 damaged = archive.testzip()
         except zipfile.BadZipFile:
             damaged = "all of it"
-        if damaged is None:
+        if damaged is not None:
+            print(f"passed over: {path} is damaged", file=sys.stderr)
+            continue
+        try:
+            broken = first_nonfinite(read_content(path).values)
+        except UserError as error:
+            print(f"passed over: {error}", file=sys.stderr)
+            continue
+        if broken is None:
             return str(path.resolve()), None
-        print(f"passed over: {path} is damaged", file=sys.stderr)
+        print(f"passed over: {path} holds NaN or infinity in {broken}", file=sys.stderr)
     if found:
-        return None, f"none of the {len(found)} checkpoints in {folder} can be read"
+        return None, f"none of the {len(found)} checkpoints in {folder} can be read and is whole"
     return None, None
 
 
@@ -251,11 +261,7 @@ def introduce(cfg: Any, start: dict[str, Any]) -> None:
 
 def not_finite(error: FloatingPointError) -> str:
     """What can be done about a loss that is not a number."""
-    return (
-        f"{str(error).splitlines()[0]} Take a lower learning rate (--lr), a longer warm-up "
-        "(SOLVER.WARMUP_ITERS) or clip gradients (SOLVER.CLIP_GRADIENTS.ENABLED True); --resume "
-        "goes on from the last checkpoint"
-    )
+    return f"{str(error).splitlines()[0]} {ADVICE}"
 
 
 def show(metrics: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from intl_transfer.data.statistics import statistics_of
 from intl_transfer.runs import RunDirectory, sha256_file, write_atomically
+from intl_transfer.runs.finite import require_finite
 from pretrain.config import PretrainConfig
 from pretrain.session import describe
 
@@ -41,8 +42,13 @@ def export(
 
     Returns:
         The weights' file.
+
+    Raises:
+        StateNotFiniteError: if the backbone holds NaN or infinity; nothing is written then.
     """
     weights = {key: v.cpu().contiguous() for key, v in backbone.state_dict().items()}
+    advice = "; nothing was written. `intl-transfer convert` takes a checkpoint of before"
+    require_finite(weights, f"the backbone of {run.path} cannot be exported", advice)
     described = describe(run, config, name)
     metadata = {
         "method": described["method"],

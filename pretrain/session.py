@@ -24,6 +24,7 @@ from intl_transfer.runs.checkpoint import (
 )
 from intl_transfer.runs.config import check_values
 from intl_transfer.runs.distributed import Ranks
+from intl_transfer.runs.finite import first_nonfinite
 from intl_transfer.runs.progress import Progress
 from pretrain.baselines import check_options
 from pretrain.config import PretrainConfig
@@ -59,10 +60,19 @@ class State:
         self._steps_per_epoch = steps_per_epoch
         self.seconds = 0.0  # of training in earlier sessions
 
-    def is_finite(self) -> bool:
-        """Whether every parameter is: what is not must not become a checkpoint."""
-        norms = torch._foreach_norm([p.detach() for p in self.encoder.parameters()])
-        return bool(torch.isfinite(torch.stack([norm.float() for norm in norms])).all())
+    def _trained(self) -> dict[str, Any]:
+        """What has been learned, and what learning needs to go on."""
+        return {
+            "model": self.encoder.state_dict(),
+            "target": self.target.encoder.state_dict() if self.target else None,
+            "optimizer": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def not_finite(self, ranks: Ranks) -> str | None:
+        """What holds NaN or infinity on any rank; the same answer on all."""
+        found = ranks.gather_objects(first_nonfinite(self._trained()))
+        return next((name for name in found if name is not None), None)
 
     def save(self, folder: Path, step: int, progress: Progress, ranks: Ranks) -> None:
         """Writes a checkpoint from global rank 0; every rank contributes its random state.
@@ -73,10 +83,7 @@ class State:
         if self.run is None:
             return
         state = {
-            "model": self.encoder.state_dict(),
-            "target": self.target.encoder.state_dict() if self.target else None,
-            "optimizer": self.optimiser.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            **self._trained(),
             "progress": {
                 "step": step,
                 "seconds": self.seconds + progress.elapsed(),

@@ -128,6 +128,8 @@ class EngineConfig:
         channels_last: memory layout of convolutions.
         threads: CPU threads; null leaves torch's choice.
         checkpoint_epochs: epochs between checkpoints.
+        nonfinite_steps: steps in a row that are not finite, and so are skipped, before the run
+            stops.
         stop_after_steps: end this session after so many steps; the run can be continued.
     """
 
@@ -136,6 +138,7 @@ class EngineConfig:
     channels_last: bool = True
     threads: int | None = None
     checkpoint_epochs: int = 1
+    nonfinite_steps: int = 5
     stop_after_steps: int | None = None
 
 
@@ -207,6 +210,7 @@ def check(config: EvaluationConfig) -> None:
         "optim.batch_size": optim.batch_size,
         "optim.base_batch_size": optim.base_batch_size,
         "engine.checkpoint_epochs": engine.checkpoint_epochs,
+        "engine.nonfinite_steps": engine.nonfinite_steps,
         "engine.stop_after_steps": engine.stop_after_steps,
         "engine.threads": engine.threads,
         "log.steps": config.log.steps,

@@ -19,6 +19,7 @@ from intl_transfer.data.loaders import worker_options
 from intl_transfer.data.sources import ImageSource
 from intl_transfer.data.views import normalise
 from intl_transfer.runs.distributed import Ranks
+from intl_transfer.runs.finite import StateNotFiniteError
 
 #: Of the published evaluations: 224 px of 256.
 CROP_PCT = 0.875
@@ -126,6 +127,26 @@ def extract_features(
     finally:
         backbone.train(was_training)
     return torch.cat(features), torch.cat(labels)
+
+
+def check_features(features: Tensor, ranks: Ranks) -> None:
+    """Refuses features that hold NaN or infinity, from which nothing can be told.
+
+    Args:
+        features: this rank's, (n, width).
+        ranks: this process's place; all ranks come to the same answer.
+
+    Raises:
+        StateNotFiniteError: saying of how many images they are.
+    """
+    broken = len(features) - int(features.isfinite().all(1).sum())
+    counts = ranks.gather_objects((broken, len(features)))
+    total, images = (sum(numbers) for numbers in zip(*counts, strict=True))
+    if total:
+        raise StateNotFiniteError(
+            f"the features of {total} of {images} images hold NaN or infinity; look at the "
+            "weights, or take engine.precision=fp32"
+        )
 
 
 def own_share(

@@ -15,6 +15,7 @@ from intl_transfer.evaluation.config import EvaluationConfig, OptimConfig
 from intl_transfer.evaluation.subject import Subject
 from intl_transfer.models import PRECISIONS, synchronise_batchnorm
 from intl_transfer.runs.distributed import Ranks, parallelise
+from intl_transfer.runs.finite import SkippedSteps, StepGuard, all_finite
 
 _STEP_FACTOR = 0.1
 
@@ -96,11 +97,18 @@ class Classifier(nn.Module):
 class Learner:
     """The classifier, its optimiser and its schedule.
 
+    A step that is not finite is skipped. Where the backbone learns too, its statistics are put
+    back, and the step waits for the device once. A head alone is left as it is by the optimiser
+    itself, on the device, and nobody waits.
+
     Args:
         subject: the backbone.
         classes: number of classes.
         config: the evaluation's.
         ranks: this process's place.
+
+    Attributes:
+        skips: counts the skipped steps.
 
     Raises:
         UserError: if the ranks do not divide the batch.
@@ -124,6 +132,8 @@ class Learner:
         self._network: nn.Module = self.classifier
         if ranks.world_size > 1:
             self._network = parallelise(self.classifier, ranks, share_buffers=False)
+        self.skips = SkippedSteps(ranks.device)
+        self._guard = StepGuard({"backbone": features.backbone}, ranks)
 
     def inputs(self, batch: Tensor) -> Tensor:
         """Pixels as the network takes them; features as they are. On the device."""
@@ -148,13 +158,40 @@ class Learner:
         for group, rate in zip(self.optimiser.param_groups, rates, strict=False):
             group["lr"] = (rate or 0.0) * self._optim.scale() * factor
         labels = labels.to(self._ranks.device)
+        is_frozen = self.classifier.is_frozen
+        if not is_frozen:
+            self._guard.remember()
         logits = self._network(self.inputs(inputs))
         loss = F.cross_entropy(logits, labels)
         self.optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(self.scaler.scale(loss))
-        self.scaler.step(self.optimiser)
-        self.scaler.update()
+        (self._step_head if is_frozen else self._step_all)(loss.detach())
         return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+
+    def _step_head(self, loss: Tensor) -> None:
+        # Gradients are those of all ranks, and not finite where any rank's loss is not.
+        finite = all_finite(self._gradients())
+        self.skips.note(finite)
+        optimiser: Any = self.optimiser
+        optimiser.found_inf = (~finite).float()  # as a gradient scaler tells fused optimisers
+        try:
+            self.optimiser.step()
+        finally:
+            del optimiser.found_inf
+
+    def _step_all(self, loss: Tensor) -> None:
+        # Scaled gradients overflow now and then, which is the scaler's to see.
+        seen = [] if self.scaler.is_enabled() else self._gradients()
+        finite = self._guard.is_finite(loss, seen)
+        self.skips.note(finite)
+        if finite:
+            self.scaler.step(self.optimiser)
+            self.scaler.update()
+        else:
+            self._guard.restore()
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.classifier.parameters() if p.grad is not None]
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it; of a frozen backbone nothing."""
@@ -171,6 +208,8 @@ class Learner:
         learned.load_state_dict(state["classifier"])
         # Decay and momentum are this configuration's, which may have been changed on purpose.
         settings = [dict(group, params=None) for group in self.optimiser.param_groups]
+        for group in state["optimizer"]["param_groups"]:
+            group["fused"] = self.optimiser.defaults["fused"]  # decides where counters lie
         self.optimiser.load_state_dict(state["optimizer"])
         for group, own in zip(self.optimiser.param_groups, settings, strict=True):
             group.update({key: value for key, value in own.items() if key != "params"})
@@ -178,15 +217,24 @@ class Learner:
 
 
 def build_optimiser(classifier: Classifier, optim: OptimConfig) -> torch.optim.Optimizer:
-    """SGD or Adam on the head, and on a backbone that learns at a rate of its own."""
+    """SGD or Adam on the head, and on a backbone that learns at a rate of its own.
+
+    A head alone takes fused steps, which can be skipped on the device.
+    """
     groups: list[dict[str, Any]] = [{"params": list(classifier.head.parameters())}]
     if not classifier.is_frozen:
         groups.append({"params": list(classifier.features.parameters())})
+    fused = True if classifier.is_frozen else None
     if optim.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=optim.lr, weight_decay=optim.weight_decay)
-    return torch.optim.SGD(
-        groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
+        return torch.optim.Adam(groups, lr=optim.lr, weight_decay=optim.weight_decay, fused=fused)
+    optimiser = torch.optim.SGD(
+        *(groups, optim.lr, optim.momentum), weight_decay=optim.weight_decay, fused=fused
     )
+    if fused and optim.momentum:
+        # A first step that is skipped would leave torch's momentum uninitialised.
+        for parameter in classifier.head.parameters():
+            optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimiser
 
 
 def schedule(step: int, steps_per_epoch: int, optim: OptimConfig) -> float:
