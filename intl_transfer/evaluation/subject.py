@@ -33,20 +33,20 @@ class Subject:
         width: of the features.
         architecture: ``resnet18`` to ``resnet152``, ``wide_resnet50_2``.
         stem: ``imagenet``, ``cifar`` or ``cifar_published``.
-        stem_source: where the stem is known from; None where it is assumed.
         settings: how it was trained to see images.
         initialisation: for the results.
         inputs: the file that was read, for the manifest.
+        stem_source: where the stem is known from; None where it is assumed.
     """
 
     network: nn.Module
     width: int
     architecture: str
     stem: str = "imagenet"
-    stem_source: str | None = "the configuration"
     settings: Settings = IMAGENET
     initialisation: dict[str, Any] = field(default_factory=initialisation)
     inputs: list[dict[str, Any]] = field(default_factory=list)
+    stem_source: str | None = "the configuration"
 
     def images(self, pixels: Tensor, device: torch.device) -> Tensor:
         """A uint8 RGB batch (B, H, W, 3) as the network takes it, float32 (B, 3, H, W)."""
