@@ -40,6 +40,7 @@ from intl_transfer.data.views import normalise
 from intl_transfer.models import Encoder
 from intl_transfer.runs.config import load_config
 from intl_transfer.runs.distributed import Ranks
+from intl_transfer.runs.finite import StepGuard
 from intl_transfer.runs.stopping import StopRequest
 from intl_transfer.spectral import intl_loss
 from pretrain.config import PretrainConfig
@@ -47,7 +48,8 @@ from pretrain.config import PretrainConfig
 #: Parts of a step that the bare one does not have.
 PARTS = {
     "bytes to floats (normalise)": (pretrain.learner, "normalise"),
-    "look at the loss (isfinite)": (torch, "isfinite"),
+    "keep statistics of batch norm": (StepGuard, "remember"),
+    "look at loss, gradients, statistics": (StepGuard, "is_finite"),
     "metrics, progress, TensorBoard": (pretrain.monitor.Monitor, "step"),
     "spectrum diagnostics": (pretrain.monitor.Monitor, "diagnostics"),
     "signals": (StopRequest, "agreed"),

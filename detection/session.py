@@ -19,8 +19,9 @@ from detectron2.utils.logger import setup_logger
 
 from detection import datasets
 from detection.config import as_dict, schedule_name
-from detection.trainer import Trainer
+from detection.trainer import ADVICE, Trainer
 from intl_transfer.conversion.pipeline import initialisation as described
+from intl_transfer.conversion.reading import read_content
 from intl_transfer.errors import UserError
 from intl_transfer.runs import (
     MANIFEST,
@@ -30,6 +31,7 @@ from intl_transfer.runs import (
     write_atomically,
 )
 from intl_transfer.runs.changes import changed_data, changes_of, refuse
+from intl_transfer.runs.finite import first_nonfinite
 from intl_transfer.runs.late import wait_until
 from intl_transfer.runs.records import (
     SCHEMA,
@@ -221,7 +223,7 @@ def choose_checkpoint(folder: Path) -> Path | None:
 def newest_checkpoint(folder: Path) -> tuple[str | None, str | None]:
     """Path of the newest whole checkpoint, and what is wrong where there should be one.
 
-    Damaged ones are named and passed over.
+    Damaged ones, and those that hold NaN or infinity, are named and passed over.
     """
     found = sorted(folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in found:
@@ -230,11 +232,19 @@ def newest_checkpoint(folder: Path) -> tuple[str | None, str | None]:
                 damaged = archive.testzip()
         except zipfile.BadZipFile:
             damaged = "all of it"
-        if damaged is None:
+        if damaged is not None:
+            print(f"passed over: {path} is damaged", file=sys.stderr)
+            continue
+        try:
+            broken = first_nonfinite(read_content(path).values)
+        except UserError as error:
+            print(f"passed over: {error}", file=sys.stderr)
+            continue
+        if broken is None:
             return str(path.resolve()), None
-        print(f"passed over: {path} is damaged", file=sys.stderr)
+        print(f"passed over: {path} holds NaN or infinity in {broken}", file=sys.stderr)
     if found:
-        return None, f"none of the {len(found)} checkpoints in {folder} can be read"
+        return None, f"none of the {len(found)} checkpoints in {folder} can be read and is whole"
     return None, None
 
 
@@ -252,11 +262,7 @@ def introduce(cfg: Any, start: Initialisation) -> None:
 
 def not_finite(error: FloatingPointError) -> str:
     """What can be done about a loss that is not a number."""
-    return (
-        f"{str(error).splitlines()[0]} Take a lower learning rate (--lr), a longer warm-up "
-        "(SOLVER.WARMUP_ITERS) or clip gradients (SOLVER.CLIP_GRADIENTS.ENABLED True); --resume "
-        "goes on from the last checkpoint"
-    )
+    return f"{str(error).splitlines()[0]} {ADVICE}"
 
 
 def show(metrics: dict[str, Any]) -> None:

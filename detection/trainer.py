@@ -21,7 +21,14 @@ from detection.roi_heads import Res5ROIHeadsExtraNorm
 from detection.stream import TrainingStream, build_stream
 from detection.weights import read_weights
 from intl_transfer.runs import RunDirectory, write_atomically
+from intl_transfer.runs.finite import require_finite
 from intl_transfer.runs.stopping import StopRequest
+
+#: What can be done about a training that is not finite.
+ADVICE = (
+    "Take a lower learning rate (--lr), a longer warm-up (SOLVER.WARMUP_ITERS) or clip gradients "
+    "(SOLVER.CLIP_GRADIENTS.ENABLED True); --resume goes on from the last checkpoint"
+)
 
 # The box head is named so that importing the trainer registers it with Detectron2.
 __all__ = ["AtomicCheckpointer", "Res5ROIHeadsExtraNorm", "Trainer"]
@@ -31,12 +38,17 @@ class AtomicCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer: whole files or none, and nothing in them that runs code."""
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Writes ``name.pth``; whenever the process dies, it is whole or absent."""
+        """Writes ``name.pth``; whenever the process dies, it is whole or absent.
+
+        Raises:
+            StateNotFiniteError: if it would hold NaN or infinity; nothing is written then.
+        """
         if not self.save_dir or not self.save_to_disk:
             return
         content = {key: value.state_dict() for key, value in self.checkpointables.items()}
         content = {"model": self.model.state_dict(), **content, **kwargs}
         path = Path(self.save_dir) / f"{name}.pth"
+        require_finite(content, f"{path} was not written", f". {ADVICE}")
         write_atomically(path, lambda file: torch.save(content, file))
         self.tag_last_checkpoint(path.name)
 

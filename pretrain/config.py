@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -18,6 +19,9 @@ class DataConfig:
         root: folder of ``CLASS/IMAGE`` files, tar shards (a folder of them or a pattern) or CIFAR's
             files; the classes are not used.
         subset: text file of class names or image names to keep; null keeps all.
+        normalize: statistics of the data, by which images are normalized here and by whoever uses
+            the backbone: ``imagenet``, ``cifar10``, ``cifar100``, or numbers for channels from 0
+            to 1, ``{mean: [r, g, b], std: [r, g, b]}``.
         workers: loading processes per rank; 0 loads in the training process.
         cache: keep all decoded images in memory.
         max_unreadable: share of the images that may turn out unreadable before the run fails.
@@ -26,6 +30,7 @@ class DataConfig:
     name: str = MISSING
     root: str = MISSING
     subset: str | None = None
+    normalize: Any = "imagenet"
     workers: int = 8
     cache: bool = False
     max_unreadable: float = 0.001
@@ -37,7 +42,8 @@ class ModelConfig:
 
     Attributes:
         backbone: ``resnet18``, ``resnet34``, ``resnet50``, ...
-        stem: ``imagenet`` or ``cifar``.
+        stem: ``imagenet``, ``cifar`` or ``cifar_published``, with the further pixel of padding of
+            INTL's authors.
         zero_init_residual: start residual branches at zero (ResNet-50 recipes).
         projector_hidden: width of the projector's hidden layers.
         embedding: width d of its output.
@@ -176,6 +182,8 @@ class KnnConfig:
         test: labelled images to classify.
         k: neighbours.
         size: side of the images, in pixels; null takes that of view 0.
+        crop_pct: what ``size`` is of the short side that images are resized to before their
+            centre is cut out: 224 of 256. 1 leaves images of that size as they are.
     """
 
     epochs: int = 0
@@ -183,6 +191,7 @@ class KnnConfig:
     test: str | None = None
     k: int = 5
     size: int | None = None
+    crop_pct: float = 0.875
 
 
 @dataclass

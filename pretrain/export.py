@@ -9,13 +9,20 @@ from typing import Any
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
+from intl_transfer.data.statistics import statistics_of
 from intl_transfer.runs import RunDirectory, sha256_file, write_atomically
+from intl_transfer.runs.finite import require_finite
 from intl_transfer.runs.records import SCHEMA, Manifest, PretrainResults
 from pretrain.config import PretrainConfig
 from pretrain.session import describe
 
 CARD = "MODEL_CARD.md"
 BACKBONE = "backbone.safetensors"
+# How torchvision's ResNet becomes one with a small stem, as code for a reader of the card.
+_SMALL_STEMS = {
+    "cifar": "1, 1, bias=False)  # a stem for small images",
+    "cifar_published": "1, 2, bias=False)  # INTL's stem for CIFAR: two pixels of padding",
+}
 
 
 def export(
@@ -36,12 +43,19 @@ def export(
 
     Returns:
         The weights' file.
+
+    Raises:
+        StateNotFiniteError: if the backbone holds NaN or infinity; nothing is written then.
     """
     weights = {key: v.cpu().contiguous() for key, v in backbone.state_dict().items()}
+    advice = "; nothing was written. `intl-transfer convert` takes a checkpoint of before"
+    require_finite(weights, f"the backbone of {run.path} cannot be exported", advice)
     described = describe(run, config, name)
     metadata = {
         "method": described["method"],
         "backbone": config.model.backbone,
+        "stem": config.model.stem,
+        "normalize": json.dumps(statistics_of(config.data.normalize).as_dict()),
         "pretrain_run": json.dumps(described),
     }
     file = run.path / BACKBONE
@@ -107,9 +121,9 @@ def model_card(manifest: Manifest, config: PretrainConfig, results: PretrainResu
     }
     rows = [f"| {key} | {value} |" for key, value in facts.items()]
     network = f'resnet = torchvision.models.get_model("{model.backbone}")'
-    if model.stem == "cifar":
+    if model.stem in _SMALL_STEMS:
         network += (
-            "\nresnet.conv1 = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False)  # CIFAR's stem"
+            f"\nresnet.conv1 = torch.nn.Conv2d(3, 64, 3, {_SMALL_STEMS[model.stem]}"
             "\nresnet.maxpool = torch.nn.Identity()"
         )
     timm = [
@@ -122,8 +136,7 @@ def model_card(manifest: Manifest, config: PretrainConfig, results: PretrainResu
             f"# {manifest.name}",
             "",
             f"A {model.backbone} backbone without classifier, under torchvision's names. Images "
-            "are RGB in [0, 1], normalised by mean (0.485, 0.456, 0.406) and standard deviation "
-            "(0.229, 0.224, 0.225).",
+            f"are RGB in [0, 1], normalized by {statistics_of(config.data.normalize)}.",
             "",
             "| | |",
             "|---|---|",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from intl_transfer.data.datasets import Batch
+from intl_transfer.data.statistics import STATISTICS, statistics_of
 from intl_transfer.data.views import normalise
 from intl_transfer.errors import UserError
 from intl_transfer.models import (
@@ -24,9 +25,14 @@ from intl_transfer.models import (
 )
 from intl_transfer.optim import LARS
 from intl_transfer.runs.distributed import Ranks, parallelise
+from intl_transfer.runs.finite import StepGuard
 from intl_transfer.spectral import NonFiniteError, intl_ema_loss, intl_loss
 from pretrain.baselines import baseline_loss
 from pretrain.config import OptimConfig, PretrainConfig
+
+#: So many steps in a row may overflow while the scale is looked for: it begins at 2^16, and below
+#: 2^-8 the gradients themselves are at fault.
+OVERFLOWS = 24
 
 
 @dataclass(frozen=True)
@@ -34,18 +40,27 @@ class Step:
     """What one step of training came to.
 
     Attributes:
-        is_finite: whether the loss was; if not, no weight has changed.
+        skipped: what was not finite; None for a step that counts. A skipped step has changed
+            nothing.
+        overflowed: whether scaled gradients overflowed (fp16): the scale is smaller now, weights
+            are as before. That is how the scale is found, and normal.
         parts: the loss and what it is made of, on the device.
         views: this rank's embeddings.
         lr: learning rate.
         momentum: of the moving average, where there is one.
     """
 
-    is_finite: bool
+    skipped: str | None
+    overflowed: bool
     parts: dict[str, Tensor]
     views: list[Tensor]
     lr: float
     momentum: float | None
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the step counts."""
+        return self.skipped is None
 
 
 class Learner:
@@ -72,12 +87,22 @@ class Learner:
         engine = config.engine
         self._memory = torch.channels_last if engine.channels_last else torch.contiguous_format
         self._half = PRECISIONS[engine.precision]
+        statistics = statistics_of(config.data.normalize)
+        # ImageNet's are what images are normalized by unless others are given.
+        usual = statistics == STATISTICS["imagenet"]
+        self._statistics = () if usual else (statistics.mean, statistics.std)
         self.encoder = build_encoder(config, ranks).to(ranks.device, memory_format=self._memory)
         self.target = MovingAverage(self.encoder) if config.loss.method == "intl_ema" else None
         self.network: nn.Module = self.encoder
         is_fp16 = self._half == torch.float16
         self.optimiser = build_optimiser(self.encoder, config.optim, is_fp16)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=is_fp16)
+        self._named = list(self.encoder.named_parameters())
+        self._overflows_in_a_row = 0
+        guarded: dict[str, nn.Module] = {"encoder": self.encoder}
+        if self.target is not None:
+            guarded["target"] = self.target.encoder
+        self._guard = StepGuard(guarded, ranks)
 
     def prepare(self) -> None:
         """Makes the networks recompute, compiled, and parallel, as the configuration asks."""
@@ -107,24 +132,59 @@ class Learner:
         momentum = None
         if self.target is not None:
             momentum = ema_momentum(step, self._total, self._config.loss.ema_momentum)
-            self.target.update(self.encoder, momentum)
-
-        images = [normalise(view, device).to(memory_format=self._memory) for view in batch.views]
+        self._guard.remember()
+        images = [
+            normalise(view, device, *self._statistics).to(memory_format=self._memory)
+            for view in batch.views
+        ]
         with torch.autocast(device.type, dtype=self._half, enabled=self._half is not None):
-            views = embed(self.network, self.target, images)
+            views = self._embed(images, momentum)
             loss, parts = loss_of(views, self._config)
 
-        # The loss is the global batch's: all ranks come to the same answer.
-        is_finite = bool(torch.isfinite(loss))
-        if is_finite:
-            self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad(set_to_none=True)
+        if loss.requires_grad:  # where the embeddings are finite
             self.scaler.scale(loss).backward()
-            if optim.clip_norm is not None:
-                self.scaler.unscale_(self.optimiser)
-                nn.utils.clip_grad_norm_(self.encoder.parameters(), optim.clip_norm)
-            self.scaler.step(self.optimiser)
-            self.scaler.update()
-        return Step(is_finite, parts, views, lr, momentum)
+        # Scaled gradients overflow now and then, which is the scaler's to see.
+        seen = [] if self.scaler.is_enabled() else self._gradients()
+        skipped, overflowed = None, False
+        if self._guard.is_finite(loss, [gradient for _, gradient in seen]):
+            if self.target is not None and momentum is not None:
+                self.target.update(self.encoder, momentum)
+            overflowed = self._step_optimiser()
+            if self._overflows_in_a_row > OVERFLOWS:
+                skipped = f"gradients overflow float16, {self._overflows_in_a_row} steps in a row"
+        else:
+            skipped = self._guard.reason(loss, dict(seen))
+        if skipped is not None:
+            self._guard.restore()
+        return Step(skipped, overflowed, parts, views, lr, momentum)
+
+    def _embed(self, images: list[Tensor], momentum: float | None) -> list[Tensor]:
+        """Views become embeddings, view 0 by the moving average where there is one."""
+        if self.target is None or momentum is None:
+            return list(self.network(images))
+        # The copy is updated before each forward pass; for good only once the step counts.
+        with self.target.ahead(self.encoder, momentum):
+            first = self.target(images[0])
+        return [first, *self.network(images[1:])]
+
+    def _gradients(self) -> list[tuple[str, Tensor]]:
+        return [(name, p.grad) for name, p in self._named if p.grad is not None]
+
+    def _step_optimiser(self) -> bool:
+        """Clips and steps; gives back whether scaled gradients overflowed, and nothing changed."""
+        if self._config.optim.clip_norm is not None:
+            self.scaler.unscale_(self.optimiser)
+            nn.utils.clip_grad_norm_(self.encoder.parameters(), self._config.optim.clip_norm)
+        # A scaler leaves the optimiser alone where gradients overflowed.
+        stepped: list[bool] = []
+        hook = self.optimiser.register_step_post_hook(lambda *_: stepped.append(True))
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        hook.remove()
+        overflowed = not stepped
+        self._overflows_in_a_row = self._overflows_in_a_row + 1 if overflowed else 0
+        return overflowed
 
 
 def build_encoder(config: PretrainConfig, ranks: Ranks) -> Encoder:
@@ -138,13 +198,6 @@ def build_encoder(config: PretrainConfig, ranks: Ranks) -> Encoder:
     if model.sync_batchnorm and ranks.world_size > 1:
         synchronise_batchnorm(encoder, ranks.device)
     return encoder
-
-
-def embed(network: nn.Module, target: MovingAverage | None, images: list[Tensor]) -> list[Tensor]:
-    """Views become embeddings, view 0 by the moving average where there is one."""
-    if target is None:
-        return list(network(images))
-    return [target(images[0]), *network(images[1:])]
 
 
 def loss_of(views: list[Tensor], config: PretrainConfig) -> tuple[Tensor, dict[str, Tensor]]:
@@ -196,10 +249,21 @@ def parameter_groups(network: nn.Module, optim: OptimConfig) -> list[dict[str, A
 
 
 def learning_rate(step: int, total: int, warmup: int, optim: OptimConfig) -> float:
-    """``base x N/256``, linear warm-up ``(step + 1) / warmup``, then cosine to the final factor."""
+    """``base x N/256``, linear warm-up, then cosine to the final factor.
+
+    Both parts count the step that is about to be made: ``(s + 1) / warmup`` of the peak, then
+    ``(1 + cos(pi (s + 1 - warmup) / (total - warmup))) / 2`` between peak and final rate, so that
+    the last step of the warm-up has the peak and the last of all the final rate.
+
+    Args:
+        step: number of steps made before, s.
+        total: of steps.
+        warmup: of steps of the warm-up.
+        optim: settings.
+    """
     peak = optim.base_lr * optim.batch_size / 256
     if step < warmup:
         return peak * (step + 1) / warmup
     final = peak * optim.final_lr_factor
-    share = (step - warmup) / max(1, total - warmup)
+    share = (step + 1 - warmup) / max(1, total - warmup)
     return final + (peak - final) * (1 + math.cos(math.pi * share)) / 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,14 @@ from torch import Tensor, nn
 from intl_transfer.data.datasets import ViewsDataset
 from intl_transfer.data.source import ImageSource
 from intl_transfer.data.sources import open_source
+from intl_transfer.data.statistics import statistics_of
+from intl_transfer.data.views import normalise
 from intl_transfer.errors import UserError
 from intl_transfer.evaluation import EvaluationImages, extract_features, knn_accuracy
+from intl_transfer.evaluation.features import check_features
 from intl_transfer.runs import RunDirectory
 from intl_transfer.runs.distributed import Ranks
+from intl_transfer.runs.finite import StateNotFiniteError
 from intl_transfer.runs.progress import Progress
 from intl_transfer.runs.records import ImageSet
 from intl_transfer.runs.trackers import Trackers
@@ -28,6 +33,7 @@ from intl_transfer.spectral.common import at_least_float32
 from pretrain.config import PretrainConfig
 
 _SPECTRUM_POINTS = 32  # of a spectrum that is kept
+_SKIPPED_SHOWN = 20  # skipped steps that are told one by one; later ones by the hundred
 
 
 class Monitor:
@@ -123,14 +129,52 @@ class Monitor:
             return False
         return epoch % self._config.knn.epochs == 0 or epoch == self._config.optim.epochs
 
-    def neighbours(self, step: int, backbone: nn.Module) -> float:
-        """Classifies by k nearest neighbours of frozen features; accuracy in per cent."""
+    def neighbours(self, step: int, backbone: nn.Module) -> float | None:
+        """Classifies by k nearest neighbours of frozen features; accuracy in per cent.
+
+        Returns:
+            None, with a word on it, where the features are not finite.
+        """
         assert self._knn is not None
-        accuracy = self._knn.accuracy(backbone, self._ranks)
         epoch = step / self._steps_per_epoch
+        try:
+            accuracy = self._knn.accuracy(backbone, self._ranks)
+        except StateNotFiniteError as error:
+            self.say(f"epoch {epoch:.0f}: no {self._config.knn.k}-NN accuracy: {error}")
+            return None
         self._log(step, epoch, {"knn_accuracy": accuracy})
         self.say(f"epoch {epoch:.0f}: {self._config.knn.k}-NN accuracy {accuracy:.2f} %")
         return accuracy
+
+    def skipped(self, step: int, reason: str, total: int) -> None:
+        """Tells of a step that does not count.
+
+        Args:
+            step: its number, from 1.
+            reason: what was not finite.
+            total: of skipped steps, this one included.
+        """
+        self._log(step, step / self._steps_per_epoch, {"skipped_steps": total, "skipped": reason})
+        if total <= _SKIPPED_SHOWN or total % 100 == 0:
+            self.say(
+                f"step {step} skipped: {reason}. Weights, statistics and optimizer are as before "
+                f"it ({_steps(total)} skipped so far)"
+            )
+
+    def finished(self, file: Path, skipped: int, at_end: int) -> None:
+        """Tells of the run's end.
+
+        Args:
+            file: the exported backbone.
+            skipped: number of skipped steps.
+            at_end: how many of them were the last ones.
+        """
+        self.say(f"finished: {file}" + (f"; {_steps(skipped)} skipped" if skipped else ""))
+        if at_end:
+            self.say(
+                f"warning: the last {_steps(at_end)} skipped; no step has shown that the weights "
+                "of before are any good"
+            )
 
     def say(self, text: str) -> None:
         """Prints a line, on rank 0."""
@@ -142,6 +186,10 @@ class Monitor:
             self._run.log(step=step, epoch=epoch, **figures)
         if self._trackers is not None:
             self._trackers.log(step, {"epoch": epoch, **figures})
+
+
+def _steps(count: int) -> str:
+    return f"{count} step was" if count == 1 else f"{count} steps were"
 
 
 def sampled_spectrum(eigenvalues: Tensor) -> dict[str, list[Any]]:
@@ -190,8 +238,10 @@ class KnnSets:
                 f"{len(sources[1].classes)}, or their names differ; expected the same"
             )
         self._sources = sources
-        self._sets = [EvaluationImages(source, size) for source in sources]
+        self._sets = [EvaluationImages(source, size, knn.crop_pct) for source in sources]
         self._k, self._workers = knn.k, config.data.workers
+        statistics = statistics_of(config.data.normalize)
+        self._prepare = partial(normalise, mean=statistics.mean, std=statistics.std)
 
     def described(self) -> dict[str, ImageSet]:
         """What the sets hold, for the manifest."""
@@ -199,11 +249,17 @@ class KnnSets:
         return {n: source.described() for n, source in zip(names, self._sources, strict=True)}
 
     def accuracy(self, backbone: nn.Module, ranks: Ranks) -> float:
-        """In per cent, over all ranks."""
+        """In per cent, over all ranks.
+
+        Raises:
+            StateNotFiniteError: if the features hold NaN or infinity.
+        """
         features = [
-            extract_features(backbone, images, ranks, workers=self._workers)
+            extract_features(backbone, images, ranks, workers=self._workers, prepare=self._prepare)
             for images in self._sets
         ]
+        for found, _ in features:
+            check_features(found, ranks)
         return knn_accuracy(*features[0], *features[1], k=self._k, ranks=ranks)
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from intl_transfer.data.statistics import statistics_of
 from intl_transfer.data.views import build_views
 from intl_transfer.errors import UserError
-from intl_transfer.models import PRECISIONS
+from intl_transfer.models import PRECISIONS, STEMS
 from intl_transfer.runs import RunDirectory
 from intl_transfer.runs.changes import changed_midway
 from intl_transfer.runs.checkpoint import (
@@ -23,6 +24,7 @@ from intl_transfer.runs.checkpoint import (
 )
 from intl_transfer.runs.config import check_values
 from intl_transfer.runs.distributed import Ranks
+from intl_transfer.runs.finite import first_nonfinite
 from intl_transfer.runs.progress import Progress
 from intl_transfer.runs.records import ImageSet
 from intl_transfer.runs.settings import Differences, below, deciding
@@ -52,10 +54,19 @@ class State:
         self._steps_per_epoch = steps_per_epoch
         self.seconds = 0.0  # of training in earlier sessions
 
-    def is_finite(self) -> bool:
-        """Whether every parameter is: what is not must not become a checkpoint."""
-        norms = torch._foreach_norm([p.detach() for p in self.encoder.parameters()])
-        return bool(torch.isfinite(torch.stack([norm.float() for norm in norms])).all())
+    def _trained(self) -> dict[str, Any]:
+        """What has been learned, and what learning needs to go on."""
+        return {
+            "model": self.encoder.state_dict(),
+            "target": self.target.encoder.state_dict() if self.target else None,
+            "optimizer": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def not_finite(self, ranks: Ranks) -> str | None:
+        """What holds NaN or infinity on any rank; the same answer on all."""
+        found = ranks.gather_objects(first_nonfinite(self._trained()))
+        return next((name for name in found if name is not None), None)
 
     def save(self, folder: Path, step: int, progress: Progress, ranks: Ranks) -> None:
         """Writes a checkpoint from global rank 0; every rank contributes its random state.
@@ -66,10 +77,7 @@ class State:
         if self.run is None:
             return
         state = {
-            "model": self.encoder.state_dict(),
-            "target": self.target.encoder.state_dict() if self.target else None,
-            "optimizer": self.optimiser.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            **self._trained(),
             "progress": {
                 "step": step,
                 "seconds": self.seconds + progress.elapsed(),
@@ -136,6 +144,7 @@ def check(config: PretrainConfig) -> None:
     choices = {
         "loss.method": (loss.method, METHODS),
         "loss.axis": (loss.axis, ("channel", "batch")),
+        "model.stem": (config.model.stem, STEMS),
         "engine.precision": (engine.precision, PRECISIONS),
         "optim.optimizer": (optim.optimizer, ("sgd", "lars")),
     }
@@ -173,6 +182,11 @@ def check(config: PretrainConfig) -> None:
         ),
         "knn.epochs": (config.knn.epochs, config.knn.epochs >= 0, "0 or more"),
         "knn.k": (config.knn.k, config.knn.k >= 1, "at least 1"),
+        "knn.crop_pct": (
+            config.knn.crop_pct,
+            0 < config.knn.crop_pct <= 1,
+            "a share above 0, up to 1",
+        ),
         **{
             f"engine.{key}": (
                 getattr(engine, key),
@@ -203,6 +217,7 @@ def check(config: PretrainConfig) -> None:
             default_trace_weight(optim.batch_size, config.model.embedding, axis)
         except ValueError as error:
             raise UserError(f"loss.trace_weight is null: {error}") from None
+    statistics_of(config.data.normalize)
     if len(config.views) < 2:
         raise UserError(f"views has {len(config.views)} entry; INTL needs at least two views")
     try:

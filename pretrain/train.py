@@ -142,12 +142,12 @@ def train(config: PretrainConfig, name: str, ranks: Ranks, allow_change: bool = 
         progress = Progress(total_steps, step, config.log.seconds, live)
         stack.callback(progress.close)
         monitor = Monitor(config, ranks, progress, per_epoch, state.run, trackers, knn)
-        watch = NonFiniteWatch(output, engine.nonfinite_steps, ranks.is_main)
+        watch = NonFiniteWatch(output, engine.nonfinite_steps, ranks.is_main, state.last)
         unreadable = Unreadable(dataset, config.data.max_unreadable, ranks)
         if state.run is not None:
             introduce(config, dataset, state.run, ranks, step, total_steps, monitor)
 
-        loss, stopped = torch.tensor(math.nan), False
+        loss, stopped, owed = torch.tensor(math.nan), False, False
         while step < session_end and not stopped:
             sampler.epoch, sampler.start = divmod(step, per_epoch)
             waiting = time.perf_counter()
@@ -156,30 +156,33 @@ def train(config: PretrainConfig, name: str, ranks: Ranks, allow_change: bool = 
                 unreadable.note(batch)
                 done = learner.step(step, batch)
                 step += 1
-                if done.is_finite:
-                    watch.good()
-                    loss = done.parts["loss"]
-                else:
-                    reason = "NaN or infinity in the embeddings or the loss"
-                    watch.bad(step, reason, done.views, learner.encoder)
-
                 at_end = step == session_end
-                if done.is_finite and monitor.due(step, at_end):
-                    monitor.step(step, done.parts, {"lr": done.lr, "ema_momentum": done.momentum})
-                monitor.diagnostics(step, done.views)
+                if done.skipped is not None:  # as if the step's data had not been there
+                    monitor.skipped(step, done.skipped, watch.total + 1)
+                watch.note(step, done, learner.encoder)
+                if done.is_finite:
+                    loss = done.parts["loss"]
+                    if monitor.due(step, at_end):
+                        values = {"lr": done.lr, "ema_momentum": done.momentum}
+                        monitor.step(step, done.parts, values)
+                    monitor.diagnostics(step, done.views)
                 if step % config.log.steps == 0 or at_end:
                     unreadable.check(state.last)
                 epoch, within = divmod(step, per_epoch)
                 if within == 0 and monitor.neighbours_due(epoch):
-                    state.last["knn_accuracy"] = monitor.neighbours(step, learner.encoder.backbone)
+                    accuracy = monitor.neighbours(step, learner.encoder.backbone)
+                    state.last.pop("knn_accuracy", None)
+                    state.last |= {} if accuracy is None else {"knn_accuracy": accuracy}
                 stopped = stop.agreed()
-                if due(step, per_epoch, config) or at_end or stopped:
+                owed = owed or due(step, per_epoch, config) or at_end or stopped
+                if owed and done.is_finite:  # not among skipped steps: after the next that counts
+                    broken = state.not_finite(ranks)
+                    if broken is not None:
+                        watch.end(step, f"NaN or infinity in {broken}", done, learner.encoder)
                     state.last["final_loss"] = float(loss)
-                    if state.is_finite():
-                        state.save(output / "checkpoints", step, progress, ranks)
-                    else:
-                        reason = "NaN or infinity in the weights"
-                        watch.bad(step, reason, done.views, learner.encoder)
+                    state.save(output / "checkpoints", step, progress, ranks)
+                    watch.saved(step)
+                    owed = False
                 if within == 0 or at_end or stopped:
                     break
                 waiting = time.perf_counter()
@@ -189,13 +192,17 @@ def train(config: PretrainConfig, name: str, ranks: Ranks, allow_change: bool = 
             reason = f"stopped by {stop.signal or 'a signal'}" if stopped else "stopped as asked"
             if state.run is not None:
                 state.run.interrupt(f"{reason} after step {step}")
-            monitor.say(f"{reason} after step {step}; the same command continues")
+            from_before = " from the last checkpoint" if watch.in_a_row else ""
+            monitor.say(f"{reason} after step {step}; the same command continues{from_before}")
             return CONTINUE if stopped else 0
+        if watch.in_a_row and math.isfinite(float(loss)):  # not saved, for want of a last step
+            state.last["final_loss"] = float(loss)
+        watch.finish(total_steps)
         if state.run is not None:
             seconds = round(state.seconds + progress.elapsed(), 3)
             figures = {"steps": total_steps, **state.last, "wall_time_s": seconds}
             file = export(state.run, learner.encoder.backbone, config, name, figures)
-            monitor.say(f"finished: {file}")
+            monitor.finished(file, watch.total, watch.in_a_row)
     ranks.barrier()
     return 0
 

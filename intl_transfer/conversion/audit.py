@@ -112,7 +112,8 @@ def _check_stem(state: Mapping[str, Tensor]) -> None:
         size = "x".join(map(str, first.shape[-2:]))
         raise UserError(
             f"conv1 is {size}: a stem for small images (CIFAR). Detectron2's ResNet has a 7x7 "
-            "stem; pretrain with model.stem=imagenet to transfer to detection"
+            "stem; pretrain with model.stem=imagenet to transfer to detection. `intl-transfer "
+            "evaluate` takes the file as it is, and a .safetensors file can hold it"
         )
     if first.shape[0] in (128, 192, 256, 320):
         raise UserError(

@@ -57,8 +57,15 @@ def add_told(parser: argparse.ArgumentParser, dataset_option: str) -> None:
     said.add_argument(
         "--pixels",
         choices=list(PIXELS),
-        help="how it was trained to see images: imagenet (RGB, mean and deviation; the default), "
-        "unit (RGB from 0 to 1, as Google's SimCLR), caffe (BGR, strides in 1x1, as MSRA's)",
+        help="how it was trained to see images: RGB, by the mean and deviation of imagenet (the "
+        "default), cifar10 or cifar100; unit (RGB from 0 to 1, as Google's SimCLR), caffe (BGR, "
+        "strides in 1x1, as MSRA's)",
+    )
+    said.add_argument(
+        "--stem",
+        choices=["cifar", "cifar_published"],
+        help="of a network that begins with 3x3: padding of one pixel, or, as in INTL's published "
+        "networks for CIFAR, of two; both have the same weights",
     )
 
 
@@ -66,10 +73,8 @@ def told_of(arguments: argparse.Namespace) -> Any:
     """What was said by the arguments of :func:`add_told`."""
     from intl_transfer.conversion.pipeline import Told
 
-    return Told(
-        *(arguments.method, arguments.name, arguments.epochs, arguments.dataset),
-        *(arguments.pixels, arguments.label),
-    )
+    names = ("method", "name", "epochs", "dataset", "pixels", "label", "stem")
+    return Told(**{name: getattr(arguments, name) for name in names})
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -104,6 +109,7 @@ def screen(report: dict[str, Any], out: Path) -> str:
         *([f"          left out: {_first(report['dropped'])}"] if report["dropped"] else []),
         f"images    {_images(report)}",
         f"          {_source(report['config_said_by'])}",
+        *_stem(provenance),
     ]
     if "parity" in report:
         differences = ", ".join(f"{stage} {e:.1e}" for stage, e in report["parity"].items())
@@ -122,6 +128,8 @@ def _images(report: dict[str, Any]) -> str:
     known = {tuple(s.pixel_mean): name for name, s in PIXELS.items()}
     names = {
         "imagenet": "normalised by ImageNet's mean and deviation",
+        "cifar10": "normalised by CIFAR-10's mean and deviation",
+        "cifar100": "normalised by CIFAR-100's mean and deviation",
         "unit": "from 0 to 1",
         "caffe": "mean subtracted, not divided",
     }
@@ -135,6 +143,16 @@ def _source(said_by: str | None) -> str:
     return (
         f"known from {said_by}" if said_by else "assumed: the file does not say (--pixels says it)"
     )
+
+
+def _stem(provenance: dict[str, Any]) -> list[str]:
+    """Of a network for small images, which of the stems that have the same weights."""
+    padding = {"cifar": "one pixel", "cifar_published": "two pixels, as INTL's for CIFAR"}
+    if provenance["stem"] not in padding:
+        return []
+    source = provenance["stem_source"]
+    known = f"known from {source}" if source else "assumed (--stem says it)"
+    return [f"stem      3x3, padded by {padding[provenance['stem']]}; {known}"]
 
 
 def _first(keys: list[str]) -> str:

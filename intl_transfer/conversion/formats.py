@@ -6,11 +6,12 @@ classifier. The formats are in :mod:`intl_transfer.conversion.adapters`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from torch import Tensor
 
 from intl_transfer.conversion.adapters import recognise
 from intl_transfer.conversion.adapters.base import ONLINE, TARGET, chosen
-from intl_transfer.conversion.audit import check_whole
+from intl_transfer.conversion.audit import check_whole, has_small_stem
 from intl_transfer.conversion.reading import Content, first_keys, read_content
-from intl_transfer.conversion.settings import IMAGENET, Settings, from_config
+from intl_transfer.conversion.settings import IMAGENET, Settings, from_config, from_statistics
+from intl_transfer.data.statistics import statistics_of
 from intl_transfer.errors import UserError, did_you_mean
+from intl_transfer.models import STEMS, Stem
 from intl_transfer.runs import MANIFEST, RESULTS, read_manifest, read_results, sha256_file
 from intl_transfer.runs.checkpoint import FORMAT, load_newest
 from intl_transfer.runs.checkpoint import read_checkpoint as read_own_checkpoint
@@ -31,9 +34,11 @@ _ALIASES = {
     **dict.fromkeys(("student", "query", "base"), ONLINE),
     **dict.fromkeys(("teacher", "key", "momentum", "ema"), TARGET),
 }
-_OURS = Settings(
-    IMAGENET.channels, IMAGENET.pixel_mean, IMAGENET.pixel_std, said_by="this project's pretraining"
-)
+_OURS = "this project's pretraining"
+# The small stem of this project's files from before they named it.
+_FORMER_STEM: Stem = "cifar"
+#: As :attr:`Backbone.stem_source` names a file that says itself which stem its network has.
+STATED = "the file"
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,9 @@ class Backbone:
         prefix: before the names of this network's tensors in the file, for messages.
         provenance: what a file that this project converted says of its source; None for others.
         label: a word of the user's own for it.
+        stem: ``imagenet``, or of a 3x3 stem ``cifar`` or ``cifar_published``: both have the same
+            shapes.
+        stem_source: where the stem is known from; None where it is assumed.
     """
 
     state: dict[str, Tensor]
@@ -71,6 +79,8 @@ class Backbone:
     prefix: str = ""
     provenance: dict[str, Any] | None = None
     label: str | None = None
+    stem: Stem = "imagenet"
+    stem_source: str | None = None
 
     @property
     def place(self) -> str:
@@ -174,9 +184,14 @@ def _from_file(path: Path, branch: str | None) -> Backbone:
     said = {key: _said(content, key) for key in ("provenance", "config")}
     origin: Mapping[str, Any] = said["provenance"] or content.metadata
     kind = adapter.name
-    settings = from_config(said["config"], "the file") or adapter.settings(content)
+    settings = _settings_stated(content, said["config"]) or adapter.settings(content)
+    known = said["provenance"].get("stem_source") is not None  # else it was assumed
+    stem = said["provenance"].get("stem") if known else None
+    format_stem = adapter.small_stem
     if "pretrain_run" in content.metadata:
-        kind, settings = "intl-transfer backbone", _OURS
+        kind = "intl-transfer backbone"
+        settings = _trained_on(content.metadata.get("normalize"), path)
+        stem, format_stem = content.metadata.get("stem"), _FORMER_STEM
     method, run = _origin(origin.get("method"), origin.get("pretrain_run"), path)
     epochs = content.values.get("epoch")
     return _backbone(
@@ -195,7 +210,33 @@ def _from_file(path: Path, branch: str | None) -> Backbone:
         branches=tuple(branches),
         prefix=adapter.prefix(content, branch),
         provenance=said["provenance"] or None,
+        stem=stem,
+        format_stem=format_stem,
     )
+
+
+def _settings_stated(content: Content, config: dict[str, Any]) -> Settings | None:
+    """How a file that this project converted says that its network takes images."""
+    # What was assumed when it was converted is no better known since.
+    assumed = "config_said_by" in content.values and content.values["config_said_by"] is None
+    assumed |= content.metadata.get("config_said_by") == "null"
+    settings = from_config(config, STATED)
+    return replace(settings, said_by=None) if settings and assumed else settings
+
+
+def _trained_on(normalize: Any, path: Path) -> Settings:
+    """The settings of this project's pretraining by the statistics that it took.
+
+    Args:
+        normalize: as a checkpoint's configuration or, as JSON, a backbone's file has it; None in
+            those of before it was a setting, when ImageNet's were taken always.
+        path: the file, for messages.
+    """
+    value = "imagenet" if normalize is None else normalize
+    if isinstance(value, str) and value.startswith("{"):
+        with contextlib.suppress(ValueError):  # refused below
+            value = json.loads(value)
+    return from_statistics(statistics_of(value, f"{path}: normalize"), _OURS)
 
 
 def _said(content: Content, key: str) -> dict[str, Any]:
@@ -243,6 +284,9 @@ def _from_own(path: Path, content: Mapping[str, Any], branch: str) -> Backbone:
     method = run.get("method") if isinstance(run, dict) else None
     method, run = _origin(method, run, path)
     branches = (ONLINE, TARGET) if content.get("target") is not None else (ONLINE,)
+    config = content.get("config")
+    parts = [config.get(part) if isinstance(config, dict) else None for part in ("model", "data")]
+    model, data = (part if isinstance(part, dict) else {} for part in parts)
     return _backbone(
         path,
         state,
@@ -251,13 +295,40 @@ def _from_own(path: Path, content: Mapping[str, Any], branch: str) -> Backbone:
         method=method,
         pretrain_run=run,
         dropped=[],
-        settings=_OURS,
+        settings=_trained_on(data.get("normalize"), path),
         branches=branches,
+        stem=model.get("stem"),
+        format_stem=_FORMER_STEM,
     )
 
 
+def _stem(
+    state: Mapping[str, Tensor], stated: Any, format_stem: Stem | None, path: Path
+) -> tuple[Stem, str | None]:
+    """Which stem a network has, and where that is known from; None where it is assumed."""
+    is_small = has_small_stem(state)
+    if stated is not None:
+        if stated not in STEMS or is_small != (stated != "imagenet"):
+            size = "x".join(map(str, state["conv1.weight"].shape[-2:]))
+            raise UserError(
+                f"{path} says that its stem is '{stated}'; expected one of {', '.join(STEMS)} that "
+                f"fits a first convolution of {size}. Upgrade intl-transfer if the file is newer"
+            )
+        return stated, STATED
+    if not is_small:
+        return "imagenet", "its shape"
+    return (format_stem, "the format") if format_stem else ("cifar", None)
+
+
 def _backbone(
-    path: Path, state: Mapping[str, Tensor], kind: str, *, dropped: list[str], **facts: Any
+    path: Path,
+    state: Mapping[str, Tensor],
+    kind: str,
+    *,
+    dropped: list[str],
+    stem: Any = None,
+    format_stem: Stem | None = None,
+    **facts: Any,
 ) -> Backbone:
     dropped = [*dropped, *(key for key in state if key.startswith("fc."))]
     state = {
@@ -269,6 +340,7 @@ def _backbone(
         check_whole(state)
     except UserError as error:
         raise UserError(f"{path}{_behind(facts.get('prefix', ''))}: {error}") from None
+    facts["stem"], facts["stem_source"] = _stem(state, stem, format_stem, path)
     return Backbone(state, str(path.resolve()), sha256_file(path), kind, dropped=dropped, **facts)
 
 

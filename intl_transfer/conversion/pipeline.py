@@ -18,11 +18,12 @@ from torch import Tensor
 
 from intl_transfer.conversion import verify
 from intl_transfer.conversion.adapters import WRITTEN
-from intl_transfer.conversion.audit import audit
+from intl_transfer.conversion.audit import audit, has_small_stem
 from intl_transfer.conversion.detectron2 import to_detectron2
-from intl_transfer.conversion.formats import Backbone, read_backbone
+from intl_transfer.conversion.formats import STATED, Backbone, read_backbone
 from intl_transfer.conversion.settings import PIXELS, config_values
 from intl_transfer.errors import UserError, did_you_mean
+from intl_transfer.models import Stem
 from intl_transfer.runs import sha256_file, write_atomically, write_json
 from intl_transfer.runs.records import Initialisation, Provenance
 
@@ -39,8 +40,10 @@ class Told:
         name: of the pretraining, in place of a configuration's name.
         epochs: of pretraining.
         dataset: it was pretrained on.
-        pixels: how it takes its images: ``imagenet``, ``unit`` or ``caffe``.
+        pixels: how it takes its images, by a name of
+            :data:`intl_transfer.conversion.settings.PIXELS`.
         label: a word of one's own for it, which tables use where nothing else tells rows apart.
+        stem: of a network for small images, ``cifar`` or ``cifar_published``.
     """
 
     method: str | None = None
@@ -49,6 +52,7 @@ class Told:
     dataset: str | None = None
     pixels: str | None = None
     label: str | None = None
+    stem: Stem | None = None
 
 
 def convert(
@@ -90,7 +94,8 @@ def convert(
     _check_target(source, out, force, to)
     backbone = with_told(read_backbone(source, branch), told)
     try:
-        architecture = audit(backbone.state)
+        # A file whose metadata name the stem can hold a small one.
+        architecture = audit(backbone.state, small_stem=out.suffix == ".safetensors")
     except UserError as error:
         raise UserError(f"{backbone.place}: {error}") from None
     report = _described(backbone, architecture, to)
@@ -121,6 +126,9 @@ def provenance_of(backbone: Backbone, architecture: str) -> dict[str, Any]:
         "method": backbone.method,
         "pretrain_run": backbone.pretrain_run,
         **({"label": backbone.label} if backbone.label is not None else {}),
+        "stem": backbone.stem,
+        "stem_source": backbone.stem_source,
+        "pixels": {**backbone.settings.described(), "source": backbone.settings.said_by},
     }
 
 
@@ -203,6 +211,9 @@ def with_told(backbone: Backbone, told: Told) -> Backbone:
         changes["label"] = told.label
     if told.pixels is not None:
         changes["settings"] = replace(PIXELS[told.pixels], said_by=f"--pixels {told.pixels}")
+    if told.stem is not None:
+        _check_stem(backbone, told.stem)
+        changes |= {"stem": told.stem, "stem_source": f"--stem {told.stem}"}
     if told.name is not None or told.epochs is not None or told.dataset is not None:
         if backbone.pretrain_run is not None and backbone.pretrain_run.get("id") is not None:
             raise UserError(
@@ -222,9 +233,22 @@ def with_told(backbone: Backbone, told: Told) -> Backbone:
     return replace(backbone, **changes)
 
 
+def _check_stem(backbone: Backbone, stem: Stem) -> None:
+    """Refuses a stem that a file contradicts."""
+    if not has_small_stem(backbone.state):
+        raise UserError(
+            f"--stem {stem}: the first convolution of {backbone.place} is no 3x3; leave --stem away"
+        )
+    if backbone.stem_source == STATED and backbone.stem != stem:
+        raise UserError(
+            f"--stem {stem}: {backbone.source_path} says itself that its stem is "
+            f"'{backbone.stem}'; leave --stem away"
+        )
+
+
 def _write(file: Path, state: Mapping[str, Tensor], to: str, report: Mapping[str, Any]) -> int:
     """Writes the file; gives back how many tensors it wrote, counters aside."""
-    said = {"provenance": report["provenance"], "config": report["config"]}
+    said = {key: report[key] for key in ("provenance", "config", "config_said_by")}
     # Copies: a tensor that is a view would take its whole storage along into the file.
     copies = {
         key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state.items()

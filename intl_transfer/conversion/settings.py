@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from intl_transfer.data.statistics import STATISTICS, Statistics
+
 Channels = Literal["RGB", "BGR"]
 
 
@@ -33,14 +35,33 @@ class Settings:
         return {"channels": self.channels, "mean": mean, "std": std}
 
 
+def from_statistics(statistics: Statistics, said_by: str | None = None) -> Settings:
+    """RGB images normalized by a data set's statistics.
+
+    Args:
+        statistics: for channels from 0 to 1.
+        said_by: where they are known from.
+    """
+    mean, std = (
+        (round(255 * r, 6), round(255 * g, 6), round(255 * b, 6))
+        for r, g, b in (statistics.mean, statistics.std)
+    )
+    return Settings("RGB", mean, std, said_by=said_by)
+
+
 # torchvision's normalisation, in pixels of 0 to 255: what nearly every method trains with.
-IMAGENET = Settings("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+IMAGENET = from_statistics(STATISTICS["imagenet"])
 # Pixels of 0 to 1 and nothing else (`ToTensor` alone): Google's SimCLR, and small reproductions.
 UNIT = Settings("RGB", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
 # MSRA's networks, which came from Caffe: Detectron2's default.
 CAFFE = Settings("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0), True)
 
-PIXELS = {"imagenet": IMAGENET, "unit": UNIT, "caffe": CAFFE}
+#: By the names that a user gives them.
+PIXELS = {
+    **{name: from_statistics(statistics) for name, statistics in STATISTICS.items()},
+    "unit": UNIT,
+    "caffe": CAFFE,
+}
 
 
 def config_values(architecture: str, settings: Settings = IMAGENET) -> dict[str, Any]:

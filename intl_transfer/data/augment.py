@@ -1,21 +1,24 @@
 """Augmentations of uint8 images (H, W, 3), each as torchvision's up to rounding.
 
-The resize is torch's own antialiased bicubic, on bytes; colour and blur are OpenCV's. No float
-image is ever made. Nothing here is random: :mod:`intl_transfer.data.views` draws the parameters.
+The resize is torch's own antialiased bicubic, on bytes, or Pillow's bilinear; colour and blur are
+OpenCV's. No float image is ever made. Nothing here is random: :mod:`intl_transfer.data.views` draws
+the parameters.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
+Interpolation = Literal["bicubic", "bilinear"]
 
 # ITU-R 601, as PIL and torchvision weigh red, green and blue.
 _LUMA = (0.299, 0.587, 0.114)
@@ -25,9 +28,15 @@ _KERNEL_RADIUS_MAX = 6
 
 
 def crop_and_resize(
-    image: Pixels, top: int, left: int, height: int, width: int, size: int
+    image: Pixels,
+    top: int,
+    left: int,
+    height: int,
+    width: int,
+    size: int,
+    interpolation: Interpolation = "bicubic",
 ) -> Pixels:
-    """Cuts a box out and resizes it to a square: bicubic, antialiased.
+    """Cuts a box out and resizes it to a square, antialiased.
 
     Args:
         image: (H, W, 3).
@@ -36,6 +45,8 @@ def crop_and_resize(
         height: rows of the box.
         width: columns.
         size: side of the result, in pixels.
+        interpolation: ``bicubic``, near Pillow's and five times as fast; ``bilinear``, by Pillow:
+            torchvision's to the bit, as evaluations are published.
 
     Returns:
         (size, size, 3), contiguous.
@@ -43,6 +54,8 @@ def crop_and_resize(
     crop = np.ascontiguousarray(image[top : top + height, left : left + width])
     if crop.shape[:2] == (size, size):
         return crop.copy() if crop is image else crop
+    if interpolation == "bilinear":
+        return np.array(Image.fromarray(crop).resize((size, size), Image.Resampling.BILINEAR))
     resized = F.interpolate(
         torch.from_numpy(crop)[None].permute(0, 3, 1, 2),
         (size, size),

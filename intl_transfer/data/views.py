@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from intl_transfer.data import augment
-from intl_transfer.data.augment import Pixels
+from intl_transfer.data.augment import Interpolation, Pixels
+from intl_transfer.data.statistics import STATISTICS
 
-# Of ImageNet's training images, for channels in [0, 1], RGB.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = STATISTICS["imagenet"].mean, STATISTICS["imagenet"].std
 
 _CROP_TRIES = 10
 _LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
@@ -97,12 +96,13 @@ class View:
 
     Args:
         config: sizes and probabilities.
+        interpolation: of the crop's resize.
 
     Raises:
         ValueError: if a probability, a scale or a size is out of range.
     """
 
-    def __init__(self, config: ViewConfig) -> None:
+    def __init__(self, config: ViewConfig, interpolation: Interpolation = "bicubic") -> None:
         for name in ("blur", "solarise", "jitter", "grey", "flip"):
             if not 0 <= getattr(config, name) <= 1:
                 raise ValueError(f"{name} is {getattr(config, name)}; expected a probability")
@@ -117,7 +117,7 @@ class View:
             )
         if config.size < 1:
             raise ValueError(f"size is {config.size}; expected at least 1 pixel")
-        self.config = config
+        self.config, self._interpolation = config, interpolation
 
     def draw(self, height: int, width: int, generator: np.random.Generator) -> ViewParameters:
         """Draws the parameters for an image of this size."""
@@ -142,7 +142,9 @@ class View:
 
     def apply(self, image: Pixels, parameters: ViewParameters) -> Pixels:
         """The view (size, size, 3) of a uint8 image (H, W, 3) that these parameters make."""
-        view = augment.crop_and_resize(image, *parameters.box, self.config.size)
+        view = augment.crop_and_resize(
+            image, *parameters.box, self.config.size, self._interpolation
+        )
         if parameters.flip:
             view = augment.flip_horizontally(view)
         for operation, value in parameters.jitter:

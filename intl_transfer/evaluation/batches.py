@@ -16,7 +16,7 @@ from intl_transfer.data.sources import open_source
 from intl_transfer.data.unreadable import Unreadable
 from intl_transfer.data.views import View, ViewConfig
 from intl_transfer.errors import UserError
-from intl_transfer.evaluation.config import DataConfig
+from intl_transfer.evaluation.config import DataConfig, interpolation_of
 from intl_transfer.runs.distributed import Ranks
 from intl_transfer.runs.records import ImageSet
 
@@ -99,9 +99,8 @@ class CroppedImages:
     def __init__(
         self, source: ImageSource, data: DataConfig, seed: int, batch_size: int, ranks: Ranks
     ) -> None:
-        view = View(
-            ViewConfig(data.size, data.scale_min, blur=0.0, solarise=0.0, jitter=0.0, grey=0.0)
-        )
+        config = ViewConfig(data.size, data.scale_min, blur=0.0, solarise=0.0, jitter=0.0, grey=0.0)
+        view = View(config, interpolation_of(data))
         dataset = ViewsDataset(source, [view], seed, data.cache)
         self.sampler = GlobalBatchSampler(
             *(len(dataset), batch_size, seed, ranks.rank, ranks.world_size, source.epoch_order)

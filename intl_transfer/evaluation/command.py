@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from intl_transfer.conversion.command import told_of
-    from intl_transfer.evaluation.config import ModelConfig
+    from intl_transfer.evaluation.config import ModelConfig, data_statistics
     from intl_transfer.evaluation.stage import evaluate
     from intl_transfer.evaluation.subject import load_subject
     from intl_transfer.runs.changes import changes_of, unfinished
@@ -67,7 +67,11 @@ def run(arguments: argparse.Namespace) -> int:
                 stack.enter_context(directory_lock(config.output_dir))
             torch.manual_seed(config.seed)  # decides random weights
             subject = load_subject(
-                arguments.weights, config.model, arguments.branch, told_of(arguments)
+                arguments.weights,
+                config.model,
+                arguments.branch,
+                told_of(arguments),
+                data_statistics(config.data),
             )
             # The configuration says what is evaluated, also where a file decides.
             config.model = ModelConfig(subject.architecture, subject.stem)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast, get_args
 
 from omegaconf import MISSING
 
-from intl_transfer.models import PRECISIONS
+from intl_transfer.data.augment import Interpolation
+from intl_transfer.data.statistics import Statistics, statistics_of
+from intl_transfer.models import PRECISIONS, STEMS
 from intl_transfer.runs.config import check_values
 
 KINDS = {
@@ -16,7 +18,8 @@ KINDS = {
     "knn": "k nearest neighbours",
 }
 OPTIMISERS = ("sgd", "adam")
-SCHEDULES = ("steps", "cosine", "exponential")
+SCHEDULES = ("steps", "cosine", "cosine_steps", "exponential")
+INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 
 
 @dataclass
@@ -30,7 +33,14 @@ class DataConfig:
         subset: a list of the training images that count (ImageNet's 1 % and 10 %).
         labels_percent: share of the labels that ``semi`` sees. Without ``subset`` as many images
             of each class are drawn, the same for every seed.
+        normalize: statistics of the data set: ``imagenet``, ``cifar10``, ``cifar100``, or numbers
+            for channels from 0 to 1, ``{mean: [r, g, b], std: [r, g, b]}``; null takes ImageNet's.
+            A backbone that says by which statistics it was trained is given those; these are for
+            random weights, and for networks for small images that do not say.
         size: side of the images, in pixels.
+        crop_pct: what ``size`` is of the short side that images without augmentation are resized
+            to before their centre is cut out: 224 of 256. 1 leaves images of that size as they are.
+        interpolation: of crops and resizes: ``bilinear``, as published, or ``bicubic``.
         augment: whether training images are cropped and mirrored at random. Without, features of a
             frozen backbone are computed once.
         scale_min: smallest share of an image's area that a random crop covers.
@@ -44,7 +54,10 @@ class DataConfig:
     test: str = MISSING
     subset: str | None = None
     labels_percent: float | None = None
+    normalize: Any = None
     size: int = 224
+    crop_pct: float = 0.875
+    interpolation: str = "bilinear"
     augment: bool = True
     scale_min: float = 0.08
     workers: int = 8
@@ -58,7 +71,7 @@ class ModelConfig:
 
     Attributes:
         backbone: ``resnet18`` to ``resnet152``, ``wide_resnet50_2``.
-        stem: ``imagenet`` or ``cifar``.
+        stem: ``imagenet``, ``cifar`` or ``cifar_published``.
     """
 
     backbone: str = "resnet50"
@@ -73,15 +86,18 @@ class OptimConfig:
         optimizer: ``sgd`` or ``adam``.
         epochs: passes over the training images.
         batch_size: N of all ranks together.
-        lr: learning rate of the head, for this batch size, as it is.
+        lr: learning rate of the head.
         backbone_lr: learning rate of the backbone, in ``semi``.
+        base_batch_size: batch that both rates are meant for; they are scaled linearly to
+            ``batch_size``. null takes them as they are.
         momentum: of SGD.
         weight_decay: on all that learns.
-        schedule: ``steps`` (a tenth at each milestone), ``cosine`` (to zero, step by step) or
-            ``exponential`` (to ``final_lr``, epoch by epoch).
+        schedule: ``steps`` (a tenth at each milestone), ``cosine`` (to zero, epoch by epoch),
+            ``cosine_steps`` (step by step) or ``exponential`` (to ``final_lr``, epoch by epoch).
         milestones: epochs at which ``steps`` steps.
         final_lr: where ``exponential`` ends.
-        head_std: standard deviation of the head's first weights.
+        head_std: standard deviation of the head's first weights, its bias being zero; null takes
+            torch's default for both.
     """
 
     optimizer: str = "sgd"
@@ -89,12 +105,17 @@ class OptimConfig:
     batch_size: int = 256
     lr: float = 0.2
     backbone_lr: float | None = None
+    base_batch_size: int | None = None
     momentum: float = 0.9
     weight_decay: float = 0.0
     schedule: str = "steps"
     milestones: list[int] = field(default_factory=lambda: [60, 80])
     final_lr: float | None = None
-    head_std: float = 0.01
+    head_std: float | None = 0.01
+
+    def scale(self) -> float:
+        """What both rates are multiplied by for the batch size."""
+        return 1.0 if self.base_batch_size is None else self.batch_size / self.base_batch_size
 
 
 @dataclass
@@ -107,6 +128,8 @@ class EngineConfig:
         channels_last: memory layout of convolutions.
         threads: CPU threads; null leaves torch's choice.
         checkpoint_epochs: epochs between checkpoints.
+        nonfinite_steps: steps in a row that are not finite, and so are skipped, before the run
+            stops.
         stop_after_steps: end this session after so many steps; the run can be continued.
     """
 
@@ -115,6 +138,7 @@ class EngineConfig:
     channels_last: bool = True
     threads: int | None = None
     checkpoint_epochs: int = 1
+    nonfinite_steps: int = 5
     stop_after_steps: int | None = None
 
 
@@ -175,14 +199,18 @@ def check(config: EvaluationConfig) -> None:
         "kind": (config.kind, KINDS),
         "optim.optimizer": (optim.optimizer, OPTIMISERS),
         "optim.schedule": (optim.schedule, SCHEDULES),
+        "data.interpolation": (data.interpolation, INTERPOLATIONS),
         "engine.precision": (engine.precision, PRECISIONS),
+        "model.stem": (config.model.stem, STEMS),
     }
     positive = {
         "k": config.k,
         "data.size": data.size,
         "optim.epochs": optim.epochs,
         "optim.batch_size": optim.batch_size,
+        "optim.base_batch_size": optim.base_batch_size,
         "engine.checkpoint_epochs": engine.checkpoint_epochs,
+        "engine.nonfinite_steps": engine.nonfinite_steps,
         "engine.stop_after_steps": engine.stop_after_steps,
         "engine.threads": engine.threads,
         "log.steps": config.log.steps,
@@ -192,7 +220,12 @@ def check(config: EvaluationConfig) -> None:
         "optim.lr": (optim.lr, 0 < optim.lr < float("inf"), "a positive number"),
         "optim.momentum": (optim.momentum, 0 <= optim.momentum < 1, "0 to below 1"),
         "optim.weight_decay": (optim.weight_decay, optim.weight_decay >= 0, "0 or more"),
-        "optim.head_std": (optim.head_std, optim.head_std >= 0, "0 or more"),
+        "optim.head_std": (
+            optim.head_std,
+            optim.head_std is None or optim.head_std >= 0,
+            "null or 0 or more",
+        ),
+        "data.crop_pct": (data.crop_pct, 0 < data.crop_pct <= 1, "a share above 0, up to 1"),
         "data.workers": (data.workers, data.workers >= 0, "0 or more"),
         "data.scale_min": (data.scale_min, 0 < data.scale_min <= 1, "a share above 0, up to 1"),
         "data.max_unreadable": (data.max_unreadable, 0 <= data.max_unreadable <= 1, "0 to 1"),
@@ -224,6 +257,21 @@ def check(config: EvaluationConfig) -> None:
             "null: it belongs to kind=semi",
         )
     check_values(choices, rules)
+    data_statistics(data)
+
+
+def interpolation_of(data: DataConfig) -> Interpolation:
+    """The interpolation of crops and resizes, once it is checked."""
+    return cast(Interpolation, data.interpolation)
+
+
+def data_statistics(data: DataConfig) -> Statistics:
+    """The statistics of the data set.
+
+    Raises:
+        UserError: if ``data.normalize`` is none.
+    """
+    return statistics_of("imagenet" if data.normalize is None else data.normalize)
 
 
 def protocol(config: EvaluationConfig) -> dict[str, Any]:
@@ -234,10 +282,12 @@ def protocol(config: EvaluationConfig) -> dict[str, Any]:
     values: dict[str, Any] = {
         "epochs": optim.epochs,
         "batch_size": optim.batch_size,
-        "lr": optim.lr,
+        "lr": optim.lr * optim.scale(),
     }
     if config.kind == "semi":
-        values |= {"backbone_lr": optim.backbone_lr, "labels_percent": data.labels_percent}
+        assert optim.backbone_lr is not None
+        values |= {"backbone_lr": optim.backbone_lr * optim.scale()}
+        values |= {"labels_percent": data.labels_percent}
         values |= {"labels": "listed" if data.subset else "drawn"}
     usual = DataConfig()
     if data.size != usual.size:

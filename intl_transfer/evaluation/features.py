@@ -2,39 +2,52 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as TF
 
-from intl_transfer.data.augment import Pixels, crop_and_resize
+from intl_transfer.data.augment import Interpolation, Pixels
 from intl_transfer.data.images import UnreadableImageError
 from intl_transfer.data.loaders import worker_options
 from intl_transfer.data.source import ImageSource
 from intl_transfer.data.views import normalise
 from intl_transfer.runs.distributed import Ranks
+from intl_transfer.runs.finite import StateNotFiniteError
 
+#: Of the published evaluations: 224 px of 256.
+CROP_PCT = 0.875
 Prepare = Callable[[Tensor, torch.device], Tensor]
 
 
 class EvaluationImages(Dataset[tuple[Tensor, int]]):
-    """The images of a source as they are looked at without augmentation.
-
-    The centre crop that a resize of the short side to ``size * 256 / 224`` and a crop of ``size``
-    give; images that already have that size are left as they are.
+    """The images of a source as they are looked at without augmentation, by :func:`centre_crop`.
 
     Args:
         source: labelled images.
         size: side of the crop, in pixels.
+        crop_pct: the crop's share of the short side, to which the image is resized before.
+        interpolation: of the resize.
 
     Attributes:
         size: side of the crop, in pixels.
     """
 
-    def __init__(self, source: ImageSource, size: int) -> None:
+    def __init__(
+        self,
+        source: ImageSource,
+        size: int,
+        crop_pct: float = CROP_PCT,
+        interpolation: Interpolation = "bilinear",
+    ) -> None:
         self._source, self.size = source, size
+        self._crop_pct, self._interpolation = crop_pct, interpolation
 
     def __len__(self) -> int:
         return len(self._source)
@@ -45,22 +58,33 @@ class EvaluationImages(Dataset[tuple[Tensor, int]]):
             image = self._source.image(index)
         except UnreadableImageError:
             return torch.zeros(self.size, self.size, 3, dtype=torch.uint8), -1
-        return torch.from_numpy(centre_crop(image, self.size)), int(self._source.labels[index])
+        crop = centre_crop(image, self.size, self._crop_pct, self._interpolation)
+        return torch.from_numpy(crop), int(self._source.labels[index])
 
 
-def centre_crop(image: Pixels, size: int) -> Pixels:
-    """Resizes the short side to ``size * 256 / 224`` and cuts the centre of ``size`` out.
+def centre_crop(
+    image: Pixels,
+    size: int,
+    crop_pct: float = CROP_PCT,
+    interpolation: Interpolation = "bilinear",
+) -> Pixels:
+    """Torchvision's ``Resize`` and ``CenterCrop`` on a Pillow image, to the bit.
 
     Args:
         image: uint8 (H, W, 3).
-        size: side of the result.
+        size: side of the result, in pixels.
+        crop_pct: what ``size`` is of the short side that the whole image is resized to before the
+            cut, ``floor(size / crop_pct)``: 256 for 224. An image whose short side it is stays as
+            it is.
+        interpolation: of the resize.
+
+    Returns:
+        (size, size, 3).
     """
-    height, width = image.shape[:2]
-    if (height, width) == (size, size):
-        return image
-    # The box whose resize gives the same pixels, without those that would be cut off.
-    side = max(1, round(min(height, width) * 224 / 256))
-    return crop_and_resize(image, (height - side) // 2, (width - side) // 2, side, side, size)
+    short_side = math.floor(size / crop_pct + 1e-6)
+    mode = InterpolationMode(interpolation)
+    resized = TF.resize(Image.fromarray(image), [short_side], mode)
+    return np.array(TF.center_crop(resized, [size, size]))
 
 
 @torch.no_grad()
@@ -103,6 +127,26 @@ def extract_features(
     finally:
         backbone.train(was_training)
     return torch.cat(features), torch.cat(labels)
+
+
+def check_features(features: Tensor, ranks: Ranks) -> None:
+    """Refuses features that hold NaN or infinity, from which nothing can be told.
+
+    Args:
+        features: this rank's, (n, width).
+        ranks: this process's place; all ranks come to the same answer.
+
+    Raises:
+        StateNotFiniteError: saying of how many images they are.
+    """
+    broken = len(features) - int(features.isfinite().all(1).sum())
+    counts = ranks.gather_objects((broken, len(features)))
+    total, images = (sum(numbers) for numbers in zip(*counts, strict=True))
+    if total:
+        raise StateNotFiniteError(
+            f"the features of {total} of {images} images hold NaN or infinity; look at the "
+            "weights, or take engine.precision=fp32"
+        )
 
 
 def own_share(

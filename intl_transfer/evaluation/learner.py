@@ -15,6 +15,7 @@ from intl_transfer.evaluation.config import EvaluationConfig, OptimConfig
 from intl_transfer.evaluation.subject import Subject
 from intl_transfer.models import PRECISIONS, synchronise_batchnorm
 from intl_transfer.runs.distributed import Ranks, parallelise
+from intl_transfer.runs.finite import SkippedSteps, StepGuard, all_finite
 
 _STEP_FACTOR = 0.1
 
@@ -55,7 +56,8 @@ class Classifier(nn.Module):
         features: images to features.
         width: of the features.
         classes: number of classes.
-        head_std: standard deviation of the head's first weights; its bias starts at zero.
+        head_std: standard deviation of the head's first weights, its bias starting at zero; None
+            takes torch's default.
         is_frozen: the backbone stays as it is, in evaluation mode.
     """
 
@@ -64,13 +66,14 @@ class Classifier(nn.Module):
         features: FeatureNetwork,
         width: int,
         classes: int,
-        head_std: float,
+        head_std: float | None,
         is_frozen: bool,
     ) -> None:
         super().__init__()
         self.features, self.head = features, nn.Linear(width, classes)
-        nn.init.normal_(self.head.weight, std=head_std)
-        nn.init.zeros_(self.head.bias)
+        if head_std is not None:
+            nn.init.normal_(self.head.weight, std=head_std)
+            nn.init.zeros_(self.head.bias)
         self.is_frozen = is_frozen
         features.requires_grad_(not is_frozen)
         self.train()
@@ -94,11 +97,18 @@ class Classifier(nn.Module):
 class Learner:
     """The classifier, its optimiser and its schedule.
 
+    A step that is not finite is skipped. Where the backbone learns too, its statistics are put
+    back, and the step waits for the device once. A head alone is left as it is by the optimiser
+    itself, on the device, and nobody waits.
+
     Args:
         subject: the backbone.
         classes: number of classes.
         config: the evaluation's.
         ranks: this process's place.
+
+    Attributes:
+        skips: counts the skipped steps.
 
     Raises:
         UserError: if the ranks do not divide the batch.
@@ -122,6 +132,8 @@ class Learner:
         self._network: nn.Module = self.classifier
         if ranks.world_size > 1:
             self._network = parallelise(self.classifier, ranks, share_buffers=False)
+        self.skips = SkippedSteps(ranks.device)
+        self._guard = StepGuard({"backbone": features.backbone}, ranks)
 
     def inputs(self, batch: Tensor) -> Tensor:
         """Pixels as the network takes them; features as they are. On the device."""
@@ -134,7 +146,7 @@ class Learner:
         """Learns from this rank's rows.
 
         Args:
-            factor: of all learning rates, from :func:`schedule`.
+            factor: of all learning rates, from :func:`schedule`; the batch size's comes to it.
             inputs: pixels (B, size, size, 3), or features (B, width).
             labels: (B,).
 
@@ -144,15 +156,42 @@ class Learner:
         """
         rates = (self._optim.lr, self._optim.backbone_lr)  # in the order of the groups
         for group, rate in zip(self.optimiser.param_groups, rates, strict=False):
-            group["lr"] = (rate or 0.0) * factor
+            group["lr"] = (rate or 0.0) * self._optim.scale() * factor
         labels = labels.to(self._ranks.device)
+        is_frozen = self.classifier.is_frozen
+        if not is_frozen:
+            self._guard.remember()
         logits = self._network(self.inputs(inputs))
         loss = F.cross_entropy(logits, labels)
         self.optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(self.scaler.scale(loss))
-        self.scaler.step(self.optimiser)
-        self.scaler.update()
+        (self._step_head if is_frozen else self._step_all)(loss.detach())
         return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+
+    def _step_head(self, loss: Tensor) -> None:
+        # Gradients are those of all ranks, and not finite where any rank's loss is not.
+        finite = all_finite(self._gradients())
+        self.skips.note(finite)
+        optimiser: Any = self.optimiser
+        optimiser.found_inf = (~finite).float()  # as a gradient scaler tells fused optimisers
+        try:
+            self.optimiser.step()
+        finally:
+            del optimiser.found_inf
+
+    def _step_all(self, loss: Tensor) -> None:
+        # Scaled gradients overflow now and then, which is the scaler's to see.
+        seen = [] if self.scaler.is_enabled() else self._gradients()
+        finite = self._guard.is_finite(loss, seen)
+        self.skips.note(finite)
+        if finite:
+            self.scaler.step(self.optimiser)
+            self.scaler.update()
+        else:
+            self._guard.restore()
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.classifier.parameters() if p.grad is not None]
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it; of a frozen backbone nothing."""
@@ -169,6 +208,8 @@ class Learner:
         learned.load_state_dict(state["classifier"])
         # Decay and momentum are this configuration's, which may have been changed on purpose.
         settings = [dict(group, params=None) for group in self.optimiser.param_groups]
+        for group in state["optimizer"]["param_groups"]:
+            group["fused"] = self.optimiser.defaults["fused"]  # decides where counters lie
         self.optimiser.load_state_dict(state["optimizer"])
         for group, own in zip(self.optimiser.param_groups, settings, strict=True):
             group.update({key: value for key, value in own.items() if key != "params"})
@@ -176,25 +217,37 @@ class Learner:
 
 
 def build_optimiser(classifier: Classifier, optim: OptimConfig) -> torch.optim.Optimizer:
-    """SGD or Adam on the head, and on a backbone that learns at a rate of its own."""
+    """SGD or Adam on the head, and on a backbone that learns at a rate of its own.
+
+    A head alone takes fused steps, which can be skipped on the device.
+    """
     groups: list[dict[str, Any]] = [{"params": list(classifier.head.parameters())}]
     if not classifier.is_frozen:
         groups.append({"params": list(classifier.features.parameters())})
+    fused = True if classifier.is_frozen else None
     if optim.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=optim.lr, weight_decay=optim.weight_decay)
-    return torch.optim.SGD(
-        groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
+        return torch.optim.Adam(groups, lr=optim.lr, weight_decay=optim.weight_decay, fused=fused)
+    optimiser = torch.optim.SGD(
+        *(groups, optim.lr, optim.momentum), weight_decay=optim.weight_decay, fused=fused
     )
+    if fused and optim.momentum:
+        # A first step that is skipped would leave torch's momentum uninitialised.
+        for parameter in classifier.head.parameters():
+            optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimiser
 
 
 def schedule(step: int, steps_per_epoch: int, optim: OptimConfig) -> float:
     """What all learning rates are multiplied by at a step, counted from 0.
 
-    ``steps``: a tenth for each milestone passed. ``cosine``: ``(1 + cos(pi step / total)) / 2``.
-    ``exponential``: ``(final_lr / lr)^(epoch / epochs)``.
+    ``steps``: a tenth for each milestone passed. ``cosine``: ``(1 + cos(pi epoch / epochs)) / 2``,
+    ``cosine_steps`` with steps in place of epochs. ``exponential``:
+    ``(final_lr / lr)^(epoch / epochs)``.
     """
     epoch = step // steps_per_epoch
     if optim.schedule == "cosine":
+        return (1 + math.cos(math.pi * epoch / optim.epochs)) / 2
+    if optim.schedule == "cosine_steps":
         return (1 + math.cos(math.pi * step / (optim.epochs * steps_per_epoch))) / 2
     if optim.schedule == "exponential":
         assert optim.final_lr is not None

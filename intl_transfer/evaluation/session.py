@@ -9,9 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
+from intl_transfer.data.source import ImageSource
 from intl_transfer.errors import UserError
-from intl_transfer.evaluation.config import EvaluationConfig, protocol
-from intl_transfer.evaluation.features import EvaluationImages, extract_features
+from intl_transfer.evaluation.config import EvaluationConfig, interpolation_of, protocol
+from intl_transfer.evaluation.features import (
+    EvaluationImages,
+    check_features,
+    extract_features,
+)
 from intl_transfer.evaluation.learner import FeatureNetwork
 from intl_transfer.evaluation.subject import Subject
 from intl_transfer.runs import RunDirectory
@@ -90,12 +95,24 @@ def open_run(session: Session, changes: Differences, dataset: dict[str, ImageSet
     )
 
 
+def images_of(config: EvaluationConfig, source: ImageSource) -> EvaluationImages:
+    """A set's images as they are looked at without augmentation."""
+    data = config.data
+    return EvaluationImages(source, data.size, data.crop_pct, interpolation_of(data))
+
+
 def frozen_features(
     session: Session, network: FeatureNetwork, images: EvaluationImages
 ) -> tuple[Tensor, Tensor]:
-    """This rank's share of a set's features and labels, as they are without augmentation."""
+    """This rank's share of a set's features and labels, as they are without augmentation.
+
+    Raises:
+        StateNotFiniteError: if features of any rank hold NaN or infinity.
+    """
     workers = session.config.data.workers
-    return extract_features(network, images, session.ranks, ROWS, workers, network.inputs)
+    found = extract_features(network, images, session.ranks, ROWS, workers, network.inputs)
+    check_features(found[0], session.ranks)
+    return found
 
 
 def count_over(ranks: Ranks, part: tuple[Tensor, Tensor]) -> int:

@@ -11,7 +11,6 @@ import torch
 from intl_transfer.data.source import ImageSource
 from intl_transfer.evaluation.batches import described, open_sets
 from intl_transfer.evaluation.config import KINDS, EvaluationConfig
-from intl_transfer.evaluation.features import EvaluationImages
 from intl_transfer.evaluation.knn import knn_accuracy
 from intl_transfer.evaluation.learner import FeatureNetwork
 from intl_transfer.evaluation.session import (
@@ -19,6 +18,7 @@ from intl_transfer.evaluation.session import (
     check_readable,
     count_over,
     frozen_features,
+    images_of,
     open_run,
 )
 from intl_transfer.evaluation.subject import Subject
@@ -69,6 +69,8 @@ def evaluate(
                 f"({subject.initialisation.method or 'method unknown'}) on {config.data.name}: "
                 f"{len(train)} + {len(test)} images, {len(train.classes)} classes, "
                 f"{ranks.world_size} rank(s) on {ranks.device.type}",
+                *(f"assumed, the weights do not say: {text}" for text in subject.assumptions()),
+                sep="\n",
                 flush=True,
             )
         if config.kind == "knn":
@@ -81,7 +83,7 @@ def neighbours(session: Session, train: ImageSource, test: ImageSource) -> int:
     began = time.perf_counter()
     config, ranks = session.config, session.ranks
     network = FeatureNetwork(session.subject, config, ranks)
-    sets = [EvaluationImages(source, config.data.size) for source in (train, test)]
+    sets = [images_of(config, source) for source in (train, test)]
     parts = [frozen_features(session, network, images) for images in sets]
     missing = sum(
         check_readable(session, images, count_over(ranks, part))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from intl_transfer.conversion.audit import audit, has_small_stem
-from intl_transfer.conversion.formats import read_backbone
+from intl_transfer.conversion.audit import audit
+from intl_transfer.conversion.formats import STATED, Backbone, read_backbone
 from intl_transfer.conversion.pipeline import Told, initialisation, provenance_of, with_told
-from intl_transfer.conversion.settings import IMAGENET, Settings
+from intl_transfer.conversion.settings import IMAGENET, Settings, from_statistics
 from intl_transfer.conversion.verify import torchvision_network
+from intl_transfer.data.statistics import STATISTICS, Statistics
 from intl_transfer.data.views import normalise
 from intl_transfer.errors import UserError
 from intl_transfer.evaluation.config import ModelConfig
@@ -32,10 +33,11 @@ class Subject:
         network: images (B, 3, H, W) to features (B, width).
         width: of the features.
         architecture: ``resnet18`` to ``resnet152``, ``wide_resnet50_2``.
-        stem: ``imagenet`` or ``cifar``.
+        stem: ``imagenet``, ``cifar`` or ``cifar_published``.
         settings: how it was trained to see images.
         initialisation: for the results.
         inputs: the file that was read, for the manifest.
+        stem_source: where the stem is known from; None where it is assumed.
     """
 
     network: nn.Module
@@ -45,6 +47,7 @@ class Subject:
     settings: Settings = IMAGENET
     initialisation: Initialisation = field(default_factory=initialisation)
     inputs: list[dict[str, Any]] = field(default_factory=list)
+    stem_source: str | None = "the configuration"
 
     def images(self, pixels: Tensor, device: torch.device) -> Tensor:
         """A uint8 RGB batch (B, H, W, 3) as the network takes it, float32 (B, 3, H, W)."""
@@ -56,9 +59,28 @@ class Subject:
         )
         return normalise(pixels, device, mean, std)
 
+    def assumptions(self) -> list[str]:
+        """What is not known of the backbone and was assumed, for the user to read."""
+        found = []
+        if self.settings.said_by is None:
+            mean, std = (
+                [round(value / 255, 4) for value in values]
+                for values in (self.settings.pixel_mean, self.settings.pixel_std)
+            )
+            found.append(
+                f"images normalized by mean {mean} and standard deviation {std} (--pixels says it)"
+            )
+        if self.stem_source is None:
+            found.append(f"a 3x3 stem padded as '{self.stem}' (--stem says it)")
+        return found
+
 
 def load_subject(
-    weights: str, model: ModelConfig, branch: str | None = None, told: Told | None = None
+    weights: str,
+    model: ModelConfig,
+    branch: str | None = None,
+    told: Told | None = None,
+    statistics: Statistics | None = None,
 ) -> Subject:
     """Reads a backbone and makes sure that it is a whole, trained ResNet.
 
@@ -68,13 +90,17 @@ def load_subject(
         model: what ``random`` makes.
         branch: ``online`` or ``target`` where a file holds both.
         told: what the file does not say.
+        statistics: of the data set, by which images are normalized for random weights, and for a
+            network for small images that does not say by which it was trained.
 
     Raises:
         UserError: if it is none of these.
     """
+    own = from_statistics(statistics or STATISTICS["imagenet"])
     if weights == RANDOM:
         network, width = build_backbone(model.backbone, cast(Any, model.stem))
-        return Subject(network, width, model.backbone, model.stem)
+        known = replace(own, said_by="the data set")
+        return Subject(network, width, model.backbone, model.stem, settings=known)
     if not Path(weights).exists():
         raise UserError(
             f"--weights {weights}: no such run or file; expected a pretraining run, a checkpoint, "
@@ -85,16 +111,14 @@ def load_subject(
         architecture = audit(backbone.state, small_stem=True)
     except UserError as error:
         raise UserError(f"{backbone.place}: {error}") from None
-    is_small = has_small_stem(backbone.state)
-    if is_small:
-        network, _ = build_backbone(architecture, "cifar")
+    if backbone.stem != "imagenet":
+        network, _ = build_backbone(architecture, backbone.stem)
         network.load_state_dict(backbone.state, strict=False)  # counters may be missing
+        if backbone.settings == IMAGENET:  # which is assumed: a network of this data's kind
+            backbone = replace(backbone, settings=own)
     else:
         network = torchvision_network(backbone.state, architecture, backbone.settings)
-    provenance = provenance_of(backbone, architecture)
-    if backbone.provenance is not None:  # a converted file leads back to what it was made from
-        said = {key: provenance[key] for key in ("method", "pretrain_run")}
-        provenance = {**backbone.provenance, **said}
+    provenance = _provenance(backbone, architecture)
     pixels = backbone.settings.described()
     start = initialisation(backbone.source_sha256, provenance)
     start.pixels = pixels
@@ -102,7 +126,8 @@ def load_subject(
         network,
         width=512 if architecture in ("resnet18", "resnet34") else 2048,
         architecture=architecture,
-        stem="cifar" if is_small else "imagenet",
+        stem=backbone.stem,
+        stem_source=backbone.stem_source,
         settings=backbone.settings,
         initialisation=start,
         inputs=[
@@ -115,3 +140,15 @@ def load_subject(
             }
         ],
     )
+
+
+def _provenance(backbone: Backbone, architecture: str) -> dict[str, Any]:
+    """Where a backbone comes from; a converted file leads back to what it was made from."""
+    found = provenance_of(backbone, architecture)
+    if backbone.provenance is None:
+        return found
+    # What is known now, by the user or for want of better, is of now.
+    now = {"method", "pretrain_run"}
+    now |= {"stem", "stem_source"} if backbone.stem_source != STATED else set()
+    now |= {"pixels"} if backbone.settings.said_by != STATED else set()
+    return {**found, **backbone.provenance, **{key: found[key] for key in now}}

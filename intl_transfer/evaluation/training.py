@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -17,7 +16,7 @@ from torch import Tensor
 from intl_transfer.data.source import ImageSource
 from intl_transfer.errors import UserError
 from intl_transfer.evaluation.batches import CroppedImages, Features
-from intl_transfer.evaluation.features import EvaluationImages, on_every_rank, own_share
+from intl_transfer.evaluation.features import on_every_rank, own_share
 from intl_transfer.evaluation.learner import Classifier, Learner, schedule
 from intl_transfer.evaluation.session import (
     ROWS,
@@ -25,19 +24,23 @@ from intl_transfer.evaluation.session import (
     check_readable,
     count_over,
     frozen_features,
+    images_of,
 )
 from intl_transfer.runs import write_atomically
 from intl_transfer.runs.checkpoint import (
     CheckpointNotWrittenError,
     load_newest_for_all,
     save_checkpoint,
+    set_aside,
 )
+from intl_transfer.runs.finite import Skips, require_finite
 from intl_transfer.runs.progress import Progress
 from intl_transfer.runs.stopping import CONTINUE, StopRequest
 from intl_transfer.runs.trackers import Trackers
 
 CLASSIFIER = "classifier.safetensors"
 _TOP = (1, 5)
+_KEPT = 2  # checkpoints: the one before the last is known to be good
 
 
 class Training:
@@ -55,7 +58,7 @@ class Training:
         torch.manual_seed(config.seed)
         self.learner = Learner(session.subject, len(train.classes), config, ranks)
         self._classes = list(train.classes)
-        self._test_images = EvaluationImages(test, config.data.size)
+        self._test_images = images_of(config, test)
         self._test_features: tuple[Tensor, Tensor] | None = None
         self._unreadable_tests = 0
         seed, size = config.seed, config.optim.batch_size
@@ -63,7 +66,7 @@ class Training:
         if config.data.augment:
             self.batches = CroppedImages(train, config.data, seed, size, ranks)
         else:
-            images = EvaluationImages(train, config.data.size)
+            images = images_of(config, train)
             part = frozen_features(session, self.learner.classifier.features, images)
             missing = check_readable(session, images, count_over(ranks, part))
             whole = on_every_rank(*part, images, ranks)
@@ -71,6 +74,7 @@ class Training:
         self._per_epoch = self.batches.sampler.steps_per_epoch
         self._total = config.optim.epochs * self._per_epoch
         self._seconds = 0.0  # of earlier sessions
+        self._saved: int | None = None  # the step of this session's last checkpoint
 
     def run(self, stop: StopRequest, stack: ExitStack) -> int:
         """From the newest checkpoint to the results, or to a request to stop."""
@@ -84,7 +88,7 @@ class Training:
         if self._trackers is not None:
             stack.callback(self._trackers.close)
         end = min(self._total, step + (config.engine.stop_after_steps or self._total))
-        stopped = False
+        stopped = owed = False
         while step < end and not stopped:
             sampler = self.batches.sampler
             sampler.epoch, sampler.start = divmod(step, self._per_epoch)
@@ -96,16 +100,15 @@ class Training:
                 if step % config.log.steps == 0 or step == end:
                     self.batches.check()
                     self._tell(step, factor, loss, right, len(labels))
+                    self._look_for_skips(step)
                 every = config.log.test_epochs
                 if within == 0 and every and epoch % every == 0 and step < self._total:
                     self._test(step)
                 stopped = stop.agreed()
-                if (
-                    stopped
-                    or step == end
-                    or (within == 0 and epoch % config.engine.checkpoint_epochs == 0)
-                ):
-                    self._save(output / "checkpoints", step)
+                owed = owed or stopped or step == end
+                owed = owed or (within == 0 and epoch % config.engine.checkpoint_epochs == 0)
+                if owed:  # not among skipped steps: after the next that counts
+                    owed = not self._save(output / "checkpoints", step)
                 if within == 0 or step == end or stopped:
                     break
         stop.close()
@@ -131,21 +134,45 @@ class Training:
     def _tell(self, step: int, factor: float, loss: Tensor, right: Tensor, rows: int) -> None:
         """Figures of this rank's rows to the log and the progress line."""
         value, optim = float(loss), self._config.optim
-        self._check_finite(math.isfinite(value), f"the loss is {value}", step)
         rate = self._progress.rate(step) * optim.batch_size
-        figures = {"loss": value, "train_top1": 100 * float(right) / rows, "lr": optim.lr * factor}
+        lr = optim.lr * optim.scale() * factor
+        figures = {"loss": value, "train_top1": 100 * float(right) / rows, "lr": lr}
         self._log(step, {**figures, "images_per_second": rate})
         if self._session.run is not None:
             epoch = step / self._per_epoch
             text = f"epoch {epoch:.2f} loss {value:.4g} lr {figures['lr']:.2g}"
             self._progress.show(step, text, rate)
 
-    def _check_finite(self, is_finite: bool, what: str, step: int) -> None:
-        if not is_finite:
+    def _look_for_skips(self, step: int) -> Skips:
+        """Tells of steps that were skipped since the last look; ends the run at too many in a row.
+
+        Raises:
+            UserError: if they are ``engine.nonfinite_steps``.
+        """
+        skips = self.learner.skips.read()
+        if skips.new:
+            self._log(step, {"skipped_steps": skips.total})
+            if self._session.run is not None:
+                steps = "1 step was" if skips.new == 1 else f"{skips.new} steps were"
+                self._progress.say(
+                    f"step {step}: {steps} skipped, the loss or its gradients being NaN or "
+                    f"infinite; nothing that learns was changed ({skips.total} so far)"
+                )
+        if skips.longest >= self._config.engine.nonfinite_steps:
+            folder = self._session.output / "checkpoints"
+            if self._session.run is not None and self._saved == step - skips.in_a_row:
+                set_aside(folder, self._saved)  # no step has counted since
             raise UserError(
-                f"{what} after step {step}; take a smaller optim.lr (now "
-                f"{self._config.optim.lr:g}), or look at the features of these weights"
+                f"NaN or infinity in the loss or its gradients, {skips.longest} steps in a row up "
+                f"to step {step}; {self._advice()}"
             )
+        return skips
+
+    def _advice(self) -> str:
+        return (
+            f"take a smaller optim.lr (now {self._config.optim.lr:g}), engine.precision=fp32, or "
+            "look at the features of these weights"
+        )
 
     def _log(self, step: int, figures: dict[str, Any]) -> None:
         epoch = step / self._per_epoch
@@ -157,18 +184,24 @@ class Training:
     def _test(self, step: int) -> dict[str, float | None]:
         """Top-1 and top-5 of the test images, in per cent, the same on every rank."""
         classifier = self.learner.classifier
-        counts = torch.zeros(len(_TOP) + 1, dtype=torch.int64, device=self._ranks.device)
+        counts = torch.zeros(len(_TOP) + 2, dtype=torch.int64, device=self._ranks.device)
         classifier.eval()
         try:
             with torch.no_grad():
                 for inputs, labels in self._test_batches():
                     known = labels >= 0
                     logits = classifier(self.learner.inputs(inputs))[known.to(counts.device)]
-                    counts += hits(logits, labels[known].to(counts.device))
+                    counts[:-1] += hits(logits, labels[known].to(counts.device))
+                    counts[-1] += logits.isfinite().all(1).sum()
         finally:
             classifier.train()
         together = torch.stack(self._ranks.gather_objects(counts.cpu())).sum(0)
-        *right, number = together.tolist()
+        *right, number, finite = together.tolist()
+        if finite < number:
+            raise UserError(
+                f"NaN or infinity in the answers to {number - finite} of {number} test images "
+                f"after step {step}; {self._advice()}"
+            )
         self._unreadable_tests = check_readable(self._session, self._test_images, number)
         found = {f"top{k}": 100 * count / number for k, count in zip(_TOP, right, strict=True)}
         # Of five classes or fewer, five guesses are always right.
@@ -193,18 +226,31 @@ class Training:
         features, labels = self._test_features
         return zip(torch.split(features, ROWS), torch.split(labels, ROWS), strict=True)
 
-    def _save(self, folder: Path, step: int) -> None:
-        """Writes a checkpoint, on rank 0; where that fails the run goes on without."""
-        head = self.learner.classifier.head.weight
-        self._check_finite(bool(head.isfinite().all()), "the head holds NaN or infinity", step)
+    def _save(self, folder: Path, step: int) -> bool:
+        """Writes a checkpoint, on rank 0; where that fails the run goes on without.
+
+        Returns:
+            Whether it was tried: not among skipped steps.
+
+        Raises:
+            StateNotFiniteError: if what has learned holds NaN or infinity.
+        """
+        skips = self._look_for_skips(step)
+        if skips.in_a_row:
+            return False
+        learned = self.learner.state()
+        require_finite(learned, f"after step {step}", f"; {self._advice()}")
         if self._session.run is None:
-            return
+            return True
+        figures = {**self.batches.figures, "skipped_steps": skips.total}
         progress = {"step": step, "seconds": self._seconds + self._progress.elapsed()}
-        state = {**self.learner.state(), "progress": progress}
+        state = {**learned, "progress": progress, "figures": figures}
         try:
-            save_checkpoint(folder, step, {**state, "figures": self.batches.figures}, keep=1)
+            save_checkpoint(folder, step, state, _KEPT)
+            self._saved = step
         except CheckpointNotWrittenError as error:
             print(f"warning: {error}; the run goes on", file=sys.stderr, flush=True)
+        return True
 
     def _resume(self, folder: Path) -> int:
         found = load_newest_for_all(folder, self._ranks)
@@ -213,7 +259,9 @@ class Training:
         path, state = found
         try:
             self.learner.load(state)
-            self.batches.figures.update(state["figures"])
+            figures = dict(state["figures"])
+            self.learner.skips.total = int(figures.pop("skipped_steps", 0))
+            self.batches.figures.update(figures)
             self._seconds = float(state["progress"]["seconds"])
             return int(state["progress"]["step"])
         except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
@@ -225,6 +273,7 @@ class Training:
         if session.run is not None:
             file = session.output / CLASSIFIER
             weights = torchvision_names(self.learner.classifier)
+            require_finite(weights, f"{file} was not written", f"; {self._advice()}")
             architecture = session.subject.architecture
             facts = {"classes": json.dumps(self._classes), "architecture": architecture}
             data = safetensors_bytes(weights, facts)
@@ -232,7 +281,8 @@ class Training:
             figures = {**self.batches.figures}
             missing = int(figures.pop("unreadable_images", 0)) + self._unreadable_tests
             seconds = self._seconds + self._progress.elapsed()
-            session.finish(metrics, seconds, unreadable_images=missing)
+            skipped = self.learner.skips.read().total
+            session.finish(metrics, seconds, unreadable_images=missing, skipped_steps=skipped)
             self._progress.say(f"finished: {percentages(metrics)}: {session.output}/results.json")
         self._ranks.barrier()
 

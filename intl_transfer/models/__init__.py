@@ -1,6 +1,6 @@
 """Backbones, projector and the siamese network."""
 
-from intl_transfer.models.backbones import BACKBONES, build_backbone
+from intl_transfer.models.backbones import BACKBONES, STEMS, Stem, build_backbone
 from intl_transfer.models.precision import PRECISIONS
 from intl_transfer.models.projector import build_projector
 from intl_transfer.models.recomputation import recompute_activations
@@ -10,9 +10,11 @@ from intl_transfer.models.sync_batchnorm import CollectiveBatchNorm, synchronise
 __all__ = [
     "BACKBONES",
     "PRECISIONS",
+    "STEMS",
     "CollectiveBatchNorm",
     "Encoder",
     "MovingAverage",
+    "Stem",
     "build_backbone",
     "build_projector",
     "ema_momentum",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import torchvision
 from torch import nn
 
 from intl_transfer.errors import UserError, did_you_mean
 
-Stem = Literal["imagenet", "cifar"]
+Stem = Literal["imagenet", "cifar", "cifar_published"]
+STEMS: tuple[Stem, ...] = get_args(Stem)
+# Of the 3x3 convolution, in pixels. INTL's authors pad by one before a stem that pads by one,
+# which is the same as padding by two; the weights of both stems have the same shapes.
+_SMALL_PADDING: dict[Stem, int] = {"cifar": 1, "cifar_published": 2}
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2")
 
 
@@ -21,8 +25,10 @@ def build_backbone(
     Args:
         name: ``resnet18``, ``resnet34``, ``resnet50``, ``resnet101``, ``resnet152`` or
             ``wide_resnet50_2``.
-        stem: ``"imagenet"`` (7x7 convolution of stride 2 and max-pooling) or ``"cifar"`` (3x3 of
-            stride 1, no pooling).
+        stem: ``"imagenet"`` (7x7 convolution of stride 2 and max-pooling), ``"cifar"`` (3x3 of
+            stride 1, no pooling: 32 px give maps of 32, 32, 16, 8, 4) or ``"cifar_published"``
+            (INTL's authors': a further pixel of zero padding, maps of 34, 34, 17, 9, 5, and the
+            stem's weights by torch's default in place of Kaiming's fan-out).
         zero_init_residual: start each residual branch's last batch norm weight at zero, as the
             published ResNet-50 recipes do (not those of ResNet-18).
 
@@ -36,15 +42,18 @@ def build_backbone(
         raise UserError(
             f"no backbone '{name}'; known: {', '.join(BACKBONES)}.{did_you_mean(name, BACKBONES)}"
         )
-    if stem not in ("imagenet", "cifar"):
-        raise UserError(f"no stem '{stem}'; expected 'imagenet' or 'cifar'")
+    if stem not in STEMS:
+        raise UserError(
+            f"no stem '{stem}'; expected {', '.join(STEMS)}.{did_you_mean(stem, STEMS)}"
+        )
     network = torchvision.models.get_model(
         name, weights=None, zero_init_residual=zero_init_residual
     )
     width = int(network.fc.in_features)
     network.fc = nn.Identity()
-    if stem == "cifar":
-        network.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
-        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    if stem in _SMALL_PADDING:
+        network.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=_SMALL_PADDING[stem], bias=False)
+        if stem == "cifar":
+            nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
         network.maxpool = nn.Identity()
     return cast(nn.Module, network), width

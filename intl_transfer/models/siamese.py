@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,25 @@ class MovingAverage:
         """``target <- momentum * target + (1 - momentum) * online``, parameter by parameter."""
         targets: list[Tensor] = list(self.encoder.parameters())
         torch._foreach_lerp_(targets, [p.detach() for p in online.parameters()], 1 - momentum)
+
+    @contextmanager
+    def ahead(self, online: Encoder, momentum: float) -> Iterator[None]:
+        """Within the block the copy is as :meth:`update` would make it; after it as before.
+
+        A step whose outcome is not known yet can embed by it, and update once it is known to count.
+        """
+        parameters = list(self.encoder.parameters())
+        before = [p.data for p in parameters]
+        with torch.no_grad():
+            sources = [p.detach() for p in online.parameters()]
+            updated = torch._foreach_lerp(before, sources, 1 - momentum)
+        for parameter, value in zip(parameters, updated, strict=True):
+            parameter.data = value
+        try:
+            yield
+        finally:
+            for parameter, value in zip(parameters, before, strict=True):
+                parameter.data = value
 
     @torch.no_grad()
     def __call__(self, view: Tensor) -> Tensor:

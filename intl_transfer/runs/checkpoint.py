@@ -15,11 +15,16 @@ import torch
 from intl_transfer.errors import UserError
 from intl_transfer.runs.atomic import write_atomically
 from intl_transfer.runs.distributed import Ranks
+from intl_transfer.runs.finite import require_finite
 from intl_transfer.runs.late import wait_until
 
 FORMAT = "intl-transfer checkpoint"
 SCHEMA = 1
 _NAME = re.compile(r"step_(\d+)\.pt")
+
+
+# What tells of a run and is not learned: a figure may be NaN.
+_TOLD = ("format", "schema", "progress", "figures", "config", "run", "rng")
 
 
 class CheckpointNotWrittenError(Exception):
@@ -52,10 +57,12 @@ def save_checkpoint(
         The file written.
 
     Raises:
+        StateNotFiniteError: if it holds NaN or infinity; nothing is written or removed then.
         CheckpointNotWrittenError: if the disk is full or the folder cannot be written. Nothing is
             removed then, and no part of a file is left behind.
     """
     path = checkpoint_path(folder, step)
+    require_finite(_trained(state), f"{path} was not written")
     value = {"format": FORMAT, "schema": SCHEMA, **state}
     try:
         write_atomically(path, lambda file: torch.save(value, file))
@@ -67,6 +74,22 @@ def save_checkpoint(
     for old in passing[keep:]:
         old.unlink(missing_ok=True)
     return path
+
+
+def set_aside(folder: str | Path, step: int) -> Path | None:
+    """Takes a checkpoint out of those that a run continues from, without removing it.
+
+    Args:
+        folder: the run's ``checkpoints`` folder.
+        step: the number of steps after which it was taken.
+
+    Returns:
+        Where it lies now; None where there is none of that step.
+    """
+    path = checkpoint_path(folder, step)
+    if not path.exists():
+        return None
+    return path.rename(path.with_name(f"unproven_{path.name}"))
 
 
 def step_of(path: Path) -> int:
@@ -84,11 +107,16 @@ def list_checkpoints(folder: str | Path) -> list[Path]:
     return [path for _, path in sorted(found, key=lambda item: int(item[0][1]), reverse=True)]
 
 
+def _trained(state: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in state.items() if key not in _TOLD}
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Reads one checkpoint, verifying every record's checksum, without running any code in it.
 
     Raises:
-        UserError: if the file is absent, damaged, or not a checkpoint of this project.
+        UserError: if the file is absent, damaged, or not a checkpoint of this project, or holds
+            NaN or infinity.
     """
     path = Path(path)
     try:
@@ -109,6 +137,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} was written with schema {value['schema']}, this version reads up to {SCHEMA}; "
             "upgrade intl-transfer"
         )
+    require_finite(_trained(value), f"{path} is not whole", "; training cannot go on from it")
     return value
 
 
@@ -129,8 +158,8 @@ def load_newest(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
             warnings.warn(f"passed over: {error}", stacklevel=2)
     if paths:
         raise UserError(
-            f"none of the {len(paths)} checkpoints in {folder} can be read; move the folder away "
-            "to start the run anew"
+            f"none of the {len(paths)} checkpoints in {folder} can be read and is whole; move the "
+            "folder away to start the run anew"
         )
     return None
 

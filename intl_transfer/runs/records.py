@@ -156,6 +156,12 @@ class Provenance(Record):
     """A word of the user's own for it."""
     pretrain_run: PretrainRun | None = None
     """The pretraining run behind it, where known."""
+    stem: str | None = None
+    """`imagenet`, `cifar` or `cifar_published`."""
+    stem_source: str | None = None
+    """Where the stem is known from; null where it is assumed."""
+    pixels: dict[str, Any] | None = None
+    """How it takes images: channels, mean, std, and their source, null where they are assumed."""
 
 
 class Input(Record):
@@ -321,6 +327,10 @@ class Results(Record):
     """Of all sessions."""
     unreadable_images: int | None = None
     """Images that could not be read."""
+    skipped_steps: int | None = None
+    """Steps that were not finite and left no trace, where the stage counts them."""
+    gradient_overflows: int | None = None
+    """Steps passed over while float16's loss scaling finds its scale; not among those."""
 
 
 class PretrainResults(Results):

@@ -98,7 +98,9 @@ RULES: dict[str, tuple[Rule, ...]] = {
             *("log.seconds", "log.steps", "log.diagnostics_steps", "log.tensorboard", "log.wandb"),
             "log.pictures",
         ),
-        *_free(_MONITOR, "knn.epochs", "knn.train", "knn.test", "knn.k", "knn.size"),
+        *_free(
+            _MONITOR, "knn.epochs", "knn.train", "knn.test", "knn.k", "knn.size", "knn.crop_pct"
+        ),
     ),
     "neighbours": (
         *_free("how often it is measured; the last one counts", "epochs"),
@@ -109,7 +111,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         *_free(_WHERE, "output_dir"),
         *_free(_CONTENT, "data.train", "data.test"),
         *_free(_LOADING, "data.workers", "data.cache"),
-        *_free(_GIVING_UP, "data.max_unreadable"),
+        *_free(_GIVING_UP, "data.max_unreadable", "engine.nonfinite_steps"),
         *_free(_ROUNDING, "engine.device", "engine.channels_last", "engine.threads"),
         *_free(_SAVING, "engine.checkpoint_epochs"),
         *_free(_SESSION, "engine.stop_after_steps"),
@@ -153,9 +155,14 @@ RULES: dict[str, tuple[Rule, ...]] = {
 #: By stage, what a configuration that lacks a key has done: keys that came later, with the value
 #: that is the earlier behaviour.
 IMPLIED: dict[str, dict[str, Any]] = {
-    "pretrain": {},
-    "evaluation": {},
-    "neighbours": {},
+    "pretrain": {"data.normalize": "imagenet"},
+    "evaluation": {
+        "data.normalize": None,
+        "data.crop_pct": 0.875,
+        "data.interpolation": "bicubic",
+        "optim.base_batch_size": None,
+    },
+    "neighbours": {"crop_pct": 0.875},
     # Of Detectron2's main branch, which v0.6 lacks.
     "detection": {
         "FLOAT32_PRECISION": "",

@@ -8,6 +8,7 @@ eigenvalue exceeds one, their sum can only reach the dimension if all of them ar
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ from intl_transfer.spectral.common import (
     finite,
 )
 from intl_transfer.spectral.head import ViewStatistics, view_statistics
-from intl_transfer.spectral.modes import no_autocast
+from intl_transfer.spectral.modes import is_compiling, no_autocast
 from intl_transfer.spectral.sharding import announce, plan_head
 from intl_transfer.spectral.transforms import SpectralTransform
 from intl_transfer.spectral.views import checked_views, row_mismatch, row_trace_loss
@@ -61,7 +62,30 @@ def default_trace_weight(n: int, d: int, axis: Axis = "channel") -> float:
             f"{name} = {x} on the {axis} axis (below 8): it would reward collapse. Pass a "
             f"trace_weight, or take {name} >= 8"
         )
+    return _published_weight(x)
+
+
+def _published_weight(x: int) -> float:
     return 0.01 * (math.log2(x) - 3)
+
+
+def _trace_weight(rows: int, width: int, axis: Axis) -> float:
+    """The published weight for a batch.
+
+    An embedding's width is chosen once and for all, so that a width that rewards collapse is
+    refused. The number of rows is that of a call, small in a gradient check or a first try: that is
+    told. (Pretraining refuses both.)
+    """
+    if axis == "batch" or rows >= 8:
+        return default_trace_weight(rows, width, axis)
+    if not is_compiling():
+        warnings.warn(
+            f"the published weight of the trace loss, 0.01 (log2 N - 3), is not positive for "
+            f"N = {rows} (below 8): it rewards collapse. Pass a trace_weight, or take N >= 8",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+    return _published_weight(rows)
 
 
 def check_trace_weight(trace_weight: float | None) -> None:
@@ -146,7 +170,7 @@ def intl_loss(
     Raises:
         ValueError: for fewer than two views, views of different shapes, an unknown axis, a T that
             is no whole number from 0 on, or without a ``trace_weight`` where the published one is
-            negative (N < 8 on the channel axis, d < 8 on the batch axis).
+            negative on the batch axis (d < 8; of N < 8 on the channel axis a RuntimeWarning tells).
         TypeError: if a view is not a floating-point tensor.
         NonFiniteError: if a view holds NaN or infinity.
 
@@ -337,7 +361,7 @@ def _statistics(
     check_spread(rows, width, axis)
     plan = plan_head(len(views), rows, width, ranks, sharded)
     announce(plan, rows, width)
-    beta = default_trace_weight(rows, width, axis) if trace_weight is None else trace_weight
+    beta = _trace_weight(rows, width, axis) if trace_weight is None else trace_weight
     with no_autocast(views[0].device):
         if plan.form == "gathered":
             views = [at_least_float32(view) for view in views]

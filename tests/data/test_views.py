@@ -8,7 +8,7 @@ import torch
 import torchvision.transforms.functional as TF
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import ColorJitter, RandomResizedCrop, v2
 
 from intl_transfer.data import augment
@@ -150,6 +150,44 @@ def test_probabilities_are_kept(probability, name, seed):
         "jitter": sum(bool(d.jitter) for d in drawn),
     }[name]
     assert scipy.stats.binomtest(count, 600, probability).pvalue > 1e-6
+
+
+def published_view(image, config, drawn):
+    """The published transformations in their order, by torchvision on a Pillow image."""
+    pillow = Image.fromarray(image)
+    pillow = TF.resized_crop(
+        pillow, *drawn.box, (config.size, config.size), TF.InterpolationMode.BICUBIC
+    )
+    adjust = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
+    for operation, value in drawn.jitter:
+        pillow = adjust[operation](pillow, value)
+    if drawn.grey:
+        pillow = TF.to_grayscale(pillow, 3)
+    if drawn.sigma is not None:
+        pillow = pillow.filter(ImageFilter.GaussianBlur(drawn.sigma))
+    if drawn.solarise:
+        pillow = ImageOps.solarize(pillow)  # at 128
+    return TF.hflip(pillow) if drawn.flip else pillow  # the last there, early here: no difference
+
+
+@pytest.mark.parametrize("size", [32, 96, 224])
+def test_a_whole_view_is_the_published_one(photograph, size):
+    config = ViewConfig(size=size, blur=0.5, solarise=0.3, jitter=0.8)
+    view = View(config)
+    found = []
+    for seed in range(25):
+        drawn = view.draw(*photograph.shape[:2], np.random.default_rng(seed))
+        ours = view.apply(photograph, drawn)
+        found.append(difference(ours, published_view(photograph, config, drawn)))
+    # Levels of rounding: hue, and Pillow's blur, which is three boxes and no Gaussian.
+    assert np.mean(found) < 1
+    assert max(found) < 2.5
+
+
+def test_the_blur_has_the_published_strengths():
+    view, generator = View(ViewConfig(blur=1.0)), np.random.default_rng(0)
+    drawn = [view.draw(50, 50, generator).sigma for _ in range(2000)]
+    assert scipy.stats.kstest(drawn, scipy.stats.uniform(0.1, 1.9).cdf).pvalue > 1e-3
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from detection.hooks import Checkpoints, Evaluation, Seeds  # isort: skip  # prepares Detectron2
+import math
 import multiprocessing
 import os
 import signal
@@ -10,9 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from detectron2.engine import SimpleTrainer
+from detectron2.engine import HookBase, SimpleTrainer
 
+from detection.session import newest_checkpoint
 from detection.trainer import AtomicCheckpointer
+from intl_transfer.runs.finite import StateNotFiniteError
 from intl_transfer.runs.stopping import CONTINUE, Stopped, StopRequest, passed_on
 from tests.ranks import run_ranks
 
@@ -54,6 +57,43 @@ def test_saved_periodically_before_evaluations_and_at_the_end(tmp_path):
     # After iterations 3, 4, 6, 8 (the newest two are kept) and 9.
     assert names(tmp_path) == ["model_0000005.pth", "model_0000007.pth", "model_final.pth"]
     assert torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"] == 8
+
+
+@pytest.mark.parametrize("place", ["weights", "momentum"])
+def test_what_is_not_finite_is_never_saved_nor_taken(tmp_path, capsys, place):
+    """Gradients overflow in iteration 5 of a finite loss: the next save ends the run."""
+    with StopRequest() as stop:
+        trainer = small_trainer(tmp_path, stop, period=1)
+        trainer.optimizer.param_groups[0]["momentum"] = 0.9
+        trainer.checkpointer.add_checkpointable("optimizer", trainer.optimizer)
+
+        class Poison(HookBase):
+            def after_step(self):
+                if self.trainer.iter == 4 and place == "weights":
+                    self.trainer.model.layer.weight.data.fill_(math.inf)
+                elif self.trainer.iter == 4:
+                    state = self.trainer.optimizer.state[self.trainer.model.layer.bias]
+                    state["momentum_buffer"].fill_(math.nan)
+
+        trainer.register_hooks([Poison()])
+        trainer._hooks.insert(0, trainer._hooks.pop())  # before the checkpoint is taken
+        with pytest.raises(StateNotFiniteError, match=r"model_0000004\.pth was not written.*NaN"):
+            trainer.train(0, 9)
+    assert names(tmp_path) == ["model_0000002.pth", "model_0000003.pth"]
+    # One that an older version wrote is named and passed over.
+    content = torch.load(tmp_path / "model_0000003.pth", weights_only=True)
+    if place == "weights":
+        content["model"]["layer.weight"][0, 0] = math.nan
+    else:
+        content["optimizer"]["state"][1]["momentum_buffer"][0] = math.inf
+    torch.save(content, tmp_path / "model_0000004.pth")
+    assert newest_checkpoint(tmp_path) == (str(tmp_path / "model_0000003.pth"), None)
+    assert "model_0000004.pth holds NaN or infinity in" in capsys.readouterr().err
+    for name in names(tmp_path)[:2]:
+        (tmp_path / name).unlink()
+    path, error = newest_checkpoint(tmp_path)
+    assert path is None
+    assert "none of the 1 checkpoints" in error
 
 
 def test_a_full_disk_does_not_end_the_training(tmp_path, monkeypatch, capsys):

@@ -1,33 +1,37 @@
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 from torchvision import transforms
+from torchvision.transforms import functional as TF
 
+from intl_transfer.data.images import read_image
 from intl_transfer.data.sources import open_source
+from intl_transfer.data.views import View, ViewConfig
 from intl_transfer.evaluation import EvaluationImages, extract_features, knn_accuracy, knn_predict
+from intl_transfer.evaluation.features import centre_crop
 from intl_transfer.runs.distributed import Ranks
+from tests.data.photographs import STAMPS, needs_stamps
 from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")
 
 
-def by_hand(train, labels, query, k):
-    """Sorted by distance; most votes; among equals the one that is met first."""
-    order = sorted(range(len(train)), key=lambda i: float((train[i] - query).norm()))[:k]
-    votes = Counter(int(labels[i]) for i in order)
-    most = max(votes.values())
-    return next(int(labels[i]) for i in order if votes[int(labels[i])] == most)
+def by_scikit_learn(train, labels, queries, k):
+    """Brute force in float64; of a tie the smallest label."""
+    classifier = KNeighborsClassifier(min(k, len(train)), algorithm="brute")
+    classifier.fit(train.double().numpy(), labels.numpy())
+    return classifier.predict(queries.double().numpy()).tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     n=st.integers(1, 30),
     q=st.integers(1, 8),
@@ -35,13 +39,37 @@ def by_hand(train, labels, query, k):
     classes=st.integers(1, 5),
     seed=st.integers(0, 999),
 )
-def test_predictions_are_those_by_hand(n, q, k, classes, seed):
+def test_predictions_are_scikit_learns(n, q, k, classes, seed):
     generator = torch.Generator().manual_seed(seed)
     train = torch.randn(n, 3, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, classes, (n,), generator=generator)
     queries = torch.randn(q, 3, generator=generator, dtype=torch.float64)
     predicted = knn_predict(train, labels, queries, k)
-    assert predicted.tolist() == [by_hand(train, labels, query, k) for query in queries]
+    assert predicted.tolist() == by_scikit_learn(train, labels, queries, k)
+
+
+def test_a_tie_goes_to_the_smallest_label():
+    train = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
+    labels = torch.tensor([7, 2, 7, 2])
+    queries = torch.tensor([[-1.0], [4.0], [1.4]])
+    assert knn_predict(train, labels, queries, 4).tolist() == [2, 2, 2]
+    assert by_scikit_learn(train, labels, queries, 4) == [2, 2, 2]
+    # Two votes each and one for another: the nearest of them, 7, does not matter.
+    labels = torch.tensor([9, 5, 9, 5])
+    assert knn_predict(train, labels, torch.tensor([[-1.0]]), 4).tolist() == [5]
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, -1e4])
+def test_what_all_features_have_in_common_costs_no_precision(offset):
+    generator = torch.Generator().manual_seed(0)
+    # Features that a float32 holds exactly, offset included: an eighth apart at least.
+    train = torch.randint(-40, 40, (400, 16), generator=generator) / 8
+    labels = torch.randint(0, 10, (400,), generator=generator)
+    queries = torch.randint(-40, 40, (200, 16), generator=generator) / 8 + 1 / 64
+    moved = knn_predict(train + offset, labels, queries + offset, 5)
+    truth = by_scikit_learn(train, labels, queries, 5)
+    assert moved.tolist() == knn_predict(train, labels, queries, 5).tolist()
+    assert np.mean(np.array(moved.tolist()) == truth) > 0.98  # of equal distances any may be taken
 
 
 def over_ranks(rank, world_size):
@@ -92,16 +120,71 @@ def images(tmp_path, monkeypatch):
 def test_images_are_looked_at_as_torchvision_would(images):
     source = open_source(images)
     ours = EvaluationImages(source, 56)
-    theirs = transforms.Compose(
-        [transforms.Resize(64, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(56)]
-    )
+    theirs = transforms.Compose([transforms.Resize(64), transforms.CenterCrop(56)])
     for index in range(3):
         image, label = ours[index]
-        expected = np.asarray(theirs(Image.open(source.name(index)))).astype(int)
-        difference = np.abs(image.numpy().astype(int) - expected)
-        assert difference[2:-2, 2:-2].mean() < 3
+        expected = np.asarray(theirs(Image.open(source.name(index))))
+        assert np.array_equal(image.numpy(), expected)
         assert label == source.labels[index]
-    assert torch.equal(EvaluationImages(source, 64)[0][0], torch.from_numpy(source.image(0)))
+    whole = EvaluationImages(source, 64, crop_pct=1.0)[0][0]
+    assert torch.equal(whole, torch.from_numpy(source.image(0)))
+
+
+def photographs():
+    pictures = [skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea()]
+    square = np.asarray(Image.fromarray(pictures[0]).resize((224, 224)))
+    odd = np.ascontiguousarray(pictures[1][:, 31:330])  # taller than wide, odd sides
+    small = np.asarray(Image.fromarray(pictures[2]).resize((61, 47)))
+    return [*pictures, square, odd, small]
+
+
+PUBLISHED_TEST = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_test_crops_of_photographs_are_torchvisions_pixel_by_pixel(index):
+    photograph = photographs()[index]
+    expected = np.asarray(PUBLISHED_TEST(Image.fromarray(photograph)))
+    assert np.array_equal(centre_crop(photograph, 224), expected)
+    # A stored image of 224 px is resized as well.
+    assert not np.array_equal(centre_crop(photographs()[3], 224), photographs()[3])
+
+
+@needs_stamps
+def test_test_crops_of_other_pictures_are_torchvisions_pixel_by_pixel():
+    files = sorted(STAMPS.rglob("*.png"))[::60]
+    assert len(files) >= 3
+    for file in files:
+        picture = read_image(file)
+        expected = np.asarray(PUBLISHED_TEST(Image.fromarray(picture)))
+        assert np.array_equal(centre_crop(picture, 224), expected), file
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    size=st.integers(1, 64),
+    seed=st.integers(0, 99),
+)
+def test_any_image_is_cut_as_torchvision_cuts_it(height, width, size, seed):
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    theirs = transforms.Compose([transforms.Resize(size * 256 // 224), transforms.CenterCrop(size)])
+    expected = np.asarray(theirs(Image.fromarray(image)))
+    assert np.array_equal(centre_crop(image, size), expected)
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_training_crops_are_torchvisions_pixel_by_pixel(index):
+    photograph = photographs()[index]
+    config = ViewConfig(224, 0.08, blur=0.0, solarise=0.0, jitter=0.0, grey=0.0)
+    view = View(config, "bilinear")
+    for seed in range(10):
+        drawn = view.draw(*photograph.shape[:2], np.random.default_rng(seed))
+        mode = transforms.InterpolationMode.BILINEAR
+        theirs = TF.resized_crop(Image.fromarray(photograph), *drawn.box, (224, 224), mode)
+        theirs = TF.hflip(theirs) if drawn.flip else theirs
+        assert np.array_equal(view.apply(photograph, drawn), np.asarray(theirs))
 
 
 def test_features_leave_the_training_as_it_was(images):

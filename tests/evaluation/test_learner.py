@@ -5,12 +5,19 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
 from torch import nn
+from torchvision.transforms import functional as TF
 
+from intl_transfer.data.sources import open_source
+from intl_transfer.data.views import View, ViewConfig
+from intl_transfer.evaluation.batches import CroppedImages
 from intl_transfer.evaluation.config import OptimConfig
 from intl_transfer.evaluation.learner import Learner, schedule
 from intl_transfer.evaluation.subject import Subject
@@ -95,16 +102,75 @@ def test_schedules():
     assert [schedule(s, 10, ROOM) for s in (0, 599, 600, 799, 800)] == pytest.approx(
         [1, 1, 0.1, 0.1, 0.01]
     )
-    cosine = OptimConfig(epochs=20, schedule="cosine")
-    assert schedule(0, 5, cosine) == 1
+    cosine = OptimConfig(epochs=20, schedule="cosine")  # epoch by epoch
+    assert [schedule(s, 5, cosine) for s in (0, 4)] == [1, 1]
     assert schedule(50, 5, cosine) == pytest.approx(0.5)
-    assert schedule(99, 5, cosine) == pytest.approx((1 + math.cos(0.99 * math.pi)) / 2)
+    assert schedule(99, 5, cosine) == pytest.approx((1 + math.cos(0.95 * math.pi)) / 2)
+    each = OptimConfig(epochs=20, schedule="cosine_steps")
+    assert schedule(0, 5, each) == 1
+    assert schedule(50, 5, each) == pytest.approx(0.5)
+    assert schedule(99, 5, each) == pytest.approx((1 + math.cos(0.99 * math.pi)) / 2)
     falling = OptimConfig(epochs=500, lr=1e-2, final_lr=1e-6, schedule="exponential")
     rates = [falling.lr * schedule(50 * epoch, 50, falling) for epoch in range(500)]
     assert rates[0] == 1e-2
     ratios = [b / a for a, b in itertools.pairwise(rates)]
     assert ratios == pytest.approx([1e-4 ** (1 / 500)] * 499)
     assert schedule(49, 50, falling) == 1  # it falls epoch by epoch
+
+
+def test_a_head_trained_to_its_end_is_scikit_learns(make_config):
+    """Softmax regression has one optimum, which scikit-learn finds by another algorithm.
+
+    Our decay is on the bias too: there it is the weight of a feature that is always one.
+    """
+    decay = 0.02
+    config = make_config(lr=2.0, weight_decay=decay, momentum=0.9)
+    torch.manual_seed(0)
+    learner = Learner(Subject(Flat(), 6, "resnet18"), 3, config, ALONE)
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(60, 6, generator=generator)
+    labels = (features[:, 0] > 0).long() + (torch.rand(60, generator=generator) > 0.7).long()
+    for _ in range(1500):
+        learner.step(1.0, features, labels)
+    ones = np.hstack([features.double().numpy(), np.ones((60, 1))])
+    theirs = LogisticRegression(C=1 / (60 * decay), fit_intercept=False, tol=1e-10, max_iter=5000)
+    theirs.fit(ones, labels.numpy())
+    head = learner.classifier.head
+    ours = torch.cat([head.weight, head.bias[:, None]], 1).detach().double().numpy()
+    # Adding the same vector to every class changes no probability; the decay makes it zero.
+    np.testing.assert_allclose(ours, theirs.coef_, atol=2e-4)
+    probabilities = learner.classifier(features).softmax(1).detach().double().numpy()
+    np.testing.assert_allclose(probabilities, theirs.predict_proba(ones), atol=1e-4)
+
+
+def test_first_weights_of_the_head(make_config):
+    heads = {}
+    for std in (0.01, None):
+        torch.manual_seed(0)
+        subject = Subject(Flat(), 2048, "resnet50")
+        heads[std] = Learner(subject, 100, make_config(head_std=std), ALONE).classifier.head
+    assert float(heads[0.01].weight.detach().std()) == pytest.approx(0.01, rel=0.02)
+    assert not heads[0.01].bias.any()
+    # torch's default: uniform up to 1/sqrt(width), weight and bias.
+    for value in (heads[None].weight.detach(), heads[None].bias.detach()):
+        assert float(value.abs().max()) <= 2048**-0.5
+        assert float(value.std()) == pytest.approx(2048**-0.5 / 3**0.5, rel=0.2)
+
+
+def test_batches_are_cut_as_torchvision_cuts_them(make_config, classes):
+    config = make_config(batch_size=4)
+    source = open_source(config.data.train)
+    batches = CroppedImages(source, config.data, 3, 4, ALONE)
+    view = View(ViewConfig(32, 0.08, blur=0.0, solarise=0.0, jitter=0.0, grey=0.0))
+    keys = [key for batch in batches.sampler for key in batch]
+    rows = [image for pixels, _ in batches for image in pixels.numpy()]
+    assert len(keys) == len(rows) == 36
+    for (epoch, index), found in zip(keys, rows, strict=True):
+        image = source.image(index)
+        drawn = view.draw(*image.shape[:2], np.random.default_rng((3, epoch, index)))
+        mode = TF.InterpolationMode.BILINEAR
+        theirs = TF.resized_crop(Image.fromarray(image), *drawn.box, (32, 32), mode)
+        assert np.array_equal(found, np.asarray(TF.hflip(theirs) if drawn.flip else theirs))
 
 
 @settings(max_examples=50, deadline=None)

@@ -244,6 +244,21 @@ def test_settings_that_were_changed_on_purpose_count(classes, trained, tmp_path)
     assert read_manifest(output)["config"]["model"]["backbone"] == "resnet18"
 
 
+def test_a_run_of_before_does_not_go_on_with_other_crops(classes, trained, tmp_path, capsys):
+    """Its configuration lacks what was no setting then; crops were bicubic."""
+    output = tmp_path / "run"
+    evaluate(classes, trained, output, "engine.stop_after_steps=1", "data.interpolation=bicubic")
+    manifest = json.loads((output / "manifest.json").read_text())
+    for key in ("interpolation", "crop_pct", "normalize"):
+        del manifest["config"]["data"][key]
+    del manifest["config"]["optim"]["base_batch_size"]
+    (output / "manifest.json").write_text(json.dumps(manifest))
+    evaluate(classes, trained, output, expected=2)
+    assert "data.interpolation: bicubic there, bilinear here" in capsys.readouterr().err
+    evaluate(classes, trained, output, "data.interpolation=bicubic")
+    assert read_manifest(output)["status"] == "finished"
+
+
 def test_too_large_a_batch_is_refused(classes, trained, tmp_path, capsys):
     evaluate(classes, trained, tmp_path / "run", "optim.batch_size=64", expected=2)
     assert "36 images do not fill one global batch of 64" in capsys.readouterr().err

@@ -41,6 +41,34 @@ def test_cifar_stem_keeps_resolution():
     assert sizes == [32]
 
 
+def test_the_published_stem_is_a_layer_of_zeros_before_the_clean_one():
+    torch.manual_seed(0)
+    published, _ = build_backbone("resnet18", stem="cifar_published", zero_init_residual=False)
+    padded, _ = build_backbone("resnet18", stem="cifar", zero_init_residual=False)
+    padded.load_state_dict(published.state_dict())
+    padded.conv1 = nn.Sequential(nn.ZeroPad2d(1), padded.conv1)
+    sizes = []
+    for name in ("bn1", "layer1", "layer2", "layer3", "layer4"):
+        module = getattr(published, name)
+        module.register_forward_hook(lambda *a: sizes.append(a[2].shape[-1]))
+    images = torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(published(images), padded(images))
+    assert sizes == [34, 34, 17, 9, 5]
+
+
+def test_first_weights_of_the_stems():
+    torch.manual_seed(0)
+    published = build_backbone("resnet18", stem="cifar_published")[0].conv1.weight.detach()
+    # torch's default: uniform up to 1/sqrt(27). The clean stem: normal, Kaiming's fan-out.
+    assert float(published.abs().max()) <= 27**-0.5
+    assert float(published.std()) == pytest.approx(27**-0.5 / 3**0.5, rel=0.05)
+    clean = build_backbone("resnet18", stem="cifar")[0].conv1.weight.detach()
+    assert float(clean.std()) == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.05)
+    assert float(clean.abs().max()) > 0.15
+    with pytest.raises(UserError, match="Did you mean 'cifar_published'"):
+        build_backbone("resnet18", stem="cifar_publisht")
+
+
 def test_residual_branches_start_at_zero_only_where_asked():
     for zero in (True, False):
         backbone, _ = build_backbone("resnet50", zero_init_residual=zero)

@@ -179,9 +179,9 @@ def test_learning_rate_schedule():
     rates = [learning_rate(step, 100, 20, optim) for step in range(100)]
     assert rates[0] == pytest.approx(0.6 / 20)
     assert rates[19] == pytest.approx(0.6)
-    assert rates[20] == pytest.approx(0.6)
-    assert rates[60] == pytest.approx(0.0006 + 0.5994 / 2)
-    assert learning_rate(100, 100, 20, optim) == pytest.approx(0.0006)
+    assert rates[20] == pytest.approx(0.0006 + 0.5994 * (1 + math.cos(math.pi / 80)) / 2)
+    assert rates[59] == pytest.approx(0.0006 + 0.5994 / 2)
+    assert rates[99] == pytest.approx(0.0006)
 
 
 def test_weight_decay_spares_one_dimensional_parameters():

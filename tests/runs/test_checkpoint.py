@@ -11,7 +11,10 @@ from intl_transfer.runs.checkpoint import (
     load_newest,
     read_checkpoint,
     save_checkpoint,
+    set_aside,
+    step_of,
 )
+from intl_transfer.runs.finite import StateNotFiniteError
 
 
 def state(value: float) -> dict:
@@ -76,3 +79,36 @@ def test_newer_schema_is_refused(tmp_path):
     torch.save({"format": "intl-transfer checkpoint", "schema": 2}, path)
     with pytest.raises(UserError, match="schema 2, this version reads up to 1"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("part", ["model", "target", "optimizer"])
+def test_what_is_not_finite_is_neither_written_nor_taken_for_whole(tmp_path, part, value):
+    def content(step, number):
+        learned = {"model": {}, "target": {}, "optimizer": {"state": {}}}
+        place = learned[part]["state"] if part == "optimizer" else learned[part]
+        place[0] = {"momentum_buffer": torch.tensor([0.0, number])}
+        return {**learned, "progress": {"step": step, "last": {"final_loss": float("nan")}}}
+
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, content(step, 1.0), keep=2)
+    for step in (3, 4, 5):  # the last good one is never pushed out
+        with pytest.raises(StateNotFiniteError, match=f"{part}.*holds NaN or infinity"):
+            save_checkpoint(tmp_path, step, content(step, value), keep=2)
+    assert [step_of(path) for path in list_checkpoints(tmp_path)] == [2, 1]
+    # Written by an older version.
+    mark = {"format": "intl-transfer checkpoint", "schema": 1}
+    torch.save({**mark, **content(6, value)}, tmp_path / "step_00000006.pt")
+    with pytest.warns(UserWarning, match=r"passed over: .*step_00000006\.pt is not whole: .*NaN"):
+        path, _ = load_newest(tmp_path)
+    assert step_of(path) == 2
+
+
+def test_a_checkpoint_set_aside_is_kept_and_not_taken(tmp_path):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, state(step))
+    aside = set_aside(tmp_path, 2)
+    assert aside.name == "unproven_step_00000002.pt"
+    assert read_checkpoint(aside)["progress"]["step"] == 2
+    assert step_of(load_newest(tmp_path)[0]) == 1
+    assert set_aside(tmp_path, 2) is None

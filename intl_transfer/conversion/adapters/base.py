@@ -19,6 +19,7 @@ from intl_transfer.conversion.namings import NAMINGS, TORCHVISION, Naming
 from intl_transfer.conversion.reading import Content
 from intl_transfer.conversion.settings import IMAGENET, Settings
 from intl_transfer.errors import UserError, did_you_mean
+from intl_transfer.models import Stem
 
 ONLINE, TARGET = "online", "target"
 # Dictionaries and wrappers around a network: DistributedDataParallel's, torch.compile's.
@@ -91,6 +92,10 @@ class Adapter(Protocol):
     def settings(self, content: Content) -> Settings:
         """How the network takes its images."""
 
+    @property
+    def small_stem(self) -> Stem | None:
+        """What a 3x3 convolution stands for in a file of this format, where that is known."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -107,6 +112,7 @@ class Layout:
         means: the method: a name, or what finds it.
         pixels: how the network takes its images, or what finds it.
         naming: of the other direction.
+        small_stem: what a stem of 3x3 is in networks of this format, where that is known.
     """
 
     name: str
@@ -118,6 +124,7 @@ class Layout:
     means: str | Callable[[Content], str | None] | None = None
     pixels: Settings | Callable[[Content], Settings] = IMAGENET
     naming: Naming = field(default=TORCHVISION)
+    small_stem: Stem | None = None
 
     def find(self, content: Content) -> dict[str, Place]:
         """Branch to place; empty where the file is of another format."""

@@ -42,6 +42,7 @@ class Caffe2:
     """See :class:`intl_transfer.conversion.adapters.base.Adapter`."""
 
     name = "Caffe2"
+    small_stem = None
 
     def branches(self, content: Content) -> list[str]:
         """One network."""

@@ -34,6 +34,7 @@ class Detectron2:
     """See :class:`intl_transfer.conversion.adapters.base.Adapter`."""
 
     name = "Detectron2"
+    small_stem = None
 
     def branches(self, content: Content) -> list[str]:
         """A detector has one network."""

@@ -3,7 +3,8 @@
 ``state_dict/module.backbone.*`` beside ``module.projection.*``, and with a moving average
 ``module.momentum_backbone.*``. By default the trained network, which their evaluate.py takes.
 (Their detection/convert-pretrain-to-detectron2.py looks for ``module.backcone.`` and so writes a
-file without tensors.)
+file without tensors.) Their ResNet (src/resnet.py) has a layer of zero padding before its stem;
+with the 3x3 stem of CIFAR it stays, which no tensor shows.
 """
 
 from __future__ import annotations
@@ -23,4 +24,5 @@ LAYOUT = Layout(
     "state_dict/module.backbone.",
     marks=(rf"^{ANY}projection\.\d+\.weight$",),
     means=_method,
+    small_stem="cifar_published",
 )

@@ -19,6 +19,7 @@ class Prefixed:
     """See :class:`intl_transfer.conversion.adapters.base.Adapter`."""
 
     name = "a ResNet behind a prefix"
+    small_stem = None
 
     def find(self, content: Content) -> dict[str, Place]:
         """Prefix to place."""

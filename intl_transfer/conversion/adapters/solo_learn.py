@@ -2,7 +2,7 @@
 
 ``state_dict/backbone.*`` and, of momentum methods, ``momentum_backbone.*`` (before: ``encoder`` and
 ``momentum_encoder``), beside an online classifier. By default ``backbone``, which its own linear
-evaluation takes. The method is in the hyper-parameters.
+evaluation takes. The method is in the hyper-parameters. Its 3x3 stem for CIFAR pads by two pixels.
 """
 
 from __future__ import annotations
@@ -50,4 +50,5 @@ LAYOUT = Layout(
     marks=(rf"^{ANY}(?:classifier|projector|predictor|momentum_\w+|prototypes)\.",),
     top=(LIGHTNING,),
     means=_method,
+    small_stem="cifar_published",
 )
