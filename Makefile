@@ -7,7 +7,7 @@ WORKERS ?= 2
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench faults clean
 
 help:
 	@echo "make setup                     make .venv and install everything (PYTHON=/path/to/python3)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test                      all tests (WORKERS=2)"
 	@echo "make lint                      ruff and mypy"
 	@echo "make bench                     every benchmark"
+	@echo "make faults                    kill, cut off and fill the disk at every file operation (hours)"
 	@echo "make clean                     remove caches (not .venv, runs or datasets)"
 
 setup:
@@ -34,6 +35,9 @@ lint: setup
 
 bench: setup
 	@for file in $(filter-out benchmarks/__init__.py benchmarks/reference.py,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(PY) $$file || exit 1; done
+
+faults: setup
+	OMP_NUM_THREADS=1 $(PY) -m tests.faults.campaign $(COMMANDS)
 
 clean:
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info

@@ -206,10 +206,10 @@ def _detector(weights: str | None) -> tuple[Path, Path | None]:
         return path, None
     final = path / "model_final.pth"
     if not final.exists():
-        chosen, error = newest_checkpoint(path)
+        chosen = newest_checkpoint(path)
         if chosen is None:
-            raise UserError(error or f"{path} holds no checkpoint (model_*.pth)")
-        final = Path(chosen)
+            raise UserError(f"{path} holds no checkpoint (model_*.pth)")
+        final = chosen
     config = path / "config.yaml"
     return final, config if config.exists() else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 import time
@@ -139,11 +140,18 @@ class PreciseStatistics(HookBase):
 class Checkpoints(HookBase):
     """Saves periodically, before evaluations, at the end, and when the run is asked to stop."""
 
-    def __init__(self, stop: StopRequest, period: int, evaluation_period: int) -> None:
+    def __init__(
+        self,
+        stop: StopRequest,
+        period: int,
+        evaluation_period: int,
+        run: RunDirectory | None = None,
+    ) -> None:
         self._stop, self._period, self._evaluation_period = stop, period, evaluation_period
+        self._run = run
 
     def after_step(self) -> None:
-        """Saves if it is time to.
+        """Saves if it is time to, and notes in ``trainer.saved`` whether it was done.
 
         Raises:
             Stopped: on all ranks after the same iteration, if any was asked to stop.
@@ -157,8 +165,12 @@ class Checkpoints(HookBase):
             or iteration % self._period == 0
             or evaluation_due(self.trainer, self._evaluation_period)
         )
-        if due and comm.is_main_process():
-            self._save("model_final" if last else f"model_{self.trainer.iter:07d}", last)
+        if due:
+            written = True
+            if comm.is_main_process():
+                name = "model_final" if last else f"model_{self.trainer.iter:07d}"
+                written = self._save(name, last)
+            self.trainer.saved = comm.all_gather(written)[0]
         if stopped:
             raise Stopped
 
@@ -166,26 +178,31 @@ class Checkpoints(HookBase):
         """Leaves no exchange between ranks under way."""
         self._stop.close()
 
-    def _save(self, name: str, last: bool) -> None:
+    def _save(self, name: str, last: bool) -> bool:
         checkpointer = self.trainer.checkpointer
         folder = Path(checkpointer.save_dir)
         try:
             checkpointer.save(name, iteration=self.trainer.iter)
-        except (OSError, RuntimeError) as error:
-            # A full disk. torch's writer turns the error of a write into a RuntimeError.
+        except OSError as error:  # a full disk
+            text = f"{folder / name}.pth was not written ({error.strerror or error})"
+            if self._run is not None:
+                self._run.save_failed(text)
             if last:
                 raise
             print(
-                f"warning: {folder / name}.pth was not written ({error}); the run goes on with "
-                "the checkpoints that it has",
+                f"warning: {text}; the run goes on with the checkpoints that it has",
                 file=sys.stderr,
                 flush=True,
             )
-            return
+            return False
+        if self._run is not None:
+            self._run.save_succeeded()
         if not last:
             passing = sorted(folder.glob("model_[0-9]*.pth"), key=lambda p: p.stat().st_mtime)
             for old in passing[:-_KEPT]:
-                old.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # one too many does no harm
+                    old.unlink()
+        return True
 
 
 class Evaluation(HookBase):

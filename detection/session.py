@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from detection.config import as_dict, schedule_name
 from detection.trainer import ADVICE, Trainer
 from intl_transfer.conversion.pipeline import initialisation as described
 from intl_transfer.conversion.reading import read_content
-from intl_transfer.errors import UserError
+from intl_transfer.errors import UserError, first_line
 from intl_transfer.runs import (
     MANIFEST,
     RunDirectory,
@@ -30,9 +29,10 @@ from intl_transfer.runs import (
     sha256_file,
     write_atomically,
 )
+from intl_transfer.runs.atomic import clear_leftovers
 from intl_transfer.runs.changes import changed_data, changes_of, refuse
+from intl_transfer.runs.checkpoint import take_newest
 from intl_transfer.runs.finite import first_nonfinite
-from intl_transfer.runs.late import wait_until
 from intl_transfer.runs.records import (
     SCHEMA,
     Architecture,
@@ -192,60 +192,68 @@ def architecture(cfg: Any) -> Architecture:
     )
 
 
-def choose_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint, on every rank; names damaged ones and passes them over.
+def resume(trainer: Trainer, folder: Path) -> bool:
+    """Takes up the newest whole checkpoint, on every rank; others are named and passed over.
+
+    Args:
+        trainer: of the run.
+        folder: the run directory.
 
     Returns:
-        Its path, or None where there is none at all.
+        Whether there was one.
 
     Raises:
-        UserError: if there are checkpoints and none can be read, or this rank's node does not show
-            the one that rank 0 chose.
+        UserError: if there are checkpoints and none can be taken up, or this rank's node does not
+            show the one that rank 0 chose.
     """
-    chosen: tuple[str | None, str | None] = (None, None)
+
+    def take(path: Path) -> None:
+        check_whole(path)
+        trainer.load(path)
+
+    paths: list[Path] = []
     if comm.is_main_process():
-        for leftover in folder.glob(".model_*.part"):  # of a process that was killed
-            leftover.unlink(missing_ok=True)
-        chosen = newest_checkpoint(folder)
-    # One rank looks, all take what it found: on a shared disk others may see less.
-    path, error = comm.all_gather(chosen)[0]
-    if error is not None:
-        raise UserError(error)
-    if path is None:
-        return None
-    if not wait_until(Path(path).exists, folder):
+        clear_leftovers(folder)
+        paths = checkpoints(folder)
+    found = take_newest(paths, take, folder, comm.all_gather, comm.is_main_process())
+    return found is not None
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint; damaged ones are named and passed over.
+
+    Raises:
+        UserError: if there are checkpoints and none is whole.
+    """
+    found = take_newest(checkpoints(folder), check_whole, folder)
+    return None if found is None else found[0]
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """A run's checkpoints, newest first."""
+    return sorted(folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def check_whole(path: Path) -> None:
+    """Refuses a checkpoint that is damaged, or holds NaN or infinity.
+
+    Raises:
+        UserError: saying which.
+    """
+    if not path.exists():
         raise UserError(
             f"{path} is not there on {socket.gethostname()}; all nodes need the same disk"
         )
-    return Path(path)
-
-
-def newest_checkpoint(folder: Path) -> tuple[str | None, str | None]:
-    """Path of the newest whole checkpoint, and what is wrong where there should be one.
-
-    Damaged ones, and those that hold NaN or infinity, are named and passed over.
-    """
-    found = sorted(folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in found:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-        except zipfile.BadZipFile:
-            damaged = "all of it"
-        if damaged is not None:
-            print(f"passed over: {path} is damaged", file=sys.stderr)
-            continue
-        try:
-            broken = first_nonfinite(read_content(path).values)
-        except UserError as error:
-            print(f"passed over: {error}", file=sys.stderr)
-            continue
-        if broken is None:
-            return str(path.resolve()), None
-        print(f"passed over: {path} holds NaN or infinity in {broken}", file=sys.stderr)
-    if found:
-        return None, f"none of the {len(found)} checkpoints in {folder} can be read and is whole"
-    return None, None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({first_line(error)})") from None
+    if damaged is not None:
+        raise UserError(f"{path} is damaged: the checksum of its record '{damaged}' is wrong")
+    broken = first_nonfinite(read_content(path).values)
+    if broken is not None:
+        raise UserError(f"{path} holds NaN or infinity in {broken}")
 
 
 def introduce(cfg: Any, start: Initialisation) -> None:

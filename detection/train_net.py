@@ -11,6 +11,8 @@ status 75 says that a run was asked to stop, has saved, and wants to be continue
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 import warnings
 from contextlib import ExitStack
@@ -37,30 +39,33 @@ from detection.machines import launch
 from detection.pictures import write_pictures
 from detection.session import (
     check_same_run,
-    choose_checkpoint,
     finished,
     initialisation,
     introduce,
     not_finite,
     open_run,
     results_of,
+    resume,
     set_up,
     show,
 )
 from detection.settings import add_arguments, resolve
 from detection.stream import OneRankError
 from detection.trainer import Trainer
+from intl_transfer.boundary import Boundary
 from intl_transfer.errors import UserError
 from intl_transfer.runs import RunDirectory, write_json
 from intl_transfer.runs.lock import directory_lock
 from intl_transfer.runs.records import ImageSet, Initialisation
-from intl_transfer.runs.stopping import CONTINUE, Stopped, StopRequest, passed_on
+from intl_transfer.runs.stopping import Stopped, StopRequest, ending, passed_on
+
+AGAIN = "--resume continues"
 
 
 def main() -> int:
     """Reads the command line, checks everything that can be checked, then trains."""
     arguments = parse()
-    try:
+    with Boundary(AGAIN) as boundary:
         if arguments.demo:
             demonstrate(
                 *(arguments.demo, arguments.weights, arguments.config, arguments.opts),
@@ -74,13 +79,9 @@ def main() -> int:
         with ExitStack() as stack:
             if arguments.machine_rank == 0 and not arguments.eval_only:
                 stack.enter_context(directory_lock(cfg.OUTPUT_DIR))
-            return start_processes(cfg, content, images, arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; --resume continues from the last checkpoint", file=sys.stderr)
-        return 130
+            boundary.folder = Path(cfg.OUTPUT_DIR)
+            boundary.status = start_processes(cfg, content, images, arguments)
+    return boundary.status
 
 
 def start_processes(
@@ -105,9 +106,14 @@ def start_processes(
                 args=(cfg, content, images, arguments),
             )
         except ProcessExitedException as error:  # one of several processes has said why
-            if request is not None and request.signal is not None:
-                return CONTINUE  # also where a process was ended before it could listen
-            return error.exit_code or 1
+            status: int = error.exit_code
+            if request is not None and request.signal is not None and status < 0:
+                # A process was ended by the signal before it could listen, and nothing was saved:
+                # this one ends as it did.
+                number = signal.Signals[request.signal]
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return status or 1
     return 0
 
 
@@ -199,6 +205,13 @@ def worker(
         if comm.is_main_process() or isinstance(error, OneRankError):
             print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except Exception:
+        if comm.get_world_size() == 1:
+            raise
+        with Boundary(AGAIN) as boundary:  # each process tells of its own
+            boundary.folder = Path(cfg.OUTPUT_DIR)
+            raise
+        raise SystemExit(boundary.status) from None
     if status and comm.get_local_rank() == 0:  # one a node; ending by it ends all the others
         raise SystemExit(status)
 
@@ -236,7 +249,8 @@ def train(
         trainer = Trainer(cfg, run, stop)
         if content is not None:
             weights.check_backbone(trainer.model, content["model"], cfg.MODEL.WEIGHTS)
-        trainer.load(choose_checkpoint(Path(cfg.OUTPUT_DIR)) if arguments.resume else None)
+        if not arguments.resume or not resume(trainer, Path(cfg.OUTPUT_DIR)):
+            trainer.load(None)
         if content is not None and trainer.start_iter == 0:
             weights.check_loaded(trainer.model, content["model"], cfg.MODEL.WEIGHTS)
         try:
@@ -248,12 +262,12 @@ def train(
                 if run is not None:
                     conclude(cfg, run, start, trainer, images)
         except Stopped:
+            place = f"iteration {min(trainer.iter + 1, trainer.max_iter)}"
+            end = ending(True, stop.signal, place, trainer.saved, AGAIN)
             if run is not None:
-                made = min(trainer.iter + 1, trainer.max_iter)
-                reason = f"stopped by {stop.signal or 'a signal'} after iteration {made}"
-                run.interrupt(reason)
-                print(f"{reason}; --resume continues", flush=True)
-            return CONTINUE
+                run.interrupt(end.reason)
+                print(end.line, flush=True)
+            return end.status
         except FloatingPointError as error:
             raise OneRankError(not_finite(error)) from None
     if cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():

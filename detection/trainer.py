@@ -66,12 +66,14 @@ class Trainer(DefaultTrainer):
 
     Attributes:
         evaluation: the evaluators' output after the last iteration, by task, in %.
+        saved: whether the newest checkpoint that was due was written.
         costs: of this training, once it has run.
     """
 
     def __init__(self, cfg: Any, run: RunDirectory | None, stop: StopRequest) -> None:
         self._run, self._stop = run, stop
         self.evaluation: dict[str, Any] = {}
+        self.saved = True
         self.costs = Costs(run)
         super().__init__(cfg)
         # In place of the one that the base class made.
@@ -112,7 +114,7 @@ class Trainer(DefaultTrainer):
         if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
             stream = self.data_loader.for_statistics()
             built.append(PreciseStatistics(stream, cfg.TEST.PRECISE_BN.NUM_ITER, period))
-        built.append(Checkpoints(self._stop, cfg.SOLVER.CHECKPOINT_PERIOD, period))
+        built.append(Checkpoints(self._stop, cfg.SOLVER.CHECKPOINT_PERIOD, period, self._run))
         built.append(Evaluation(self._stop, period))
         if comm.is_main_process():
             built.append(hooks.PeriodicWriter(self.build_writers(), period=PERIOD))

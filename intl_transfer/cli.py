@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 
 from intl_transfer import __version__
-from intl_transfer.errors import UserError, did_you_mean
+from intl_transfer.boundary import Boundary
+from intl_transfer.errors import did_you_mean
 
 # command: (module, one line of help)
 COMMANDS = {
@@ -64,11 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = [name for action in command_parser._actions for name in action.option_strings]
         hint = did_you_mean(unknown[0].partition("=")[0], known)
         command_parser.error(f"unrecognized arguments: {' '.join(unknown)}.{hint}")
-    try:
-        return int(module.run(options))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with Boundary("the same command continues") as boundary:
+        boundary.status = int(module.run(options))
+    return boundary.status
 
 
 if __name__ == "__main__":

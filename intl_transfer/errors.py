@@ -29,3 +29,10 @@ def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
     if not near:
         return ""
     return " Did you mean " + " or ".join(f"'{word}'" for word in near) + "?"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text that says something, cut where it is long."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]} ..."

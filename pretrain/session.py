@@ -19,7 +19,7 @@ from intl_transfer.runs.changes import changed_midway
 from intl_transfer.runs.checkpoint import (
     CheckpointNotWrittenError,
     list_checkpoints,
-    load_newest_for_all,
+    resume,
     save_checkpoint,
 )
 from intl_transfer.runs.config import check_values
@@ -68,14 +68,21 @@ class State:
         found = ranks.gather_objects(first_nonfinite(self._trained()))
         return next((name for name in found if name is not None), None)
 
-    def save(self, folder: Path, step: int, progress: Progress, ranks: Ranks) -> None:
+    def save(self, folder: Path, step: int, progress: Progress, ranks: Ranks) -> bool:
         """Writes a checkpoint from global rank 0; every rank contributes its random state.
 
         Where that fails (a full disk), the run goes on with the checkpoints that it has.
+
+        Returns:
+            Whether it was written, the same on every rank.
         """
         rng = ranks.gather_objects(random_state(ranks.device))
-        if self.run is None:
-            return
+        written = self.run is not None and self._write(self.run, folder, step, progress, rng)
+        return bool(ranks.gather_objects(written)[0])
+
+    def _write(
+        self, run: RunDirectory, folder: Path, step: int, progress: Progress, rng: list[Any]
+    ) -> bool:
         state = {
             **self._trained(),
             "progress": {
@@ -85,7 +92,7 @@ class State:
             },
             "rng": rng,
             "config": dataclasses.asdict(self.config),
-            "run": describe(self.run, self.config, self.name),
+            "run": describe(run, self.config, self.name),
         }
         try:
             keep = self.config.engine.keep_checkpoints
@@ -94,6 +101,10 @@ class State:
             older = list_checkpoints(folder)
             has = f"the newest is {older[0].name}" if older else "there is none yet"
             print(f"warning: {error}; the run goes on, {has}", file=sys.stderr, flush=True)
+            run.save_failed(str(error))
+            return False
+        run.save_succeeded()
+        return True
 
     def is_milestone(self, step: int) -> bool:
         """Whether the checkpoint of a step stays for good."""
@@ -102,18 +113,15 @@ class State:
 
     def resume(self, folder: Path, ranks: Ranks) -> int:
         """Takes up the newest whole checkpoint; returns the number of steps already made."""
-        found = load_newest_for_all(folder, ranks)
-        if found is None:
-            return 0
-        path, state = found
-        try:
-            self.encoder.load_state_dict(state["model"])
-            if self.target is not None:
-                self.target.encoder.load_state_dict(state["target"])
-            self.optimiser.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
-        except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
-            raise UserError(f"{path} does not fit this configuration: {error}") from None
+        return resume(folder, lambda state: self._load(state, ranks), ranks) or 0
+
+    def _load(self, state: dict[str, Any], ranks: Ranks) -> int:
+        """Takes up a checkpoint's content, all of it; returns its number of steps."""
+        self.encoder.load_state_dict(state["model"])
+        if self.target is not None:
+            self.target.encoder.load_state_dict(state["target"])
+        self.optimiser.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
         # The random streams of a run on another number of ranks have no owner here; views and
         # order do not depend on them.
         if len(state["rng"]) == ranks.world_size:

@@ -23,20 +23,20 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from intl_transfer.boundary import Boundary
 from intl_transfer.data.datasets import ViewsDataset
 from intl_transfer.data.loaders import GlobalBatchSampler, build_loader
 from intl_transfer.data.source import ImageSource
 from intl_transfer.data.sources import open_source
 from intl_transfer.data.unreadable import Unreadable
 from intl_transfer.data.views import build_views
-from intl_transfer.errors import UserError
 from intl_transfer.runs.changes import changed_data, changes_of, unfinished
 from intl_transfer.runs.config import load_config
 from intl_transfer.runs.distributed import Ranks, process_group
 from intl_transfer.runs.lock import directory_lock
 from intl_transfer.runs.progress import Progress
 from intl_transfer.runs.records import ImageSet
-from intl_transfer.runs.stopping import CONTINUE, StopRequest
+from intl_transfer.runs.stopping import StopRequest, ending
 from pretrain.config import PretrainConfig
 from pretrain.export import export
 from pretrain.learner import Learner
@@ -49,6 +49,8 @@ from pretrain.monitor import (
 )
 from pretrain.nonfinite import NonFiniteWatch
 from pretrain.session import State, check, open_run
+
+AGAIN = "the same command continues"
 
 
 def main() -> int:
@@ -66,7 +68,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example seed=1")
     arguments = parser.parse_intermixed_args()
     name = Path(arguments.config).stem
-    try:
+    with Boundary(AGAIN) as boundary:
         config = load_config(
             PretrainConfig, arguments.config, arguments.overrides, ROOT / "configs" / "pretrain"
         )
@@ -77,13 +79,9 @@ def main() -> int:
         with process_group(config.engine.device) as ranks, ExitStack() as stack:
             if ranks.is_main:
                 stack.enter_context(directory_lock(config.output_dir))
-            return train(config, name, ranks, arguments.allow_config_change)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command continues from the last checkpoint", file=sys.stderr)
-        return 130
+            boundary.folder = Path(config.output_dir)
+            boundary.status = train(config, name, ranks, arguments.allow_config_change)
+    return boundary.status
 
 
 def train(config: PretrainConfig, name: str, ranks: Ranks, allow_change: bool = False) -> int:
@@ -148,6 +146,7 @@ def train(config: PretrainConfig, name: str, ranks: Ranks, allow_change: bool = 
             introduce(config, dataset, state.run, ranks, step, total_steps, monitor)
 
         loss, stopped, owed = torch.tensor(math.nan), False, False
+        saved = step  # after which the newest checkpoint was taken
         while step < session_end and not stopped:
             sampler.epoch, sampler.start = divmod(step, per_epoch)
             waiting = time.perf_counter()
@@ -180,7 +179,8 @@ def train(config: PretrainConfig, name: str, ranks: Ranks, allow_change: bool = 
                     if broken is not None:
                         watch.end(step, f"NaN or infinity in {broken}", done, learner.encoder)
                     state.last["final_loss"] = float(loss)
-                    state.save(output / "checkpoints", step, progress, ranks)
+                    if state.save(output / "checkpoints", step, progress, ranks):
+                        saved = step
                     watch.saved(step)
                     owed = False
                 if within == 0 or at_end or stopped:
@@ -189,12 +189,11 @@ def train(config: PretrainConfig, name: str, ranks: Ranks, allow_change: bool = 
         stop.close()
 
         if step < total_steps:
-            reason = f"stopped by {stop.signal or 'a signal'}" if stopped else "stopped as asked"
+            end = ending(stopped, stop.signal, f"step {step}", saved == step, AGAIN)
             if state.run is not None:
-                state.run.interrupt(f"{reason} after step {step}")
-            from_before = " from the last checkpoint" if watch.in_a_row else ""
-            monitor.say(f"{reason} after step {step}; the same command continues{from_before}")
-            return CONTINUE if stopped else 0
+                state.run.interrupt(end.reason)
+            monitor.say(end.line)
+            return end.status
         if watch.in_a_row and math.isfinite(float(loss)):  # not saved, for want of a last step
             state.last["final_loss"] = float(loss)
         watch.finish(total_steps)

@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from intl_transfer.boundary import Boundary
 from intl_transfer.data.shapes import ShapesSpec, make_shapes
 from intl_transfer.errors import UserError
 from intl_transfer.results import TableOptions, build_tables, collect, render
@@ -241,18 +242,12 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.scale <= 0:
         parser.error(f"--scale is {arguments.scale:g}; expected a number above 0")
-    try:
-        Demo(arguments.backbone, arguments.scale, arguments.out).run()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except subprocess.CalledProcessError as error:
-        print(f"error: the step ended with status {error.returncode}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        return 130
-    return 0
+    with Boundary("the same command continues") as boundary:
+        try:
+            Demo(arguments.backbone, arguments.scale, arguments.out).run()
+        except subprocess.CalledProcessError as error:
+            raise UserError(f"the step ended with status {error.returncode}") from None
+    return boundary.status
 
 
 if __name__ == "__main__":

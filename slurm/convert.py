@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from intl_transfer.boundary import Boundary
 from intl_transfer.cli import main as intl_transfer
 from intl_transfer.runs import MANIFEST
 from intl_transfer.runs.late import wait_until
@@ -42,7 +43,13 @@ def main() -> int:
     parser.add_argument("target", type=Path, metavar="OUT.pth")
     parser.add_argument("--label", help="as of `intl-transfer convert`")
     arguments = parser.parse_args()
-    source, target = arguments.source, arguments.target
+    with Boundary("the same command continues") as boundary:
+        boundary.status = convert(arguments.source, arguments.target, arguments.label)
+    return boundary.status
+
+
+def convert(source: str, target: Path, name: str | None) -> int:
+    """Converts what has not been; returns an exit status."""
     # The run has only just finished, on another node.
     if Path(source, MANIFEST).exists() and not wait_until(
         lambda: source_hash(source) is not None, source
@@ -52,7 +59,7 @@ def main() -> int:
     if converted(source, target):
         print(f"converted before: {target}", flush=True)
         return 0
-    label = ["--label", arguments.label] if arguments.label is not None else []
+    label = ["--label", name] if name is not None else []
     return intl_transfer(["convert", "--force", *label, source, str(target)])
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from intl_transfer.errors import UserError
+from intl_transfer.boundary import Boundary
 from intl_transfer.runs import write_atomically
 from slurm import controller
 from slurm.benchmark import Benchmark, Plan, make_data, read, resolved
@@ -42,15 +42,10 @@ def main() -> int:
         "overrides", nargs="*", metavar="key=value", help="for example datasets=DIR"
     )
     arguments = parser.parse_intermixed_args()
-    try:
+    with Boundary("the same command continues") as boundary:
         benchmark = read(arguments.config, arguments.overrides)
-        return launch(arguments, benchmark, resources(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
+        boundary.status = launch(arguments, benchmark, resources(arguments))
+    return boundary.status
 
 
 def launch(arguments: argparse.Namespace, benchmark: Benchmark, wanted: Resources) -> int:

@@ -21,6 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from intl_transfer.boundary import Boundary
 from intl_transfer.errors import UserError
 from intl_transfer.runs import read_manifest
 from intl_transfer.runs.config import resolve_config
@@ -53,11 +54,9 @@ def main() -> int:
     add_arguments(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides")
     arguments = parser.parse_args()
-    try:
-        return launch(arguments, resources(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with Boundary("the same command continues") as boundary:
+        boundary.status = launch(arguments, resources(arguments))
+    return boundary.status
 
 
 def launch(arguments: argparse.Namespace, wanted: Resources) -> int:

@@ -20,8 +20,8 @@ sys.path.insert(0, str(ROOT))
 
 from omegaconf import OmegaConf
 
+from intl_transfer.boundary import Boundary
 from intl_transfer.data.loaders import rank_batch_size
-from intl_transfer.errors import UserError
 from intl_transfer.runs.config import load_config
 from intl_transfer.runs.settings import identity
 from pretrain.config import PretrainConfig
@@ -47,11 +47,9 @@ def main() -> int:
     add_arguments(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example seed=1")
     arguments = parser.parse_intermixed_args()
-    try:
-        return launch(arguments, resources(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with Boundary("the same command continues") as boundary:
+        boundary.status = launch(arguments, resources(arguments))
+    return boundary.status
 
 
 def launch(arguments: argparse.Namespace, wanted: Resources) -> int:

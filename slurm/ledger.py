@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from intl_transfer.errors import UserError
 from intl_transfer.runs import read_manifest, write_json
+from intl_transfer.runs.lock import process_alive, process_mark
 from intl_transfer.runs.settings import Differences, contrast, identity
 
 NAME = "jobs.json"
@@ -100,7 +100,7 @@ class Ledger:
         nodes: by key, parents before children.
         submitting: an array that is being submitted: its job's name and the keys in order. Left
             behind only by a launcher that died in between; its jobs are then found by the name.
-        launcher: ``{"pid", "host"}`` of the launcher that runs the jobs on this machine.
+        launcher: ``{"pid", "host", "started"}`` of the launcher that runs the jobs on this machine.
     """
 
     folder: Path
@@ -175,15 +175,8 @@ class Ledger:
         """Whether the launcher that runs the jobs on this machine lives; None if nobody can say."""
         if self.launcher is None:
             return False
-        if self.launcher["host"] != socket.gethostname():
-            return None
-        try:
-            os.kill(self.launcher["pid"], 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            pass
-        return True
+        mark = self.launcher
+        return process_alive(mark["pid"], mark["host"], mark.get("started"))
 
 
 def find(paths: Iterable[str | Path]) -> Iterator[Ledger]:
@@ -211,4 +204,4 @@ def find(paths: Iterable[str | Path]) -> Iterator[Ledger]:
 
 def who() -> dict[str, Any]:
     """This process, for :attr:`Ledger.launcher`."""
-    return {"pid": os.getpid(), "host": socket.gethostname()}
+    return process_mark()

@@ -67,6 +67,21 @@ def run_status(folder: Path) -> str | None:
         return None
 
 
+def unsaved(node: Node) -> str:
+    """What a run's manifest says of checkpoints that could not be written; empty for none."""
+    if node.stage not in RUNS:
+        return ""
+    try:
+        manifest = read_manifest(node.target)
+    except (UserError, OSError):
+        return ""
+    if manifest.failed_save is None:
+        return ""
+    number = manifest.failed_saves or 1
+    saves = "the last save" if number == 1 else f"{number} saves, the last one too,"
+    return f"{saves} failed: {manifest.failed_save}"
+
+
 def settled_status(folder: Path, patience: float = LATE) -> str | None:
     """The status of a run whose job has ended, once the file system shows it.
 
@@ -128,13 +143,13 @@ def status(node: Node, ledger: Ledger, rows: dict[str, Row] | None) -> Status:
                 return Status("waiting", parents)
             return Status("queued", row.reason if told else "")
         detail = "" if row.state == "RUNNING" else row.state.lower()
-        return Status("running", detail, row.nodes)
+        return Status("running", detail or unsaved(node), row.nodes)
     if finished(node, ledger):
         changes = node.changes()
         other = f"made with other settings ({in_lines(changes)})" if changes else ""
         return Status("finished", other)
     if node.outcome == "running" and ledger.launcher_alive() is not False:
-        return Status("running", "", (ledger.launcher or {}).get("host", ""))
+        return Status("running", unsaved(node), (ledger.launcher or {}).get("host", ""))
     if node.outcome == "waiting" and ledger.launcher_alive() is not False:
         return Status("waiting", _open_parents(node, ledger) or "for its turn")
     if node.job is None and node.outcome != "cancelled":
@@ -171,7 +186,8 @@ def _ended_badly(node: Node, ledger: Ledger, row: Row | None) -> Status:
     if row is not None and row.state == "CANCELLED":
         return Status("interrupted", "cancelled", where)
     if "interrupted" in (state, node.outcome):
-        return Status("interrupted", last_error(node), where)
+        words = "; ".join(text for text in (last_error(node), unsaved(node)) if text)
+        return Status("interrupted", words, where)
     words = last_error(node)
     if row is not None and row.state not in ("FAILED", "COMPLETED"):
         words = f"{row.state.lower()}: {words}" if words else row.state.lower()

@@ -25,6 +25,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from intl_transfer.boundary import Boundary
 from intl_transfer.errors import UserError
 from intl_transfer.runs import read_manifest
 from intl_transfer.runs.progress import format_seconds
@@ -59,17 +60,14 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.cancel and arguments.retry_failed:
         parser.error("--cancel and --retry-failed exclude each other")
-    try:
+    with Boundary() as boundary:
         if arguments.cancel:
-            return cancel(arguments.runs)
-        if arguments.retry_failed:
-            return retry(arguments.runs, arguments.wait)
-        return show(arguments.runs, arguments.watch)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+            boundary.status = cancel(arguments.runs)
+        elif arguments.retry_failed:
+            boundary.status = retry(arguments.runs, arguments.wait)
+        else:
+            boundary.status = show(arguments.runs, arguments.watch)
+    return boundary.status
 
 
 def show(runs: list[Path], watch: bool) -> int:

@@ -111,14 +111,15 @@ def screen(report: dict[str, Any], out: Path) -> str:
         f"          {_source(report['config_said_by'])}",
         *_stem(provenance),
     ]
+    wrote = "kept" if report.get("converted_before") else "wrote"
     if "parity" in report:
         differences = ", ".join(f"{stage} {e:.1e}" for stage, e in report["parity"].items())
         lines.append(f"parity    {differences} (largest relative difference)")
-        lines.append(f"wrote     {out}, settings {out.with_suffix('.yaml').name}, ")
+        lines.append(f"{wrote:10s}{out}, settings {out.with_suffix('.yaml').name}, ")
         lines[-1] += f"report {out.with_suffix('.json').name}"
     else:
         lines.append("compared  every tensor, read back from the written file")
-        lines.append(f"wrote     {out} ({report['format']}), ")
+        lines.append(f"{wrote:10s}{out} ({report['format']}), ")
         lines[-1] += f"report {out.with_suffix('.json').name}"
     return "\n".join([*lines, f"          sha256 {report['sha256']}"])
 

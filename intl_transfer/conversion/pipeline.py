@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import pickle
+import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,6 +17,7 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,9 +30,13 @@ from intl_transfer.conversion.settings import PIXELS, config_values
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.models import Stem
 from intl_transfer.runs import sha256_file, write_atomically, write_json
+from intl_transfer.runs.atomic import sync_folder
+from intl_transfer.runs.lock import file_lock
 from intl_transfer.runs.records import Initialisation, Provenance
 
 DETECTRON2, TORCHVISION = "detectron2", "torchvision"
+# Of a report, what is known before anything is written: the same again makes the same file.
+_DECIDE = ("provenance", "config", "format")
 _SUFFIXES = {".pth": DETECTRON2, ".pkl": DETECTRON2, ".safetensors": TORCHVISION}
 
 
@@ -83,7 +92,8 @@ def convert(
         told: what the file does not say.
 
     Returns:
-        The report: ``provenance``, ``architecture``, ``parity``, ``sha256``, ``config``, …
+        The report: ``provenance``, ``architecture``, ``parity``, ``sha256``, ``config``, …; of an
+        earlier conversion that made the same, which stays, with ``converted_before``.
 
     Raises:
         UserError: if the source is not a whole, sound ResNet, the features differ, or the file
@@ -91,7 +101,23 @@ def convert(
     """
     source, out, told = Path(source), Path(out), told or Told()
     to = _format_of(out, to)
-    _check_target(source, out, force, to)
+    _check_target(source, out, to)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out.parent} cannot be made: {error.strerror}") from None
+    # What is converted to one name, whatever its suffix, shares the report.
+    lock = out.parent / f".{out.stem}.lock"
+    harm = "two conversions at once would mix weights and reports"
+    with file_lock(lock, str(out), harm, remove=True):
+        _clear_leftovers(out)
+        return _convert(source, out, branch, force, to, told)
+
+
+def _convert(
+    source: Path, out: Path, branch: str | None, force: bool, to: str, told: Told
+) -> dict[str, Any]:
+    """The work of :func:`convert`, which holds the place."""
     backbone = with_told(read_backbone(source, branch), told)
     try:
         # A file whose metadata name the stem can hold a small one.
@@ -99,9 +125,13 @@ def convert(
     except UserError as error:
         raise UserError(f"{backbone.place}: {error}") from None
     report = _described(backbone, architecture, to)
+    if not force:
+        before = _converted_before(out, report)
+        if before is not None:
+            return before
+        _refuse_existing(out, report, to)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.stem}.", dir=out.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=_drafts(out), dir=out.parent) as folder:
             written = Path(folder) / out.name
             report["tensors"] = _write(written, backbone.state, to, report)
             if to == DETECTRON2:
@@ -111,8 +141,20 @@ def convert(
             report["sha256"] = sha256_file(written)
             _publish(written, out, report)
     except OSError as error:
-        raise UserError(f"{error.filename or out} cannot be written: {error.strerror}") from None
+        # Not under the temporary name, which is gone.
+        raise UserError(f"{out} cannot be written: {error.strerror or error}") from None
     return report
+
+
+def _drafts(out: Path) -> str:
+    """How the temporary folders begin in which a file is made."""
+    return f".{out.stem}.convert-"
+
+
+def _clear_leftovers(out: Path) -> None:
+    """Removes what a killed conversion to the same name left."""
+    for leftover in out.parent.glob(f"{_drafts(out)}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def provenance_of(backbone: Backbone, architecture: str) -> dict[str, Any]:
@@ -186,15 +228,43 @@ def _format_of(out: Path, to: str | None) -> str:
     return to
 
 
-def _check_target(source: Path, out: Path, force: bool, to: str) -> None:
-    """Refuses, before anything is read, a target that must not be written."""
+def _files(out: Path, to: str) -> list[Path]:
+    """What a conversion makes."""
     suffixes = (".json", ".yaml") if to == DETECTRON2 else (".json",)
-    for file in (out, *(out.with_suffix(suffix) for suffix in suffixes)):
+    return [out, *(out.with_suffix(suffix) for suffix in suffixes)]
+
+
+def _check_target(source: Path, out: Path, to: str) -> None:
+    """Refuses, before anything is read, a target that must not be written."""
+    for file in _files(out, to):
         if file.is_dir():
             raise UserError(f"{file} is a folder; expected the name of a file")
         if file.exists() and source.exists() and file.samefile(source):
             raise UserError(f"{file} is the source itself; give another name")
-        if file.exists() and not force:
+
+
+def _converted_before(out: Path, report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The report beside a file, if that is what would be made again now."""
+    try:
+        found = json.loads(out.with_suffix(".json").read_text())
+        wanted = json.loads(json.dumps({key: report[key] for key in _DECIDE}))
+        same = all(found.get(key) == value for key, value in wanted.items())
+        if not same or found["sha256"] != sha256_file(out):
+            return None
+        return {**found, "converted_before": True}
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError):
+        return None
+
+
+def _refuse_existing(out: Path, report: Mapping[str, Any], to: str) -> None:
+    """Refuses to replace a file, but for one whose conversion was killed before its report."""
+    if out.is_file() and not out.with_suffix(".json").exists():
+        with contextlib.suppress(UserError):
+            said = read_backbone(out).provenance or {}
+            if said.get("source_sha256") == report["provenance"]["source_sha256"]:
+                return
+    for file in _files(out, to):
+        if file.exists():
             raise UserError(f"{file} exists already; give another name, or --force to replace it")
 
 
@@ -267,13 +337,16 @@ def _write(file: Path, state: Mapping[str, Tensor], to: str, report: Mapping[str
         if any(isinstance(value, Mapping) for value in content.values()):
             content.update(said)
     if file.suffix == ".safetensors":
-        save_file(copies, file, {key: json.dumps(value) for key, value in said.items()})
+        try:
+            save_file(copies, file, {key: json.dumps(value) for key, value in said.items()})
+        except SafetensorError as error:  # of a full disk, in words alone
+            found = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(found[1]) if found else errno.EIO, str(error), str(file)) from None
     elif file.suffix == ".pkl":
         content["model"] = {key: tensor.numpy() for key, tensor in content["model"].items()}
-        with open(file, "wb") as opened:
-            pickle.dump(content, opened, protocol=4)
+        write_atomically(file, lambda opened: pickle.dump(content, opened, protocol=4))
     else:
-        torch.save(content, file)
+        write_atomically(file, lambda opened: torch.save(content, opened))
     return sum(not key.endswith("num_batches_tracked") for key in copies)
 
 
@@ -313,9 +386,12 @@ def _publish(written: Path, out: Path, report: dict[str, Any]) -> None:
         write_atomically(drafts[".yaml"], lambda file: file.write(text))
     for suffix in drafts:
         out.with_suffix(suffix).unlink(missing_ok=True)
+    sync_folder(out.parent)  # else a crash could bring an older report back beside new weights
     os.replace(written, out)
-    for suffix, draft in drafts.items():
-        os.replace(draft, out.with_suffix(suffix))
+    for suffix in (".yaml", ".json"):  # the report last: where it is, all is
+        if suffix in drafts:
+            os.replace(drafts[suffix], out.with_suffix(suffix))
+    sync_folder(out.parent)
 
 
 def fragment(name: str, report: Mapping[str, Any]) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluates; returns 0, or 75 for a run that was asked to stop."""
     import torch
 
+    from intl_transfer.boundary import Boundary
     from intl_transfer.conversion.command import told_of
     from intl_transfer.evaluation.config import ModelConfig, data_statistics
     from intl_transfer.evaluation.stage import evaluate
@@ -58,13 +58,14 @@ def run(arguments: argparse.Namespace) -> int:
     from intl_transfer.runs.lock import directory_lock
 
     name = Path(arguments.config).stem
-    config = configuration(arguments.config, arguments.overrides)
-    label = f"{name}_{weights_label(arguments.weights)}_seed{config.seed}"
-    config.output_dir = arguments.output_dir or config.output_dir or f"runs/evaluation/{label}"
-    try:
+    with Boundary("the same command continues") as boundary:
+        config = configuration(arguments.config, arguments.overrides)
+        label = f"{name}_{weights_label(arguments.weights)}_seed{config.seed}"
+        config.output_dir = arguments.output_dir or config.output_dir or f"runs/evaluation/{label}"
         with process_group(config.engine.device) as ranks, ExitStack() as stack:
             if ranks.is_main:
                 stack.enter_context(directory_lock(config.output_dir))
+            boundary.folder = Path(config.output_dir)
             torch.manual_seed(config.seed)  # decides random weights
             subject = load_subject(
                 arguments.weights,
@@ -82,10 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
                 if ranks.is_main:
                     print(f"{config.output_dir} is finished; nothing to do")
                 return 0
-            return evaluate(config, name, subject, ranks, changes, allow)
-    except KeyboardInterrupt:
-        print("stopped; the same command continues from the last checkpoint", file=sys.stderr)
-        return 130
+            boundary.status = evaluate(config, name, subject, ranks, changes, allow)
+    return boundary.status
 
 
 def configuration(name: str, overrides: list[str]) -> EvaluationConfig:

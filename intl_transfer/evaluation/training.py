@@ -29,13 +29,13 @@ from intl_transfer.evaluation.session import (
 from intl_transfer.runs import write_atomically
 from intl_transfer.runs.checkpoint import (
     CheckpointNotWrittenError,
-    load_newest_for_all,
+    resume,
     save_checkpoint,
     set_aside,
 )
 from intl_transfer.runs.finite import Skips, require_finite
 from intl_transfer.runs.progress import Progress
-from intl_transfer.runs.stopping import CONTINUE, StopRequest
+from intl_transfer.runs.stopping import StopRequest, ending
 from intl_transfer.runs.trackers import Trackers
 
 CLASSIFIER = "classifier.safetensors"
@@ -113,11 +113,13 @@ class Training:
                     break
         stop.close()
         if step < self._total:
-            reason = f"stopped by {stop.signal or 'a signal'}" if stopped else "stopped as asked"
+            saved = ranks.gather_objects(self._saved == step)[0]  # rank 0 knows
+            again = "the same command continues"
+            left = ending(stopped, stop.signal, f"step {step}", saved, again)
             if self._session.run is not None:
-                self._session.run.interrupt(f"{reason} after step {step}")
-                self._progress.say(f"{reason} after step {step}; the same command continues")
-            return CONTINUE if stopped else 0
+                self._session.run.interrupt(left.reason)
+                self._progress.say(left.line)
+            return left.status
         self._conclude(self._test(step))
         return 0
 
@@ -248,24 +250,22 @@ class Training:
         try:
             save_checkpoint(folder, step, state, _KEPT)
             self._saved = step
+            self._session.run.save_succeeded()
         except CheckpointNotWrittenError as error:
             print(f"warning: {error}; the run goes on", file=sys.stderr, flush=True)
+            self._session.run.save_failed(str(error))
         return True
 
     def _resume(self, folder: Path) -> int:
-        found = load_newest_for_all(folder, self._ranks)
-        if found is None:
-            return 0
-        path, state = found
-        try:
-            self.learner.load(state)
-            figures = dict(state["figures"])
-            self.learner.skips.total = int(figures.pop("skipped_steps", 0))
-            self.batches.figures.update(figures)
-            self._seconds = float(state["progress"]["seconds"])
-            return int(state["progress"]["step"])
-        except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
-            raise UserError(f"{path} does not fit this configuration: {error}") from None
+        return resume(folder, self._load, self._ranks) or 0
+
+    def _load(self, state: dict[str, Any]) -> int:
+        self.learner.load(state)
+        figures = dict(state["figures"])
+        self.learner.skips.total = int(figures.pop("skipped_steps", 0))
+        self.batches.figures.update(figures)
+        self._seconds = float(state["progress"]["seconds"])
+        return int(state["progress"]["step"])
 
     def _conclude(self, metrics: dict[str, float | None]) -> None:
         """The trained classifier and the results, on rank 0."""

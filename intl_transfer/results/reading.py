@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import stat
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from typing import Any
 from intl_transfer.errors import UserError
 from intl_transfer.runs import MANIFEST, METRICS, RESULTS
 from intl_transfer.runs.directory import read_json_object
-from intl_transfer.runs.lock import LOCK
+from intl_transfer.runs.lock import holder_alive
 from intl_transfer.runs.records import DOCUMENTED, SCHEMA, AnyResults, Manifest, results_of
 
 #: Larger than any manifest or results file of ours; what is larger is not one.
@@ -204,18 +203,9 @@ def disagreement(manifest: Manifest, results: Mapping[str, Any]) -> str | None:
 
 def _alive(path: Path, stalled_after: float) -> tuple[str, str]:
     """Whether a run that says it is running shows a sign of life."""
-    try:
-        words = (path / LOCK).read_text(errors="replace").split()
-        # "process PID on HOST": a process of this host can be looked for.
-        if len(words) == 4 and words[3] == socket.gethostname() and words[1].isdigit():
-            try:
-                os.kill(int(words[1]), 0)
-            except ProcessLookupError:
-                return "stalled", f"its process {words[1]} has ended without a word"
-            except (OSError, OverflowError):
-                pass  # another user's, or no number of a process
-    except OSError:
-        pass
+    holder = holder_alive(path)
+    if holder is not None and not holder[1]:
+        return "stalled", f"its process {holder[0]} has ended without a word"
     times = []
     for name in (METRICS, MANIFEST, "checkpoints"):
         try:

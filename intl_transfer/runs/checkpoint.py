@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import pickle
+import contextlib
 import re
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 
-from intl_transfer.errors import UserError
-from intl_transfer.runs.atomic import write_atomically
+from intl_transfer.errors import UserError, first_line
+from intl_transfer.runs.atomic import clear_leftovers, write_atomically
 from intl_transfer.runs.distributed import Ranks
 from intl_transfer.runs.finite import require_finite
 from intl_transfer.runs.late import wait_until
 
 FORMAT = "intl-transfer checkpoint"
 SCHEMA = 1
+T = TypeVar("T")
 _NAME = re.compile(r"step_(\d+)\.pt")
 
 
@@ -66,13 +67,13 @@ def save_checkpoint(
     value = {"format": FORMAT, "schema": SCHEMA, **state}
     try:
         write_atomically(path, lambda file: torch.save(value, file))
-    except (OSError, RuntimeError) as error:
-        # torch's writer turns the error of a write into a RuntimeError of its own.
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise CheckpointNotWrittenError(f"{path} was not written ({cause})") from error
+    except OSError as error:
+        why = error.strerror or error
+        raise CheckpointNotWrittenError(f"{path} was not written ({why})") from error
     passing = [old for old in list_checkpoints(folder) if not is_milestone(step_of(old))]
     for old in passing[keep:]:
-        old.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # one too many does no harm
+            old.unlink()
     return path
 
 
@@ -127,14 +128,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; expected a checkpoint") from None
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is damaged or not a checkpoint ({first})") from None
+    except UserError:
+        raise
+    except Exception as error:  # damage shows in any way: zip, pickle and torch each have their own
+        raise UserError(f"{path} is damaged or not a checkpoint ({first_line(error)})") from None
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this project (no format mark in it)")
-    if value["schema"] > SCHEMA:
+    schema = value.get("schema")
+    if not isinstance(schema, int) or schema > SCHEMA:
         raise UserError(
-            f"{path} was written with schema {value['schema']}, this version reads up to {SCHEMA}; "
+            f"{path} was written with schema {schema}, this version reads up to {SCHEMA}; "
             "upgrade intl-transfer"
         )
     require_finite(_trained(value), f"{path} is not whole", "; training cannot go on from it")
@@ -150,40 +153,88 @@ def load_newest(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
     Raises:
         UserError: if there are checkpoints and none can be read.
     """
-    paths = list_checkpoints(folder)
-    for path in paths:
+    found = take_newest(list_checkpoints(folder), read_checkpoint, folder)
+    return None if found is None else (found[0], found[1])
+
+
+def take_newest(
+    paths: Sequence[Path],
+    take: Callable[[Path], T],
+    folder: str | Path,
+    gather: Callable[[Any], list[Any]] = lambda value: [value],
+    is_main: bool = True,
+) -> tuple[Path, T] | None:
+    """Takes up the newest checkpoint that can be taken up, by trying: reading, checking, loading.
+
+    One rank looks, all take the same file: on a shared disk others may see less. A file that any
+    rank cannot take is named in a warning, and the one before it is tried. Whatever ``take``
+    changes has to be set anew by the next file.
+
+    Args:
+        paths: newest first; those of global rank 0 count.
+        take: reads a file and makes use of it; any error means that it cannot.
+        folder: where they lie.
+        gather: a value's counterparts on all ranks, in rank order, on every rank.
+        is_main: whether this rank warns.
+
+    Returns:
+        The file and what ``take`` gave, or None where there are no files.
+
+    Raises:
+        UserError: if there are files and none can be taken up.
+    """
+    names = gather([str(path) for path in paths])[0]
+    first = None
+    for path in map(Path, names):
+        value, problem = None, None
+        wait_until(path.exists, folder)
         try:
-            return path, read_checkpoint(path)
+            value = take(path)
         except UserError as error:
-            warnings.warn(f"passed over: {error}", stacklevel=2)
-    if paths:
-        raise UserError(
-            f"none of the {len(paths)} checkpoints in {folder} can be read and is whole; move the "
-            "folder away to start the run anew"
-        )
-    return None
+            problem = str(error)
+        except Exception as error:
+            problem = f"{path} cannot be taken up ({type(error).__name__}: {first_line(error)})"
+        problems = [text for text in gather(problem) if text is not None]
+        if not problems:
+            return path, cast(T, value)
+        first = first or problems[0]
+        if is_main:
+            warnings.warn(f"passed over: {problems[0]}", stacklevel=3)
+    if not names:
+        return None
+    raise UserError(
+        f"none of the {len(names)} checkpoints in {folder} can be read and is whole ({first}); "
+        "move the folder away to start the run anew"
+    )
 
 
-def load_newest_for_all(folder: str | Path, ranks: Ranks) -> tuple[Path, dict[str, Any]] | None:
-    """As :func:`load_newest`, the same file on every rank; clears away what a killed run left.
-
-    One rank looks, all take what it found: on a shared disk others may see less.
+def resume(folder: str | Path, load: Callable[[dict[str, Any]], T], ranks: Ranks) -> T | None:
+    """Takes up a run's newest whole checkpoint on all ranks; clears away what a killed run left.
 
     Args:
         folder: the run's ``checkpoints`` folder.
+        load: takes up a checkpoint's content; what it raises means that the content does not fit.
         ranks: this process's place.
+
+    Returns:
+        What ``load`` gave, or None where there is no checkpoint.
+
+    Raises:
+        UserError: if there are checkpoints and none can be taken up.
     """
-    folder = Path(folder)
-    found = None
+
+    def take(path: Path) -> T:
+        content = read_checkpoint(path)
+        try:
+            return load(content)
+        except Exception as error:
+            raise UserError(
+                f"{path} does not fit this configuration ({first_line(error)})"
+            ) from error
+
+    paths: list[Path] = []
     if ranks.is_main:
-        for leftover in folder.glob(".step_*.part"):
-            leftover.unlink(missing_ok=True)
-        found = load_newest(folder)
-    name = ranks.gather_objects(str(found[0]) if found else None)[0]
-    if name is None:
-        return None
-    if found is not None:
-        return found
-    path = Path(name)
-    wait_until(path.exists, folder)
-    return path, read_checkpoint(path)
+        clear_leftovers(folder)
+        paths = list_checkpoints(folder)
+    found = take_newest(paths, take, folder, ranks.gather_objects, ranks.is_main)
+    return None if found is None else found[1]

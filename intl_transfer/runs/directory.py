@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from pydantic_core import from_json
 
-from intl_transfer.errors import UserError
+from intl_transfer.errors import UserError, first_line
 from intl_transfer.runs.atomic import write_json
 from intl_transfer.runs.metrics import METRICS, append_line
 from intl_transfer.runs.records import (
@@ -145,6 +145,7 @@ class RunDirectory:
             started=existing.started if existing else session.started,
             ended=None,
             error=None,
+            failed_saves=existing.failed_saves if existing else None,
             sessions=[*(existing.sessions if existing else []), session],
         )
         run = cls(path, manifest)
@@ -191,13 +192,41 @@ class RunDirectory:
         """Marks the run interrupted: stopped from outside, to be continued."""
         self._close("interrupted", reason)
 
+    def save_failed(self, reason: str) -> None:
+        """Notes that a checkpoint could not be written; never raises."""
+        manifest = self.manifest
+        manifest.failed_saves = (manifest.failed_saves or 0) + 1
+        manifest.failed_save = reason
+        self._try_to_save()
+
+    def save_succeeded(self) -> None:
+        """Notes that a checkpoint was written, after ones that were not; never raises."""
+        if self.manifest.failed_save is not None:
+            self.manifest.failed_save = None
+            self._try_to_save()
+
     def _close(
         self, status: Literal["finished", "failed", "interrupted"], error: str | None
     ) -> None:
         manifest = self.manifest
         manifest.status, manifest.ended, manifest.error = status, _now(), error
         manifest.sessions[-1].ended = manifest.ended
-        self.save()
+        if status == "finished":
+            self.save()
+        else:
+            self._try_to_save()
+
+    def _try_to_save(self) -> None:
+        """Saves the manifest where that can be done: it must not hide what it tells of."""
+        try:
+            self.save()
+        except Exception as error:
+            with contextlib.suppress(OSError, ValueError):
+                print(
+                    f"warning: {self.path / MANIFEST} was not written ({first_line(error)})",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[RunDirectory]:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import re
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from intl_transfer.errors import UserError
+from intl_transfer.runs.atomic import clear_leftovers
 
 LOCK = ".lock"
+_HOLDER = re.compile(r"process (\d+) on (\S+?)(?:, started (\d+))?\s*")
 
 
 @contextmanager
 def directory_lock(folder: str | Path) -> Iterator[None]:
-    """Holds a run directory against a second run.
-
-    The kernel gives the lock back when the process ends, however it ends: a killed run leaves
-    nothing behind that would have to be removed by hand.
+    """Holds a run directory against a second run, and clears away what a killed one left half.
 
     Args:
         folder: the run directory; made if absent.
@@ -31,29 +34,138 @@ def directory_lock(folder: str | Path) -> Iterator[None]:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / LOCK, "a+")  # noqa: SIM115 - closed below; the lock lives with it
     except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written ({error.strerror or error}); give another directory with "
-            "--output-dir DIR"
-        ) from None
-    with file:
+        raise UserError(_unwritable(folder, error)) from None
+    harm = "two runs in one directory would destroy each other's checkpoints"
+    with file_lock(folder / LOCK, str(folder), harm):
+        clear_leftovers(folder)
+        yield
+
+
+@contextmanager
+def file_lock(path: Path, what: str, harm: str, remove: bool = False) -> Iterator[None]:
+    """Holds a file against other processes.
+
+    The kernel gives the lock back when the process ends, however it ends: a killed run leaves
+    nothing behind that would have to be removed by hand.
+
+    Args:
+        path: the lock's own file, made if absent; its folder is there.
+        what: is held, for messages.
+        harm: what two at once would do, for messages.
+        remove: take the file away at the end.
+
+    Raises:
+        UserError: if another process holds it (names host and process), or the file cannot be
+            written.
+    """
+    descriptor = _taken(path, what, harm)
+    try:
+        # Who holds it is for messages; a full disk is no reason not to begin.
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{holder_text()}\n".encode())
+        yield
+    finally:  # giving it back never hides what has happened meanwhile
+        with contextlib.suppress(OSError):
+            if remove:
+                path.unlink()
+            else:
+                os.ftruncate(descriptor, 0)
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+
+def process_mark() -> dict[str, Any]:
+    """This process, so that it is told from a later one of the same number."""
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "started": process_started(os.getpid()),
+    }
+
+
+def process_started(pid: int) -> int | None:
+    """When a process of this machine began, in clock ticks since boot; None where unknown."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        words = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return int(words[19])
+    return None
+
+
+def process_alive(pid: int, host: str, started: int | None = None) -> bool | None:
+    """Whether a process lives; None where nobody can say from here.
+
+    Args:
+        pid: its number, which another process may have by now.
+        host: where it ran.
+        started: when it began, as :func:`process_started` has it.
+    """
+    if host != socket.gethostname():
+        return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass  # another user's, or no number of a process
+    now = process_started(pid)
+    return started is None or now is None or now == started
+
+
+def holder_text() -> str:
+    """This process as a lock names it."""
+    mark = process_mark()
+    text = f"process {mark['pid']} on {mark['host']}"
+    return text if mark["started"] is None else f"{text}, started {mark['started']}"
+
+
+def holder_alive(folder: str | Path) -> tuple[int, bool] | None:
+    """The process that a run directory's lock names, and whether it lives; None if unknown."""
+    try:
+        text = (Path(folder) / LOCK).read_text(errors="replace")
+    except OSError:
+        return None
+    found = _HOLDER.fullmatch(text)
+    if found is None or len(found[1]) > 9:
+        return None
+    alive = process_alive(int(found[1]), found[2], int(found[3]) if found[3] else None)
+    return None if alive is None else (int(found[1]), alive)
+
+
+def _taken(path: Path, what: str, harm: str) -> int:
+    """The open lock file, held."""
+    while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise UserError(_unwritable(what, error)) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "an unknown process"
+            holder = os.read(descriptor, 1000).decode(errors="replace").strip()
+            os.close(descriptor)
             raise UserError(
-                f"{folder} is in use by {holder}; two runs in one directory would destroy each "
-                "other's checkpoints. Wait for it, stop it, or give another directory with "
-                "--output-dir DIR"
+                f"{what} is in use by {holder or 'an unknown process'}; {harm}. Wait for it, stop "
+                "it, or write to another place"
             ) from None
-        except OSError:
-            pass  # a file system without locks: nothing can be said
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        try:
-            yield
-        finally:
-            file.truncate(0)
+        except OSError as error:
+            print(
+                f"warning: {path} cannot be locked ({error.strerror}): its file system has no "
+                f"locks, so that a second process would not be noticed; {harm}",
+                file=sys.stderr,
+                flush=True,
+            )
+            return descriptor
+        # Where it was removed by the one who held it, the name belongs to another file by now.
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(descriptor).st_ino == path.stat().st_ino:
+                return descriptor
+        os.close(descriptor)
+
+
+def _unwritable(what: str | Path, error: OSError) -> str:
+    return (
+        f"{what} cannot be written ({error.strerror or error}); give another place, for a run with "
+        "--output-dir DIR"
+    )

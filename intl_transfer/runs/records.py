@@ -239,6 +239,10 @@ class Manifest(Record):
     """In UTC, ISO 8601."""
     error: str | None = None
     """The error's text of a failed run, the reason of an interrupted one."""
+    failed_saves: int | None = None
+    """How many checkpoints could not be written, in all sessions."""
+    failed_save: str | None = None
+    """Why the last one was not; null where a later one was written."""
 
 
 class Initialisation(Record):

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -18,8 +19,47 @@ import torch.distributed as dist
 #: Exit status of a run that was asked to stop and wants to be continued by the same command
 #: (EX_TEMPFAIL of sysexits.h).
 CONTINUE = 75
+#: Exit status of a run that was asked to stop and could not save (EX_IOERR of sysexits.h): the same
+#: command continues from an older checkpoint, once somebody has looked at the disk.
+UNSAVED = 74
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a session ends before its run does.
+
+    Attributes:
+        reason: for the manifest.
+        line: for the user.
+        status: the exit status.
+    """
+
+    reason: str
+    line: str
+    status: int
+
+
+def ending(stopped: bool, signal_name: str | None, place: str, saved: bool, again: str) -> Ending:
+    """How a session ends before its run does.
+
+    Args:
+        stopped: whether it was asked to, not told to by its configuration.
+        signal_name: which signal asked; None where another rank received it.
+        place: how far it came, for the message: ``step 7``.
+        saved: whether a checkpoint holds all that was made.
+        again: what continues the run, for the message.
+
+    Returns:
+        With the status :data:`CONTINUE` only for what was saved.
+    """
+    reason = f"stopped by {signal_name or 'a signal'}" if stopped else "stopped as asked"
+    if not saved:
+        reason = f"{reason} after {place}, which was not saved"
+        return Ending(reason, f"{reason}; {again} from the last checkpoint", UNSAVED)
+    reason = f"{reason} after {place}"
+    return Ending(reason, f"{reason}; {again}", CONTINUE if stopped else 0)
 
 
 class Stopped(BaseException):

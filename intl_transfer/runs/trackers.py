@@ -42,11 +42,14 @@ class Trackers:
         self._tensorboard: Any = None
         self._wandb: Any = None
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
+            try:
+                from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(
-                str(folder / "tensorboard"), purge_step=step + 1 if step else None
-            )
+                self._tensorboard = SummaryWriter(
+                    str(folder / "tensorboard"), purge_step=step + 1 if step else None
+                )
+            except Exception as error:
+                _lost("TensorBoard", error)
         if wandb_project:
             try:
                 import wandb
@@ -55,14 +58,17 @@ class Trackers:
                     f"log.wandb={wandb_project}: Weights & Biases is not installed; install it "
                     "with `pip install 'intl-transfer[wandb]'`, or leave log.wandb=null"
                 ) from None
-            self._wandb = wandb.init(
-                project=wandb_project,
-                id=run_id,
-                name=name,
-                config=dict(config),
-                dir=str(folder),
-                resume="allow",
-            )
+            try:
+                self._wandb = wandb.init(
+                    project=wandb_project,
+                    id=run_id,
+                    name=name,
+                    config=dict(config),
+                    dir=str(folder),
+                    resume="allow",
+                )
+            except Exception as error:
+                _lost("Weights & Biases", error)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Sends numbers; anything else among the values is left out."""

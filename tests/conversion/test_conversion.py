@@ -297,7 +297,11 @@ def test_the_command(tmp_path, capsys):
     for text in ("resnet18", "parity", "RGB, normalised", "strides in 3x3", "left out: fc"):
         assert text in printed
     assert len(printed.splitlines()) <= 11
-    assert main(["convert", str(tmp_path / "in.pth"), str(out)]) == 2
+    made = out.stat()
+    assert main(["convert", str(tmp_path / "in.pth"), str(out)]) == 0  # the same once more
+    assert "kept      " in capsys.readouterr().out
+    assert out.stat() == made
+    assert main(["convert", str(tmp_path / "in.pth"), str(out), "--method", "BYOL"]) == 2
     assert "--force" in capsys.readouterr().err
     assert main(["convert", str(tmp_path / "in.pth"), str(out), "--force"]) == 0
     assert main(["convert", str(tmp_path / "in.pth"), str(tmp_path / "out.onnx")]) == 2

@@ -15,6 +15,7 @@ from detectron2.engine import HookBase, SimpleTrainer
 
 from detection.session import newest_checkpoint
 from detection.trainer import AtomicCheckpointer
+from intl_transfer.errors import UserError
 from intl_transfer.runs.finite import StateNotFiniteError
 from intl_transfer.runs.stopping import CONTINUE, Stopped, StopRequest, passed_on
 from tests.ranks import run_ranks
@@ -43,6 +44,17 @@ def small_trainer(folder, stop, period=100, evaluation_period=0):
         [Checkpoints(stop, period, evaluation_period), Evaluation(stop, evaluation_period)]
     )
     return trainer
+
+
+class StopAt(HookBase):
+    """Asks the process to stop in an iteration."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def after_step(self):
+        if self.trainer.iter == self.number + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def names(folder):
@@ -87,13 +99,18 @@ def test_what_is_not_finite_is_never_saved_nor_taken(tmp_path, capsys, place):
     else:
         content["optimizer"]["state"][1]["momentum_buffer"][0] = math.inf
     torch.save(content, tmp_path / "model_0000004.pth")
-    assert newest_checkpoint(tmp_path) == (str(tmp_path / "model_0000003.pth"), None)
-    assert "model_0000004.pth holds NaN or infinity in" in capsys.readouterr().err
+    said = r"passed over: .*model_0000004\.pth holds NaN or infinity in"
+    with pytest.warns(UserWarning, match=said):
+        assert newest_checkpoint(tmp_path) == tmp_path / "model_0000003.pth"
     for name in names(tmp_path)[:2]:
         (tmp_path / name).unlink()
-    path, error = newest_checkpoint(tmp_path)
-    assert path is None
-    assert "none of the 1 checkpoints" in error
+    with (
+        pytest.warns(UserWarning, match=said),
+        pytest.raises(UserError, match="none of the 1 checkpoints"),
+    ):
+        newest_checkpoint(tmp_path)
+    (tmp_path / "model_0000004.pth").unlink()
+    assert newest_checkpoint(tmp_path) is None
 
 
 def test_a_full_disk_does_not_end_the_training(tmp_path, monkeypatch, capsys):
@@ -111,6 +128,14 @@ def test_a_full_disk_does_not_end_the_training(tmp_path, monkeypatch, capsys):
     assert names(tmp_path) == ["model_0000001.pth", "model_final.pth"]
     assert not list(tmp_path.glob(".*part"))
     assert "model_0000003.pth was not written" in capsys.readouterr().err
+    # A request to stop meanwhile finds that nothing was saved.
+    with StopRequest() as stop:
+        trainer = small_trainer(tmp_path / "stopped", stop)
+        trainer.register_hooks([StopAt(2)])
+        trainer._hooks.insert(0, trainer._hooks.pop())
+        with pytest.raises(Stopped):
+            trainer.train(2, 9)
+    assert trainer.saved is False
     # The last one cannot be gone without.
     monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
     with StopRequest() as stop, pytest.raises(OSError, match="full"):

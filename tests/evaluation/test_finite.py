@@ -141,7 +141,7 @@ def test_counts_go_on_and_no_checkpoint_is_taken_among_them(
     poisoned({2, 4})  # the fourth is the epoch's last
     evaluate(classes, trained, output, "engine.stop_after_steps=3")
     assert [path.name for path in list_checkpoints(output / "checkpoints")] == ["step_00000003.pt"]
-    evaluate(classes, trained, output, "engine.stop_after_steps=1")
+    evaluate(classes, trained, output, "engine.stop_after_steps=1", expected=74)
     assert len(list_checkpoints(output / "checkpoints")) == 1
     evaluate(classes, trained, output)
     assert read_results(output)["skipped_steps"] == 1  # step 4 was made again, from step 3

@@ -15,10 +15,10 @@ import pytest
 import yaml
 
 from intl_transfer.errors import UserError
-from intl_transfer.evaluation.command import CONFIGS, _may_differ, configuration
+from intl_transfer.evaluation.command import CONFIGS, configuration
 from intl_transfer.evaluation.config import protocol
 from intl_transfer.evaluation.learner import schedule
-from intl_transfer.runs.changes import flattened
+from intl_transfer.runs.settings import flatten, select
 
 OWN = {"shapes_linear", "shapes_knn", "shapes_semi10"}
 
@@ -122,8 +122,7 @@ def resolved(name):
 
 
 def deciding(config):
-    flat = flattened(dataclasses.asdict(config))
-    return {key: v for key, v in flat.items() if not _may_differ(key, config.kind)}
+    return select("evaluation", dataclasses.asdict(config), "decides", "weights", "seed")
 
 
 def differences(name, config):
@@ -165,7 +164,8 @@ def test_no_value_can_change_unnoticed(name):
 def test_every_line_speaks_of_a_recipe():
     for pattern, key, _ in LINES:
         assert any(
-            fnmatch.fnmatch(name, pattern) and key in deciding(resolved(name)) for name in RECIPES
+            fnmatch.fnmatch(name, pattern) and key in flatten(dataclasses.asdict(resolved(name)))
+            for name in RECIPES
         ), (pattern, key)
 
 

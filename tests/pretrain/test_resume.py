@@ -285,3 +285,21 @@ def test_the_run_ends_where_only_the_export_was_missing(images, tmp_path):
     assert_same(tmp_path / "copy", run)
     assert '"final_loss"' in manifest_before
     assert read_results(run)["final_loss"] == read_results(tmp_path / "copy")["final_loss"]
+
+
+def test_what_could_not_be_saved_is_no_reason_to_be_put_back_into_the_queue(images, tmp_path):
+    """Where the folder of checkpoints should be lies a file: no write can succeed."""
+    output = tmp_path / "run"
+    output.mkdir()
+    (output / "checkpoints").write_text("in the way")
+    done = train(images, output, "engine.stop_after_steps=2", check=False)
+    assert done.returncode == 74, done.stderr
+    assert "step 2, which was not saved; the same command continues" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    manifest = read_manifest(output)
+    assert manifest.status == "interrupted"
+    assert manifest.failed_saves == 1
+    assert "was not written" in manifest.failed_save
+    (output / "checkpoints").unlink()
+    assert train(images, output).returncode == 0
+    assert (read_manifest(output).failed_saves, read_manifest(output).failed_save) == (1, None)
