@@ -22,6 +22,7 @@ COMMANDS = {
     "data": ("intl_transfer.data.command", "make the embedded data set"),
     "convert": ("intl_transfer.conversion.command", "convert a checkpoint to Detectron2, verified"),
     "evaluate": ("intl_transfer.evaluation.command", "evaluate a backbone by classification"),
+    "figure": ("intl_transfer.analysis.command", "make a figure of the paper, or of your runs"),
     "check": ("intl_transfer.results.check", "validate run directories, also hand-made ones"),
     "collect": ("intl_transfer.results.command", "collect run directories into a results table"),
 }

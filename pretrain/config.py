@@ -66,11 +66,17 @@ class LossConfig:
 
     Attributes:
         method: ``intl`` (gradients through every view), ``intl_ema`` (view 0 through a
-            moving-average copy); for comparison ``power`` (a power function, with trace loss if
-            ``trace_weight`` is given), ``w_mse``, ``barlow_twins``, ``vicreg`` or ``simclr``.
+            moving-average copy); for comparison ``power`` (a power function) and ``spectral`` (any
+            scalar function ``g``), each with trace loss if ``trace_weight`` is given, and as
+            ``power_ema`` and ``spectral_ema`` against a moving-average copy; ``w_mse``,
+            ``barlow_twins``, ``vicreg`` or ``simclr``.
         axis: ``channel`` or ``batch``.
         iterations: T of IterNorm.
+        stable: false takes the direct form of IterNorm's iteration, which diverges at large T, for
+            the paper's Figure 3d.
         trace_weight: beta; null takes the published formula at the global batch size.
+        g: of ``spectral``, a formula in an eigenvalue x, for example ``"1 / (1 + x)"``
+            (:func:`intl_transfer.spectral.scalar_expression`).
         ema_momentum: m_0 of the moving average.
         options: keywords of another method's loss, for example ``loss.options.temperature=0.2``
             for ``simclr``, ``loss.options.p=0.5`` for ``power``.
@@ -79,8 +85,10 @@ class LossConfig:
     method: str = "intl"
     axis: str = "channel"
     iterations: int = 4
+    stable: bool = True
     trace_weight: float | None = None
     ema_momentum: float = 0.996
+    g: str | None = None
     options: dict[str, float] = field(default_factory=dict)
 
 

@@ -27,7 +27,7 @@ from intl_transfer.optim import LARS
 from intl_transfer.runs.distributed import Ranks, parallelise
 from intl_transfer.runs.finite import StepGuard
 from intl_transfer.spectral import NonFiniteError, intl_ema_loss, intl_loss
-from pretrain.baselines import baseline_loss
+from pretrain.baselines import MOVING_AVERAGE, baseline_loss, framework_loss, transform_of
 from pretrain.config import OptimConfig, PretrainConfig
 
 #: So many steps in a row may overflow while the scale is looked for: it begins at 2^16, and below
@@ -92,7 +92,7 @@ class Learner:
         usual = statistics == STATISTICS["imagenet"]
         self._statistics = () if usual else (statistics.mean, statistics.std)
         self.encoder = build_encoder(config, ranks).to(ranks.device, memory_format=self._memory)
-        self.target = MovingAverage(self.encoder) if config.loss.method == "intl_ema" else None
+        self.target = MovingAverage(self.encoder) if config.loss.method in MOVING_AVERAGE else None
         self.network: nn.Module = self.encoder
         is_fp16 = self._half == torch.float16
         self.optimiser = build_optimiser(self.encoder, config.optim, is_fp16)
@@ -209,7 +209,10 @@ def loss_of(views: list[Tensor], config: PretrainConfig) -> tuple[Tensor, dict[s
     loss, parts = config.loss, dict[str, Tensor]()
     settings: Any = (loss.axis, loss.iterations, loss.trace_weight)
     try:
-        if loss.method == "intl_ema":
+        transform = transform_of(loss)
+        if transform is not None and not (loss.method.startswith("intl") and loss.stable):
+            value = framework_loss(views, transform, config, parts)
+        elif loss.method == "intl_ema":
             value = intl_ema_loss(views[1:], views[0], *settings, parts=parts)
         elif loss.method == "intl":
             value = intl_loss(views, *settings, parts=parts)

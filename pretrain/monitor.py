@@ -27,9 +27,19 @@ from intl_transfer.runs.finite import StateNotFiniteError
 from intl_transfer.runs.progress import Progress
 from intl_transfer.runs.records import ImageSet
 from intl_transfer.runs.trackers import Trackers
-from intl_transfer.spectral import NonFiniteError, diagnose, plan_head
+from intl_transfer.spectral import (
+    IterNorm,
+    NonFiniteError,
+    SpectralTransform,
+    condition_indicator,
+    diagnose,
+    effective_rank,
+    plan_head,
+    spectrum,
+)
 from intl_transfer.spectral.collectives import gather_rows
 from intl_transfer.spectral.common import at_least_float32
+from pretrain.baselines import transform_of
 from pretrain.config import PretrainConfig
 
 _SPECTRUM_POINTS = 32  # of a spectrum that is kept
@@ -66,6 +76,7 @@ class Monitor:
         self._steps_per_epoch = steps_per_epoch
         self._run, self._trackers = run, trackers
         self._waited = 0.0
+        self._transform = transform_of(config.loss)
 
     def waited(self, seconds: float) -> None:
         """Adds to the time that the training waited for data."""
@@ -119,7 +130,13 @@ class Monitor:
             return
         epoch = step / self._steps_per_epoch
         looked = {f"spectrum/{k}": v for k, v in figures.scalars().items()}
-        self._log(step, epoch, {**looked, **sampled_spectrum(figures.eigenvalues)})
+        looked |= sampled_spectrum(figures.eigenvalues)
+        output = output_spectrum(pair[0], figures.eigenvalues, self._transform)
+        if output is not None:
+            looked["spectrum/output_condition"] = float(condition_indicator(output))
+            looked["spectrum/output_effective_rank"] = float(effective_rank(output))
+            looked |= sampled_spectrum(output, "spectrum/output_")
+        self._log(step, epoch, looked)
         if figures.alarm.verdict == "collapsed" and epoch > self._config.optim.warmup_epochs:
             self._progress.say(f"step {step}: {figures.alarm}")
 
@@ -192,11 +209,40 @@ def _steps(count: int) -> str:
     return f"{count} step was" if count == 1 else f"{count} steps were"
 
 
-def sampled_spectrum(eigenvalues: Tensor) -> dict[str, list[Any]]:
+def output_spectrum(
+    z: Tensor, eigenvalues: Tensor, transform: SpectralTransform | None
+) -> Tensor | None:
+    """The spectrum of the transformed embeddings Ẑ, the largest first.
+
+    ``lambda g(lambda)^2``, which costs nothing; of the direct form of IterNorm, which need not
+    follow its g, that of its output.
+
+    Args:
+        z: embeddings, (N, d).
+        eigenvalues: of their covariance, as :func:`intl_transfer.spectral.spectrum` gives them.
+        transform: of the method; None for one that has none.
+
+    Returns:
+        Shape of ``eigenvalues``; None without a transformation, or where its output is not finite.
+    """
+    if transform is None:
+        return None
+    if isinstance(transform, IterNorm) and not transform.stable:
+        try:
+            return spectrum(transform.apply_to(z), transform.axis)
+        except NonFiniteError:
+            return None
+    mapped = eigenvalues * transform.g(eigenvalues).square()
+    # A batch without variance: nothing times infinity.
+    return mapped.nan_to_num(nan=0.0).sort(descending=True).values
+
+
+def sampled_spectrum(eigenvalues: Tensor, prefix: str = "spectrum/") -> dict[str, Any]:
     """A few eigenvalues, for a picture of the whole spectrum.
 
     Args:
         eigenvalues: of a covariance, the largest first, shape (n,).
+        prefix: of the names.
 
     Returns:
         ``spectrum/ranks``, at most 32 of 1 to n at equal ratios, both ends included, and
@@ -209,8 +255,8 @@ def sampled_spectrum(eigenvalues: Tensor) -> dict[str, list[Any]]:
     # Taken from the device at once: each value of its own would wait for it.
     values = (eigenvalues / eigenvalues[0].clamp_min(tiny)).tolist()
     return {
-        "spectrum/ranks": shown,
-        "spectrum/eigenvalues": [float(f"{values[rank - 1]:.4g}") for rank in shown],
+        f"{prefix}ranks": shown,
+        f"{prefix}eigenvalues": [float(f"{values[rank - 1]:.4g}") for rank in shown],
     }
 
 
@@ -336,7 +382,7 @@ def introduce(
         f"images x {len(config.views)} views, {ranks.world_size} rank(s) on {ranks.device.type}"
         + (f", from step {step}" if step else "")
     )
-    if ranks.world_size > 1 and config.loss.method.startswith("intl"):
+    if ranks.world_size > 1 and config.loss.method.startswith("intl") and config.loss.stable:
         width = config.model.embedding
         plan = plan_head(len(config.views), batch, width, ranks.world_size)
         monitor.say(f"loss head of {batch} x {width}: {plan}")

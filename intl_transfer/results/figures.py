@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-from intl_transfer.errors import UserError
+from intl_transfer.analysis.style import COLORS, COLUMN, LINES, paper_style, save
 from intl_transfer.results.collect import Collection
 from intl_transfer.results.grid import clean
 from intl_transfer.results.rows import Part, Row, Table
@@ -24,29 +21,7 @@ from intl_transfer.results.run import Run, Start
 from intl_transfer.results.series import band, curve, lines_of
 from intl_transfer.results.starts import distinctions, keyed, start_of_pretraining
 from intl_transfer.results.statistics import summarise
-from intl_transfer.runs import write_atomically
 
-# Okabe and Ito's colours, told apart with every kind of colour vision; yellow is left out, which
-# is too light for lines. Lines differ too, for those who print in black.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_STYLES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1.2, 1.2, 1.2)))
-_PARAMETERS: Any = {
-    "font.size": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.alpha": 0.3,
-    "grid.linewidth": 0.5,
-    "legend.frameon": False,
-    # Text stays text: TrueType in PDF (publishers refuse Type 3), characters in SVG.
-    "pdf.fonttype": 42,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "intl-transfer",
-    # A dollar sign in a run's name is no formula.
-    "text.parse_math": False,
-}
-_WIDTH = 3.4  # inches: one column of a two-column paper
 _MOST_ROWS = 6  # of per-class bars, beyond which nothing can be told apart
 _TASK_NAMES = {"voc": "VOC"}
 
@@ -80,42 +55,20 @@ def draw_figures(
     """
     files: list[Path] = []
     styles = _styles(collection, tables)
-    with matplotlib.rc_context(_PARAMETERS), _quiet():
+    with paper_style():
         for name, figure in _figures(collection, tables, styles):
             for form in formats:
                 file = Path(folder) / f"{name}.{form}"
-                _save(figure, file, form)
+                save(figure, file)
                 files.append(file)
     return files
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without a warning for each letter that the font lacks."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
-        yield
-
-
-def _save(figure: Figure, file: Path, form: str) -> None:
-    # Without a date, the same figures make the same file.
-    metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(form, {})
-    try:
-        write_atomically(
-            file,
-            lambda out: figure.savefig(
-                out, format=form, dpi=200, bbox_inches="tight", metadata=metadata
-            ),
-        )
-    except OSError as error:
-        raise UserError(f"--figures {file.parent} cannot be written: {error.strerror}") from None
 
 
 def _styles(collection: Collection, tables: Sequence[Table]) -> dict[str, Style]:
     """A colour and a line for each label, the same in all figures."""
     labels = dict.fromkeys(row.label for table in tables for row in table.rows if not row.published)
     labels |= dict.fromkeys(_pretraining_groups(collection))
-    pairs = zip(cycle(COLOURS), cycle(_STYLES), strict=False)
+    pairs = zip(cycle(COLORS), cycle(LINES), strict=False)
     return {
         label: {"color": colour, "linestyle": line}
         for label, (colour, line) in zip(labels, pairs, strict=False)
@@ -226,7 +179,7 @@ def _curves(
     return figure
 
 
-def _new(width: float = _WIDTH, height: float = 2.3) -> tuple[Figure, Axes]:
+def _new(width: float = COLUMN, height: float = 2.3) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height))
     return figure, figure.add_subplot()
 
@@ -249,7 +202,7 @@ def _bars(table: Table, styles: dict[str, Style]) -> Figure:
     """AP of each row and task; published rows are hatched."""
     tasks = [t for t in table.tasks if any((t, "AP") in row.figures for row in table.rows)]
     rows = [row for row in table.rows if any((task, "AP") in row.figures for task in tasks)]
-    figure = Figure(figsize=(_WIDTH * max(1, len(tasks) * 0.75), 0.5 + 0.24 * len(rows)))
+    figure = Figure(figsize=(COLUMN * max(1, len(tasks) * 0.75), 0.5 + 0.24 * len(rows)))
     places = np.arange(len(rows))[::-1]
     axes: Axes | None = None
     for index, task in enumerate(tasks):
@@ -301,7 +254,7 @@ def _classes(
         return None
     classes = sorted(figures)
     height = 0.8 / len(shown)
-    figure, axes = _new(_WIDTH, 0.6 + len(classes) * max(0.16, 0.07 * len(shown)))
+    figure, axes = _new(COLUMN, 0.6 + len(classes) * max(0.16, 0.07 * len(shown)))
     for index, label in enumerate(shown):
         summaries = [summarise(figures[name].get(label, [])) for name in classes]
         places = np.arange(len(classes))[::-1] + 0.4 - height * (index + 0.5)

@@ -155,7 +155,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
 #: By stage, what a configuration that lacks a key has done: keys that came later, with the value
 #: that is the earlier behaviour.
 IMPLIED: dict[str, dict[str, Any]] = {
-    "pretrain": {"data.normalize": "imagenet"},
+    "pretrain": {"data.normalize": "imagenet", "loss.stable": True, "loss.g": None},
     "evaluation": {
         "data.normalize": None,
         "data.crop_pct": 0.875,

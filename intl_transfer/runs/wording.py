@@ -13,6 +13,9 @@ METHODS = {
     "intl": "INTL",
     "intl_ema": "INTL + EMA",
     "power": "Spectral power",
+    "power_ema": "Spectral power + EMA",
+    "spectral": "Spectral transformation",
+    "spectral_ema": "Spectral transformation + EMA",
     "w_mse": "W-MSE",
     "barlow_twins": "Barlow Twins",
     "vicreg": "VICReg",
@@ -27,7 +30,8 @@ _FOLDERS = ("data.", "model.", "loss.options.", "loss.", "optim.", "engine.", "e
 def method_title(loss: Mapping[str, Any]) -> str:
     """What a pretraining's loss is called in tables.
 
-    IterNorm without its trace loss is not INTL, and a power function says its exponent.
+    IterNorm without its trace loss is not INTL, a power function says its exponent, and another
+    function its formula.
 
     Args:
         loss: the part ``loss`` of a pretraining's configuration.
@@ -35,10 +39,12 @@ def method_title(loss: Mapping[str, Any]) -> str:
     method = str(loss.get("method", "intl"))
     weight, options = loss.get("trace_weight"), loss.get("options") or {}
     title = METHODS.get(method, method)
-    if method == "power":
-        power = options.get("p")
-        title += "" if power is None else f" p = {power:g}"
-        return title + (" + trace loss" if weight else "")
+    if method in ("power", "power_ema", "spectral", "spectral_ema"):
+        power, formula = options.get("p"), loss.get("g")
+        said = f" p = {power:g}" if power is not None else f" g(x) = {formula}" if formula else ""
+        title, _, average = title.partition(" + ")
+        parts = [title + said, *([average] * bool(average)), *(["trace loss"] * bool(weight))]
+        return " + ".join(parts)
     return _WITHOUT_TRACE.get(method, title) if weight == 0 else title
 
 
@@ -46,6 +52,8 @@ def setting_in_words(key: str, value: Any) -> str:
     """One setting: ``iterations 8``, ``without trace loss``, ``MODEL.RESNETS.NORM SyncBN``."""
     if key == "loss.trace_weight" and value in (0, None):
         return "without trace loss" if value == 0 else "trace weight by formula"
+    if key == "loss.stable":
+        return "stable iteration" if value else "direct iteration"
     if key == "loss.axis":
         return f"{value} axis"
     if key == "loss.options.p" and isinstance(value, (int, float)):

@@ -29,12 +29,14 @@ from intl_transfer.spectral.diagnostics import (
     trace_loss_bound,
     uniformity,
 )
+from intl_transfer.spectral.expression import scalar_expression
 from intl_transfer.spectral.iternorm import iternorm, iternorm_eigenvalue, iternorm_factor
 from intl_transfer.spectral.losses import (
     INTLLoss,
     default_trace_weight,
     intl_ema_loss,
     intl_loss,
+    spectral_ema_loss,
     spectral_loss,
     trace_loss,
 )
@@ -81,6 +83,8 @@ __all__ = [
     "nt_xent_loss",
     "plan_head",
     "power_transform",
+    "scalar_expression",
+    "spectral_ema_loss",
     "spectral_loss",
     "spectral_transform",
     "spectrum",

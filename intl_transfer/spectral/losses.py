@@ -2,7 +2,10 @@
 
 IterNorm alone leaves eigenvalues at zero where they are zero, so it cannot undo a collapse. The
 trace loss asks every diagonal entry of the output's covariance to be one; since no output
-eigenvalue exceeds one, their sum can only reach the dimension if all of them are one.
+eigenvalue exceeds one, their sum can only reach the dimension if all of them are one. It punishes a
+collapse, and pulls small eigenvalues up to the others (Theorem 2); where one is zero, its gradient
+stays in the span of the batch (``intl-transfer figure theorem2``), and it is the network that has
+to leave it.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ def default_trace_weight(n: int, d: int, axis: Axis = "channel") -> float:
 
     Returns:
         beta; 0.05 for N = 256 on the channel axis. The formula as published is 0 at x = 8, where
-        nothing is left to undo a collapse.
+        nothing is left to punish a collapse.
 
     Raises:
         ValueError: for x below 8, where the formula is negative: it would reward the collapse that
@@ -255,6 +258,7 @@ def spectral_loss(
     *,
     group: Any = None,
     distributed: bool = True,
+    parts: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """The framework's loss for any spectral transformation: match, with or without trace loss.
 
@@ -266,6 +270,7 @@ def spectral_loss(
         trace_weight: beta; 0 leaves the trace loss away.
         group: process group whose ranks share the batch; the default group if None.
         distributed: False treats the rows as the whole batch even under a process group.
+        parts: as for :func:`intl_loss`, filled where there is a trace loss.
 
     Returns:
         A scalar, the loss of the global batch, the same on every rank.
@@ -281,6 +286,63 @@ def spectral_loss(
         >>> views = [torch.randn(32, 128, requires_grad=True) for _ in range(2)]
         >>> spectral_loss(views, PowerTransform(0.5)).backward()
     """
+    return _spectral_loss(views, transform, trace_weight, True, group, distributed, parts)
+
+
+@global_batch
+def spectral_ema_loss(
+    online_views: Sequence[Tensor],
+    target: Tensor,
+    transform: SpectralTransform,
+    trace_weight: float = 0.0,
+    *,
+    group: Any = None,
+    distributed: bool = True,
+    parts: dict[str, Tensor] | None = None,
+) -> Tensor:
+    """:func:`spectral_loss` against a target from a moving-average copy of the network.
+
+    ``L = mean_i [ MSE(z_i, k_0) + beta TL_i ]`` on ``transform``'s outputs, without gradient to
+    ``k_0``.
+
+    Args:
+        online_views: one or more tensors (N, d), views 1..V-1 through the online network.
+        target: (N, d), view 0 through the moving-average copy; detached here.
+        transform: as for :func:`spectral_loss`.
+        trace_weight: beta; 0 leaves the trace loss away.
+        group: process group whose ranks share the batch; the default group if None.
+        distributed: False treats the rows as the whole batch even under a process group.
+        parts: as for :func:`intl_loss`.
+
+    Returns:
+        A scalar, the loss of the global batch, the same on every rank.
+
+    Raises:
+        ValueError: for no online view, or views of different shapes.
+        TypeError: if a view is not a floating-point tensor.
+        NonFiniteError: as :func:`spectral_loss`.
+
+    Example:
+        >>> import torch
+        >>> from intl_transfer.spectral import PowerTransform
+        >>> online = [torch.randn(32, 128, requires_grad=True)]
+        >>> spectral_ema_loss(online, torch.randn(32, 128), PowerTransform(0.5)).backward()
+    """
+    check_embedding(target, "target")
+    views = [target.detach(), *online_views]
+    return _spectral_loss(views, transform, trace_weight, False, group, distributed, parts)
+
+
+def _spectral_loss(
+    views: Sequence[Tensor],
+    transform: SpectralTransform,
+    trace_weight: float,
+    target_too: bool,
+    group: Any,
+    distributed: bool,
+    parts: dict[str, Tensor] | None,
+) -> Tensor:
+    """The framework's loss, the target's trace loss in it or not."""
     views = checked_views(views)
     check_trace_weight(trace_weight)
     with no_autocast(views[0].device):
@@ -290,8 +352,10 @@ def spectral_loss(
         z_hat = transform.apply_to(rows.double() if transform.is_precise else rows)
         loss = row_mismatch(z_hat[1:], z_hat[:1]).mean()
         if trace_weight:
-            traces = row_trace_loss(z_hat, transform.axis)
-            loss = loss + trace_weight * (traces[1:].mean() + traces[0])
+            mismatch, traces = loss, row_trace_loss(z_hat, transform.axis)
+            summed = traces[1:].mean() + (traces[0] if target_too else 0.0)
+            loss = mismatch + trace_weight * summed
+            _report(parts, mismatch.to(rows.dtype), summed.to(rows.dtype))
         return replicated(finite(loss.to(rows.dtype)), group, distributed)
 
 

@@ -100,7 +100,9 @@ imagenet100*               -     loss.method             intl
 *_ema                      -     loss.method             intl_ema
 *                          -     loss.axis               channel
 *                          -     loss.iterations         4
+*                          -     loss.stable             true
 *                          -     loss.trace_weight       null
+*                          -     loss.g                  null
 *                          -     loss.options            {}
 cifar*                     -     loss.ema_momentum       0.999
 imagenet*                  -     loss.ema_momentum       0.996

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import tarfile
 
@@ -9,12 +10,15 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from intl_transfer.errors import UserError
 from intl_transfer.models import Encoder, build_backbone, build_projector
 from intl_transfer.runs import read_manifest, read_metrics, read_results, sha256_file
 from intl_transfer.runs.checkpoint import load_newest
-from pretrain.config import OptimConfig
+from intl_transfer.runs.config import load_config
+from pretrain.config import OptimConfig, PretrainConfig
 from pretrain.learner import learning_rate, parameter_groups
-from tests.pretrain.running import TORCHRUN, assert_same, backbone, train
+from pretrain.session import check
+from tests.pretrain.running import ROOT, TORCHRUN, assert_same, backbone, train
 
 
 @pytest.mark.parametrize(
@@ -117,6 +121,7 @@ def test_one_image_a_rank(images, tmp_path):
     ("method", "options"),
     [
         ("power", {"p": 0.3}),
+        ("power_ema", {"p": 0.5}),
         ("w_mse", {"shrinkage": 0.1, "whitening_size": 4}),
         ("barlow_twins", {}),
         ("vicreg", {"variance_weight": 10}),
@@ -132,15 +137,22 @@ def test_other_methods_train_under_the_same_engine(images, tmp_path, method, opt
     assert read_results(tmp_path / "run")["method"] not in ("INTL", method)
 
 
-def test_options_that_a_method_does_not_have(images, tmp_path):
+def test_options_that_a_method_does_not_have():
     for override, expected in {
         "loss.method=simclr loss.options.temprature=1": "Did you mean 'temperature'?",
         "loss.method=intl loss.options.p=1": "loss.options.p: intl takes none",
         "loss.method=power": "loss.method=power needs an exponent",
+        "loss.method=power_ema loss.options.p=-1": "p is -1.0; expected a power p >= 0",
+        "loss.method=spectral": "loss.method=spectral needs a function: loss.g='1 / (1 + x)'",
+        "loss.g=1/x": "loss.g is the function of loss.method=spectral; intl takes none",
+        "loss.method=spectral loss.g=open(x)": "'open(x)' is not understood",
+        "loss.method=power loss.options.p=1 loss.stable=false": "loss.stable is IterNorm's",
     }.items():
-        done = train(images, tmp_path / "run", *override.split(), check=False)
-        assert done.returncode == 2
-        assert expected in done.stderr
+        config = load_config(
+            PretrainConfig, "shapes_r18", override.split(), ROOT / "configs/pretrain"
+        )
+        with pytest.raises(UserError, match=re.escape(expected)):
+            check(config)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from intl_transfer.analysis.style import COLORS
 from intl_transfer.results import build_tables, collect
-from intl_transfer.results.figures import COLOURS, draw_figures
+from intl_transfer.results.figures import draw_figures
 from intl_transfer.results.series import band, curve, lines_of
 from tests.results.synthetic import detection_run, foreign_run, log_detection, pretraining_run
 
@@ -37,7 +38,7 @@ def test_what_the_standard_set_has_figures_for(standard, tmp_path):
     for expected in ("COCO det. AP", "39.1", "MoCo v2 (200 ep) (published)"):
         assert expected in bars
     assert "INTL (shapes_r18, 20 ep, shapes), n = 5" in loss
-    assert all(colour.lower() in loss for colour in COLOURS[:4])
+    assert all(colour.lower() in loss for colour in COLORS[:4])
 
 
 def test_the_same_figures_make_the_same_file_with_embedded_fonts(tmp_path):

@@ -1,0 +1,120 @@
+"""The trace loss's floor, ``N (1 - h_T(1/N))^2``, against what is reached."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from matplotlib.axes import Axes
+
+from intl_transfer.analysis import style
+from intl_transfer.analysis.batches import batch_of_spectrum, geometric
+from intl_transfer.analysis.outcome import Claim, Outcome, Row, below
+from intl_transfer.analysis.reading import pretraining_runs
+from intl_transfer.analysis.trace import descend
+from intl_transfer.errors import UserError
+from intl_transfer.spectral import trace_loss_bound
+
+
+@dataclass
+class FloorConfig:
+    """``intl-transfer figure floor [RUN ...]``.
+
+    Attributes:
+        samples: N of the curves.
+        iterations: T, a curve each.
+        descended: N of free batches that descend the trace loss.
+        steps: of L-BFGS.
+        lg_condition: where they begin.
+    """
+
+    samples: list[int] = field(default_factory=lambda: [8, 16, 32, 64, 128, 256, 512, 1024])
+    iterations: list[int] = field(default_factory=lambda: [1, 2, 4, 6, 9])
+    descended: list[int] = field(default_factory=lambda: [8, 16, 32, 64])
+    steps: int = 200
+    lg_condition: float = -3
+
+
+def floor(config: FloorConfig, runs: Sequence[Path] = ()) -> Outcome:
+    """The floor over N, free batches that descend to it, and, where runs are given, theirs.
+
+    Of a run the trace loss of view 0 is shown, from first to last look at its spectrum.
+    """
+    outcome, rows = Outcome(), list[Row]()
+    figure, axes = style.panels(
+        1 + bool(runs), width=style.WIDE if runs else style.COLUMN, height=2.6
+    )
+    furthest = 0.0
+    for look, t in zip(style.line_styles(), config.iterations, strict=False):
+        bounds = [trace_loss_bound(n, t) / n for n in config.samples]
+        rows += [
+            {"kind": "floor", "T": t, "N": n, "trace_loss": share * n}
+            for n, share in zip(config.samples, bounds, strict=True)
+        ]
+        axes[0].plot(config.samples, bounds, label=f"T = {t}", **{**look, "marker": None})
+        reached = []
+        for n in config.descended:
+            start = batch_of_spectrum(geometric(n, config.lg_condition), 2 * n, n)
+            end = descend(start, t, config.steps)[0][-1]["loss"]
+            reached.append(end / n)
+            furthest = max(furthest, (end - trace_loss_bound(n, t)) / n)
+            rows.append({"kind": "descended", "T": t, "N": n, "trace_loss": end})
+        axes[0].plot(config.descended, reached, look["marker"], color=look["color"])
+    axes[0].set(xscale="log", xlabel="batch size N", ylabel="trace loss / N")
+    axes[0].set_xticks(config.samples, list(map(str, config.samples)), minor=False)
+    axes[0].set_xticks([], minor=True)
+    axes[0].legend()
+    text = "free batches reach the floor: largest excess over N"
+    outcome.claims.append(below(text, furthest, 1e-4))
+    names = ["floor (lines), reached (marks)"]
+    if runs:
+        outcome.runs = list(runs)
+        _of_runs(outcome, rows, axes[1], runs)
+        names.append("runs, trace loss over their floor")
+    style.letter(axes, names)
+    outcome.figures[""], outcome.tables[""] = figure, rows
+    return outcome
+
+
+def _of_runs(outcome: Outcome, rows: list[Row], axis: Axes, runs: Sequence[Path]) -> None:
+    """Trace loss over floor of each run, over its steps; none may fall below one."""
+    lowest, drawn = float("inf"), 0
+    shown: set[int] = set()
+    found = pretraining_runs(runs)
+    levels = sorted({int(run.settings.get("loss.iterations", 4)) for run in found})
+    looks = dict(zip(levels, style.line_styles(), strict=False))
+    for run in found:
+        steps, values = run.curve("spectrum/trace_loss")
+        if not steps:
+            continue
+        settings = run.settings
+        t = int(settings.get("loss.iterations", 4))
+        on_samples = settings.get("loss.axis", "channel") == "channel"
+        n = int(settings["optim.batch_size" if on_samples else "model.embedding"])
+        least = trace_loss_bound(n, t)
+        over = [value / least for value in values]
+        lowest, drawn = min(lowest, *over), drawn + 1
+        name = None if t in shown else f"T = {t}"
+        shown.add(t)
+        axis.plot(steps, over, label=name, alpha=0.8, **{**looks[t], "marker": None})
+        rows += [
+            {"kind": run.manifest.name, "T": t, "N": n, "step": step, "trace_loss": value}
+            for step, value in zip(steps, values, strict=True)
+        ]
+    if not drawn:
+        raise UserError(
+            f"none of {len(found)} run(s) has looked at its spectrum; expected "
+            "log.diagnostics_steps below their number of steps"
+        )
+    axis.axhline(1, color="black", lw=0.6)
+    axis.set(xlabel="step", ylabel="trace loss / floor")
+    axis.legend()
+    outcome.claims.append(
+        Claim(
+            "no run's trace loss is below its floor: least ratio",
+            "1 or more",
+            lowest,
+            lowest >= 1 - 1e-4,
+        )
+    )

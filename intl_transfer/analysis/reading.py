@@ -1,0 +1,151 @@
+"""Pretraining runs as analyses need them: settings, the curves of a run, its last figures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from intl_transfer.errors import UserError
+from intl_transfer.runs import MANIFEST, read_manifest, read_metrics, read_results
+from intl_transfer.runs.records import AnyResults, Manifest, PretrainResults
+from intl_transfer.runs.settings import flatten
+
+_SKIPPED = ("slurm", "checkpoints", "tensorboard", "datasets")
+
+
+@dataclass
+class Run:
+    """One run directory.
+
+    Attributes:
+        path: the folder.
+        manifest: its manifest.
+        results: its results; None of a run that has not finished.
+        lines: of ``metrics.jsonl``, a step that was written twice by its later line.
+    """
+
+    path: Path
+    manifest: Manifest
+    results: AnyResults | None
+    lines: list[dict[str, Any]] = field(default_factory=list, repr=False)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings by dotted key."""
+        return flatten(self.manifest.config)
+
+    def curve(self, key: str) -> tuple[list[int], list[float]]:
+        """Steps and values of a figure; infinities stay, lines without the figure do not count."""
+        found: dict[int, float] = {}
+        for line in self.lines:
+            value = as_number(line.get(key))
+            if isinstance(line.get("step"), int) and value is not None:
+                found[line["step"]] = value
+        steps = sorted(found)
+        return steps, [found[step] for step in steps]
+
+    def last(self, key: str) -> float:
+        """The last value of a figure; NaN where there is none."""
+        return (self.curve(key)[1] or [math.nan])[-1]
+
+    def spectra(self, output: bool = False) -> Iterator[tuple[int, list[int], list[float]]]:
+        """Step, ranks and eigenvalues (over the largest) of each look at the spectrum.
+
+        Args:
+            output: of the transformed embeddings Ẑ in place of Z.
+        """
+        prefix = "spectrum/output_" if output else "spectrum/"
+        found: dict[int, tuple[list[int], list[float]]] = {}
+        for line in self.lines:
+            ranks, values = line.get(f"{prefix}ranks"), line.get(f"{prefix}eigenvalues")
+            if isinstance(ranks, list) and isinstance(values, list) and len(ranks) == len(values):
+                found[int(line["step"])] = ranks, [as_number(v) or 0.0 for v in values]
+        for step in sorted(found):
+            yield (step, *found[step])
+
+
+def as_number(value: Any) -> float | None:
+    """A number of ``metrics.jsonl``, where infinities are text; None for what is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None
+
+
+def find_runs(paths: Iterable[Path]) -> list[Path]:
+    """The run directories in some folders and below them, in the order of their names.
+
+    Raises:
+        UserError: if a path is no folder.
+    """
+    found = []
+    for path in paths:
+        if not path.is_dir():
+            raise UserError(f"{path} is not a folder; expected a run directory, or one with some")
+        folders = [path]
+        while folders:
+            folder = folders.pop()
+            if (folder / MANIFEST).is_file():
+                found.append(folder)
+                continue
+            inner = (f for f in folder.iterdir() if f.is_dir() and f.name not in _SKIPPED)
+            folders += sorted((f for f in inner if not f.name.startswith("code")), reverse=True)
+    return found
+
+
+def read_run(path: Path, with_lines: bool = True) -> Run:
+    """Reads a run directory.
+
+    Args:
+        path: the folder.
+        with_lines: also read its metrics.
+
+    Raises:
+        UserError: if its manifest or its results are damaged.
+    """
+    lines = read_metrics(path) if with_lines else []
+    return Run(path, read_manifest(path), read_results(path), lines)
+
+
+def pretraining_runs(paths: Sequence[Path]) -> list[Run]:
+    """The pretraining runs in some folders.
+
+    Raises:
+        UserError: if there is none, naming what was found.
+    """
+    runs = [read_run(path) for path in find_runs(paths)]
+    found = [run for run in runs if run.manifest.stage == "pretrain"]
+    if not found:
+        others = ", ".join(sorted({run.manifest.stage for run in runs})) or "no run at all"
+        raise UserError(
+            f"{', '.join(map(str, paths)) or 'no folder was given'}: expected pretraining runs, "
+            f"found {others}"
+        )
+    return found
+
+
+def pretraining_id(run: Run) -> str | None:
+    """The id of the pretraining run behind an evaluation; None where none is known."""
+    for item in run.manifest.inputs:
+        behind = item.provenance.pretrain_run if item.provenance else None
+        if behind is not None and behind.id:
+            return behind.id
+    return None
+
+
+def knn_of(run: Run) -> float:
+    """The k-NN accuracy of a pretraining run, in %; NaN where it was not measured."""
+    results = run.results
+    value = results.knn_accuracy if isinstance(results, PretrainResults) else None
+    return math.nan if value is None else float(value)
+
+
+def label(value: Any) -> str:
+    """A setting's value, short."""
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value).strip('"')
