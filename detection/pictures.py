@@ -21,7 +21,6 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data import detection_utils as utils
 from detectron2.structures import BoxMode
 from PIL import Image, ImageDraw
 
@@ -29,6 +28,7 @@ from detection.datasets import layout
 from detection.evaluators import results_file
 from detection.voc_figures import read_objects
 from intl_transfer.data.drawing import Thing, colour, draw_things, font, mask_outlines
+from intl_transfer.data.images import read_image
 from intl_transfer.runs import write_atomically
 
 SCORE = 0.5  # detections below it are neither counted nor drawn
@@ -86,7 +86,7 @@ def write_pictures(folder: str | Path, name: str) -> None:
     (folder / "predictions").mkdir(parents=True)
     entries, small = [], []
     for number, picture in enumerate(chosen):
-        image = Image.fromarray(utils.read_image(picture.file, "RGB"))
+        image = Image.fromarray(read_image(picture.file, upright=True))
         image, picture = _resized(image, _outlined(picture), SIDE)
         place = f"predictions/{number:03d}.jpg"
         image.save(folder / place, quality=85, optimize=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 from pycocotools import mask as run_lengths
 
 from intl_transfer.data import drawing
 from intl_transfer.data.detection_contents import Contents, Thing
+from intl_transfer.data.images import read_image
+from intl_transfer.errors import UserError
 
 _TILE, _COLUMNS, _TITLE = 320, 4, 16
 
@@ -28,11 +30,9 @@ def decoding_problems(contents: Contents, count: int = 64) -> list[str]:
     for key in spread(contents, count):
         picture = contents.pictures[key]
         try:
-            with Image.open(picture.file) as image:
-                # Annotations are of the image as it is seen.
-                turned = ImageOps.exif_transpose(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
-            problems.append(f"{picture.file} cannot be decoded ({error})")
+            turned = Image.fromarray(read_image(picture.file, upright=True))
+        except UserError as error:
+            problems.append(str(error))
             continue
         if turned.size != (picture.width, picture.height):
             problems.append(
@@ -76,9 +76,8 @@ def spread(contents: Contents, count: int, annotated: bool = False) -> list[obje
 def _tile(contents: Contents, key: object) -> Image.Image:
     picture = contents.pictures[key]
     try:
-        with Image.open(picture.file) as opened:
-            image = ImageOps.exif_transpose(opened.convert("RGB"))
-    except (OSError, SyntaxError, ValueError):
+        image = Image.fromarray(read_image(picture.file, upright=True))
+    except UserError:
         return Image.new("RGB", (_TILE, _TILE), "red")  # named among the problems
     scale = min(_TILE / image.width, _TILE / image.height)
     things = [_drawn(thing, contents.classes).scaled(scale) for thing in contents.things(key)]

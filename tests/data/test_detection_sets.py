@@ -157,7 +157,7 @@ def test_the_doctor_decodes_a_sample(shapes, tmp_path, monkeypatch, capsys):
     arguments = ["doctor", "--datasets", "shapes_coco_val", "--sheets", str(tmp_path)]
     assert main(arguments) == 1
     out = capsys.readouterr().out
-    assert f"{first.name} cannot be decoded" in out
+    assert f"{first.name} cannot be read as an image" in out
     assert f"{second.name} is 64 x 32, the annotations say 128 x 128" in out
 
 
