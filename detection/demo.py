@@ -175,7 +175,7 @@ def class_names(cfg: Any, folder: Path) -> list[str]:
         return []
     metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
     if not hasattr(metadata, "thing_classes"):
-        with contextlib.suppress(OSError):  # names that only the annotations know
+        with contextlib.suppress(UserError):  # names that only the annotations know
             DatasetCatalog.get(cfg.DATASETS.TEST[0])
     return list(metadata.get("thing_classes", []))
 

@@ -15,14 +15,18 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
-from detection.images import ImageError, Mapper, Named
+from detection.images import ImageError, Mapper, Named, OneRankError
 from intl_transfer.data.loaders import rank_batch_size, worker_options
 from intl_transfer.errors import UserError
 
 # The two errors are raised here, and known by this module's name.
 __all__ = [
-    *("Examples", "ImageError", "OneRankError", "TrainingStream"),
-    *("build_stream", "seed_iteration"),
+    "Examples",
+    "ImageError",
+    "OneRankError",
+    "TrainingStream",
+    "build_stream",
+    "seed_iteration",
 ]
 
 # What a random number is for: no two purposes share a sequence.

@@ -13,6 +13,7 @@ import io
 import os
 import stat
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -179,9 +180,11 @@ def _opened(path: str | Path) -> Iterator[BinaryIO]:
 @contextlib.contextmanager
 def _words_for_damage(name: str, empty: bool) -> Iterator[None]:
     try:
-        with warnings.catch_warnings():
-            # Pillow's own limit is below ours; its remarks on palettes and tags are not news.
-            warnings.simplefilter("ignore")
+        with contextlib.ExitStack() as stack:
+            if threading.current_thread() is threading.main_thread():  # filters are the process's
+                stack.enter_context(warnings.catch_warnings())
+                # Pillow's own limit is below ours; its remarks on palettes and tags are not news.
+                warnings.simplefilter("ignore")
             yield
     except _DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
