@@ -1,32 +1,48 @@
-"""Data sets: registered with Detectron2, and checked before a model is built."""
+"""Data sets: registered with Detectron2, and checked before a model is built.
+
+Detectron2 gets its records from this project's one reader (:mod:`intl_transfer.data.annotations`),
+and so do the evaluators and whoever draws pictures.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_voc_instances, register_coco_instances
+from detectron2.structures import BoxMode
 
 from intl_transfer.data import detection_contents
-from intl_transfer.data.detection_contents import Contents, class_names, count_note, open_set
+from intl_transfer.data.annotations import Annotation, Contents
+from intl_transfer.data.detection_contents import open_set, read_set, remarks
+from intl_transfer.data.detection_roles import (
+    agree,
+    has_run_lengths,
+    mask_problem,
+    role_problems,
+    without_masks,
+)
 from intl_transfer.data.detection_sets import (
     DetectionSet,
     custom_sets,
     data_root,
     standard_sets,
 )
-from intl_transfer.data.shapes import is_complete
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.runs.records import ImageSet
 
-# What a configuration has named in this process.
+# What this project has registered in this process: standard sets, and what a configuration names.
+_sets: dict[str, DetectionSet] = {}
 _custom: dict[str, DetectionSet] = {}
 
 
 def register(block: Mapping[str, Any] | None = None) -> None:
-    """Registers the embedded scenes and what a configuration names; harmless when called again.
+    """Registers the standard sets and what a configuration names; harmless when called again.
+
+    Sets that Detectron2 has registered under a standard name are read by this project's reader
+    from then on.
 
     Args:
         block: the configuration's ``CUSTOM_DATASETS``.
@@ -35,33 +51,96 @@ def register(block: Mapping[str, Any] | None = None) -> None:
         UserError: if the block cannot be understood, or takes the name of another set.
     """
     root = data_root()
-    for name, one in standard_sets(root).items():
-        if name.startswith("shapes_") and name not in DatasetCatalog.list():
-            _register(one)
+    for one in standard_sets(root).values():
+        _register(one)
     for name, one in custom_sets(block or {}, root, "the configuration").items():
-        if _custom.get(name) == one:
-            continue
-        if name in DatasetCatalog.list():
+        if name not in _custom and name in DatasetCatalog.list():
             raise UserError(f"CUSTOM_DATASETS.{name}: there is a data set of this name already")
         _register(one)
         _custom[name] = one
 
 
 def _register(one: DetectionSet) -> None:
-    if one.layout == "coco":
-        register_coco_instances(one.name, {}, str(one.annotations), str(one.images))
+    if _sets.get(one.name) == one and one.name in DatasetCatalog.list():
         return
-    assert one.listing is not None
-    folder, split = str(one.images.parent), one.listing.stem
-    classes = list(class_names(one))
-    DatasetCatalog.register(one.name, lambda: load_voc_instances(folder, split, classes))
-    MetadataCatalog.get(one.name).set(
-        thing_classes=classes,
-        dirname=folder,
-        year=one.year,
-        split=split,
-        evaluator_type="pascal_voc",
-    )
+    known = MetadataCatalog.get(one.name).get("thing_classes")  # of Detectron2, without the data
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        if one.name in catalog.list():
+            catalog.remove(one.name)
+    _sets[one.name] = one
+    DatasetCatalog.register(one.name, lambda: records(contents(one.name), one.layout))
+    metadata = MetadataCatalog.get(one.name)
+    if one.layout == "coco":
+        metadata.set(
+            json_file=str(one.annotations), image_root=str(one.images), evaluator_type="coco"
+        )
+    else:
+        assert one.listing is not None
+        metadata.set(
+            dirname=str(one.images.parent),
+            year=one.year,
+            split=one.listing.stem,
+            evaluator_type="pascal_voc",
+        )
+    if one.classes is not None or known:
+        metadata.thing_classes = list(one.classes or known)
+
+
+def contents(name: str) -> Contents:
+    """Reads a registered set; its images are neither opened nor decoded.
+
+    Raises:
+        UserError: naming what is missing or wrong.
+    """
+    found = read_set(_located(name))
+    if found.problems:
+        raise UserError(found.problems[0])
+    metadata = MetadataCatalog.get(name)
+    _set(metadata, "thing_classes", list(found.classes))
+    if layout(name) == "coco":
+        places = {number: label for label, number in enumerate(found.category_ids)}
+        _set(metadata, "thing_dataset_id_to_contiguous_id", places)
+    return found
+
+
+def _set(metadata: Any, key: str, value: Any) -> None:
+    """Sets what Detectron2 allows to be set once: the annotations may have changed since."""
+    if metadata.get(key, value) != value:
+        delattr(metadata, key)
+    setattr(metadata, key, value)
+
+
+def records(found: Contents, kind: str) -> list[dict[str, Any]]:
+    """A set as Detectron2's loaders give it: one dictionary an image.
+
+    Args:
+        found: what is in it.
+        kind: its layout.
+    """
+    return [
+        {
+            "file_name": str(image.file),
+            "height": image.height,
+            "width": image.width,
+            "image_id": key,
+            "annotations": [_record(a, kind) for a in found.annotations.get(key, ())],
+        }
+        for key, image in found.images.items()
+    ]
+
+
+def _record(annotation: Annotation, kind: str) -> dict[str, Any]:
+    mode = BoxMode.XYXY_ABS if annotation.corners else BoxMode.XYWH_ABS
+    record = {
+        "category_id": annotation.label,
+        "bbox": list(annotation.bbox),
+        "bbox_mode": mode,
+    }
+    if kind == "coco":  # difficult objects of VOC are trained on
+        record["iscrowd"] = int(annotation.ignored)
+    if annotation.segmentation is not None:
+        record["segmentation"] = annotation.segmentation
+    return record
 
 
 def layout(name: str) -> str:
@@ -94,7 +173,7 @@ def check(names: list[str]) -> dict[str, int]:
     Raises:
         UserError: naming what is missing or wrong, where it was looked for and what to do.
     """
-    return {name: len(contents.pictures) for name, contents in examine(names).items()}
+    return {name: len(opened.images) for name, opened in examine(names).items()}
 
 
 def examine(names: list[str]) -> dict[str, Contents]:
@@ -102,45 +181,53 @@ def examine(names: list[str]) -> dict[str, Contents]:
     found = {}
     for name in names:
         one = _located(name)
-        if name.startswith("shapes_") and not is_complete(data_root() / "shapes"):
-            raise UserError(
-                f"data set '{name}' is not there: looked for {data_root() / 'shapes'}. "
-                f"Make it with `intl-transfer data shapes --out {data_root() / 'shapes'}`, or set "
-                "DETECTRON2_DATASETS to the folder that holds it"
-            )
-        contents = open_set(one)
-        if contents.problems:
-            raise UserError(contents.problems[0])
-        note = count_note(one, contents)
-        if note:
-            print(f"note: {note}")
-        found[name] = contents
+        opened = open_set(one)
+        if opened.problems:
+            raise UserError(opened.problems[0])
+        for remark in remarks(one, opened):
+            print(f"note: {name}: {remark}")
+        found[name] = opened
     return found
 
 
 def described(found: Mapping[str, Contents]) -> dict[str, ImageSet]:
     """What the sets hold, for records."""
     return {
-        name: detection_contents.described(_located(name), contents)
-        for name, contents in found.items()
+        name: detection_contents.described(_located(name), opened) for name, opened in found.items()
     }
 
 
 def settle_classes(cfg: Any, found: dict[str, Contents]) -> None:
-    """Holds the number of classes against the data; sets it for sets of one's own.
+    """Settles classes and their order by name, in the data and in the configuration.
+
+    The first training set decides. Sets of one's own that have them in another order are read in
+    this one from here on: their ``CLASSES`` are written into the configuration, which workers and
+    the run directory so know.
+
+    Args:
+        cfg: the configuration, not frozen.
+        found: by name, the training sets first; contents are put under the common classes.
 
     Raises:
-        UserError: if the sets differ in their classes, or a published set has another number of
+        UserError: if a set has objects of other classes, or a published set has another number of
             classes than the configuration.
     """
+    agreement = agree(found)
+    if agreement.problems:
+        raise UserError(agreement.problems[0])
     first = next(iter(found))
-    for name, contents in found.items():
-        if contents.classes != found[first].classes:
+    for name in found:
+        if name in _custom:
+            _custom[name] = _sets[name] = replace(_custom[name], classes=agreement.classes)
+            cfg.CUSTOM_DATASETS[name].CLASSES = list(agreement.classes)
+        elif found[name].classes != agreement.classes:
             raise UserError(
-                f"'{name}' has other classes than '{first}': {', '.join(contents.classes)} against "
-                f"{', '.join(found[first].classes)}. Give both the same, in CLASSES of "
-                "CUSTOM_DATASETS or in the json files"
+                f"'{name}' has its classes in another order than '{first}', and its name is taken: "
+                "give it another in CUSTOM_DATASETS, with the CLASSES of both"
             )
+    for note in agreement.notes:
+        print(f"note: {note}")
+    found.update(agreement.contents)
     count, heads = len(found[first].classes), cfg.MODEL.ROI_HEADS
     if count == heads.NUM_CLASSES:
         return
@@ -154,10 +241,37 @@ def settle_classes(cfg: Any, found: dict[str, Contents]) -> None:
     heads.NUM_CLASSES = count
 
 
+def fit_to_data(cfg: Any, found: Mapping[str, Contents], asked: bool | None) -> None:
+    """Makes sure that the sets can be trained and tested on, and has masks follow them.
+
+    Args:
+        cfg: the configuration, not frozen. ``MODEL.MASK_ON`` is turned off where not every object
+            has a mask, ``INPUT.MASK_FORMAT`` set to ``bitmask`` where some are run lengths.
+        found: by name.
+        asked: ``MODEL.MASK_ON`` as the user gave it, if at all.
+
+    Raises:
+        UserError: if there is nothing to train on or to count, or the user insists on masks.
+    """
+    train, test = (
+        {name: found[name] for name in names if name in found}
+        for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
+    )
+    problem = next(role_problems(train, test), None) or mask_problem(found, asked)
+    if problem is not None:
+        raise UserError(problem)
+    if cfg.MODEL.MASK_ON and (why := without_masks(found)) is not None:
+        cfg.MODEL.MASK_ON = False
+        print(f"boxes alone, Faster R-CNN (MODEL.MASK_ON False): {why}")
+    if cfg.MODEL.MASK_ON and has_run_lengths(train) and cfg.INPUT.MASK_FORMAT != "bitmask":
+        cfg.INPUT.MASK_FORMAT = "bitmask"
+        print("masks as pixels (INPUT.MASK_FORMAT bitmask): some are run lengths, not polygons")
+
+
 def _located(name: str) -> DetectionSet:
     """Where a registered set lies."""
-    if name in _custom:
-        return _custom[name]
+    if name in _sets:
+        return _sets[name]
     kind, meta = layout(name), MetadataCatalog.get(name)
     published = standard_sets(Path()).get(name)
     known = None if published is None else published.known_images

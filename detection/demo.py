@@ -26,16 +26,6 @@ from intl_transfer.runs.records import DetectionResults
 
 SCORE = 0.5  # detections below it are not shown
 _LEAST, _MOST = 480, 1600  # longest side of what is drawn
-# How a camera was held (EXIF's orientation), and what turns its picture upright.
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def demonstrate(
@@ -172,12 +162,7 @@ def open_upright(picture: str) -> Image.Image:
             f"no picture {path} (looked for {path.resolve()}). KEY VALUE overrides go after "
             "another option, as in --demo a.jpg --output-dir . KEY VALUE"
         )
-    image = Image.fromarray(read_image(path))
-    with contextlib.suppress(OSError, ValueError, SyntaxError), Image.open(path) as tagged:
-        turn = _UPRIGHT.get(tagged.getexif().get(0x0112, 1))
-        if turn is not None:
-            image = image.transpose(turn)
-    return image
+    return Image.fromarray(read_image(path, upright=True))
 
 
 def class_names(cfg: Any, folder: Path) -> list[str]:
@@ -190,7 +175,7 @@ def class_names(cfg: Any, folder: Path) -> list[str]:
         return []
     metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
     if not hasattr(metadata, "thing_classes"):
-        with contextlib.suppress(OSError):  # names that only the annotations know
+        with contextlib.suppress(UserError):  # names that only the annotations know
             DatasetCatalog.get(cfg.DATASETS.TEST[0])
     return list(metadata.get("thing_classes", []))
 

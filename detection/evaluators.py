@@ -6,8 +6,6 @@ of Detectron2's ``DatasetEvaluator`` and its public functions alone.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
 import json
 import logging
@@ -17,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
-from pycocotools.coco import COCO
 
 from detection import coco_figures
 from detection.curves import curve_entry, write_curves
-from detection.datasets import layout
-from detection.voc_figures import THRESHOLDS, VocDetection, read_objects, voc_curves
+from detection.datasets import contents, layout
+from detection.voc_figures import THRESHOLDS, VocDetection, VocObject, voc_curves
+from intl_transfer.data.annotations import Annotation
+from intl_transfer.data.detection_contents import truth_of
 from intl_transfer.runs import write_atomically
 
 _LOG = logging.getLogger("detectron2.evaluation")
@@ -61,8 +60,9 @@ class CocoEvaluator(DatasetEvaluator):
     def __init__(self, name: str, output_dir: str | None = None) -> None:
         self._name = name
         self._folder = Path(output_dir) if output_dir else None
-        with contextlib.redirect_stdout(io.StringIO()):
-            self._truth = COCO(MetadataCatalog.get(name).json_file)
+        truth = contents(name)
+        self._truth = truth_of(truth)
+        self._ids, self._classes = truth.category_ids, truth.classes
         self.reset()
 
     def reset(self) -> None:
@@ -86,7 +86,7 @@ class CocoEvaluator(DatasetEvaluator):
         gathered = comm.gather((self._found, self._masks), dst=0)
         if not comm.is_main_process():
             return {}
-        ids, classes = _categories(self._name)
+        ids, classes = self._ids, dict(zip(self._ids, self._classes, strict=True))
         found = [
             {**d, "category_id": ids[d["category_id"]]} for share, _ in gathered for d in share
         ]
@@ -118,16 +118,6 @@ class CocoEvaluator(DatasetEvaluator):
         return results
 
 
-def _categories(name: str) -> tuple[list[int], dict[int, str]]:
-    """A data set's category ids in the order of the detector's classes, and their names by id."""
-    metadata = MetadataCatalog.get(name)
-    if not hasattr(metadata, "thing_dataset_id_to_contiguous_id"):
-        DatasetCatalog.get(name)  # reads them from the annotation file
-    places = metadata.thing_dataset_id_to_contiguous_id
-    ids = sorted(places, key=places.__getitem__)
-    return ids, dict(zip(ids, metadata.thing_classes, strict=True))
-
-
 class VOCEvaluator(DatasetEvaluator):
     """VOC's figures: the 11-point metric for sets of 2007, that of 2012 otherwise.
 
@@ -143,14 +133,12 @@ class VOCEvaluator(DatasetEvaluator):
     def __init__(self, name: str, output_dir: str | None = None) -> None:
         self._name = name
         self._folder = Path(output_dir) if output_dir else None
-        metadata = MetadataCatalog.get(name)
-        self._classes = list(metadata.thing_classes)
-        self._eleven_points = metadata.year == 2007
-        folder = Path(metadata.dirname)
-        listing = folder / "ImageSets" / "Main" / f"{metadata.split}.txt"
+        truth = contents(name)
+        self._classes = list(truth.classes)
+        self._eleven_points = MetadataCatalog.get(name).year == 2007
         self._objects = {
-            image: read_objects(folder / "Annotations" / f"{image}.xml")
-            for image in listing.read_text().split()
+            image: [_voc_object(a, self._classes) for a in truth.annotations.get(image, ())]
+            for image in truth.images
         }
         self._found: list[dict[str, Any]] = []
 
@@ -213,6 +201,13 @@ class VOCEvaluator(DatasetEvaluator):
         }
         figures.update({f"AP-{name}": float(np.mean(aps)) for name, aps in precision.items()})
         return {"bbox": figures}
+
+
+def _voc_object(annotation: Annotation, classes: list[str]) -> VocObject:
+    """An object as VOC counts its corners: from 1, and inside."""
+    left, top, right, bottom = annotation.box
+    corners = (left + 1.0, top + 1.0, right, bottom)
+    return VocObject(classes[annotation.label], corners, annotation.ignored)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -20,15 +20,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data import detection_utils as utils
-from detectron2.structures import BoxMode
+from detectron2.data import MetadataCatalog
 from PIL import Image, ImageDraw
 
-from detection.datasets import layout
+from detection.datasets import contents
 from detection.evaluators import results_file
-from detection.voc_figures import read_objects
 from intl_transfer.data.drawing import Thing, colour, draw_things, font, mask_outlines
+from intl_transfer.data.images import read_image
 from intl_transfer.runs import write_atomically
 
 SCORE = 0.5  # detections below it are neither counted nor drawn
@@ -86,7 +84,7 @@ def write_pictures(folder: str | Path, name: str) -> None:
     (folder / "predictions").mkdir(parents=True)
     entries, small = [], []
     for number, picture in enumerate(chosen):
-        image = Image.fromarray(utils.read_image(picture.file, "RGB"))
+        image = Image.fromarray(read_image(picture.file, upright=True))
         image, picture = _resized(image, _outlined(picture), SIDE)
         place = f"predictions/{number:03d}.jpg"
         image.save(folder / place, quality=85, optimize=True)
@@ -113,15 +111,17 @@ def pictures(folder: Path, name: str) -> list[Picture]:
     for d in json.loads(results_file(folder, name).read_bytes()):
         if d["score"] >= SCORE:
             by_image[d["image_id"]].append(d)
-    records = DatasetCatalog.get(name)
-    places = getattr(MetadataCatalog.get(name), "thing_dataset_id_to_contiguous_id", None)
+    truths = contents(name)
+    places = {number: label for label, number in enumerate(truths.category_ids)}
     found = []
-    for record in records:
-        truth, ignored, masks = _truth(record, name)
-        detections = sorted(by_image[record["image_id"]], key=lambda d: -d["score"])
+    for key, image in truths.images.items():
+        annotations = truths.annotations.get(key, [])
+        truth = [Thing(label=a.label, box=a.box) for a in annotations]
+        ignored, masks = [a.ignored for a in annotations], [a.segmentation for a in annotations]
+        detections = sorted(by_image[key], key=lambda d: -d["score"])
         predictions = [
             Thing(
-                label=d["category_id"] if places is None else places[d["category_id"]],
+                label=places[d["category_id"]],
                 box=_corners(d["bbox"]),
                 score=d["score"],
             )
@@ -129,7 +129,7 @@ def pictures(folder: Path, name: str) -> list[Picture]:
         ]
         theirs = [d.get("segmentation") for d in detections]
         judged = judge(truth, ignored, predictions)
-        found.append(Picture(record["file_name"], *judged, (masks, theirs)))
+        found.append(Picture(str(image.file), *judged, (masks, theirs)))
     return found
 
 
@@ -173,30 +173,6 @@ def judge(
         for thing, out, hit in zip(truth, ignored, taken, strict=True)
     ]
     return objects, judged
-
-
-def _truth(record: dict[str, Any], name: str) -> tuple[list[Thing], list[bool], list[Any]]:
-    """An image's objects, which of them do not count, and their masks."""
-    if layout(name) == "voc":
-        metadata = MetadataCatalog.get(name)
-        # Detectron2's loader drops the mark of difficult objects.
-        objects = read_objects(Path(metadata.dirname, "Annotations", f"{record['image_id']}.xml"))
-        classes = list(metadata.thing_classes)
-        objects = [o for o in objects if o.name in classes]
-        things = [
-            Thing(classes.index(o.name), (o.box[0] - 1, o.box[1] - 1, *o.box[2:])) for o in objects
-        ]
-        return things, [o.difficult for o in objects], [None] * len(objects)
-    annotations = record["annotations"]
-    things = [
-        Thing(
-            label=a["category_id"],
-            box=tuple(BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS)),
-        )
-        for a in annotations
-    ]
-    crowds = [bool(a.get("iscrowd", 0)) for a in annotations]
-    return things, crowds, [a.get("segmentation") for a in annotations]
 
 
 def _outlined(picture: Picture) -> Picture:

@@ -10,24 +10,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import DatasetFromList, DatasetMapper, get_detection_dataset_dicts
+from detectron2.data import DatasetFromList, get_detection_dataset_dicts
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from detection.images import ImageError, Mapper, Named, OneRankError
 from intl_transfer.data.loaders import rank_batch_size, worker_options
 from intl_transfer.errors import UserError
 
+# The two errors are raised here, and known by this module's name.
+__all__ = [
+    "Examples",
+    "ImageError",
+    "OneRankError",
+    "TrainingStream",
+    "build_stream",
+    "seed_iteration",
+]
+
 # What a random number is for: no two purposes share a sequence.
 _IMAGES, _ITERATIONS, _STATISTICS = 0, 1, 2
-
-
-class OneRankError(UserError):
-    """An error that one rank alone may have, and has to tell."""
-
-
-class ImageError(OneRankError):
-    """An image cannot be used; raised on the rank whose it is."""
 
 
 class TrainingStream:
@@ -122,7 +125,7 @@ class Examples(Dataset[Any]):
             self.groups = [0] * len(records)
         # Kept as bytes: loading processes share them instead of copying every object.
         self._records = DatasetFromList(records, copy=False)
-        self._mapper = mapper
+        self._mapper = Named(mapper)
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -131,15 +134,7 @@ class Examples(Dataset[Any]):
         seed, position, index = place
         record = self._records[index]
         with _random_numbers(seed, position):
-            try:
-                example: dict[str, Any] = self._mapper(record)
-                return example
-            except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises
-                # Given back, not raised: a loading process would bury it in its own traceback.
-                return ImageError(
-                    f"image {record.get('file_name')} cannot be used ({error}); repair it or "
-                    "remove it from the data set"
-                )
+            return self._mapper(record)
 
 
 def build_stream(cfg: Any) -> TrainingStream:
@@ -157,7 +152,7 @@ def build_stream(cfg: Any) -> TrainingStream:
     records = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )
-    examples = Examples(records, DatasetMapper(cfg, True), cfg.DATALOADER.ASPECT_RATIO_GROUPING)
+    examples = Examples(records, Mapper(cfg, True), cfg.DATALOADER.ASPECT_RATIO_GROUPING)
     rows = rank_batch_size(cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size())
     return TrainingStream(examples, rows, cfg.SEED, cfg.DATALOADER.NUM_WORKERS)
 

@@ -31,7 +31,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
-from detection.config import RANDOM
+from detection.config import CONFIGS, RANDOM
 from detection.curves import draw_curves
 from detection.demo import demonstrate
 from detection.evaluators import summarise
@@ -53,8 +53,10 @@ from detection.settings import add_arguments, resolve
 from detection.stream import OneRankError
 from detection.trainer import Trainer
 from intl_transfer.boundary import Boundary
+from intl_transfer.data.detection_roles import asked_of_masks
 from intl_transfer.errors import UserError
 from intl_transfer.runs import RunDirectory, write_json
+from intl_transfer.runs.config import resolve_config
 from intl_transfer.runs.lock import directory_lock
 from intl_transfer.runs.records import ImageSet, Initialisation
 from intl_transfer.runs.stopping import Stopped, StopRequest, ending, passed_on
@@ -166,6 +168,9 @@ def prepare(
     names = [*([] if arguments.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
     found = datasets.examine(names)
     datasets.settle_classes(cfg, found)
+    datasets.fit_to_data(
+        cfg, found, asked_of_masks(resolve_config(arguments.config, CONFIGS), arguments.opts)
+    )
     images = datasets.described(found)
     content = weights.read_weights(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None
     if content is not None:

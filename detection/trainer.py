@@ -17,6 +17,7 @@ from fvcore.nn.precise_bn import get_bn_modules
 
 from detection.evaluators import build_evaluator, summarise
 from detection.hooks import PERIOD, Checkpoints, Costs, Evaluation, PreciseStatistics, Seeds
+from detection.images import TestImages
 from detection.roi_heads import Res5ROIHeadsExtraNorm
 from detection.stream import TrainingStream, build_stream
 from detection.weights import read_weights
@@ -91,6 +92,11 @@ class Trainer(DefaultTrainer):
     def build_train_loader(cls, cfg: Any) -> TrainingStream:
         """Training images in an order that a resumed run continues."""
         return build_stream(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: Any, dataset_name: str) -> TestImages:
+        """Test images, read as those of the training."""
+        return TestImages(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg: Any, dataset_name: str) -> DatasetEvaluator:

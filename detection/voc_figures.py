@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 
@@ -63,29 +61,6 @@ class VocCurve:
         """The best precision at this recall or a greater one; 0 where it is not reached."""
         reached = self.precision[self.recall >= recall]
         return float(reached.max()) if reached.size else 0.0
-
-
-def read_objects(file: str | Path) -> list[VocObject]:
-    """Reads an annotation file; objects without a mark count as not difficult.
-
-    Raises:
-        UserError: if it is not such a file.
-    """
-    try:
-        found = ElementTree.parse(file).findall("object")
-        return [
-            VocObject(
-                name=str(thing.find("name").text),
-                box=tuple(
-                    float(thing.find("bndbox").find(corner).text)
-                    for corner in ("xmin", "ymin", "xmax", "ymax")
-                ),
-                difficult=(thing.findtext("difficult") or "0").strip() == "1",
-            )
-            for thing in found
-        ]
-    except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{file} is not a VOC annotation file ({error})") from None
 
 
 def voc_curves(

@@ -43,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "configuration with CUSTOM_DATASETS (my.yaml); separated by commas",
     )
     parser.add_argument(
+        "--all",
+        action="store_true",
+        help="with --datasets: decode every image, in place of 64 of each set",
+    )
+    parser.add_argument(
         "--sheets",
         metavar="DIR",
         help="where --datasets draws some images of each set, with boxes and masks (default: here)",
@@ -55,7 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.datasets is not None:
         from intl_transfer.data import detection_doctor
 
-        return detection_doctor.run(arguments.datasets, arguments.sheets, arguments.json)
+        return detection_doctor.run(
+            arguments.datasets, arguments.sheets, arguments.json, arguments.all
+        )
     report = examine()
     if arguments.json:
         print(json.dumps(report, indent=2))

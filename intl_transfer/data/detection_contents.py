@@ -1,90 +1,54 @@
-"""What is in a detection data set, and what is wrong with it: json and xml, without Detectron2."""
+"""What is in a detection data set, and what is wrong with it, without Detectron2.
+
+:func:`read_set` reads annotations; :func:`open_set` is the dry run: it also builds the evaluator's
+truth, opens the header of every image and decodes some. Training and doctor do the latter alike.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import math
-import os
-import xml.etree.ElementTree as ElementTree
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+import io
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from intl_transfer.data.detection_sets import DetectionSet
+from pycocotools.coco import COCO
+
+from intl_transfer.data.annotations import AnnotatedImage, Annotation, Contents, Findings
+from intl_transfer.data.coco_annotations import read_coco
+from intl_transfer.data.detection_sets import DetectionSet, standard_sets
+from intl_transfer.data.images import UnreadableImageError, read_header, read_image
+from intl_transfer.data.shapes import is_complete
 from intl_transfer.data.source import SAMPLE
+from intl_transfer.data.voc_annotations import read_voc
 from intl_transfer.runs.atomic import sha256_file
 from intl_transfer.runs.records import ImageSet
 
-
-@dataclass(frozen=True)
-class Thing:
-    """One annotated object.
-
-    Attributes:
-        name: of its class.
-        box: left, top, right, bottom in pixels.
-        polygons: outlines, each ``[x, y, x, y, ...]``.
-        runs: a mask in COCO's run-length form, where it has no outlines.
-        ignored: a crowd, or difficult.
-    """
-
-    name: str
-    box: tuple[float, float, float, float]
-    polygons: tuple[tuple[float, ...], ...] = ()
-    runs: Any = None
-    ignored: bool = False
+#: An image that is more times as wide as high, or as high as wide, is refused: scaled to what a
+#: detector takes, no line of it would be left.
+MAX_RATIO = 100
+_SHAPES = [name for name in standard_sets(Path()) if name.startswith("shapes_")]
+_OPENING, _DECODING = 16, 4  # threads: waiting for the file system, and for decoders
 
 
-@dataclass(frozen=True)
-class Picture:
-    """One image: its file, and its size as the annotations have it."""
-
-    file: Path
-    width: int
-    height: int
-
-
-@dataclass
-class Contents:
-    """What was found in a set.
-
-    Attributes:
-        classes: names in order.
-        pictures: by id.
-        problems: one line each; empty for a set that can be trained on.
-        objects: number of objects of each class.
-    """
-
-    classes: tuple[str, ...] = ()
-    pictures: dict[Any, Picture] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    objects: Counter[str] = field(default_factory=Counter)
-    _things: dict[Any, list[Any]] = field(default_factory=dict)
-    _read: Any = None
-
-    def has_things(self, picture: Any) -> bool:
-        """Whether a picture has any object."""
-        return bool(self._things.get(picture))
-
-    def things(self, picture: Any) -> list[Thing]:
-        """The objects in one picture, by its id."""
-        return [self._read(thing) for thing in self._things.get(picture, [])]
-
-
-def open_set(one: DetectionSet) -> Contents:
-    """Reads all annotations of a set and looks for every image, without decoding any.
+def read_set(one: DetectionSet) -> Contents:
+    """Reads all annotations of a set and looks for every image, without opening any.
 
     Returns:
-        What there is. ``problems`` names what is missing or cannot be right; it is limited to the
-        first of each kind, with the number of the others.
+        What there is. ``problems`` names what is missing or cannot be right, ``notes`` what was
+        put right; each the first of its kind, with the number of the others.
     """
-    parts = (one.listing, one.annotations, one.images)
-    for path in (part for part in parts if part is not None):
-        if not path.exists():
+    if one.name in _SHAPES and not is_complete(folder := one.images.parents[1]):
+        problem = (
+            f"data set '{one.name}' is not there: looked for {folder}. Make it with `intl-transfer "
+            f"data shapes --out {folder}`, or set DETECTRON2_DATASETS to the folder that holds it"
+        )
+        return Contents(problems=[problem])
+    for path in (one.listing, one.annotations, one.images):
+        if path is not None and not path.exists():
             return Contents(
                 problems=[
                     f"data set '{one.name}': {path} is missing (looked for {path.resolve()}). Set "
@@ -92,18 +56,139 @@ def open_set(one: DetectionSet) -> Contents:
                     "doctor` shows what is found"
                 ]
             )
-    contents = _open_coco(one) if one.layout == "coco" else _open_voc(one)
+    return read_coco(one) if one.layout == "coco" else read_voc(one)
+
+
+def open_set(one: DetectionSet, everything: bool = False) -> Contents:
+    """As :func:`read_set`, and the dry run: whatever would stop a training or its evaluation.
+
+    Args:
+        one: where the set lies.
+        everything: decode every image in place of 64 spread over the set.
+    """
+    contents = read_set(one)
+    if not contents.annotated:
+        contents.problems.append(
+            f"{one.annotations} has no annotations: neither a training nor an evaluation can be "
+            "made of it"
+        )
     if not contents.problems:
-        there = _names_below(one.images)
-        names = [str(p.file.relative_to(one.images)) for p in contents.pictures.values()]
-        absent = [name for name in names if name not in there]
-        if absent:
-            source = one.listing or one.annotations
-            contents.problems.append(
-                f"{source} names {len(absent)} image(s) that {one.images} lacks, the first: "
-                f"{absent[0]}"
-            )
+        contents.problems += _truth_problems(one, contents)
+    contents.problems += _image_problems(contents, everything)
     return contents
+
+
+def truth_of(contents: Contents) -> COCO:
+    """The annotations as pycocotools takes them: the evaluator's truth side.
+
+    Objects are numbered from 1: 0 is pycocotools' mark for 'unmatched'.
+    """
+    truth = COCO()
+    truth.dataset = {
+        "images": [
+            {"id": key, "width": image.width, "height": image.height}
+            for key, image in contents.images.items()
+        ],
+        "categories": [
+            {"id": number, "name": name}
+            for number, name in zip(contents.category_ids, contents.classes, strict=True)
+        ],
+    }
+    if contents.annotated:
+        placed = ((key, a) for key in contents.images for a in contents.annotations.get(key, ()))
+        truth.dataset["annotations"] = [
+            _as_coco(number, key, annotation, contents.category_ids[annotation.label])
+            for number, (key, annotation) in enumerate(placed, 1)
+        ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+    return truth
+
+
+def _as_coco(number: int, image: Any, annotation: Annotation, category: int) -> dict[str, Any]:
+    left, top, right, bottom = annotation.bbox
+    if annotation.corners:
+        right, bottom = right - left, bottom - top
+    entry = {
+        "id": number,
+        "image_id": image,
+        "category_id": category,
+        "bbox": [left, top, right, bottom],
+        "area": annotation.area,
+        "iscrowd": int(annotation.ignored),
+    }
+    if annotation.segmentation is not None:
+        entry["segmentation"] = annotation.segmentation
+    return entry
+
+
+def _truth_problems(one: DetectionSet, contents: Contents) -> list[str]:
+    """What the evaluator could not take, though the reader did: nothing, as far as is known."""
+    truth = truth_of(contents)
+    for annotation in truth.dataset["annotations"]:
+        if "segmentation" in annotation:
+            try:
+                truth.annToRLE(annotation)
+            except Exception as error:  # whatever a library in C makes of it
+                where = f"{one.annotations}, image {annotation['image_id']}"
+                return [f"{where}: a mask that COCO's evaluation cannot take ({error})"]
+    return []
+
+
+def _image_problems(contents: Contents, everything: bool) -> list[str]:
+    """Opens every image, and decodes some or all."""
+    findings = Findings()
+    keys = list(contents.images)
+    with warnings.catch_warnings():  # here: it is not made for threads
+        warnings.simplefilter("ignore")
+        with ThreadPoolExecutor(_OPENING) as pool:
+            found = list(pool.map(_header_problem, contents.images.values()))
+        good = [key for key, problem in zip(keys, found, strict=True) if problem is None]
+        chosen = good if everything else spread(good, SAMPLE)
+        with ThreadPoolExecutor(_DECODING) as pool:
+            found += pool.map(_pixel_problem, (contents.images[key] for key in chosen))
+    for kind, text in (problem for problem in found if problem is not None):
+        findings.problem(kind, text)
+    return findings.problems()
+
+
+def _header_problem(image: AnnotatedImage) -> tuple[str, str] | None:
+    try:
+        header = read_header(image.file)
+    except UnreadableImageError as error:
+        return "unreadable", str(error)
+    found, stated = (header.width, header.height), (image.width, image.height)
+    if found != stated:
+        why = ""
+        if found == stated[::-1]:
+            why = "; they are exchanged"
+            if header.turned:
+                why = (
+                    ": its orientation tag turns it, and the annotations are of the image before "
+                    "that. Turn its pixels and drop the tag, or annotate it as it is seen"
+                )
+        return "size", (
+            f"{image.file} is {found[0]} x {found[1]}, the annotations say {stated[0]} x "
+            f"{stated[1]}{why}"
+        )
+    if max(found) > MAX_RATIO * min(found):
+        return "ratio", f"{image.file} is {found[0]} x {found[1]}; expected at most 1 : {MAX_RATIO}"
+    return None
+
+
+def _pixel_problem(image: AnnotatedImage) -> tuple[str, str] | None:
+    try:
+        read_image(image.file, upright=True)
+    except UnreadableImageError as error:
+        return "unreadable", str(error)
+    return None
+
+
+def spread(keys: list[Any], count: int) -> list[Any]:
+    """So many of these at even distances, or all."""
+    if len(keys) <= count:
+        return keys
+    return [keys[i * len(keys) // count] for i in range(count)]
 
 
 def described(one: DetectionSet, contents: Contents) -> ImageSet:
@@ -116,8 +201,8 @@ def described(one: DetectionSet, contents: Contents) -> ImageSet:
     digest = hashlib.sha256()
     files = [one.annotations]
     if one.listing is not None:
-        files = [one.listing, *(one.annotations / f"{number}.xml" for number in contents.pictures)]
-    pictures = [picture.file for picture in contents.pictures.values()]
+        files = [one.listing, *(one.annotations / f"{number}.xml" for number in contents.images)]
+    pictures = [image.file for image in contents.images.values()]
     places = {round(i * (len(pictures) - 1) / (SAMPLE - 1)) for i in range(SAMPLE)}
     for file in [*files, *(pictures[place] for place in sorted(places))]:
         with contextlib.suppress(OSError):  # a picture that went meanwhile; the loader names it
@@ -125,207 +210,32 @@ def described(one: DetectionSet, contents: Contents) -> ImageSet:
     return ImageSet(
         images=len(pictures),
         classes=len(contents.classes),
-        annotations=sum(contents.objects.values()),
+        annotations=sum(map(len, contents.annotations.values())),
         digest=digest.hexdigest(),
     )
 
 
-def class_names(one: DetectionSet) -> tuple[str, ...]:
-    """Names of a VOC-style set's classes: as given, or all that its folder's annotations name."""
-    if one.classes is not None or not one.annotations.is_dir():
-        return one.classes or ()
-    names: set[str] = set()
-    for file in sorted(one.annotations.glob("*.xml")):
-        try:
-            tree = ElementTree.parse(file)
-        except ElementTree.ParseError:
-            continue  # named when the set is opened
-        names.update(element.findtext("name") or "" for element in tree.iter("object"))
-    return tuple(sorted(names))
-
-
 def count_note(one: DetectionSet, contents: Contents) -> str | None:
     """What there is to say of a published set with another number of images than it has."""
-    found = len(contents.pictures)
+    found = len(contents.images)
     if one.known_images is None or found == one.known_images:
         return None
     return f"{one.name} has {found:,} images; the published set has {one.known_images:,}"
 
 
-def _open_coco(one: DetectionSet) -> Contents:
-    file = one.annotations
-    try:
-        content = json.loads(file.read_text())
-        images = {
-            i["id"]: Picture(one.images / i["file_name"], i["width"], i["height"])
-            for i in content["images"]
-        }
-        annotations = content["annotations"]
-        names = {c["id"]: c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])}
-    except (ValueError, KeyError, TypeError) as error:
-        return Contents(problems=[f"{file} is not a COCO annotation file ({error!r})"])
-    if not images or not annotations:
-        counts = f"{len(images)} images, {len(annotations)} annotations"
-        return Contents(problems=[f"{file} is empty: {counts}"])
-    contents = Contents(tuple(names.values()), images)
-    contents._read = lambda annotation: _coco_thing(annotation, names)
-    if one.classes is not None and one.classes != contents.classes:
-        contents.problems.append(
-            f"{file} has the classes {_listed(contents.classes)}; the configuration says "
-            f"{_listed(one.classes)}"
+def remarks(one: DetectionSet, contents: Contents) -> Iterator[str]:
+    """What a user should know of a set that can be used."""
+    yield from contents.notes
+    if (note := count_note(one, contents)) is not None:
+        yield note
+    there = contents.objects
+    empty = [name for name in contents.classes if not there[name]]
+    if empty and there:
+        yield f"no object of the class(es) {', '.join(empty[:8])}" + (
+            f" and {len(empty) - 8} more" if len(empty) > 8 else ""
         )
-    problems = _Problems()
-    for annotation in annotations:
-        problem = _coco_problem(annotation, images, names)
-        if problem:
-            problems.add(problem[0], f"{file}: annotation {annotation.get('id')}{problem[1]}")
-            continue
-        contents.objects[names[annotation["category_id"]]] += 1
-        contents._things.setdefault(annotation["image_id"], []).append(annotation)
-    contents.problems += problems.lines()
-    return contents
-
-
-def _coco_problem(
-    annotation: Any, images: dict[Any, Picture], names: dict[Any, str]
-) -> tuple[str, str] | None:
-    """Kind and text of what is wrong with one annotation."""
-    image, box = annotation.get("image_id"), annotation.get("bbox")
-    if image not in images:
-        return "image", f" is of image {image}, which is not listed"
-    if annotation.get("category_id") not in names:
-        return "class", f": category_id {annotation.get('category_id')} is not among the categories"
-    if not (isinstance(box, list) and len(box) == 4 and all(math.isfinite(v) for v in box)):
-        return "box", f": bbox is {box}; expected [x, y, width, height]"
-    x, y, w, h = box
-    picture = images[image]
-    # Real COCO holds a few boxes of no size, which Detectron2 leaves out by itself.
-    if w < 0 or h < 0 or x >= picture.width or y >= picture.height or x + w < 0 or y + h < 0:
-        return "outside", (
-            f": the box {box} lies outside its image {picture.file.name} ({picture.width} x "
-            f"{picture.height}); correct or remove the annotation"
-        )
-    return None
-
-
-def _coco_thing(annotation: dict[str, Any], names: dict[Any, str]) -> Thing:
-    x, y, w, h = annotation["bbox"]
-    outline = annotation.get("segmentation") or []
-    return Thing(
-        names[annotation["category_id"]],
-        (x, y, x + w, y + h),
-        tuple(tuple(part) for part in outline) if isinstance(outline, list) else (),
-        outline if isinstance(outline, dict) else None,
-        bool(annotation.get("iscrowd")),
-    )
-
-
-def _open_voc(one: DetectionSet) -> Contents:
-    assert one.listing is not None
-    ids = one.listing.read_text().split()
-    if not ids:
-        return Contents(problems=[f"{one.listing} is empty: no images in data set '{one.name}'"])
-    there = _names_below(one.annotations)
-    absent = [f"{number}.xml" for number in ids if f"{number}.xml" not in there]
-    if absent:
-        return Contents(
-            problems=[
-                f"{one.listing} names {len(absent)} image(s) that {one.annotations} lacks, the "
-                f"first: {absent[0]}"
-            ]
-        )
-    contents = Contents(_read=lambda thing: thing)
-    problems = _Problems()
-    for number in ids:
-        file = one.annotations / f"{number}.xml"
-        try:
-            picture, things = _read_voc(file, one.images / f"{number}.jpg")
-        except (ElementTree.ParseError, ValueError, TypeError, AttributeError) as error:
-            problems.add("xml", f"{file} is not a VOC annotation ({error})")
-            continue
-        contents.pictures[number] = picture
-        contents._things[number] = things
-        for thing in things:
-            contents.objects[thing.name] += 1
-            for kind, text in _voc_problems(thing, picture, one.classes):
-                problems.add(kind, f"{file}: {text}")
-    contents.problems += problems.lines()
-    # A class may be missing in one split: where none are given, all splits of the folder count.
-    contents.classes = class_names(one)
-    return contents
-
-
-def _read_voc(file: Path, image: Path) -> tuple[Picture, list[Thing]]:
-    tree = ElementTree.parse(file).getroot()
-    size = tree.find("size")
-    picture = Picture(image, int(_text(size, "width")), int(_text(size, "height")))
-    things = []
-    for element in tree.iter("object"):
-        corners = element.find("bndbox")
-        left, top, right, bottom = (
-            float(_text(corners, key)) for key in ("xmin", "ymin", "xmax", "ymax")
-        )
-        difficult = element.findtext("difficult") == "1"
-        # Corners count from 1, and are inside.
-        box = (left - 1, top - 1, right, bottom)
-        things.append(Thing(_text(element, "name"), box, ignored=difficult))
-    return picture, things
-
-
-def _text(element: ElementTree.Element | None, key: str) -> str:
-    text = None if element is None else element.findtext(key)
-    if text is None:
-        raise ValueError(f"no {key}")
-    return text
-
-
-def _voc_problems(
-    thing: Thing, picture: Picture, classes: tuple[str, ...] | None
-) -> Iterator[tuple[str, str]]:
-    if classes is not None and thing.name not in classes:
-        yield "class", f"no class '{thing.name}'; known are {_listed(classes)}"
-    left, top, right, bottom = thing.box
-    width, height = picture.width, picture.height
-    if not (0 <= left < min(right, width) and 0 <= top < min(bottom, height)):
-        yield (
-            "outside",
-            f"the box {[left + 1, top + 1, right, bottom]} lies outside its image ({width} x "
-            f"{height}); correct or remove it",
-        )
-
-
-class _Problems:
-    """The first problem of each kind, and how many more there are."""
-
-    def __init__(self) -> None:
-        self._first: dict[str, str] = {}
-        self._counts: Counter[str] = Counter()
-
-    def add(self, kind: str, text: str) -> None:
-        self._first.setdefault(kind, text)
-        self._counts[kind] += 1
-
-    def lines(self) -> list[str]:
-        return [
-            text
-            + (f" ({self._counts[kind] - 1} more of this kind)" if self._counts[kind] > 1 else "")
-            for kind, text in self._first.items()
-        ]
-
-
-def _names_below(folder: Path) -> set[str]:
-    """Files in a folder and its direct subfolders: one listing, not one call a file."""
-    names: set[str] = set()
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                names.update(f"{entry.name}/{inner}" for inner in os.listdir(entry.path))
-            else:
-                names.add(entry.name)
-    return names
-
-
-def _listed(names: Iterable[str], limit: int = 8) -> str:
-    names = list(names)
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
+    folded: dict[str, str] = {}
+    for name in contents.classes:
+        other = folded.setdefault(name.casefold(), name)
+        if other != name:
+            yield f"classes '{other}' and '{name}' differ in their case only"

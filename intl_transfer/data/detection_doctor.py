@@ -1,22 +1,30 @@
-"""``intl-transfer doctor --datasets``: opens detection data sets, and says what is wrong."""
+"""``intl-transfer doctor --datasets``: the dry run of a training's data, without a training."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
-from intl_transfer.data.detection_contents import Contents, count_note, open_set
+from intl_transfer.data.annotations import Contents
+from intl_transfer.data.detection_contents import open_set, remarks
+from intl_transfer.data.detection_roles import (
+    agree,
+    asked_of_masks,
+    mask_problem,
+    role_problems,
+    roles_in,
+)
 from intl_transfer.data.detection_sets import (
     DetectionSet,
     custom_sets,
     data_root,
     standard_sets,
 )
-from intl_transfer.data.detection_sheet import contact_sheet, decoding_problems
+from intl_transfer.data.detection_sheet import contact_sheet
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.runs.config import read_yaml
 
@@ -25,14 +33,16 @@ _FAMILIES = ("coco", "voc", "shapes")
 
 @dataclass
 class Finding:
-    """What was found of one set.
+    """What was found of one set, or of the sets of one configuration together.
 
     Attributes:
-        name: of the set.
+        name: of the set, or the configuration.
         images: their number.
         objects: number of objects.
         classes: number of classes.
-        problems: one line each.
+        masks: number of objects with a mask.
+        problems: one line each: a training or evaluation would stop at the first of them.
+        notes: one line each: what is read otherwise than it is written, or is worth knowing.
         sheet: the contact sheet, if there was anything to draw.
     """
 
@@ -40,95 +50,152 @@ class Finding:
     images: int = 0
     objects: int = 0
     classes: int = 0
+    masks: int = 0
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     sheet: str | None = None
 
 
-def run(names: str, folder: str, as_json: bool) -> int:
-    """Opens sets, prints a line or more for each; returns 0 if all are as they should be, else 1.
+@dataclass(frozen=True)
+class Request:
+    """Sets to be opened, and what they are for.
+
+    Attributes:
+        sets: to be opened, those that are trained on first.
+        config: the configuration that names them, if one does.
+        train: names of those that are trained on.
+        test: names of those that are tested on.
+    """
+
+    sets: list[DetectionSet]
+    config: Path | None = None
+    train: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+
+
+def run(names: str, folder: str, as_json: bool, everything: bool = False) -> int:
+    """Opens sets, prints a line or more for each; returns 0 if all can be used, else 1.
 
     Args:
         names: separated by commas.
         folder: for the contact sheets; made if absent.
         as_json: print one JSON object instead.
+        everything: decode every image.
     """
     console = Console(soft_wrap=True, highlight=False)
-    found = []
-    for one in chosen(names.split(","), data_root()):
-        finding = look(one, Path(folder))
-        found.append(finding)
-        if not as_json:
-            _show(console, finding)
+    found: list[Finding] = []
+    for request in chosen(names.split(","), data_root()):
+        for finding in look(request, Path(folder), everything):
+            found.append(finding)
+            if not as_json:
+                _show(console, finding)
     if as_json:
-        print(json.dumps([vars(finding) for finding in found], indent=2))
+        print(json.dumps([asdict(finding) for finding in found], indent=2))
     return 1 if any(finding.problems for finding in found) else 0
 
 
-def chosen(names: list[str], root: Path) -> list[DetectionSet]:
+def chosen(names: list[str], root: Path) -> list[Request]:
     """The sets that names stand for: families, sets, and configurations with sets of their own.
 
     Raises:
         UserError: for a name that stands for nothing.
     """
     standard = standard_sets(root)
-    sets = []
+    requests = []
     for name in (name.strip() for name in names):
         if name.endswith((".yaml", ".yml")):
-            if not Path(name).is_file():
-                raise UserError(f"--datasets {name}: there is no such file")
-            block = read_yaml(Path(name)).get("CUSTOM_DATASETS")
-            if not isinstance(block, dict) or not block:
-                raise UserError(f"{name}: no CUSTOM_DATASETS in it; it names no data sets")
-            sets += list(custom_sets(block, root, name).values())
+            requests.append(_configured(Path(name), standard, root))
         elif name in _FAMILIES:
-            sets += [one for key, one in standard.items() if key.startswith(f"{name}_")]
+            own = [one for key, one in standard.items() if key.startswith(f"{name}_")]
+            requests += [Request([one]) for one in own]
         elif name in standard:
-            sets.append(standard[name])
+            requests.append(Request([standard[name]]))
         else:
             known = [*_FAMILIES, *standard]
             raise UserError(
                 f"--datasets {name}: no such data set.{did_you_mean(name, known)} Known: "
                 f"{', '.join(known)}; sets of your own by their configuration (my.yaml)"
             )
-    return sets
+    return requests
 
 
-def look(one: DetectionSet, folder: Path) -> Finding:
-    """Opens one set: counts, annotations, a sample of images, and a contact sheet."""
-    contents = open_set(one)
-    finding = Finding(one.name, problems=list(contents.problems))
-    finding.images, finding.classes = len(contents.pictures), len(contents.classes)
-    finding.objects = sum(contents.objects.values())
-    if not contents.pictures:
-        return finding
-    note = count_note(one, contents)
-    if note:
-        finding.problems.append(note)
-    finding.problems += decoding_problems(contents)
-    finding.problems += _class_problems(contents)
-    folder.mkdir(parents=True, exist_ok=True)
-    sheet = folder / f"dataset-{one.name}.png"
-    contact_sheet(contents, sheet)
-    finding.sheet = str(sheet)
+def _configured(config: Path, standard: dict[str, DetectionSet], root: Path) -> Request:
+    if not config.is_file():
+        raise UserError(f"--datasets {config}: there is no such file")
+    block = read_yaml(config).get("CUSTOM_DATASETS")
+    if not isinstance(block, dict) or not block:
+        raise UserError(f"{config}: no CUSTOM_DATASETS in it; it names no data sets")
+    own = custom_sets(block, root, str(config))
+    for name in own:
+        if name in standard:
+            raise UserError(f"CUSTOM_DATASETS.{name}: there is a data set of this name already")
+    train, test = roles_in(config)
+    known = {**standard, **own}
+    used = [name for name in dict.fromkeys([*train, *test]) if name in own]
+    if not used:  # roles of another configuration: each set is looked at alone
+        return Request(list(own.values()), config)
+    for name in [*train, *test]:
+        if name not in known:
+            raise UserError(
+                f"{config}: no data set '{name}' is registered.{did_you_mean(name, known)} Sets of "
+                "your own are named in CUSTOM_DATASETS (docs/detection.md)"
+            )
+    ordered = dict.fromkeys([*train, *test, *own])
+    return Request([known[name] for name in ordered], config, tuple(train), tuple(test))
+
+
+def look(request: Request, folder: Path, everything: bool = False) -> list[Finding]:
+    """Opens sets one by one, draws a contact sheet of each, and holds them against each other."""
+    findings, opened = [], {}
+    for one in request.sets:
+        contents = open_set(one, everything)
+        opened[one.name] = contents
+        findings.append(_finding(one, contents, folder))
+    if request.config is None or not (request.train or request.test):
+        return findings
+    used = {name: opened[name] for name in dict.fromkeys([*request.train, *request.test])}
+    if not any(contents.problems for contents in used.values()):
+        together = Finding(request.config.name)
+        agreement = agree(used)
+        together.problems, together.notes = agreement.problems, agreement.notes
+        together.problems += role_problems(
+            {name: used[name] for name in request.train},
+            {name: used[name] for name in request.test},
+        )
+        if len(request.test) != 1:
+            together.problems.append(f"DATASETS.TEST is {request.test}; expected one data set")
+        masks = mask_problem(used, asked_of_masks(request.config))
+        together.problems += [masks] if masks else []
+        if together.problems or together.notes:
+            findings.append(together)
+    return findings
+
+
+def _finding(one: DetectionSet, contents: Contents, folder: Path) -> Finding:
+    finding = Finding(one.name, problems=contents.problems, notes=[*remarks(one, contents)])
+    finding.images, finding.classes = len(contents.images), len(contents.classes)
+    finding.objects, finding.masks = sum(contents.objects.values()), contents.masks[0]
+    if contents.images:
+        folder.mkdir(parents=True, exist_ok=True)
+        sheet = folder / f"dataset-{one.name}.png"
+        contact_sheet(contents, sheet)
+        finding.sheet = str(sheet)
     return finding
-
-
-def _class_problems(contents: Contents) -> list[str]:
-    empty = [name for name in contents.classes if not contents.objects[name]]
-    if not empty or len(contents.pictures) < 1000:  # a small set may lack some
-        return []
-    return [f"no object of the class(es) {', '.join(empty)}"]
 
 
 def _show(console: Console, finding: Finding) -> None:
     state = "[bold red]problem[/bold red]" if finding.problems else "[bold]ok[/bold]     "
-    text = (
-        f"{finding.images:,} images, {finding.objects:,} objects of {finding.classes} classes"
-        if finding.images
-        else "cannot be opened"
-    )
+    text = "cannot be opened" if finding.problems else "its sets together"
+    if finding.images:
+        masks = f", {finding.masks:,} with masks" if finding.masks else ""
+        text = (
+            f"{finding.images:,} images, {finding.objects:,} objects of {finding.classes} "
+            f"classes{masks}"
+        )
     console.print(f"{state} [bold]{escape(finding.name)}[/bold] {text}")
     for problem in finding.problems:
         console.print(f"        {escape(problem)}")
+    for note in finding.notes:
+        console.print(f"        note: {escape(note)}")
     if finding.sheet:
         console.print(f"        {escape(finding.sheet)}")

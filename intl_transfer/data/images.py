@@ -1,13 +1,25 @@
-"""Image files of any kind as uint8 RGB, or a clear word on why not."""
+"""Image files of any kind as uint8 RGB, or a clear word on why not.
+
+Every stage opens its images here: pretraining, classification, fine-tuning, its evaluation, the
+demo, the doctor, contact sheets and the report. A file is looked at before it is decoded: formats
+are those of a fixed list, none of which starts another program (PostScript does), and size and
+memory are bounded by what the header says.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import stat
 import struct
+import threading
 import warnings
 import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import cv2
 import numpy as np
@@ -16,12 +28,27 @@ from PIL import Image, UnidentifiedImageError
 from intl_transfer.data.augment import Pixels
 from intl_transfer.errors import UserError
 
+#: What is opened, as Pillow names it. Each is decoded by a library within this process; JPEG
+#: includes the several pictures in one file of some cameras (MPO), PPM includes PBM and PGM.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "JPEG2000")
+#: Endings of such files, in small letters.
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".png", ".gif", ".bmp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff", ".webp"),
+    *(".jp2", ".j2k", ".jpe", ".jfif", ".mpo"),
+)
 #: An image of more pixels is refused: it would fill a worker's memory. ImageNet's largest has 38
 #: million.
 MAX_PIXELS = 100_000_000
+#: Bytes that decoding may need, as far as the header tells.
+MAX_MEMORY = 1 << 30
 
 _JPEG_END = b"\xff\xd9"
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+_STRIP = 1 << 22  # pixels that are converted at a time
+_ORIENTATION = 0x0112  # EXIF's tag
+# What a decoder holds beside its result, bytes a pixel: coefficients of a progressive JPEG, two
+# canvases of a WebP, JPEG 2000's 32-bit components.
+_DECODER = {"JPEG": 8, "MPO": 8, "WEBP": 8, "JPEG2000": 16}
 _DAMAGE = (
     OSError,
     UnidentifiedImageError,
@@ -29,6 +56,13 @@ _DAMAGE = (
     ValueError,
     EOFError,
     MemoryError,
+    OverflowError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    NotImplementedError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -40,63 +74,196 @@ class UnreadableImageError(UserError):
     """An image that cannot be decoded; the message names it and says why."""
 
 
-def read_image(path: str | Path) -> Pixels:
+@dataclass(frozen=True)
+class ImageHeader:
+    """What is known of an image before it is decoded.
+
+    Attributes:
+        width: in pixels, turned upright as its orientation tag says.
+        height: likewise.
+        turned: whether width and height are exchanged by that tag.
+    """
+
+    width: int
+    height: int
+    turned: bool
+
+
+def read_image(path: str | Path, upright: bool = False) -> Pixels:
     """Reads an image file as uint8 RGB, (H, W, 3).
+
+    Args:
+        path: the file.
+        upright: as for :func:`decode_image`.
 
     Raises:
         UnreadableImageError: if the file cannot be opened or is not a whole image.
     """
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise UnreadableImageError(f"{path} cannot be read ({error.strerror or error})") from None
-    return decode_image(data, str(path))
+    with _opened(path) as file:
+        data = file.read()
+    return decode_image(data, str(path), upright)
 
 
-def decode_image(data: bytes, name: str) -> Pixels:
+def decode_image(data: bytes, name: str, upright: bool = False) -> Pixels:
     """Decodes an image file's content as uint8 RGB.
 
-    Grey, palette, CMYK and 16-bit images become 8-bit RGB, transparency is dropped, of an animation
-    the first frame counts, and orientation tags are left aside: all as
-    :class:`torchvision.datasets.ImageFolder` has it, but for 16-bit images, which it cuts to white.
+    Grayscale, palette, CMYK and 16-bit images become 8-bit RGB, transparency is dropped, and of an
+    animation the first frame counts: all as :class:`torchvision.datasets.ImageFolder` has it, but
+    for 16-bit grayscale, which it cuts to white and which keeps its upper eight bits here.
 
     Args:
         data: the file's bytes.
         name: for the error message.
+        upright: turn the image as its orientation tag says, once. Detection does, since
+            annotations are of the image as it is seen; pretraining and classification leave the
+            tag aside, as torchvision does (which turns TIFF files alone, whatever is asked for).
 
     Returns:
         (H, W, 3), writable.
 
     Raises:
-        UnreadableImageError: if it is no image, is damaged or cut off, or has over 100 million
-            pixels.
+        UnreadableImageError: if it is no image, is damaged or cut off, has over 100 million
+            pixels, or would need over 1 GiB to be decoded; the last two before it is decoded.
     """
+    with _words_for_damage(name, empty=not data), _header(io.BytesIO(data), len(data)) as image:
+        pixels, tagged = None, 1
+        if image.format == "JPEG" and image.mode in ("RGB", "L"):
+            tagged = _orientation(image) if upright else 1
+            pixels = _decode_jpeg(data, (image.height, image.width))
+        if pixels is None:
+            image.load()  # a TIFF is turned by this, and its tag removed: first this, then the tag
+            tagged = _orientation(image) if upright else 1
+            pixels = _with_pillow(image)
+        return _turned(pixels, tagged)
+
+
+def read_header(path: str | Path) -> ImageHeader:
+    """Looks at an image file without decoding it (but for the few whose header is not enough).
+
+    Raises:
+        UnreadableImageError: if it cannot be opened, is of no known format, or is too large.
+    """
+    with (
+        _opened(path) as file,
+        _words_for_damage(str(path), empty=not os.fstat(file.fileno()).st_size),
+        _header(file, os.fstat(file.fileno()).st_size) as image,
+    ):
+        # Tags may follow a PNG's pixels, and a TIFF's size changes by them.
+        tagged = image.format == "TIFF" and _orientation(image) >= 5
+        if tagged or (image.format == "PNG" and _has_late_tags(file)):
+            image.load()
+        swapped = _orientation(image) >= 5
+        width, height = image.size[::-1] if swapped else image.size
+        return ImageHeader(width, height, swapped or tagged)
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[BinaryIO]:
+    """A regular file that is small enough to be read."""
     try:
-        with warnings.catch_warnings():
-            # Pillow's own limit is below ours; its remarks on palettes and tags are not news.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise ValueError(f"{width} x {height} pixels, over the limit of {MAX_PIXELS:,}")
-                if image.format == "JPEG" and image.mode in ("RGB", "L"):
-                    pixels = _decode_jpeg(data, (height, width))
-                    if pixels is not None:
-                        return pixels
-                return _with_pillow(image)
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # reading a pipe would never end
+            raise UnreadableImageError(f"{path} cannot be read (not a regular file)")
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_MEMORY:
+                raise UnreadableImageError(
+                    f"{path} cannot be read as an image ({size:,} bytes, over the limit of "
+                    f"{MAX_MEMORY:,})"
+                )
+            yield file
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UnreadableImageError(f"{path} cannot be read ({reason})") from None
+
+
+@contextlib.contextmanager
+def _words_for_damage(name: str, empty: bool) -> Iterator[None]:
+    try:
+        with contextlib.ExitStack() as stack:
+            if threading.current_thread() is threading.main_thread():  # filters are the process's
+                stack.enter_context(warnings.catch_warnings())
+                # Pillow's own limit is below ours; its remarks on palettes and tags are not news.
+                warnings.simplefilter("ignore")
+            yield
     except _DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         reason = reason.replace(f" {io.BytesIO.__name__}", "")
         if isinstance(error, UnidentifiedImageError):
-            reason = "no image format that is known" if data else "the file is empty"
+            reason = f"none of the formats {', '.join(FORMATS)}"
+        if empty:
+            reason = "the file is empty"
         raise UnreadableImageError(f"{name} cannot be read as an image ({reason})") from None
+
+
+@contextlib.contextmanager
+def _header(file: BinaryIO, size: int) -> Iterator[Image.Image]:
+    """The image before it is decoded, within all bounds.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    with Image.open(file, formats=FORMATS) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width} x {height} pixels, over the limit of {MAX_PIXELS:,}")
+        if image.mode == "F":
+            raise ValueError("floating-point pixels, whose range is not known")
+        needed = width * height * _bytes_a_pixel(image) + size
+        if needed > MAX_MEMORY:
+            raise ValueError(
+                f"{width} x {height} pixels of {image.format}, {image.mode}: decoding needs about "
+                f"{needed / 2**20:,.0f} MiB, over the limit of {MAX_MEMORY >> 20:,} MiB"
+            )
+        yield image
+
+
+def _bytes_a_pixel(image: Image.Image) -> int:
+    """What Pillow and the decoder hold at once, and the result."""
+    held = {"1": 1, "L": 1, "P": 1, **dict.fromkeys(_SIXTEEN_BIT, 2)}.get(image.mode, 4)
+    decoder = _DECODER.get(image.format or "", 0)
+    if image.format == "TIFF":  # a strip, which may be all of it, as it is stored
+        decoder = -(-sum(image.tag_v2.get(258, (1,))) // 8)  # type: ignore[attr-defined]
+    return held + decoder + 3
+
+
+def _has_late_tags(file: BinaryIO) -> bool:
+    """Whether a PNG has chunks after its pixels that may hold an orientation."""
+    file.seek(8)
+    pixels = False
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if pixels and kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+            return True
+        pixels = pixels or kind == b"IDAT"
+        file.seek(length + 4, os.SEEK_CUR)
+    return False
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 (upright) to 8; 1 where there is none or it cannot be read."""
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # whatever a damaged tag makes Pillow raise: the pixels are still good
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def _turned(pixels: Pixels, orientation: int) -> Pixels:
+    """Turned upright (EXIF 2.32, 4.6.5.1: which row and column of the scene come first)."""
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def _decode_jpeg(data: bytes, size: tuple[int, int]) -> Pixels | None:
     """OpenCV's decoder: the same library, the same pixels, in 60 % of the time; or None.
 
-    It fills what a cut-off file lacks with grey and says nothing: files that do not end as a JPEG
+    It fills what a cut-off file lacks with gray and says nothing: files that do not end as a JPEG
     ends are left to Pillow, which refuses them.
     """
     if _JPEG_END not in data[-64:]:
@@ -109,13 +276,34 @@ def _decode_jpeg(data: bytes, size: tuple[int, int]) -> Pixels | None:
 
 
 def _with_pillow(image: Image.Image) -> Pixels:
-    if image.mode in _SIXTEEN_BIT or image.mode == "I":
-        values = np.asarray(image).astype(np.int64)
+    """A loaded image's pixels; strip by strip, so that no second copy of a large one is held."""
+    deep = image.mode in _SIXTEEN_BIT or image.mode == "I"
+    if not deep and image.width * image.height <= _STRIP:
+        return np.array(image.convert("RGB"))  # a copy: torch wants writable memory
+    shift = _shift(image) if deep else 0
+    result = np.empty((image.height, image.width, 3), np.uint8)
+    for top, strip in _strips(image):
+        if not deep:
+            result[top : top + strip.height] = np.asarray(strip.convert("RGB"))
+            continue
+        values = np.asarray(strip)
         # 32-bit "I" is how Pillow opens some 16-bit files.
-        grey = (
-            values.clip(0, 65535) >> 8 if values.max(initial=0) > 255 else values.clip(0)
-        ).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=-1)
-    if image.mode == "F":
-        raise ValueError("floating-point pixels, whose range is not known")
-    return np.array(image.convert("RGB"))  # a copy: torch wants writable memory
+        values = values.clip(0, 65535) if image.mode == "I" else values
+        result[top : top + strip.height] = (values >> shift).astype(np.uint8)[..., None]
+    return result
+
+
+def _shift(image: Image.Image) -> int:
+    """By how many bits deep pixels are too deep: 8, fewer for 12-bit files, 0 for 8-bit values."""
+    if image.format == "TIFF":
+        bits: int = image.tag_v2.get(258, (16,))[0]  # type: ignore[attr-defined]
+        if 8 < bits < 16:
+            return bits - 8
+    most = max(int(np.asarray(strip).max(initial=0)) for _, strip in _strips(image))
+    return 8 if most > 255 else 0
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    rows = max(1, _STRIP // max(1, image.width))
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))

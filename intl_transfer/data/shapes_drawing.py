@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from intl_transfer.data.images import read_image
+
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
@@ -92,8 +94,7 @@ _BACKGROUNDS = ("astronaut.png", "coffee.png", "rocket.jpg", "motorcycle_left.pn
 def _photograph(name: str) -> Image.Image:
     import skimage
 
-    with Image.open(Path(skimage.__file__).parent / "data" / name) as image:
-        return image.convert("RGB")
+    return Image.fromarray(read_image(Path(skimage.__file__).parent / "data" / name))
 
 
 def random_stream(*key: object) -> np.random.RandomState:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -34,16 +35,16 @@ def test_both_layouts_of_the_embedded_set_tell_the_same(shapes):
     assert (coco.problems, voc.problems) == ([], [])
     assert coco.classes == voc.classes == CLASSES
     assert coco.objects == voc.objects
-    assert len(coco.pictures) == len(voc.pictures) == 6
-    for key, picture in coco.pictures.items():
-        other = next(k for k, p in voc.pictures.items() if p.file.name == picture.file.name)
-        assert (picture.width, picture.height) == (voc.pictures[other].width, 128)
+    assert len(coco.images) == len(voc.images) == 6
+    for key, picture in coco.images.items():
+        other = next(k for k, p in voc.images.items() if p.file.name == picture.file.name)
+        assert (picture.width, picture.height) == (voc.images[other].width, 128)
         ours, theirs = (
-            sorted((thing.name, thing.box) for thing in found if not thing.ignored)
-            for found in (coco.things(key), voc.things(other))
+            sorted((CLASSES[a.label], a.box) for a in found if not a.ignored)
+            for found in (coco.annotations.get(key, []), voc.annotations[other])
         )
         assert set(theirs) <= set(ours)
-    crowds = [t for key in coco.pictures for t in coco.things(key) if t.runs is not None]
+    crowds = [a for a in coco.all_annotations() if isinstance(a.segmentation, dict)]
     assert crowds
     assert all(crowd.ignored for crowd in crowds)
 
@@ -109,7 +110,7 @@ def _broken(content, kind):
         ("outside", "lies outside its image 000001.jpg (128 x 128); correct or remove the "),
         ("outside", "(1 more of this kind)"),
         ("image", "names 1 image(s) that"),
-        ("no categories", "is not a COCO annotation file (KeyError('categories'))"),
+        ("no categories", "is not a COCO annotation file: categories is nothing"),
     ],
 )
 def test_the_doctor_names_what_is_wrong(shapes, tmp_path, monkeypatch, capsys, kind, message):
@@ -157,7 +158,7 @@ def test_the_doctor_decodes_a_sample(shapes, tmp_path, monkeypatch, capsys):
     arguments = ["doctor", "--datasets", "shapes_coco_val", "--sheets", str(tmp_path)]
     assert main(arguments) == 1
     out = capsys.readouterr().out
-    assert f"{first.name} cannot be decoded" in out
+    assert f"{first.name} cannot be read as an image" in out
     assert f"{second.name} is 64 x 32, the annotations say 128 x 128" in out
 
 
@@ -183,8 +184,12 @@ def test_voc_annotations_that_cannot_be(shapes, tmp_path):
     for change, message in (
         (lambda t: t.replace("<name>", "<name>un", 1), "no class 'un"),
         (lambda t: t[: len(t) // 2], "is not a VOC annotation"),
-        (lambda t: t.replace("<xmin>", "<xmin>9", 1), "lies outside its image"),
-        (lambda t: t.replace("xmax", "xmux"), r"is not a VOC annotation (no xmax)"),
+        (lambda t: t.replace("<xmin>", "<xmin>9", 1), "ends before it begins"),
+        (lambda t: re.sub(r"<x(m..)>", r"<x\1>9", t), "lies outside its image (128 x 128)"),
+        (
+            lambda t: t.replace("xmax", "xmux"),
+            r"is not a VOC annotation (no xmax in object 1 (hexagon))",
+        ),
     ):
         files[0].write_text(change(text))
         assert message in open_set(one).problems[0]

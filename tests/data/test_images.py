@@ -2,17 +2,29 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import skimage.data
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
-from intl_transfer.data.images import UnreadableImageError, decode_image, read_image
+from intl_transfer.data.images import (
+    MAX_MEMORY,
+    UnreadableImageError,
+    decode_image,
+    read_header,
+    read_image,
+)
 
 PHOTOGRAPH = Image.fromarray(skimage.data.astronaut()[:120, :160])
 
@@ -97,9 +109,9 @@ def png(width, height, *chunks):
 JPEG = encode(PHOTOGRAPH, "JPEG")
 BAD = {
     "empty": (b"", "the file is empty"),
-    "text": (b"no image at all" * 9, "no image format that is known"),
+    "text": (b"no image at all" * 9, "none of the formats JPEG, PNG"),
     "jpeg-half": (JPEG[: len(JPEG) // 2], "truncated"),
-    "jpeg-head": (JPEG[:40], "Truncated|truncated|no image format"),
+    "jpeg-head": (JPEG[:40], "Truncated|truncated|none of the formats"),
     "jpeg-last-byte": (JPEG[:-1], "truncated"),
     "png-half": (encode(PHOTOGRAPH, "PNG")[:9000], "truncated"),
     "huge": (png(50_000, 50_000, (b"IDAT", zlib.compress(b"\0" * 999))), "bomb|over the limit"),
@@ -156,3 +168,200 @@ def test_files_that_cannot_be_opened(tmp_path):
     finally:
         if superuser:
             os.seteuid(0)
+
+
+def tagged(kind, orientation, image=PHOTOGRAPH):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    lossless = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
+    lossless = {"lossless": True} if kind == "WEBP" else lossless
+    return encode(image, kind, exif=exif, **lossless)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_turned_once(tmp_path, kind, orientation):
+    file = tmp_path / "x.img"
+    file.write_bytes(tagged(kind, orientation))
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(file)).convert("RGB"))
+    upright = read_image(file, upright=True)
+    assert np.array_equal(upright, expected)
+    header = read_header(file)
+    assert (header.height, header.width) == expected.shape[:2]
+    assert header.turned == (orientation >= 5)
+    assert upright.flags.writeable
+    assert upright.flags.c_contiguous
+
+
+def test_a_png_may_tell_how_it_is_turned_after_its_pixels(tmp_path):
+    data = tagged("PNG", 6)
+    start = data.index(b"eXIf") - 4
+    length = 12 + struct.unpack(">I", data[start : start + 4])[0]
+    moved = data[:start] + data[start + length : -12] + data[start : start + length] + data[-12:]
+    (tmp_path / "late.png").write_bytes(moved)
+    assert read_image(tmp_path / "late.png", upright=True).shape == (160, 120, 3)
+    header = read_header(tmp_path / "late.png")
+    assert (header.width, header.height) == (120, 160)
+
+
+def test_damaged_tags_leave_an_image_as_it_is():
+    data = bytearray(tagged("JPEG", 6))
+    data[data.index(b"Exif") + 6 : data.index(b"Exif") + 10] = b"XXXX"
+    assert decode_image(bytes(data), "x", upright=True).shape == (120, 160, 3)
+
+
+DEEP = (np.arange(40 * 60, dtype=np.uint32).reshape(40, 60) * 27).astype(np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("a.png", lambda file: cv2.imwrite(str(file), DEEP)),
+        ("a.tif", lambda file: tifffile.imwrite(file, DEEP)),
+        ("big-endian.tif", lambda file: tifffile.imwrite(file, DEEP, byteorder=">")),
+        ("deflated.tif", lambda file: tifffile.imwrite(file, DEEP, compression="zlib")),
+        ("32-bit.tif", lambda file: tifffile.imwrite(file, DEEP.astype(np.int32))),
+        ("a.pgm", lambda file: cv2.imwrite(str(file), DEEP)),
+        ("rgb.png", lambda file: cv2.imwrite(str(file), np.repeat(DEEP[..., None], 3, 2))),
+        ("rgb.tif", lambda file: tifffile.imwrite(file, np.repeat(DEEP[..., None], 3, 2))),
+    ],
+)
+def test_sixteen_bits_of_any_file_keep_their_upper_eight(tmp_path, name, write):
+    write(tmp_path / name)
+    image = read_image(tmp_path / name)
+    assert np.array_equal(image, np.repeat((DEEP >> 8).astype(np.uint8)[..., None], 3, 2))
+
+
+def test_twelve_bits_are_scaled_by_their_own_range(tmp_path):
+    # Two pixels in three bytes, which no library here writes: an uncompressed file by hand.
+    values = (DEEP >> 4).astype(np.uint16).ravel()
+    packed = bytearray()
+    for first, second in values.reshape(-1, 2).tolist():
+        packed += bytes([first >> 4, (first & 15) << 4 | second >> 8, second & 255])
+    entries = [
+        (256, 60),
+        (257, 40),
+        (258, 12),
+        (259, 1),
+        (262, 1),
+        (273, 8),
+        (277, 1),
+        (278, 40),
+        (279, len(packed)),
+    ]
+    table = struct.pack("<H", len(entries))
+    for tag, value in entries:
+        table += struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value)
+    start = 8 + len(packed)
+    data = b"II*\0" + struct.pack("<I", start) + bytes(packed) + table + b"\0" * 4
+    (tmp_path / "twelve.tif").write_bytes(data)
+    image = read_image(tmp_path / "twelve.tif")
+    assert np.array_equal(image[..., 0], (DEEP >> 8).astype(np.uint8))
+
+
+def test_large_images_are_converted_strip_by_strip_to_the_same(monkeypatch):
+    from intl_transfer.data import images
+
+    kinds = [
+        encode(PHOTOGRAPH.convert("P"), "PNG", transparency=3),
+        encode(PHOTOGRAPH.convert("CMYK"), "TIFF"),
+        encode(PHOTOGRAPH.convert("LA"), "PNG"),
+        encode(PHOTOGRAPH.convert("1"), "PNG"),
+        encode(Image.fromarray(DEEP), "PNG"),
+    ]
+    whole = [decode_image(data, "x") for data in kinds]
+    monkeypatch.setattr(images, "_STRIP", 999)
+    for data, expected in zip(kinds, whole, strict=True):
+        assert np.array_equal(decode_image(data, "x"), expected)
+
+
+_PEAK = """
+import resource, sys
+from intl_transfer.data.images import read_image
+import torch
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(read_image(sys.argv[1]).shape, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_a_small_file_of_many_pixels_needs_what_was_counted(tmp_path):
+    """194 KB that hold 10,000 x 10,000 16-bit pixels: 2 bytes each as decoded, 3 as RGB."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    packer = zlib.compressobj(9)
+    rows = packer.compress(b"\0" * 20_001 * 10_000) + packer.flush()
+    head = struct.pack(">IIBBBBB", 10_000, 10_000, 16, 0, 0, 0, 0)
+    parts = [chunk(b"IHDR", head), chunk(b"IDAT", rows), chunk(b"IEND", b"")]
+    file = tmp_path / "large.png"
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    assert file.stat().st_size < 200_000
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAK, str(file)], capture_output=True, text=True, check=True
+    )
+    shape, kilobytes = done.stdout.rsplit(" ", 1)
+    assert shape == "(10000, 10000, 3)"
+    assert int(kilobytes) * 1024 < 100_000_000 * 6
+
+
+def test_memory_is_bounded_before_decoding(tmp_path):
+    import tracemalloc
+
+    # 8 channels of 16 bits: 16 bytes a pixel as stored; the file holds nothing but its header.
+    side = 9_000
+    tifffile.imwrite(tmp_path / "x.tif", np.zeros((8, 8, 4), np.uint16), photometric="rgb")
+    data = bytearray((tmp_path / "x.tif").read_bytes())
+    with tifffile.TiffFile(tmp_path / "x.tif") as file:
+        for tag in ("ImageWidth", "ImageLength"):
+            place = file.pages[0].tags[tag].valueoffset
+            data[place : place + 4] = struct.pack("<I", side)
+    tracemalloc.start()
+    with pytest.raises(UnreadableImageError, match=r"needs about 1,\d{3} MiB, over the limit"):
+        decode_image(bytes(data), "x.tif")
+    assert tracemalloc.get_traced_memory()[1] < MAX_MEMORY / 100
+    tracemalloc.stop()
+
+
+def test_no_file_starts_another_program(tmp_path, monkeypatch):
+    """PostScript under any name: Pillow would hand it to Ghostscript."""
+    called = tmp_path / "called"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {called}\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    page = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    binary = b"\xc5\xd0\xd3\xc6" + struct.pack("<IIIIIIH", 30, len(page), 0, 0, 0, 0, 0) + page
+    for number, data in enumerate((page, binary)):
+        file = tmp_path / f"{number}.jpg"
+        file.write_bytes(data)
+        for read in (read_image, read_header):
+            with pytest.raises(UnreadableImageError, match=r"none of the formats JPEG, PNG"):
+                read(file)
+    assert not called.exists()
+
+
+def test_images_are_opened_in_one_place():
+    root = Path(__file__).resolve().parents[2]
+    opener = re.compile(r"Image\.open\(|cv2\.im(read|decode)|utils\.read_image|plt\.imread")
+    folders = ("intl_transfer", "detection", "pretrain", "slurm", "scripts")
+    found = {
+        str(file.relative_to(root))
+        for folder in folders
+        for file in (root / folder).rglob("*.py")
+        if opener.search(file.read_text())
+    }
+    assert found == {"intl_transfer/data/images.py"}
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for read in (read_image, read_header):
+        with pytest.raises(UnreadableImageError, match="not a regular file"):
+            read(tmp_path / "pipe.jpg")
+    with pytest.raises(UnreadableImageError, match="cannot be read"):
+        read_image("a\0b.jpg")
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    with pytest.raises(UnreadableImageError, match="the file is empty"):
+        read_header(tmp_path / "empty.jpg")

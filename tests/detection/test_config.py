@@ -71,6 +71,15 @@ def test_published_protocols(recipe, variant):
     }
 
 
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*_boxes.yaml")), ids=lambda p: p.stem)
+def test_boxes_alone_are_all_that_differs(path):
+    boxes, masks = load_config(str(path)), load_config(path.stem.removesuffix("_boxes"))
+    assert (boxes.MODEL.MASK_ON, masks.MODEL.MASK_ON) == (False, True)
+    assert architecture(boxes)["meta"] == "Faster R-CNN"
+    masks.MODEL.MASK_ON = False
+    assert boxes == masks
+
+
 def test_a_wide_backbone_has_its_own_name():
     cfg = load_config("coco_R50_C4", ["MODEL.RESNETS.WIDTH_PER_GROUP", "128"])
     assert architecture(cfg)["backbone"] == "wide_resnet50_2"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -128,7 +129,7 @@ def test_coco_without_any_detection(registered, tmp_path):
         assert set(figures["per_class"].values()) <= {0, None}
 
 
-def test_images_without_annotations_are_written_not_scored(registered, tmp_path):
+def test_images_without_annotations_are_written_not_scored(registered, tmp_path, monkeypatch):
     """As the test images of COCO are, which its server scores."""
     name = "shapes_coco_train"
     records = DatasetCatalog.get(name)
@@ -137,8 +138,8 @@ def test_images_without_annotations_are_written_not_scored(registered, tmp_path)
     del content["annotations"]
     file = tmp_path / "test.json"
     file.write_text(json.dumps(content))
-    del metadata.json_file
-    metadata.json_file = str(file)
+    unannotated = dataclasses.replace(datasets._sets[name], annotations=file)
+    monkeypatch.setitem(datasets._sets, name, unannotated)
     assert evaluated(build_evaluator(name, str(tmp_path)), records, predictions(records)) == {}
     assert len(json.loads(results_file(tmp_path, name).read_text())) > len(records)
 
@@ -170,6 +171,8 @@ def test_voc_is_what_detectron2_says(tmp_path, year):
     (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
     (tmp_path / "JPEGImages").mkdir()
     write_voc(tmp_path, objects, with_sizes=True)
+    for image in objects:
+        (tmp_path / "JPEGImages" / f"{image}.jpg").touch()
     (tmp_path / "list.txt").rename(tmp_path / "ImageSets" / "Main" / "test.txt")
     name, classes = f"tiny_voc_{year}", ["cat", "dog"]
     DatasetCatalog.register(name, lambda: load_voc_instances(str(tmp_path), "test", classes))

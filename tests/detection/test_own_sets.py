@@ -126,23 +126,3 @@ def test_a_wrong_path_ends_it_before_anything_is_built(photographs, tmp_path):
     assert done.returncode == 2
     assert "photos/none.json is missing (looked for" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-@needs_stamps
-def test_classes_are_held_against_each_other(photographs, tmp_path, monkeypatch):
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
-    from detection import datasets
-
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(photographs))
-    monkeypatch.setattr(datasets, "_custom", {})
-    other = {**VOC, "CLASSES": ["bird", "zebra", "tiger"]}
-    datasets.register({"held_coco": COCO, "held_voc": other})
-    try:
-        found = datasets.examine(["held_coco", "held_voc"])
-        with pytest.raises(UserError, match="'held_voc' has other classes than 'held_coco': bird"):
-            datasets.settle_classes(None, found)
-    finally:
-        for name in ("held_coco", "held_voc"):
-            DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)

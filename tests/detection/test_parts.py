@@ -148,6 +148,7 @@ def test_bad_annotations_are_named(data, tmp_path, monkeypatch, registered, chan
 
 def test_missing_data_says_where_it_was_looked_for(tmp_path, monkeypatch, registered):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    datasets.register()
     with pytest.raises(UserError, match=r"intl-transfer data shapes --out"):
         datasets.check(["shapes_coco_train"])
     with pytest.raises(UserError, match=r"'coco_2017_train'.*instances_train2017\.json is missing"):

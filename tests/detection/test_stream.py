@@ -6,13 +6,20 @@ import random
 import numpy as np
 import pytest
 import torch
-from detectron2.data import MapDataset, ToIterableDataset
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    MapDataset,
+    MetadataCatalog,
+    ToIterableDataset,
+)
 from detectron2.data.common import AspectRatioGroupedDataset, DatasetFromList
 from detectron2.data.samplers import TrainingSampler
 from PIL import Image
 
 from detection import stream as module
 from detection.config import load_config
+from detection.images import Mapper, TestImages
 from detection.stream import Examples, ImageError, TrainingStream, build_stream, seed_iteration
 from intl_transfer.errors import UserError
 from tests.detection.conftest import TINY
@@ -123,3 +130,42 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path, workers):
     stream = TrainingStream(Examples(data, read, True), 1, 0, workers)
     with pytest.raises(ImageError, match=r"half\.jpg cannot be used"):
         next(iter(stream))
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR", "L"])
+def test_examples_are_detectron2s(registered, image_format):
+    cfg = load_config("shapes_coco_R18_C4", [*TINY, "INPUT.FORMAT", image_format])
+    for name in ("shapes_coco_train", "shapes_voc_trainval"):
+        for record in DatasetCatalog.get(name):
+            for training in (True, False):
+                ours, theirs = (kind(cfg, training) for kind in (Mapper, DatasetMapper))
+                seed_iteration(0, 0)
+                one = ours(record)
+                seed_iteration(0, 0)
+                other = theirs(record)
+                assert one.keys() == other.keys()
+                assert torch.equal(one["image"], other["image"])
+                if training:
+                    boxes = [e["instances"].gt_boxes.tensor for e in (one, other)]
+                    assert torch.equal(*boxes)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_the_evaluation_cannot_read_is_named(tmp_path, workers):
+    sixteen = np.full((40, 60), 40_000, np.uint16)
+    Image.fromarray(sixteen).save(tmp_path / "deep.png")
+    Image.new("RGB", (60, 40)).save(tmp_path / "half.jpg")
+    half = (tmp_path / "half.jpg").read_bytes()
+    (tmp_path / "half.jpg").write_bytes(half[: len(half) // 2])
+    files = [{"file_name": str(tmp_path / n), "image_id": n} for n in ("deep.png", "half.jpg")]
+    DatasetCatalog.register("half_a_set", lambda: files)
+    MetadataCatalog.get("half_a_set").set(thing_classes=["a"])
+    try:
+        cfg = load_config("shapes_coco_R18_C4", [*TINY, "DATALOADER.NUM_WORKERS", str(workers)])
+        batches = iter(TestImages(cfg, "half_a_set"))
+        assert (next(batches)[0]["image"] == 40_000 >> 8).all()
+        with pytest.raises(ImageError, match=r"half\.jpg cannot be read .*; repair it"):
+            next(batches)
+    finally:
+        DatasetCatalog.remove("half_a_set")
+        MetadataCatalog.remove("half_a_set")

@@ -11,6 +11,8 @@ from typing import Any
 
 from PIL import Image
 
+from intl_transfer.data.images import read_image
+from intl_transfer.errors import UserError
 from intl_transfer.results.report.values import mapping, number, sequence, text
 
 PREDICTIONS = "predictions.json"
@@ -26,7 +28,7 @@ def data_uri(file: Path, side: int) -> tuple[str, float, tuple[int, int]] | None
     """A picture to be written into the page.
 
     Args:
-        file: PNG, JPEG or whatever Pillow reads.
+        file: PNG, JPEG or any other format of :mod:`intl_transfer.data.images`.
         side: of the longer side, in pixels, at most.
 
     Returns:
@@ -34,13 +36,11 @@ def data_uri(file: Path, side: int) -> tuple[str, float, tuple[int, int]] | None
         there or cannot be read.
     """
     try:
-        with Image.open(file) as picture:
-            width = picture.width
-            picture.draft("RGB", (side, side))
-            small = picture.convert("RGB")
-        small.thumbnail((side, side))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        small = Image.fromarray(read_image(file))
+    except UserError:
         return None
+    width = small.width
+    small.thumbnail((side, side))
     out = io.BytesIO()
     small.save(out, "JPEG", quality=80, optimize=True)
     code = base64.b64encode(out.getvalue()).decode()

@@ -1,0 +1,266 @@
+"""Annotations of a detection data set, in one form for both layouts, and the rules both obey.
+
+COCO's json and VOC's xml are read once, into the records here (:mod:`coco_annotations`,
+:mod:`voc_annotations`), and everything takes these: Detectron2's loader, the evaluators, the
+doctor, contact sheets, pictures, class lists. What a reader finds otherwise than it should be has
+either one meaning, is put right and counted (a note), or has none, and is named (a problem).
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+#: A box may reach over an edge by less than this many pixels: coordinates are rounded. What reaches
+#: further is cut.
+SLACK = 1.0
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One annotated object.
+
+    Attributes:
+        label: of its class, an index into the set's classes.
+        bbox: as the layout has it, in pixels from the image's corner: COCO's x, y, width, height,
+            or VOC's left, top, right, bottom.
+        corners: whether ``bbox`` is the latter.
+        segmentation: polygons ``[x, y, x, y, ...]``, or COCO's compressed run lengths (``size``,
+            ``counts``); None where there is no mask.
+        area: in pixels, by which objects are small, medium or large.
+        ignored: a crowd, or difficult: neither counted nor, if a crowd, trained on.
+    """
+
+    label: int
+    bbox: tuple[float, float, float, float]
+    corners: bool = False
+    segmentation: Any = None
+    area: float = 0.0
+    ignored: bool = False
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom in pixels."""
+        if self.corners:
+            return self.bbox
+        x, y, width, height = self.bbox
+        return x, y, x + width, y + height
+
+
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """One image: its file, and its size in pixels, upright."""
+
+    file: Path
+    width: int
+    height: int
+
+
+@dataclass
+class Contents:
+    """What was found in a set.
+
+    Attributes:
+        classes: names in order; a label is an index into them.
+        category_ids: by label, the numbers under which detections are written.
+        images: by id, in the order in which Detectron2 has them.
+        annotations: by image id; images without objects may be absent.
+        problems: one line each; empty for a set that can be trained on.
+        notes: what was read otherwise than it is written, and how often; one line each.
+        annotated: False where the file has no list of annotations at all, as COCO's test images.
+    """
+
+    classes: tuple[str, ...] = ()
+    category_ids: tuple[int, ...] = ()
+    images: dict[Any, AnnotatedImage] = field(default_factory=dict)
+    annotations: dict[Any, list[Annotation]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    annotated: bool = True
+
+    def all_annotations(self) -> Iterator[Annotation]:
+        """Every object of the set."""
+        for found in self.annotations.values():
+            yield from found
+
+    @property
+    def objects(self) -> Counter[str]:
+        """Number of objects of each class."""
+        labels = Counter(one.label for one in self.all_annotations())
+        return Counter({self.classes[label]: count for label, count in labels.items()})
+
+    @property
+    def masks(self) -> tuple[int, int]:
+        """Number of objects with a mask, and without."""
+        found = sum(one.segmentation is not None for one in self.all_annotations())
+        return found, sum(map(len, self.annotations.values())) - found
+
+    def relabelled(self, classes: Sequence[str]) -> Contents:
+        """The same under another list of classes.
+
+        Args:
+            classes: names in order. Those that this set's objects have must be among them; their
+                ids stay, and classes that are new here get ids of their own.
+        """
+        if tuple(classes) == self.classes:
+            return self
+        label = {name: number for number, name in enumerate(classes)}
+        ids = dict(zip(self.classes, self.category_ids, strict=True))
+        free = max(ids.values(), default=0)
+        numbers = []
+        for name in classes:
+            free += name not in ids
+            numbers.append(ids.get(name, free))
+        annotations = {
+            image: [replace(one, label=label[self.classes[one.label]]) for one in found]
+            for image, found in self.annotations.items()
+        }
+        return replace(
+            self, classes=tuple(classes), category_ids=tuple(numbers), annotations=annotations
+        )
+
+
+class Findings:
+    """Problems and notes, the first of each kind with the number of the others.
+
+    Args:
+        published: whether the set is a published one, as the world uses it. What Detectron2 and
+            pycocotools have always taken in such a set is then left as it is, and noted.
+    """
+
+    def __init__(self, published: bool = False) -> None:
+        self.published = published
+        self._problems: dict[str, list[str]] = {}
+        self._notes: dict[str, tuple[str, str, int]] = {}
+
+    def problem(self, kind: str, text: str) -> None:
+        """Takes up what has no meaning."""
+        self._problems.setdefault(kind, []).append(text)
+
+    def doubt(self, kind: str, text: str) -> None:
+        """Takes up what has no meaning, but in a published set."""
+        if self.published:
+            self.note(kind, "left as published", text)
+        else:
+            self.problem(kind, text)
+
+    def note(self, kind: str, text: str, where: str) -> None:
+        """Takes up what has been put right.
+
+        Args:
+            kind: of which there may be many.
+            text: what was done about all of them.
+            where: the place of this one.
+        """
+        first, count = self._notes[kind][1:] if kind in self._notes else (where, 0)
+        self._notes[kind] = (text, first, count + 1)
+
+    @property
+    def any_problem(self) -> bool:
+        """Whether there is any so far."""
+        return bool(self._problems)
+
+    def problems(self) -> list[str]:
+        """One line a kind."""
+        return [
+            found[0] + (f" ({len(found) - 1} more of this kind)" if len(found) > 1 else "")
+            for found in self._problems.values()
+        ]
+
+    def notes(self) -> list[str]:
+        """One line a kind, with its number."""
+        return [
+            f"{text}: {count:,}, the first {where}" for text, where, count in self._notes.values()
+        ]
+
+
+Place = Literal["inside", "cut", "outside"]
+
+
+def place_of(
+    box: tuple[float, float, float, float], width: int, height: int
+) -> tuple[Place, tuple[float, float, float, float]]:
+    """Where a box lies in its image, by one rule for both layouts.
+
+    Args:
+        box: left, top, right, bottom in pixels.
+        width: of the image.
+        height: of the image.
+
+    Returns:
+        ``inside`` and the box as it is, if it reaches over no edge by :data:`SLACK` or more;
+        ``cut`` and the part within the image; or ``outside``, if there is no such part.
+    """
+    left, top, right, bottom = box
+    cut = (max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height)))
+    flat = right <= left or bottom <= top  # of no size: a point or line within the image is inside
+    if cut[2] < cut[0] or cut[3] < cut[1] or (not flat and (cut[2] == cut[0] or cut[3] == cut[1])):
+        return "outside", box
+    over = max(-left, -top, right - width, bottom - height)
+    return ("inside", box) if over < SLACK else ("cut", cut)
+
+
+class Folder:
+    """Files below a folder, found by one listing of each folder in place of one call a file.
+
+    Args:
+        root: the folder; names may also be absolute, or lead out of it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._listed: dict[Path, set[str]] = {}
+
+    def has(self, path: Path) -> bool:
+        """Whether a file is there."""
+        return path.name in self.names(path.parent)
+
+    def names(self, folder: Path) -> set[str]:
+        """All names in a folder; none where it is absent."""
+        if folder not in self._listed:
+            try:
+                self._listed[folder] = set(os.listdir(folder))
+            except (OSError, ValueError):
+                self._listed[folder] = set()
+        return self._listed[folder]
+
+    def find(self, name: str) -> tuple[Path, str | None] | None:
+        """The file of this name, however its separators and accents are written.
+
+        Returns:
+            The path and, if it was found under another spelling, which; None if there is none.
+        """
+        if self.has(self.root / name):
+            return self.root / name, None
+        spellings = {"separators of Windows": name.replace("\\", "/")}
+        spellings["accents in Unicode's form NFC"] = unicodedata.normalize("NFC", name)
+        spellings["accents in Unicode's form NFD"] = unicodedata.normalize("NFD", name)
+        for what, other in spellings.items():
+            if other != name and self.has(self.root / other):
+                return self.root / other, what
+        return None
+
+    def hint(self, name: str) -> str:
+        """Which names in the same folder differ in case or ending only, as part of a message."""
+        path = self.root / name.replace("\\", "/")
+        stem = path.stem.lower()
+        near = sorted(n for n in self.names(path.parent) if Path(n).stem.lower() == stem)
+        return f" There is {' and '.join(repr(n) for n in near[:3])}." if near else ""
+
+
+def listed(names: Iterable[str], limit: int = 8) -> str:
+    """Names in a sentence, the first few of them."""
+    names = list(names)
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
+
+
+def shown(value: Any) -> str:
+    """A value from a file, as short as a message needs it."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

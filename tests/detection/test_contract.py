@@ -1,0 +1,152 @@
+"""The contract for data: every kind of set is used or refused, by doctor and training alike."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, BoxMode, Instances
+
+from detection import datasets
+from detection.evaluators import build_evaluator, summarise
+from detection.images import Mapper
+from detection.train_net import prepare
+from intl_transfer.data.detection_doctor import chosen, look
+from intl_transfer.errors import UserError
+from tests.data import odd_coco, odd_coco_wrong, odd_voc
+from tests.detection.conftest import TINY
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def configured(folder: Path, block: dict, kind, base: str = "shapes_coco_R18_FPN.yaml") -> Path:
+    """A user's configuration of one set."""
+    options = dict(kind.options)
+    if classes := options.pop("CLASSES", None):
+        for one in block.values():
+            one["CLASSES"] = classes
+    values = {
+        "_BASE_": str(ROOT / "configs" / "detection" / base),
+        "CUSTOM_DATASETS": block,
+        "DATASETS": {"TRAIN": [next(iter(block))], "TEST": [list(block)[-1]]},
+        **options,
+    }
+    path = folder / "own.yaml"
+    path.write_text(json.dumps(values))
+    return path
+
+
+def trained(config: Path, folder: Path):
+    """The configuration as a training begins with it, or the error that ends it."""
+    arguments = SimpleNamespace(
+        config=str(config),
+        opts=[*TINY, "MODEL.DEVICE", "cpu"],
+        weights="random",
+        output_dir=str(folder / "run"),
+        resume=False,
+        eval_only=False,
+        seed=0,
+        lr=None,
+        norm="BN",
+        scale_to_batch=None,
+        num_gpus=1,
+        num_machines=1,
+    )
+    try:
+        return prepare(arguments)[0]
+    except UserError as error:
+        return str(error)
+
+
+def examined(config: Path, folder: Path):
+    """The doctor's problems and notes."""
+    (request,) = chosen([str(config)], folder)
+    findings = look(request, folder / "sheets", everything=True)
+    return tuple([line for f in findings for line in getattr(f, k)] for k in ("problems", "notes"))
+
+
+@pytest.fixture
+def forgotten():
+    yield
+    for name in list(datasets._custom):
+        del datasets._custom[name]
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def perfect(record, masks):
+    """The truth of a record as a detector's output."""
+    annotations = [a for a in record["annotations"] if not a.get("iscrowd")]
+    size = record["height"], record["width"]
+    found = Instances(size)
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    found.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    found.pred_classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)
+    found.scores = torch.linspace(1, 0.9, len(annotations))
+    if masks:
+        drawn = np.zeros((len(annotations), *size), bool)
+        for mask, a in zip(drawn, annotations, strict=True):
+            shape = a["segmentation"]
+            if isinstance(shape, list):
+                shape = mask_util.merge(mask_util.frPyObjects(shape, *size))
+            mask[:] = mask_util.decode(shape)
+        found.pred_masks = torch.from_numpy(drawn)
+    return {"instances": found}
+
+
+def check(config: Path, folder: Path, kind) -> None:
+    """Doctor and training agree; what is refused says why, what is used scores 100 by the truth."""
+    problems, notes = examined(config, folder)
+    cfg = trained(config, folder)
+    if kind.refused is not None:
+        assert isinstance(cfg, str), notes
+        assert re.search(kind.refused, cfg), cfg
+        assert cfg in problems
+        return
+    assert problems == []
+    assert not isinstance(cfg, str), cfg
+    if kind.note is not None:
+        assert [note for note in notes if re.search(kind.note, note)], notes
+    assert kind.masks == cfg.MODEL.MASK_ON
+    train, test = cfg.DATASETS.TRAIN[0], cfg.DATASETS.TEST[0]
+    mapper, objects = Mapper(cfg, True), 0
+    for record in DatasetCatalog.get(train):
+        found = mapper(record)["instances"]
+        objects += len(found)
+        assert not (cfg.MODEL.MASK_ON and len(found)) or len(found.gt_masks) == len(found)
+    assert objects > 0
+    assert list(MetadataCatalog.get(train).thing_classes) == list(cfg.CUSTOM_DATASETS[test].CLASSES)
+    records, evaluator = DatasetCatalog.get(test), build_evaluator(test, str(folder))
+    evaluator.reset()
+    evaluator.process(records, [perfect(record, cfg.MODEL.MASK_ON) for record in records])
+    for figures in summarise(evaluator.evaluate(), test).values():
+        assert figures["AP50"] == pytest.approx(100)
+        assert {v for v in figures["per_class"].values() if v is not None} == {figures["AP"]}
+
+
+assert odd_coco_wrong.KINDS is odd_coco.KINDS  # which it has added to
+
+
+@pytest.mark.parametrize("name", odd_coco.KINDS)
+def test_coco(tmp_path, monkeypatch, forgotten, name):
+    kind = odd_coco.KINDS[name]
+    odd = odd_coco.Odd(tmp_path / "set")
+    kind.change(odd)
+    monkeypatch.chdir(tmp_path)
+    check(configured(tmp_path, odd.write(), kind), tmp_path, kind)
+
+
+@pytest.mark.parametrize("name", odd_voc.KINDS)
+def test_voc(tmp_path, monkeypatch, forgotten, name):
+    kind = odd_voc.KINDS[name]
+    odd = odd_voc.Odd(tmp_path / "set")
+    kind.change(odd)
+    monkeypatch.chdir(tmp_path)
+    check(configured(tmp_path, odd.write(), kind, "shapes_voc_R18_C4.yaml"), tmp_path, kind)
