@@ -9,6 +9,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_voc_instances, register_coco_instances
 
+from detection.config import classes_key, number_of_classes, set_number_of_classes
 from intl_transfer.data import detection_contents
 from intl_transfer.data.detection_contents import Contents, class_names, count_note, open_set
 from intl_transfer.data.detection_sets import (
@@ -141,17 +142,16 @@ def settle_classes(cfg: Any, found: dict[str, Contents]) -> None:
                 f"{', '.join(found[first].classes)}. Give both the same, in CLASSES of "
                 "CUSTOM_DATASETS or in the json files"
             )
-    count, heads = len(found[first].classes), cfg.MODEL.ROI_HEADS
-    if count == heads.NUM_CLASSES:
+    count, configured = len(found[first].classes), number_of_classes(cfg)
+    if count == configured:
         return
     if first not in _custom:
         raise UserError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {heads.NUM_CLASSES}, but '{first}' has {count} "
-            f"classes ({', '.join(found[first].classes[:5])} ...); give "
-            f"MODEL.ROI_HEADS.NUM_CLASSES {count}"
+            f"{classes_key(cfg)} is {configured}, but '{first}' has {count} classes "
+            f"({', '.join(found[first].classes[:5])} ...); give {classes_key(cfg)} {count}"
         )
-    print(f"{count} classes, as '{first}' has (the configuration: {heads.NUM_CLASSES})")
-    heads.NUM_CLASSES = count
+    print(f"{count} classes, as '{first}' has (the configuration: {configured})")
+    set_number_of_classes(cfg, count)
 
 
 def _located(name: str) -> DetectionSet:
