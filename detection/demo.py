@@ -18,6 +18,7 @@ from detection import datasets, detector
 from detection.checks import check_settings
 from detection.config import config_of, load_config, number_of_classes
 from detection.weights import load_detector, read_weights
+from intl_transfer.data.class_names import told_apart
 from intl_transfer.data.drawing import Thing, draw_things, mask_outlines
 from intl_transfer.data.images import read_image
 from intl_transfer.errors import UserError
@@ -112,7 +113,8 @@ class Detector:
         self, cfg: Any, classes: Sequence[str], state: Mapping[str, torch.Tensor] | None = None
     ) -> None:
         number = number_of_classes(cfg)
-        self.classes = [*classes, *(f"class {i}" for i in range(len(classes), number))][:number]
+        named = [*classes, *(f"class {i}" for i in range(len(classes), number))]
+        self.classes = told_apart(named[:number])
         self._cfg = cfg
         self._model = build_model(cfg)
         if state is None:

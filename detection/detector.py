@@ -17,6 +17,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detection.checkpoints import newest_checkpoint
 from detection.config import RANDOM, like
 from intl_transfer.conversion.settings import config_values
+from intl_transfer.data.class_names import told_apart
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.runs import read_results
 from intl_transfer.runs.records import DetectionResults, Detector
@@ -150,7 +151,7 @@ def match_classes(
     Raises:
         UserError: for classes that the detector does not know, and for names that stand twice.
     """
-    if theirs is None or list(theirs) == list(ours):
+    if theirs is None or list(theirs) in (list(ours), told_apart(ours)):
         return None
     missing = [word for word in ours if word not in theirs]
     if missing:

@@ -27,6 +27,7 @@ from detection import coco_figures
 from detection.curves import curve_entry, write_curves
 from detection.datasets import layout
 from detection.voc_figures import THRESHOLDS, VocDetection, read_objects, voc_curves
+from intl_transfer.data.class_names import told_apart
 from intl_transfer.runs import write_atomically
 
 _LOG = logging.getLogger("detectron2.evaluation")
@@ -125,7 +126,7 @@ def _categories(name: str) -> tuple[list[int], dict[int, str]]:
         DatasetCatalog.get(name)  # reads them from the annotation file
     places = metadata.thing_dataset_id_to_contiguous_id
     ids = sorted(places, key=places.__getitem__)
-    return ids, dict(zip(ids, metadata.thing_classes, strict=True))
+    return ids, dict(zip(ids, told_apart(metadata.thing_classes), strict=True))
 
 
 class VOCEvaluator(DatasetEvaluator):
@@ -246,7 +247,7 @@ def summarise(results: dict[str, Any], name: str) -> dict[str, Any]:
     coco = layout(name) == "coco"
     tasks = _TASKS if coco else {"bbox": "voc"}
     keys = ("AP", "AP50", "AP75", *(_SIZES if coco else ()))
-    classes = MetadataCatalog.get(name).thing_classes
+    classes = told_apart(MetadataCatalog.get(name).thing_classes)
     return {
         ours: {
             **{key: _number(results[theirs].get(key)) for key in keys},
