@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from detectron2.config import CfgNode, get_cfg
 from intl_transfer.errors import UserError
 from intl_transfer.runs import schedules
 from intl_transfer.runs.config import resolve_config
+from intl_transfer.runs.settings import IMPLIED, comparable, flatten
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "detection"
 RANDOM = "random"
@@ -32,9 +33,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> CfgNode:
         UserError: for an unknown name or key, a wrong type, or a YAML tag that would run code.
     """
     path = resolve_config(name, CONFIGS)
-    cfg = get_cfg()
-    # Data sets of one's own, by name (intl_transfer.data.detection_sets.custom_sets).
-    cfg.CUSTOM_DATASETS = CfgNode(new_allowed=True)
+    cfg = _blank()
     try:
         # Detectron2's own `merge_from_file` allows tags that run code; this does not.
         values = CfgNode.load_yaml_with_base(str(path), allow_unsafe=False)
@@ -45,6 +44,58 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> CfgNode:
     except (FileNotFoundError, AssertionError) as error:
         raise UserError(f"{path}: its _BASE_ cannot be read ({error})") from None
     _merge(cfg, lambda: cfg.merge_from_other_cfg(CfgNode(values)), str(path))
+    return _overridden(cfg, overrides)
+
+
+def config_of(values: Mapping[str, Any], overrides: Sequence[str], where: str) -> CfgNode:
+    """The configuration that a detector's file carries, made by whichever Detectron2.
+
+    Args:
+        values: nested, as :func:`as_dict` gives them.
+        overrides: ``KEY VALUE KEY VALUE ...``.
+        where: the file, for messages.
+
+    Returns:
+        The whole configuration, not frozen. Keys that this Detectron2 has not are left out, and
+        said, unless they do there what is done here.
+
+    Raises:
+        UserError: for an override of an unknown key or a wrong type.
+    """
+    cfg = _blank()
+    cfg.CUSTOM_DATASETS = CfgNode(dict(values.get("CUSTOM_DATASETS") or {}))
+    own = flatten({key: value for key, value in values.items() if key != "CUSTOM_DATASETS"})
+    known = flatten(cfg)
+    dropped = [key for key in own if key not in known]
+    implied = IMPLIED["detection"]
+    told = [k for k in dropped if k not in implied or comparable(implied[k]) != comparable(own[k])]
+    if told:
+        print(f"note: {where} was made by another Detectron2; left out: {', '.join(told)}")
+    for key, value in own.items():
+        if key in known:
+            pair = [key, like(known[key], value)]
+            _merge(cfg, lambda pair=pair: cfg.merge_from_list(pair), where)
+    return _overridden(cfg, overrides)
+
+
+def like(known: Any, value: Any) -> Any:
+    """A value out of JSON, with tuples where a configuration's own value has them."""
+    if isinstance(known, tuple) and isinstance(value, (list, tuple)):
+        return tuple(like(known[0] if known else None, inner) for inner in value)
+    return value
+
+
+def _blank() -> CfgNode:
+    """Detectron2's defaults, with the keys of this project."""
+    cfg = get_cfg()
+    # Data sets of one's own, by name (intl_transfer.data.detection_sets.custom_sets).
+    cfg.CUSTOM_DATASETS = CfgNode(new_allowed=True)
+    # The training images whose labels are used (detection.labels).
+    cfg.DATASETS.LABELS = CfgNode({"FRACTION": 1.0, "SEED": 0, "LIST": ""})
+    return cfg
+
+
+def _overridden(cfg: CfgNode, overrides: Sequence[str]) -> CfgNode:
     if len(overrides) % 2:
         raise UserError(f"overrides are KEY VALUE pairs; found {' '.join(overrides)}")
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
@@ -93,3 +144,23 @@ def schedule_name(cfg: CfgNode) -> str:
     return schedules.schedule_name(
         cfg.DATASETS.TRAIN[0], solver.MAX_ITER, solver.STEPS, solver.IMS_PER_BATCH
     )
+
+
+def number_of_classes(cfg: CfgNode) -> int:
+    """How many classes the configured detector tells apart."""
+    return int(_classes(cfg).NUM_CLASSES)
+
+
+def set_number_of_classes(cfg: CfgNode, count: int) -> None:
+    """Makes the configured detector tell so many classes apart."""
+    _classes(cfg).NUM_CLASSES = count
+
+
+def classes_key(cfg: CfgNode) -> str:
+    """The key that holds it: a RetinaNet has one of its own."""
+    one_stage = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
+    return f"MODEL.{'RETINANET' if one_stage else 'ROI_HEADS'}.NUM_CLASSES"
+
+
+def _classes(cfg: CfgNode) -> CfgNode:
+    return cfg.MODEL[classes_key(cfg).split(".")[1]]

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from intl_transfer.data.drawing import colour
+from intl_transfer.data.fonts import families
 from intl_transfer.runs import read_metrics, write_atomically
 
 RECALL = [round(point / 100, 2) for point in range(101)]
@@ -32,8 +33,10 @@ def curve_entry(curves: Mapping[str, np.ndarray | None]) -> dict[str, Any]:
         ``{"recall": [...], "precision": {CLASS: [...] or None, "mean": [...] or None}}``.
     """
     there = [curve for curve in curves.values() if curve is not None]
+    # A class may be called so.
+    named = {"mean (class)" if name == "mean" else name: curve for name, curve in curves.items()}
     precision = {
-        **{name: None if curve is None else _rounded(curve) for name, curve in curves.items()},
+        **{name: None if curve is None else _rounded(curve) for name, curve in named.items()},
         "mean": _rounded(np.mean(there, axis=0)) if there else None,
     }
     return {"recall": RECALL, "precision": precision}
@@ -76,13 +79,16 @@ def draw_curves(folder: str | Path) -> list[str]:
 def _precision_recall(curves: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(4.6 * len(curves) + 1.8, 4.2), layout="constrained")
     axes = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    named = {name for one in curves.values() for name in one["0.50"]["precision"]}
+    text = families("\n".join(sorted(named))) if len(named) <= _NAMED + 1 else []
     for axis, (task, thresholds) in zip(axes, curves.items(), strict=True):
         classes = {k: v for k, v in thresholds["0.50"]["precision"].items() if k != "mean"}
         for label, (name, values) in enumerate(classes.items()):
             if values is not None:
                 few = len(classes) <= _NAMED
                 shade = tuple(v / 255 for v in colour(label)) if few else "#b8b8b8"
-                axis.plot(RECALL, values, color=shade, lw=1, alpha=0.9, label=name if few else None)
+                shown = _as_it_is(name) if few else None
+                axis.plot(RECALL, values, color=shade, lw=1, alpha=0.9, label=shown)
         if len(classes) > _NAMED:
             axis.plot([], [], color="#b8b8b8", lw=1, label=f"each of {len(classes)} classes")
         for (iou, entry), style in zip(thresholds.items(), ("-", "--"), strict=False):
@@ -95,12 +101,22 @@ def _precision_recall(curves: Mapping[str, Any]) -> Figure:
         axis.set(xlabel="recall", xlim=(0, 1), ylim=(0, 1.02), title=_TITLES[task])
         _tidy(axis)
     axes[0].set_ylabel("precision (classes at IoU 0.50)")
-    _legends(axes)
+    _legends(axes, text)
     return figure
 
 
-def _legends(axes: Sequence[Axes]) -> None:
-    """The means, which differ, in each panel; the classes once, beside the last."""
+def _as_it_is(name: str) -> str:
+    """A name for a legend, where ``$`` begins mathematics and ``_`` hides what follows."""
+    return ("\u200b" if name.startswith("_") else "") + name.replace("$", r"\$")
+
+
+def _legends(axes: Sequence[Axes], text: Sequence[str]) -> None:
+    """The means, which differ, in each panel; the classes once, beside the last.
+
+    Args:
+        axes: the panels.
+        text: font families that have the classes' names.
+    """
     for axis in axes:
         lines = [line for line in axis.lines if not line.get_label().startswith("_")]
         means = [line for line in lines if line.get_label().startswith("mean at")]
@@ -113,7 +129,7 @@ def _legends(axes: Sequence[Axes]) -> None:
                 loc="center left",
                 bbox_to_anchor=(1.01, 0.5),
                 frameon=False,
-                fontsize=8,
+                prop={"size": 8, **({"family": list(text)} if text else {})},
             )
 
 

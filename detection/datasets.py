@@ -14,6 +14,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
+from detection.config import classes_key, number_of_classes, set_number_of_classes
 from intl_transfer.data import detection_contents
 from intl_transfer.data.annotations import Annotation, Contents
 from intl_transfer.data.detection_contents import open_set, read_set, remarks
@@ -228,17 +229,16 @@ def settle_classes(cfg: Any, found: dict[str, Contents]) -> None:
     for note in agreement.notes:
         print(f"note: {note}")
     found.update(agreement.contents)
-    count, heads = len(found[first].classes), cfg.MODEL.ROI_HEADS
-    if count == heads.NUM_CLASSES:
+    count, configured = len(found[first].classes), number_of_classes(cfg)
+    if count == configured:
         return
     if first not in _custom:
         raise UserError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {heads.NUM_CLASSES}, but '{first}' has {count} "
-            f"classes ({', '.join(found[first].classes[:5])} ...); give "
-            f"MODEL.ROI_HEADS.NUM_CLASSES {count}"
+            f"{classes_key(cfg)} is {configured}, but '{first}' has {count} classes "
+            f"({', '.join(found[first].classes[:5])} ...); give {classes_key(cfg)} {count}"
         )
-    print(f"{count} classes, as '{first}' has (the configuration: {heads.NUM_CLASSES})")
-    heads.NUM_CLASSES = count
+    print(f"{count} classes, as '{first}' has (the configuration: {configured})")
+    set_number_of_classes(cfg, count)
 
 
 def fit_to_data(cfg: Any, found: Mapping[str, Contents], asked: bool | None) -> None:

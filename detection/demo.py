@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,14 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from PIL import Image
 
-from detection import datasets
-from detection.config import RANDOM, load_config
-from detection.session import newest_checkpoint
+from detection import datasets, detector
+from detection.checks import check_settings
+from detection.config import config_of, load_config, number_of_classes
 from detection.weights import load_detector, read_weights
+from intl_transfer.data.class_names import told_apart
 from intl_transfer.data.drawing import Thing, draw_things, mask_outlines
 from intl_transfer.data.images import read_image
 from intl_transfer.errors import UserError
-from intl_transfer.runs import read_results
-from intl_transfer.runs.records import DetectionResults
 
 SCORE = 0.5  # detections below it are not shown
 _LEAST, _MOST = 480, 1600  # longest side of what is drawn
@@ -51,23 +50,39 @@ def demonstrate(
         UserError: for weights, a configuration or pictures that cannot be used; all pictures are
             opened before the detector is built.
     """
-    file, own = _detector(weights)
-    if config is None and own is None:
-        raise UserError("--config is needed where --weights is not a run directory")
-    cfg = load_config(config or str(own), overrides)
+    file = detector.find(weights, "--demo")
+    beside = file.parent / "config.yaml"
+    if config is None and not file.is_file():
+        raise UserError(
+            f"weights not found: looked for {file} ({file.resolve()}). A run directory or a "
+            "detector's own file is enough; beside any other, --config is needed too"
+        )
+    content = read_weights(str(file))
+    record = detector.stated(content, file)
+    if config is not None:
+        cfg = load_config(config, overrides)
+    elif record is not None:
+        cfg = config_of(record.config, overrides, str(file))
+    elif beside.is_file():
+        cfg = load_config(str(beside), overrides)
+    else:
+        raise UserError(f"{file} does not state its configuration: --config is needed")
+    if record is not None:
+        detector.follow_detector(cfg, record, overrides[::2])
+    check_settings(cfg, config or str(file))
     cfg.MODEL.WEIGHTS = str(file)
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     opened = {picture: open_upright(picture) for picture in pictures}
-    detector = Detector(cfg, class_names(cfg, file.parent))
+    found = Detector(cfg, class_names(cfg, content, file), content["model"])
     written: list[Path] = []
     for picture, image in opened.items():
-        things = detector(image)
+        things = found(image)
         target = _target(Path(folder), picture, written)
         drawn, factor = _drawable(image)
         text = min(28, max(12, round(max(drawn.size) / 60)))
         target.parent.mkdir(parents=True, exist_ok=True)
-        names = detector.classes
+        names = found.classes
         shown = [thing.scaled(factor) for thing in things if (thing.score or 0) >= SCORE]
         draw_things(drawn, shown, names, text).save(target, optimize=True)
         written.append(target)
@@ -81,14 +96,20 @@ class Detector:
     Args:
         cfg: the configuration, with the weights.
         classes: names; classes beyond them are called by number.
+        state: the weights; None reads the file that the configuration names.
     """
 
-    def __init__(self, cfg: Any, classes: Sequence[str]) -> None:
-        number = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        self.classes = [*classes, *(f"class {i}" for i in range(len(classes), number))][:number]
+    def __init__(
+        self, cfg: Any, classes: Sequence[str], state: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
+        number = number_of_classes(cfg)
+        named = [*classes, *(f"class {i}" for i in range(len(classes), number))]
+        self.classes = told_apart(named[:number])
         self._cfg = cfg
         self._model = build_model(cfg)
-        load_detector(self._model, read_weights(cfg.MODEL.WEIGHTS)["model"], cfg.MODEL.WEIGHTS)
+        if state is None:
+            state = read_weights(cfg.MODEL.WEIGHTS)["model"]
+        load_detector(self._model, dict(state), cfg.MODEL.WEIGHTS)
         self._model.eval()
 
     def __call__(self, image: Image.Image) -> list[Thing]:
@@ -165,11 +186,11 @@ def open_upright(picture: str) -> Image.Image:
     return Image.fromarray(read_image(path, upright=True))
 
 
-def class_names(cfg: Any, folder: Path) -> list[str]:
-    """The detector's classes: from its run directory, else from the data set, if that is there."""
-    results = read_results(folder)
-    for figures in results.metrics.values() if isinstance(results, DetectionResults) else ():
-        return list(figures["per_class"])
+def class_names(cfg: Any, content: Mapping[str, Any], file: Path) -> list[str]:
+    """The detector's classes: from its file or run, else from the data set, if that is there."""
+    named = detector.class_names(content, file)
+    if named is not None:
+        return named
     datasets.register(cfg.CUSTOM_DATASETS)
     if not cfg.DATASETS.TEST or cfg.DATASETS.TEST[0] not in DatasetCatalog.list():
         return []
@@ -178,25 +199,6 @@ def class_names(cfg: Any, folder: Path) -> list[str]:
         with contextlib.suppress(UserError):  # names that only the annotations know
             DatasetCatalog.get(cfg.DATASETS.TEST[0])
     return list(metadata.get("thing_classes", []))
-
-
-def _detector(weights: str | None) -> tuple[Path, Path | None]:
-    """The weights file, and the run's configuration where a run directory was given."""
-    if weights is None or weights == RANDOM:
-        raise UserError(
-            "--demo needs a fine-tuned detector: --weights FILE or --weights RUN_DIRECTORY"
-        )
-    path = Path(weights)
-    if not path.is_dir():
-        return path, None
-    final = path / "model_final.pth"
-    if not final.exists():
-        chosen = newest_checkpoint(path)
-        if chosen is None:
-            raise UserError(f"{path} holds no checkpoint (model_*.pth)")
-        final = chosen
-    config = path / "config.yaml"
-    return final, config if config.exists() else None
 
 
 def _target(folder: Path, picture: str, written: Sequence[Path]) -> Path:

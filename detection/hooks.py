@@ -6,6 +6,7 @@ import contextlib
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from fvcore.nn.precise_bn import update_bn_stats
+from torch.nn.parallel import DistributedDataParallel
 
 from detection.stream import TrainingStream, seed_iteration
 from intl_transfer.runs import RunDirectory
@@ -21,6 +23,26 @@ from intl_transfer.runs.stopping import Stopped, StopRequest
 
 PERIOD = 20  # iterations between progress lines
 _KEPT = 2  # checkpoints, the last iteration's aside
+
+
+# Kept by one-stage detectors beside their parameters, in no state dict.
+_AVERAGES = ("loss_normalizer",)
+
+
+def moving_averages(model: torch.nn.Module) -> dict[str, float]:
+    """What a detector averages over iterations beside its state dict, such as RetinaNet's loss.
+
+    Detectron2 neither saves it nor keeps passes for statistics out of it.
+    """
+    model = model.module if isinstance(model, DistributedDataParallel) else model
+    return {name: float(getattr(model, name)) for name in _AVERAGES if hasattr(model, name)}
+
+
+def set_moving_averages(model: torch.nn.Module, values: Mapping[str, float]) -> None:
+    """Puts back what :func:`moving_averages` gave."""
+    model = model.module if isinstance(model, DistributedDataParallel) else model
+    for name, value in values.items():
+        setattr(model, name, value)
 
 
 class Seeds(HookBase):
@@ -133,8 +155,10 @@ class PreciseStatistics(HookBase):
     def after_step(self) -> None:
         """Replaces the running averages where an evaluation follows."""
         if evaluation_due(self.trainer, self._period):
+            kept = moving_averages(self.trainer.model)
             with EventStorage():  # what the model tells of these passes is of no interest
                 update_bn_stats(self.trainer.model, self._stream, self._batches)
+            set_moving_averages(self.trainer.model, kept)
 
 
 class Checkpoints(HookBase):

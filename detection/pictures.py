@@ -25,7 +25,9 @@ from PIL import Image, ImageDraw
 
 from detection.datasets import contents
 from detection.evaluators import results_file
-from intl_transfer.data.drawing import Thing, colour, draw_things, font, mask_outlines
+from intl_transfer.data.class_names import told_apart
+from intl_transfer.data.drawing import Thing, draw_things, mask_outlines
+from intl_transfer.data.fonts import draw_text, font
 from intl_transfer.data.images import read_image
 from intl_transfer.runs import write_atomically
 
@@ -79,7 +81,7 @@ def write_pictures(folder: str | Path, name: str) -> None:
     folder = Path(folder)
     ordered = sorted(pictures(folder, name), key=lambda one: (-one.error, -sum(one.counts[1:])))
     chosen = [ordered[place] for place in _chosen(len(ordered))]
-    classes = list(MetadataCatalog.get(name).thing_classes)  # known since the set was read
+    classes = told_apart(MetadataCatalog.get(name).thing_classes)  # known since the set was read
     shutil.rmtree(folder / "predictions", ignore_errors=True)
     (folder / "predictions").mkdir(parents=True)
     entries, small = [], []
@@ -259,7 +261,7 @@ def _sheet(
     sheet = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(sheet)
     title = f"{name}: the worst images, then in equal steps down to the best"
-    pen.text((_GAP, _GAP), title, font=font(_TEXT + 3), fill="black")
+    draw_text(pen, (_GAP, _GAP + _TEXT + 2), title, _TEXT + 3, "black")
     legend = (
         "left truth, right predictions from score 0.5; dashed: missed or false; thin: not counted"
     )
@@ -275,15 +277,4 @@ def _sheet(
                 sheet.paste(draw_things(image, things, classes), (x, y + line))
                 x += _TILE + _GAP // 2
         y += tall + line + _GAP
-    return _with_palette(sheet, len(classes))
-
-
-def _with_palette(sheet: Image.Image, classes: int) -> Image.Image:
-    """In 256 colours, those of the classes among them: a quarter of the size, and as clear."""
-    kept = [255, 255, 255, 0, 0, 0]
-    kept += [value for label in range(min(classes, 40)) for value in colour(label)]
-    palette = Image.new("P", (1, 1))
-    others = np.array(sheet.quantize(256 - len(kept) // 3).getpalette()).reshape(-1, 3)
-    others[others.min(axis=1) > 240] = 255  # else paper comes out as nearly white
-    palette.putpalette([*kept, *others.ravel().tolist()])
-    return sheet.quantize(palette=palette, dither=Image.Dither.NONE)
+    return sheet

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from detection.config import as_dict
 from intl_transfer.errors import UserError
+from intl_transfer.runs.architectures import architecture
 from intl_transfer.runs.schedules import scaled
 
 # What a ResNet-50 Mask R-CNN keeps of one image of 800 x 1333 pixels for the backward pass, in
@@ -57,9 +59,9 @@ def batch_that_fits(cfg: Any, gpus: int, memory_gb: float) -> int:
     rows = cfg.SOLVER.IMS_PER_BATCH // gpus
     # Counted for: every layer trained, float32.
     if cfg.MODEL.BACKBONE.FREEZE_AT == 0 and not cfg.SOLVER.AMP.ENABLED:
-        head = "C4" if "Res5" in cfg.MODEL.ROI_HEADS.NAME else "FPN"
+        head = architecture(as_dict(cfg)).head
         pixels = max(cfg.INPUT.MIN_SIZE_TRAIN) * cfg.INPUT.MAX_SIZE_TRAIN
-        need = _GB_PER_IMAGE[head] * pixels / _PIXELS
+        need = _GB_PER_IMAGE.get(head, _GB_PER_IMAGE["C4"]) * pixels / _PIXELS
         while rows > 1 and _GB_FIXED + rows * need > memory_gb:
             rows -= 1
     return gpus * max(1, rows)

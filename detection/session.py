@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,15 +14,17 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
-from detection import datasets
+from detection import datasets, labels
+from detection.checkpoints import check_whole, checkpoints
 from detection.config import as_dict, schedule_name
+from detection.detector import stated
 from detection.trainer import ADVICE, Trainer
 from intl_transfer.conversion.pipeline import initialisation as described
-from intl_transfer.conversion.reading import read_content
-from intl_transfer.errors import UserError, first_line
+from intl_transfer.errors import UserError
 from intl_transfer.runs import (
     MANIFEST,
     RunDirectory,
+    architectures,
     read_manifest,
     sha256_file,
     write_atomically,
@@ -32,7 +32,6 @@ from intl_transfer.runs import (
 from intl_transfer.runs.atomic import clear_leftovers
 from intl_transfer.runs.changes import changed_data, changes_of, refuse
 from intl_transfer.runs.checkpoint import take_newest
-from intl_transfer.runs.finite import first_nonfinite
 from intl_transfer.runs.records import (
     SCHEMA,
     Architecture,
@@ -41,6 +40,7 @@ from intl_transfer.runs.records import (
     Evaluator,
     ImageSet,
     Initialisation,
+    Labels,
     Schedule,
 )
 
@@ -55,7 +55,8 @@ def set_up(cfg: Any, training: bool) -> None:
     folder = Path(cfg.OUTPUT_DIR)
     if comm.is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "config.yaml", lambda out: out.write(cfg.dump().encode()))
+        if training or not (folder / MANIFEST).exists():  # a run's is that of its training
+            write_atomically(folder / "config.yaml", lambda out: out.write(cfg.dump().encode()))
     comm.synchronize()
     for name in ("detectron2", "fvcore"):
         setup_logger(str(folder), distributed_rank=rank, name=name)
@@ -97,6 +98,14 @@ def initialisation(cfg: Any, content: dict[str, Any] | None) -> Initialisation:
     if content is None:
         return described()
     provenance = content.get("provenance")
+    record = stated(content, cfg.MODEL.WEIGHTS)
+    if record is not None:  # what was pretrained is not what is begun with
+        before, built = record.initialisation.method or "unknown", record.architecture
+        provenance = {
+            "source_format": "intl-transfer detector",
+            "backbone": built.backbone,
+            "method": f"{before}, then {built.meta} on {', '.join(record.train)}",
+        }
     return described(
         sha256_file(cfg.MODEL.WEIGHTS), provenance if isinstance(provenance, dict) else None
     )
@@ -136,6 +145,22 @@ def open_run(
     )
 
 
+def labels_used(cfg: Any, trainer: Trainer, images: Mapping[str, ImageSet]) -> Labels | None:
+    """The part of the training images whose labels are used; None for all.
+
+    Raises:
+        UserError: if what is loaded is not what was examined and recorded.
+    """
+    lists = trainer.data_loader.lists
+    for name, own in lists.items():
+        recorded, loaded = images[name].labels, labels.described(cfg, own, 0)
+        if recorded is None or recorded.digest != loaded.digest:
+            raise UserError(
+                f"the images of '{name}' changed while the run was being prepared: start it again"
+            )
+    return labels.overall(cfg, lists, sum(images[name].images or 0 for name in lists))
+
+
 def results_of(
     cfg: Any,
     start: Initialisation,
@@ -145,6 +170,7 @@ def results_of(
 ) -> DetectionResults:
     """The content of ``results.json``, after the last iteration."""
     name, solver, costs = cfg.DATASETS.TEST[0], cfg.SOLVER, trainer.costs
+    used = labels_used(cfg, trainer, images)
     return DetectionResults(
         schema_version=SCHEMA,
         stage="detection",
@@ -153,10 +179,11 @@ def results_of(
             train=list(cfg.DATASETS.TRAIN),
             layout=datasets.layout(name),
             images=images[name].images,
+            **({} if used is None else {"labels": used}),
         ),
         architecture=architecture(cfg),
         schedule=Schedule(
-            name=schedule_name(cfg),
+            name=schedule_name(cfg) + labels.suffix(used),
             iterations=solver.MAX_ITER,
             batch_size=solver.IMS_PER_BATCH,
             base_lr=solver.BASE_LR,
@@ -183,13 +210,7 @@ def evaluator(name: str) -> Evaluator:
 
 def architecture(cfg: Any) -> Architecture:
     """The detector's kind, backbone and head."""
-    resnets = cfg.MODEL.RESNETS
-    wide = resnets.DEPTH >= 50 and resnets.WIDTH_PER_GROUP == 128
-    return Architecture(
-        meta="Mask R-CNN" if cfg.MODEL.MASK_ON else "Faster R-CNN",
-        backbone=f"wide_resnet{resnets.DEPTH}_2" if wide else f"resnet{resnets.DEPTH}",
-        head="C4" if "Res5" in cfg.MODEL.ROI_HEADS.NAME else "FPN",
-    )
+    return architectures.architecture(as_dict(cfg))
 
 
 def resume(trainer: Trainer, folder: Path) -> bool:
@@ -219,45 +240,8 @@ def resume(trainer: Trainer, folder: Path) -> bool:
     return found is not None
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint; damaged ones are named and passed over.
-
-    Raises:
-        UserError: if there are checkpoints and none is whole.
-    """
-    found = take_newest(checkpoints(folder), check_whole, folder)
-    return None if found is None else found[0]
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """A run's checkpoints, newest first."""
-    return sorted(folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime, reverse=True)
-
-
-def check_whole(path: Path) -> None:
-    """Refuses a checkpoint that is damaged, or holds NaN or infinity.
-
-    Raises:
-        UserError: saying which.
-    """
-    if not path.exists():
-        raise UserError(
-            f"{path} is not there on {socket.gethostname()}; all nodes need the same disk"
-        )
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({first_line(error)})") from None
-    if damaged is not None:
-        raise UserError(f"{path} is damaged: the checksum of its record '{damaged}' is wrong")
-    broken = first_nonfinite(read_content(path).values)
-    if broken is not None:
-        raise UserError(f"{path} holds NaN or infinity in {broken}")
-
-
-def introduce(cfg: Any, start: Initialisation) -> None:
-    """One line of what is going to be trained."""
+def introduce(cfg: Any, start: Initialisation, used: Labels | None = None) -> None:
+    """One line of what is going to be trained, and one of the labels where they are not all."""
     built = architecture(cfg)
     print(
         f"{built.meta} {built.backbone}-{built.head} on "
@@ -266,6 +250,8 @@ def introduce(cfg: Any, start: Initialisation) -> None:
         f"{cfg.SOLVER.BASE_LR:g}, {cfg.MODEL.RESNETS.NORM}, seed {cfg.SEED}, in {cfg.OUTPUT_DIR}",
         flush=True,
     )
+    if used is not None:
+        print(labels.in_words(used), flush=True)
 
 
 def not_finite(error: FloatingPointError) -> str:

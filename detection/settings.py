@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from detection.checks import check_settings
 from detection.config import RANDOM, load_config
 from detection.scaling import batch_that_fits, scale_to_batch
 from intl_transfer.errors import UserError
@@ -30,8 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def resolve(arguments: argparse.Namespace) -> Any:
+def resolve(arguments: argparse.Namespace, own: Any = None) -> Any:
     """The configuration that the command line asks for, as this machine can run it.
+
+    Args:
+        arguments: the command line.
+        own: a detector's own configuration with what the command line changes, where no other was
+            named.
 
     Returns:
         The configuration, not frozen. ``MODEL.WEIGHTS`` is empty for random initialisation.
@@ -39,7 +45,8 @@ def resolve(arguments: argparse.Namespace) -> Any:
     Raises:
         UserError: for what cannot be run, with what would.
     """
-    cfg = load_config(arguments.config, arguments.opts)
+    cfg = load_config(arguments.config, arguments.opts) if own is None else own
+    check_settings(cfg, arguments.config or str(arguments.weights))
     if arguments.seed < 0:
         raise UserError(f"--seed {arguments.seed}: expected 0 or more")
     cfg.SEED = arguments.seed
@@ -54,10 +61,14 @@ def resolve(arguments: argparse.Namespace) -> Any:
             "no weights given: MODEL.WEIGHTS is empty. Give --weights FILE, or --weights random to "
             "train from scratch"
         )
-    name = Path(arguments.config).stem
     if arguments.output_dir:
         cfg.OUTPUT_DIR = arguments.output_dir
+    elif arguments.eval_only:  # never the run's own folder, whose files are of its own evaluation
+        file = Path(weights).resolve()
+        word = file.parent.name if file.stem == "model_final" else file.stem
+        cfg.OUTPUT_DIR = f"runs/evaluation/{word}_on_{cfg.DATASETS.TEST[0]}"
     elif cfg.OUTPUT_DIR == "./output":  # Detectron2's own default: all runs in one folder
+        name = Path(arguments.config).stem
         cfg.OUTPUT_DIR = f"runs/detection/{name}_{Path(weights).stem}_seed{cfg.SEED}"
     cfg.MODEL.WEIGHTS = "" if weights == RANDOM else weights
     if arguments.norm is not None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import DatasetFromList, get_detection_dataset_dicts
+from detectron2.data import DatasetFromList
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from detection.images import ImageError, Mapper, Named, OneRankError
+from detection.labels import training_records
 from intl_transfer.data.loaders import rank_batch_size, worker_options
 from intl_transfer.errors import UserError
 
@@ -51,7 +53,10 @@ class TrainingStream:
 
     Attributes:
         start: iterations to leave out; set before the first batch is asked for.
+        lists: ids of the images whose labels are used, by training set; empty for a full run.
     """
+
+    lists: Mapping[str, Sequence[str]] = MappingProxyType({})
 
     def __init__(self, examples: Examples, rows: int, seed: int, workers: int = 0) -> None:
         self._examples, self._rows, self._seed, self._workers = examples, rows, seed, workers
@@ -149,12 +154,12 @@ def build_stream(cfg: Any) -> TrainingStream:
             f"DATALOADER.SAMPLER_TRAIN is '{cfg.DATALOADER.SAMPLER_TRAIN}'; the published "
             "protocols, and this trainer, know 'TrainingSampler' only"
         )
-    records = get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    )
+    records, lists = training_records(cfg)
     examples = Examples(records, Mapper(cfg, True), cfg.DATALOADER.ASPECT_RATIO_GROUPING)
     rows = rank_batch_size(cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size())
-    return TrainingStream(examples, rows, cfg.SEED, cfg.DATALOADER.NUM_WORKERS)
+    stream = TrainingStream(examples, rows, cfg.SEED, cfg.DATALOADER.NUM_WORKERS)
+    stream.lists = lists
+    return stream
 
 
 def seed_iteration(seed: int, iteration: int) -> None:

@@ -2,6 +2,7 @@
 
     python detection/train_net.py --config coco_R50_C4.yaml --weights weights/intl_r50.pth
     python detection/train_net.py --config voc_R50_C4.yaml --weights random --seed 3 --num-gpus 8
+    python detection/train_net.py --weights RUN --eval-only
     python detection/train_net.py --weights RUN --demo picture.jpg
 
 Any of Detectron2's options can follow as KEY VALUE. Run again with --resume to continue; exit
@@ -25,23 +26,27 @@ sys.path[0] = str(ROOT)
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
 warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")
 
-from detection import datasets, weights  # isort: skip  # first: prepares Detectron2
+from detection import datasets, detector, labels, weights  # isort: skip  # first: prepares Detectron2
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
-from detection.config import CONFIGS, RANDOM
+from detection.checks import check_settings
+from detection.config import CONFIGS, RANDOM, config_of, load_config
 from detection.curves import draw_curves
 from detection.demo import demonstrate
 from detection.evaluators import summarise
 from detection.machines import launch
 from detection.pictures import write_pictures
 from detection.session import (
+    architecture,
     check_same_run,
     finished,
     initialisation,
     introduce,
+    labels_used,
     not_finite,
     open_run,
     results_of,
@@ -55,10 +60,10 @@ from detection.trainer import Trainer
 from intl_transfer.boundary import Boundary
 from intl_transfer.data.detection_roles import asked_of_masks
 from intl_transfer.errors import UserError
-from intl_transfer.runs import RunDirectory, write_json
+from intl_transfer.runs import RunDirectory, sha256_file, write_json
 from intl_transfer.runs.config import resolve_config
 from intl_transfer.runs.lock import directory_lock
-from intl_transfer.runs.records import ImageSet, Initialisation
+from intl_transfer.runs.records import Detector, ImageSet, Initialisation
 from intl_transfer.runs.stopping import Stopped, StopRequest, ending, passed_on
 
 AGAIN = "--resume continues"
@@ -131,7 +136,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--resume", action="store_true", help="continue the run in the output folder"
     )
-    parser.add_argument("--eval-only", action="store_true", help="evaluate a finished detector")
+    parser.add_argument(
+        "--eval-only",
+        action="store_true",
+        help="evaluate a fine-tuned detector (--weights FILE or RUN), by its own configuration or "
+        "on the test set of another (--config)",
+    )
     parser.add_argument(
         "--demo",
         nargs="+",
@@ -144,7 +154,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dist-url", default="auto", help="rendezvous for several machines")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="Detectron2's options")
     arguments = parser.parse_intermixed_args()
-    if arguments.config is None and not arguments.demo:  # a run directory has its own
+    # A detector has its own.
+    if arguments.config is None and not arguments.demo and not arguments.eval_only:
         parser.error("the following arguments are required: --config")
     return arguments
 
@@ -158,20 +169,20 @@ def prepare(
         The configuration, the weights file's content (None for random initialisation), and what
         the data sets hold.
     """
+    if arguments.eval_only:
+        return prepare_evaluation(arguments)
     cfg = resolve(arguments)
-    if len(cfg.DATASETS.TEST) != 1:
-        raise UserError(
-            f"DATASETS.TEST is {tuple(cfg.DATASETS.TEST)}; expected one data set, whose figures go "
-            "into results.json"
-        )
+    require_one_test_set(cfg)
     datasets.register(cfg.CUSTOM_DATASETS)
-    names = [*([] if arguments.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
-    found = datasets.examine(names)
+    found = datasets.examine([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     datasets.settle_classes(cfg, found)
     datasets.fit_to_data(
         cfg, found, asked_of_masks(resolve_config(arguments.config, CONFIGS), arguments.opts)
     )
     images = datasets.described(found)
+    ids = {name: list(found[name].images) for name in cfg.DATASETS.TRAIN}
+    for name, own in labels.chosen(cfg, ids).items():
+        images[name].labels = labels.described(cfg, own, len(ids[name]))
     content = weights.read_weights(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None
     if content is not None:
         given = weights.set_by_user(arguments.config, arguments.opts)
@@ -179,7 +190,7 @@ def prepare(
         if changed:
             print(f"as belongs to {cfg.MODEL.WEIGHTS}: {', '.join(changed)}")
     cfg.freeze()
-    if (Path(cfg.OUTPUT_DIR) / "manifest.json").exists() and not arguments.eval_only:
+    if (Path(cfg.OUTPUT_DIR) / "manifest.json").exists():
         if not arguments.resume:
             raise UserError(
                 f"{cfg.OUTPUT_DIR} holds a run already. Continue it with --resume, give another "
@@ -187,6 +198,76 @@ def prepare(
             )
         check_same_run(cfg, content, images)
     return cfg, content, images
+
+
+def require_one_test_set(cfg: Any) -> None:
+    """Refuses a configuration without a training set, or with other than one test set."""
+    if len(cfg.DATASETS.TEST) != 1:
+        raise UserError(
+            f"DATASETS.TEST is {tuple(cfg.DATASETS.TEST)}; expected one data set, whose figures go "
+            "into results.json"
+        )
+    if not cfg.DATASETS.TRAIN:
+        raise UserError("DATASETS.TRAIN is empty; expected the name of a data set, or several")
+
+
+def prepare_evaluation(
+    arguments: argparse.Namespace,
+) -> tuple[Any, dict[str, Any], dict[str, ImageSet]]:
+    """As :func:`prepare`, of ``--eval-only``: a detector, and the set that it is tested on."""
+    named = arguments.weights
+    if named is None and arguments.config is not None:
+        named = load_config(arguments.config, arguments.opts).MODEL.WEIGHTS
+    file = detector.find(named, "--eval-only")
+    arguments.weights = str(file)
+    content = weights.read_weights(str(file))
+    record = detector.stated(content, file)
+    cfg = resolve(arguments, None if arguments.config else own_config(arguments, file, record))
+    require_one_test_set(cfg)
+    weights.check_whole(content["model"], str(file))
+    changed = []
+    if arguments.config:
+        given = weights.set_by_user(arguments.config, arguments.opts)
+        changed = weights.follow_settings(cfg, content, given)
+    if record is not None:
+        changed += detector.follow_detector(cfg, record, arguments.opts[::2])
+    if changed:
+        few = ", ".join(changed[:6]) + (f" and {len(changed) - 6} more" if changed[6:] else "")
+        print(f"as belongs to {file}: {few}")
+    if record is None and "settings" not in content:
+        print(
+            f"assumed: {file} does not say how it takes images; {cfg.INPUT.FORMAT}, mean "
+            f"{list(cfg.MODEL.PIXEL_MEAN)}, deviation {list(cfg.MODEL.PIXEL_STD)}"
+        )
+    datasets.register(cfg.CUSTOM_DATASETS)
+    found = datasets.examine(list(cfg.DATASETS.TEST))
+    (name,) = cfg.DATASETS.TEST
+    names = detector.class_names(content, file)
+    detector.match_classes(names, found[name].classes, file, name)  # refuses here, early
+    if names is None:
+        datasets.settle_classes(cfg, found)
+        print(f"assumed: {file} does not name its classes; they are those of '{name}', in order")
+    content["classes"] = names
+    check_settings(cfg, str(file))
+    cfg.freeze()
+    return cfg, content, datasets.described(found)
+
+
+def own_config(arguments: argparse.Namespace, file: Path, record: Detector | None) -> Any:
+    """The configuration of a detector that states it, or has it beside it.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if record is not None:
+        return config_of(record.config, arguments.opts, str(file))
+    beside = file.parent / "config.yaml"
+    if not beside.is_file():
+        raise UserError(
+            f"{file} does not state its configuration, and no config.yaml lies beside it: name it "
+            "with --config"
+        )
+    return load_config(str(beside), arguments.opts)
 
 
 def worker(
@@ -201,6 +282,7 @@ def worker(
     status = 0
     try:
         if arguments.eval_only:
+            assert content is not None
             evaluate(cfg, content)
         else:
             status = train(cfg, content, images, arguments)
@@ -221,19 +303,38 @@ def worker(
         raise SystemExit(status)
 
 
-def evaluate(cfg: Any, content: dict[str, Any] | None) -> None:
+def evaluate(cfg: Any, content: dict[str, Any]) -> None:
     """Evaluates a fine-tuned detector and writes ``evaluation.json``."""
+    (name,) = cfg.DATASETS.TEST
     model = Trainer.build_model(cfg)
-    if content is None:
-        raise UserError("--eval-only needs a fine-tuned detector: give it with --weights FILE")
     weights.load_detector(model, content["model"], cfg.MODEL.WEIGHTS)
-    results = Trainer.test(cfg, model)
+    DatasetCatalog.get(name)  # names its classes as the evaluator numbers them
+    classes = MetadataCatalog.get(name).thing_classes
+    places = detector.match_classes(content["classes"], classes, cfg.MODEL.WEIGHTS, name)
+    evaluator = Trainer.build_evaluator(cfg, name)
+    if places is not None:
+        left = [word for word, at in zip(content["classes"], places, strict=True) if at < 0]
+        if comm.is_main_process():
+            print(
+                f"classes matched by name: {len(places) - len(left)} of the detector's "
+                f"{len(places)}" + (f"; not in '{name}': {', '.join(left[:5])}" if left else "")
+            )
+        evaluator = detector.InClassesOf(evaluator, places)
+    results = Trainer.test(cfg, model, [evaluator])
     if comm.is_main_process():
-        metrics = summarise(results, cfg.DATASETS.TEST[0])
+        metrics = summarise(results, name)
         show(metrics)
-        write_json(Path(cfg.OUTPUT_DIR) / "evaluation.json", {"metrics": metrics})
-        write_pictures(cfg.OUTPUT_DIR, cfg.DATASETS.TEST[0])
+        found = {
+            "metrics": metrics,
+            "dataset": name,
+            "architecture": architecture(cfg).as_json(),
+            "weights": {"path": cfg.MODEL.WEIGHTS, "sha256": sha256_file(cfg.MODEL.WEIGHTS)},
+            "test_augmentation": cfg.TEST.AUG.ENABLED,
+        }
+        write_json(Path(cfg.OUTPUT_DIR) / "evaluation.json", found)
+        write_pictures(cfg.OUTPUT_DIR, name)
         draw_curves(cfg.OUTPUT_DIR)
+        print(f"written: {cfg.OUTPUT_DIR}/evaluation.json")
 
 
 def train(
@@ -250,8 +351,11 @@ def train(
         if comm.is_main_process():
             run = open_run(cfg, start, Path(arguments.config).stem, images)
             stack.enter_context(run.recording())
-            introduce(cfg, start)
-        trainer = Trainer(cfg, run, stop)
+        trainer = Trainer(cfg, run, stop, start, images)
+        used = labels_used(cfg, trainer, images)
+        if run is not None:
+            introduce(cfg, start, used)
+            labels.write_list(cfg.OUTPUT_DIR, trainer.data_loader.lists)
         if content is not None:
             weights.check_backbone(trainer.model, content["model"], cfg.MODEL.WEIGHTS)
         if not arguments.resume or not resume(trainer, Path(cfg.OUTPUT_DIR)):

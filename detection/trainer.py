@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.modeling import build_model
+from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
 from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
 
+from detection.config import as_dict
+from detection.detector import statement
 from detection.evaluators import build_evaluator, summarise
-from detection.hooks import PERIOD, Checkpoints, Costs, Evaluation, PreciseStatistics, Seeds
+from detection.hooks import (
+    PERIOD,
+    Checkpoints,
+    Costs,
+    Evaluation,
+    PreciseStatistics,
+    Seeds,
+    moving_averages,
+    set_moving_averages,
+)
 from detection.images import TestImages
 from detection.roi_heads import Res5ROIHeadsExtraNorm
 from detection.stream import TrainingStream, build_stream
 from detection.weights import read_weights
 from intl_transfer.runs import RunDirectory, write_atomically
+from intl_transfer.runs.architectures import architecture
 from intl_transfer.runs.finite import require_finite
+from intl_transfer.runs.records import Detector, ImageSet, Initialisation
 from intl_transfer.runs.stopping import StopRequest
 
 #: What can be done about a training that is not finite.
@@ -36,7 +52,13 @@ __all__ = ["AtomicCheckpointer", "Res5ROIHeadsExtraNorm", "Trainer"]
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer: whole files or none, and nothing in them that runs code."""
+    """Detectron2's checkpointer: whole files or none, and nothing in them that runs code.
+
+    Attributes:
+        statement: what each file says of itself, beside the weights.
+    """
+
+    statement: Mapping[str, Any] = MappingProxyType({})
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Writes ``name.pth``; whenever the process dies, it is whole or absent.
@@ -47,7 +69,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         content = {key: value.state_dict() for key, value in self.checkpointables.items()}
-        content = {"model": self.model.state_dict(), **content, **kwargs}
+        content = {"model": self.model.state_dict(), **content, **kwargs, **self.statement}
         path = Path(self.save_dir) / f"{name}.pth"
         require_finite(content, f"{path} was not written", f". {ADVICE}")
         write_atomically(path, lambda file: torch.save(content, file))
@@ -64,6 +86,8 @@ class Trainer(DefaultTrainer):
         cfg: the configuration.
         run: the run directory, on global rank 0.
         stop: asked after every iteration.
+        start: what the detector begins with.
+        images: what its data sets hold, by name.
 
     Attributes:
         evaluation: the evaluators' output after the last iteration, by task, in %.
@@ -71,7 +95,14 @@ class Trainer(DefaultTrainer):
         costs: of this training, once it has run.
     """
 
-    def __init__(self, cfg: Any, run: RunDirectory | None, stop: StopRequest) -> None:
+    def __init__(
+        self,
+        cfg: Any,
+        run: RunDirectory | None,
+        stop: StopRequest,
+        start: Initialisation | None = None,
+        images: Mapping[str, ImageSet] | None = None,
+    ) -> None:
         self._run, self._stop = run, stop
         self.evaluation: dict[str, Any] = {}
         self.saved = True
@@ -81,6 +112,19 @@ class Trainer(DefaultTrainer):
         self.checkpointer = AtomicCheckpointer(
             self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
+        config, sets = as_dict(cfg), images or {}
+        record = Detector(
+            config=config,
+            # As the records that were trained on number them.
+            classes=list(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes),
+            architecture=architecture(config),
+            initialisation=start or Initialisation(),
+            train=list(cfg.DATASETS.TRAIN),
+            dataset={name: sets[name] for name in cfg.DATASETS.TRAIN if name in sets},
+            seed=cfg.SEED,
+            run=None if run is None else run.manifest.id,
+        )
+        self.checkpointer.statement = statement(record)
 
     @classmethod
     def build_model(cls, cfg: Any) -> torch.nn.Module:
@@ -102,6 +146,14 @@ class Trainer(DefaultTrainer):
     def build_evaluator(cls, cfg: Any, dataset_name: str) -> DatasetEvaluator:
         """The evaluator of a data set's layout."""
         return build_evaluator(dataset_name, cfg.OUTPUT_DIR)
+
+    @classmethod
+    def test(cls, cfg: Any, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:
+        """Evaluates a model; with ``TEST.AUG.ENABLED``, over sizes and flips of each image."""
+        if cfg.TEST.AUG.ENABLED:
+            model = GeneralizedRCNNWithTTA(cfg, model)
+        found: dict[str, Any] = super().test(cfg, model, evaluators)
+        return found
 
     def build_hooks(self) -> list[HookBase]:
         """Schedule, costs, precise BN, checkpoints, evaluation, progress; in this order.
@@ -140,18 +192,21 @@ class Trainer(DefaultTrainer):
         TrainerBase.train(self, self.start_iter, self.max_iter)
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: iteration, hooks, optimiser and scaler.
+        """For a checkpoint: iteration, hooks, optimiser, scaler, moving averages of the model.
 
-        Detectron2 v0.6 leaves out the last two, and goes on without momentum.
+        Detectron2 v0.6 leaves out all but the first two, and goes on without momentum.
         """
         state: dict[str, Any] = TrainerBase.state_dict(self)
-        return {**state, **{name: part.state_dict() for name, part in self._parts().items()}}
+        state |= {name: part.state_dict() for name, part in self._parts().items()}
+        kept = moving_averages(self.model)
+        return {**state, **({"moving_averages": kept} if kept else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up what :meth:`state_dict` gave."""
         TrainerBase.load_state_dict(self, state_dict)
         for name, part in self._parts().items():
             part.load_state_dict(state_dict[name])
+        set_moving_averages(self.model, state_dict.get("moving_averages", {}))
 
     def _parts(self) -> dict[str, Any]:
         scaler = getattr(self._trainer, "grad_scaler", None)  # where SOLVER.AMP is on

@@ -248,6 +248,19 @@ def check_loaded(model: nn.Module, weights: dict[str, Tensor], path: str) -> Non
             raise UserError(f"weights {path}: {name} was not loaded as it is in the file")
 
 
+def check_whole(weights: Mapping[str, Tensor], path: str) -> None:
+    """Refuses a file that holds a backbone alone, before a data set is opened.
+
+    Raises:
+        UserError: if nothing in it is of a detector's heads.
+    """
+    if not any(name.startswith(("roi_heads.", "proposal_generator.", "head.")) for name in weights):
+        raise UserError(
+            f"weights {path} are not a whole detector, but a backbone: fine-tune it first (without "
+            "--eval-only), or give the run directory of a fine-tuned one"
+        )
+
+
 def load_detector(model: nn.Module, weights: dict[str, Tensor], path: str) -> None:
     """Loads a whole fine-tuned detector.
 
@@ -293,8 +306,9 @@ def _backbone_tensors(model: nn.Module) -> dict[str, Tensor]:
         if name.startswith(_BACKBONE)
         and not name.startswith(_EXTRA)
         and not name.endswith("num_batches_tracked")
-        # FPN's own layers are made for the detector.
+        # A pyramid's own layers are made for the detector.
         and ".fpn_" not in name
+        and ".top_block." not in name
     }
 
 

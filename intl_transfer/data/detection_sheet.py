@@ -11,6 +11,7 @@ from pycocotools import mask as run_lengths
 from intl_transfer.data import drawing
 from intl_transfer.data.annotations import Annotation, Contents
 from intl_transfer.data.detection_contents import spread
+from intl_transfer.data.fonts import draw_text
 from intl_transfer.data.images import read_image
 from intl_transfer.errors import UserError
 
@@ -36,7 +37,7 @@ def contact_sheet(contents: Contents, path: str | Path, count: int = 12) -> None
         x, y = place % _COLUMNS * _TILE, place // _COLUMNS * (_TILE + _TITLE)
         sheet.paste(tile, (x + (_TILE - tile.width) // 2, y + _TITLE))
         title = contents.images[key].file.name
-        ImageDraw.Draw(sheet).text((x + 3, y + 1), title[-44:], "black", drawing.font(11))
+        draw_text(ImageDraw.Draw(sheet), (x + 3, y + 12), title[-44:], 11, "black")
     sheet.save(path)
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from intl_transfer.data.fonts import draw_text, text_box
 
 # Told apart also by most of those who see colours differently; more classes turn the hue on.
 _COLOURS = (
@@ -59,14 +58,6 @@ def colour(label: int) -> tuple[int, int, int]:
     hue, light = (label * 0.381966) % 1.0, (0.42, 0.58, 0.5)[label % 3]
     red, green, blue = (round(255 * v) for v in colorsys.hls_to_rgb(hue, light, 0.75))
     return red, green, blue
-
-
-@lru_cache
-def font(size: int) -> ImageFont.FreeTypeFont:
-    """The font that comes with matplotlib, so that pictures look the same everywhere."""
-    return ImageFont.truetype(
-        Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size
-    )
 
 
 def draw_things(
@@ -150,7 +141,7 @@ def _draw_names(
     for thing in things:
         score = "" if thing.score is None else f" {thing.score:.2f}"
         name = f"{classes[thing.label]}{score}"
-        left, top, right, bottom = pen.textbbox((0, 0), name, font=font(text))
+        left, top, right, bottom = text_box(name, text)
         width, height = right - left + 4, bottom - top + 3
         x0, y0, x1, y1 = thing.box
         places = [(x0, y0 - height), (x0, y1), (x0, y0), (x1 - width, y0 - height)]
@@ -166,9 +157,8 @@ def _draw_names(
         shade = colour(thing.label)
         pen.rectangle((x, y, x + width - 1, y + height - 1), fill=shade)
         bright = 0.299 * shade[0] + 0.587 * shade[1] + 0.114 * shade[2] > 140
-        pen.text(
-            (x + 2 - left, y + 1 - top), name, font=font(text), fill="black" if bright else "white"
-        )
+        place = (x + 2 - left, y + 1 - top)
+        draw_text(pen, place, name, text, "black" if bright else "white")
 
 
 def _meets(

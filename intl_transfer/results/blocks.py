@@ -10,11 +10,15 @@ from intl_transfer.results.rows import Column, Figures, Part, Row, Table
 from intl_transfer.results.run import METRICS, TASKS, Run
 from intl_transfer.results.starts import assumed_note
 from intl_transfer.results.statistics import Summary, summarise, summarise_pretrainings
+from intl_transfer.runs.records import DetectionResults
 from intl_transfer.runs.settings import Group, comparable, group
 from intl_transfer.runs.wording import in_words
 
 LrSelection = Literal["separate", "best"]
 CHOSEN = "chosen for each row"
+NORM = "MODEL.RESNETS.NORM"
+# Batch norms over all GPUs: MoCo's fine-tuning files have the first, INTL's the second.
+_NORMS = ("naiveSyncBN", "SyncBN")
 _FREEZE_AT = "MODEL.BACKBONE.FREEZE_AT"
 _RATE = "SOLVER.BASE_LR"
 FOREIGN_NOTE = (
@@ -102,8 +106,9 @@ def _table(key: tuple[str, ...], found: Group[Run]) -> Table:
     if frozen:
         differing[_FREEZE_AT] = frozen  # said also where nothing else is
     said = ", ".join(text for text in (further, in_words(differing)) if text)
-    standard = not frozen and not further and set(differing) <= {_FREEZE_AT}
-    part = Part(name, architecture, schedule, tasks, iterations, batch, lr, said, standard)
+    standard = not further and set(differing) <= {_FREEZE_AT, NORM} and _is_standard(runs[0])
+    labels = labels_of(runs[0])
+    part = Part(name, architecture, schedule, tasks, iterations, batch, lr, said, standard, labels)
     notes = (assumed_note(found.assumed),) if found.assumed else ()
     stated = _stated_keys(runs) if any(run.foreign for run in runs) else set()
     groups: dict[str, list[Run]] = defaultdict(list)
@@ -143,6 +148,28 @@ def _frozen(run: Run) -> int:
     """How many stages of the backbone were not trained; 0 where that is not known."""
     value = run.protocol.get(_FREEZE_AT)
     return value if isinstance(value, int) else 0
+
+
+def _is_standard(run: Run) -> bool:
+    """Whether nothing that a run states is against the protocol of the published rows."""
+    stated = run.protocol
+    return (
+        not _frozen(run)
+        and stated.get(NORM, _NORMS[0]) in _NORMS
+        and not stated.get("TEST.AUG.ENABLED", False)
+        and not labels_of(run)
+    )
+
+
+def labels_of(run: Run) -> str:
+    """The share of the labels that a run was trained on: ``10 %``, ``1,183 images``; "" for all."""
+    assert isinstance(run.results, DetectionResults)
+    used = run.results.dataset.labels
+    if used is None:
+        return ""
+    if used.fraction is not None:
+        return f"{100 * used.fraction:g} %"
+    return f"{used.images:,} images" if used.images is not None else "a list of images"
 
 
 def make_row(

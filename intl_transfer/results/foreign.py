@@ -19,10 +19,10 @@ import yaml
 
 from intl_transfer.errors import UserError
 from intl_transfer.results.reading import check_plain
+from intl_transfer.runs.architectures import architecture
 from intl_transfer.runs.metrics import end_of
 from intl_transfer.runs.records import (
     SCHEMA,
-    Architecture,
     Dataset,
     DetectionResults,
     Initialisation,
@@ -84,8 +84,8 @@ def read_foreign(
         iterations, batch = int(solver["MAX_ITER"]), int(solver["IMS_PER_BATCH"])
         base_lr, steps = float(solver["BASE_LR"]), tuple(map(int, solver["STEPS"]))
         train, test = list(config["DATASETS"]["TRAIN"]), list(config["DATASETS"]["TEST"])
-        depth, head = int(model["RESNETS"]["DEPTH"]), str(model["ROI_HEADS"]["NAME"])
-        masks, weights = bool(model["MASK_ON"]), str(model.get("WEIGHTS") or "")
+        built = architecture({**config, "MODEL": {**model, "RESNETS": {**model["RESNETS"]}}})
+        weights = str(model.get("WEIGHTS") or "")
         seed = int(config.get("SEED", -1))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise UserError(
@@ -119,11 +119,7 @@ def read_foreign(
         schema_version=SCHEMA,
         stage="detection",
         dataset=Dataset(name=name, train=list(map(str, train)), layout=_layout(name)),
-        architecture=Architecture(
-            meta="Mask R-CNN" if masks else "Faster R-CNN",
-            backbone=f"resnet{depth}",
-            head="C4" if "Res5" in head else "FPN",
-        ),
+        architecture=built,
         schedule=Schedule(
             name=schedule_name(str(train[0]), iterations, steps, batch),
             iterations=iterations,

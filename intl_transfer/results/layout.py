@@ -7,9 +7,10 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from intl_transfer.results.blocks import CHOSEN, rank
+from intl_transfer.results.blocks import CHOSEN, NORM, rank
 from intl_transfer.results.published import PublishedRow, published_detection
 from intl_transfer.results.rows import Figures, Row, Table
+from intl_transfer.runs.architectures import RCNN
 
 Layout = Literal["paper", "dataset"]
 
@@ -67,12 +68,17 @@ def _family(table: Table) -> tuple[str, str, bool]:
     words = table.dataset.lower().split("_")
     known = ("coco", "voc", "val", "test", "minival", "test-dev")
     kept = [word for word in words if word not in known and not word.isdigit()]
-    return "_".join(kept), table.architecture.rsplit(" ", 1)[-1], table.parts[0].standard
+    meta, _, built = table.architecture.rpartition(" ")
+    # Masks or none, an R-CNN is an R-CNN; a RetinaNet is another detector.
+    built = built if meta in RCNN or not meta else table.architecture
+    return "_".join(kept), built, table.parts[0].standard
 
 
 def _headed(table: Table) -> Table:
     (part,) = table.parts
-    name = head(part.dataset)
+    meta = part.architecture.rpartition(" ")[0]
+    further = "" if meta in RCNN else meta
+    name = " ".join(text for text in (head(part.dataset), part.labels, further) if text)
     names = {"box": f"{name} det.", "mask": f"{name} seg.", "voc": name}
     headings = {task: names.get(task, f"{name} {task}") for task in table.tasks}
     return dataclasses.replace(table, headings=headings)
@@ -128,7 +134,8 @@ def with_published(tables: list[Table], layout: Layout) -> list[Table]:
             here = [entry for entry in rows if any(k[0] in tasks for k in entry.figures)]
             partners = [t for t in tables if _takes(t, dataset, schedule)]
             for table in partners:
-                table.rows.extend(_row(entry, tasks) for entry in here)
+                measured = _norms(table, tasks)
+                table.rows.extend(_row(entry, tasks, measured) for entry in here)
             if partners:
                 # What has found its place is not shown again.
                 rows = [dataclasses.replace(e, figures=_others(e, tasks)) for e in rows]
@@ -137,21 +144,48 @@ def with_published(tables: list[Table], layout: Layout) -> list[Table]:
     return result
 
 
+# By data set, the detector behind its published rows: with masks, boxes score otherwise.
+_PUBLISHED_WITH = {_COCO: "Mask R-CNN resnet50-C4", _VOC: "Faster R-CNN resnet50-C4"}
+
+
 def _takes(table: Table, dataset: str, schedule: str) -> bool:
     """Whether a measured table may hold rows published under the standard protocol."""
     for part in table.parts:
         if (part.dataset, part.schedule) != (dataset, schedule):
             continue
         usual = part.standard and part.lr in ("0.02", CHOSEN)
-        return usual and part.architecture.endswith("resnet50-C4")
+        return usual and part.architecture == _PUBLISHED_WITH[dataset]
     return False
+
+
+def _norms(table: Table, tasks: Sequence[str]) -> tuple[str, ...]:
+    """The batch norms with which the measured rows of some columns were fine-tuned, as stated."""
+    part = next(part for part in table.parts if set(part.tasks) & set(tasks))
+    runs = [run for row in table.rows for run in row.runs]
+    here = [run for run in runs if run.results.dataset.name == part.dataset]
+    return tuple(sorted({str(run.protocol.get(NORM, "")) for run in here} - {""}))
+
+
+def _norm_note(theirs: str, measured: Sequence[str]) -> str:
+    """The footnote of a published row beside measured ones; "" where both have the same norm."""
+    if theirs and tuple(measured) == (theirs,):
+        return ""
+    ours = f"the measured rows have {', '.join(measured)}" if measured else ""
+    if theirs:
+        said = f"its authors' fine-tuning files have {theirs}"
+        return f"{said}, {ours}" if ours else f"{said}; the measured rows do not state theirs"
+    said = "the batch norm of its fine-tuning is not stated"
+    return f"{said}; {ours}" if ours else said
 
 
 def _others(entry: PublishedRow, tasks: Sequence[str]) -> Figures:
     return {key: value for key, value in entry.figures.items() if key[0] not in tasks}
 
 
-def _row(entry: PublishedRow, tasks: Sequence[str]) -> Row:
+def _row(entry: PublishedRow, tasks: Sequence[str], measured: Sequence[str] | None = None) -> Row:
+    """A published row; of what it stands beside, the batch norms (None: it stands alone)."""
+    alone = f"its authors' fine-tuning files have {entry.norm}" if entry.norm else ""
+    beside = alone if measured is None else _norm_note(entry.norm, measured)
     figures = {key: value for key, value in entry.figures.items() if key[0] in tasks}
     return Row(
         entry.method,
@@ -159,7 +193,7 @@ def _row(entry: PublishedRow, tasks: Sequence[str]) -> Row:
         figures,
         max((value.n for value in figures.values()), default=0),
         True,
-        (f"published: {entry.source}", *([entry.note] if entry.note else [])),
+        (f"published: {entry.source}", *(note for note in (beside, entry.note) if note)),
     )
 
 

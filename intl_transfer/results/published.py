@@ -24,6 +24,7 @@ class PublishedRow:
         figures: by (task, metric), in %.
         source: where the figures were read.
         note: what to know when comparing, or "".
+        norm: the batch norm in its authors' fine-tuning files, or "" where that is not stated.
     """
 
     method: str
@@ -32,6 +33,7 @@ class PublishedRow:
     figures: dict[tuple[str, str], Summary]
     source: str
     note: str = ""
+    norm: str = ""
 
 
 @functools.cache
@@ -61,6 +63,7 @@ def published_detection() -> list[PublishedRow]:
                 figures,
                 entry["source"],
                 entry.get("note", ""),
+                entry.get("norm", ""),
             )
         )
     return rows

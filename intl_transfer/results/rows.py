@@ -81,6 +81,7 @@ class Part:
         lr: base learning rate, or ``chosen for each row``.
         further: settings beyond these in which it differs from its neighbours, or "".
         standard: False where these are known not to be those of the MoCo protocol.
+        labels: the share of the training images whose labels were used (``10 %``); "" for all.
     """
 
     dataset: str
@@ -92,6 +93,7 @@ class Part:
     lr: str = ""
     further: str = ""
     standard: bool = True
+    labels: str = ""
 
     @property
     def title(self) -> str:

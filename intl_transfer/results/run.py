@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from intl_transfer.runs.changes import changed_midway
-from intl_transfer.runs.records import DetectionResults, EvaluationResults, Manifest
+from intl_transfer.runs.records import DetectionResults, EvaluationResults, Labels, Manifest
 from intl_transfer.runs.settings import below, deciding, flatten
 
 # Figures in the order in which the literature prints them.
@@ -76,6 +76,7 @@ class Run:
         built, plan = self.results.architecture, self.results.schedule
         known = ("name", "iterations", "batch_size", "base_lr")
         further = {k: v for k, v in plan.as_json().items() if k not in known and v}
+        labels = self.results.dataset.labels
         lr = plan.base_lr
         return (
             self.results.dataset.name,
@@ -84,8 +85,14 @@ class Run:
             _text(plan.iterations),
             _text(plan.batch_size),
             "" if lr is None else f"{lr:g}",
-            # What a schedule says beyond that, such as having been scaled to another batch.
-            ", ".join(f"{key} {value}" for key, value in sorted(further.items())),
+            # What a schedule says beyond that, such as having been scaled to another batch; and
+            # the images whose labels were used.
+            ", ".join(
+                [
+                    *(f"{key} {value}" for key, value in sorted(further.items())),
+                    *([] if labels is None else [_labels(labels)]),
+                ]
+            ),
         )
 
     @cached_property
@@ -101,6 +108,8 @@ class Run:
         }
         if results.dataset.images is not None:
             facts["images"] = results.dataset.images
+        if results.dataset.labels is not None:
+            facts["labels"] = results.dataset.labels.as_json()
         if results.dataset.train:
             facts["names"] = list(results.dataset.train)
         found |= below("dataset", facts)
@@ -127,6 +136,20 @@ class Run:
         values: Any = self.results.metrics.get(task)
         value = values.get(metric) if isinstance(values, Mapping) else None
         return None if value is None else float(value)
+
+
+def _labels(used: Labels) -> str:
+    """``10 % of the labels (11,829 of 118,287 images, seed 0, list 1a2b3c4d)``."""
+    share = "" if used.fraction is None else f"{100 * used.fraction:g} % of the labels"
+    counts = [
+        _text(count) if count is None else f"{count:,}" for count in (used.images, used.available)
+    ]
+    facts = [
+        f"{' of '.join(text for text in counts if text)} images" if any(counts) else "",
+        "" if used.seed is None else f"seed {used.seed}",
+        f"list {used.digest[:8]}" if used.digest else "",
+    ]
+    return f"{share or 'labels of a list'} ({', '.join(fact for fact in facts if fact)})"
 
 
 def _text(value: Any) -> str:

@@ -68,9 +68,14 @@ def changed_data(folder: str | Path, dataset: Mapping[str, ImageSet]) -> Differe
         now = dataset.get(name)
         if now is None:
             continue
-        for field, value in before.as_json().items():
-            if value is not None and comparable(value) != comparable(now.get(field, value)):
-                found[f"dataset.{name}.{field}"] = {"before": value, "now": now[field]}
+        earlier, present = before.as_json(), now.as_json()
+        for field, value in earlier.items():
+            if value is not None and comparable(value) != comparable(present.get(field, value)):
+                found[f"dataset.{name}.{field}"] = {"before": value, "now": present[field]}
+        # Where no part of the labels is stated, all were used.
+        parts = earlier.get("labels"), present.get("labels")
+        if comparable(parts[0]) != comparable(parts[1]):
+            found[f"dataset.{name}.labels"] = {"before": parts[0], "now": parts[1]}
     return found
 
 

@@ -103,6 +103,21 @@ class GitState(Record):
     """Whether they had changes that were not committed."""
 
 
+class Labels(Record):
+    """A part of a training set whose labels alone were used."""
+
+    fraction: float | None = None
+    """Of the images; null where a list named them."""
+    seed: int | None = None
+    """That the images were drawn with; null where a list named them."""
+    images: int | None = None
+    """How many were used."""
+    available: int | None = None
+    """How many there are."""
+    digest: str | None = None
+    """SHA-256 of their sorted ids: equal for equal lists."""
+
+
 class ImageSet(Record):
     """What a set of images was found to hold."""
 
@@ -114,6 +129,8 @@ class ImageSet(Record):
     """Number of annotated objects."""
     digest: str | None = None
     """SHA-256 over labels or annotations and the bytes of 64 images: equal for equal sets."""
+    labels: Labels | None = None
+    """The part of it that was trained on; null for the whole."""
 
 
 class PretrainRun(Record):
@@ -284,6 +301,8 @@ class Dataset(Record):
     """`coco` or `voc`."""
     images: int | None = None
     """Number of test images."""
+    labels: Labels | None = None
+    """The part of the training images whose labels were used; null for all."""
 
 
 class Architecture(Record):
@@ -308,6 +327,27 @@ class Schedule(Record):
     """Images a batch, all processes together."""
     base_lr: float | None = None
     """Learning rate."""
+
+
+class Detector(Record):
+    """What a detector's own file says of it, under ``detector``."""
+
+    config: dict[str, Any]
+    """All settings of the training, nested."""
+    classes: list[str]
+    """Names of the classes, in the order of its outputs."""
+    architecture: Architecture
+    """What it is."""
+    initialisation: Initialisation
+    """What it began with."""
+    train: list[str] = Field(default_factory=list)
+    """Names of the sets that it was trained on."""
+    dataset: dict[str, ImageSet] = Field(default_factory=dict)
+    """What these were found to hold, by name."""
+    seed: int | None = None
+    """Of the training."""
+    run: str | None = None
+    """Id of the run that made it."""
 
 
 class Results(Record):

@@ -54,10 +54,12 @@ class Rule:
     key: str
     role: Role
     reason: str
-    when: tuple[str, tuple[str, ...]] | None = None
+    when: tuple[str, tuple[str | float, ...]] | None = None
 
 
-def _free(reason: str, *keys: str, when: tuple[str, tuple[str, ...]] | None = None) -> list[Rule]:
+def _free(
+    reason: str, *keys: str, when: tuple[str, tuple[str | float, ...]] | None = None
+) -> list[Rule]:
     return [Rule(key, "free", reason, when) for key in keys]
 
 
@@ -72,6 +74,7 @@ _SESSION = "ends a session, not the run"
 _TELLING = "what is reported while a run goes on"
 _MONITOR = "k nearest neighbours beside the training: changes no weight; decides the k-NN figure"
 _KNN_ONLY = "nearest neighbours learn nothing"
+_ALL_LABELS = "draws nothing where all labels are used"
 
 #: By stage, what is known not to decide. ``neighbours`` is the k-NN figure that pretraining
 #: measures on its way, decided by the keys below ``knn``.
@@ -138,6 +141,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         *_free("evaluations on the way change no weight; the last one counts", "TEST.EVAL_PERIOD"),
         *_free("compared with the figures at the end", "TEST.EXPECTED_RESULTS"),
         *_free(_TELLING, "VIS_PERIOD"),
+        *_free(_ALL_LABELS, "DATASETS.LABELS.SEED", when=("DATASETS.LABELS.FRACTION", (1, 1.0))),
         *_free(
             _CONTENT,
             *(f"CUSTOM_DATASETS.*.{key}" for key in ("JSON", "IMAGES", "FOLDER")),
@@ -163,8 +167,11 @@ IMPLIED: dict[str, dict[str, Any]] = {
         "optim.base_batch_size": None,
     },
     "neighbours": {"crop_pct": 0.875},
-    # Of Detectron2's main branch, which v0.6 lacks.
     "detection": {
+        "DATASETS.LABELS.FRACTION": 1.0,
+        "DATASETS.LABELS.SEED": 0,
+        "DATASETS.LABELS.LIST": "",
+        # Of Detectron2's main branch, which v0.6 lacks.
         "FLOAT32_PRECISION": "",
         "DATALOADER.REPEAT_SQRT": True,
         "MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER": 0.5,

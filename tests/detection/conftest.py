@@ -53,6 +53,36 @@ def registered(data, monkeypatch):
         MetadataCatalog.remove(name)
 
 
+@pytest.fixture
+def stage(registered, monkeypatch):
+    """The stage in this process: its exit status for a command line, without a new start."""
+    from detection import datasets, train_net
+
+    deterministic = torch.are_deterministic_algorithms_enabled()
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train_net.py", *map(str, arguments)])
+        return train_net.main()
+
+    known = dict(datasets._custom)
+    yield run
+    torch.use_deterministic_algorithms(deterministic)
+    forget(set(datasets._custom) - set(known))
+
+
+def forget(names):
+    """Takes data sets of a test out of the catalogs."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from detection import datasets
+
+    for name in names:
+        datasets._custom.pop(name, None)
+        if name in DatasetCatalog.list():
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
 @pytest.fixture(scope="session")
 def backbone_file(tmp_path_factory):
     """Converted weights of a ResNet-18 that is not at its start."""

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from detection.config import CONFIGS, as_dict, load_config, schedule_name
+from detection.checks import check_settings
+from detection.config import CONFIGS, as_dict, load_config, number_of_classes, schedule_name
 from detection.session import architecture
 from intl_transfer.errors import UserError
 
@@ -23,52 +24,77 @@ RECIPES = {
     "coco_R50_FPN_2x": ("FPN", *TWO_X),
     "voc_R50_C4": ("C4", *VOC),
     "voc_R50_FPN": ("FPN", *VOC),
+    "coco_R50_RetinaNet_1x": ("RetinaNet", *ONE_X[:4], False, *ONE_X[5:]),
+    "coco_R50_RetinaNet_2x": ("RetinaNet", *TWO_X[:4], False, *TWO_X[5:]),
 }
+# Weights, stages frozen, norm, share of the labels.
 VARIANTS = {
-    "": ("weights/intl_r50.pth", 0),
-    "_scratch": ("random", 0),
-    "_supervised": ("weights/supervised_r50.pth", 0),
-    "_frozen": ("weights/intl_r50.pth", 5),
+    "": ("weights/intl_r50.pth", 0, "naiveSyncBN", 1.0),
+    "_scratch": ("random", 0, "naiveSyncBN", 1.0),
+    "_supervised": ("weights/supervised_r50.pth", 0, "naiveSyncBN", 1.0),
+    "_supervised_msra": ("weights/supervised_msra_r50.pth", 0, "naiveSyncBN", 1.0),
+    "_frozen": ("weights/intl_r50.pth", 5, "naiveSyncBN", 1.0),
+    # INTL's published fine-tuning files are of C4.
+    "_intl": ("weights/intl_r50.pth", 0, "SyncBN", 1.0),
+    "_1pct": ("weights/intl_r50.pth", 0, "naiveSyncBN", 0.01),
+    "_5pct": ("weights/intl_r50.pth", 0, "naiveSyncBN", 0.05),
+    "_10pct": ("weights/intl_r50.pth", 0, "naiveSyncBN", 0.1),
 }
+# As Detectron2's defaults have them, which its supervised baselines from MSRA take.
+MSRA = ("BGR", [103.53, 116.28, 123.675], [1.0, 1.0, 1.0], True)
+TORCHVISION = ("RGB", [123.675, 116.28, 103.53], [58.395, 57.12, 57.375], False)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("recipe", RECIPES)
+def exists(recipe, variant):
+    if variant == "_intl":
+        return "C4" in recipe
+    return "pct" not in variant or (recipe.startswith("coco") and recipe.endswith("1x"))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "variant"), [(r, v) for r in RECIPES for v in VARIANTS if exists(r, v)]
+)
 def test_published_protocols(recipe, variant):
     cfg = load_config(recipe + variant)
+    weights, frozen, norm, share = VARIANTS[variant]
     head, schedule, iterations, steps, warm_up, mask, classes, sizes, (train, test) = RECIPES[
         recipe
     ]
     assert schedule_name(cfg) == schedule
     assert (cfg.SOLVER.MAX_ITER, tuple(cfg.SOLVER.STEPS)) == (iterations, steps)
-    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (16, 0.02)
+    rate = 0.01 if head == "RetinaNet" else 0.02
+    assert (16, rate) == (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR)
     assert warm_up == cfg.SOLVER.WARMUP_ITERS
     assert mask == cfg.MODEL.MASK_ON
-    assert classes == cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    assert classes == number_of_classes(cfg)
     assert (tuple(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MIN_SIZE_TEST) == (sizes, 800)
     assert (tuple(cfg.DATASETS.TRAIN), tuple(cfg.DATASETS.TEST)) == (train, test)
-    assert cfg.INPUT.FORMAT == "RGB"
-    assert list(cfg.MODEL.PIXEL_MEAN) == [123.675, 116.28, 103.53]
-    assert list(cfg.MODEL.PIXEL_STD) == [58.395, 57.12, 57.375]
+    pixels = (cfg.INPUT.FORMAT, list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD))
+    expected = MSRA if variant.endswith("msra") else TORCHVISION
+    assert (*pixels, cfg.MODEL.RESNETS.STRIDE_IN_1X1) == expected
     assert cfg.MODEL.RESNETS.DEPTH == 50
-    assert cfg.MODEL.RESNETS.STRIDE_IN_1X1 is False
-    assert cfg.MODEL.RESNETS.NORM == "naiveSyncBN"
+    assert norm == cfg.MODEL.RESNETS.NORM
     assert cfg.TEST.PRECISE_BN.ENABLED is True
-    assert VARIANTS[variant] == (cfg.MODEL.WEIGHTS, cfg.MODEL.BACKBONE.FREEZE_AT)
-    assert cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
+    assert (weights, frozen) == (cfg.MODEL.WEIGHTS, cfg.MODEL.BACKBONE.FREEZE_AT)
+    assert (share, 0, "") == tuple(cfg.DATASETS.LABELS.values())
     tops = (cfg.MODEL.RPN.PRE_NMS_TOPK_TEST, cfg.MODEL.RPN.POST_NMS_TOPK_TEST)
     if head == "C4":
         assert cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeadsExtraNorm"
         assert tops == (6000, 1000)
-    else:
-        assert cfg.MODEL.BACKBONE.NAME == "build_resnet_fpn_backbone"
+    else:  # moco#34: batch norm in backbone and pyramid only, heads as Detectron2's
         assert cfg.MODEL.FPN.NORM == "naiveSyncBN"
+        assert cfg.MODEL.ROI_BOX_HEAD.NORM == cfg.MODEL.ROI_MASK_HEAD.NORM == ""
+        assert cfg.MODEL.RETINANET.NORM == ""
+    if head == "FPN":
+        assert cfg.MODEL.BACKBONE.NAME == "build_resnet_fpn_backbone"
         assert tops == (1000, 1000)
+    rcnn = "Mask R-CNN" if mask else "Faster R-CNN"
     assert architecture(cfg) == {
-        "meta": "Mask R-CNN" if mask else "Faster R-CNN",
+        "meta": "RetinaNet" if head == "RetinaNet" else rcnn,
         "backbone": "resnet50",
-        "head": head,
+        "head": "FPN" if head == "RetinaNet" else head,
     }
+    check_settings(cfg)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*_boxes.yaml")), ids=lambda p: p.stem)
@@ -83,6 +109,35 @@ def test_boxes_alone_are_all_that_differs(path):
 def test_a_wide_backbone_has_its_own_name():
     cfg = load_config("coco_R50_C4", ["MODEL.RESNETS.WIDTH_PER_GROUP", "128"])
     assert architecture(cfg)["backbone"] == "wide_resnet50_2"
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("COCO-Detection/retinanet_R_50_FPN_1x", ("RetinaNet", "resnet50", "FPN")),
+        ("COCO-Detection/faster_rcnn_R_50_C4_1x", ("Faster R-CNN", "resnet50", "C4")),
+        ("COCO-Detection/faster_rcnn_R_50_DC5_1x", ("Faster R-CNN", "resnet50", "DC5")),
+        ("COCO-Detection/fast_rcnn_R_50_FPN_1x", ("Fast R-CNN", "resnet50", "FPN")),
+        ("COCO-Detection/rpn_R_50_FPN_1x", ("RPN", "resnet50", "FPN")),
+        (
+            "COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x",
+            ("Faster R-CNN", "resnext101_32x8d", "FPN"),
+        ),
+        ("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x", ("Mask R-CNN", "resnet50", "FPN")),
+        ("COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x", ("Keypoint R-CNN", "resnet50", "FPN")),
+        ("COCO-PanopticSegmentation/panoptic_fpn_R_50_1x", ("Panoptic FPN", "resnet50", "FPN")),
+        ("Misc/cascade_mask_rcnn_R_50_FPN_1x", ("Cascade Mask R-CNN", "resnet50", "FPN")),
+        ("Misc/semantic_R_50_FPN_1x", ("Semantic FPN", "resnet50", "FPN")),
+        (
+            "Misc/mask_rcnn_R_50_FPN_1x_dconv_c3-c5",
+            ("Mask R-CNN", "resnet50-deformable", "FPN"),
+        ),
+    ],
+)
+def test_detectors_are_named_as_what_they_are(file, expected):
+    """Those of Detectron2's model zoo, whose files are called after them."""
+    found = architecture(zoo(f"{file}.yaml"))
+    assert (found.meta, found.backbone, found.head) == expected
 
 
 def test_the_authors_file_name_is_the_2x_schedule():
@@ -104,6 +159,40 @@ def test_the_pyramid_is_detectron2s_own():
     assert ours.MODEL.FPN.IN_FEATURES == theirs.MODEL.FPN.IN_FEATURES
 
 
+def zoo(file):
+    from detectron2 import model_zoo
+
+    try:
+        return model_zoo.get_config(file)
+    except RuntimeError:
+        pytest.skip("this Detectron2 was installed without its model zoo's files")
+
+
+def test_the_retinanet_is_detectron2s_own():
+    theirs, ours = (
+        zoo("COCO-Detection/retinanet_R_50_FPN_1x.yaml"),
+        load_config("coco_R50_RetinaNet_1x"),
+    )
+    for node in ("RETINANET", "ANCHOR_GENERATOR"):
+        assert as_dict(ours.MODEL[node]) == as_dict(theirs.MODEL[node])
+    for key in ("OUT_FEATURES", "NUM_GROUPS", "WIDTH_PER_GROUP"):
+        assert ours.MODEL.RESNETS[key] == theirs.MODEL.RESNETS[key]
+    assert ours.MODEL.BACKBONE.NAME == theirs.MODEL.BACKBONE.NAME
+    assert {**ours.MODEL.FPN, "NORM": ""} == {**theirs.MODEL.FPN}
+    assert as_dict(ours.SOLVER) == as_dict(theirs.SOLVER)
+    assert ours.INPUT.MIN_SIZE_TRAIN == theirs.INPUT.MIN_SIZE_TRAIN
+
+
+def test_msras_weights_see_images_as_detectron2s_baselines_do():
+    theirs = zoo("COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml")
+    ours = load_config("coco_R50_C4_1x_supervised_msra")
+    assert "MSRA/R-50.pkl" in theirs.MODEL.WEIGHTS
+    assert theirs.INPUT.FORMAT == ours.INPUT.FORMAT
+    for key in ("PIXEL_MEAN", "PIXEL_STD"):
+        assert theirs.MODEL[key] == ours.MODEL[key]
+    assert theirs.MODEL.RESNETS.STRIDE_IN_1X1 == ours.MODEL.RESNETS.STRIDE_IN_1X1
+
+
 def test_a_changed_schedule_loses_its_name():
     assert schedule_name(load_config("coco_R50_C4", ["SOLVER.MAX_ITER", "90000"])) == "coco-90000"
     assert schedule_name(load_config("shapes_voc_R18_C4")).startswith("shapes-")
@@ -119,7 +208,7 @@ def test_every_shipped_file_resolves(path):
     cfg = load_config(str(path))
     assert isinstance(as_dict(cfg)["SOLVER"]["STEPS"], list)
     if "shapes" in path.stem:
-        assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 8
+        assert number_of_classes(cfg) == 8
         assert ("R18" in path.stem) == (cfg.MODEL.RESNETS.DEPTH == 18)
 
 

@@ -5,7 +5,13 @@ import json
 import numpy as np
 from PIL import Image
 
-from detection.curves import RECALL, curve_entry, draw_curves, write_curves
+from detection.curves import (
+    RECALL,
+    _precision_recall,
+    curve_entry,
+    draw_curves,
+    write_curves,
+)
 
 
 def write_metrics(folder, rows):
@@ -24,6 +30,20 @@ def test_entries_leave_out_classes_without_objects():
     assert entry["precision"]["dog"] is None
     np.testing.assert_allclose(entry["precision"]["mean"], falling / 2, atol=1e-4)
     assert curve_entry({"dog": None})["precision"] == {"dog": None, "mean": None}
+
+
+def test_names_that_matplotlib_would_read_otherwise(tmp_path):
+    """Mathematics, hidden lines, other scripts; and a class that is called as the mean is."""
+    curve = np.linspace(1, 0, 101)
+    names = ["$5 bill$", "_hidden", "猫", "mean", "50 % \\alpha_1"]
+    entry = curve_entry({name: curve / (i + 1) for i, name in enumerate(names)})
+    assert len(entry["precision"]) == 6
+    assert entry["precision"]["mean (class)"] == [round(v / 4, 4) for v in curve]
+    figure = _precision_recall({"box": {"0.50": entry}})
+    legend = figure.axes[0].get_legend()
+    shown = [text.get_text().strip("\u200b").replace("\\$", "$") for text in legend.get_texts()]
+    assert shown == ["$5 bill$", "_hidden", "猫", "mean (class)", "50 % \\alpha_1"]
+    figure.savefig(tmp_path / "drawn.png")
 
 
 def test_what_a_run_holds_is_drawn(tmp_path):

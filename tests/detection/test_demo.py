@@ -107,13 +107,14 @@ def test_detections_are_the_models_own(run):
 
 def test_names_come_from_the_run_or_the_data_set(run, registered, tmp_path):
     cfg = load_config(CONFIG, OVERRIDES)
-    assert class_names(cfg, run) == [f"name {i}" for i in range(8)]
-    assert class_names(cfg, tmp_path)[0] == "disc"
+    alone = tmp_path / "model_final.pth"
+    assert class_names(cfg, {}, run / "model_final.pth") == [f"name {i}" for i in range(8)]
+    assert class_names(cfg, {}, alone)[0] == "disc"
     cfg.DATASETS.TEST = ("coco_2017_val",)
-    assert class_names(cfg, tmp_path)[:2] == ["person", "bicycle"]
+    assert class_names(cfg, {}, alone)[:2] == ["person", "bicycle"]
     cfg.DATASETS.TEST = ("unknown",)
     cfg.MODEL.WEIGHTS = str(run / "model_final.pth")
-    assert Detector(cfg, class_names(cfg, tmp_path)).classes[7] == "class 7"
+    assert Detector(cfg, class_names(cfg, {}, alone)).classes[7] == "class 7"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_voc_instances
+from detectron2.data.datasets import load_voc_instances, register_coco_instances
 from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 
@@ -224,3 +224,39 @@ def test_classes_without_objects_have_no_figure(registered):
         assert ap is not None or label not in there or math.isnan(results["bbox"][f"AP-{name}"])
     counted = [ap for ap in metrics["per_class"].values() if ap is not None]
     assert metrics["AP"] == pytest.approx(np.mean(counted), abs=1e-3)
+
+
+def test_two_classes_of_one_name_do_not_lose_one(tmp_path):
+    """One is found always, the other never: both have their figure, and the mean is of both."""
+    truth = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 100, "height": 100}],
+        "categories": [{"id": 3, "name": "bird"}, {"id": 8, "name": "bird"}],
+        "annotations": [
+            {
+                "id": i + 1,
+                "image_id": 1,
+                "category_id": category,
+                "iscrowd": 0,
+                "bbox": [10, 10 + 40 * i, 30, 30],
+                "area": 900,
+            }
+            for i, category in enumerate((3, 8))
+        ],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    register_coco_instances("birds", {}, str(tmp_path / "truth.json"), str(tmp_path))
+    try:
+        records = DatasetCatalog.get("birds")
+        found = Instances((100, 100))
+        found.pred_boxes = Boxes(torch.tensor([[10.0, 10.0, 40.0, 40.0]]))
+        found.pred_classes, found.scores = torch.tensor([0]), torch.tensor([0.9])
+        evaluator = CocoEvaluator("birds", str(tmp_path))
+        results = evaluated(evaluator, records, [{"instances": found}])
+        metrics = summarise(results, "birds")["box"]
+        assert metrics["per_class"] == pytest.approx({"bird": 100.0, "bird (2)": 0.0}, abs=1e-6)
+        assert metrics["AP"] == pytest.approx(50)
+        curves = json.loads((tmp_path / "curves.json").read_text())["box"]["0.50"]["precision"]
+        assert set(curves) == {"bird", "bird (2)", "mean"}
+    finally:
+        DatasetCatalog.remove("birds")
+        MetadataCatalog.remove("birds")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from detectron2.engine import HookBase, SimpleTrainer
 
-from detection.session import newest_checkpoint
+from detection.checkpoints import newest_checkpoint
 from detection.trainer import AtomicCheckpointer
 from intl_transfer.errors import UserError
 from intl_transfer.runs.finite import StateNotFiniteError

@@ -10,7 +10,7 @@ from detectron2.data.datasets import load_voc_instances, register_coco_instances
 from PIL import Image
 
 from detection.evaluators import results_file
-from detection.pictures import COUNT, SIDE, Picture, judge, write_pictures
+from detection.pictures import COUNT, SIDE, Picture, _sheet, judge, write_pictures
 from intl_transfer.data.drawing import Thing
 from tests.detection.coco_sets import compressed
 from tests.detection.test_voc_figures import VocObject, write_voc
@@ -117,9 +117,21 @@ def test_the_worst_pictures_come_first_and_fit_their_outlines(coco_set, tmp_path
         rle = mask_util.merge(mask_util.frPyObjects([[v * ratio for v in outline]], 600, 900))
         assert mask_util.area(rle) == pytest.approx(1200, rel=0.1)
     with Image.open(run / "predictions.png") as sheet:
-        assert sheet.mode == "P"
+        assert sheet.mode == "RGB"
         assert sheet.width > 1300
     assert (run / "predictions.png").stat().st_size < 1_000_000
+
+
+def test_a_sheet_keeps_the_colors_of_photographs():
+    """Every hue there is, far more than a palette of 256 has, comes out as it went in."""
+    red, green = np.meshgrid(np.arange(240, dtype=np.uint8), np.arange(240, dtype=np.uint8))
+    photograph = np.stack([red, green, (red // 2 + green // 2)], axis=2)
+    picture = Picture("x.jpg", [], [], ([], []))
+    sheet = np.asarray(_sheet([(Image.fromarray(photograph), picture)], ["猫"], "所有"))
+    tile = sheet[-12 - 340 : -12, 12 : 12 + 340]  # enlarged to the tile's 340 pixels
+    expected = Image.fromarray(photograph).resize((340, 340), Image.Resampling.LANCZOS)
+    assert (tile == np.asarray(expected)).all()
+    assert len(np.unique(tile.reshape(-1, 3), axis=0)) > 10_000
 
 
 def test_difficult_objects_of_voc_do_not_count(tmp_path):

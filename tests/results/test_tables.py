@@ -406,3 +406,101 @@ def test_published_rows_stay_behind_measured_ones(tmp_path):
         for table in tables_of(tmp_path, True, **options):
             flags = [row.published for row in table.rows]
             assert flags == sorted(flags)
+
+
+def norms_and_notes(root):
+    """Published rows beside measured ones, by what is said of their batch norm."""
+    found = {}
+    for table in tables_of(root, True):
+        if table.parts:
+            for row in table.rows:
+                if row.published:
+                    said = [note for note in row.notes if "batch norm" in note or "files" in note]
+                    found[row.method, row.detail] = "; ".join(said)
+    return found
+
+
+@pytest.mark.parametrize("norm", ["naiveSyncBN", "SyncBN"])
+def test_published_rows_say_with_which_norm_they_were_fine_tuned(tmp_path, norm):
+    """MoCo's fine-tuning files have naiveSyncBN; others' figures do not say."""
+    detection_run(tmp_path, "a", layout="voc", config={"MODEL": {"RESNETS": {"NORM": norm}}})
+    found = norms_and_notes(tmp_path)
+    moco = found["MoCo v2", "200 ep"]
+    if norm == "naiveSyncBN":
+        assert moco == ""
+    else:
+        expected = "its authors' fine-tuning files have naiveSyncBN, the measured rows have SyncBN"
+        assert moco == expected
+    detection_run(tmp_path, "coco", config={"MODEL": {"RESNETS": {"NORM": norm}}})
+    said = norms_and_notes(tmp_path)["SimSiam, base", "200 ep"]
+    assert said == (
+        f"the batch norm of its fine-tuning is not stated; the measured rows have {norm}"
+    )
+
+
+def test_intls_published_rows_say_it_where_they_stand_alone(tmp_path):
+    detection_run(tmp_path, "a")
+    rows = [row for table in tables_of(tmp_path, True) for row in table.rows if row.published]
+    notes = [row.notes for row in rows if row.method == "INTL" and ("box", "AP") in row.figures]
+    assert len(notes) == 1
+    assert "its authors' fine-tuning files have SyncBN" in notes[0]
+
+
+def test_both_norms_may_stand_beside_published_rows(tmp_path):
+    """In tables of their own: each is what a published file has."""
+    for name in ("naiveSyncBN", "SyncBN", "BN"):
+        detection_run(tmp_path, name, config={"MODEL": {"RESNETS": {"NORM": name}}})
+    taken = {
+        table.parts[0].further: any(row.published for row in table.rows)
+        for table in tables_of(tmp_path, True)
+        if table.parts
+    }
+    assert taken == {
+        "MODEL.RESNETS.NORM BN": False,
+        "MODEL.RESNETS.NORM SyncBN": True,
+        "MODEL.RESNETS.NORM naiveSyncBN": True,
+    }
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"MODEL": {"RESNETS": {"NORM": "BN"}}},
+        {"TEST": {"AUG": {"ENABLED": True}}},
+        {"MODEL": {"BACKBONE": {"FREEZE_AT": 2}}},
+    ],
+)
+def test_another_protocol_alone_takes_no_published_rows(tmp_path, config):
+    detection_run(tmp_path, "a", config=config)
+    for table in tables_of(tmp_path, True):
+        assert len({row.published for row in table.rows}) == 1, table.title
+
+
+def test_a_retinanet_is_a_column_of_its_own(tmp_path):
+    """It joins no table of R-CNNs, takes no row published for them, and its heading names it."""
+    detection_run(tmp_path, "mask")
+    detection_run(tmp_path, "voc", layout="voc")
+    built = {"meta": "RetinaNet", "backbone": "resnet50", "head": "C4"}  # as like as can be
+    detection_run(tmp_path, "retina", architecture=built, metrics={"box": figures(37.0)})
+    tables = {table.tasks: table for table in tables_of(tmp_path, True) if table.parts}
+    assert set(tables) == {("box", "mask", "voc"), ("box",)}
+    alone = tables["box",]
+    assert alone.heading("box") == "COCO RetinaNet det."
+    assert not any(row.published for row in alone.rows)
+
+
+def test_few_labels_are_a_column_of_their_own(tmp_path):
+    """Told by share and list; no published row of all labels stands beside them."""
+    used = {"fraction": 0.1, "seed": 0, "images": 11829, "available": 118287, "digest": "ab" * 32}
+    for name, labels in (("full", {}), ("few", {"labels": used})):
+        dataset = {"name": "coco_2017_val", "train": ["coco_2017_train"], "layout": "coco"}
+        detection_run(tmp_path, name, dataset={**dataset, **labels})
+    other = {**used, "digest": "cd" * 32, "seed": 1}
+    detection_run(tmp_path, "list", dataset={**dataset, "labels": other})
+    found = {t.heading("box"): t for t in tables_of(tmp_path, True) if t.parts}
+    assert set(found) == {"COCO det.", "COCO 10 % det."}
+    assert len([t for t in tables_of(tmp_path) if t.heading("box") == "COCO 10 % det."]) == 2
+    few = found["COCO 10 % det."]
+    assert "10 % of the labels (11,829 of 118,287 images, seed " in few.title
+    assert any(row.published for row in found["COCO det."].rows)
+    assert not any(row.published for row in few.rows)

@@ -1,0 +1,149 @@
+"""Settings that could not be run, in words, before anything is built."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY
+
+from detection import roi_heads  # noqa: F401 - registers the box head of the protocol
+from intl_transfer.errors import UserError, did_you_mean
+from intl_transfer.runs.settings import flatten
+
+# Whole numbers, by the least that can be worked with. 0 has a meaning of its own where it may be:
+# no warm-up, one evaluation at the end, images as large as they are, loading in this process.
+_LEAST = {
+    1: (
+        *("SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"),
+        *("TEST.DETECTIONS_PER_IMAGE", "TEST.PRECISE_BN.NUM_ITER"),
+        *("INPUT.MAX_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST", "TEST.AUG.MAX_SIZE"),
+        *("MODEL.RPN.BATCH_SIZE_PER_IMAGE", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"),
+        *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", "MODEL.RPN.PRE_NMS_TOPK_TEST"),
+        *("MODEL.RPN.POST_NMS_TOPK_TRAIN", "MODEL.RPN.POST_NMS_TOPK_TEST"),
+        *("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES"),
+        "MODEL.RETINANET.TOPK_CANDIDATES_TEST",
+        *("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION"),
+    ),
+    0: (
+        *("SOLVER.WARMUP_ITERS", "TEST.EVAL_PERIOD", "INPUT.MIN_SIZE_TEST"),
+        *("DATALOADER.NUM_WORKERS", "MODEL.BACKBONE.FREEZE_AT", "VIS_PERIOD"),
+    ),
+}
+# Numbers that must be above 0 and finite; and those that may be 0.
+_ABOVE = ("SOLVER.BASE_LR", "SOLVER.GAMMA", "SOLVER.BIAS_LR_FACTOR", "SOLVER.WARMUP_FACTOR")
+_NOT_BELOW = ("SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_NORM", "SOLVER.WEIGHT_DECAY_BIAS")
+# Shares and probabilities.
+_SHARES = (
+    *("SOLVER.MOMENTUM", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "MODEL.ROI_HEADS.NMS_THRESH_TEST"),
+    *("MODEL.ROI_HEADS.POSITIVE_FRACTION", "MODEL.RPN.POSITIVE_FRACTION", "MODEL.RPN.NMS_THRESH"),
+    *("MODEL.RETINANET.SCORE_THRESH_TEST", "MODEL.RETINANET.NMS_THRESH_TEST"),
+)
+# Lists of whole numbers, by their least; the flag says whether they may be empty.
+_LISTS = {
+    "INPUT.MIN_SIZE_TRAIN": (0, False),
+    "TEST.AUG.MIN_SIZES": (1, False),
+    "SOLVER.STEPS": (1, True),
+}
+_SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
+# What is trained and evaluated here: boxes, and masks in them.
+_DETECTORS = ("GeneralizedRCNN", "RetinaNet")
+
+
+def check_settings(cfg: Any, where: str = "the configuration") -> None:
+    """Refuses settings that could not be trained or evaluated with.
+
+    Args:
+        cfg: the configuration.
+        where: it was read, for the message.
+
+    Raises:
+        UserError: with key, what was found, and what was expected.
+    """
+    values = flatten(cfg)
+    for problem in _problems(values):
+        raise UserError(f"{where}: {problem}")
+
+
+def _problems(values: dict[str, Any]) -> Iterator[str]:
+    for least, keys in _LEAST.items():
+        for key in keys:
+            value = values.get(key, least)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                yield f"{key} is {value}; expected a whole number, at least {least}"
+    for key, (least, empty) in _LISTS.items():
+        found = values.get(key, ())
+        if not all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in found):
+            yield f"{key} is {list(found)}; expected whole numbers, at least {least} each"
+        if not found and not empty:
+            yield f"{key} is empty; expected at least one size"
+    steps = list(values["SOLVER.STEPS"])
+    if steps != sorted(set(steps)):
+        yield f"SOLVER.STEPS is {steps}; expected iterations in rising order, none twice"
+    for keys, least, words in ((_ABOVE, math.ulp(0), "above 0"), (_NOT_BELOW, 0, "of 0 or more")):
+        for key in keys:
+            value = values.get(key)
+            if value is not None and not least <= value < math.inf:
+                yield f"{key} is {value}; expected a finite number {words}"
+    for key in _SHARES:
+        if not 0 <= values.get(key, 0) <= 1:
+            yield f"{key} is {values[key]}; expected a number from 0 to 1"
+    yield from _pixel_problems(values)
+    yield from _named_problems(values)
+    yield from _detector_problems(values)
+
+
+def _pixel_problems(values: dict[str, Any]) -> Iterator[str]:
+    mean, deviation = values["MODEL.PIXEL_MEAN"], values["MODEL.PIXEL_STD"]
+    for key, found in (("MODEL.PIXEL_MEAN", mean), ("MODEL.PIXEL_STD", deviation)):
+        if len(found) != 3 or not all(math.isfinite(value) for value in found):
+            yield f"{key} is {list(found)}; expected three finite numbers"
+    if any(value <= 0 for value in deviation):
+        yield f"MODEL.PIXEL_STD is {list(deviation)}; expected numbers above 0"
+    if values["INPUT.FORMAT"] not in ("RGB", "BGR"):
+        yield f"INPUT.FORMAT is {values['INPUT.FORMAT']!r}; expected RGB or BGR"
+    sampling = values["INPUT.MIN_SIZE_TRAIN_SAMPLING"]
+    if sampling not in ("choice", "range"):
+        yield f"INPUT.MIN_SIZE_TRAIN_SAMPLING is {sampling!r}; expected choice or range"
+    elif sampling == "range" and len(values["INPUT.MIN_SIZE_TRAIN"]) != 2:
+        yield "INPUT.MIN_SIZE_TRAIN: sampling a range takes two sizes, the least and the greatest"
+
+
+def _named_problems(values: dict[str, Any]) -> Iterator[str]:
+    """Names that are looked up when the model is built, deep in Detectron2."""
+    for key, registry in (
+        ("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY),
+        ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY),
+        ("MODEL.ROI_HEADS.NAME", ROI_HEADS_REGISTRY),
+        ("MODEL.PROPOSAL_GENERATOR.NAME", PROPOSAL_GENERATOR_REGISTRY),
+    ):
+        if values[key] not in registry:
+            names = [name for name, _ in registry]
+            hint = did_you_mean(str(values[key]), names)
+            yield f"{key} is {values[key]!r}, which Detectron2 does not know.{hint}"
+    scheduler = values["SOLVER.LR_SCHEDULER_NAME"]
+    if scheduler not in _SCHEDULERS:
+        hint = did_you_mean(str(scheduler), _SCHEDULERS)
+        yield f"SOLVER.LR_SCHEDULER_NAME is {scheduler!r}.{hint} Known: {', '.join(_SCHEDULERS)}"
+
+
+def _detector_problems(values: dict[str, Any]) -> Iterator[str]:
+    """Detectors that could be built, and neither trained nor evaluated here."""
+    meta = values["MODEL.META_ARCHITECTURE"]
+    if meta not in _DETECTORS:
+        yield (
+            f"MODEL.META_ARCHITECTURE is {meta}; its results would not be evaluated here, where "
+            f"boxes and masks are. Expected {' or '.join(_DETECTORS)}"
+        )
+    if meta != "GeneralizedRCNN" and values["MODEL.MASK_ON"]:
+        yield f"MODEL.MASK_ON: {meta} finds boxes alone; give MODEL.MASK_ON False"
+    for key in ("MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS"):
+        if values[key]:
+            yield f"{key}: no protocol here has it; leave it out"
+    if values["TEST.AUG.ENABLED"] and meta != "GeneralizedRCNN":
+        yield (
+            f"TEST.AUG.ENABLED: Detectron2 tests R-CNNs over several sizes, not {meta}; leave it "
+            "out"
+        )

@@ -1,0 +1,206 @@
+"""A fine-tuned detector's own file: what it says of itself, so that it stands alone.
+
+``model_final.pth`` carries, under ``detector``, the configuration, the names of the classes in the
+order of its outputs, and where it came from; and under ``config`` how it takes its images, as
+converted weights do. Moved anywhere, it scores what it scored in its folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.evaluation import DatasetEvaluator
+
+from detection.checkpoints import newest_checkpoint
+from detection.config import RANDOM, like
+from intl_transfer.conversion.settings import config_values
+from intl_transfer.data.class_names import told_apart
+from intl_transfer.errors import UserError, did_you_mean
+from intl_transfer.runs import read_results
+from intl_transfer.runs.records import DetectionResults, Detector
+from intl_transfer.runs.settings import flatten
+
+#: Under which a checkpoint holds a :class:`intl_transfer.runs.records.Detector`.
+KEY = "detector"
+# Of the MODEL section, what belongs to the machine or the command and not to the detector.
+_NOT_ITS_OWN = ("MODEL.DEVICE", "MODEL.WEIGHTS")
+
+
+def statement(record: Detector) -> dict[str, Any]:
+    """What is written into a checkpoint beside the weights: plain values, nothing that runs.
+
+    Args:
+        record: of the detector.
+    """
+    settings = flatten(record.config)
+    return {
+        KEY: record.as_json(),
+        "config": {key: settings[key] for key in config_values("resnet50")},
+        "config_said_by": "the detector's configuration",
+    }
+
+
+def stated(content: Mapping[str, Any], path: str | Path) -> Detector | None:
+    """What a file says of its detector; None for a file of other software or of earlier versions.
+
+    Args:
+        content: of the file, from :func:`detection.weights.read_weights`.
+        path: the file, for messages.
+
+    Raises:
+        UserError: if what it says is not whole.
+    """
+    return None if content.get(KEY) is None else Detector.of(content[KEY], f"{path}: {KEY}")
+
+
+def find(weights: str | None, purpose: str) -> Path:
+    """The file of a detector that was given as a file or as a run directory.
+
+    Args:
+        weights: as given.
+        purpose: what it is wanted for, such as ``--demo``; for messages.
+
+    Returns:
+        The file itself, or the directory's ``model_final.pth``; failing that its newest whole
+        checkpoint.
+
+    Raises:
+        UserError: if nothing was given, or a directory without a checkpoint.
+    """
+    if not weights or weights == RANDOM:
+        raise UserError(
+            f"{purpose} needs a fine-tuned detector: --weights FILE or --weights RUN_DIRECTORY"
+        )
+    path = Path(weights)
+    if not path.is_dir():
+        return path
+    final = path / "model_final.pth"
+    if final.exists():
+        return final
+    chosen = newest_checkpoint(path)
+    if chosen is None:
+        raise UserError(f"{path} holds no checkpoint (model_*.pth)")
+    return chosen
+
+
+def class_names(content: Mapping[str, Any], path: Path) -> list[str] | None:
+    """Names of a detector's classes in the order of its outputs, where that is known.
+
+    Args:
+        content: of the file.
+        path: the file; a run directory of earlier versions says it in ``results.json`` beside it.
+    """
+    record = stated(content, path)
+    if record is not None:
+        return list(record.classes)
+    results = read_results(path.parent)
+    for figures in results.metrics.values() if isinstance(results, DetectionResults) else ():
+        if isinstance(figures.get("per_class"), Mapping):
+            return list(figures["per_class"])
+    return None
+
+
+def follow_detector(cfg: Any, record: Detector, given: Sequence[str] = ()) -> list[str]:
+    """Makes a configuration build the detector that a file holds.
+
+    All of ``MODEL`` belongs to a detector, and the order of its colours: with other anchors or
+    another stride the same weights load, and find nothing.
+
+    Args:
+        cfg: the configuration, not frozen.
+        record: what the file states.
+        given: keys that the user set on the command line; they win.
+
+    Returns:
+        What was set otherwise than it was, for the user to read.
+    """
+    own = flatten(record.config)
+    changed = []
+    for key in flatten({"MODEL": cfg.MODEL, "INPUT": {"FORMAT": cfg.INPUT.FORMAT}}):
+        if key not in own or key in given or key in _NOT_ITS_OWN:
+            continue
+        *folders, leaf = key.split(".")
+        node = cfg
+        for folder in folders:
+            node = node[folder]
+        wanted = like(node[leaf], own[key])
+        if node[leaf] != wanted:
+            node[leaf] = wanted
+            changed.append(f"{key} {own[key]}")
+    return changed
+
+
+def match_classes(
+    theirs: Sequence[str] | None, ours: Sequence[str], path: str | Path, name: str
+) -> list[int] | None:
+    """Which of a data set's classes each of a detector's is, by name.
+
+    Args:
+        theirs: names of the detector's classes; None where they are not known.
+        ours: names of the data set's.
+        path: the detector's file, for messages.
+        name: the data set's.
+
+    Returns:
+        For each of the detector's classes its place among the data set's, -1 for a class that the
+        data set has not; None where both are the same, or the detector's are not known.
+
+    Raises:
+        UserError: for classes that the detector does not know, and for names that stand twice.
+    """
+    if theirs is None or list(theirs) in (list(ours), told_apart(ours)):
+        return None
+    missing = [word for word in ours if word not in theirs]
+    if missing:
+        raise UserError(
+            f"'{name}' has {len(missing)} class(es) that the detector {path} was not trained on: "
+            f"{', '.join(missing[:5])}.{did_you_mean(missing[0], theirs)} It knows "
+            f"{', '.join(list(theirs)[:8])}{' …' if len(theirs) > 8 else ''}. Name them alike in "
+            "the data set (CLASSES of CUSTOM_DATASETS, or the json file's categories), or take a "
+            "set of its classes"
+        )
+    for whose, names in ((f"the detector {path}", theirs), (f"'{name}'", ours)):
+        twice = [word for word in names if list(names).count(word) > 1]
+        if twice:
+            raise UserError(
+                f"{whose} has several classes of the name '{twice[0]}': classes that differ in "
+                "their order cannot be matched by name. Rename one of them"
+            )
+    return [list(ours).index(word) if word in ours else -1 for word in theirs]
+
+
+class InClassesOf(DatasetEvaluator):
+    """An evaluator to which a detector's classes are told as the data set numbers them.
+
+    Detections of classes that the data set has not are left out.
+
+    Args:
+        evaluator: of the data set.
+        places: from :func:`match_classes`.
+    """
+
+    def __init__(self, evaluator: DatasetEvaluator, places: Sequence[int]) -> None:
+        self._evaluator, self._places = evaluator, torch.tensor(places, dtype=torch.int64)
+
+    def reset(self) -> None:
+        """Forgets all detections."""
+        self._evaluator.reset()
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Hands the detections on."""
+        told = []
+        for output in outputs:
+            found = output["instances"].to("cpu")
+            labels = self._places[found.pred_classes]
+            found = found[labels >= 0]
+            found.pred_classes = labels[labels >= 0]
+            told.append({**output, "instances": found})
+        self._evaluator.process(inputs, told)
+
+    def evaluate(self) -> dict[str, Any]:
+        """The data set's figures."""
+        found: dict[str, Any] = self._evaluator.evaluate()
+        return found

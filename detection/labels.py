@@ -1,0 +1,170 @@
+"""Few labels: the part of the training images whose annotations are used, fixed once for all.
+
+``DATASETS.LABELS.FRACTION`` and ``SEED`` draw a list, ``LIST`` names a file of image ids. What is
+drawn follows from the ids alone: the first images in the order of the SHA-256 of ``SEED:ID``.
+So it is the same on every machine, with every version of any library, and 1 % is a part of 10 %.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import get_detection_dataset_dicts
+from detectron2.data.build import filter_images_with_only_crowd_annotations
+
+from intl_transfer.data.detection_sets import data_root
+from intl_transfer.errors import UserError
+from intl_transfer.runs import write_atomically
+from intl_transfer.runs.records import Labels
+
+#: The ids in a run directory, one a line, as ``DATASETS.LABELS.LIST`` reads them.
+FILE = "train_images.txt"
+
+
+def drawn(ids: Sequence[Any], fraction: float, seed: int) -> list[str]:
+    """The part of a data set that a fraction and a seed stand for.
+
+    Args:
+        ids: of all images.
+        fraction: above 0, up to 1.
+        seed: another one draws another list.
+
+    Returns:
+        Ids as text, sorted; of ``N`` images ``fraction * N``, rounded half up, at least one.
+    """
+    count = max(1, int(fraction * len(ids) + 0.5))
+    ranked = sorted(
+        map(str, ids), key=lambda one: hashlib.sha256(f"{seed}:{one}".encode()).digest()
+    )
+    return sorted(ranked[:count])
+
+
+def chosen(cfg: Any, sets: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
+    """The images of each training set whose labels are used.
+
+    Where these are all, the configuration is set back to a full run's, which it then is.
+
+    Args:
+        cfg: the configuration; may be frozen where nothing has to be set back.
+        sets: ids of all images, by the name of the training set.
+
+    Returns:
+        By name the ids as text, sorted; empty for a full run.
+
+    Raises:
+        UserError: for a fraction that is none, and for a list that cannot be read, names other
+            images, or none.
+    """
+    labels = cfg.DATASETS.LABELS
+    if labels.LIST:
+        if labels.FRACTION != 1.0:
+            raise UserError(
+                f"DATASETS.LABELS: LIST and FRACTION {labels.FRACTION} are both given; leave out "
+                "one"
+            )
+        found = _listed(labels.LIST, sets)
+    elif 0 < labels.FRACTION <= 1:
+        if labels.SEED < 0:
+            raise UserError(f"DATASETS.LABELS.SEED is {labels.SEED}; expected 0 or more")
+        found = {name: drawn(ids, labels.FRACTION, labels.SEED) for name, ids in sets.items()}
+    else:
+        raise UserError(
+            f"DATASETS.LABELS.FRACTION is {labels.FRACTION}; expected a share above 0, up to 1 "
+            "(0.1 for 10 %)"
+        )
+    if any(len(found[name]) < len(ids) for name, ids in sets.items()):
+        return found
+    if labels.LIST or labels.FRACTION != 1.0:
+        labels.LIST, labels.FRACTION, labels.SEED = "", 1.0, 0
+        print("the labels are those of all images: as a full run")
+    return {}
+
+
+def _listed(place: str, sets: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
+    file = data_root() / Path(place).expanduser()
+    try:
+        wanted = set(file.read_text().split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"DATASETS.LABELS.LIST: {file} cannot be read ({error}); expected image ids, one a line"
+        ) from None
+    known = {name: {str(one) for one in ids} for name, ids in sets.items()}
+    unknown = wanted.difference(*known.values())
+    if unknown or not wanted:
+        first = f", the first: {min(unknown)}" if unknown else ""
+        raise UserError(
+            f"DATASETS.LABELS.LIST: {file} names {len(unknown) or 'no'} image(s)"
+            f"{' that are not in ' + ', '.join(sets) if unknown else ''}{first}. Expected image "
+            "ids of the training sets, one a line"
+        )
+    return {name: sorted(wanted & ids) for name, ids in known.items()}
+
+
+def described(cfg: Any, ids: Sequence[str], available: int) -> Labels:
+    """What a list is, for records.
+
+    Args:
+        cfg: the configuration.
+        ids: the list.
+        available: how many images there are.
+    """
+    labels = cfg.DATASETS.LABELS
+    digest = hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+    drawn_by = {} if labels.LIST else {"fraction": labels.FRACTION, "seed": labels.SEED}
+    return Labels(**drawn_by, images=len(ids), available=available, digest=digest)
+
+
+def overall(cfg: Any, lists: Mapping[str, Sequence[str]], available: int) -> Labels | None:
+    """What the lists of all training sets together are, for results; None for a full run."""
+    ids = [one for name in sorted(lists) for one in lists[name]]
+    return described(cfg, ids, available) if lists else None
+
+
+def suffix(labels: Labels | None) -> str:
+    """What a schedule's name gains: ``-10pct``, ``-list``, or "" for a full run."""
+    if labels is None:
+        return ""
+    return "-list" if labels.fraction is None else f"-{100 * labels.fraction:g}pct"
+
+
+def in_words(labels: Labels) -> str:
+    """``10 % of the labels: 11,829 of 118,287 images (list 1a2b3c4d)``."""
+    share = "a list" if labels.fraction is None else f"{100 * labels.fraction:g} %"
+    return (
+        f"{share} of the labels: {labels.images:,} of {labels.available:,} images (list "
+        f"{str(labels.digest)[:8]}, in {FILE})"
+    )
+
+
+def write_list(folder: str | Path, lists: Mapping[str, Sequence[str]]) -> None:
+    """Writes the ids that are trained on to a run directory; nothing for a full run."""
+    if lists:
+        text = "".join(f"{one}\n" for ids in lists.values() for one in ids)
+        write_atomically(Path(folder) / FILE, lambda out: out.write(text.encode()))
+
+
+def training_records(cfg: Any) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+    """Detectron2's records of the images that are trained on, and the lists that chose them.
+
+    In the order of a full run, and of a full run the same.
+    """
+    names, drop_empty = cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    if not cfg.DATASETS.LABELS.LIST and cfg.DATASETS.LABELS.FRACTION == 1.0:
+        return get_detection_dataset_dicts(names, filter_empty=drop_empty), {}
+    sets = {name: get_detection_dataset_dicts([name], filter_empty=False) for name in names}
+    lists = chosen(cfg, {name: [r["image_id"] for r in own] for name, own in sets.items()})
+    records = []
+    for name, own in sets.items():
+        kept = set(lists.get(name, ()))
+        records += [r for r in own if not lists or str(r["image_id"]) in kept]
+    if drop_empty:
+        records = filter_images_with_only_crowd_annotations(records)
+    if not records:
+        raise UserError(
+            f"none of the {sum(map(len, lists.values()))} images whose labels are used has an "
+            "object; take more of them, or another DATASETS.LABELS.SEED"
+        )
+    return records, lists

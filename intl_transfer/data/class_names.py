@@ -1,0 +1,26 @@
+"""Names of classes, where each has to be a name of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """Names of classes with a number behind those that stand twice, so that none is lost.
+
+    Args:
+        names: in the order of the classes.
+
+    Returns:
+        As many, in the same order, all different: ``["bird", "bird"]`` becomes
+        ``["bird", "bird (2)"]``. Names that stand once stay as they are.
+    """
+    found: list[str] = []
+    reserved = set(names)
+    for name in names:
+        chosen, number = name, 1
+        while chosen in found or (number > 1 and chosen in reserved):
+            number += 1
+            chosen = f"{name} ({number})"
+        found.append(chosen)
+    return found
