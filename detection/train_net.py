@@ -248,6 +248,7 @@ def prepare_evaluation(
         datasets.settle_classes(cfg, found)
         print(f"assumed: {file} does not name its classes; they are those of '{name}', in order")
     content["classes"] = names
+    datasets.fit_to_data(cfg, found, None)  # a set of boxes alone is tested on boxes
     check_settings(cfg, str(file))
     cfg.freeze()
     return cfg, content, datasets.described(found)

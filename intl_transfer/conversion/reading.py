@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,19 +10,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from intl_transfer.conversion.arrays import ForbiddenError, StoredArray
-from intl_transfer.conversion.pickles import read_pickle
-from intl_transfer.conversion.safe_types import allowed
 from intl_transfer.errors import UserError
+from intl_transfer.files.pickles import PickleError
+from intl_transfer.files.placeholders import Stored, module_state
+from intl_transfer.files.torch_files import OLD_TORCH, ZIP, read_pickled
 
-# How a file begins that `torch.save` wrote before torch 1.6: a number, pickled.
-_OLD_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _EXPECTED = "expected what torch.save or safetensors writes, or a pickle of numpy arrays"
-# Dictionaries in dictionaries; a file could hold a circle.
+# Dictionaries in dictionaries.
 _DEEPEST = 8
+# Pickled whole, in one file.
+_MOST_NETWORKS = 64
+# Modules of Python, and names in its builtins, that a file has no honest use for.
+_RUNNING = {
+    *("os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "importlib", "imp", "runpy"),
+    *("ctypes", "pty", "webbrowser", "code", "commands", "popen2", "pip", "timeit", "pdb"),
+}
+_CALLS = {
+    f"builtins.{name}"
+    for name in ("eval", "exec", "compile", "open", "__import__", "execfile", "apply", "input")
+}
 
 
 @dataclass(frozen=True)
@@ -33,36 +40,46 @@ class Content:
 
     Attributes:
         path: the file.
-        values: its dictionary as it was read.
+        values: its dictionary as it was read; networks that were pickled whole are their state
+            dicts, other objects of classes are stored (:mod:`intl_transfer.files.placeholders`).
         tensors: all tensors in it, also in dictionaries inside, under names such as
             ``state_dict/module.encoder_q.conv1.weight``; numpy arrays among them.
         metadata: the strings that a safetensors file carries.
+        names: of the classes and functions that the file names and that were left alone.
     """
 
     path: Path
     values: Mapping[str, Any]
     tensors: dict[str, Tensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
 
 
-def read_content(path: Path, mmap: bool = True) -> Content:
+def read_content(path: Path, mmap: bool = True, verified: bool = False) -> Content:
     """Reads a checkpoint.
 
     Args:
         path: a file of torch (either form), safetensors, Detectron2 or Caffe2.
         mmap: leave the tensors of torch's newer form in the file until they are used, so that an
             optimiser's state costs no memory.
+        verified: hold every record of that form against its checksum, which reads all of it.
 
     Returns:
         Its content.
 
     Raises:
-        UserError: if it is absent, damaged, or asks for a type that is not known to be harmless.
+        UserError: if it is absent or damaged.
     """
-    values, metadata = _read(path, mmap)
+    value, metadata, names = _read(path, mmap, verified)
+    _warn_of_programs(path, names)
+    values = _without_modules(value)
     if not isinstance(values, Mapping):
-        raise UserError(f"{path}: expected a dictionary, found {type(values).__name__}")
-    return Content(path, values, dict(_flat(values)), metadata)
+        found = f"a {values.name}" if isinstance(values, Stored) else type(values).__name__
+        raise UserError(
+            f"{path}: expected a dictionary, found {found}. Where you can open it, save its state "
+            "dict: torch.save(model.state_dict(), FILE)"
+        )
+    return Content(path, values, dict(_flat(values)), metadata, names)
 
 
 def first_keys(values: Mapping[Any, Any]) -> str:
@@ -74,62 +91,63 @@ def _flat(values: Mapping[Any, Any], place: str = "", depth: int = 0) -> Iterato
     for key, value in values.items():
         if not isinstance(key, str):  # such as the numbers of an optimiser's parameters
             continue
-        if isinstance(value, StoredArray):
-            value = value.value
         if isinstance(value, Tensor):
             yield place + key, value
         elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+            native = value.astype(value.dtype.newbyteorder("="), copy=False)
             with warnings.catch_warnings():  # of memory that is not writable: nothing writes here
                 warnings.simplefilter("ignore")
-                yield place + key, torch.from_numpy(value)
+                yield place + key, torch.from_numpy(native)
         elif isinstance(value, Mapping) and depth < _DEEPEST:
             yield from _flat(value, f"{place}{key}/", depth + 1)
 
 
-def _read(path: Path, mmap: bool) -> tuple[Any, dict[str, str]]:
+def _read(path: Path, mmap: bool, verified: bool) -> tuple[Any, dict[str, str], tuple[str, ...]]:
     try:
         with open(path, "rb") as file:
-            head = file.read(len(_OLD_TORCH))
+            head = file.read(len(OLD_TORCH))
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     if len(head) < 9:
-        raise UserError(f"{path} is damaged: only {path.stat().st_size} bytes long")
+        raise UserError(f"{path} is damaged: only {len(head)} bytes long")
     if head[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
         try:
             with safe_open(path, "pt") as opened:
                 names = opened.keys()
-                return {name: opened.get_tensor(name) for name in names}, opened.metadata() or {}
-        except SafetensorError as error:
+                tensors = {name: opened.get_tensor(name) for name in names}
+                return tensors, opened.metadata() or {}, ()
+        except Exception as error:  # of safetensors, of torch, or of the system
             raise UserError(f"{path} is damaged: {error}") from None
     try:
-        if head[:2] == b"PK" or head == _OLD_TORCH:
-            with torch.serialization.safe_globals(allowed()):
-                mapped = mmap and head[:2] == b"PK"
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped), {}
-        return read_pickle(path), {}
-    except Exception as error:  # a damaged pickle can make its reader raise anything
-        raise _unreadable(path, head, error) from None
+        found = read_pickled(path, mmap, verified)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    except PickleError as error:
+        reason = str(error)
+        if head[:2] != ZIP and head[:1] != b"\x80":
+            reason = f"it begins with {head[:9]!r}"
+        raise UserError(f"{path} is damaged or not a checkpoint ({reason}); {_EXPECTED}") from None
+    return found.value, {}, found.names
 
 
-def _unreadable(path: Path, head: bytes, error: Exception) -> UserError:
-    """Tells a file that wants to run code from one that is damaged."""
-    text = str(error)
-    reason = text.splitlines()[0] if text else type(error).__name__
-    if isinstance(error, pickle.UnpicklingError):
-        # torch's own text is left out: it tells how to switch the protection off.
-        found = re.search(r"GLOBAL (\S+)|but got (<class .*?>)|class (\S+)", text)
-        name = next((group for group in found.groups() if group), None) if found else None
-        if isinstance(error, ForbiddenError):
-            name = error.wanted
-        if name is not None:
-            return UserError(
-                f"{path} wants more than tensors and plain values, so it was not read: it holds "
-                f"{name}. Where the file is trusted, save its state dict alone in a file of its own"
-            )
-        if "Unsupported operand" in text:
-            reason = "its pickle is of a newer protocol than torch.save's; save it again"
-        else:
-            reason = "its pickle is broken"
-    if head[:2] != b"PK" and head[:1] != b"\x80":
-        reason = f"it begins with {head[:9]!r}"
-    return UserError(f"{path} is damaged or not a checkpoint ({reason}); {_EXPECTED}")
+def _without_modules(value: Any) -> Any:
+    """A value in which networks that were pickled whole are their state dicts."""
+    state = module_state(value)
+    if state is not None:
+        return state
+    if not isinstance(value, Mapping):
+        return value
+    stored = [key for key, inner in value.items() if isinstance(inner, Stored)]
+    networks = {key: module_state(value[key]) for key in stored[:_MOST_NETWORKS]}
+    networks = {key: state for key, state in networks.items() if state is not None}
+    return {key: networks.get(key, inner) for key, inner in value.items()} if networks else value
+
+
+def _warn_of_programs(path: Path, names: tuple[str, ...]) -> None:
+    """Says that a file would have run something, had another reader been asked."""
+    programs = [name for name in names if name.split(".")[0] in _RUNNING or name in _CALLS]
+    if programs:
+        warnings.warn(
+            f"{path} asks for {', '.join(programs[:3])}, as files do that run programs when they "
+            "are opened. Nothing in it was run here; do not open it with pickle or torch.load"
+        )

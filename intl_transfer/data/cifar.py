@@ -6,8 +6,6 @@ and the binary version.
 
 from __future__ import annotations
 
-import io
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,11 @@ from numpy.typing import NDArray
 from intl_transfer.data.augment import Pixels
 from intl_transfer.data.source import ImageSource
 from intl_transfer.errors import UserError
+from intl_transfer.files.pickles import PickleError
+from intl_transfer.files.torch_files import loads
 
 _PIXELS = 3 * 32 * 32
+_MOST_CLASSES = 1000
 # folder: name, files of the training and of the test part, key of the labels, file and key of the
 # class names
 _PYTHON = {
@@ -95,18 +96,18 @@ def _read_python(folder: Path, part: str) -> _Set:
     images, labels = [], []
     for name in train if part == "train" else test:
         batch = _unpickle(folder / name)
-        data, numbers = batch.get("data"), batch.get(key)
+        data = batch.get("data")
         if (
             not isinstance(data, np.ndarray)
             or data.dtype != np.uint8
             or data.shape[1:] != (_PIXELS,)
         ):
             raise UserError(f"{folder / name}: expected 'data' of uint8, (images, {_PIXELS})")
-        if numbers is None or len(numbers) != len(data):
-            raise UserError(f"{folder / name}: expected as many '{key}' as images")
         images.append(data)
-        labels.append(np.array(numbers, np.int64))
-    classes = [str(name) for name in _unpickle(folder / meta).get(names_key, [])]
+        labels.append(_labels(folder / name, key, batch.get(key), len(data)))
+    classes = _unpickle(folder / meta).get(names_key)
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise UserError(f"{folder / meta}: expected '{names_key}', a list of class names")
     return np.concatenate(images).reshape(-1, 3, 32, 32), np.concatenate(labels), classes
 
 
@@ -122,43 +123,43 @@ def _read_binary(folder: Path, part: str) -> _Set:
             )
         records.append(data.reshape(-1, label_bytes + _PIXELS))
     table = np.concatenate(records)
-    classes = [line for line in _read(folder / names).decode().splitlines() if line]
+    text = _read(folder / names).decode("utf-8", "replace")
+    classes = [line for line in text.splitlines() if line]
     pixels = np.ascontiguousarray(table[:, label_bytes:]).reshape(-1, 3, 32, 32)
     return pixels, table[:, label_bytes - 1].astype(np.int64), classes
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Makes NumPy arrays and plain values; refuses to look anything else up."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            from numpy._core.multiarray import _reconstruct
-
-            return _reconstruct
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
-        if (module, name) == ("_codecs", "encode"):
-            import _codecs
-
-            return _codecs.encode
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file does")
-
-
-def _unpickle(file: Path) -> dict[str, Any]:
+def _unpickle(file: Path) -> dict[Any, Any]:
     try:
-        value = _ArraysOnly(io.BytesIO(_read(file)), encoding="bytes").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError, TypeError) as error:
+        found = loads(_read(file))
+    except PickleError as error:
         raise UserError(f"{file} is not a CIFAR file, or damaged ({error})") from None
+    if found.names:
+        raise UserError(f"{file} is not a CIFAR file: it asks for {found.names[0]}, as none does")
+    value = found.value
     if not isinstance(value, dict):
         raise UserError(f"{file}: expected a dictionary, found {type(value).__name__}")
-
-    def plain(x: Any) -> Any:
-        return x.decode() if isinstance(x, bytes) else x
-
+    # Written by Python 3, keys and names may be bytes.
     return {
-        plain(key): [plain(x) for x in item] if isinstance(item, list) else item
+        _as_text(key): [_as_text(x) for x in item] if isinstance(item, list) else item
         for key, item in value.items()
     }
+
+
+def _as_text(value: Any) -> Any:
+    return value.decode("latin1") if isinstance(value, bytes) else value
+
+
+def _labels(file: Path, key: str, values: Any, images: int) -> NDArray[np.int64]:
+    """Class numbers, as many as there are images."""
+    numbers = values.tolist() if isinstance(values, np.ndarray) else values
+    good = isinstance(numbers, list) and len(numbers) == images
+    if not good or not all(type(n) is int and 0 <= n < _MOST_CLASSES for n in numbers):
+        raise UserError(
+            f"{file}: expected '{key}' to hold {images} class numbers, one for each image; the "
+            "file is damaged, or no CIFAR file"
+        )
+    return np.array(numbers, np.int64)
 
 
 def _read(file: Path) -> bytes:

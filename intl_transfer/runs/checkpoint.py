@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -13,6 +12,8 @@ from typing import Any, TypeVar, cast
 import torch
 
 from intl_transfer.errors import UserError, first_line
+from intl_transfer.files.pickles import PickleError
+from intl_transfer.files.torch_files import read_pickled
 from intl_transfer.runs.atomic import clear_leftovers, write_atomically
 from intl_transfer.runs.distributed import Ranks
 from intl_transfer.runs.finite import require_finite
@@ -121,21 +122,25 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise UserError(f"{path} is damaged: the checksum of its record '{damaged}' is wrong")
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        found = read_pickled(path, verified=True)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; expected a checkpoint") from None
-    except UserError:
-        raise
-    except Exception as error:  # damage shows in any way: zip, pickle and torch each have their own
-        raise UserError(f"{path} is damaged or not a checkpoint ({first_line(error)})") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
+    except PickleError as error:
+        raise UserError(f"{path} is damaged or not a checkpoint ({error})") from None
+    value = found.value
+    if found.names:
+        raise UserError(
+            f"{path} is not a checkpoint of this project: it asks for {found.names[0]}, as none "
+            "does. Nothing in it was run"
+        )
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this project (no format mark in it)")
     schema = value.get("schema")
-    if not isinstance(schema, int) or schema > SCHEMA:
+    if type(schema) is not int:
+        raise UserError(f"{path} is damaged: it does not say by which schema it was written")
+    if schema > SCHEMA:
         raise UserError(
             f"{path} was written with schema {schema}, this version reads up to {SCHEMA}; "
             "upgrade intl-transfer"

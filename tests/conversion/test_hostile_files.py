@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import enum
+import functools
 import io
 import json
 import pickle
 import resource
 import string
+import zipfile
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -23,6 +27,7 @@ from intl_transfer.conversion import (
     read_backbone,
     to_detectron2,
 )
+from intl_transfer.conversion.reading import read_content
 from intl_transfer.errors import UserError
 from intl_transfer.runs.checkpoint import FORMAT, save_checkpoint
 from tests.conversion.test_conversion import backbone_state, checkpoint, same, start_run
@@ -45,13 +50,49 @@ def test_text_in_place_of_weights_is_shown(tmp_path, content):
     assert "weights_only" not in str(caught.value)  # no hint at how to switch protection off
 
 
-def test_types_that_are_not_known_are_refused_by_name(tmp_path):
-    value = {"state_dict": backbone_state(), "args": string.Template("x")}
-    with pytest.raises(UserError, match=r"holds string\.Template"):
-        load_backbone(saved(tmp_path / "in.pth", value))
-    (tmp_path / "in.pkl").write_bytes(pickle.dumps({"model": value}, protocol=4))
-    with pytest.raises(UserError, match=r"in\.pkl wants more .* it holds .*_rebuild_tensor_v2"):
-        load_backbone(tmp_path / "in.pkl")
+class Sizes(enum.Enum):
+    SMALL = 1
+
+
+def test_what_is_not_known_stays_where_it_is(tmp_path):
+    """Files that no list of harmless classes would ever hold all of."""
+    state = backbone_state()
+    value = {
+        "state_dict": state,
+        "args": string.Template("x"),
+        "hyper_parameters": {"size": Sizes.SMALL, "sort": functools.partial(sorted, key=len)},
+        "activation": torch.nn.functional.relu,
+        "loss": torch.nn.CrossEntropyLoss(),
+    }
+    same(load_backbone(saved(tmp_path / "in.pth", value)), state)
+    (tmp_path / "in.pkl").write_bytes(pickle.dumps({"model": to_detectron2(state)}, protocol=4))
+    same(load_backbone(tmp_path / "in.pkl"), state)
+
+
+class OfAnotherProject(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = torchvision.models.resnet18()
+        self.register_buffer("kept", torch.ones(2))
+        self.register_buffer("passing", torch.ones(2), persistent=False)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_networks_that_were_pickled_whole(tmp_path, wrapped):
+    """By a class that is not here when it is read."""
+    torch.manual_seed(0)
+    network = torch.nn.DataParallel(OfAnotherProject())
+    file = saved(tmp_path / "in.pth", {"model": network} if wrapped else network)
+    data = file.read_bytes()
+    named = OfAnotherProject.__module__.encode()
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        assert named in archive.read("in/data.pkl")
+    forged = data.replace(named, b"x" * len(named))
+    file.write_bytes(forged)
+    content = read_content(file)
+    found = content.values["model"] if wrapped else content.values
+    assert list(found) == list(network.state_dict())
+    same(found, network.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from intl_transfer.conversion.adapters.base import ANY, ONLINE, TARGET, Layout
 from intl_transfer.conversion.reading import Content
-from intl_transfer.conversion.safe_types import plain
 from intl_transfer.conversion.settings import CAFFE, IMAGENET, Settings
+from intl_transfer.files.placeholders import plain
 
 _ALGORITHMS = {
     "MoCo": "MoCo v2",

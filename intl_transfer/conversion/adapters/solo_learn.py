@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from intl_transfer.conversion.adapters.base import ANY, ONLINE, TARGET, Layout
 from intl_transfer.conversion.reading import Content
-from intl_transfer.conversion.safe_types import plain
+from intl_transfer.files.placeholders import plain
 
 LIGHTNING = "pytorch-lightning_version"
 _METHODS = {

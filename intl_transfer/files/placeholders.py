@@ -1,0 +1,139 @@
+"""What stands in for whatever a pickle names: it can be stored and looked at, and does nothing.
+
+A pickle names classes and functions of other libraries, calls them and gives the objects states.
+Here nothing is looked up, so nothing can be called: a name stays a name, a call a record of what it
+was called with.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+# Modules in modules, and wrappers around a value; a file could hold a circle.
+_DEEPEST = 64
+# Modules of a network, far more than any ResNet has.
+_MOST_MODULES = 50_000
+
+
+class Stored:
+    """Something of another library that a file holds: never the thing itself.
+
+    What a file says of it lies in these attributes and is never one itself.
+
+    Attributes:
+        name: of the class or function, with its module, as the file has it.
+        arguments: what it was called with; None where the file names it without a call.
+        state: what the file would have made its state.
+        appended: what the file appends to it.
+    """
+
+    def __init__(self, name: str, arguments: tuple[Any, ...] | None = None) -> None:
+        self.name, self.arguments = name, arguments
+        self.state: Any = None
+        self.appended: list[Any] = []
+
+    def __repr__(self) -> str:
+        return f"<{self.name} from a file>"
+
+
+class StoredMapping(Stored, Mapping[Any, Any]):
+    """As :class:`Stored`, of a class that the file fills like a dictionary."""
+
+    _entries: dict[Any, Any]
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._entries[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    # As anything that is stored: by identity, so that it may be a key itself.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def put(self, key: Hashable, value: Any) -> None:
+        """Takes an entry."""
+        self._entries[key] = value
+
+
+def as_mapping(stored: Stored) -> StoredMapping:
+    """The same object, from now on with entries."""
+    if not isinstance(stored, StoredMapping):
+        stored.__class__ = StoredMapping
+        stored._entries = {}  # type: ignore[attr-defined]
+    assert isinstance(stored, StoredMapping)
+    return stored
+
+
+def plain(value: Any) -> Any:
+    """A value without whatever wrapped it.
+
+    Args:
+        value: as read. Of a dictionary's relatives their entries are given, of OmegaConf's nodes
+            their content, of another object its state where that is a dictionary: an
+            `argparse.Namespace` or a data class as its fields. Interpolations stay the text that
+            they are.
+    """
+    for _ in range(_DEEPEST):
+        if isinstance(value, StoredMapping):
+            return dict(value)
+        if not isinstance(value, Stored) or not isinstance(value.state, dict):
+            return value
+        state = value.state
+        if "_content" not in state and "_val" not in state:
+            return state
+        value = state.get("_content", state.get("_val"))
+    return None
+
+
+def module_state(value: Any) -> OrderedDict[str, Tensor] | None:
+    """The tensors of a network that was pickled whole, as its ``state_dict()`` would name them.
+
+    Args:
+        value: as read.
+
+    Returns:
+        Parameters and persistent buffers; None for anything but a network.
+    """
+    if not _is_module(value):
+        return None
+    found: OrderedDict[str, Tensor] = OrderedDict()
+    waiting = [("", value, frozenset({id(value)}))]
+    for _ in range(_MOST_MODULES):  # networks in networks could be named without end
+        if not waiting:
+            break
+        place, module, above = waiting.pop()
+        found.update((place + name, tensor) for name, tensor in _tensors(module))
+        inner = [
+            (f"{place}{name}.", part, above | {id(part)})
+            for name, part in module.state["_modules"].items()
+            if _is_module(part) and id(part) not in above and len(above) < _DEEPEST
+        ]
+        waiting += reversed(inner)
+    return found
+
+
+def _is_module(value: Any) -> bool:
+    return (
+        isinstance(value, Stored)
+        and isinstance(value.state, dict)
+        and isinstance(value.state.get("_modules"), Mapping)
+        and isinstance(value.state.get("_parameters"), Mapping)
+    )
+
+
+def _tensors(module: Stored) -> Iterator[tuple[str, Tensor]]:
+    transient = module.state.get("_non_persistent_buffers_set")
+    left_out = transient if isinstance(transient, (set, frozenset)) else frozenset()
+    for kind in ("_parameters", "_buffers"):
+        tensors = module.state.get(kind)
+        for name, tensor in tensors.items() if isinstance(tensors, Mapping) else ():
+            if isinstance(tensor, Tensor) and isinstance(name, str) and name not in left_out:
+                yield name, tensor.detach()

@@ -1,0 +1,295 @@
+"""Files of pickles: torch's two forms, and plain ones. Nothing in them is run, ever.
+
+torch's newer form is a zip archive of ``data.pkl`` and one stored record for each storage, its
+older one (before torch 1.6) five pickles and then the storages, one behind the other.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import sys
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from intl_transfer.files import arrays, containers, tensors
+from intl_transfer.files.pickles import Budget, Machine, Maker, PickleError
+from intl_transfer.files.tensors import StorageKind, StoredStorage, number
+
+#: How a file begins that `torch.save` wrote before torch 1.6: a number, pickled.
+OLD_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+ZIP = b"PK"
+_PROTOCOL = 1001
+_MOST_RECORDS = 200_000
+_LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+_ALIGNED = 16
+_KNOWN: dict[str, Maker] = {**containers.MAKERS, **arrays.MAKERS, **tensors.MAKERS}
+
+
+@dataclass(frozen=True)
+class Pickled:
+    """What a file of pickles holds.
+
+    Attributes:
+        value: the object in it.
+        names: of the classes and functions in it that nothing here stands for.
+    """
+
+    value: Any
+    names: tuple[str, ...] = field(default=())
+
+
+def read_pickled(path: str | Path, mapped: bool = False, verified: bool = False) -> Pickled:
+    """Reads a file that `torch.save`, `pickle` or numpy wrote, running nothing in it.
+
+    Args:
+        path: the file.
+        mapped: leave the tensors of torch's newer form in the file until they are used, so that
+            those that are not used cost no memory. The file must then stay as it is.
+        verified: hold every record of torch's newer form against its checksum first. The older
+            form and plain pickles have none.
+
+    Returns:
+        What is in it. Tensors and arrays of numbers, numbers, texts and Python's containers are
+        themselves; everything else is :class:`~intl_transfer.files.placeholders.Stored`.
+
+    Raises:
+        OSError: if it cannot be read.
+        PickleError: if it is damaged, or is no such file.
+    """
+    path = Path(path)
+    with open(path, "rb") as file:
+        head = file.read(len(OLD_TORCH))
+        size = file.seek(0, 2)
+        file.seek(0)
+        budget = Budget(size)
+        if head[:2] == ZIP:
+            archive = _Archive(path, file, budget, mapped)
+            if verified:
+                archive.verify()
+            value = archive.read()
+        elif not head:
+            raise PickleError("it is empty")
+        else:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                value = _read_bytes(data, budget)
+    return Pickled(value, tuple(budget.names))
+
+
+def loads(data: bytes) -> Pickled:
+    """As :func:`read_pickled`, of a pickle that is in memory already."""
+    budget = Budget(len(data))
+    return Pickled(_read_bytes(data, budget), tuple(budget.names))
+
+
+def _read_bytes(data: bytes | mmap.mmap, budget: Budget, depth: int = 0) -> Any:
+    if data[: len(OLD_TORCH)] == OLD_TORCH:
+        return _Sequence(data, budget, depth).read()
+    return _machine(data, 0, budget, depth).run()
+
+
+def _machine(
+    data: bytes | mmap.mmap, position: int, budget: Budget, depth: int, persistent: Any = None
+) -> Machine:
+    def nested(machine: Machine, arguments: tuple[Any, ...]) -> Any:
+        """A storage in a plain pickle: a whole file of torch's older form."""
+        (content,) = arguments
+        if not isinstance(content, bytes) or depth > 0:
+            raise PickleError("a storage without its numbers")
+        return _read_bytes(content, budget, depth + 1)
+
+    known: Mapping[str, Maker] = {**_KNOWN, "torch.storage._load_from_bytes": nested}
+    return Machine(data, position, known, tensors.CONSTANTS, budget, persistent)
+
+
+def _announced(what: Any) -> tuple[torch.dtype, str, int, Any]:
+    """Type, key, number of elements and the rest of what a pickle says of a storage."""
+    if not isinstance(what, tuple) or len(what) not in (5, 6) or what[0] != "storage":
+        raise PickleError("an object outside the file")
+    _, kind, key, _, numel, *rest = what
+    if not isinstance(kind, StorageKind) or not isinstance(key, str):
+        raise PickleError("a storage of an unknown type")
+    return kind.dtype, key, number(numel, "a storage", 2**48), rest[0] if rest else None
+
+
+class _Archive:
+    """Torch's newer form."""
+
+    def __init__(self, path: Path, file: IO[bytes], budget: Budget, mapped: bool) -> None:
+        self._path, self._file, self._budget = path, file, budget
+        self._whole = (
+            torch.UntypedStorage.from_file(str(path), False, budget.size) if mapped else None
+        )
+        self._storages: dict[str, StoredStorage] = {}
+        try:
+            with zipfile.ZipFile(file) as archive:
+                self._records = {record.filename: record for record in archive.infolist()}
+        # A damaged directory can make its reader fail in any way.
+        except Exception as error:
+            raise PickleError(f"its archive is damaged ({_first(error)})") from None
+        if sum(record.file_size for record in self._records.values()) > budget.size:
+            raise PickleError("its records are larger than the file")
+        if len(self._records) > _MOST_RECORDS:
+            raise PickleError(f"it has more than {_MOST_RECORDS} records")
+        pickles = [n for n in self._records if n.count("/") == 1 and n.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise PickleError("it is an archive without a data.pkl")
+        self._folder = pickles[0].removesuffix("data.pkl")
+        order = self._record("byteorder") if f"{self._folder}byteorder" in self._records else b""
+        if order not in (b"", b"little", b"big"):
+            raise PickleError("an unknown byte order")
+        self._swapped = bool(order) and order.decode() != sys.byteorder
+
+    def read(self) -> Any:
+        """The object in it."""
+        data = self._record("data.pkl")
+        return _machine(data, 0, self._budget, 0, self._storage).run()
+
+    def verify(self) -> None:
+        """Holds every record against its checksum."""
+        for name, record in self._records.items():
+            start, left = self._place(name.removeprefix(self._folder))
+            self._file.seek(start)
+            found = 0
+            while left:
+                block = self._file.read(min(left, 1 << 20))
+                if not block:
+                    raise PickleError("it ends too early")
+                found, left = zlib.crc32(block, found), left - len(block)
+            if found != record.CRC:
+                raise PickleError(f"the checksum of its record '{name[:60]}' is wrong")
+
+    def _record(self, name: str) -> bytes:
+        start, size = self._place(name)
+        self._file.seek(start)
+        return self._file.read(size)
+
+    def _place(self, name: str) -> tuple[int, int]:
+        """Where a record's bytes begin, and how many there are."""
+        record = self._records.get(f"{self._folder}{name}")
+        if record is None:
+            raise PickleError(f"it has no record '{name[:40]}'")
+        if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1:
+            raise PickleError(f"its record '{name[:40]}' is compressed; unpack and save it again")
+        self._file.seek(record.header_offset)
+        header = self._file.read(_LOCAL_HEADER.size)
+        if len(header) != _LOCAL_HEADER.size or header[:4] != b"PK\x03\x04":
+            raise PickleError(f"its record '{name[:40]}' is not where its directory says")
+        *_, name_length, extra_length = _LOCAL_HEADER.unpack(header)
+        start = record.header_offset + len(header) + name_length + extra_length
+        if start + record.file_size > self._budget.size:
+            raise PickleError(f"its record '{name[:40]}' reaches behind its end")
+        return start, record.file_size
+
+    def _storage(self, what: Any) -> StoredStorage:
+        dtype, key, numel, _ = _announced(what)
+        known = self._storages.get(key)
+        if known is None:
+            known = self._storages[key] = StoredStorage(self._bytes_of(key, dtype, numel), dtype)
+        return StoredStorage(known.bytes, dtype)
+
+    def _bytes_of(self, key: str, dtype: torch.dtype, numel: int) -> torch.UntypedStorage:
+        start, size = self._place(f"data/{key}")
+        if size != numel * dtype.itemsize:
+            raise PickleError(f"a storage of {numel} numbers in {size} bytes")
+        if not size:
+            return _empty(0)
+        if self._whole is not None and start % _ALIGNED == 0:
+            found = self._whole[start : start + size]
+            assert isinstance(found, torch.UntypedStorage)
+        else:
+            self._file.seek(start)
+            found = _filled(self._file, size)
+        if self._swapped:
+            copied = _empty(size)
+            copied.copy_(found)
+            copied.byteswap(dtype)  # type: ignore[no-untyped-call]
+            return copied
+        return found
+
+
+def _empty(size: int) -> torch.UntypedStorage:
+    return torch.empty(size, dtype=torch.uint8).untyped_storage()
+
+
+def _filled(file: IO[bytes], size: int) -> torch.UntypedStorage:
+    buffer = torch.empty(size, dtype=torch.uint8)
+    if file.readinto(buffer.numpy()) != size:  # type: ignore[attr-defined]
+        raise PickleError("it ends too early")
+    return buffer.untyped_storage()
+
+
+class _Sequence:
+    """Torch's older form."""
+
+    def __init__(self, data: bytes | mmap.mmap, budget: Budget, depth: int) -> None:
+        self._data, self._budget, self._depth = data, budget, depth
+        self._storages: dict[str, StoredStorage] = {}
+        self._bytes_read = 0
+
+    def read(self) -> Any:
+        """The object in it."""
+        position, values = 0, []
+        for index in range(5):  # a number, a protocol, the machine, the object, its storages
+            persistent = self._storage if index == 3 else None
+            machine = _machine(self._data, position, self._budget, self._depth, persistent)
+            values.append(machine.run())
+            position = machine.position
+        _, protocol, _, value, keys = values
+        if protocol != _PROTOCOL:
+            raise PickleError("an unknown protocol of torch's older form")
+        if not isinstance(keys, list) or set(map(str, keys)) != self._storages.keys():
+            raise PickleError("other storages than its tensors have")
+        for key in keys:
+            position = self._fill(self._storages[str(key)], position)
+        return value
+
+    def _fill(self, storage: StoredStorage, position: int) -> int:
+        """Takes a storage's numbers; gives back where the next one's begin."""
+        start = position + 8
+        if len(self._data) < start:
+            raise PickleError("it ends too early")
+        (numel,) = struct.unpack("<q", self._data[position:start])
+        size = storage.bytes.nbytes()
+        if numel * storage.dtype.itemsize != size or len(self._data) < start + size:
+            raise PickleError(f"a storage of {size} bytes that has {numel} numbers")
+        if size:
+            target = torch.empty(0, dtype=torch.uint8).set_(storage.bytes, 0, (size,), (1,))
+            source = np.frombuffer(self._data, np.uint8, size, start)
+            target.numpy()[:] = source
+            del source  # a mapped file cannot be closed before
+        return start + size
+
+    def _storage(self, what: Any) -> Any:
+        if isinstance(what, tuple) and len(what) == 4 and what[0] == "module":
+            return what[1]  # a class with its sources
+        dtype, key, numel, view = _announced(what)
+        if key not in self._storages:
+            size = numel * dtype.itemsize
+            self._bytes_read += size
+            if self._bytes_read > len(self._data):
+                raise PickleError("its storages are larger than the file")
+            self._storages[key] = StoredStorage(_empty(size), dtype)
+        whole = self._storages[key].bytes
+        if view is None:
+            return StoredStorage(whole, dtype)
+        if not isinstance(view, tuple) or len(view) != 3:
+            raise PickleError("a part of a storage that is none")
+        first = number(view[1], "an offset") * dtype.itemsize
+        size = number(view[2], "a length") * dtype.itemsize
+        if first + size > whole.nbytes():
+            raise PickleError("a part that reaches out of its storage")
+        part = whole[first : first + size]
+        assert isinstance(part, torch.UntypedStorage)
+        return StoredStorage(part, dtype)
+
+
+def _first(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
