@@ -112,10 +112,19 @@ def _shown(add: Callable[..., object]) -> None:
 def _statistics(add: Callable[..., object]) -> None:
     text = (
         "beside a mean: the sample standard deviation (default), a 95 %% interval of the mean by "
-        "Student's t or by bootstrap, or nothing"
+        "Student's t or by bootstrap, the difference to --baseline with its interval, or nothing"
     )
-    _choice(add, "--spread", ("std", "t", "bootstrap", "none"), text, "std")
-    add("--baseline", metavar="METHOD", help="test every other row against this one")
+    _choice(add, "--spread", ("std", "t", "bootstrap", "difference", "none"), text, "std")
+    add(
+        "--baseline",
+        metavar="METHOD",
+        help="test every other row against this one, in AP or top-1 of each task",
+    )
+    add(
+        "--power",
+        action="store_true",
+        help="in place of tables: what the seeds resolve, and how many a difference needs",
+    )
     text = "auto (default): paired where both rows have the same seeds, else Welch's"
     _choice(add, "--test", ("auto", "paired", "welch"), text, "auto")
     text = (

@@ -32,6 +32,8 @@ _MOST_LINES = 40
 def run(arguments: argparse.Namespace) -> int:
     """Collects; returns 0, or 1 if there is nothing to show."""
     form = _form(arguments)
+    if arguments.spread == "difference" and arguments.baseline is None:
+        raise UserError("--spread difference needs --baseline METHOD, to which rows are compared")
     if arguments.watch:
         return _watch(arguments, form)
     return build(arguments, form)
@@ -83,6 +85,11 @@ def build(
     if aloud:
         tell(found)
     tables = _tables(found, arguments)
+    if arguments.power:
+        from intl_transfer.results.power import power_report
+
+        print(power_report(tables))
+        return 0
     if arguments.figures:
         from intl_transfer.results.figures import draw_figures
 

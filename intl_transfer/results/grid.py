@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from intl_transfer.results.rows import Row, Table
-from intl_transfer.results.statistics import Summary
+from intl_transfer.results.rows import Mark, Row, Table
+from intl_transfer.results.statistics import Comparison, Summary
 
-Spread = Literal["std", "t", "bootstrap", "none"]
+Spread = Literal["std", "t", "bootstrap", "difference", "none"]
 HIDEABLE = ("pretraining", "n")
 
 _SPREADS = {
     "std": "±: sample standard deviation over n repetitions.",
     "t": "[ ]: 95 % t interval of the mean over n repetitions.",
     "bootstrap": "[ ]: 95 % bootstrap interval of the mean over n repetitions (percentiles).",
+    "difference": "+, −: difference to the baseline with its 95 % interval, which is of this one "
+    "comparison; elsewhere ±: sample standard deviation over n repetitions.",
 }
 
 
@@ -26,7 +28,6 @@ class Cell:
         mean: as text; "" where there is no figure.
         spread: ``± 0.1`` or ``[38.1, 38.3]``; "" for a single run.
         best: the highest of its column.
-        tied: not significantly different from the best.
         arrow: ``↑`` or ``↓`` where significantly above or below the baseline.
         n: ``n = 2`` where fewer runs have this figure than others of the row.
     """
@@ -34,16 +35,14 @@ class Cell:
     mean: str
     spread: str = ""
     best: bool = False
-    tied: bool = False
     arrow: str = ""
     n: str = ""
 
     @property
     def text(self) -> str:
         """Mean and spread, with the marks that are characters."""
-        marks = ("≈" if self.tied else "") + self.arrow
         count = f"({self.n})" if self.n else ""
-        return " ".join(part for part in (self.mean, self.spread, count, marks) if part)
+        return " ".join(part for part in (self.mean, self.spread, count, self.arrow) if part)
 
 
 @dataclass(frozen=True)
@@ -162,15 +161,18 @@ def _cell(table: Table, row: Row, column: tuple[str, str], precision: int, sprea
     summary = row.figures.get(column)
     if summary is None:
         return Cell("")
-    mark = row.marks.get(column)
+    mark = row.marks.get(column) or Mark()
     arrow = ""
-    if mark and mark.comparison and mark.comparison.significant():
-        arrow = "↑" if mark.comparison.difference > 0 else "↓"
+    beside = spread_text(summary, precision, spread)
+    if mark.comparison is not None:
+        if mark.comparison.significant():
+            arrow = "↑" if mark.comparison.difference > 0 else "↓"
+        if spread == "difference":
+            beside = difference_text(mark.comparison, precision)
     return Cell(
         f"{summary.mean:.{precision}f}",
-        spread_text(summary, precision, spread),
-        bool(mark and mark.best),
-        bool(mark and mark.tied),
+        beside,
+        mark.best,
         arrow,
         f"n = {fewer}" if (fewer := table.fewer(row, column)) else "",
     )
@@ -186,6 +188,13 @@ def spread_text(summary: Summary, precision: int, spread: Spread) -> str:
     if spread == "none" or summary.std is None:
         return ""
     return f"± {summary.std:.{precision}f}"
+
+
+def difference_text(comparison: Comparison, precision: int) -> str:
+    """``+1.2 [+0.4, +2.0]``, with a true minus."""
+    parts = (comparison.difference, comparison.low, comparison.high)
+    middle, low, high = (f"{part:+.{precision}f}".replace("-", "−") for part in parts)
+    return f"{middle} [{low}, {high}]"
 
 
 def clean(text: str) -> str:

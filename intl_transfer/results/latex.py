@@ -12,7 +12,7 @@ _SPECIALS = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$",
-    "≈": r"$\approx$", "≤": r"$\leq$", "≥": r"$\geq$", "×": r"$\times$", "→": r"$\rightarrow$",
+    "−": r"$-$", "≤": r"$\leq$", "≥": r"$\geq$", "×": r"$\times$", "→": r"$\rightarrow$",
     "↑": r"$\uparrow$", "↓": r"$\downarrow$", "β": r"$\beta$", "λ": r"$\lambda$",
     "α": r"$\alpha$", "μ": r"$\mu$", "σ": r"$\sigma$", "τ": r"$\tau$", "–": "--", "—": "---",
     "“": "``", "”": "''", "‘": "`", "’": "'", "…": r"\dots{}", '"': "''",

@@ -116,6 +116,8 @@ def _merged(one: Row, other: Row) -> Row:
         notes=tuple(dict.fromkeys(one.notes + other.notes)),
         runs=one.runs + other.runs,
         foreign=one.foreign or other.foreign,
+        baseline=one.baseline or other.baseline,
+        marks=one.marks | other.marks,
     )
 
 

@@ -13,7 +13,7 @@ from intl_transfer.results.rows import Column, Row, Table
 from intl_transfer.results.run import METRICS, TASKS, Run
 
 _STATISTICS = ("mean", "std")
-_FURTHER = ("n", "low", "high", "p", "p_holm")
+_FURTHER = ("n", "low", "high", "p", "p_holm", "difference", "difference_low", "difference_high")
 
 
 def as_csv(tables: Sequence[Table]) -> str:
@@ -102,10 +102,12 @@ def _figure(table: Table, row: Row, column: Column, wanted: bool = False) -> dic
         value["low"], value["high"] = ends
     mark = row.marks.get(column)
     if mark is not None:
-        value["best"], value["tied"] = mark.best, mark.tied
+        value["best"] = mark.best
         if mark.comparison is not None:
             value |= {
                 "difference": mark.comparison.difference,
+                "difference_low": mark.comparison.low,
+                "difference_high": mark.comparison.high,
                 "p": mark.comparison.p,
                 "p_holm": mark.comparison.p_holm,
                 "test": mark.comparison.test,

@@ -17,12 +17,10 @@ class Mark:
 
     Attributes:
         best: the highest mean of its column, among measured rows.
-        tied: not significantly different from the best.
         comparison: with the baseline, where there is one and it can be tested.
     """
 
     best: bool = False
-    tied: bool = False
     comparison: Comparison | None = None
 
 

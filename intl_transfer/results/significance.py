@@ -1,78 +1,125 @@
-"""Which figures differ: from the best of their column, and from a baseline."""
+"""What is claimed of figures: the highest of each column, and differences to a named baseline.
+
+Nothing is said of rows that are not significantly different: with a handful of seeds that is
+nearly all of them, whatever they are worth. Tests are against a baseline that the user names, of
+one metric a task that is fixed beforehand (AP, top-1), before anything is chosen to be shown: which
+columns, rows or layout are shown changes no claim.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from intl_transfer.errors import UserError, did_you_mean
+from intl_transfer.results.power import pooled_spread, primary_columns, resolvable
 from intl_transfer.results.rows import Column, Mark, Row, Table
 from intl_transfer.results.statistics import Comparison, TestMethod, compare, holm
 
 ALPHA = 0.05
+_TESTS = {"paired": "paired over seeds", "welch": "Welch's"}
 
 
-def mark_tables(
-    tables: Sequence[Table], baseline: str | None = None, method: TestMethod = "auto"
+def compare_with_baseline(
+    tables: Sequence[Table], baseline: str, method: TestMethod = "auto"
 ) -> list[Table]:
-    """Marks the best of each column, what is not significantly different, and the baseline's tests.
+    """Tests every measured row against one, in the primary metric of each task.
 
-    Published rows take no part: their single figures are not known.
+    The family that Holm's correction is over is the rows of one such column. Published rows take no
+    part: their single figures are not known.
 
     Args:
-        tables: as they will be shown.
+        tables: of one data set and protocol each, all of their rows.
         baseline: method of the row that others are tested against, or a pattern of ``METHOD
-            (DETAIL)``; None tests against no baseline.
+            (DETAIL)``.
         method: of the tests.
 
     Returns:
-        New tables, rows marked.
+        New tables, with :attr:`intl_transfer.results.rows.Mark.comparison`.
 
     Raises:
         UserError: if no table, or several rows of one, fit the baseline.
     """
-    marked = [_marked(table, baseline, method) for table in tables]
-    if baseline is not None and not any(row.baseline for t in marked for row in t.rows):
-        names = sorted({r.name for t in tables for r in t.rows if not r.published})
+    compared = [_compared(table, baseline, method) for table in tables]
+    if not any(row.baseline for table in compared for row in table.rows):
+        names = sorted({row.name for t in tables for row in t.rows if not row.published})
         raise UserError(
             f"--baseline: no measured row '{baseline}'.{did_you_mean(baseline, names)} "
             f"Measured: {', '.join(names) or 'none'}"
         )
-    return marked
+    return compared
 
 
-def _marked(table: Table, baseline: str | None, method: TestMethod) -> Table:
+def _compared(table: Table, baseline: str, method: TestMethod) -> Table:
     measured = [row for row in table.rows if not row.published]
-    chosen = None if baseline is None else _baseline(table, measured, baseline)
+    chosen = _baseline(table, measured, baseline)
+    found: dict[int, dict[Column, Mark]] = {}
+    for column in primary_columns(table):
+        if chosen is None:
+            break
+        tests = [(row, _compare(row, chosen, column, method)) for row in measured]
+        done = [(row, test) for row, test in tests if row is not chosen and test is not None]
+        corrected = holm([test.p for _, test in done])
+        for (row, test), p in zip(done, corrected, strict=True):
+            comparison = dataclasses.replace(test, p_holm=p, family=len(done))
+            found.setdefault(id(row), {})[column] = Mark(comparison=comparison)
+    rows = [
+        dataclasses.replace(row, marks=found.get(id(row), {}), baseline=row is chosen)
+        for row in table.rows
+    ]
+    return dataclasses.replace(table, rows=rows)
+
+
+def mark_best(tables: Sequence[Table], baseline: str | None = None) -> list[Table]:
+    """Marks the highest mean of each column that is shown, and says what marks mean.
+
+    Args:
+        tables: as they will be shown.
+        baseline: as given to :func:`compare_with_baseline`.
+    """
+    return [_marked(table, baseline) for table in tables]
+
+
+def _marked(table: Table, baseline: str | None) -> Table:
+    measured = [row for row in table.rows if not row.published]
     best = _best(table, measured)
-    against_best = _corrected(
-        (id(row), column, _compare(measured[best[column]], row, column, method))
-        for column in best
-        for row in measured
-        if row is not measured[best[column]]
-    )
-    against_baseline = _corrected(
-        (id(row), column, _compare(row, chosen, column, method))
-        for row in measured
-        if chosen is not None and row is not chosen
-        for column in table.columns()
-    )
     rows = []
     for row in table.rows:
-        marks: dict[Column, Mark] = {}
-        for column in table.columns():
-            is_best = column in best and not row.published and _as_good(row, best, measured, column)
-            tied = against_best.get((id(row), column))
-            comparison = against_baseline.get((id(row), column))
-            if is_best or tied or comparison:
-                is_tied = tied is not None and not tied.significant(ALPHA)
-                marks[column] = Mark(is_best, is_tied, comparison)
-        rows.append(dataclasses.replace(row, marks=marks, baseline=row is chosen))
-    legend = _legend(rows, chosen, len(against_best), len(against_baseline))
-    if baseline is not None and chosen is None and measured:
-        legend = (*legend, f"No row of the baseline '{baseline}' in this table.")
-    return dataclasses.replace(table, rows=rows, legend=(*table.legend, *legend))
+        marks = dict(row.marks)
+        for column, mean in best.items():
+            figure = row.figures.get(column)
+            if not row.published and figure is not None and figure.mean == mean:
+                marks[column] = dataclasses.replace(marks.get(column, Mark()), best=True)
+        rows.append(dataclasses.replace(row, marks=marks))
+    legend = [*table.legend, *_of_single_runs(table, rows)]
+    if baseline is not None and measured:
+        legend += _of_comparisons(table, rows, baseline)
+    return dataclasses.replace(table, rows=rows, legend=tuple(legend))
+
+
+def _best(table: Table, rows: Sequence[Row]) -> dict[Column, float]:
+    """By column, the highest mean, where the rows differ."""
+    best = {}
+    for column in table.columns():
+        means = {row.figures[column].mean for row in rows if column in row.figures}
+        if len(means) > 1:
+            best[column] = max(means)
+    return best
+
+
+def _of_single_runs(table: Table, rows: Sequence[Row]) -> list[str]:
+    """A word where the highest of a column is one run beside means of several."""
+    names = []
+    for row in rows:
+        for column, mark in row.marks.items():
+            others = [r.figures[column].n for r in rows if column in r.figures and not r.published]
+            if mark.best and row.figures[column].n == 1 and max(others) > 1:
+                names.append(row.name)
+    if not names:
+        return []
+    few = ", ".join(dict.fromkeys(names))
+    return [f"Highest by a single run, beside means of several: {few}."]
 
 
 def _baseline(table: Table, rows: Sequence[Row], name: str) -> Row | None:
@@ -85,22 +132,6 @@ def _baseline(table: Table, rows: Sequence[Row], name: str) -> Row | None:
             f"{'; '.join(row.label for row in found)}. Give one of these in full"
         )
     return found[0] if found else None
-
-
-def _best(table: Table, rows: Sequence[Row]) -> dict[Column, int]:
-    """By column, the row with the highest mean, where the rows differ."""
-    best = {}
-    for column in table.columns():
-        means = {i: r.figures[column].mean for i, r in enumerate(rows) if column in r.figures}
-        if len(set(means.values())) > 1:
-            best[column] = max(means, key=lambda index: means[index])
-    return best
-
-
-def _as_good(row: Row, best: dict[Column, int], rows: Sequence[Row], column: Column) -> bool:
-    """Whether a row's mean is the best, alone or as one of several equal ones."""
-    figure = row.figures.get(column)
-    return figure is not None and figure.mean == rows[best[column]].figures[column].mean
 
 
 def _compare(first: Row, second: Row, column: Column, method: TestMethod) -> Comparison | None:
@@ -121,37 +152,54 @@ def _values(row: Row, column: Column) -> list[tuple[int, float]]:
     return list(zip(summary.seeds or range(summary.n), summary.values, strict=True))
 
 
-def _corrected(
-    tests: Iterable[tuple[int, Column, Comparison | None]],
-) -> dict[tuple[int, Column], Comparison]:
-    """Holm's correction over one family: what could be tested, by row and column."""
-    done = [(row, column, test) for row, column, test in tests if test is not None]
-    corrected = holm([test.p for _, _, test in done])
-    return {
-        (row, column): dataclasses.replace(test, p_holm=p)
-        for (row, column, test), p in zip(done, corrected, strict=True)
+def _of_comparisons(table: Table, rows: Sequence[Row], baseline: str) -> list[str]:
+    """What was tested, over which family, and what the seeds can show."""
+    chosen = next((row for row in rows if row.baseline), None)
+    if chosen is None:
+        return [f"No row of the baseline '{baseline}' in this table."]
+    columns = primary_columns(table)
+    tests = {
+        column: [c for row in rows if (c := _comparison(row, column)) is not None]
+        for column in columns
     }
+    tested = [column for column in columns if tests[column]]
+    if not tested:
+        return [
+            f"No row could be tested against {chosen.label}: a test takes two runs on each side, "
+            "with some spread."
+        ]
+    kinds = {c.test for column in tested for c in tests[column]}
+    sizes = {column: tests[column][0].family for column in tested}
+    over = " and ".join(
+        f"the {size} {'row' if size == 1 else 'rows'} of {_names(table, same)}"
+        for size in sorted(set(sizes.values()))
+        if (same := [column for column in tested if sizes[column] == size])
+    )
+    lines = [
+        f"↑, ↓: significantly above, below {chosen.label} (p ≤ {ALPHA:g}, two-sided t test, "
+        f"{' and '.join(_TESTS[kind] for kind in sorted(kinds))}, Holm over {over}); other metrics "
+        "are not tested. No mark says nothing."
+    ]
+    limits = [limit for column in tested if (limit := _limit(table, rows, column))]
+    return [*lines, *([f"{'; '.join(limits)}."] if limits else [])]
 
 
-def _legend(
-    rows: Sequence[Row], chosen: Row | None, with_best: int, with_baseline: int
-) -> tuple[str, ...]:
-    lines = []
-    marks = [mark for row in rows for mark in row.marks.values()]
-    if any(mark.tied for mark in marks):
-        lines.append(
-            f"≈: not significantly different from the best of its column (p > {ALPHA:g}, two-sided "
-            f"t test, Holm over {with_best} tests of this table; single runs are not tested)."
-        )
-    if chosen is not None:
-        tests = {m.comparison.test for m in marks if m.comparison}
-        names = {"paired": "paired over seeds", "welch": "Welch"}
-        kinds = " and ".join(names[test] for test in sorted(tests))
-        lines.append(
-            f"↑, ↓: significantly above, below {chosen.label} (p ≤ {ALPHA:g}, two-sided t test, "
-            f"{kinds}, Holm over {with_baseline} tests of this table)."
-            if tests
-            else f"No row could be tested against {chosen.label}: a test takes two runs on each "
-            "side, with some spread."
-        )
-    return tuple(lines)
+def _comparison(row: Row, column: Column) -> Comparison | None:
+    mark = row.marks.get(column)
+    return None if mark is None else mark.comparison
+
+
+def _names(table: Table, columns: Sequence[Column]) -> str:
+    names = [f"{table.heading(task)} {metric}" for task, metric in columns]
+    return names[0] if len(names) == 1 else f"each of {', '.join(names)}"
+
+
+def _limit(table: Table, rows: Sequence[Row], column: Column) -> str | None:
+    """What a column's seeds cannot resolve, from the rows' own spread."""
+    found = [row.figures[column] for row in rows if not row.published and column in row.figures]
+    pooled = pooled_spread(found)
+    if pooled is None:
+        return None
+    n = min(summary.n for summary in found if summary.n > 1)
+    points = resolvable(*pooled, n)
+    return f"n = {n}: differences of {_names(table, [column])} below {points:.1f} are not resolved"

@@ -99,14 +99,20 @@ class Comparison:
     Attributes:
         difference: of the means.
         p: its p value.
-        p_holm: after Holm's correction over a table; None before.
+        p_holm: after Holm's correction over a column's rows; None before.
         test: ``"paired"`` or ``"welch"``.
+        low: lower end of the difference's 95 % interval, by the same test, not corrected.
+        high: its upper end.
+        family: how many comparisons Holm's correction was over; 0 before.
     """
 
     difference: float
     p: float
     test: str
     p_holm: float | None = None
+    low: float = math.nan
+    high: float = math.nan
+    family: int = 0
 
     def significant(self, alpha: float = 0.05) -> bool:
         """Whether the corrected p value is at most alpha."""
@@ -202,11 +208,19 @@ def compare(
 
     if method == "paired":
         p = float(stats.ttest_rel(a, b).pvalue)
+        error, freedom = float((a - b).std(ddof=1)) / math.sqrt(len(a)), len(a) - 1.0
     else:
         p = float(stats.ttest_ind(a, b, equal_var=False).pvalue)
+        parts = [float(side.var(ddof=1)) / len(side) for side in (a, b)]
+        error = math.sqrt(sum(parts))
+        # Welch and Satterthwaite's degrees of freedom.
+        below = sum(v * v / (len(side) - 1) for v, side in zip(parts, (a, b), strict=True))
+        freedom = error**4 / below
     if not math.isfinite(p):
         return None
-    return Comparison(float(a.mean() - b.mean()), p, method)
+    difference = float(a.mean() - b.mean())
+    half = float(stats.t.ppf(0.975, freedom)) * error
+    return Comparison(difference, p, method, None, difference - half, difference + half)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

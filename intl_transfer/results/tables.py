@@ -12,7 +12,7 @@ from intl_transfer.results.collect import Collection, paused_collector
 from intl_transfer.results.layout import Layout, join, with_published
 from intl_transfer.results.rows import Column, Figures, Mark, Part, Row, Table
 from intl_transfer.results.run import Start
-from intl_transfer.results.significance import mark_tables
+from intl_transfer.results.significance import compare_with_baseline, mark_best
 from intl_transfer.results.starts import distinctions
 from intl_transfer.results.statistics import TestMethod
 
@@ -72,20 +72,25 @@ def build_tables(
 
 
 def _build_tables(collection: Collection, published: bool, options: TableOptions) -> list[Table]:
-    tables: list[Table] = []
+    tables, more = [], []
     if "detection" in options.kinds:
         tables = measured_tables(collection.runs, options.lr_selection)
-        if options.layout == "paper":
-            tables = join(tables)
-        if published:
-            tables = with_published(tables, options.layout)
     if "classification" in options.kinds:
-        tables += classification_tables(collection, published)
-    tables = [with_words(table) for table in tables]
+        more = classification_tables(collection, published)
+    if options.baseline is not None:
+        # Before anything is joined or chosen: what is shown must not change what is claimed.
+        both = [with_words(table) for table in (*tables, *more)]
+        both = compare_with_baseline(both, options.baseline, options.test)
+        tables, more = both[: len(tables)], both[len(tables) :]
+    if options.layout == "paper":
+        tables = join(tables)
+    if published and "detection" in options.kinds:
+        tables = with_published(tables, options.layout)
+    tables = [with_words(table) for table in (*tables, *more)]
     tables = choose_rows(tables, options.rows)
     tables = choose_columns(tables, options.columns)
     tables = sort_rows(tables, options.sort, options.reverse)
-    return mark_tables(tables, options.baseline, options.test)
+    return mark_best(tables, options.baseline)
 
 
 def with_words(table: Table) -> Table:

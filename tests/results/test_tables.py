@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import statistics
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -238,7 +240,9 @@ def pairs(root, baseline=(38.0, 38.4, 38.8), other=(39.1, 39.4, 39.9), seeds=(0,
 
 def test_the_baseline_is_tested_over_seeds_with_holms_correction(tmp_path):
     pairs(tmp_path)
-    (table,) = tables_of(tmp_path, baseline="MoCo v2", columns=("box",))
+    for columns in (("box",), ("box.AP50",), ()):  # what is shown changes no claim
+        (table,) = tables_of(tmp_path, baseline="MoCo v2", columns=columns)
+        assert table.rows[0].marks["box", "AP"].comparison.family == 1
     intl, moco = table.rows
     assert moco.baseline
     assert not intl.baseline
@@ -246,25 +250,38 @@ def test_the_baseline_is_tested_over_seeds_with_holms_correction(tmp_path):
     expected = stats.ttest_rel([39.1, 39.4, 39.9], [38.0, 38.4, 38.8]).pvalue
     assert found.test == "paired"
     assert found.p == pytest.approx(expected)
-    # All three columns differ by one and the same test: Holm multiplies by three.
-    assert found.p_holm == pytest.approx(3 * expected)
+    interval = stats.ttest_rel([39.1, 39.4, 39.9], [38.0, 38.4, 38.8]).confidence_interval()
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    # One row is compared, in AP alone; AP50 and AP75 are not tested.
+    assert found.p_holm == pytest.approx(expected)
     assert found.significant()
-    assert "paired over seeds, Holm over 3 tests" in table.legend[-1]
+    assert {c for c, mark in intl.marks.items() if mark.comparison} == {
+        ("box", "AP"),
+        ("mask", "AP"),
+    }
+    assert "paired over seeds, Holm over the 1 row of each of" in table.legend[-2]
+    variances = [np.var(x, ddof=1) for x in ([39.1, 39.4, 39.9], [38.0, 38.4, 38.8])]
+    spread = math.sqrt(sum(variances) / 2)
+    limit = stats.t.ppf(0.975, 4) * spread * math.sqrt(2 / 3)
+    assert f"n = 3: differences of COCO det. AP below {limit:.1f} are not" in table.legend[-1]
     assert "39.5 ± 0.4 ↑" in render([table], "md")
+    assert "39.5 +1.1 [" in render([table], "md", spread="difference")
 
 
 def test_other_seeds_are_tested_by_welch(tmp_path):
     pairs(tmp_path, seeds=(5, 6, 7))
     (table,) = tables_of(tmp_path, baseline="MoCo v2", columns=("box.AP",))
     found = table.rows[0].marks["box", "AP"].comparison
-    expected = stats.ttest_ind([39.1, 39.4, 39.9], [38.0, 38.4, 38.8], equal_var=False).pvalue
-    assert (found.test, found.p) == ("welch", pytest.approx(expected))
+    expected = stats.ttest_ind([39.1, 39.4, 39.9], [38.0, 38.4, 38.8], equal_var=False)
+    assert (found.test, found.p) == ("welch", pytest.approx(expected.pvalue))
+    interval = expected.confidence_interval()
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
     (table,) = tables_of(tmp_path, baseline="MoCo v2", columns=("box.AP",), test="paired")
     assert table.rows[0].marks["box", "AP"].comparison is None
     assert "No row could be tested" in table.legend[-1]
 
 
-def test_the_best_and_what_may_be_as_good(tmp_path):
+def test_the_best_is_marked_and_nothing_is_said_of_the_others(tmp_path):
     for seed in range(4):
         wave = (0.1, -0.2, 0.2, -0.1)[seed]
         detection_run(tmp_path, f"a{seed}", 39.0 + wave, seed=seed)
@@ -274,9 +291,10 @@ def test_the_best_and_what_may_be_as_good(tmp_path):
     (table,) = tables_of(tmp_path)
     marks = {row.method: row.marks.get(("box", "AP")) for row in table.rows}
     assert marks["INTL"].best
-    assert marks["MoCo v2"].tied
-    assert not marks["SimCLR"].tied
-    assert marks["BYOL"] is None  # a single run cannot be tested, and nothing is claimed of it
+    assert [marks[name] for name in ("MoCo v2", "SimCLR", "BYOL")] == [None] * 3
+    detection_run(tmp_path, "lucky", 39.9, method="VICReg")
+    (table,) = tables_of(tmp_path)
+    assert "Highest by a single run, beside means of several: VICReg." in table.legend
     detection_run(tmp_path / "one", "run")
     assert tables_of(tmp_path / "one")[0].rows[0].marks == {}  # nothing to be better than
 

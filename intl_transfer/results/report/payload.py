@@ -219,7 +219,6 @@ def _cell(table: Table, row: Row, column: Column) -> dict[str, Any] | None:
         "mean": number(summary.mean, 12),
         "std": number(summary.std, 12),
         "best": bool(mark and mark.best),
-        "tied": bool(mark and mark.tied),
         "arrow": arrow,
         "n": table.fewer(row, column),
     }

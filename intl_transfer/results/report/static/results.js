@@ -2,7 +2,7 @@
 
 /** What stands behind a figure: how few runs have it, where others of the row do, and its signs. */
 const marksOf = (value) =>
-  [value.n && ` (n = ${value.n})`, (value.tied ? "≈" : "") + value.arrow].filter(Boolean).join(" ");
+  [value.n && ` (n = ${value.n})`, value.arrow].filter(Boolean).join(" ");
 
 function figureText(value) {
   if (!value) return "";

@@ -1,0 +1,89 @@
+"""What the tables' marks are worth: simulated studies, false marks and power.
+
+    python benchmarks/significance.py [--studies N] [--json]
+
+Each study draws the figures of a table (rows by repetitions, the same spread in all rows), marks it
+as `intl-transfer collect --baseline` does, and counts marks. With all rows equal no mark may stand:
+a study with any is one too many, at most 5 %. With one row better by so many standard deviations,
+its mark is what is looked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from intl_transfer.results.rows import Row, Table
+from intl_transfer.results.significance import compare_with_baseline
+from intl_transfer.results.statistics import summarise
+
+ROWS, SPREAD = (2, 5, 9), 0.2
+SEEDS = (3, 5, 10)
+
+
+def study(
+    rng: np.random.Generator, rows: int, seeds: int, better: float, shared: float
+) -> list[bool]:
+    """Draws one table; tells of each row but the first, the baseline, whether it is marked.
+
+    Args:
+        rng: the randomness of the study.
+        rows: of the table, the baseline among them.
+        seeds: repetitions of each row.
+        better: by how much the last row is, in points.
+        shared: share of the variance that rows of one seed have in common.
+    """
+    common = rng.normal(0, SPREAD * shared**0.5, seeds)
+    own = rng.normal(0, SPREAD * (1 - shared) ** 0.5, (rows, seeds))
+    figures = 40 + common + own
+    figures[-1] += better
+    made = [
+        Row(f"m{i}", "", {("box", "AP"): summarise(list(row), range(seeds))}, seeds)
+        for i, row in enumerate(figures)
+    ]
+    table = Table("simulated", ("box",), made, metrics={"box": ("AP",)})
+    (marked,) = compare_with_baseline([table], "m0")
+    comparisons = [row.marks[("box", "AP")].comparison for row in marked.rows[1:]]
+    return [c is not None and c.significant() for c in comparisons]
+
+
+def main() -> int:
+    """Simulates, and prints what came out."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--studies", type=int, default=2000)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    rng = np.random.default_rng(0)
+    cases = []
+    for shared in (0.0, 0.5):
+        for rows in ROWS:
+            for seeds in SEEDS:
+                repeats = range(arguments.studies)
+                false = [any(study(rng, rows, seeds, 0.0, shared)) for _ in repeats]
+                found = [study(rng, rows, seeds, 0.5, shared)[-1] for _ in repeats]
+                case = {
+                    "case": f"{rows} rows, n = {seeds}, {100 * shared:.0f} % shared by seeds",
+                    "false": float(np.mean(false)),
+                    "found": float(np.mean(found)),
+                }
+                cases.append(case)
+    if arguments.json:
+        print(json.dumps({"benchmark": "significance", "cases": cases}))
+        return 0
+    print(
+        f"{arguments.studies} studies each, spread {SPREAD} over seeds, one row 0.5 points better"
+    )
+    print(f"{'table':38s} {'any false mark':>15s} {'better row found':>17s}")
+    for case in cases:
+        print(f"{case['case']:38s} {100 * case['false']:13.1f} % {100 * case['found']:15.1f} %")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

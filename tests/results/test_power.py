@@ -1,0 +1,81 @@
+"""What seeds can show, against statsmodels and against simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestIndPower
+
+from intl_transfer.cli import main
+from intl_transfer.results.power import pooled_spread, power, resolvable, runs_needed
+from intl_transfer.results.statistics import holm, summarise
+from tests.results.synthetic import detection_run
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    difference=st.floats(0.05, 3),
+    spread=st.floats(0.05, 2),
+    n=st.integers(2, 40),
+)
+def test_power_is_statsmodels(difference, spread, n):
+    expected = TTestIndPower().power(difference / spread, n, 0.05, ratio=1.0)
+    if math.isfinite(expected):
+        assert power(difference, spread, n) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("difference", "spread"), [(0.2, 0.15), (0.5, 0.4), (1, 0.2), (0.1, 0.3)])
+def test_the_runs_needed_are_the_fewest_that_suffice(difference, spread):
+    n = runs_needed(difference, spread)
+    solved = TTestIndPower().solve_power(difference / spread, None, 0.05, 0.8)
+    assert n in (math.ceil(solved), math.ceil(solved) + 1)
+    assert power(difference, spread, n) >= 0.8 > power(difference, spread, n - 1)
+
+
+def test_what_takes_more_than_anybody_runs_is_said_to():
+    assert runs_needed(0.001, 1.0) is None
+
+
+def test_what_is_resolved_is_found_half_of_the_time():
+    """A true difference of that size lies at the edge of its own interval."""
+    rng = np.random.default_rng(0)
+    limit = resolvable(0.4, 8, 5)
+    a, b = rng.normal(0, 0.4, (2, 4000, 5))
+    found = stats.ttest_ind(a + limit, b, axis=1).pvalue <= 0.05
+    assert found.mean() == pytest.approx(0.5, abs=0.06)
+
+
+def test_spreads_are_pooled_as_in_analysis_of_variance():
+    groups = [[38.0, 38.4, 38.8], [39.1, 39.4], [40.0]]
+    spread, freedom = pooled_spread([summarise(group) for group in groups])
+    within = sum(float(np.sum((np.array(g) - np.mean(g)) ** 2)) for g in groups)
+    assert (spread, freedom) == (pytest.approx(math.sqrt(within / 3)), 3)
+    assert pooled_spread([summarise([40.0]), summarise([41.0])]) is None
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_is_statsmodels(values):
+    assert holm(values) == pytest.approx(multipletests(values, method="holm")[1])
+
+
+def test_the_command(tmp_path, capsys):
+    for seed, ap in enumerate((38.0, 38.4, 38.8)):
+        detection_run(tmp_path, f"a{seed}", ap, seed=seed)
+        detection_run(tmp_path, f"b{seed}", ap + 1, method="MoCo v2", seed=seed)
+    assert main(["collect", str(tmp_path), "--power"]) == 0
+    said = capsys.readouterr().out
+    limit = stats.t.ppf(0.975, 4) * 0.4 * math.sqrt(2 / 3)
+    row = next(line for line in said.splitlines() if "COCO det. AP" in line)
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[2:5] == ["0.40 (4 d.f.)", "3", f"{limit:.2f}"]
+    expected = math.ceil(TTestIndPower().solve_power(0.5 / 0.4, None, 0.05, 0.8))
+    assert cells[7] == str(expected)
+    assert main(["collect", str(tmp_path), "--spread", "difference"]) == 2
+    assert "needs --baseline" in capsys.readouterr().err
