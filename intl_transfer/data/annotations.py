@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 #: A box may reach over an edge by less than this many pixels: coordinates are rounded. What reaches
 #: further is cut.
@@ -140,7 +140,7 @@ class Findings:
 
     def problem(self, kind: str, text: str) -> None:
         """Takes up what has no meaning."""
-        self._problems.setdefault(kind, []).append(text)
+        self._problems.setdefault(kind, []).append(_printable(text))
 
     def doubt(self, kind: str, text: str) -> None:
         """Takes up what has no meaning, but in a published set."""
@@ -157,7 +157,7 @@ class Findings:
             text: what was done about all of them.
             where: the place of this one.
         """
-        first, count = self._notes[kind][1:] if kind in self._notes else (where, 0)
+        first, count = self._notes[kind][1:] if kind in self._notes else (_printable(where), 0)
         self._notes[kind] = (text, first, count + 1)
 
     @property
@@ -258,6 +258,16 @@ def listed(names: Iterable[str], limit: int = 8) -> str:
     names = list(names)
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest
+
+
+def is_text(value: Any) -> TypeGuard[str]:
+    """Whether a value of a file is text that can be written again, and not blank."""
+    return isinstance(value, str) and bool(value.strip()) and _printable(value) == value
+
+
+def _printable(text: str) -> str:
+    """Without halves of characters, which no terminal and no file takes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def shown(value: Any) -> str:

@@ -14,6 +14,7 @@ from intl_transfer.data.annotations import (
     Contents,
     Findings,
     Folder,
+    is_text,
     listed,
     place_of,
     shown,
@@ -168,7 +169,7 @@ class _Reader:
             name = entry.get("file_name")
             if number is None:
                 self._problem("image id", f"{at} has no usable id; expected a number or text")
-            elif not isinstance(name, str) or not name or "\0" in name:
+            elif not is_text(name) or "\0" in name:
                 self._problem("file name", f"{at}: file_name is {shown(name)}; expected text")
             elif number in entries:
                 if entries[number] == (name, entry.get("width"), entry.get("height")):
@@ -229,7 +230,7 @@ class _Reader:
         names: dict[Any, str] = {}
         for entry in given:
             number, name = usable_id(entry.get("id")), entry.get("name")
-            if number is None or not isinstance(name, str) or not name.strip():
+            if number is None or not is_text(name):
                 self._problem(
                     "category",
                     f"a category has the id {shown(entry.get('id'))} and the name {shown(name)}; "

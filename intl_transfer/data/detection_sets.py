@@ -122,9 +122,13 @@ def custom_sets(block: Mapping[str, Any], root: Path, where: str) -> dict[str, D
         for key in given.keys() - {"LAYOUT", *wanted} - further:
             raise UserError(f"{at}: no key {key}.{did_you_mean(key, [*wanted, *further])}")
         classes = given.get("CLASSES")
-        if classes is not None and not (classes and all(isinstance(c, str) for c in classes)):
-            raise UserError(f"{at}: CLASSES is {classes!r}; expected a list of names")
-        classes = None if classes is None else tuple(classes)
+        if classes is not None:
+            named = isinstance(classes, (list, tuple)) and all(isinstance(c, str) for c in classes)
+            if not named or not classes or len(set(classes)) < len(classes):
+                raise UserError(
+                    f"{at}: CLASSES is {classes!r}; expected a list of names, each of them once"
+                )
+            classes = tuple(classes)
         first = root / Path(given[wanted[0]]).expanduser()
         if layout == "coco":
             images = root / Path(given["IMAGES"]).expanduser()

@@ -256,8 +256,10 @@ def _page(file: Path) -> _Page:
     if root.tag != "annotation":
         raise XmlError(f"its root is <{root.tag}>; expected <annotation>")
     notes: list[tuple[str, str]] = []
-    objects = []
-    for place, element in enumerate(root.findall("object"), 1):
+    objects, given = [], root.findall("object")
+    if len(given) < sum(1 for _ in root.iter("object")):
+        raise XmlError("it has an <object> that is not directly below <annotation>")
+    for place, element in enumerate(given, 1):
         name = (element.findtext("name") or "").strip()
         if not name:
             raise XmlError(f"object {place} has no name")

@@ -257,6 +257,12 @@ edited(
 )
 
 
+@kind("objects in a list of their own", refused="<object> that is not directly below")
+def _nested(odd: Odd) -> None:
+    odd.edit("<object><name>cat", "<objects><object><name>cat")
+    odd.edit("</annotation>", "</objects></annotation>")
+
+
 @kind("CVAT's own xml", refused="its root is <annotations>; expected <annotation>")
 def _cvat(odd: Odd) -> None:
     odd.pages["000001"] = b'<annotations><image id="0" name="a.jpg"></image></annotations>'
