@@ -294,9 +294,9 @@ class _Reader:
         if earlier == given:
             self._note("twice", "annotations that are there twice, taken once", at)
         else:
-            self._findings.doubt(
-                "id twice", f"{self._file}: {at} is there twice, and the two differ"
-            )
+            text = f"{self._file}: {at} is there twice, and the two differ"
+            self._findings.doubt("id twice", text)
+            return not self._findings.published
         return True
 
     def _annotation(
@@ -372,7 +372,10 @@ class _Reader:
             return None
         if not self._findings.published:
             size = image.width, image.height
-            self._suspicions.see(at, box, None if mask is None else extent(mask), size)
+            around = None if mask is None else extent(mask)
+            if mask is not None and around is None:
+                self._note("empty mask", "masks without a single pixel, never found", at)
+            self._suspicions.see(at, box, around, size)
             if area:
                 self._suspicions.see_area(at, area, box, mask, size)
         if area is None or (area == 0 and own > 0 and not self._findings.published):
