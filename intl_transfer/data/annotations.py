@@ -128,13 +128,13 @@ class Contents:
 class Findings:
     """Problems and notes, the first of each kind with the number of the others.
 
-    Args:
+    Attributes:
         published: whether the set is a published one, as the world uses it. What Detectron2 and
             pycocotools have always taken in such a set is then left as it is, and noted.
     """
 
-    def __init__(self, published: bool = False) -> None:
-        self.published = published
+    def __init__(self) -> None:
+        self.published = False
         self._problems: dict[str, list[str]] = {}
         self._notes: dict[str, tuple[str, str, int]] = {}
 

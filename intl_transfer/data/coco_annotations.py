@@ -47,10 +47,11 @@ def read_coco(one: DetectionSet) -> Contents:
         What there is, with problems and notes; no image is opened but those whose size the file
         does not say.
     """
-    findings = Findings(one.known_images is not None)
+    findings = Findings()
     content = _load(one.annotations, findings)
     if content is None:
         return Contents(problems=findings.problems())
+    findings.published = len(content["images"]) == one.known_images
     reader = _Reader(one, findings)
     enabled = gc.isenabled()
     gc.disable()  # millions of small objects, none of which is garbage

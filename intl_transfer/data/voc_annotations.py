@@ -60,7 +60,7 @@ def read_voc(one: DetectionSet) -> Contents:
             Otherwise they are all that the folder's xml files name, sorted, so that a class may be
             missing in one split.
     """
-    findings = Findings(one.known_images is not None)
+    findings = Findings()
     reader = _Reader(one, findings)
     contents = reader.read()
     contents.problems, contents.notes = findings.problems(), findings.notes()
@@ -91,6 +91,7 @@ class _Reader:
         pages: dict[str, _Page] = {}
         absent: list[str] = []
         ids = self._ids()
+        self._findings.published = len(ids) == self._one.known_images
         for number in ids:
             file = self._one.annotations / f"{number}.xml"
             if not self._xml.has(file):
