@@ -51,7 +51,7 @@ def results_file(folder: str | Path, name: str) -> Path:
 
 
 class CocoEvaluator(DatasetEvaluator):
-    """COCO's figures for boxes and, if there are masks, for masks.
+    """COCO's figures for boxes and, if detections and all objects have masks, for masks.
 
     Args:
         name: a registered data set.
@@ -64,6 +64,7 @@ class CocoEvaluator(DatasetEvaluator):
         truth = contents(name)
         self._truth = truth_of(truth)
         self._ids, self._classes = truth.category_ids, truth.classes
+        self._without_masks = truth.masks[1]
         self.reset()
 
     def reset(self) -> None:
@@ -98,7 +99,10 @@ class CocoEvaluator(DatasetEvaluator):
             return {}
         results: dict[str, Any] = {}
         curves: dict[str, Any] = {}
-        for task in ("bbox", *(["segm"] if any(masks for _, masks in gathered) else [])):
+        masks = any(masks for _, masks in gathered)
+        if masks and self._without_masks:  # a detector of masks on a set of boxes
+            print(f"boxes alone are evaluated: {self._without_masks} objects have no mask")
+        for task in ("bbox", *(["segm"] if masks and not self._without_masks else [])):
             began = time.perf_counter()
             figures = coco_figures.coco_figures(self._truth, found, task)
             _LOG.info(

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 #: A box may reach over an edge by less than this many pixels: coordinates are rounded. What reaches
 #: further is cut.
@@ -128,19 +128,19 @@ class Contents:
 class Findings:
     """Problems and notes, the first of each kind with the number of the others.
 
-    Args:
+    Attributes:
         published: whether the set is a published one, as the world uses it. What Detectron2 and
             pycocotools have always taken in such a set is then left as it is, and noted.
     """
 
-    def __init__(self, published: bool = False) -> None:
-        self.published = published
+    def __init__(self) -> None:
+        self.published = False
         self._problems: dict[str, list[str]] = {}
         self._notes: dict[str, tuple[str, str, int]] = {}
 
     def problem(self, kind: str, text: str) -> None:
         """Takes up what has no meaning."""
-        self._problems.setdefault(kind, []).append(text)
+        self._problems.setdefault(kind, []).append(_printable(text))
 
     def doubt(self, kind: str, text: str) -> None:
         """Takes up what has no meaning, but in a published set."""
@@ -157,7 +157,7 @@ class Findings:
             text: what was done about all of them.
             where: the place of this one.
         """
-        first, count = self._notes[kind][1:] if kind in self._notes else (where, 0)
+        first, count = self._notes[kind][1:] if kind in self._notes else (_printable(where), 0)
         self._notes[kind] = (text, first, count + 1)
 
     @property
@@ -258,6 +258,16 @@ def listed(names: Iterable[str], limit: int = 8) -> str:
     names = list(names)
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest
+
+
+def is_text(value: Any) -> TypeGuard[str]:
+    """Whether a value of a file is text that can be written again, and not blank."""
+    return isinstance(value, str) and bool(value.strip()) and _printable(value) == value
+
+
+def _printable(text: str) -> str:
+    """Without halves of characters, which no terminal and no file takes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def shown(value: Any) -> str:

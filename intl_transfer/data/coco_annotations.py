@@ -14,6 +14,7 @@ from intl_transfer.data.annotations import (
     Contents,
     Findings,
     Folder,
+    is_text,
     listed,
     place_of,
     shown,
@@ -46,10 +47,11 @@ def read_coco(one: DetectionSet) -> Contents:
         What there is, with problems and notes; no image is opened but those whose size the file
         does not say.
     """
-    findings = Findings(one.known_images is not None)
+    findings = Findings()
     content = _load(one.annotations, findings)
     if content is None:
         return Contents(problems=findings.problems())
+    findings.published = len(content["images"]) == one.known_images
     reader = _Reader(one, findings)
     enabled = gc.isenabled()
     gc.disable()  # millions of small objects, none of which is garbage
@@ -168,7 +170,7 @@ class _Reader:
             name = entry.get("file_name")
             if number is None:
                 self._problem("image id", f"{at} has no usable id; expected a number or text")
-            elif not isinstance(name, str) or not name or "\0" in name:
+            elif not is_text(name) or "\0" in name:
                 self._problem("file name", f"{at}: file_name is {shown(name)}; expected text")
             elif number in entries:
                 if entries[number] == (name, entry.get("width"), entry.get("height")):
@@ -229,7 +231,7 @@ class _Reader:
         names: dict[Any, str] = {}
         for entry in given:
             number, name = usable_id(entry.get("id")), entry.get("name")
-            if number is None or not isinstance(name, str) or not name.strip():
+            if number is None or not is_text(name):
                 self._problem(
                     "category",
                     f"a category has the id {shown(entry.get('id'))} and the name {shown(name)}; "
@@ -293,9 +295,9 @@ class _Reader:
         if earlier == given:
             self._note("twice", "annotations that are there twice, taken once", at)
         else:
-            self._findings.doubt(
-                "id twice", f"{self._file}: {at} is there twice, and the two differ"
-            )
+            text = f"{self._file}: {at} is there twice, and the two differ"
+            self._findings.doubt("id twice", text)
+            return not self._findings.published
         return True
 
     def _annotation(
@@ -371,7 +373,10 @@ class _Reader:
             return None
         if not self._findings.published:
             size = image.width, image.height
-            self._suspicions.see(at, box, None if mask is None else extent(mask), size)
+            around = None if mask is None else extent(mask)
+            if mask is not None and around is None:
+                self._note("empty mask", "masks without a single pixel, never found", at)
+            self._suspicions.see(at, box, around, size)
             if area:
                 self._suspicions.see_area(at, area, box, mask, size)
         if area is None or (area == 0 and own > 0 and not self._findings.published):

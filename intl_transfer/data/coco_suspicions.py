@@ -52,7 +52,9 @@ class Suspicions:
         starts = abs(x - left) <= near and abs(y - top) <= near
         ends_as_corners = abs(w - right) <= near and abs(h - bottom) <= near
         ends = abs(x + w - right) <= near and abs(y + h - bottom) <= near
-        if starts and ends_as_corners and not ends:
+        if starts and ends and not ends_as_corners:
+            self._all_fit_as_corners = False  # its mask says that it is none
+        elif starts and ends_as_corners and not ends:
             self._add(
                 "corners",
                 f"{at}: bbox {list(box)} holds the corners of its mask; expected x, y, width, "

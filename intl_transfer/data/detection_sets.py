@@ -122,12 +122,14 @@ def custom_sets(block: Mapping[str, Any], root: Path, where: str) -> dict[str, D
         for key in given.keys() - {"LAYOUT", *wanted} - further:
             raise UserError(f"{at}: no key {key}.{did_you_mean(key, [*wanted, *further])}")
         classes = given.get("CLASSES")
-        if classes is not None and not (classes and all(isinstance(c, str) for c in classes)):
-            raise UserError(f"{at}: CLASSES is {classes!r}; expected a list of names")
-        classes = None if classes is None else tuple(classes)
-        twice = [c for c in classes or () if (classes or ()).count(c) > 1]
-        if twice and layout == "voc":  # whose objects have names alone
-            raise UserError(f"{at}: CLASSES names '{twice[0]}' twice; expected each name once")
+        if classes is not None:
+            named = isinstance(classes, (list, tuple)) and all(isinstance(c, str) for c in classes)
+            if not named or not classes:
+                raise UserError(f"{at}: CLASSES is {classes!r}; expected a list of names")
+            classes = tuple(classes)
+            twice = [name for name in classes if classes.count(name) > 1]
+            if twice and layout == "voc":  # whose objects have names alone
+                raise UserError(f"{at}: CLASSES names '{twice[0]}' twice; expected each name once")
         first = root / Path(given[wanted[0]]).expanduser()
         if layout == "coco":
             images = root / Path(given["IMAGES"]).expanduser()

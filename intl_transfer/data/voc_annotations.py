@@ -60,7 +60,7 @@ def read_voc(one: DetectionSet) -> Contents:
             Otherwise they are all that the folder's xml files name, sorted, so that a class may be
             missing in one split.
     """
-    findings = Findings(one.known_images is not None)
+    findings = Findings()
     reader = _Reader(one, findings)
     contents = reader.read()
     contents.problems, contents.notes = findings.problems(), findings.notes()
@@ -91,6 +91,7 @@ class _Reader:
         pages: dict[str, _Page] = {}
         absent: list[str] = []
         ids = self._ids()
+        self._findings.published = len(ids) == self._one.known_images
         for number in ids:
             file = self._one.annotations / f"{number}.xml"
             if not self._xml.has(file):
@@ -256,8 +257,10 @@ def _page(file: Path) -> _Page:
     if root.tag != "annotation":
         raise XmlError(f"its root is <{root.tag}>; expected <annotation>")
     notes: list[tuple[str, str]] = []
-    objects = []
-    for place, element in enumerate(root.findall("object"), 1):
+    objects, given = [], root.findall("object")
+    if len(given) < sum(1 for _ in root.iter("object")):
+        raise XmlError("it has an <object> that is not directly below <annotation>")
+    for place, element in enumerate(given, 1):
         name = (element.findtext("name") or "").strip()
         if not name:
             raise XmlError(f"object {place} has no name")

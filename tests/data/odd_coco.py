@@ -416,3 +416,18 @@ def _utf16(odd: Odd) -> None:
 @kind("a file with a byte order mark")
 def _bom(odd: Odd) -> None:
     odd.encode = lambda content: b"\xef\xbb\xbf" + json.dumps(content).encode()
+
+
+@kind("large objects, one over the edge, with masks", note="boxes cut at the edge")
+def _large(odd: Odd) -> None:
+    for content in odd.both:
+        for annotation in content["annotations"]:
+            w = 65 if annotation["id"] == 1 else 58
+            outline = [2, 3, 2 + w, 3, 2 + w, 43, 2, 43]
+            annotation.update(bbox=[2, 3, w, 40], area=w * 40, segmentation=[outline])
+
+
+@kind("a mask without a pixel", note="masks without a single pixel, never found: 1")
+def _empty_mask(odd: Odd) -> None:
+    nothing = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}
+    odd.train["annotations"][0].update(segmentation=nothing)

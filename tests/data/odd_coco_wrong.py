@@ -201,6 +201,16 @@ _content(
     lambda c: c["images"][0].update(file_name="1.JPG"),
 )
 _content(
+    "an image name of half a character",
+    r"file_name is '.ud800.jpg'; expected text",
+    lambda c: c["images"][0].update(file_name="\ud800.jpg"),
+)
+_content(
+    "a class of half a character",
+    "a category has the id 1 and the name '.ud800'",
+    lambda c: c["categories"][0].update(name="\ud800"),
+)
+_content(
     "a width that is text",
     "width and height are '64' and 48; expected whole",
     lambda c: c["images"][0].update(width="64"),

@@ -112,6 +112,35 @@ edited(
 edited("one difficult object", "<difficult>0<", "<difficult>1<")
 
 
+@kind("as labelme writes it")
+def _labelme(odd: Odd) -> None:
+    """labelme's labelme2voc: empty marks, corners of floats, an element named as the root."""
+    for number in odd.ids:
+        objects = "".join(
+            f"<object><name>{name}</name><pose/><truncated/><difficult/><bndbox>"
+            f"<xmin>{x0}.0</xmin><ymin>{y0}.36900369003689</ymin><xmax>{x1}.0</xmax>"
+            f"<ymax>{y1}.36900369003695</ymax></bndbox></object>"
+            for name, (x0, y0, x1, y1) in BOXES.items()
+        )
+        odd.pages[number] = (
+            f"<annotation><folder/><filename>{number}.jpg</filename><database/><annotation/>"
+            f"<image/><size><height>{HEIGHT}</height><width>{WIDTH}</width><depth>3</depth></size>"
+            f"<segmented/>{objects}</annotation>"
+        ).encode()
+
+
+@kind("as CVAT writes it", note="boxes cut at the edge of their image .*: 4,")
+def _cvat_export(odd: Odd) -> None:
+    """CVAT's VOC export: corners from 0, further marks, attributes."""
+    for number in odd.ids:
+        text = page(number).replace("<xmin>3<", "<xmin>0.0<").replace("<xmax>55<", "<xmax>64.0<")
+        text = text.replace("<pose>Unspecified</pose>", "<occluded>0</occluded>")
+        attributes = "<attributes><attribute><name>rotation</name><value>0.0</value></attribute>"
+        odd.pages[number] = text.replace(
+            "</object>", f"{attributes}</attributes></object>"
+        ).encode()
+
+
 @kind("images without objects")
 def _no_objects(odd: Odd) -> None:
     text = page("000001")
@@ -255,6 +284,12 @@ edited(
     refused="MODEL.MASK_ON is True, but 'odd_train' has no masks",
     options={"MODEL": {"MASK_ON": True}},
 )
+
+
+@kind("objects in a list of their own", refused="<object> that is not directly below")
+def _nested(odd: Odd) -> None:
+    odd.edit("<object><name>cat", "<objects><object><name>cat")
+    odd.edit("</annotation>", "</objects></annotation>")
 
 
 @kind("CVAT's own xml", refused="its root is <annotations>; expected <annotation>")

@@ -17,6 +17,7 @@ BLOCK = {
     "photos_coco": {"LAYOUT": "coco", "JSON": "photos/coco.json", "IMAGES": "photos/JPEGImages"},
     "photos_voc": {"LAYOUT": "voc", "FOLDER": "photos", "SPLIT": "train"},
 }
+VOC = {"LAYOUT": "voc", "FOLDER": "x", "SPLIT": "y"}
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,9 @@ def test_standard_sets_know_how_many_images_were_published(tmp_path):
         ({"a": {"LAYOUT": "voc", "FOLDER": "x", "SPLIT": "y", "YAER": 1}}, "no key YAER.*'YEAR'"),
         ({"a": {"LAYOUT": "voc", "FOLDER": "x", "SPLIT": "y", "YEAR": 1}}, "YEAR is 1; expected"),
         ({"a": {"LAYOUT": "coco", "JSON": "x", "IMAGES": "y", "CLASSES": []}}, r"CLASSES is \[\]"),
+        ({"a": {**VOC, "CLASSES": "cat"}}, "CLASSES is 'cat'; expected a list of names"),
+        ({"a": {**VOC, "CLASSES": ["cat", "cat"]}}, "each of them once"),
+        ({"a": {**VOC, "CLASSES": [1]}}, r"CLASSES is \[1\]"),
     ],
 )
 def test_blocks_that_cannot_be_understood(tmp_path, block, message):

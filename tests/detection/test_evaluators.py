@@ -144,6 +144,23 @@ def test_images_without_annotations_are_written_not_scored(registered, tmp_path,
     assert len(json.loads(results_file(tmp_path, name).read_text())) > len(records)
 
 
+def test_masks_are_not_looked_for_where_there_are_none(registered, tmp_path, monkeypatch, capsys):
+    """A detector of masks on a set of boxes."""
+    name = "shapes_coco_train"
+    records = DatasetCatalog.get(name)
+    expected = evaluated(build_evaluator(name, None), records, predictions(records))
+    content = json.loads(Path(MetadataCatalog.get(name).json_file).read_text())
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    boxes = dataclasses.replace(datasets._sets[name], annotations=tmp_path / "boxes.json")
+    monkeypatch.setitem(datasets._sets, name, boxes)
+    found = evaluated(build_evaluator(name, None), records, predictions(records, masks=True))
+    assert found.keys() == {"bbox"}
+    assert found["bbox"] == pytest.approx(expected["bbox"], nan_ok=True)
+    assert "boxes alone are evaluated" in capsys.readouterr().out
+
+
 def _shared_out(rank, world_size, data, folder):
     os.environ["DETECTRON2_DATASETS"] = data
     datasets.register()
