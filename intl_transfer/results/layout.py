@@ -159,18 +159,20 @@ def _takes(table: Table, dataset: str, schedule: str) -> bool:
 
 
 def _norms(table: Table, tasks: Sequence[str]) -> tuple[str, ...]:
-    """The batch norms with which the measured rows of some columns were fine-tuned, as stated."""
+    """The batch norms of the measured rows of some columns; "" among them for not stated."""
     part = next(part for part in table.parts if set(part.tasks) & set(tasks))
     runs = [run for row in table.rows for run in row.runs]
     here = [run for run in runs if run.results.dataset.name == part.dataset]
-    return tuple(sorted({str(run.protocol.get(NORM, "")) for run in here} - {""}))
+    return tuple(sorted({str(run.protocol.get(NORM, "")) for run in here}))
 
 
 def _norm_note(theirs: str, measured: Sequence[str]) -> str:
     """The footnote of a published row beside measured ones; "" where both have the same norm."""
     if theirs and tuple(measured) == (theirs,):
         return ""
-    ours = f"the measured rows have {', '.join(measured)}" if measured else ""
+    known = ", ".join(norm for norm in measured if norm)
+    which = "the measured rows that state it" if "" in measured else "the measured rows"
+    ours = f"{which} have {known}" if known else ""
     if theirs:
         said = f"its authors' fine-tuning files have {theirs}"
         return f"{said}, {ours}" if ours else f"{said}; the measured rows do not state theirs"

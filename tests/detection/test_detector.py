@@ -183,6 +183,14 @@ def test_test_time_augmentation_works(run, moved, stage):
             ["--config", "shapes_coco_R18_C4", "--weights", "random", "SOLVER.IMS_PER_BATCH", "0"],
             "SOLVER.IMS_PER_BATCH is 0; expected a whole number, at least 1",
         ),
+        (
+            ["--config", "shapes_coco_R18_C4", "--weights", "random", "--num-machines", "0"],
+            "--num-machines 0: expected at least 1",
+        ),
+        (
+            ["--config", "shapes_coco_R18_C4", "--weights", "random", "--machine-rank", "1"],
+            "--machine-rank 1: expected 0 to 0",
+        ),
     ],
 )
 def test_what_cannot_be_evaluated_is_said(stage, tmp_path, monkeypatch, capsys, arguments, message):
@@ -202,8 +210,12 @@ def test_what_cannot_be_evaluated_is_said(stage, tmp_path, monkeypatch, capsys, 
         ("SOLVER.BASE_LR", "float('nan')", "Type mismatch"),
         ("SOLVER.WEIGHT_DECAY", "-0.1", "of 0 or more"),
         ("SOLVER.LR_SCHEDULER_NAME", "WarmupCosine", "Did you mean 'WarmupCosineLR'"),
+        ("SOLVER.WARMUP_METHOD", "cosine", "Known: linear, constant"),
+        ("MODEL.RESNETS.NORM", "SyncBatchNorm", "Did you mean 'SyncBN'"),
+        ("MODEL.RESNETS.DEPTH", "20", "expected one of 18, 34, 50, 101, 152"),
+        ("MODEL.RESNETS.RES2_OUT_CHANNELS", "256", "a ResNet-18 has 64"),
         ("INPUT.MIN_SIZE_TRAIN", "()", "INPUT.MIN_SIZE_TRAIN is empty"),
-        ("INPUT.FORMAT", "YUV-BT.601", "expected RGB or BGR"),
+        ("INPUT.FORMAT", "YUV-BT.601", "Known: RGB, BGR"),
         ("MODEL.PIXEL_STD", "[0.0,1.0,1.0]", "expected numbers above 0"),
         ("MODEL.META_ARCHITECTURE", "RetinaNets", "Did you mean 'RetinaNet'"),
         ("MODEL.META_ARCHITECTURE", "PanopticFPN", "would not be evaluated here"),
