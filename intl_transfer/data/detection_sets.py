@@ -125,9 +125,6 @@ def custom_sets(block: Mapping[str, Any], root: Path, where: str) -> dict[str, D
         if classes is not None and not (classes and all(isinstance(c, str) for c in classes)):
             raise UserError(f"{at}: CLASSES is {classes!r}; expected a list of names")
         classes = None if classes is None else tuple(classes)
-        twice = [c for c in classes or () if (classes or ()).count(c) > 1]
-        if twice and layout == "voc":  # whose objects have names alone
-            raise UserError(f"{at}: CLASSES names '{twice[0]}' twice; expected each name once")
         first = root / Path(given[wanted[0]]).expanduser()
         if layout == "coco":
             images = root / Path(given["IMAGES"]).expanduser()

@@ -66,10 +66,6 @@ def test_standard_sets_know_how_many_images_were_published(tmp_path):
         ({"a": {"LAYOUT": "voc", "FOLDER": "x", "SPLIT": "y", "YAER": 1}}, "no key YAER.*'YEAR'"),
         ({"a": {"LAYOUT": "voc", "FOLDER": "x", "SPLIT": "y", "YEAR": 1}}, "YEAR is 1; expected"),
         ({"a": {"LAYOUT": "coco", "JSON": "x", "IMAGES": "y", "CLASSES": []}}, r"CLASSES is \[\]"),
-        (
-            {"a": {"LAYOUT": "voc", "FOLDER": "x", "SPLIT": "y", "CLASSES": ["b", "b"]}},
-            "CLASSES names 'b' twice",
-        ),
     ],
 )
 def test_blocks_that_cannot_be_understood(tmp_path, block, message):
