@@ -33,8 +33,11 @@ _LEAST = {
     ),
 }
 # Numbers that must be above 0 and finite; and those that may be 0.
-_ABOVE = ("SOLVER.BASE_LR", "SOLVER.GAMMA", "SOLVER.BIAS_LR_FACTOR", "SOLVER.WARMUP_FACTOR")
-_NOT_BELOW = ("SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_NORM", "SOLVER.WEIGHT_DECAY_BIAS")
+_ABOVE = ("SOLVER.BASE_LR", "SOLVER.GAMMA", "SOLVER.BIAS_LR_FACTOR")
+_NOT_BELOW = (
+    *("SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_NORM", "SOLVER.WEIGHT_DECAY_BIAS"),
+    *("SOLVER.WARMUP_FACTOR", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE"),
+)
 # Shares and probabilities.
 _SHARES = (
     *("SOLVER.MOMENTUM", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "MODEL.ROI_HEADS.NMS_THRESH_TEST"),
@@ -47,7 +50,22 @@ _LISTS = {
     "TEST.AUG.MIN_SIZES": (1, False),
     "SOLVER.STEPS": (1, True),
 }
-_SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
+# What Detectron2 tells apart by name when it builds or steps, and how it calls it.
+_CHOICES = {
+    "SOLVER.LR_SCHEDULER_NAME": (
+        *("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
+    ),
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
+    "INPUT.FORMAT": ("RGB", "BGR"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+    "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
+    "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
+}
+_NORMS = (
+    *("naiveSyncBN", "SyncBN", "BN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN_N", "LN", ""),
+)
+_DEPTHS = (18, 34, 50, 101, 152)
 # What is trained and evaluated here: boxes, and masks in them.
 _DETECTORS = ("GeneralizedRCNN", "RetinaNet")
 
@@ -102,12 +120,8 @@ def _pixel_problems(values: dict[str, Any]) -> Iterator[str]:
             yield f"{key} is {list(found)}; expected three finite numbers"
     if any(value <= 0 for value in deviation):
         yield f"MODEL.PIXEL_STD is {list(deviation)}; expected numbers above 0"
-    if values["INPUT.FORMAT"] not in ("RGB", "BGR"):
-        yield f"INPUT.FORMAT is {values['INPUT.FORMAT']!r}; expected RGB or BGR"
     sampling = values["INPUT.MIN_SIZE_TRAIN_SAMPLING"]
-    if sampling not in ("choice", "range"):
-        yield f"INPUT.MIN_SIZE_TRAIN_SAMPLING is {sampling!r}; expected choice or range"
-    elif sampling == "range" and len(values["INPUT.MIN_SIZE_TRAIN"]) != 2:
+    if sampling == "range" and len(values["INPUT.MIN_SIZE_TRAIN"]) != 2:
         yield "INPUT.MIN_SIZE_TRAIN: sampling a range takes two sizes, the least and the greatest"
 
 
@@ -123,14 +137,24 @@ def _named_problems(values: dict[str, Any]) -> Iterator[str]:
             names = [name for name, _ in registry]
             hint = did_you_mean(str(values[key]), names)
             yield f"{key} is {values[key]!r}, which Detectron2 does not know.{hint}"
-    scheduler = values["SOLVER.LR_SCHEDULER_NAME"]
-    if scheduler not in _SCHEDULERS:
-        hint = did_you_mean(str(scheduler), _SCHEDULERS)
-        yield f"SOLVER.LR_SCHEDULER_NAME is {scheduler!r}.{hint} Known: {', '.join(_SCHEDULERS)}"
+    norms = {key: _NORMS for key in values if key.startswith("MODEL.") and key.endswith(".NORM")}
+    for key, known in {**_CHOICES, **norms}.items():
+        if values[key] not in known:
+            hint = did_you_mean(str(values[key]), known)
+            named = ", ".join(name or "'' (none)" for name in known)
+            yield f"{key} is {values[key]!r}.{hint} Known: {named}"
 
 
 def _detector_problems(values: dict[str, Any]) -> Iterator[str]:
     """Detectors that could be built, and neither trained nor evaluated here."""
+    depth, width = values["MODEL.RESNETS.DEPTH"], values["MODEL.RESNETS.RES2_OUT_CHANNELS"]
+    if depth not in _DEPTHS:
+        yield f"MODEL.RESNETS.DEPTH is {depth}; expected one of {', '.join(map(str, _DEPTHS))}"
+    if depth in (18, 34) and width != 64:
+        yield (
+            f"MODEL.RESNETS.RES2_OUT_CHANNELS is {width}; a ResNet-{depth} has 64: give "
+            "MODEL.RESNETS.RES2_OUT_CHANNELS 64"
+        )
     meta = values["MODEL.META_ARCHITECTURE"]
     if meta not in _DETECTORS:
         yield (

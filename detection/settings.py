@@ -47,6 +47,7 @@ def resolve(arguments: argparse.Namespace, own: Any = None) -> Any:
     """
     cfg = load_config(arguments.config, arguments.opts) if own is None else own
     check_settings(cfg, arguments.config or str(arguments.weights))
+    _check_processes(arguments)
     if arguments.seed < 0:
         raise UserError(f"--seed {arguments.seed}: expected 0 or more")
     cfg.SEED = arguments.seed
@@ -84,6 +85,22 @@ def resolve(arguments: argparse.Namespace, own: Any = None) -> Any:
     return cfg
 
 
+def _check_processes(arguments: argparse.Namespace) -> None:
+    """Refuses numbers of machines and GPUs that could not be started."""
+    for flag, value in (
+        ("--num-gpus", arguments.num_gpus),
+        ("--num-machines", arguments.num_machines),
+    ):
+        if value < 1:
+            raise UserError(f"{flag} {value}: expected at least 1")
+    rank = getattr(arguments, "machine_rank", 0)
+    if not 0 <= rank < arguments.num_machines:
+        raise UserError(
+            f"--machine-rank {rank}: expected 0 to {arguments.num_machines - 1}, of --num-machines "
+            f"{arguments.num_machines}"
+        )
+
+
 def _choose_devices(cfg: Any, arguments: argparse.Namespace) -> None:
     """The GPUs that are there, or the CPU; says where that is not what was asked for."""
     asked, found = arguments.num_gpus, torch.cuda.device_count()
@@ -98,6 +115,9 @@ def _choose_devices(cfg: Any, arguments: argparse.Namespace) -> None:
             )
         print(f"--num-gpus {asked}: {found} GPU(s) found, using these")
         arguments.num_gpus = found
+    norm = cfg.MODEL.RESNETS.NORM
+    if norm in ("SyncBN", "nnSyncBN") and cfg.MODEL.DEVICE == "cpu" and arguments.num_machines > 1:
+        raise UserError(f"{norm} over several processes needs GPUs; --norm naiveSyncBN does not")
     if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
         raise UserError("SOLVER.AMP.ENABLED: mixed precision needs a GPU; leave it out on a CPU")
 

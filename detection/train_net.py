@@ -394,9 +394,13 @@ def conclude(
 ) -> None:
     """Pictures and ``results.json``, after the last evaluation."""
     name = cfg.DATASETS.TEST[0]
-    write_pictures(cfg.OUTPUT_DIR, name)
-    draw_curves(cfg.OUTPUT_DIR)
     metrics = summarise(trainer.evaluation, name)
+    try:
+        write_pictures(cfg.OUTPUT_DIR, name)
+        draw_curves(cfg.OUTPUT_DIR)
+    except (OSError, ValueError, SyntaxError, UserError) as error:
+        # A day's training is not lost for a picture: a full disk, an image that went meanwhile.
+        print(f"warning: not all pictures were made ({error})", file=sys.stderr, flush=True)
     run.finish(results_of(cfg, start, trainer, metrics, images))
     show(metrics)
     print(f"finished: {cfg.OUTPUT_DIR}/results.json, pictures in predictions.png")

@@ -106,7 +106,7 @@ def _table(key: tuple[str, ...], found: Group[Run]) -> Table:
     if frozen:
         differing[_FREEZE_AT] = frozen  # said also where nothing else is
     said = ", ".join(text for text in (further, in_words(differing)) if text)
-    standard = not further and set(differing) <= {_FREEZE_AT, NORM} and _is_standard(runs[0])
+    standard = not further and set(differing) <= {_FREEZE_AT, NORM} and not deviations(runs[0])
     labels = labels_of(runs[0])
     part = Part(name, architecture, schedule, tasks, iterations, batch, lr, said, standard, labels)
     notes = (assumed_note(found.assumed),) if found.assumed else ()
@@ -150,15 +150,22 @@ def _frozen(run: Run) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _is_standard(run: Run) -> bool:
-    """Whether nothing that a run states is against the protocol of the published rows."""
+def deviations(run: Run) -> tuple[str, ...]:
+    """In what a run is known to go against the protocol of the published rows."""
     stated = run.protocol
-    return (
-        not _frozen(run)
-        and stated.get(NORM, _NORMS[0]) in _NORMS
-        and not stated.get("TEST.AUG.ENABLED", False)
-        and not labels_of(run)
-    )
+    norm, labels = stated.get(NORM, _NORMS[0]), labels_of(run)
+    found = {
+        f"frozen {_frozen(run)}": bool(_frozen(run)),
+        f"norm {norm}": norm not in _NORMS,
+        "augmented tests": bool(stated.get("TEST.AUG.ENABLED", False)),
+        f"labels {labels}": bool(labels),
+    }
+    return tuple(words for words, there in found.items() if there)
+
+
+def norm_of(run: Run) -> str:
+    """The batch norm of a run's fine-tuning; the protocol's where it does not state it."""
+    return str(run.protocol.get(NORM, _NORMS[0]))
 
 
 def labels_of(run: Run) -> str:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from intl_transfer.results.blocks import CHOSEN, NORM, rank
+from intl_transfer.results.blocks import CHOSEN, NORM, deviations, norm_of, rank
 from intl_transfer.results.published import PublishedRow, published_detection
 from intl_transfer.results.rows import Figures, Row, Table
 from intl_transfer.runs.architectures import RCNN
@@ -60,10 +60,12 @@ def join(tables: Sequence[Table]) -> list[Table]:
     return [*joined, *(_headed(table) for table in vocs if id(table) not in used)]
 
 
-def _family(table: Table) -> tuple[str, str, bool]:
-    """What is left of the data set's name without layout, year and split; backbone and head.
+def _family(table: Table) -> tuple[object, ...]:
+    """What tables must share to stand side by side.
 
-    A detector whose backbone was frozen does not stand beside one that was trained whole.
+    What is left of the data set's name without layout, year and split; backbone and head; the batch
+    norm, and in what they go against the protocol: a detector whose backbone was frozen, or that
+    saw a tenth of the labels, does not stand beside one that was trained whole on all.
     """
     words = table.dataset.lower().split("_")
     known = ("coco", "voc", "val", "test", "minival", "test-dev")
@@ -71,7 +73,8 @@ def _family(table: Table) -> tuple[str, str, bool]:
     meta, _, built = table.architecture.rpartition(" ")
     # Masks or none, an R-CNN is an R-CNN; a RetinaNet is another detector.
     built = built if meta in RCNN or not meta else table.architecture
-    return "_".join(kept), built, table.parts[0].standard
+    run = table.rows[0].runs[0]
+    return "_".join(kept), built, table.parts[0].standard, norm_of(run), deviations(run)
 
 
 def _headed(table: Table) -> Table:
@@ -161,18 +164,20 @@ def _takes(table: Table, dataset: str, schedule: str) -> bool:
 
 
 def _norms(table: Table, tasks: Sequence[str]) -> tuple[str, ...]:
-    """The batch norms with which the measured rows of some columns were fine-tuned, as stated."""
+    """The batch norms of the measured rows of some columns; "" among them for not stated."""
     part = next(part for part in table.parts if set(part.tasks) & set(tasks))
     runs = [run for row in table.rows for run in row.runs]
     here = [run for run in runs if run.results.dataset.name == part.dataset]
-    return tuple(sorted({str(run.protocol.get(NORM, "")) for run in here} - {""}))
+    return tuple(sorted({str(run.protocol.get(NORM, "")) for run in here}))
 
 
 def _norm_note(theirs: str, measured: Sequence[str]) -> str:
     """The footnote of a published row beside measured ones; "" where both have the same norm."""
     if theirs and tuple(measured) == (theirs,):
         return ""
-    ours = f"the measured rows have {', '.join(measured)}" if measured else ""
+    known = ", ".join(norm for norm in measured if norm)
+    which = "the measured rows that state it" if "" in measured else "the measured rows"
+    ours = f"{which} have {known}" if known else ""
     if theirs:
         said = f"its authors' fine-tuning files have {theirs}"
         return f"{said}, {ours}" if ours else f"{said}; the measured rows do not state theirs"

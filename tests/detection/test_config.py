@@ -5,6 +5,8 @@ import pytest
 from detection.checks import check_settings
 from detection.config import CONFIGS, as_dict, load_config, number_of_classes, schedule_name
 from detection.session import architecture
+from detection.weights import follow_settings
+from intl_transfer.conversion.settings import CAFFE, config_values
 from intl_transfer.errors import UserError
 
 COCO_SIZES = (640, 672, 704, 736, 768, 800)
@@ -191,6 +193,17 @@ def test_msras_weights_see_images_as_detectron2s_baselines_do():
     for key in ("PIXEL_MEAN", "PIXEL_STD"):
         assert theirs.MODEL[key] == ours.MODEL[key]
     assert theirs.MODEL.RESNETS.STRIDE_IN_1X1 == ours.MODEL.RESNETS.STRIDE_IN_1X1
+
+
+def test_weights_and_their_variant_agree():
+    """MSRA's weights change nothing in their own variant, and torchvision's variant to theirs."""
+    settings = {"settings": {"values": config_values("resnet50", CAFFE), "said_by": "the file"}}
+    own = load_config("coco_R50_FPN_1x_supervised_msra")
+    assert follow_settings(own, settings, set()) == []
+    other = load_config("coco_R50_FPN_1x_supervised")
+    assert "INPUT.FORMAT BGR" in follow_settings(other, settings, set())
+    for key in ("PIXEL_MEAN", "PIXEL_STD", "RESNETS"):
+        assert other.MODEL[key] == own.MODEL[key]
 
 
 def test_a_changed_schedule_loses_its_name():

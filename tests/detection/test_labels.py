@@ -11,9 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detection import labels
+from detection import datasets, labels
 from detection.config import load_config
 from detection.stream import build_stream
+from intl_transfer.data import detection_contents
 from intl_transfer.errors import UserError
 from intl_transfer.results import collect
 from intl_transfer.results.render import render
@@ -126,14 +127,22 @@ def alike(one, other):
 
 @pytest.mark.slow
 def test_few_labels_and_retinanet_train_resume_and_land_in_a_table(
-    stage, backbone_file, tmp_path, capsys
+    stage, backbone_file, tmp_path, capsys, monkeypatch
 ):
     """A run, what a kill after its second iteration leaves, and both again from their files."""
+    opened = []
+    monkeypatch.setattr(
+        datasets,
+        "open_set",
+        lambda one: opened.append(one.name) or detection_contents.open_set(one),
+    )
     whole, part = tmp_path / "runs" / "whole", tmp_path / "part"
     few = ["DATASETS.LABELS.FRACTION", "0.5"]
     base = ["--config", RETINANET, "--weights", backbone_file]
     budget = [*TINY, *few, "SOLVER.MAX_ITER", "3", "SOLVER.CHECKPOINT_PERIOD", "1"]
     assert stage(*base, "--output-dir", whole, *budget) == 0
+    # Looked at before the training, and not again at its end.
+    assert opened == ["shapes_coco_train", "shapes_coco_val"]
     said = capsys.readouterr().out
     assert "RetinaNet resnet18-FPN on shapes_coco_train" in said
     assert "50 % of the labels: 3 of 6 images" in said

@@ -522,3 +522,25 @@ def test_few_labels_are_a_column_of_their_own(tmp_path):
     assert "10 % of the labels (11,829 of 118,287 images, seed " in few.title
     assert any(row.published for row in found["COCO det."].rows)
     assert not any(row.published for row in few.rows)
+
+
+@pytest.mark.parametrize(
+    ("coco", "voc", "together"),
+    [
+        ({}, {}, True),
+        ({"NORM": "SyncBN"}, {"NORM": "SyncBN"}, True),
+        ({"NORM": "SyncBN"}, {"NORM": "naiveSyncBN"}, False),
+        ({"NORM": "BN"}, {"FREEZE_AT": 5}, False),
+        ({"labels": True}, {"FREEZE_AT": 5}, False),
+        ({"labels": True}, {"labels": True}, True),
+    ],
+)
+def test_what_was_trained_alike_stands_side_by_side(tmp_path, coco, voc, together):
+    used = {"fraction": 0.1, "seed": 0, "images": 9, "available": 90, "digest": "ab" * 32}
+    for layout, how in (("coco", coco), ("voc", voc)):
+        config = {"MODEL": {"RESNETS": {"NORM": how.get("NORM", "naiveSyncBN")}}}
+        config["MODEL"]["BACKBONE"] = {"FREEZE_AT": how.get("FREEZE_AT", 0)}
+        name = "coco_2017_val" if layout == "coco" else "voc_2007_test"
+        dataset = {"name": name, **({"labels": used} if "labels" in how else {})}
+        detection_run(tmp_path, layout, layout=layout, config=config, dataset=dataset)
+    assert len(tables_of(tmp_path)) == (1 if together else 2)
