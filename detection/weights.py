@@ -27,6 +27,8 @@ _EXTRA = "roi_heads.res5.norm."
 # Settings that belong to weights: any architecture's, since only the names are of interest here.
 _SETTINGS = tuple(config_values("resnet50"))
 _DEPTH = "MODEL.RESNETS.DEPTH"
+# Of the blocks of a stage; a name in a file may have any digits.
+_NUMBERS = {str(number) for number in range(100)}
 
 
 def read_weights(path: str) -> dict[str, Any]:
@@ -314,7 +316,7 @@ def _blocks(names: Any) -> list[int]:
             words = name.split(".")
             if f"res{stage}" in words:
                 index = words.index(f"res{stage}") + 1
-                if index < len(words) and words[index].isdigit():
+                if index < len(words) and words[index] in _NUMBERS:
                     blocks.add(int(words[index]))
                     deep |= "conv3" in words
         counts.append(len(blocks) * (3 if deep else 2))

@@ -207,12 +207,12 @@ def _alive(path: Path, stalled_after: float) -> tuple[str, str]:
     try:
         words = (path / LOCK).read_text(errors="replace").split()
         # "process PID on HOST": a process of this host can be looked for.
-        if len(words) == 4 and words[3] == socket.gethostname() and words[1].isdigit():
+        if len(words) == 4 and words[3] == socket.gethostname() and words[1].isdecimal():
             try:
                 os.kill(int(words[1]), 0)
             except ProcessLookupError:
                 return "stalled", f"its process {words[1]} has ended without a word"
-            except (OSError, OverflowError):
+            except (OSError, OverflowError, ValueError):
                 pass  # another user's, or no number of a process
     except OSError:
         pass
