@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from intl_transfer.errors import UserError
+from intl_transfer.files.yamls import read_yaml
 from intl_transfer.runs import schedules
 from intl_transfer.runs.config import resolve_config
 from intl_transfer.runs.settings import IMPLIED, comparable, flatten
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "detection"
 RANDOM = "random"
+_MOST_FILES = 50
+_LONGEST_OVERRIDE = 100_000
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> CfgNode:
@@ -34,15 +37,9 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> CfgNode:
     """
     path = resolve_config(name, CONFIGS)
     cfg = _blank()
-    try:
-        # Detectron2's own `merge_from_file` allows tags that run code; this does not.
-        values = CfgNode.load_yaml_with_base(str(path), allow_unsafe=False)
-    except yaml.constructor.ConstructorError as error:
-        raise UserError(f"{path}: refused: {error.problem}. {error.problem_mark}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
-    except (FileNotFoundError, AssertionError) as error:
-        raise UserError(f"{path}: its _BASE_ cannot be read ({error})") from None
+    values: dict[str, Any] = {}
+    for file, own in files_of(path):
+        _put_over(values, own, file)
     _merge(cfg, lambda: cfg.merge_from_other_cfg(CfgNode(values)), str(path))
     return _overridden(cfg, overrides)
 
@@ -100,8 +97,67 @@ def _overridden(cfg: CfgNode, overrides: Sequence[str]) -> CfgNode:
         raise UserError(f"overrides are KEY VALUE pairs; found {' '.join(overrides)}")
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
         pair = [key, value]
+        if len(value) > _LONGEST_OVERRIDE:
+            raise UserError(f"'{key}': a value of {len(value):,} characters")
         _merge(cfg, lambda pair=pair: cfg.merge_from_list(pair), f"'{key} {value}'")
     return cfg
+
+
+def files_of(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """A configuration's file and all that it starts from by ``_BASE_``, furthest first.
+
+    Detectron2's own reader follows addresses in the network, and files that name one another, for
+    as long as they do.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Files, and what is in each of them alone.
+
+    Raises:
+        UserError: if one of them is absent or no plain YAML, or leads back to itself.
+    """
+    found: list[tuple[Path, dict[str, Any]]] = []
+    _follow(path, (), found)
+    return found
+
+
+def _follow(path: Path, above: tuple[Path, ...], found: list[tuple[Path, dict[str, Any]]]) -> None:
+    real = path.resolve()
+    if real in above:
+        names = " -> ".join(file.name for file in (*above, real))
+        raise UserError(f"{above[0]}: _BASE_ leads back to where it came from: {names}")
+    values = read_yaml(path)
+    bases = values.pop("_BASE_", [])
+    for base in (
+        [bases] if isinstance(bases, str) else bases if isinstance(bases, list) else [bases]
+    ):
+        if not isinstance(base, str):
+            raise UserError(f"{path}: _BASE_ is {base!r}; expected the name of a file, or a list")
+        if "://" in base:
+            raise UserError(
+                f"{path}: _BASE_ is '{base}', an address; expected a file. Save it beside this one"
+            )
+        file = path.parent / Path(base).expanduser()
+        if not file.is_file():
+            raise UserError(f"{path}: _BASE_ is '{base}'; there is no file {file}")
+        if len(found) > _MOST_FILES:
+            raise UserError(f"{path}: _BASE_ leads to more than {_MOST_FILES} files")
+        _follow(file, (*above, real), found)
+    found.append((path, values))
+
+
+def _put_over(values: dict[str, Any], own: dict[str, Any], file: Path, place: str = "") -> None:
+    """Puts a file's values over those that it starts from."""
+    for key, value in own.items():
+        if isinstance(value, dict) and key in values:
+            if not isinstance(values[key], dict):
+                raise UserError(f"{file}: {place}{key} is a section; in its _BASE_ it is a value")
+            _put_over(values[key], value, file, f"{place}{key}.")
+        else:
+            # A copy: an alias would have one section changed with another.
+            values[key] = copy.deepcopy(value)
 
 
 def _merge(cfg: CfgNode, merge: Any, where: str) -> None:
@@ -118,8 +174,9 @@ def _merge(cfg: CfgNode, merge: Any, where: str) -> None:
         ]
         hint = f" Did you mean {' or '.join(near[:3])}?" if near else ""
         raise UserError(f"{where}: no key '{key}'.{hint}") from None
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from None
+    except Exception as error:  # of yacs, of Python's reader of literals, of a wrong kind
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{where}: {reason}") from None
 
 
 def _names(node: CfgNode, prefix: str = "") -> Iterator[str]:

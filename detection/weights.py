@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
-from detection.config import CONFIGS
+from detection.config import CONFIGS, files_of
 from intl_transfer.conversion.adapters.caffe2 import CAFFE2
 from intl_transfer.conversion.adapters.detectron2 import DETECTRON2
 from intl_transfer.conversion.reading import Content, read_content
 from intl_transfer.conversion.settings import config_values
 from intl_transfer.errors import UserError
+from intl_transfer.files.yamls import read_yaml
 from intl_transfer.runs.config import resolve_config
 from intl_transfer.runs.settings import flatten
 
@@ -27,6 +27,8 @@ _EXTRA = "roi_heads.res5.norm."
 # Settings that belong to weights: any architecture's, since only the names are of interest here.
 _SETTINGS = tuple(config_values("resnet50"))
 _DEPTH = "MODEL.RESNETS.DEPTH"
+# Of the blocks of a stage; a name in a file may have any digits.
+_NUMBERS = {str(number) for number in range(100)}
 
 
 def read_weights(path: str) -> dict[str, Any]:
@@ -104,10 +106,9 @@ def _fragment(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        read = yaml.safe_load(file.read_text())
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{file}, beside the weights, is not valid YAML: {error}") from None
-    flat = flatten(read) if isinstance(read, dict) else {}
+        flat = flatten(read_yaml(file))
+    except UserError as error:
+        raise UserError(f"settings beside the weights: {error}") from None
     return {key: value for key, value in flat.items() if key in _SETTINGS}
 
 
@@ -130,17 +131,11 @@ def set_by_user(config: str, overrides: Sequence[str] = ()) -> set[str]:
         overrides: ``KEY VALUE KEY VALUE ...``.
     """
     given = {key for key in overrides[::2] if key in _SETTINGS}
-    files = [resolve_config(config, CONFIGS)]
-    while files:
-        file = files.pop()
-        text = file.read_text()
-        values = yaml.safe_load(text) or {}
+    for file, values in files_of(resolve_config(config, CONFIGS)):
         shipped = CONFIGS / file.name
-        ours = shipped.is_file() and shipped.read_text() == text
+        ours = shipped.is_file() and shipped.read_bytes() == file.read_bytes()
         keys = flatten(values).keys() & set(_SETTINGS)
         given |= keys & {_DEPTH} if ours else keys
-        bases = values.get("_BASE_", [])
-        files += [file.parent / base for base in ([bases] if isinstance(bases, str) else bases)]
     return given
 
 
@@ -177,7 +172,7 @@ def follow_settings(cfg: Any, content: Mapping[str, Any], given: set[str]) -> li
                 )
             contradicting.append(text)
         else:
-            node[leaf] = type(node[leaf])(value)
+            node[leaf] = _as(node[leaf], value, key, content)
             changed.append(f"{key} {_shown(value)}")
     if contradicting:
         raise UserError(
@@ -187,6 +182,19 @@ def follow_settings(cfg: Any, content: Mapping[str, Any], given: set[str]) -> li
             "settings out of the configuration, or give weights that fit"
         )
     return changed
+
+
+def _as(example: Any, value: Any, key: str, content: Mapping[str, Any]) -> Any:
+    """A value of the type that a setting has."""
+    try:
+        if isinstance(example, (list, tuple)) != isinstance(value, (list, tuple)):
+            raise TypeError
+        return type(example)(value)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(
+            f"{content['settings']['said_by']}, which is to say how the weights take images: {key} "
+            f"is {str(value)[:60]!r}; expected {_shown(example)} or another of its kind"
+        ) from None
 
 
 def _shown(value: Any) -> str:
@@ -322,7 +330,7 @@ def _blocks(names: Any) -> list[int]:
             words = name.split(".")
             if f"res{stage}" in words:
                 index = words.index(f"res{stage}") + 1
-                if index < len(words) and words[index].isdigit():
+                if index < len(words) and words[index] in _NUMBERS:
                     blocks.add(int(words[index]))
                     deep |= "conv3" in words
         counts.append(len(blocks) * (3 if deep else 2))

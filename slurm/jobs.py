@@ -161,7 +161,7 @@ def require_finished(folder: Path) -> None:
     def status() -> object:
         try:
             return json.loads((folder / "manifest.json").read_text())["status"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return "without a manifest that can be read"
 
     if not wait_until(lambda: status() == "finished", folder, LATE_SECONDS):

@@ -63,7 +63,7 @@ def launch(arguments: argparse.Namespace, wanted: Resources) -> int:
     """Submits a job a seed."""
     config = resolve_config(arguments.config, CONFIGS)
     count = arguments.seeds
-    seeds = list(range(int(count))) if count.isdigit() else parse_seeds(count, "--seeds")
+    seeds = list(range(int(count))) if count.isdecimal() else parse_seeds(count, "--seeds")
     if not seeds:
         raise UserError(f"--seeds {count}: expected at least one")
     check(arguments.config, arguments.opts)

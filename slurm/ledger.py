@@ -6,7 +6,6 @@ not in it: the run directories say that.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from intl_transfer.errors import UserError
+from intl_transfer.files.jsons import parse_json
 from intl_transfer.runs import read_manifest, write_json
 from intl_transfer.runs.lock import process_alive, process_mark
 from intl_transfer.runs.settings import Differences, contrast, identity
@@ -118,7 +118,7 @@ class Ledger:
         """
         file = Path(folder) / NAME
         try:
-            content = json.loads(file.read_text())
+            content = parse_json(file.read_bytes(), str(file))
             if content["schema"] > SCHEMA:
                 raise UserError(
                     f"{file}: written with schema {content['schema']}, this version reads up to "

@@ -31,7 +31,7 @@ def visible_gpus() -> list[int]:
     import torch
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None and all(word.isdigit() for word in named.split(",")):
+    if named is not None and all(word.isdecimal() for word in named.split(",")):
         return [int(word) for word in named.split(",")]
     return list(range(torch.cuda.device_count()))
 

@@ -102,7 +102,7 @@ def converted(source: str, target: Path) -> bool:
             return target.is_file() and report.is_file()
         made = json.loads(report.read_text())["provenance"]["source_sha256"]
         return target.is_file() and bool(made) and made == source_hash(source)
-    except (OSError, ValueError, KeyError, TypeError, UserError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
         return False
 
 

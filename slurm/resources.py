@@ -15,7 +15,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from intl_transfer.errors import UserError, did_you_mean
-from intl_transfer.runs.config import read_yaml
+from intl_transfer.files.interpolation import check_interpolations
+from intl_transfer.files.yamls import read_yaml
+from intl_transfer.runs.config import resolved
 
 PROFILES = Path(__file__).resolve().parents[1] / "configs" / "slurm"
 CLUSTERS = ("auto", "slurm", "local", "debug")
@@ -176,12 +178,16 @@ def checked(values: Mapping[str, Any], where: str) -> Resources:
     for key in values:
         if key not in known:
             raise UserError(f"{where}: no key '{key}'.{did_you_mean(key, known)}")
+    check_interpolations(dict(values), where)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Resources), dict(values))
-        wanted = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         reason = str(error.msg or error).splitlines()[0]
         raise UserError(f"{where}: {error.full_key}: {reason}") from None
+    except Exception as error:  # of what OmegaConf does not expect, such as keys that are no text
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{where}: cannot be taken up ({reason})") from None
+    wanted = resolved(merged, where)
     assert isinstance(wanted, Resources)
     if wanted.cluster not in CLUSTERS:
         hint = did_you_mean(wanted.cluster, CLUSTERS)

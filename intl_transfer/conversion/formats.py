@@ -24,6 +24,7 @@ from intl_transfer.conversion.reading import Content, first_keys, read_content
 from intl_transfer.conversion.settings import IMAGENET, Settings, from_config, from_statistics
 from intl_transfer.data.statistics import statistics_of
 from intl_transfer.errors import UserError, did_you_mean
+from intl_transfer.files.jsons import parse_json
 from intl_transfer.models import STEMS, Stem
 from intl_transfer.runs import MANIFEST, RESULTS, read_manifest, read_results, sha256_file
 from intl_transfer.runs.checkpoint import FORMAT, load_newest
@@ -234,8 +235,8 @@ def _trained_on(normalize: Any, path: Path) -> Settings:
     """
     value = "imagenet" if normalize is None else normalize
     if isinstance(value, str) and value.startswith("{"):
-        with contextlib.suppress(ValueError):  # refused below
-            value = json.loads(value)
+        with contextlib.suppress(UserError):  # refused below
+            value = parse_json(value, str(path))
     return from_statistics(statistics_of(value, f"{path}: normalize"), _OURS)
 
 
@@ -244,8 +245,8 @@ def _said(content: Content, key: str) -> dict[str, Any]:
     value: Any = content.values.get(key)
     if key in content.metadata:
         try:
-            value = json.loads(content.metadata[key])
-        except ValueError:
+            value = parse_json(content.metadata[key], str(content.path))
+        except UserError:
             value = None
     return value if isinstance(value, dict) else {}
 
@@ -352,11 +353,11 @@ def _behind(prefix: str) -> str:
 def _origin(method: Any, run: Any, path: Path) -> tuple[str | None, dict[str, Any] | None]:
     """What a file says of its pretraining, if it is such that a report can hold it."""
     try:
-        run = json.loads(run) if isinstance(run, str) else run
+        run = parse_json(run, str(path)) if isinstance(run, str) else run
         json.dumps(run, allow_nan=False)
         if isinstance(run, dict | None) and isinstance(method, str | None):
             return method, run
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, UserError):
         pass  # neither JSON nor what JSON can hold
     warnings.warn(f"{path}: what it says of its pretraining is not readable; left out")
     return None, None

@@ -25,6 +25,7 @@ class Naming:
 
 _INSIDE = r"\.\d+\.(?:conv[123]|bn[123]|downsample)\."
 _STAGES = {4: 1, 5: 2, 6: 3, 7: 4}
+_NUMBERS = {str(number) for number in _STAGES}
 
 
 def _same(name: str) -> str | None:
@@ -37,7 +38,7 @@ def _numbered(name: str) -> str | None:
     first, _, rest = name.partition(".")
     if first in ("0", "1"):
         return f"{'conv1' if first == '0' else 'bn1'}.{rest}"
-    if first.isdigit() and int(first) in _STAGES:
+    if first in _NUMBERS:
         return f"layer{_STAGES[int(first)]}.{rest}"
     return None
 

@@ -26,7 +26,7 @@ from intl_transfer.data.detection_sets import (
 )
 from intl_transfer.data.detection_sheet import contact_sheet
 from intl_transfer.errors import UserError, did_you_mean
-from intl_transfer.runs.config import read_yaml
+from intl_transfer.files.yamls import read_yaml
 
 _FAMILIES = ("coco", "voc", "shapes")
 

@@ -31,6 +31,7 @@ from intl_transfer.data.shapes_drawing import (
     random_stream,
 )
 from intl_transfer.errors import UserError
+from intl_transfer.files.jsons import parse_json
 from intl_transfer.runs.atomic import write_json
 
 __all__ = [
@@ -121,8 +122,10 @@ def render_scene(spec: ShapesSpec, split: str, index: int) -> Scene:
 def is_complete(root: str | Path, spec: ShapesSpec | None = None) -> bool:
     """Whether a folder holds a whole set, of this spec if one is given."""
     try:
-        found = json.loads((Path(root) / COMPLETE).read_text())
-    except (OSError, json.JSONDecodeError):
+        found = parse_json((Path(root) / COMPLETE).read_bytes(), COMPLETE)
+    except (OSError, UserError):
+        return False
+    if not isinstance(found, dict):
         return False
     if spec is None:
         return True

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import re
 import tarfile
@@ -31,6 +32,7 @@ from intl_transfer.runs.atomic import write_atomically
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _WINDOW = 16  # shards among which images are shuffled
 _VERSION = 1
+_MOST_SHARDS = 1_000_000
 
 
 def are_shards(root: str | Path) -> bool:
@@ -57,10 +59,15 @@ def shard_files(root: str | Path) -> list[str]:
     position = 0
     for match in _BRACES.finditer(text):
         first, last = match.groups()
+        many = len(first) > 9 or len(last) > 9 or int(last) - int(first) >= _MOST_SHARDS
+        if many or len(parts) > 8:
+            raise UserError(f"{text[:200]}: a pattern for more than {_MOST_SHARDS:,} shards")
         numbers = [f"{i:0{len(first)}d}" for i in range(int(first), int(last) + 1)]
         parts += [[text[position : match.start()]], numbers]
         position = match.end()
     parts.append([text[position:]])
+    if math.prod(map(len, parts)) > _MOST_SHARDS:
+        raise UserError(f"{text[:200]}: a pattern for more than {_MOST_SHARDS:,} shards")
     files = ["".join(pieces) for pieces in itertools.product(*parts)]
     if len(files) == 1 and any(sign in text for sign in "*?["):
         files = sorted(glob(text))
@@ -105,9 +112,7 @@ class TarSource(ImageSource):
         folder = [name.rsplit("/", 1)[0] if "/" in name else "" for name in names]
         label_of = written if all(written) else folder
         # Numbers as numbers: 10 comes after 9.
-        known = sorted(
-            set(label_of), key=lambda x: (not x.isdigit(), int(x) if x.isdigit() else 0, x)
-        )
+        known = sorted(set(label_of), key=_in_order)
         self.classes = known
         number = {name: index for index, name in enumerate(known)}
         self.labels = np.array([number[label] for label in label_of], np.int64)
@@ -163,6 +168,14 @@ class TarSource(ImageSource):
             os.close(self._open.pop(next(iter(self._open))))
 
 
+def _in_order(label: str) -> tuple[bool, int, str, str]:
+    """Sorts digits as numbers, however many they are, and before names; ``²`` is a name."""
+    if label.isascii() and label.isdecimal():
+        digits = label.lstrip("0")
+        return False, len(digits), digits, label
+    return True, 0, "", label
+
+
 def _index(file: str) -> dict[str, NDArray[Any]]:
     """Where the images of a shard lie; from the cache where the shard has not changed."""
     state = os.stat(file)
@@ -182,20 +195,25 @@ def _read_headers(file: str) -> dict[str, NDArray[Any]]:
     try:
         with tarfile.open(file, "r:") as archive:
             for member in archive:
-                if not member.isfile():
+                if not member.isfile() or member.issparse():
                     continue
-                key, _, extension = member.name.removeprefix("./").rpartition(".")
+                # What is no UTF-8 would be no text that a manifest could hold.
+                name = member.name.encode(errors="surrogateescape").decode(errors="replace")
+                name = name.removeprefix("./")
+                key, _, extension = name.rpartition(".")
                 if f".{extension.lower()}" in EXTENSIONS:
-                    name = member.name.removeprefix("./")
                     images.append((name, member.offset_data, member.size))
                 elif extension == "cls":
                     content = archive.extractfile(member)
-                    labels[key] = content.read(64).decode().strip() if content else ""
-            end = images[-1][1] + images[-1][2] if images else 0
-    except (tarfile.TarError, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not a whole, uncompressed tar file ({error})") from None
-    if end > os.path.getsize(file):
-        raise UserError(f"{file} is cut off: its last image ends behind the file's end")
+                    labels[key] = (
+                        content.read(64).decode(errors="replace").strip() if content else ""
+                    )
+            end = max((offset + size for _, offset, size in images), default=0)
+    except Exception as error:  # a damaged header can make its reader fail in any way
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{file} is not a whole, uncompressed tar file ({reason})") from None
+    if end > os.path.getsize(file) or any(size < 0 for _, _, size in images):
+        raise UserError(f"{file} is cut off: an image ends behind the file's end")
     names = NameTable.of(name for name, _, _ in images)
     cls = NameTable.of(labels.get(name.rpartition(".")[0], "") for name, _, _ in images)
     return {

@@ -100,7 +100,7 @@ class NameTable(Sequence[str]):
 def cache_file(kind: str, key: str) -> Path:
     """Where a list is kept in the user's cache, under what it is a list of."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    name = hashlib.sha256(key.encode()).hexdigest()[:24]
+    name = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:24]
     return Path(base) / "intl-transfer" / f"{kind}-{name}.npz"
 
 

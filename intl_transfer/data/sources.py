@@ -9,6 +9,7 @@ import numpy as np
 from intl_transfer.data import cifar, folders, shards
 from intl_transfer.data.source import ImageSource, Subset
 from intl_transfer.errors import UserError, did_you_mean
+from intl_transfer.files.texts import lines_of
 
 
 def select(source: ImageSource, listing: str | Path) -> Subset:
@@ -28,14 +29,15 @@ def select(source: ImageSource, listing: str | Path) -> Subset:
     """
     listing = Path(listing)
     try:
-        lines = [line.strip() for line in listing.read_text().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the subset list {listing} cannot be read ({error})") from None
-    wanted = list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
+        lines = lines_of(listing, "a list of names")
+    except UserError as error:
+        raise UserError(f"the subset list {listing} cannot be read: {error}") from None
+    wanted = list(dict.fromkeys(line for line in lines if not line.startswith("#")))
     if not wanted:
         raise UserError(f"the subset list {listing} names nothing")
-    if all(entry in set(source.classes) for entry in wanted):
-        keep = np.isin(source.labels, [source.classes.index(entry) for entry in wanted])
+    numbers = {name: index for index, name in enumerate(source.classes)}
+    if all(entry in numbers for entry in wanted):
+        keep = np.isin(source.labels, [numbers[entry] for entry in wanted])
         return Subset(source, np.flatnonzero(keep), sorted(wanted))
     by_name: dict[str, int] = {}
     for index in range(len(source)):

@@ -6,7 +6,6 @@ figures, or the last evaluation in ``log.txt``, if it belongs to the last iterat
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
@@ -15,9 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from intl_transfer.errors import UserError
+from intl_transfer.files.yamls import read_yaml
 from intl_transfer.results.reading import check_plain
 from intl_transfer.runs.architectures import architecture
 from intl_transfer.runs.metrics import end_of
@@ -41,8 +39,6 @@ OURS = ("manifest.json", "results.json", "metrics.jsonl")
 _TAIL_BYTES = 8 << 20
 # CommonMetricPrinter writes every 20 iterations.
 _PRINTED_EVERY = 20
-# A whole configuration of Detectron2 has 400.
-_MOST_VALUES = 20_000
 _TASKS = {
     "bbox": "box",
     "segm": "mask",
@@ -51,7 +47,6 @@ _TASKS = {
     "panoptic_seg": "panoptic",
 }
 _SEED_IN_NAME = re.compile(r"[-_. ]?(?:seed|run|trial|s)[-_]?(\d{1,6})$", re.IGNORECASE)
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def looks_foreign(names: Mapping[str, Any]) -> bool:
@@ -77,8 +72,10 @@ def read_foreign(
     """
     for name, status in files.items():
         check_plain(path / name, status, limited=name in (CONFIG, LABEL))
-    config = _yaml(path / CONFIG)
-    given = _yaml(path / LABEL) if LABEL in files else {}
+    config = read_yaml(path / CONFIG)
+    if not config:
+        raise UserError(f"{path / CONFIG}: expected keys and values, found nothing")
+    given = read_yaml(path / LABEL) if LABEL in files else {}
     try:
         solver, model = config["SOLVER"], config["MODEL"]
         iterations, batch = int(solver["MAX_ITER"]), int(solver["IMS_PER_BATCH"])
@@ -138,38 +135,6 @@ def read_foreign(
         source=source,
     )
     return manifest, results
-
-
-def _yaml(file: Path) -> dict[str, Any]:
-    try:
-        data = file.read_bytes()
-        content = yaml.load(data, Loader=_Loader)  # a safe loader, by either name
-    except yaml.constructor.ConstructorError as error:
-        raise UserError(f"{file}: refused: {error.problem}; only plain YAML is read") from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        words = " ".join(str(error).split())
-        raise UserError(f"{file} is not valid YAML ({words[:200]})") from None
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: expected keys and values, found {type(content).__name__}")
-    _refuse_bombs(content, file)
-    return content
-
-
-def _refuse_bombs(content: dict[str, Any], file: Path) -> None:
-    """Aliases of aliases make a few lines into gigabytes, once they are written out."""
-    waiting: list[Any] = [content]
-    for count in itertools.count():
-        if not waiting:
-            return
-        if count > _MOST_VALUES:
-            raise UserError(f"{file}: refused: more than {_MOST_VALUES} values")
-        value = waiting.pop()
-        if isinstance(value, dict):
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
 
 
 def _named(folder: str) -> tuple[str, int]:

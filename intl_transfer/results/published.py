@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-import yaml
-
+from intl_transfer.files.yamls import parse_yaml
 from intl_transfer.results.run import METRICS
 from intl_transfer.results.statistics import Summary
 
@@ -40,7 +39,7 @@ class PublishedRow:
 def read_published() -> dict[str, Any]:
     """The file of published results, as it is."""
     text = resources.files("intl_transfer.results").joinpath("published.yaml").read_text()
-    content: dict[str, Any] = yaml.safe_load(text)
+    content: dict[str, Any] = parse_yaml(text, "published.yaml")
     return content
 
 

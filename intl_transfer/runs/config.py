@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from intl_transfer.errors import UserError, did_you_mean
+from intl_transfer.files.interpolation import check_interpolations, check_size
+from intl_transfer.files.yamls import parse_yaml, read_yaml
 
 Schema = TypeVar("Schema")
+_LONGEST_OVERRIDE = 100_000
 
 
 def load_config(
@@ -43,16 +46,62 @@ def load_config(
     config = OmegaConf.structured(schema)
     known = list(_dotted_names(schema))
     for file, values in _with_bases(path, folder):
-        config = _merge(config, OmegaConf.create(values), str(file), known)
+        config = _merge(config, values, str(file), known)
     for override in overrides:
-        if "=" not in override:
-            raise UserError(f"'{override}': expected key=value, for example seed=1")
-        override_config = OmegaConf.from_dotlist([override])
-        config = _merge(config, override_config, f"'{override}'", known)
-    missing = sorted(OmegaConf.missing_keys(config))
+        config = _merge(config, _parsed(override), f"'{override}'", known)
+    check_size(config, str(path))  # before anything of OmegaConf's writes them out
+    missing = _missing(config, path)
     if missing:
         raise UserError(f"{path}: no value for {', '.join(missing)}; give it as key=value")
-    return cast(Schema, OmegaConf.to_object(config))
+    return cast(Schema, resolved(config, str(path)))
+
+
+def _missing(config: Any, path: Path) -> list[str]:
+    try:
+        return sorted(OmegaConf.missing_keys(config))
+    except Exception as error:  # of an interpolation that leads nowhere
+        raise UserError(f"{path}: {_reason(error)}") from None
+
+
+def resolved(config: Any, where: str) -> Any:
+    """The object that a configuration stands for, its interpolations written out.
+
+    Args:
+        config: of OmegaConf, its interpolations checked by
+            :func:`~intl_transfer.files.interpolation.check_interpolations` when it was read.
+        where: it is from, for messages.
+
+    Raises:
+        UserError: if an interpolation leads nowhere or to itself, or to a value of a wrong type.
+    """
+    check_size(config, where)
+    try:
+        return OmegaConf.to_object(config)
+    except Exception as error:  # of OmegaConf, its grammar, or a dataclass's own
+        raise UserError(f"{where}: {_reason(error)}") from None
+
+
+def _parsed(override: str) -> Any:
+    """The configuration that ``key=value`` stands for."""
+    key, equals, value = override.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"'{override}': expected key=value, for example seed=1")
+    where = f"'{override}'"
+    if len(override) > _LONGEST_OVERRIDE:
+        raise UserError(f"'{override[:60]}…': an override of {len(override):,} characters")
+    parse_yaml(value, where)
+    check_interpolations(value, where)
+    try:
+        return OmegaConf.from_dotlist([override])
+    except Exception as error:  # of OmegaConf, its grammar, or YAML's
+        raise UserError(f"{where}: expected key=value; {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    key = getattr(error, "full_key", None)
+    text = str(getattr(error, "msg", None) or error) or type(error).__name__
+    reason = text.splitlines()[0]
+    return f"{key}: {reason}" if key else reason
 
 
 def check_values(
@@ -88,8 +137,9 @@ def resolve_config(name: str, folder: str | Path) -> Path:
     """
     folder = Path(folder)
     for candidate in (folder / name, folder / f"{name}.yaml", Path(name)):
-        if candidate.is_file():
-            return candidate
+        with contextlib.suppress(OSError, ValueError):  # names that no file could have
+            if candidate.is_file():
+                return candidate
     names = sorted(path.stem for path in folder.glob("*.yaml"))
     hint = did_you_mean(Path(name).stem, names)
     raise UserError(
@@ -103,44 +153,41 @@ def _with_bases(path: Path, folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     chain: list[tuple[Path, dict[str, Any]]] = []
     following: Path | None = path
     while following is not None:
-        if any(following == seen for seen, _ in chain):
-            raise UserError(f"{following}: 'base' leads back to the file itself")
+        if any(_same_file(following, seen) for seen, _ in chain):
+            names = " -> ".join(str(file) for file in [*(seen for seen, _ in chain), following])
+            raise UserError(f"{path}: 'base' leads back to where it came from: {names}")
         values = read_yaml(following)
         base = values.pop("base", None)
         chain.append((following, values))
-        following = resolve_config(str(base), folder) if base is not None else None
+        if base is None:
+            return chain[::-1]
+        if not isinstance(base, str):
+            raise UserError(f"{following}: base is {base!r}; expected a configuration's name")
+        try:
+            following = resolve_config(base, folder)
+        except UserError as error:
+            raise UserError(f"{following}: base: {error}") from None
     return chain[::-1]
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Reads a YAML mapping safely: tags that would run code are refused.
-
-    Raises:
-        UserError: if it is not valid YAML, holds such a tag, or is not a mapping.
-    """
-    try:
-        value = yaml.safe_load(path.read_text())
-    except yaml.constructor.ConstructorError as error:
-        raise UserError(f"{path}: refused: {error.problem} ({error.problem_mark})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a mapping of keys to values")
-    return value
+def _same_file(one: Path, other: Path) -> bool:
+    return one == other or one.resolve() == other.resolve()
 
 
 def _merge(config: DictConfig, values: Any, where: str, known: Sequence[str]) -> DictConfig:
+    if isinstance(values, dict):
+        check_interpolations(values, where)
     try:
         return cast(DictConfig, OmegaConf.merge(config, values))
     except OmegaConfBaseException as error:
         key = error.full_key or str(error.key)
         reason = str(error.msg or error).splitlines()[0]
         bare = re.sub(r"\[\d+\]", "", key)
-        if bare not in known:
+        if bare not in known and isinstance(error, ConfigAttributeError | ConfigKeyError):
             raise UserError(f"{where}: no key '{key}'.{_near_keys(bare, known)}") from None
         raise UserError(f"{where}: {key}: {reason}") from None
+    except Exception as error:  # of what OmegaConf does not expect, such as keys that are no text
+        raise UserError(f"{where}: cannot be taken up ({_reason(error)})") from None
 
 
 def _near_keys(key: str, known: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from intl_transfer.errors import UserError
 from intl_transfer.runs.atomic import clear_leftovers
 
 LOCK = ".lock"
-_HOLDER = re.compile(r"process (\d+) on (\S+?)(?:, started (\d+))?\s*")
+_HOLDER = re.compile(r"process ([0-9]+) on (\S+?)(?:, started ([0-9]+))?\s*")
 
 
 @contextmanager

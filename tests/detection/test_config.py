@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from detectron2.config import CfgNode, get_cfg
 
 from detection.checks import check_settings
 from detection.config import CONFIGS, as_dict, load_config, number_of_classes, schedule_name
@@ -253,3 +254,44 @@ def test_a_tag_that_runs_code_is_refused(tmp_path):
     child.write_text('_BASE_: "absent.yaml"\n')
     with pytest.raises(UserError, match="_BASE_"):
         load_config(str(child))
+
+
+@pytest.mark.parametrize(
+    ("base", "reason"),
+    [
+        ("https://localhost:1/x.yaml", r"_BASE_ is 'https://\S+', an address; expected a file"),
+        ("detectron2://x.yaml", "an address"),
+        ("absent.yaml", r"my\.yaml: _BASE_ is 'absent\.yaml'; there is no file"),
+        ("my.yaml", r"_BASE_ leads back to where it came from: my\.yaml -> my\.yaml"),
+        ("other.yaml", r"leads back to where it came from: my\.yaml -> other\.yaml -> my\.yaml"),
+        ("binary.yaml", r"binary\.yaml, line 1: not UTF-8 text"),
+        ("[1]", r"_BASE_ is 1; expected the name of a file"),
+        ("value.yaml", r"SOLVER is a section; in its _BASE_ it is a value"),
+    ],
+)
+def test_bases_that_cannot_be(tmp_path, base, reason):
+    (tmp_path / "other.yaml").write_text("_BASE_: my.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff" * 20)
+    (tmp_path / "value.yaml").write_text("SOLVER: 3")
+    file = tmp_path / "my.yaml"
+    file.write_text(f"_BASE_: {base}\nSOLVER: {{BASE_LR: 0.1}}\n")
+    with pytest.raises(UserError, match=reason) as caught:
+        load_config(str(file))
+    assert "\n" not in str(caught.value)
+
+
+def test_files_over_files_are_detectron2s(tmp_path):
+    """The same values as fvcore's own reader gives for every configuration here."""
+    for file in sorted(CONFIGS.glob("*.yaml")):
+        expected = get_cfg()
+        expected.CUSTOM_DATASETS = CfgNode(new_allowed=True)
+        expected.merge_from_other_cfg(CfgNode(CfgNode.load_yaml_with_base(str(file))))
+        assert load_config(str(file)) == expected
+
+
+@pytest.mark.parametrize(
+    "value", ["(" * 5000, "[" * 100_000, "9" * 10_000, "{" * 300, "\x00", "'" * 7, "()" * 9]
+)
+def test_overrides_of_any_kind_are_one_line(value):
+    with pytest.raises(UserError, match=r"SOLVER\.BASE_LR"):
+        load_config("shapes_coco_R18_C4", ["SOLVER.BASE_LR", value])

@@ -133,7 +133,7 @@ def test_a_fragment_beside_files_of_others(files, tmp_path):
     assert found["values"] == {"INPUT.FORMAT": "BGR"}
     assert found["said_by"].endswith("theirs.yaml")
     (tmp_path / "theirs.yaml").write_text("INPUT: [\n")
-    with pytest.raises(UserError, match=r"theirs\.yaml, beside the weights, is not valid YAML"):
+    with pytest.raises(UserError, match=r"beside the weights: .*theirs\.yaml.*YAML"):
         weights.read_weights(str(tmp_path / "theirs.pth"))
 
 
@@ -191,7 +191,7 @@ def test_weights_from_caffe_are_taken_as_they_are(tmp_path):
     assert torch.equal(model.backbone.stem.conv1.weight, state["conv1.weight"])
 
 
-def test_pickles_that_would_run_code_are_refused(tmp_path):
+def test_pickles_that_would_run_code_run_none(tmp_path):
     import os
 
     class Evil:
@@ -200,11 +200,10 @@ def test_pickles_that_would_run_code_are_refused(tmp_path):
 
     file = tmp_path / "w.pkl"
     file.write_bytes(pickle.dumps({"model": {}, "__author__": Evil()}))
-    with pytest.raises(
-        UserError, match=r"weights cannot be read: .*w\.pkl wants more .*posix\.mkdir"
-    ):
-        weights.read_weights(str(file))
-    with pytest.raises(UserError, match="wants more"):
+    with pytest.warns(UserWarning, match=r"w\.pkl asks for posix\.mkdir"):
+        content = weights.read_weights(str(file))
+    assert content["__author__"].name == "posix.mkdir"
+    with pytest.warns(UserWarning, match=r"w\.pkl asks for posix\.mkdir"):
         AtomicCheckpointer(torch.nn.Linear(1, 1)).load(str(file))
     assert not (tmp_path / "ran").exists()
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from intl_transfer.conversion.adapters.base import ONLINE
@@ -28,6 +27,7 @@ from intl_transfer.conversion.detectron2 import (
 from intl_transfer.conversion.reading import Content
 from intl_transfer.conversion.settings import CAFFE, IMAGENET, Settings, from_config
 from intl_transfer.errors import UserError
+from intl_transfer.files.yamls import read_yaml
 
 
 class Detectron2:
@@ -98,14 +98,14 @@ def _folded(tensors: Mapping[str, Tensor]) -> bool:
 def _beside(file: Path) -> Settings | None:
     """Settings out of the configuration that Detectron2 writes beside a detector."""
     try:
-        read = yaml.safe_load(file.read_text())
+        read = read_yaml(file)
         values = {
             "INPUT.FORMAT": read["INPUT"]["FORMAT"],
             "MODEL.PIXEL_MEAN": read["MODEL"]["PIXEL_MEAN"],
             "MODEL.PIXEL_STD": read["MODEL"]["PIXEL_STD"],
             "MODEL.RESNETS.STRIDE_IN_1X1": read["MODEL"]["RESNETS"]["STRIDE_IN_1X1"],
         }
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError):
         return None
     return from_config(values, f"{file.name} beside the file")
 

@@ -1,0 +1,193 @@
+"""YAML: the one reader of configurations, profiles and whatever else is written in it.
+
+Plain values only. A file has no tags, so that it makes no objects; it has an end, however its
+aliases name one another; and whatever is wrong with it is one line with file, line and column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from intl_transfer.errors import UserError
+from intl_transfer.files.texts import decoded, has_surrogate, read_bytes
+
+#: Bytes of a file, values in it with every alias written out, and how deep they are nested.
+MOST_BYTES = 2 * 2**20
+MOST_VALUES = 100_000
+DEEPEST = 50
+_WHAT = "a YAML file"
+_OWN_TAGS = {
+    f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "seq", "map")
+}
+_Parser: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_Parser):  # type: ignore[misc]
+    """The safe loader, without dates, which no configuration has and JSON cannot hold."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as the base class has it
+        first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:timestamp"]
+        for first, pairs in _Parser.yaml_implicit_resolvers.items()
+    }
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        """A value; what looks like a number and is none is named with its place."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, OverflowError) as error:
+            reason = str(error).split(";")[0]
+            raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark) from None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Reads a YAML mapping.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its keys and values; empty for an empty file.
+
+    Raises:
+        UserError: if it is absent, no text, no valid YAML, no mapping, too large, or has tags.
+    """
+    try:
+        data = read_bytes(path, MOST_BYTES, _WHAT)
+    except FileNotFoundError as error:
+        raise UserError(str(error)) from None
+    try:
+        text = decoded(data, path, _WHAT)
+    except UserError as error:
+        raise UserError(f"{error} It is not valid YAML") from None
+    value = parse_yaml(text, str(path))
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{path}: expected keys and values, a mapping, found {type(value).__name__}"
+        )
+    return value
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value that a YAML text holds.
+
+    Args:
+        text: one document.
+        where: it is from, for messages.
+
+    Raises:
+        UserError: in one line, with line and column.
+    """
+    try:
+        _check(text, where)
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problem = error.problem or error.context or "not valid"
+        raise _error(where, mark, f"not valid YAML: {problem}") from None
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        raise UserError(
+            f"{where}, line {line}: not valid YAML: the character #x{ord_of(error.character):04x} "
+            "has no place in it"
+        ) from None
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{where}: not valid YAML: {reason}") from None
+
+
+def ord_of(character: Any) -> int:
+    """The number of a character, of which a reader's error may already tell the number."""
+    return character if isinstance(character, int) else ord(str(character)[:1] or "\0")
+
+
+@dataclass
+class _Open:
+    """A container that is being read.
+
+    Attributes:
+        anchor: its name, if it has one.
+        size: values in it so far, itself among them.
+        is_mapping: whether keys and values take turns.
+        expects_key: whether the next value is a key.
+        keys: so far.
+    """
+
+    anchor: str | None
+    is_mapping: bool
+    size: int = 1
+    expects_key: bool = True
+    keys: set[str] = field(default_factory=set)
+
+
+def _error(where: str, mark: Any, reason: str) -> UserError:
+    place = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+    return UserError(f"{where}{place}: {' '.join(reason.split())}")
+
+
+def _check(text: str, where: str) -> None:
+    """Goes through a text once, part by part, before anything is made of it."""
+    sizes: dict[str, int] = {}
+    path = [_Open(None, False)]
+    documents = 0
+    for event in _events(text):
+        if isinstance(event, yaml.DocumentStartEvent):
+            documents += 1
+            if documents > 1:
+                raise _error(where, event.start_mark, "a second document; expected one")
+        elif isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
+            _check_tag(event, where)
+            if len(path) > DEEPEST:
+                reason = f"refused: nested more than {DEEPEST} deep"
+                raise _error(where, event.start_mark, reason)
+            path.append(_Open(event.anchor, isinstance(event, yaml.MappingStartEvent)))
+        elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
+            done = path.pop()
+            if done.anchor is not None:
+                sizes[done.anchor] = done.size
+            _count(path[-1], done.size, where, event)
+        elif isinstance(event, yaml.AliasEvent):
+            if any(container.anchor == event.anchor for container in path):
+                reason = f"refused: more than any number of values, '*{event.anchor}' holds itself"
+                raise _error(where, event.start_mark, reason)
+            _count(path[-1], sizes.get(str(event.anchor), 1), where, event)
+        elif isinstance(event, yaml.ScalarEvent):
+            _check_tag(event, where)
+            _check_scalar(event, path[-1], where)
+            if event.anchor is not None:
+                sizes[event.anchor] = 1
+            _count(path[-1], 1, where, event)
+
+
+def _events(text: str) -> Iterator[Any]:
+    yield from yaml.parse(text, Loader=_Loader)
+
+
+def _check_tag(event: Any, where: str) -> None:
+    if event.tag is not None and event.tag not in _OWN_TAGS and event.tag != "!":
+        name = event.tag.replace("tag:yaml.org,2002:", "!!")
+        reason = f"refused: the tag '{name[:60]}'; expected plain values, without tags"
+        raise _error(where, event.start_mark, reason)
+
+
+def _check_scalar(event: Any, container: _Open, where: str) -> None:
+    if has_surrogate(event.value):
+        raise _error(where, event.start_mark, "half of a surrogate pair, which is no character")
+    if container.is_mapping and container.expects_key and event.value != "<<":
+        if event.value in container.keys:
+            raise _error(where, event.start_mark, f"the key '{event.value[:60]}' a second time")
+        container.keys.add(event.value)
+
+
+def _count(container: _Open, size: int, where: str, event: Any) -> None:
+    container.size += size
+    container.expects_key = not container.expects_key
+    if container.size > MOST_VALUES:
+        reason = f"refused: more than {MOST_VALUES:,} values, its aliases written out"
+        raise _error(where, event.start_mark, reason)
