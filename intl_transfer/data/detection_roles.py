@@ -12,7 +12,7 @@ from typing import Any
 
 from intl_transfer.data.annotations import Contents, listed
 from intl_transfer.errors import did_you_mean
-from intl_transfer.runs.config import read_yaml
+from intl_transfer.files.yamls import read_yaml
 
 _CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "detection"
 
