@@ -7,10 +7,11 @@ WORKERS ?= 2
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench faults clean
+.PHONY: help setup setup-dev demo test lint bench faults clean
 
 help:
-	@echo "make setup                     make .venv and install everything (PYTHON=/path/to/python3)"
+	@echo "make setup                     make .venv and install what the suite needs (PYTHON=/path/to/python3)"
+	@echo "make setup DEV=1               and what tests and linters need, as make test and make lint do"
 	@echo "make demo                      pretrain, convert, fine-tune, collect on the embedded data"
 	@echo "make demo BACKBONE=resnet50 SCALE=2"
 	@echo "make test                      all tests (WORKERS=2)"
@@ -20,23 +21,26 @@ help:
 	@echo "make clean                     remove caches (not .venv, runs or datasets)"
 
 setup:
-	@$(PYTHON) scripts/setup.py
+	@$(PYTHON) scripts/setup.py $(if $(DEV),--dev)
+
+setup-dev:
+	@$(PYTHON) scripts/setup.py --dev
 
 demo: setup
 	@$(PY) scripts/demo.py --backbone $(BACKBONE) --scale $(SCALE)
 
-test: setup
+test: setup-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
-lint: setup
+lint: setup-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-bench: setup
+bench: setup-dev
 	@for file in $(filter-out benchmarks/__init__.py benchmarks/reference.py,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(PY) $$file || exit 1; done
 
-faults: setup
+faults: setup-dev
 	OMP_NUM_THREADS=1 $(PY) -m tests.faults.campaign $(COMMANDS)
 
 clean:

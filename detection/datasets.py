@@ -28,9 +28,9 @@ from intl_transfer.data.detection_roles import (
 from intl_transfer.data.detection_sets import (
     DetectionSet,
     custom_sets,
-    data_root,
     standard_sets,
 )
+from intl_transfer.data.roots import data_root
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.runs.records import ImageSet
 

@@ -21,6 +21,7 @@ from detection.weights import load_detector, read_weights
 from intl_transfer.data.class_names import told_apart
 from intl_transfer.data.drawing import Thing, draw_things, mask_outlines
 from intl_transfer.data.images import read_image
+from intl_transfer.devices import Gpus, gpus
 from intl_transfer.errors import UserError
 
 SCORE = 0.5  # detections below it are not shown
@@ -71,7 +72,10 @@ def demonstrate(
         detector.follow_detector(cfg, record, overrides[::2])
     check_settings(cfg, config or str(file))
     cfg.MODEL.WEIGHTS = str(file)
-    if not torch.cuda.is_available():
+    usable = gpus() if cfg.MODEL.DEVICE.startswith("cuda") else Gpus()
+    if usable.problem is not None:
+        raise UserError(usable.problem)
+    if not usable.names:
         cfg.MODEL.DEVICE = "cpu"
     opened = {picture: open_upright(picture) for picture in pictures}
     found = Detector(cfg, class_names(cfg, content, file), content["model"])

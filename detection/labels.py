@@ -15,7 +15,7 @@ from typing import Any
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 
-from intl_transfer.data.detection_sets import data_root
+from intl_transfer.data.roots import data_root
 from intl_transfer.errors import UserError
 from intl_transfer.runs import write_atomically
 from intl_transfer.runs.records import Labels

@@ -12,6 +12,7 @@ import torch
 from detection.checks import check_settings
 from detection.config import RANDOM, load_config
 from detection.scaling import batch_that_fits, scale_to_batch
+from intl_transfer.devices import Gpus, gpus
 from intl_transfer.errors import UserError
 from intl_transfer.runs import read_manifest
 
@@ -103,7 +104,11 @@ def _check_processes(arguments: argparse.Namespace) -> None:
 
 def _choose_devices(cfg: Any, arguments: argparse.Namespace) -> None:
     """The GPUs that are there, or the CPU; says where that is not what was asked for."""
-    asked, found = arguments.num_gpus, torch.cuda.device_count()
+    asked = arguments.num_gpus
+    usable = gpus() if cfg.MODEL.DEVICE.startswith("cuda") else Gpus()
+    if usable.problem is not None:
+        raise UserError(usable.problem)
+    found = len(usable.names)
     if cfg.MODEL.DEVICE.startswith("cuda") and found == 0:
         ignored = f" (--num-gpus {asked} has no effect)" if asked > 1 else ""
         print(f"no GPU found: using the CPU{ignored}")
@@ -129,13 +134,13 @@ def _choose_batch(cfg: Any, arguments: argparse.Namespace) -> None:
     if wanted is None and arguments.resume and (Path(cfg.OUTPUT_DIR) / "manifest.json").exists():
         wanted = int(read_manifest(cfg.OUTPUT_DIR).config["SOLVER"]["IMS_PER_BATCH"])
     elif wanted is None and not arguments.eval_only:
-        gpus, memory = arguments.num_machines, math.inf
+        processes, memory = arguments.num_machines, math.inf
         if torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu":
-            gpus *= arguments.num_gpus
+            processes *= arguments.num_gpus
             memory = torch.cuda.get_device_properties(0).total_memory / 1e9
-        wanted = batch_that_fits(cfg, gpus, memory)
+        wanted = batch_that_fits(cfg, processes, memory)
         why = (
-            f"{gpus} GPU(s) do not share, or may not hold, a batch of {before} "
+            f"{processes} GPU(s) do not share, or may not hold, a batch of {before} "
             f"(--scale-to-batch {before} insists on it): "
         )
     if wanted is None or wanted == before:

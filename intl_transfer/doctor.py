@@ -121,18 +121,24 @@ def _devices(problems: list[str]) -> dict[str, Any]:
     except ImportError as error:
         problems.append(f"torch cannot be imported: {error}")
         return {}
+    from intl_transfer.devices import gpus
+
+    found = gpus()
+    if found.problem is not None:
+        problems.append(found.problem)
     return {
         "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "torch_threads": torch.get_num_threads(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "gpus": list(found.names),
         "cuda": torch.version.cuda,
     }
 
 
 def _datasets() -> list[dict[str, Any]]:
     """What is found of each data set, and where it was looked for."""
-    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
-    imagenet = Path(os.environ.get("IMAGENET_DIR", root / "imagenet")).expanduser()
+    from intl_transfer.data.roots import data_root, located
+
+    root, imagenet = data_root(), Path(located("datasets/imagenet"))
 
     def splits(*names: str) -> list[str]:
         return [f"ImageSets/Main/{name}.txt" for name in names]
@@ -196,7 +202,7 @@ def _show(report: dict[str, Any]) -> None:
         line("data sets" if index == 0 else "", f"{data['name']}: {state} in {data['folder']}")
     line(
         "",
-        "DETECTRON2_DATASETS and IMAGENET_DIR say where to look; shapes is made by "
+        "DETECTRON2_DATASETS and IMAGENET_DIR say where to look, for all stages; shapes is made by "
         "`intl-transfer data shapes`; --datasets coco,voc looks into them",
     )
     line("disk", f"{report['disk_free_gb']} GB free here")

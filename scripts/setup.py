@@ -1,12 +1,17 @@
 """Makes `.venv` and installs everything: torch, Detectron2, the project. Used by `make setup`.
 
-Runs on the standard library of the Python it is started with. Run again, it does nothing; after an
-interruption it takes up where that was. Annotations are kept to what Python 3.6 can read, so that
-an old one is told to be too old.
+    python3 scripts/setup.py           # what the suite needs
+    python3 scripts/setup.py --dev     # and what its tests and linters need
+
+Runs on the standard library of the Python it is started with. Run again, it does nothing, also from
+within `.venv`; after an interruption it takes up where that was. Annotations are kept to what
+Python 3.6 can read, so that an old one is told to be too old.
 """
 
+import argparse
 import hashlib
 import itertools
+import json
 import os
 import re
 import shutil
@@ -21,11 +26,11 @@ ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 LOG = ROOT / "logs" / "setup.log"
 STAMP = VENV / "setup.stamp"
+UNFINISHED = VENV / "setup.unfinished"
 INPUTS = ("pyproject.toml", "constraints.txt", "scripts/setup.py", "scripts/install_detectron2.py")
 
 MINIMUM_PYTHON = (3, 10)
 MINIMUM_DISK_GB = 8
-COMPILERS = ("cc", "gcc", "clang")
 
 # What pip says of a connection that fails, and what it then says of the package.
 UNREACHABLE = (
@@ -39,19 +44,35 @@ class SetupError(Exception):
     """One clear line about why the set-up cannot go on."""
 
 
-def main() -> int:
+def main(arguments: Sequence = ()) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dev", action="store_true", help="also tests, linters, trackers")
+    dev = parser.parse_args(list(arguments)).dev
     start = time.monotonic()
     try:
         check_python(sys.version_info[:3])
-        wanted = stamp(sys.executable)
-        if STAMP.exists() and STAMP.read_text() == wanted and venv_python().exists():
+        if is_set_up(dev):
             print(f"set up already: {VENV}")
             return 0
-        check_compiler()
+        maker = outside()
+        if maker is not None:  # `.venv` cannot be made anew from within
+            command = [maker, str(Path(__file__).resolve()), *arguments]
+            return subprocess.run(command, env=without_venv()).returncode
         check_disk(shutil.disk_usage(VENV if VENV.exists() else ROOT).free, size(VENV))
-        STAMP.unlink(missing_ok=True)
-        install()
-        STAMP.write_text(wanted)
+        # What is there stays valid unless something in it is changed and the rest then fails.
+        before = installed()
+        if VENV.exists():
+            UNFINISHED.touch()
+        try:
+            install(dev)
+        except SetupError:
+            if before and installed() == before:
+                UNFINISHED.unlink(missing_ok=True)
+            raise
+        STAMP.write_text(json.dumps(stamp(dev), indent=2) + "\n")
+        UNFINISHED.unlink(missing_ok=True)
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -66,12 +87,73 @@ def venv_python() -> Path:
     return VENV / "bin" / "python"
 
 
-def stamp(python: str) -> str:
-    """Changes whenever a set-up would install something else."""
-    digest = hashlib.sha256(f"{ROOT} {python} {sys.version}".encode())
+def stamp(dev: bool) -> dict:
+    """What was set up: from which files, for whom, by which Python."""
+    digest = hashlib.sha256(str(ROOT).encode())
     for name in INPUTS:
         digest.update((ROOT / name).read_bytes())
-    return digest.hexdigest()
+    python = {"prefix": sys.prefix, "version": sys.version, "executable": sys.executable}
+    return {"inputs": digest.hexdigest(), "dev": dev, "python": python}
+
+
+def read_stamp() -> dict:
+    """The stamp of the last whole set-up; empty where there is none that can be read."""
+    try:
+        found = json.loads(STAMP.read_text())
+        return found if isinstance(found, dict) and isinstance(found.get("python"), dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def is_set_up(dev: bool) -> bool:
+    """Whether a set-up would change nothing.
+
+    What is there for developers is there for users too. From within `.venv` its own Python, which
+    is the one that made it by another name, changes nothing either.
+    """
+    found, wanted = read_stamp(), stamp(dev)
+    same = found.get("inputs") == wanted["inputs"] and (found.get("dev") or not dev)
+    if not same or UNFINISHED.exists() or not venv_python().exists():
+        return False
+    keys = ("prefix", "version")
+    return is_inside() or all(found["python"].get(k) == wanted["python"][k] for k in keys)
+
+
+def is_inside() -> bool:
+    """Whether this is the Python of `.venv`."""
+    return os.path.realpath(sys.prefix) == os.path.realpath(str(VENV))
+
+
+def outside() -> object:
+    """From within `.venv`, the Python that it was made by; else None."""
+    if not is_inside():
+        return None
+    made_by = read_stamp().get("python", {}).get("executable")
+    for python in (made_by, getattr(sys, "_base_executable", None)):
+        if python and os.path.exists(python) and not str(python).startswith(str(VENV)):
+            return python
+    raise SetupError(
+        f"this is the Python of {VENV} itself, and the one that made it is gone; `deactivate`, "
+        "then `make setup`"
+    )
+
+
+def without_venv() -> dict:
+    """The environment as before `source .venv/bin/activate`."""
+    hidden = ("VIRTUAL_ENV", "VIRTUAL_ENV_PROMPT", "PYTHONHOME")
+    environment = {key: value for key, value in os.environ.items() if key not in hidden}
+    paths = environment.get("PATH", "").split(os.pathsep)
+    environment["PATH"] = os.pathsep.join(p for p in paths if p != str(VENV / "bin"))
+    return environment
+
+
+def installed() -> str:
+    """Every package of `.venv` with its version; empty where that cannot be told."""
+    if not venv_python().exists():
+        return ""
+    command = [str(venv_python()), "-m", "pip", "list", "--format=freeze"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
 
 
 def check_python(version: Sequence) -> None:
@@ -81,14 +163,6 @@ def check_python(version: Sequence) -> None:
         raise SetupError(
             f"Python {found} is too old: expected {wanted} or newer. Choose another with "
             "`PYTHON=/path/to/python3 make setup`"
-        )
-
-
-def check_compiler() -> None:
-    if not any(shutil.which(name) for name in COMPILERS):
-        raise SetupError(
-            f"no C compiler found (looked for {', '.join(COMPILERS)} on PATH); some packages are "
-            "compiled. On Debian or Ubuntu: apt-get install build-essential python3-dev"
         )
 
 
@@ -112,7 +186,7 @@ def check_disk(free_bytes: int, installed_bytes: int = 0) -> None:
         )
 
 
-def install() -> None:
+def install(dev: bool) -> None:
     LOG.parent.mkdir(exist_ok=True)
     LOG.write_text("")
     # A compiled Detectron2 belongs to the torch it was built for: both are used as they are.
@@ -127,7 +201,10 @@ def install() -> None:
         run("build tools", [*pip, *pins, "setuptools", "wheel"])
     script = str(ROOT / "scripts" / "install_detectron2.py")
     run("Detectron2", [str(venv_python()), script], shown=True)
-    run("intl-transfer and what it needs", [*pip, *pins, "-e", f"{ROOT}[dev]"])
+    # The build tools are there already: nothing has to be fetched for the project itself.
+    project = f"{ROOT}[dev]" if dev else str(ROOT)
+    what = "what it, its tests and linters need" if dev else "what it needs"
+    run(f"intl-transfer and {what}", [*pip, *pins, "--no-build-isolation", "-e", project])
 
 
 def make_venv(system: bool) -> None:
@@ -203,4 +280,4 @@ def reason(lines: Sequence) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

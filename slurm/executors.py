@@ -62,13 +62,23 @@ def make_executor(
         "gpus_per_node": wanted.gpus_per_node if wanted.gpus_per_node and not wanted.gres else None,
         "cpus_per_task": wanted.cpus_per_gpu,
         "slurm_signal_delay_s": wanted.signal_seconds,
-        # A rank that dies takes the job along, at once.
-        "slurm_srun_args": ["--kill-on-bad-exit=1"],
+        "slurm_srun_args": srun_arguments(wanted),
         "slurm_additional_parameters": {k: v for k, v in further.items() if v is not None},
     }
     common.update({key: value for key, value in options.items() if value is not None})
     executor.update_parameters(**common)
     return executor
+
+
+def srun_arguments(wanted: Resources) -> list[str]:
+    """Options of the ``srun`` that starts a job's tasks, the site's own last."""
+    # A rank that dies takes the job along, at once.
+    arguments = ["--kill-on-bad-exit=1"]
+    if wanted.cpus_per_gpu:
+        # From SLURM 22.05 on srun does not take it from sbatch: where a site binds tasks to cores,
+        # a rank and all its loading processes would share one.
+        arguments.append(f"--cpus-per-task={wanted.cpus_per_gpu}")
+    return [*arguments, *wanted.srun]
 
 
 def submit(executor: submitit.AutoExecutor, work: list[jobs.StageJob]) -> list[submitit.Job[str]]:

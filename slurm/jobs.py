@@ -70,7 +70,10 @@ class StageJob:
         from submitit import JobEnvironment
 
         job = JobEnvironment()
-        ranks = rank_environment()
+        # Not by SLURM_JOB_ID: within `salloc` it belongs to the shell, whose job is not ours.
+        on_slurm = job.cluster == "slurm"
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0) if on_slurm else 0
+        ranks = rank_environment(restarts)
         environment, command = {**os.environ, **self.environment}, self.command
         if self.per_node:
             host = ranks["MASTER_ADDR"]
@@ -81,9 +84,10 @@ class StageJob:
                 "{dist_url}": f"tcp://{host}:{ranks['MASTER_PORT']}",
             }
             command = [places.get(word, word) for word in command]
+            for name in ranks:  # of the shell that launched, perhaps
+                environment.pop(name, None)
         else:
             environment.update(ranks)
-        restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         where = f"rank {job.global_rank} of {job.num_tasks} on {socket.gethostname()}"
         print(f"{where}, start {restarts + 1}: {' '.join(command)}", flush=True)
         child = subprocess.Popen(command, cwd=self.folder, env=environment)
@@ -99,7 +103,7 @@ class StageJob:
         before = {number: signal.signal(number, forward) for number in _FORWARDED}
         status = child.wait()
         for number, handler in before.items():
-            if "SLURM_JOB_ID" not in os.environ:  # in a launcher's own process, perhaps
+            if not on_slurm:  # in a launcher's own process, perhaps
                 signal.signal(number, handler)
         if status == 0:
             if self.must_finish is not None and job.global_rank == 0:
@@ -109,7 +113,7 @@ class StageJob:
         if status not in (CONTINUE, -signal.SIGUSR2, -signal.SIGTERM):
             reason = f"signal {-status}" if status < 0 else f"exit status {status}"
             raise StageFailedError(f"{where}: the stage ended with {reason}")
-        if "SLURM_JOB_ID" not in os.environ:
+        if not on_slurm:
             return "interrupted"
         if status == CONTINUE and not received:
             # Another rank was told, and the stage has told all ranks; a word to this one may still
@@ -135,14 +139,27 @@ class StageJob:
         return "interrupted"
 
 
-def rank_environment() -> dict[str, str]:
-    """torch.distributed's variables for this task, from submitit's job environment."""
+def rank_environment(restarts: int = 0) -> dict[str, str]:
+    """torch.distributed's variables for this task, from submitit's job environment.
+
+    The port is this job's own and another one at each start: a variable of the shell that launched
+    would be the same for all jobs, and the port of an earlier start may not be free yet.
+
+    Args:
+        restarts: how often the job was put back into the queue.
+    """
+    import random
+
+    from submitit import JobEnvironment
     from submitit.helpers import TorchDistributedEnvironment
 
+    os.environ.pop("MASTER_PORT", None)  # which submitit would take
     place = TorchDistributedEnvironment()
+    # Below the ports that Linux gives to outgoing connections.
+    port = random.Random(f"{JobEnvironment().job_id}:{restarts}")
     return {
         "MASTER_ADDR": reachable(place.master_addr),
-        "MASTER_PORT": str(place.master_port),
+        "MASTER_PORT": str(port.randint(20000, 32000)),
         "RANK": str(place.rank),
         "WORLD_SIZE": str(place.world_size),
         "LOCAL_RANK": str(place.local_rank),

@@ -64,6 +64,8 @@ class Resources:
         environment: variables to set in jobs, for example NCCL's.
         setup: shell commands to run before the job on each node.
         sbatch: further options of ``sbatch``, by name.
+        srun: further arguments of the ``srun`` that starts the tasks, for example
+            ``--cpu-bind=cores``, ``--gpu-bind=single:1`` or ``--container-image=...``.
         small: fields that differ for small jobs without a GPU, for example
             ``{partition: cpu}``.
     """
@@ -89,10 +91,11 @@ class Resources:
     environment: dict[str, str] = field(default_factory=dict)
     setup: list[str] = field(default_factory=list)
     sbatch: dict[str, Any] = field(default_factory=dict)
+    srun: list[str] = field(default_factory=list)
     small: dict[str, Any] = field(default_factory=dict)
 
 
-_NOT_OPTIONS = ("environment", "setup", "sbatch", "small")
+_NOT_OPTIONS = ("environment", "setup", "sbatch", "srun", "small")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,6 @@ and an xml file for each.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,11 +44,6 @@ class DetectionSet:
     classes: tuple[str, ...] | None = None
     known_images: int | None = None
     year: int = 2007
-
-
-def data_root() -> Path:
-    """Root of all detection data sets: ``DETECTRON2_DATASETS``, or ``datasets``."""
-    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
 def standard_sets(root: Path) -> dict[str, DetectionSet]:

@@ -13,6 +13,7 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,8 @@ from intl_transfer.runs.atomic import write_atomically
 
 # torchvision's list, and GIF, in small letters.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
-_VERSION = 1
+_VERSION = 2
+_PARTS = ("train", "training", "trainval", "val", "valid", "validation", "test", "testing")
 
 
 @dataclass
@@ -56,8 +58,9 @@ class FolderSource(ImageSource):
         if not self._root.is_dir():
             raise UserError(
                 f"no image folder {root} (looked for {self._root.resolve()}); expected CLASS/IMAGE "
-                f"files, .tar shards or CIFAR's files in it. Give another with {key}=DIR"
+                f"files, .tar shards or CIFAR's files in it. {_remedy(self._root, key)}"
             )
+        _refuse_parts(self._root, key)
         listings, self.listed = _listings(self._root)
         empty = [entry.name for entry in listings if not entry.files]
         if not listings or len(empty) == len(listings):
@@ -91,10 +94,59 @@ class FolderSource(ImageSource):
         return Path(self.name(index)).read_bytes()
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a folder is the system's own: hidden, of snapshots, thumbnails or the trash."""
+    return name.startswith((".", "@", "#", "$")) or name in ("__MACOSX", "lost+found")
+
+
+def class_folders(root: Path) -> list[str]:
+    """Names of the folders that stand for classes, sorted."""
+    with os.scandir(root) as entries:
+        return sorted(
+            entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)
+        )
+
+
+def has_classes(root: str | Path) -> bool:
+    """Whether a folder has class folders with images: then archives beside them do not count."""
+    root = Path(root)
+    if not root.is_dir():
+        return False
+    return any(
+        file.suffix.lower() in EXTENSIONS
+        for name in class_folders(root)[:20]
+        for file in islice((root / name).iterdir(), 100)
+    )
+
+
+def _refuse_parts(root: Path, key: str) -> None:
+    """Refuses the parent of ``train/`` and ``val/``: these are parts of a data set, no classes."""
+    names = class_folders(root)
+    parts = [name for name in names if name.lower() in _PARTS]
+    inner = [name for name in parts if class_folders(root / name)]
+    if parts and parts == names and inner:
+        given = next((name for name in inner if name.lower().startswith("train")), inner[0])
+        raise UserError(
+            f"{root} holds {', '.join(names)}: parts of a data set, not classes. Give one of them, "
+            f"{key}={root / given}"
+        )
+
+
+def _remedy(root: Path, key: str) -> str:
+    """What to do about a folder that is not there."""
+    parts = root.parts
+    if "shapes" in parts:
+        made = Path(*parts[: parts.index("shapes") + 1])
+        return f"The embedded set is made by `intl-transfer data shapes --out {made}`"
+    return (
+        f"Give another with {key}=DIR; for {key} below datasets/, DETECTRON2_DATASETS and "
+        "IMAGENET_DIR say where that is"
+    )
+
+
 def _listings(root: Path) -> tuple[list[_Class], int]:
     """All class folders with their files, and how many of them had to be listed."""
-    with os.scandir(root) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir())
+    names = class_folders(root)
     cache = _cache_file(root)
     known = {entry.name: entry for entry in _read_cache(cache)}
 
@@ -124,8 +176,17 @@ def _modified(folder: Path) -> int:
 def _list(root: Path, name: str) -> _Class:
     folders: dict[str, int] = {}
     files: list[str] = []
+    seen: set[tuple[int, int]] = set()  # a link to a folder above would never end
     for parent, inner, found in os.walk(root / name, followlinks=True):
-        inner.sort()
+        try:
+            status = os.stat(parent)
+        except OSError:
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            inner.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        inner[:] = sorted(folder for folder in inner if not is_hidden(folder))
         relative = os.path.relpath(parent, root / name)
         # Before the files are read: one that comes meanwhile makes the time differ.
         folders[relative] = _modified(Path(parent))

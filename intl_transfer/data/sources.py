@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from intl_transfer.data import cifar, folders, shards
+from intl_transfer.data.roots import located
 from intl_transfer.data.source import ImageSource, Subset
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.files.texts import lines_of
@@ -71,12 +72,12 @@ def open_source(
         UserError: if nothing of the kind is there.
     """
     part = "train"
-    text = str(root)
+    text = located(root)
     for name in ("train", "test"):
         if text.endswith(f":{name}"):
             text, part = text.removesuffix(f":{name}"), name
     source: ImageSource
-    if shards.are_shards(text):
+    if shards.are_shards(text) and not folders.has_classes(text):
         source = shards.TarSource(text)
     elif cifar.find(text) is not None:
         source = cifar.CifarSource(text, part)

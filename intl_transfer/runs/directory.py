@@ -310,7 +310,9 @@ def hardware() -> dict[str, Any]:
     """What the run computes on: host, CPU count, GPUs by name."""
     import torch
 
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    from intl_transfer.devices import gpus as usable
+
+    gpus = list(usable().names)
     return {
         "host": socket.gethostname(),
         "platform": platform.platform(),

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from intl_transfer.devices import cannot_start
 from intl_transfer.errors import UserError
 
 
@@ -117,10 +118,16 @@ def _device(wanted: str, local_rank: int) -> torch.device:
         return torch.device("cpu")
     if not available:
         raise UserError("device is cuda, but torch sees no GPU here; use device=cpu or auto")
-    if local_rank >= torch.cuda.device_count():
+    count = torch.cuda.device_count()
+    # Where the site binds one GPU to each task, a task sees that one alone, by the number 0.
+    index = 0 if count == 1 else local_rank
+    if index >= count:
         raise UserError(
-            f"local rank {local_rank} has no GPU: {torch.cuda.device_count()} found on this node; "
-            "start at most that many ranks a node"
+            f"local rank {local_rank} has no GPU: {count} found on this node; start at most that "
+            "many ranks a node"
         )
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+    try:
+        torch.cuda.set_device(index)  # what starts CUDA
+    except Exception as error:
+        raise UserError(cannot_start(error)) from None
+    return torch.device("cuda", index)

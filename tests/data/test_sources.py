@@ -14,6 +14,7 @@ from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
 from intl_transfer.data import cifar
 from intl_transfer.data.folders import FolderSource
 from intl_transfer.data.images import UnreadableImageError
+from intl_transfer.data.roots import located
 from intl_transfer.data.shards import TarSource, shard_files
 from intl_transfer.data.source import NameTable
 from intl_transfer.data.sources import open_source
@@ -347,3 +348,62 @@ def test_subset_lists_that_do_not_fit(folder, tmp_path):
     listing.write_text("cat_1.png\ncat_7.png\n")
     with pytest.raises(UserError, match=r"1 of 2 entries .* 'cat_7\.png'\. Did you mean 'cat_"):
         open_source(folder, listing)
+
+
+def _picture(file):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4)).save(file)
+
+
+def test_the_parent_of_train_and_val_is_no_set_of_two_classes(tmp_path):
+    for part in ("train", "val"):
+        for name in ("cat", "dog"):
+            _picture(tmp_path / part / name / "a.png")
+    with pytest.raises(UserError, match=r"holds train, val: parts .* data\.root=.*/train"):
+        open_source(tmp_path)
+    assert open_source(tmp_path / "train").classes == ["cat", "dog"]
+    # Classes may be called so, where nothing is below them.
+    _picture(tmp_path / "rail" / "train" / "a.png")
+    _picture(tmp_path / "rail" / "test" / "a.png")
+    assert open_source(tmp_path / "rail").classes == ["test", "train"]
+
+
+def test_folders_of_the_system_are_no_classes(tmp_path):
+    for name in ("cat", ".snapshot", "@eaDir", "#recycle", ".cache", "cat/@eaDir", "cat/.thumbs"):
+        _picture(tmp_path / name / "a.png")
+    source = open_source(tmp_path)
+    assert (source.classes, len(source)) == (["cat"], 1)
+
+
+def test_class_folders_win_over_an_archive_beside_them(tmp_path):
+    _picture(tmp_path / "cat" / "a.png")
+    (tmp_path / "cat.tar").write_bytes(b"what it was unpacked from")
+    assert open_source(tmp_path).classes == ["cat"]
+
+
+def test_a_link_to_a_folder_above_does_not_count_its_images_again(tmp_path):
+    _picture(tmp_path / "cat" / "a.png")
+    (tmp_path / "cat" / "again").symlink_to(tmp_path / "cat")
+    (tmp_path / "cat" / "deep").mkdir()
+    (tmp_path / "cat" / "deep" / "up").symlink_to(tmp_path)
+    assert len(open_source(tmp_path)) == 1
+
+
+def test_one_order_of_places_for_all_stages(tmp_path, monkeypatch):
+    """The environment stands for what configurations call datasets/."""
+    for name in ("IMAGENET_DIR", "DETECTRON2_DATASETS"):
+        monkeypatch.delenv(name, raising=False)
+    assert located("datasets/imagenet/train") == "datasets/imagenet/train"
+    monkeypatch.setenv("DETECTRON2_DATASETS", "/data")
+    assert located("datasets/imagenet/train") == "/data/imagenet/train"
+    assert located("datasets/cifar10:test") == "/data/cifar10:test"
+    monkeypatch.setenv("IMAGENET_DIR", "/scratch/in1k")
+    assert located("datasets/imagenet/train-{0..9}.tar") == "/scratch/in1k/train-{0..9}.tar"
+    assert located("datasets/shapes/x") == "/data/shapes/x"
+    for own in ("/own/imagenet/train", "own/datasets/imagenet", "imagenet/train", ""):
+        assert located(own) == own
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    _picture(tmp_path / "mine" / "cat" / "a.png")
+    assert open_source("datasets/mine").classes == ["cat"]
+    with pytest.raises(UserError, match=f"`intl-transfer data shapes --out {tmp_path}/shapes`"):
+        open_source("datasets/shapes/classification/train")
