@@ -68,7 +68,7 @@ def resolve(arguments: argparse.Namespace, own: Any = None) -> Any:
     elif arguments.eval_only:  # never the run's own folder, whose files are of its own evaluation
         file = Path(weights).resolve()
         word = file.parent.name if file.stem == "model_final" else file.stem
-        cfg.OUTPUT_DIR = f"runs/evaluation/{word}_on_{cfg.DATASETS.TEST[0]}"
+        cfg.OUTPUT_DIR = f"runs/evaluation/{word}_on_{'_'.join(cfg.DATASETS.TEST)}"
     elif cfg.OUTPUT_DIR == "./output":  # Detectron2's own default: all runs in one folder
         name = Path(arguments.config).stem
         cfg.OUTPUT_DIR = f"runs/detection/{name}_{Path(weights).stem}_seed{cfg.SEED}"

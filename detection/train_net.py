@@ -173,6 +173,8 @@ def prepare(
         return prepare_evaluation(arguments)
     cfg = resolve(arguments)
     require_one_test_set(cfg)
+    if not cfg.DATASETS.TRAIN:
+        raise UserError("DATASETS.TRAIN is empty; expected the name of a data set, or several")
     datasets.register(cfg.CUSTOM_DATASETS)
     found = datasets.examine([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     datasets.settle_classes(cfg, found)
@@ -201,14 +203,12 @@ def prepare(
 
 
 def require_one_test_set(cfg: Any) -> None:
-    """Refuses a configuration without a training set, or with other than one test set."""
+    """Refuses a configuration with other than one test set."""
     if len(cfg.DATASETS.TEST) != 1:
         raise UserError(
             f"DATASETS.TEST is {tuple(cfg.DATASETS.TEST)}; expected one data set, whose figures go "
             "into results.json"
         )
-    if not cfg.DATASETS.TRAIN:
-        raise UserError("DATASETS.TRAIN is empty; expected the name of a data set, or several")
 
 
 def prepare_evaluation(

@@ -194,6 +194,14 @@ def test_test_time_augmentation_works(run, moved, stage):
             "SOLVER.IMS_PER_BATCH is 0; expected a whole number, at least 1",
         ),
         (
+            ["--config", "shapes_coco_R18_C4", "--weights", "random", "DATASETS.TRAIN", "()"],
+            "DATASETS.TRAIN is empty",
+        ),
+        (
+            ["--config", "shapes_coco_R18_C4", "--weights", "random", "DATASETS.TEST", "()"],
+            "DATASETS.TEST is (); expected one data set",
+        ),
+        (
             ["--config", "shapes_coco_R18_C4", "--weights", "random", "--num-machines", "0"],
             "--num-machines 0: expected at least 1",
         ),
