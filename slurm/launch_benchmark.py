@@ -59,12 +59,12 @@ def launch(arguments: argparse.Namespace, benchmark: Benchmark, wanted: Resource
     plan = Plan(benchmark, name, folder, ROOT, profile(arguments.profile), asked, gpus)
     nodes = plan.nodes()
     here = "" if gpus is None else f", {gpus} GPU(s) here"
-    say(f"{wanted.cluster}: {name} in {folder}: {_counts(nodes)}{here}")
+    say(f"{wanted.cluster}: {name} in {folder}: {counts(nodes)}{here}")
     if arguments.dry_run:
         _show(benchmark, nodes, folder)
         return 0
     make_data(benchmark, say)
-    if _something_missing(nodes, folder, wanted.cluster):
+    if something_missing(nodes, folder, wanted.cluster):
         plan.code = snapshot_beside(folder, ROOT)
         nodes = plan.nodes()
         text = resolved(benchmark)
@@ -72,7 +72,7 @@ def launch(arguments: argparse.Namespace, benchmark: Benchmark, wanted: Resource
     return launch_nodes(folder, wanted.cluster, nodes, arguments.wait, wanted.parallel)
 
 
-def _something_missing(nodes: list[Node], folder: Path, cluster: str) -> bool:
+def something_missing(nodes: list[Node], folder: Path, cluster: str) -> bool:
     """Whether a copy of the sources is needed."""
     ledger = Ledger.read(folder)
     if ledger is None:
@@ -81,7 +81,8 @@ def _something_missing(nodes: list[Node], folder: Path, cluster: str) -> bool:
     return bool(missing(ledger, taken, controller.queue() if cluster == "slurm" else {}))
 
 
-def _counts(nodes: list[Node]) -> str:
+def counts(nodes: list[Node]) -> str:
+    """``15 pretrain, 15 evaluation``."""
     stages: dict[str, int] = {}
     for node in nodes:
         stages[node.stage] = stages.get(node.stage, 0) + 1

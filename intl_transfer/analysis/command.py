@@ -56,6 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"{path} is not a folder; expected a run directory, or key=value")
     function, schema = entry.load()
     shown = arguments.config or (f"{name}_quick" if arguments.quick else name)
+    if name == "sweep" and arguments.config is None:  # its settings lie beside its runs
+        shown = str(runs[0] / "sweep.yaml")
     config = load_config(schema, shown, overrides, CONFIGS)
     out = arguments.out or Path("runs") / "analysis" / Path(shown).stem
     words = ["intl-transfer", "figure", name, *(["--quick"] * arguments.quick)]

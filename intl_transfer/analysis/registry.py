@@ -56,6 +56,22 @@ FIGURES = {
         "Figures 2a and 5: who collapses to a point, to a line, who spreads",
         *("toy", "toy", "ToyConfig"),
     ),
+    "power": Entry(
+        "Figures 2b and 2c: power functions on images, a sweep",
+        *("sweep_figures", "power", "Sweep", "allowed"),
+    ),
+    "iterations": Entry(
+        "Figures 3a to 3d: IterNorm's T, trace loss, direct iteration on images, a sweep",
+        *("sweep_figures", "iterations", "Sweep", "allowed"),
+    ),
+    "dynamics": Entry(
+        "spectra of Z and Ẑ over the training of any runs, ranks, trace loss, alignment",
+        *("dynamics", "dynamics", "DynamicsConfig", "needed"),
+    ),
+    "sweep": Entry(
+        "table and plot of a sweep's runs, by its sweep.yaml",
+        *("sweeps", "sweep", "Sweep", "needed"),
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""Labelled images from wherever they lie: class folders, tar shards, CIFAR's files."""
+"""Labelled images from wherever they lie: class folders, tar shards, CIFAR's and MNIST's files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from intl_transfer.data import cifar, folders, shards
+from intl_transfer.data import cifar, folders, idx, shards
 from intl_transfer.data.roots import located
 from intl_transfer.data.source import ImageSource, Subset
 from intl_transfer.errors import UserError, did_you_mean
@@ -63,8 +63,9 @@ def open_source(
 
     Args:
         root: a folder of ``CLASS/IMAGE`` files, a folder of ``.tar`` shards or a pattern of such
-            (``train-{0000..0146}.tar``, ``train-*.tar``), or a folder that holds CIFAR-10's or
-            CIFAR-100's files (their training part; ``root:test`` is the other).
+            (``train-{0000..0146}.tar``, ``train-*.tar``), or a folder that holds CIFAR-10's,
+            CIFAR-100's or (Fashion-)MNIST's files (their training part; ``root:test`` is the
+            other).
         subset: a list for :func:`select`.
         key: the setting that names ``root``, for messages.
 
@@ -81,6 +82,8 @@ def open_source(
         source = shards.TarSource(text)
     elif cifar.find(text) is not None:
         source = cifar.CifarSource(text, part)
+    elif idx.find(text) is not None:
+        source = idx.IdxSource(text, part)
     else:
         source = folders.FolderSource(text, key)
     return select(source, subset) if subset else source

@@ -407,3 +407,30 @@ def test_one_order_of_places_for_all_stages(tmp_path, monkeypatch):
     assert open_source("datasets/mine").classes == ["cat"]
     with pytest.raises(UserError, match=f"`intl-transfer data shapes --out {tmp_path}/shapes`"):
         open_source("datasets/shapes/classification/train")
+
+
+def idx(magic, *sizes, content):
+    return b"".join(number.to_bytes(4, "big") for number in (magic, *sizes)) + bytes(content)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_mnists_format(tmp_path, packed):
+    import gzip
+
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 4), np.uint8)
+    for part, count in (("train", 3), ("t10k", 2)):
+        for kind, data in (
+            ("images-idx3", idx(0x803, count, 5, 4, content=pixels[:count].tobytes())),
+            ("labels-idx1", idx(0x801, count, content=range(count))),
+        ):
+            file = tmp_path / (f"{part}-{kind}-ubyte" + ".gz" * packed)
+            file.write_bytes(gzip.compress(data) if packed else data)
+    train, test = open_source(tmp_path), open_source(f"{tmp_path}:test")
+    assert (len(train), len(test)) == (3, 2)
+    assert train.labels.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(train.image(1), np.stack([pixels[1]] * 3, -1))
+    assert train.described().digest != test.described().digest
+    broken = tmp_path / ("train-images-idx3-ubyte" + ".gz" * packed)
+    broken.write_bytes(broken.read_bytes()[:20])
+    with pytest.raises(UserError, match=r"cannot be read|no IDX|damaged"):
+        open_source(tmp_path)

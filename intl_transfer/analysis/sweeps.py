@@ -1,0 +1,271 @@
+"""Sweeps: a file of what is varied, the runs that came of it, a table and a plot of them.
+
+`slurm/launch_sweep.py` makes the runs; nothing here knows how.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from omegaconf import MISSING
+
+from intl_transfer.analysis import style
+from intl_transfer.analysis.outcome import Outcome, Row
+from intl_transfer.analysis.reading import Run, find_runs, knn_of, label, pretraining_id, read_run
+from intl_transfer.errors import UserError, did_you_mean
+from intl_transfer.runs.records import EvaluationResults
+from intl_transfer.runs.settings import comparable
+
+#: What can be plotted of a run: a name, and what the axis says.
+FIGURES = {
+    "top1": "top-1 (%)",
+    "knn": "k-NN (%)",
+    "condition": "lg condition of Z",
+    "output_condition": "lg condition of Ẑ",
+    "effective_rank": "effective rank of Z",
+    "output_effective_rank": "effective rank of Ẑ",
+    "trace_loss": "trace loss",
+    "loss": "loss",
+    "alignment": "alignment",
+    "uniformity": "uniformity",
+}
+_SPECTRUM = (
+    *("condition", "output_condition", "effective_rank", "output_effective_rank"),
+    *("trace_loss", "alignment", "uniformity"),
+)
+
+
+@dataclass
+class SweptEvaluation:
+    """An evaluation of every run.
+
+    Attributes:
+        config: in ``configs/evaluation/``, or a path.
+        overrides: ``key=value``.
+    """
+
+    config: str = MISSING
+    overrides: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Plot:
+    """How a sweep is drawn.
+
+    Attributes:
+        x: the key along the axis; null takes the first that differs.
+        lines: the key of which each value is a line; null takes the next that differs.
+        figures: of :data:`FIGURES`, a panel each; empty takes those that were measured.
+        log: logarithmic x.
+    """
+
+    x: str | None = None
+    lines: str | None = None
+    figures: list[str] = field(default_factory=list)
+    log: bool = False
+
+
+@dataclass
+class Sweep:
+    """A sweep; ``configs/analysis/sweep_*.yaml`` are examples.
+
+    Attributes:
+        pretrain: configuration that all runs start from, in ``configs/pretrain/`` or a path.
+        overrides: ``key=value`` for all of them.
+        grid: by key the values that it takes; every combination is run.
+        points: a list of settings by key, each combined with the grid.
+        seeds: a run each of everything.
+        evaluations: by name, of every run; their ``top1`` can be plotted.
+        shapes: fields of ``ShapesSpec``: the embedded data set is made in the sweep's folder, and
+            trained on; empty leaves the data to the configuration.
+        output_dir: folder of all runs; null makes ``runs/sweep/NAME``.
+        parallel: runs at a time on this machine.
+        resources: fields of SLURM's resources that each run needs.
+        plot: how it is drawn.
+    """
+
+    pretrain: str = MISSING
+    overrides: list[str] = field(default_factory=list)
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    points: list[dict[str, Any]] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    evaluations: dict[str, SweptEvaluation] = field(default_factory=dict)
+    shapes: dict[str, Any] = field(default_factory=dict)
+    output_dir: str | None = None
+    parallel: int = 1
+    resources: dict[str, Any] = field(default_factory=dict)
+    plot: Plot = field(default_factory=Plot)
+
+
+def settings_of(sweep: Sweep) -> list[dict[str, Any]]:
+    """What each run but for its seed sets, by key: every point with every cell of the grid.
+
+    Raises:
+        UserError: if nothing is varied, or a key has no values.
+    """
+    for key, values in sweep.grid.items():
+        if not values:
+            raise UserError(f"grid.{key} is empty; expected at least one value")
+    if not sweep.grid and not sweep.points:
+        raise UserError(
+            "nothing is swept: expected grid (KEY: [values]) or points ([{KEY: value}])"
+        )
+    cells = [
+        dict(zip(sweep.grid, values, strict=True))
+        for values in itertools.product(*sweep.grid.values())
+    ]
+    found = [{**cell, **point} for point in sweep.points or [{}] for cell in cells]
+    seen: list[Any] = []
+    for settings in found:
+        if comparable(settings) in seen:
+            raise UserError(f"{settings} comes up twice; leave one away, or give more seeds")
+        seen.append(comparable(settings))
+    return found
+
+
+def run_name(settings: dict[str, Any]) -> str:
+    """A folder's name from what a run sets: ``p0.5_stable-false``."""
+    words = []
+    for key, value in settings.items():
+        text = json.dumps(value).strip('"')
+        words.append(key.rsplit(".", 1)[-1] + ("" if text[:1].isdigit() else "-") + text)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(words)).strip("-") or "run"
+    return name if len(name) <= 80 else f"{name[:64]}-{zlib.crc32(name.encode()):08x}"
+
+
+def override(key: str, value: Any) -> str:
+    """A setting as ``key=value``."""
+    return f"{key}={json.dumps(value)}" if not isinstance(value, str) else f"{key}={value}"
+
+
+def rows_of(sweep: Sweep, folders: Sequence[Path]) -> tuple[list[Row], list[Run]]:
+    """A row for every pretraining run of a sweep: what it sets, and all that was measured.
+
+    Args:
+        sweep: names the keys.
+        folders: with the runs.
+
+    Raises:
+        UserError: if there is no run.
+    """
+    runs = [read_run(path) for path in find_runs(folders)]
+    top1 = {}
+    for run in runs:
+        if isinstance(run.results, EvaluationResults):
+            behind, figures = pretraining_id(run), run.results.metrics
+            if behind is not None and figures.get("top1") is not None:
+                top1[behind, run.results.kind] = float(figures["top1"] or 0.0)
+    trained = [run for run in runs if run.manifest.stage == "pretrain"]
+    if not trained:
+        raise UserError(f"{', '.join(map(str, folders))}: no pretraining run of the sweep yet")
+    keys = list(dict.fromkeys(key for settings in settings_of(sweep) for key in settings))
+    rows = []
+    for run in trained:
+        settings, mine = run.settings, run.manifest.id
+        row: Row = {key: settings.get(key) for key in keys}
+        row |= {"seed": run.manifest.seed, "status": run.manifest.status}
+        row |= {name: run.last(f"spectrum/{name}") for name in _SPECTRUM}
+        linear = top1.get((mine, "linear"), top1.get((mine, "semi"), math.nan))
+        knn = knn_of(run)
+        row |= {"top1": linear, "knn": knn if knn == knn else top1.get((mine, "knn"), math.nan)}
+        rows.append(row | {"loss": run.last("loss"), "run": run.path.name})
+    return rows, trained
+
+
+def sweep(config: Sweep, runs: Sequence[Path] = ()) -> Outcome:
+    """A sweep's table and plot, from its run directories."""
+    outcome = Outcome(runs=list(runs))
+    rows, _ = rows_of(config, runs)
+    outcome.tables[""] = rows
+    outcome.tables["summary"] = summary(config, rows)
+    outcome.figures[""] = draw(config, rows)
+    done = sum(row["status"] == "finished" for row in rows)
+    outcome.summary = {"runs": len(rows), "finished": done}
+    return outcome
+
+
+def varied(config: Sweep) -> list[str]:
+    """Keys that take more than one value, those of the grid first."""
+    found = settings_of(config)
+    keys = list(dict.fromkeys(key for settings in found for key in settings))
+    return [k for k in keys if len({repr(comparable(s.get(k))) for s in found}) > 1] or keys
+
+
+def summary(config: Sweep, rows: Sequence[Row]) -> list[Row]:
+    """Mean and standard deviation over seeds, a row for each setting."""
+    keys = varied(config)
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(repr([comparable(row.get(key)) for key in keys]), []).append(row)
+    found = []
+    for members in groups.values():
+        line: Row = {key: members[0].get(key) for key in keys}
+        line |= {"n": len(members), "finished": sum(m["status"] == "finished" for m in members)}
+        for name in FIGURES:
+            values = np.array([m[name] for m in members if math.isfinite(m[name])])
+            if len(values):
+                line[name] = float(values.mean())
+                line[f"{name}_std"] = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+        found.append(line)
+    return found
+
+
+def draw(config: Sweep, rows: Sequence[Row]) -> Figure:
+    """A panel for each figure: its mean over seeds, error bars of one standard deviation.
+
+    Raises:
+        UserError: for a figure or a key that there is not.
+    """
+    plot, keys = config.plot, varied(config)
+    for name in plot.figures:
+        if name not in FIGURES:
+            raise UserError(f"plot.figures: no '{name}'.{did_you_mean(name, FIGURES)}")
+    for key in (plot.x, plot.lines):
+        if key is not None and key not in rows[0]:
+            raise UserError(f"plot: {key} is not swept; swept are {', '.join(keys)}")
+    x = plot.x or keys[0]
+    lines = plot.lines or next((key for key in keys if key != x), None)
+    lines_shown = {repr(row.get(lines)): row.get(lines) for row in rows} if lines else {"": None}
+    means = summary(config, rows)
+    names = plot.figures or [name for name in FIGURES if any(name in line for line in means)]
+    columns = min(3, max(1, len(names)))
+    height = 1.9 * math.ceil(len(names) / columns)
+    figure, axes = style.panels(
+        columns, math.ceil(len(names) / columns), width=style.WIDE, height=height
+    )
+    places: dict[str, float] = {}
+    for line in means:
+        value = line[x]
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        places.setdefault(repr(value), float(value) if is_number else float(len(places)))
+    for axis, name in zip(axes, names, strict=False):
+        for look, (shown, value) in zip(style.line_styles(), lines_shown.items(), strict=False):
+            mine = [m for m in means if name in m and (not lines or repr(m.get(lines)) == shown)]
+            mine.sort(key=lambda line: places[repr(line[x])])
+            at = [places[repr(line[x])] for line in mine]
+            spread = [line.get(f"{name}_std", math.nan) for line in mine]
+            text = f"{lines.rsplit('.', 1)[-1]} {label(value)}" if lines else None
+            middle = [line[name] for line in mine]
+            axis.errorbar(at, middle, np.nan_to_num(spread), capsize=2, label=text, **look)
+        if any(not isinstance(row[x], (int, float)) or isinstance(row[x], bool) for row in rows):
+            texts = {place: key for key, place in places.items()}
+            axis.set_xticks(list(texts), [text.strip("'") for text in texts.values()])
+        axis.set(xlabel=x.rsplit(".", 1)[-1], ylabel=FIGURES[name])
+        if plot.log:
+            style.log_scale(axis, "x")
+    for axis in axes[len(names) :]:
+        axis.set_axis_off()
+    if lines:
+        axes[0].legend()
+    style.letter(axes[: len(names)], [""] * len(names))
+    return figure

@@ -1,0 +1,207 @@
+"""Sweeps: what is run, what comes of it; dynamics of runs; figures that are sweeps."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from intl_transfer.analysis.sweeps import Sweep, override, rows_of, run_name, settings_of, summary
+from intl_transfer.cli import main
+from intl_transfer.errors import UserError
+from intl_transfer.runs.config import load_config
+from intl_transfer.runs.settings import flatten
+from pretrain.config import PretrainConfig
+from slurm.sweep import ROOT, Plan, read
+
+_P = "loss.options.p"
+_SMALL = {"object_size": 16, "objects_train": 8}
+
+
+def plan(tmp_path, sweep, **asked):
+    asked = {"cluster": "local", "gpus_per_node": 0, **asked}
+    return Plan(sweep, "mine", tmp_path, ROOT, {}, asked, 0)
+
+
+def swept(**more):
+    return Sweep(pretrain="shapes_r18", **more)
+
+
+def test_a_grid_is_every_combination_and_points_go_with_each_cell():
+    sweep = swept(
+        grid={"optim.base_lr": [0.1, 0.3], "loss.axis": ["batch"]},
+        points=[{"loss.iterations": 1}, {"loss.iterations": 9, "loss.axis": "channel"}],
+    )
+    found = {tuple(sorted(settings.items())) for settings in settings_of(sweep)}
+    assert found == {
+        (("loss.axis", axis), ("loss.iterations", t), ("optim.base_lr", lr))
+        for lr in (0.1, 0.3)
+        for axis, t in (("batch", 1), ("channel", 9))
+    }
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, "nothing is swept"),
+        ({"grid": {"loss.iterations": []}}, "grid.loss.iterations is empty"),
+        ({"grid": {"loss.iterations": [4, 4.0]}}, "comes up twice"),
+        ({"grid": {"loss.iteration": [4]}}, "Did you mean 'loss.iterations'"),
+        ({"grid": {"loss.iterations": [0]}}, "loss.iterations is 0; expected at least 1"),
+        ({"grid": {"data.workers": [0, 1]}}, "nothing that decides a result differs"),
+        ({"grid": {"seed": [1, 2]}}, "same experiment"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused_before_anything_runs(tmp_path, more, said):
+    with pytest.raises(UserError, match=said):
+        plan(tmp_path, swept(**more)).nodes()
+
+
+def test_every_run_is_the_configuration_it_says(tmp_path):
+    values = [None, 0, 0.05, 1e-5]
+    sweep = swept(grid={"loss.trace_weight": values}, seeds=[0, 3])
+    sweep.points = [{"views": [{"size": 32}, {"size": 32, "blur": 0.5}], "loss.axis": "batch"}]
+    nodes = plan(tmp_path, sweep).nodes()
+    runs = [node for node in nodes if node.stage == "pretrain"]
+    assert len(runs) == len({node.target for node in runs}) == 8
+    for node, value in zip(runs, np.repeat(np.array(values, object), 2), strict=True):
+        words = [word for word in node.command if "=" in word]
+        config = load_config(PretrainConfig, "shapes_r18", words, ROOT / "configs/pretrain")
+        assert config.loss.trace_weight == value
+        assert config.views[1].blur == 0.5
+        assert node.settings["loss.axis"] == "batch"
+    assert {node.settings["seed"] for node in runs} == {0, 3}
+    report, figure = nodes[-2:]
+    assert (report.after, figure.after) == ("any", "any")
+    assert figure.parents == [node.key for node in runs]
+    assert "figure sweep" in " ".join(figure.command)
+
+
+def test_evaluations_wait_for_their_runs_and_see_the_made_images(tmp_path):
+    sweep = read("sweep_axis", ["seeds=[1]"])
+    nodes = plan(tmp_path, sweep).nodes()
+    evaluated = [node for node in nodes if node.stage == "evaluation"]
+    assert len(evaluated) == 8
+    for node in evaluated:
+        (parent,) = node.parents
+        weights = node.command[node.command.index("--weights") + 1]
+        assert weights == next(n.target for n in nodes if n.key == parent)
+        assert f"data.test={tmp_path}/datasets/shapes/classification/val" in node.command
+
+
+SWEEPS = [
+    path.stem
+    for path in sorted((ROOT / "configs" / "analysis").glob("*.yaml"))
+    if re.search("^(grid|points):", path.read_text(), re.M)
+]
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_sweep_in_the_repository_can_be_planned(tmp_path, name):
+    assert plan(tmp_path, read(name, [])).nodes()
+
+
+def test_names_are_short_and_safe():
+    assert run_name({_P: 0.5, "loss.stable": False}) == "p0.5_stable-false"
+    assert run_name({"views": [{"size": 32}] * 20, "a": "../b c"}).isascii()
+    assert len(run_name({"views": [{"size": n} for n in range(40)]})) <= 80
+    assert override("data.name", "a b") == "data.name=a b"
+    assert override("loss.trace_weight", None) == "loss.trace_weight=null"
+
+
+def fake_run(folder, name, p, seed, status="finished", conditions=(-2.0,)):
+    """A run directory as the stage writes it."""
+    run = folder / "pretrain" / name
+    run.mkdir(parents=True)
+    config = {"loss": {"method": "power", "options": {"p": p}}, "optim": {"batch_size": 8}}
+    manifest = {"schema": 1, "id": name, "stage": "pretrain", "name": name, "status": status}
+    manifest |= {"config": config, "seed": seed, "inputs": [], "sessions": []}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    lines = []
+    for step, condition in enumerate(conditions, 1):
+        ranks, values = [1, 2, 4], [1.0, 0.5, 10.0 ** max(condition, -300)]
+        line = {"step": step, "loss": 1 / step, "spectrum/condition": condition}
+        line |= {"spectrum/ranks": ranks, "spectrum/eigenvalues": values}
+        line |= {"spectrum/output_ranks": ranks, "spectrum/output_eigenvalues": values}
+        line |= {"spectrum/effective_rank": 3.0, "spectrum/alignment": 0.1}
+        lines.append(json.dumps({**line, "spectrum/trace_loss": 7.5}))
+    lines = [text.replace("-Infinity", '"-inf"') for text in lines]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    return run
+
+
+def test_the_summary_is_mean_and_deviation_over_seeds(tmp_path):
+    found = {(0.0, 0): -3.0, (0.0, 1): -5.0, (0.5, 0): -1.0, (0.5, 1): -1.5, (0.5, 2): -math.inf}
+    for (p, seed), condition in found.items():
+        fake_run(tmp_path, f"p{p}_{seed}", p, seed, conditions=(0.0, condition))
+    sweep = swept(grid={_P: [0, 0.5]}, seeds=[0, 1, 2])
+    rows, runs = rows_of(sweep, [tmp_path])
+    assert len(rows) == len(runs) == 5
+    assert sorted(row["condition"] for row in rows) == sorted(found.values())
+    lines = {line[_P]: line for line in summary(sweep, rows)}
+    assert lines[0]["condition"] == -4
+    assert lines[0]["condition_std"] == pytest.approx(math.sqrt(2))
+    assert (lines[0.5]["n"], lines[0.5]["condition"]) == (3, -1.25)  # what is finite
+
+
+def test_a_sweep_is_drawn_from_its_folder(tmp_path):
+    for p in (0.0, 0.5):
+        fake_run(tmp_path, f"p{p}", p, 0, status="failed" if p else "finished")
+    (tmp_path / "sweep.yaml").write_text(f"pretrain: shapes_r18\ngrid: {{{_P}: [0, 0.5]}}\n")
+    out = tmp_path / "out"
+    assert main(["figure", "sweep", str(tmp_path), "--out", str(out)]) == 0
+    record = json.loads((out / "sweep.json").read_text())
+    assert record["summary"] == {"runs": 2, "finished": 1}
+    assert list(pd.read_csv(out / "sweep.csv")["condition"]) == [-2.0, -2.0]
+    assert (out / "sweep.svg").stat().st_size > 5000
+
+
+def test_the_dynamics_of_runs_side_by_side(tmp_path, capsys):
+    runs = [fake_run(tmp_path, f"p{p}", p, 0, conditions=(-1, -2, -4)) for p in (0.0, 0.5)]
+    out = tmp_path / "out"
+    assert main(["figure", "dynamics", *map(str, runs), "--out", str(out)]) == 0
+    rows = pd.read_csv(out / "dynamics.csv")
+    assert list(rows["run"]) == ["p 0"] * 3 + ["p 0.5"] * 3
+    assert list(rows["condition"]) == [-1, -2, -4] * 2
+    assert json.loads(rows["eigenvalues"][2]) == [1.0, 0.5, 1e-4]
+    bare = fake_run(tmp_path, "bare", 1.0, 0, conditions=())
+    capsys.readouterr()
+    assert main(["figure", "dynamics", str(bare), "--out", str(out)]) == 2
+    assert "no run has looked at its spectrum" in capsys.readouterr().err
+
+
+def test_the_floor_is_drawn_against_runs(tmp_path):
+    run = fake_run(tmp_path, "one", 0.0, 0)
+    out = tmp_path / "out"
+    words = ["figure", "floor", "--quick", str(run), "--out", str(out), "descended=[8]"]
+    assert main(words) == 0
+    rows = pd.read_csv(out / "floor.csv")
+    assert rows[rows["kind"] == "one"]["trace_loss"].tolist() == [7.5]
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", ["power", "iterations"])
+def test_a_figure_that_is_a_sweep_runs_it_and_its_claims_hold(tmp_path, name, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    out, runs = tmp_path / "out", tmp_path / "runs"
+    status = main(["figure", name, "--quick", "--out", str(out), f"output_dir={runs}"])
+    record = json.loads((out / f"{name}.json").read_text())
+    assert status == 0, record["claims"]
+    assert len(record["claims"]) == 2
+    rows = pd.read_csv(out / f"{name}.csv")
+    if name == "power":
+        ranks = dict(zip(rows[_P], rows["output_effective_rank"], strict=True))
+        assert ranks[0] < 1.5 < 10 < ranks[0.5]
+        assert rows["knn"].between(0, 100).all()
+    else:
+        assert dict(zip(rows["loss.stable"], rows["status"], strict=True)) == {
+            True: "finished",
+            False: "failed",
+        }
+    assert (runs / "report").is_dir()  # the table, beside the sweep's own figure
+    assert flatten(json.loads((out / f"{name}.json").read_text())["settings"])["seeds"] == [0]
