@@ -374,7 +374,7 @@ class _Reader:
         if not self._findings.published:
             size = image.width, image.height
             around = None if mask is None else extent(mask)
-            if mask is not None and around is None:
+            if mask is not None and not pixel_area(mask, image.height, image.width):
                 self._note("empty mask", "masks without a single pixel, never found", at)
             self._suspicions.see(at, box, around, size)
             if area:

@@ -427,7 +427,8 @@ def _large(odd: Odd) -> None:
             annotation.update(bbox=[2, 3, w, 40], area=w * 40, segmentation=[outline])
 
 
-@kind("a mask without a pixel", note="masks without a single pixel, never found: 1")
+@kind("masks without a pixel", note="masks without a single pixel, never found: 2")
 def _empty_mask(odd: Odd) -> None:
     nothing = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}
     odd.train["annotations"][0].update(segmentation=nothing)
+    odd.train["annotations"][1].update(segmentation=[[31, 12, 31, 12, 31, 12]], area=0)
