@@ -320,7 +320,10 @@ def _further(odd: Odd) -> None:
     odd.test["categories"].insert(0, {"id": 0, "name": "zebra"})
 
 
-@kind("two categories of one name", note="told apart by their ids")
+@kind(
+    "two categories of one name",
+    note=r"order of their ids: 1, the first 'cat .2.'",
+)
 def _one_name(odd: Odd) -> None:
     for content in odd.both:
         content["categories"][1]["name"] = "cat"
