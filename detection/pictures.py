@@ -23,7 +23,7 @@ import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
 from PIL import Image, ImageDraw
 
-from detection.datasets import contents
+from detection.datasets import contents, in_order, layout
 from detection.evaluators import results_file
 from intl_transfer.data.drawing import Thing, colour, draw_things, font, mask_outlines
 from intl_transfer.data.images import read_image
@@ -114,7 +114,7 @@ def pictures(folder: Path, name: str) -> list[Picture]:
     truths = contents(name)
     places = {number: label for label, number in enumerate(truths.category_ids)}
     found = []
-    for key, image in truths.images.items():
+    for key in in_order(truths, layout(name)):
         annotations = truths.annotations.get(key, [])
         truth = [Thing(label=a.label, box=a.box) for a in annotations]
         ignored, masks = [a.ignored for a in annotations], [a.segmentation for a in annotations]
@@ -129,7 +129,7 @@ def pictures(folder: Path, name: str) -> list[Picture]:
         ]
         theirs = [d.get("segmentation") for d in detections]
         judged = judge(truth, ignored, predictions)
-        found.append(Picture(str(image.file), *judged, (masks, theirs)))
+        found.append(Picture(str(truths.images[key].file), *judged, (masks, theirs)))
     return found
 
 

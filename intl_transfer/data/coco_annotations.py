@@ -122,9 +122,7 @@ class _Reader:
             if len(set(ids)) < len(ids):
                 self._problem("image ids", "image ids differ in their type only; number them")
         key = dict(zip(images.known, ids, strict=True))
-        contents.images = {
-            key[i]: image for i, image in sorted(images.known.items(), key=lambda p: key[p[0]])
-        }
+        contents.images = {key[i]: image for i, image in images.known.items()}
         names, numbers = self._categories(content["categories"])
         objects = content.get("annotations", [None])
         if not content["images"] or not objects:
