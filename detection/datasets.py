@@ -111,6 +111,16 @@ def _set(metadata: Any, key: str, value: Any) -> None:
     setattr(metadata, key, value)
 
 
+def in_order(found: Contents, kind: str) -> list[Any]:
+    """Ids of a set's images in the order in which Detectron2's loaders have them.
+
+    Args:
+        found: what is in it.
+        kind: its layout.
+    """
+    return sorted(found.images) if kind == "coco" else list(found.images)
+
+
 def records(found: Contents, kind: str) -> list[dict[str, Any]]:
     """A set as Detectron2's loaders give it: one dictionary an image.
 
@@ -120,13 +130,13 @@ def records(found: Contents, kind: str) -> list[dict[str, Any]]:
     """
     return [
         {
-            "file_name": str(image.file),
-            "height": image.height,
-            "width": image.width,
+            "file_name": str(found.images[key].file),
+            "height": found.images[key].height,
+            "width": found.images[key].width,
             "image_id": key,
             "annotations": [_record(a, kind) for a in found.annotations.get(key, ())],
         }
-        for key, image in found.images.items()
+        for key in in_order(found, kind)
     ]
 
 

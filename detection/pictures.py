@@ -23,7 +23,7 @@ import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
 from PIL import Image, ImageDraw
 
-from detection.datasets import contents
+from detection.datasets import contents, in_order, layout
 from detection.evaluators import results_file
 from intl_transfer.data.class_names import told_apart
 from intl_transfer.data.drawing import Thing, draw_things, mask_outlines
@@ -116,7 +116,7 @@ def pictures(folder: Path, name: str) -> list[Picture]:
     truths = contents(name)
     places = {number: label for label, number in enumerate(truths.category_ids)}
     found = []
-    for key, image in truths.images.items():
+    for key in in_order(truths, layout(name)):
         annotations = truths.annotations.get(key, [])
         truth = [Thing(label=a.label, box=a.box) for a in annotations]
         ignored, masks = [a.ignored for a in annotations], [a.segmentation for a in annotations]
@@ -131,7 +131,7 @@ def pictures(folder: Path, name: str) -> list[Picture]:
         ]
         theirs = [d.get("segmentation") for d in detections]
         judged = judge(truth, ignored, predictions)
-        found.append(Picture(str(image.file), *judged, (masks, theirs)))
+        found.append(Picture(str(truths.images[key].file), *judged, (masks, theirs)))
     return found
 
 

@@ -68,7 +68,7 @@ class Contents:
     Attributes:
         classes: names in order; a label is an index into them.
         category_ids: by label, the numbers under which detections are written.
-        images: by id, in the order in which Detectron2 has them.
+        images: by id, in the order of the file.
         annotations: by image id; images without objects may be absent.
         problems: one line each; empty for a set that can be trained on.
         notes: what was read otherwise than it is written, and how often; one line each.

@@ -19,7 +19,13 @@ from intl_transfer.data.annotations import (
     place_of,
     shown,
 )
-from intl_transfer.data.coco_ids import ImagesById, category_ids, find_category, usable_id
+from intl_transfer.data.coco_ids import (
+    ImagesById,
+    category_ids,
+    find_category,
+    told_apart,
+    usable_id,
+)
 from intl_transfer.data.coco_suspicions import Suspicions
 from intl_transfer.data.detection_sets import DetectionSet
 from intl_transfer.data.images import MAX_PIXELS, UnreadableImageError, read_header
@@ -116,9 +122,7 @@ class _Reader:
             if len(set(ids)) < len(ids):
                 self._problem("image ids", "image ids differ in their type only; number them")
         key = dict(zip(images.known, ids, strict=True))
-        contents.images = {
-            key[i]: image for i, image in sorted(images.known.items(), key=lambda p: key[p[0]])
-        }
+        contents.images = {key[i]: image for i, image in images.known.items()}
         names, numbers = self._categories(content["categories"])
         objects = content.get("annotations", [None])
         if not content["images"] or not objects:
@@ -248,13 +252,11 @@ class _Reader:
             self._problem("category", "has no categories")
         if all(type(number) is int for number in names):
             names = dict(sorted(names.items()))
-        counts: dict[str, int] = {}
-        for name in names.values():
-            counts[name] = counts.get(name, 0) + 1
-        for number, name in names.items():
-            if counts[name] > 1:  # two classes of one name stay two
-                names[number] = f"{name} ({number})"
-                self._note("one name", "categories of one name, told apart by their ids", name)
+        for number, name in zip(names, told_apart(list(names.values())), strict=True):
+            if name != names[number]:
+                text = "categories of one name, told apart by a number in the order of their ids"
+                self._note("one name", text, repr(name))
+                names[number] = name
         return names, {name: number for number, name in names.items()}
 
     def _labels(self, names: dict[Any, str]) -> dict[str, int]:
@@ -374,7 +376,7 @@ class _Reader:
         if not self._findings.published:
             size = image.width, image.height
             around = None if mask is None else extent(mask)
-            if mask is not None and around is None:
+            if mask is not None and not pixel_area(mask, image.height, image.width):
                 self._note("empty mask", "masks without a single pixel, never found", at)
             self._suspicions.see(at, box, around, size)
             if area:

@@ -320,7 +320,10 @@ def _further(odd: Odd) -> None:
     odd.test["categories"].insert(0, {"id": 0, "name": "zebra"})
 
 
-@kind("two categories of one name", note="told apart by their ids")
+@kind(
+    "two categories of one name",
+    note=r"order of their ids: 1, the first 'cat .2.'",
+)
 def _one_name(odd: Odd) -> None:
     for content in odd.both:
         content["categories"][1]["name"] = "cat"
@@ -427,7 +430,8 @@ def _large(odd: Odd) -> None:
             annotation.update(bbox=[2, 3, w, 40], area=w * 40, segmentation=[outline])
 
 
-@kind("a mask without a pixel", note="masks without a single pixel, never found: 1")
+@kind("masks without a pixel", note="masks without a single pixel, never found: 2")
 def _empty_mask(odd: Odd) -> None:
     nothing = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}
     odd.train["annotations"][0].update(segmentation=nothing)
+    odd.train["annotations"][1].update(segmentation=[[31, 12, 31, 12, 31, 12]], area=0)

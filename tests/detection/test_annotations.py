@@ -71,6 +71,19 @@ def test_coco_records_are_detectron2s(shapes, split):
     assert comparable(records(contents, "coco")) == comparable(theirs)
 
 
+def test_images_in_any_order_are_sorted_as_detectron2_does(shapes, tmp_path):
+    from detection.datasets import in_order
+
+    one = standard_sets(shapes)["shapes_coco_train"]
+    content = json.loads(one.annotations.read_text())
+    content["images"].reverse()
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    contents = read_coco(DetectionSet("x", "coco", one.images, tmp_path / "x.json"))
+    theirs = load_coco_json(str(tmp_path / "x.json"), str(one.images), "reading_reversed")
+    assert comparable(records(contents, "coco")) == comparable(theirs)
+    assert list(contents.images) == in_order(contents, "coco")[::-1]
+
+
 @pytest.mark.parametrize("split", ["trainval", "test"])
 def test_voc_records_are_detectron2s(shapes, split):
     one = standard_sets(shapes)[f"shapes_voc_{split}"]
