@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from intl_transfer.files.torch_files import OLD_TORCH, ZIP, read_pickled
 _EXPECTED = "expected what torch.save or safetensors writes, or a pickle of numpy arrays"
 # Dictionaries in dictionaries.
 _DEEPEST = 8
+_LONGEST_JSON = 2**20
 # Pickled whole, in one file.
 _MOST_NETWORKS = 64
 # Modules of Python, and names in its builtins, that a file has no honest use for.
@@ -85,6 +87,23 @@ def read_content(path: Path, mmap: bool = True, verified: bool = False) -> Conte
 def first_keys(values: Mapping[Any, Any]) -> str:
     """The first few names in a dictionary, for messages."""
     return f"its first keys: {', '.join(list(map(str, values))[:5]) or 'none'}"
+
+
+def json_beside(path: Path, name: str) -> dict[str, Any]:
+    """The object in a small JSON file in the same folder; empty where there is no such file.
+
+    Args:
+        path: of the checkpoint.
+        name: of the file beside it.
+    """
+    file = path.parent / name
+    try:
+        if not file.is_file() or file.stat().st_size > _LONGEST_JSON:
+            return {}
+        value = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _flat(values: Mapping[Any, Any], place: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:

@@ -247,7 +247,10 @@ def test_what_openmmlab_keeps_of_its_configuration(tmp_path):
         settings = read_backbone(file).settings
         assert settings.channels == channels
         assert settings.stride_in_1x1 == (channels == "BGR")
-        assert "configuration" in settings.said_by
+        assert settings.strides_source.level == "read from its configuration"
+        # It says neither mean nor order.
+        level = "inferred from names" if channels == "BGR" else "assumed"
+        assert settings.pixels_source.level == settings.channels_source.level == level
 
 
 def test_what_the_user_says_makes_a_row(tmp_path):
@@ -263,7 +266,7 @@ def test_what_the_user_says_makes_a_row(tmp_path):
     assert again.method == "MoCo v2"
     assert again.pretrain_run["epochs"] == 200
     assert again.settings.pixel_std == (255.0,) * 3
-    assert again.settings.said_by == "the file"
+    assert str(again.settings.pixels_source) == "told by the user (--pixels unit)"
 
 
 @pytest.mark.parametrize(
