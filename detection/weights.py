@@ -56,7 +56,7 @@ def read_weights(path: str) -> dict[str, Any]:
             "scratch with --weights random"
         )
     try:
-        read = read_content(file, mmap=False)
+        read = read_content(file, mmap=False, verified=True)
     except UserError as error:
         raise UserError(f"weights cannot be read: {error}") from None
     content = dict(read.values)

@@ -29,6 +29,12 @@ from intl_transfer.conversion.evidence import (
     stated,
 )
 from intl_transfer.conversion.evidence import told as told_by
+from intl_transfer.conversion.identify import (
+    architecture_in_words,
+    is_optimizer_alone,
+    listing,
+    shard,
+)
 from intl_transfer.conversion.reading import Content, first_keys, read_content
 from intl_transfer.conversion.settings import IMAGENET, Settings, from_config, from_statistics
 from intl_transfer.data.statistics import statistics_of
@@ -189,11 +195,7 @@ def _from_file(path: Path, branch: str | None) -> Backbone:
         return _from_own(path, read_own_checkpoint(path), branch or ONLINE)
     found = recognise(content)
     if found is None:
-        raise UserError(
-            f"{path}: of no known format ({first_keys(_inner(content))}). Expected a ResNet's "
-            "tensors ('layer1.0.conv1.weight' …) behind any prefix, or Detectron2's or Caffe2's "
-            "names; docs/conversion.md lists the formats"
-        )
+        raise UserError(f"{path}: {_unknown(content)}")
     adapter, branches = found
     if branch is None and len(branches) > 1 and not {ONLINE, TARGET}.issuperset(branches):
         counts = ", ".join(f"'{name}' ({_count(content, name)} tensors)" for name in branches)
@@ -204,6 +206,8 @@ def _from_file(path: Path, branch: str | None) -> Backbone:
     wish = branch
     branch = chosen(branches, branch, f"{path} ({adapter.name})")
     state, dropped = adapter.to_torchvision(content, branch)
+    _refuse_odd(content, adapter.prefix(content, branch))
+    content.verify(state.values())
     said = {key: _said(content, key) for key in ("provenance", "config")}
     origin: Mapping[str, Any] = said["provenance"] or content.metadata
     kind = adapter.name
@@ -332,6 +336,39 @@ def _inner(content: Content) -> Mapping[str, Any]:
         if isinstance(content.values.get(wrapper), Mapping):
             return content.values[wrapper]  # type: ignore[no-any-return]
     return content.values
+
+
+def _unknown(content: Content) -> str:
+    """What is said of a file that holds no ResNet: what it holds, and what to do."""
+    keys = f"of no known format ({first_keys(_inner(content))})"
+    _refuse_odd(content, "")
+    if is_optimizer_alone(content.values, content.tensors):
+        return (
+            f"{keys}: an optimizer's state alone. Give the file of the network's weights, which "
+            "its training saved beside it"
+        )
+    part = shard(content.path)
+    if part is not None:
+        return f"{keys}: {part}"
+    other = architecture_in_words(content.tensors)
+    if other is not None:
+        return f"{keys}: {other}. Known: ResNet-18, 34, 50, 101, 152 and wide ResNet-50-2"
+    return (
+        f"{keys}. Expected a ResNet's tensors ('layer1.0.conv1.weight' …) behind any prefix, or "
+        f"Detectron2's or Caffe2's names; found {listing(content.tensors)}. If one of these is a "
+        "ResNet, save it under torchvision's names: torch.save(resnet.state_dict(), FILE); "
+        "docs/conversion.md lists the formats"
+    )
+
+
+def _refuse_odd(content: Content, prefix: str) -> None:
+    """Refuses a network some of whose tensors hold no plain numbers."""
+    for name, (kind, instead) in content.odd.items():
+        if name.startswith(prefix):
+            raise UserError(
+                f"{content.path}: '{name}' is a tensor that is {kind}; expected numbers, dense and "
+                f"whole. Save them where you can open it: {instead}"
+            )
 
 
 def _count(content: Content, prefix: str) -> int:

@@ -323,6 +323,10 @@ def test_networks_that_were_never_trained(tmp_path):
     with pytest.raises(UserError, match="statistics are all as they were made"):
         convert(write(tmp_path / "in.pth", fresh), tmp_path / "out.pth")
     fresh["bn1.running_mean"] = torch.full((64,), 0.1)
+    with pytest.raises(UserError, match=r"of layer1\.0\.bn1 are as .*and of 18 more layers"):
+        convert(write(tmp_path / "in.pth", fresh), tmp_path / "out.pth")
+    for key in [key for key in fresh if key.endswith("running_mean")]:
+        fresh[key] = fresh[key] + 0.1
     assert audit(load_backbone(write(tmp_path / "in.pth", fresh))) == "resnet18"
     fresh["layer2.0.bn1.running_var"] = torch.zeros(128)
     with pytest.raises(UserError, match=r"layer2\.0\.bn1\.running_var is zero throughout"):
