@@ -58,7 +58,7 @@ def read_weights(path: str) -> dict[str, Any]:
             "scratch with --weights random"
         )
     try:
-        read = read_content(file, mmap=False)
+        read = read_content(file, mmap=False, verified=True)
     except UserError as error:
         raise UserError(f"weights cannot be read: {error}") from None
     content = dict(read.values)
@@ -97,7 +97,9 @@ def _settings_of(read: Content) -> dict[str, Any] | None:
     if known.said_by is None:
         return None
     values = config_values("resnet50", known)  # of these, what does not depend on the architecture
-    said = ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.RESNETS.STRIDE_IN_1X1")
+    said = ["INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"]
+    if not known.strides_source.is_assumed:
+        said.append("MODEL.RESNETS.STRIDE_IN_1X1")
     return {"values": {key: values[key] for key in said}, "said_by": known.said_by}
 
 

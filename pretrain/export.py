@@ -138,6 +138,9 @@ def model_card(manifest: Manifest, config: PretrainConfig, results: PretrainResu
             f"A {model.backbone} backbone without classifier, under torchvision's names. Images "
             f"are RGB in [0, 1], normalized by {statistics_of(config.data.normalize)}.",
             "",
+            "Method, epochs, data, stem, order of channels and statistics are stated in the file: "
+            "the run that wrote it set them. None is inferred or assumed.",
+            "",
             "| | |",
             "|---|---|",
             *rows,

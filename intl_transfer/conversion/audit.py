@@ -57,6 +57,7 @@ def audit(state: Mapping[str, Tensor], small_stem: bool = False) -> str:
         if not key.endswith(_COUNTER):
             _check_values(key, tensor)
     _check_trained(state)
+    _check_statistics(state)
     return architecture
 
 
@@ -184,6 +185,22 @@ def _check_values(key: str, tensor: Tensor) -> None:
         raise UserError(f"{key} holds a negative variance, {float(tensor.min()):.3g}")
     if (tensor.ndim == 4 or key.endswith("running_var")) and not tensor.any():
         raise UserError(f"{key} is zero throughout: it was never trained, or never loaded")
+
+
+def _check_statistics(state: Mapping[str, Tensor]) -> None:
+    """Statistics of single layers that are as they were made, where others were kept."""
+    untouched = [
+        key.removesuffix("running_mean")
+        for key, mean in state.items()
+        if key.endswith("running_mean") and not mean.any()
+    ]
+    never = [norm for norm in untouched if (state[f"{norm}running_var"] == 1).all()]
+    if never:
+        raise UserError(
+            f"the statistics of {never[0].rstrip('.')} are as they were made (mean 0, variance 1)"
+            f"{f', and of {len(never) - 1} more layers' if len(never) > 1 else ''}: they were "
+            "never kept, or were lost, and features would be wrong"
+        )
 
 
 def _check_trained(state: Mapping[str, Tensor]) -> None:

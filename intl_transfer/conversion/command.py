@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 from typing import Any, TextIO
 
+from intl_transfer.conversion.evidence import from_json, of_images
 from intl_transfer.conversion.settings import PIXELS
 
 
@@ -102,13 +103,13 @@ def screen(report: dict[str, Any], out: Path) -> str:
     branch = f", {provenance['branch']} (also there: {', '.join(others)})" if others else ""
     lines = [
         f"read      {provenance['source_path']}",
-        f"          {provenance['source_format']}{branch}: {report['architecture']}, "
-        f"method {provenance['method'] or 'unknown (--method NAME says it)'}",
+        f"          {provenance['source_format']}{branch}: {report['architecture']}",
+        f"          {_method(provenance)}",
         f"          sha256 {provenance['source_sha256']}",
         f"audit     {report['tensors']} tensors, each used once, none missing",
         *([f"          left out: {_first(report['dropped'])}"] if report["dropped"] else []),
         f"images    {_images(report)}",
-        f"          {_source(report['config_said_by'])}",
+        f"          {_sources(provenance['evidence'])}",
         *_stem(provenance),
     ]
     wrote = "kept" if report.get("converted_before") else "wrote"
@@ -140,10 +141,23 @@ def _images(report: dict[str, Any]) -> str:
     return f"{values['INPUT.FORMAT']}, {pixels}; strides in {stride} convolutions"
 
 
-def _source(said_by: str | None) -> str:
-    return (
-        f"known from {said_by}" if said_by else "assumed: the file does not say (--pixels says it)"
-    )
+def _method(provenance: dict[str, Any]) -> str:
+    """The method and the epochs, each with its evidence."""
+    if provenance["method"] is None:
+        return "method unknown (--method NAME says it)"
+    source = from_json(provenance["evidence"].get("method"))
+    hint = "; --method confirms it" if source and not source.is_known else ""
+    hint = "" if source and source.level == "told by the user" else hint
+    return f"method {provenance['method']}: {source or 'recorded'}{hint}"
+
+
+def _sources(evidence: dict[str, Any]) -> str:
+    """By what evidence it is said how images are taken."""
+    found = of_images(evidence)
+    words = found[0].partition(": ")[2] if len(found) == 1 else "; ".join(found)
+    pixels = from_json(evidence.get("pixels"))
+    assumed = pixels is None or (not pixels.is_known and pixels.level != "told by the user")
+    return f"{words} (--pixels says it)" if assumed else words
 
 
 def _stem(provenance: dict[str, Any]) -> list[str]:
@@ -151,9 +165,10 @@ def _stem(provenance: dict[str, Any]) -> list[str]:
     padding = {"cifar": "one pixel", "cifar_published": "two pixels, as INTL's for CIFAR"}
     if provenance["stem"] not in padding:
         return []
-    source = provenance["stem_source"]
-    known = f"known from {source}" if source else "assumed (--stem says it)"
-    return [f"stem      3x3, padded by {padding[provenance['stem']]}; {known}"]
+    source = from_json(provenance["evidence"].get("stem"))
+    known = source is not None and (source.is_known or source.level == "told by the user")
+    hint = "" if known else " (--stem says it)"
+    return [f"stem      3x3, padded by {padding[provenance['stem']]}; {source}{hint}"]
 
 
 def _first(keys: list[str]) -> str:

@@ -17,14 +17,30 @@ from typing import Any
 
 from torch import Tensor
 
-from intl_transfer.conversion.adapters import recognise
+from intl_transfer.conversion.adapters import Adapter, recognise
 from intl_transfer.conversion.adapters.base import ONLINE, TARGET, chosen
 from intl_transfer.conversion.audit import check_whole, has_small_stem
+from intl_transfer.conversion.evidence import (
+    ASSUMED,
+    FACTS,
+    Source,
+    from_json,
+    inferred,
+    stated,
+)
+from intl_transfer.conversion.evidence import told as told_by
+from intl_transfer.conversion.identify import (
+    architecture_in_words,
+    is_optimizer_alone,
+    listing,
+    shard,
+)
 from intl_transfer.conversion.reading import Content, first_keys, read_content
 from intl_transfer.conversion.settings import IMAGENET, Settings, from_config, from_statistics
 from intl_transfer.data.statistics import statistics_of
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.files.jsons import parse_json
+from intl_transfer.files.placeholders import plain
 from intl_transfer.models import STEMS, Stem
 from intl_transfer.runs import MANIFEST, RESULTS, read_manifest, read_results, sha256_file
 from intl_transfer.runs.checkpoint import FORMAT, load_newest
@@ -35,10 +51,10 @@ _ALIASES = {
     **dict.fromkeys(("student", "query", "base"), ONLINE),
     **dict.fromkeys(("teacher", "key", "momentum", "ema"), TARGET),
 }
-_OURS = "this project's pretraining"
+_OURS = stated("this project's pretraining")
 # The small stem of this project's files from before they named it.
 _FORMER_STEM: Stem = "cifar"
-#: As :attr:`Backbone.stem_source` names a file that says itself which stem its network has.
+#: Of a file that says itself which stem its network has.
 STATED = "the file"
 
 
@@ -63,7 +79,8 @@ class Backbone:
         label: a word of the user's own for it.
         stem: ``imagenet``, or of a 3x3 stem ``cifar`` or ``cifar_published``: both have the same
             shapes.
-        stem_source: where the stem is known from; None where it is assumed.
+        sources: by what evidence method, epochs, dataset, branch and stem are said, by the names of
+            :data:`intl_transfer.conversion.evidence.FACTS`; those of the images are the settings'.
     """
 
     state: dict[str, Tensor]
@@ -81,12 +98,23 @@ class Backbone:
     provenance: dict[str, Any] | None = None
     label: str | None = None
     stem: Stem = "imagenet"
-    stem_source: str | None = None
+    sources: Mapping[str, Source] = field(default_factory=dict)
 
     @property
     def place(self) -> str:
         """The file, and where in it the network lies, for messages."""
         return f"{self.source_path}{_behind(self.prefix)}"
+
+    @property
+    def stem_source(self) -> str | None:
+        """Where the stem is known from, in words; None where it is assumed."""
+        source = self.sources.get("stem")
+        return None if source is None or source.is_assumed else source.detail or str(source)
+
+    def evidence(self) -> dict[str, Source]:
+        """By what evidence each fact is said, in the order that they are shown in."""
+        found = {**self.sources, **self.settings.sources()}
+        return {fact: found[fact] for fact in FACTS if fact in found}
 
 
 def load_backbone(path: str | Path, branch: str | None = None) -> dict[str, Tensor]:
@@ -168,11 +196,7 @@ def _from_file(path: Path, branch: str | None) -> Backbone:
         return _from_own(path, read_own_checkpoint(path), branch or ONLINE)
     found = recognise(content)
     if found is None:
-        raise UserError(
-            f"{path}: of no known format ({first_keys(_inner(content))}). Expected a ResNet's "
-            "tensors ('layer1.0.conv1.weight' …) behind any prefix, or Detectron2's or Caffe2's "
-            "names; docs/conversion.md lists the formats"
-        )
+        raise UserError(f"{path}: {_unknown(content)}")
     adapter, branches = found
     if branch is None and len(branches) > 1 and not {ONLINE, TARGET}.issuperset(branches):
         counts = ", ".join(f"'{name}' ({_count(content, name)} tensors)" for name in branches)
@@ -180,8 +204,11 @@ def _from_file(path: Path, branch: str | None) -> Backbone:
             f"{path}: tensors of {len(branches)} ResNets, or of one whose names are mixed, behind "
             f"the prefixes {counts}. Choose one with --branch PREFIX"
         )
+    wish = branch
     branch = chosen(branches, branch, f"{path} ({adapter.name})")
     state, dropped = adapter.to_torchvision(content, branch)
+    _refuse_odd(content, adapter.prefix(content, branch))
+    content.verify(state.values())
     said = {key: _said(content, key) for key in ("provenance", "config")}
     origin: Mapping[str, Any] = said["provenance"] or content.metadata
     kind = adapter.name
@@ -189,31 +216,85 @@ def _from_file(path: Path, branch: str | None) -> Backbone:
     known = said["provenance"].get("stem_source") is not None  # else it was assumed
     stem = said["provenance"].get("stem") if known else None
     format_stem = adapter.small_stem
+    before = _evidence_before(said["provenance"])
     if "pretrain_run" in content.metadata:
         kind = "intl-transfer backbone"
         settings = _trained_on(content.metadata.get("normalize"), path)
         stem, format_stem = content.metadata.get("stem"), _FORMER_STEM
     method, run = _origin(origin.get("method"), origin.get("pretrain_run"), path)
-    epochs = content.values.get("epoch")
+    sources: dict[str, Source] = {"branch": _branch_source(adapter, branches, wish)}
+    if method is not None:
+        sources["method"] = stated("method")
+    elif (fact := adapter.method(content)) is not None:
+        method, sources["method"] = fact.value, fact.source
+    epochs, counted = _epochs(content)
+    if counted is not None:
+        sources["epochs"] = counted
+    sources |= _sources_of_run(run) | before
+    if said["provenance"]:
+        settings = _with_sources(settings, before)
     return _backbone(
         path,
         state,
         kind,
         branch=branch,
-        method=method or adapter.method(content),
+        method=method,
         pretrain_run=run,
         dropped=dropped,
         settings=settings,
-        # Lightning counts from 0, the others' loops say how many epochs are done.
-        epochs=epochs
-        if type(epochs) is int and "pytorch-lightning_version" not in content.values
-        else None,
+        epochs=epochs,
         branches=tuple(branches),
         prefix=adapter.prefix(content, branch),
         provenance=said["provenance"] or None,
         stem=stem,
         format_stem=format_stem,
+        sources=sources,
     )
+
+
+def _evidence_before(provenance: Mapping[str, Any]) -> dict[str, Source]:
+    """By what evidence a converted file's facts were said: no better since it was converted."""
+    kept = provenance.get("evidence")
+    entries = kept.items() if isinstance(kept, Mapping) else ()
+    found = {str(fact): from_json(value) for fact, value in entries if fact in FACTS}
+    return {fact: source for fact, source in found.items() if source is not None}
+
+
+def _with_sources(settings: Settings, sources: Mapping[str, Source]) -> Settings:
+    return replace(
+        settings,
+        pixels_source=sources.get("pixels", settings.pixels_source),
+        channels_source=sources.get("channels", settings.channels_source),
+        strides_source=sources.get("strides", settings.strides_source),
+    )
+
+
+def _branch_source(adapter: Adapter, branches: list[str], wish: str | None) -> Source:
+    if wish is not None:
+        return told_by(f"--branch {wish}")
+    if len(branches) == 1:
+        return stated("the only ResNet in it")
+    return inferred(f"names of its tensors, as {adapter.name} has them")
+
+
+def _epochs(content: Content) -> tuple[int | None, Source | None]:
+    """How many epochs are done, where the file has a number of them."""
+    meta = plain(content.values.get("meta"))
+    epochs = meta.get("epoch") if isinstance(meta, Mapping) else None
+    if type(epochs) is int:  # OpenMMLab's runners count what is done
+        return epochs, stated("meta.epoch")
+    epochs = content.values.get("epoch")
+    if type(epochs) is not int or "pytorch-lightning_version" in content.values:
+        return None, None  # Lightning counts from 0
+    return epochs, inferred("'epoch', which some loops count from 0")
+
+
+def _sources_of_run(run: Mapping[str, Any] | None) -> dict[str, Source]:
+    """Of what a run of this project states of its pretraining."""
+    if run is None or run.get("id") is None:
+        return {}
+    facts = [fact for fact in ("epochs", "dataset") if run.get(fact) is not None]
+    return {fact: stated("pretrain_run") for fact in facts}
 
 
 def _settings_stated(content: Content, config: dict[str, Any]) -> Settings | None:
@@ -221,8 +302,7 @@ def _settings_stated(content: Content, config: dict[str, Any]) -> Settings | Non
     # What was assumed when it was converted is no better known since.
     assumed = "config_said_by" in content.values and content.values["config_said_by"] is None
     assumed |= content.metadata.get("config_said_by") == "null"
-    settings = from_config(config, STATED)
-    return replace(settings, said_by=None) if settings and assumed else settings
+    return from_config(config, ASSUMED if assumed else stated("config"))
 
 
 def _trained_on(normalize: Any, path: Path) -> Settings:
@@ -259,6 +339,39 @@ def _inner(content: Content) -> Mapping[str, Any]:
     return content.values
 
 
+def _unknown(content: Content) -> str:
+    """What is said of a file that holds no ResNet: what it holds, and what to do."""
+    keys = f"of no known format ({first_keys(_inner(content))})"
+    _refuse_odd(content, "")
+    if is_optimizer_alone(content.values, content.tensors):
+        return (
+            f"{keys}: an optimizer's state alone. Give the file of the network's weights, which "
+            "its training saved beside it"
+        )
+    part = shard(content.path)
+    if part is not None:
+        return f"{keys}: {part}"
+    other = architecture_in_words(content.tensors)
+    if other is not None:
+        return f"{keys}: {other}. Known: ResNet-18, 34, 50, 101, 152 and wide ResNet-50-2"
+    return (
+        f"{keys}. Expected a ResNet's tensors ('layer1.0.conv1.weight' …) behind any prefix, or "
+        f"Detectron2's or Caffe2's names; found {listing(content.tensors)}. If one of these is a "
+        "ResNet, save it under torchvision's names: torch.save(resnet.state_dict(), FILE); "
+        "docs/conversion.md lists the formats"
+    )
+
+
+def _refuse_odd(content: Content, prefix: str) -> None:
+    """Refuses a network some of whose tensors hold no plain numbers."""
+    for name, (kind, instead) in content.odd.items():
+        if name.startswith(prefix):
+            raise UserError(
+                f"{content.path}: '{name}' is a tensor that is {kind}; expected numbers, dense and "
+                f"whole. Save them where you can open it: {instead}"
+            )
+
+
 def _count(content: Content, prefix: str) -> int:
     prefix = "" if prefix == "''" else prefix
     rest = (key[len(prefix) :] for key in content.tensors if key.startswith(prefix))
@@ -288,10 +401,14 @@ def _from_own(path: Path, content: Mapping[str, Any], branch: str) -> Backbone:
     config = content.get("config")
     parts = [config.get(part) if isinstance(config, dict) else None for part in ("model", "data")]
     model, data = (part if isinstance(part, dict) else {} for part in parts)
+    sources = {"branch": stated(key), **_sources_of_run(run)}
+    if method is not None:
+        sources["method"] = stated("run.method")
     return _backbone(
         path,
         state,
         "intl-transfer checkpoint",
+        sources=sources,
         branch=branch,
         method=method,
         pretrain_run=run,
@@ -304,21 +421,21 @@ def _from_own(path: Path, content: Mapping[str, Any], branch: str) -> Backbone:
 
 
 def _stem(
-    state: Mapping[str, Tensor], stated: Any, format_stem: Stem | None, path: Path
-) -> tuple[Stem, str | None]:
-    """Which stem a network has, and where that is known from; None where it is assumed."""
+    state: Mapping[str, Tensor], said: Any, format_stem: Stem | None, path: Path
+) -> tuple[Stem, Source]:
+    """Which stem a network has, and where that is from."""
     is_small = has_small_stem(state)
-    if stated is not None:
-        if stated not in STEMS or is_small != (stated != "imagenet"):
+    if said is not None:
+        if said not in STEMS or is_small != (said != "imagenet"):
             size = "x".join(map(str, state["conv1.weight"].shape[-2:]))
             raise UserError(
-                f"{path} says that its stem is '{stated}'; expected one of {', '.join(STEMS)} that "
+                f"{path} says that its stem is '{said}'; expected one of {', '.join(STEMS)} that "
                 f"fits a first convolution of {size}. Upgrade intl-transfer if the file is newer"
             )
-        return stated, STATED
+        return said, stated(STATED)
     if not is_small:
-        return "imagenet", "its shape"
-    return (format_stem, "the format") if format_stem else ("cifar", None)
+        return "imagenet", stated("its shape")
+    return (format_stem, inferred("the format")) if format_stem else ("cifar", ASSUMED)
 
 
 def _backbone(
@@ -341,7 +458,11 @@ def _backbone(
         check_whole(state)
     except UserError as error:
         raise UserError(f"{path}{_behind(facts.get('prefix', ''))}: {error}") from None
-    facts["stem"], facts["stem_source"] = _stem(state, stem, format_stem, path)
+    facts["stem"], source = _stem(state, stem, format_stem, path)
+    earlier = facts.get("sources", {})
+    # What a file of this project's converter says of its stem is as good as it was then.
+    kept = earlier.get("stem") if stem is not None else None
+    facts["sources"] = {**earlier, "stem": kept or source}
     return Backbone(state, str(path.resolve()), sha256_file(path), kind, dropped=dropped, **facts)
 
 

@@ -51,5 +51,7 @@ def _to_numbers(name: str) -> str:
 
 TORCHVISION = Naming(re.compile(rf"(?P<prefix>(?:.*?[./])?)layer[1-4]{_INSIDE}"), _same, str)
 # `nn.Sequential(*list(resnet.children())[:-1])`: modules by number, in torchvision's order.
-SEQUENTIAL = Naming(re.compile(rf"(?P<prefix>(?:.*?[./])?)[4-7]{_INSIDE}"), _numbered, _to_numbers)
+# Numbers say little: other networks number their stages as well, and have norms called bn1.
+_NUMBERED = re.compile(r"(?P<prefix>(?:.*?[./])?)[4-7]\.\d+\.conv[123]\.")
+SEQUENTIAL = Naming(_NUMBERED, _numbered, _to_numbers)
 NAMINGS = (TORCHVISION, SEQUENTIAL)

@@ -25,7 +25,9 @@ from intl_transfer.conversion import verify
 from intl_transfer.conversion.adapters import WRITTEN
 from intl_transfer.conversion.audit import audit, has_small_stem
 from intl_transfer.conversion.detectron2 import to_detectron2
-from intl_transfer.conversion.formats import STATED, Backbone, read_backbone
+from intl_transfer.conversion.evidence import of_images
+from intl_transfer.conversion.evidence import told as told_by
+from intl_transfer.conversion.formats import Backbone, read_backbone
 from intl_transfer.conversion.settings import PIXELS, config_values
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.models import Stem
@@ -171,6 +173,7 @@ def provenance_of(backbone: Backbone, architecture: str) -> dict[str, Any]:
         "stem": backbone.stem,
         "stem_source": backbone.stem_source,
         "pixels": {**backbone.settings.described(), "source": backbone.settings.said_by},
+        "evidence": {fact: source.as_json() for fact, source in backbone.evidence().items()},
     }
 
 
@@ -275,15 +278,18 @@ def with_told(backbone: Backbone, told: Told) -> Backbone:
         UserError: if the file says itself what the user says.
     """
     changes: dict[str, Any] = {}
+    sources = dict(backbone.sources)
     if told.method is not None:
         changes["method"] = told.method
+        sources["method"] = told_by("--method")
     if told.label is not None:
         changes["label"] = told.label
     if told.pixels is not None:
-        changes["settings"] = replace(PIXELS[told.pixels], said_by=f"--pixels {told.pixels}")
+        changes["settings"] = PIXELS[told.pixels].known_by(told_by(f"--pixels {told.pixels}"))
     if told.stem is not None:
         _check_stem(backbone, told.stem)
-        changes |= {"stem": told.stem, "stem_source": f"--stem {told.stem}"}
+        changes["stem"] = told.stem
+        sources["stem"] = told_by(f"--stem {told.stem}")
     if told.name is not None or told.epochs is not None or told.dataset is not None:
         if backbone.pretrain_run is not None and backbone.pretrain_run.get("id") is not None:
             raise UserError(
@@ -300,7 +306,11 @@ def with_told(backbone: Backbone, told: Told) -> Backbone:
             "dataset": told.dataset or "unknown data",
             "seed": None,
         }
-    return replace(backbone, **changes)
+        if told.epochs is not None:
+            sources["epochs"] = told_by("--epochs")
+        if told.dataset is not None:
+            sources["dataset"] = told_by("--dataset")
+    return replace(backbone, **changes, sources=sources)
 
 
 def _check_stem(backbone: Backbone, stem: Stem) -> None:
@@ -309,7 +319,7 @@ def _check_stem(backbone: Backbone, stem: Stem) -> None:
         raise UserError(
             f"--stem {stem}: the first convolution of {backbone.place} is no 3x3; leave --stem away"
         )
-    if backbone.stem_source == STATED and backbone.stem != stem:
+    if backbone.sources["stem"].is_known and backbone.stem != stem:
         raise UserError(
             f"--stem {stem}: {backbone.source_path} says itself that its stem is "
             f"'{backbone.stem}'; leave --stem away"
@@ -408,10 +418,10 @@ def fragment(name: str, report: Mapping[str, Any]) -> str:
         for folder in folders:
             place = place.setdefault(folder, {})
         place[leaf] = value
-    said = report["config_said_by"]
-    source = f"Known from {said}." if said else "Assumed: the source does not say."
+    evidence = report["provenance"]["evidence"]
+    source = "; ".join(of_images(evidence)) + "."
     return (
         f"# How {name} takes its images (sha256 {report['sha256'][:16]}). train_net.py follows\n"
-        f"# these values and refuses a configuration that contradicts them. {source}\n"
+        f"# these values and refuses a configuration that contradicts them.\n# {source}\n"
         + yaml.safe_dump(nested, sort_keys=False, default_flow_style=None)
     )

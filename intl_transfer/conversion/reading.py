@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,16 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from intl_transfer.conversion.identify import HEAD, odd_tensor, what_it_is
 from intl_transfer.errors import UserError
 from intl_transfer.files.pickles import PickleError
 from intl_transfer.files.placeholders import Stored, module_state
-from intl_transfer.files.torch_files import OLD_TORCH, ZIP, read_pickled
+from intl_transfer.files.torch_files import ZIP, Pickled, read_pickled
 
 _EXPECTED = "expected what torch.save or safetensors writes, or a pickle of numpy arrays"
 # Dictionaries in dictionaries.
 _DEEPEST = 8
+_LONGEST_JSON = 2**20
 # Pickled whole, in one file.
 _MOST_NETWORKS = 64
 # Modules of Python, and names in its builtins, that a file has no honest use for.
@@ -46,6 +49,9 @@ class Content:
             ``state_dict/module.encoder_q.conv1.weight``; numpy arrays among them.
         metadata: the strings that a safetensors file carries.
         names: of the classes and functions that the file names and that were left alone.
+        odd: tensors without plain numbers, such as sparse ones, by name: their kind, and what to
+            save in their place.
+        verifier: see :meth:`verify`.
     """
 
     path: Path
@@ -53,6 +59,19 @@ class Content:
     tensors: dict[str, Tensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
     names: tuple[str, ...] = ()
+    odd: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    verifier: Callable[[Iterable[Tensor]], None] = field(default=lambda tensors: None)
+
+    def verify(self, tensors: Iterable[Tensor]) -> None:
+        """Holds what some of the tensors were read from against the file's checksums.
+
+        Raises:
+            UserError: if it was damaged since it was written, or is gone.
+        """
+        try:
+            self.verifier(tensors)
+        except (OSError, PickleError) as error:
+            raise UserError(f"{self.path} is damaged ({error}); fetch or copy it again") from None
 
 
 def read_content(path: Path, mmap: bool = True, verified: bool = False) -> Content:
@@ -70,21 +89,40 @@ def read_content(path: Path, mmap: bool = True, verified: bool = False) -> Conte
     Raises:
         UserError: if it is absent or damaged.
     """
-    value, metadata, names = _read(path, mmap, verified)
-    _warn_of_programs(path, names)
-    values = _without_modules(value)
+    found, metadata = _read(path, mmap, verified)
+    _warn_of_programs(path, found.names)
+    values = _without_modules(found.value)
     if not isinstance(values, Mapping):
-        found = f"a {values.name}" if isinstance(values, Stored) else type(values).__name__
+        kind = f"a {values.name}" if isinstance(values, Stored) else type(values).__name__
         raise UserError(
-            f"{path}: expected a dictionary, found {found}. Where you can open it, save its state "
+            f"{path}: expected a dictionary, found {kind}. Where you can open it, save its state "
             "dict: torch.save(model.state_dict(), FILE)"
         )
-    return Content(path, values, dict(_flat(values)), metadata, names)
+    tensors = dict(_flat(values))
+    odd = {name: tensors.pop(name) for name in list(tensors) if isinstance(tensors[name], tuple)}
+    return Content(path, values, tensors, metadata, found.names, odd, found.verify)
 
 
 def first_keys(values: Mapping[Any, Any]) -> str:
     """The first few names in a dictionary, for messages."""
     return f"its first keys: {', '.join(list(map(str, values))[:5]) or 'none'}"
+
+
+def json_beside(path: Path, name: str) -> dict[str, Any]:
+    """The object in a small JSON file in the same folder; empty where there is no such file.
+
+    Args:
+        path: of the checkpoint.
+        name: of the file beside it.
+    """
+    file = path.parent / name
+    try:
+        if not file.is_file() or file.stat().st_size > _LONGEST_JSON:
+            return {}
+        value = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _flat(values: Mapping[Any, Any], place: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
@@ -98,24 +136,32 @@ def _flat(values: Mapping[Any, Any], place: str = "", depth: int = 0) -> Iterato
             with warnings.catch_warnings():  # of memory that is not writable: nothing writes here
                 warnings.simplefilter("ignore")
                 yield place + key, torch.from_numpy(native)
+        elif (kind := odd_tensor(value)) is not None:
+            yield place + key, kind
         elif isinstance(value, Mapping) and depth < _DEEPEST:
             yield from _flat(value, f"{place}{key}/", depth + 1)
 
 
-def _read(path: Path, mmap: bool, verified: bool) -> tuple[Any, dict[str, str], tuple[str, ...]]:
+def _read(path: Path, mmap: bool, verified: bool) -> tuple[Pickled, dict[str, str]]:
     try:
         with open(path, "rb") as file:
-            head = file.read(len(OLD_TORCH))
+            head = file.read(HEAD)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     if len(head) < 9:
         raise UserError(f"{path} is damaged: only {len(head)} bytes long")
+    other = what_it_is(path, head)
+    if other is not None:
+        raise UserError(
+            f"{path} is no checkpoint but {other[0]} (it begins with {head[:9]!r}). Next: "
+            f"{other[1]}"
+        )
     if head[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
         try:
             with safe_open(path, "pt") as opened:
                 names = opened.keys()
                 tensors = {name: opened.get_tensor(name) for name in names}
-                return tensors, opened.metadata() or {}, ()
+                return Pickled(tensors), opened.metadata() or {}
         except Exception as error:  # of safetensors, of torch, or of the system
             raise UserError(f"{path} is damaged: {error}") from None
     try:
@@ -127,7 +173,7 @@ def _read(path: Path, mmap: bool, verified: bool) -> tuple[Any, dict[str, str], 
         if head[:2] != ZIP and head[:1] != b"\x80":
             reason = f"it begins with {head[:9]!r}"
         raise UserError(f"{path} is damaged or not a checkpoint ({reason}); {_EXPECTED}") from None
-    return found.value, {}, found.names
+    return found, {}
 
 
 def _without_modules(value: Any) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from intl_transfer.conversion.evidence import ASSUMED, Source
 from intl_transfer.data.statistics import STATISTICS, Statistics
 
 Channels = Literal["RGB", "BGR"]
@@ -20,14 +21,48 @@ class Settings:
         pixel_std: what they are then divided by.
         stride_in_1x1: whether a bottleneck strides in its first 1x1 convolution, as Caffe's
             networks do; torchvision's stride in the 3x3.
-        said_by: where this is known from; None where it is assumed.
+        pixels_source: where mean and deviation are from.
+        channels_source: where the order of the colours is from.
+        strides_source: where the strides are from.
     """
 
     channels: Channels
     pixel_mean: tuple[float, float, float]
     pixel_std: tuple[float, float, float]
     stride_in_1x1: bool = False
-    said_by: str | None = None
+    pixels_source: Source = ASSUMED
+    channels_source: Source = ASSUMED
+    strides_source: Source = ASSUMED
+
+    @property
+    def said_by(self) -> str | None:
+        """What mean, deviation and order of colours are from, in words; None: assumed."""
+        sources = (self.pixels_source, self.channels_source)
+        if any(source.is_assumed for source in sources):
+            return None
+        return "; ".join(dict.fromkeys(source.detail or str(source) for source in sources))
+
+    def sources(self) -> dict[str, Source]:
+        """By the names of :data:`intl_transfer.conversion.evidence.FACTS`."""
+        return {
+            "pixels": self.pixels_source,
+            "channels": self.channels_source,
+            "strides": self.strides_source,
+        }
+
+    def known_by(self, source: Source, strides: Source | None = None) -> Settings:
+        """The same, all of it from one source.
+
+        Args:
+            source: of everything.
+            strides: of the strides, where they have another.
+        """
+        return replace(
+            self,
+            pixels_source=source,
+            channels_source=source,
+            strides_source=strides or source,
+        )
 
     def described(self) -> dict[str, Any]:
         """Channels, mean and deviation, for records."""
@@ -35,18 +70,18 @@ class Settings:
         return {"channels": self.channels, "mean": mean, "std": std}
 
 
-def from_statistics(statistics: Statistics, said_by: str | None = None) -> Settings:
+def from_statistics(statistics: Statistics, source: Source = ASSUMED) -> Settings:
     """RGB images normalized by a data set's statistics.
 
     Args:
         statistics: for channels from 0 to 1.
-        said_by: where they are known from.
+        source: where they are from.
     """
     mean, std = (
         (round(255 * r, 6), round(255 * g, 6), round(255 * b, 6))
         for r, g, b in (statistics.mean, statistics.std)
     )
-    return Settings("RGB", mean, std, said_by=said_by)
+    return Settings("RGB", mean, std).known_by(source)
 
 
 # torchvision's normalisation, in pixels of 0 to 255: what nearly every method trains with.
@@ -83,12 +118,12 @@ def config_values(architecture: str, settings: Settings = IMAGENET) -> dict[str,
     }
 
 
-def from_config(values: dict[str, Any], said_by: str) -> Settings | None:
+def from_config(values: dict[str, Any], source: Source) -> Settings | None:
     """Settings out of Detectron2 keys, or None where one of them is missing or of a wrong kind.
 
     Args:
         values: by dotted key, as :func:`config_values` gives them.
-        said_by: where they were read.
+        source: where they were read.
     """
     try:
         channels = str(values["INPUT.FORMAT"])
@@ -103,4 +138,4 @@ def from_config(values: dict[str, Any], said_by: str) -> Settings | None:
         return None
     if len(mean) != 3 or len(std) != 3 or not isinstance(stride, bool):
         return None
-    return Settings("RGB" if channels == "RGB" else "BGR", mean, std, stride, said_by)
+    return Settings("RGB" if channels == "RGB" else "BGR", mean, std, stride).known_by(source)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from intl_transfer.conversion.audit import audit
-from intl_transfer.conversion.formats import STATED, Backbone, read_backbone
+from intl_transfer.conversion.evidence import configured
+from intl_transfer.conversion.formats import Backbone, read_backbone
 from intl_transfer.conversion.pipeline import Told, initialisation, provenance_of, with_told
 from intl_transfer.conversion.settings import IMAGENET, Settings, from_statistics
 from intl_transfer.conversion.verify import torchvision_network
@@ -99,7 +100,7 @@ def load_subject(
     own = from_statistics(statistics or STATISTICS["imagenet"])
     if weights == RANDOM:
         network, width = build_backbone(model.backbone, cast(Any, model.stem))
-        known = replace(own, said_by="the data set")
+        known = own.known_by(configured("the data set"))
         return Subject(network, width, model.backbone, model.stem, settings=known)
     if not Path(weights).exists():
         raise UserError(
@@ -114,7 +115,7 @@ def load_subject(
     if backbone.stem != "imagenet":
         network, _ = build_backbone(architecture, backbone.stem)
         network.load_state_dict(backbone.state, strict=False)  # counters may be missing
-        if backbone.settings == IMAGENET:  # which is assumed: a network of this data's kind
+        if backbone.settings.said_by is None:  # assumed: a network of this data's kind
             backbone = replace(backbone, settings=own)
     else:
         network = torchvision_network(backbone.state, architecture, backbone.settings)
@@ -148,7 +149,5 @@ def _provenance(backbone: Backbone, architecture: str) -> dict[str, Any]:
     if backbone.provenance is None:
         return found
     # What is known now, by the user or for want of better, is of now.
-    now = {"method", "pretrain_run"}
-    now |= {"stem", "stem_source"} if backbone.stem_source != STATED else set()
-    now |= {"pixels"} if backbone.settings.said_by != STATED else set()
+    now = ("method", "pretrain_run", "stem", "stem_source", "pixels", "evidence")
     return {**found, **backbone.provenance, **{key: found[key] for key in now}}

@@ -11,13 +11,14 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from intl_transfer.files import arrays, containers, tensors
 from intl_transfer.files.pickles import Budget, Machine, Maker, PickleError
@@ -40,10 +41,14 @@ class Pickled:
     Attributes:
         value: the object in it.
         names: of the classes and functions in it that nothing here stands for.
+        verify: holds what some of the tensors were read from against its checksums, and raises an
+            OSError or :class:`PickleError`; in forms without checksums it does nothing. The file
+            must still be what it was.
     """
 
     value: Any
     names: tuple[str, ...] = field(default=())
+    verify: Callable[[Iterable[Tensor]], None] = field(default=lambda tensors: None)
 
 
 def read_pickled(path: str | Path, mapped: bool = False, verified: bool = False) -> Pickled:
@@ -75,11 +80,11 @@ def read_pickled(path: str | Path, mapped: bool = False, verified: bool = False)
             if verified:
                 archive.verify()
             value = archive.read()
-        elif not head:
+            return Pickled(value, tuple(budget.names), archive.verify_used)
+        if not head:
             raise PickleError("it is empty")
-        else:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                value = _read_bytes(data, budget)
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            value = _read_bytes(data, budget)
     return Pickled(value, tuple(budget.names))
 
 
@@ -128,6 +133,7 @@ class _Archive:
             torch.UntypedStorage.from_file(str(path), False, budget.size) if mapped else None
         )
         self._storages: dict[str, StoredStorage] = {}
+        self._origins: dict[int, str] = {}  # of storages, by where they lie in memory
         try:
             with zipfile.ZipFile(file) as archive:
                 self._records = {record.filename: record for record in archive.infolist()}
@@ -154,22 +160,40 @@ class _Archive:
 
     def verify(self) -> None:
         """Holds every record against its checksum."""
-        for name, record in self._records.items():
-            start, left = self._place(name.removeprefix(self._folder))
-            self._file.seek(start)
-            found = 0
-            while left:
-                block = self._file.read(min(left, 1 << 20))
-                if not block:
-                    raise PickleError("it ends too early")
-                found, left = zlib.crc32(block, found), left - len(block)
-            if found != record.CRC:
-                raise PickleError(f"the checksum of its record '{name[:60]}' is wrong")
+        for name in self._records:
+            self._verify(name.removeprefix(self._folder))
+
+    def verify_used(self, tensors: Iterable[Tensor]) -> None:
+        """Holds against their checksums the records that some tensors lie in."""
+        places = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+        with open(self._path, "rb") as self._file:
+            for place in sorted(places & self._origins.keys()):
+                self._verify(self._origins[place])
+
+    def _verify(self, name: str) -> None:
+        start, left = self._place(name)
+        self._file.seek(start)
+        found = 0
+        while left:
+            block = self._file.read(min(left, 1 << 20))
+            if not block:
+                raise PickleError("it ends too early")
+            found, left = zlib.crc32(block, found), left - len(block)
+        self._check(name, found)
+
+    def _check(self, name: str, found: int) -> None:
+        name = f"{self._folder}{name}"
+        expected = self._records[name].CRC
+        # Zero: `torch.serialization.set_crc32_options(False)` wrote none.
+        if expected not in (0, found):
+            raise PickleError(f"the checksum of its record '{name[:60]}' is wrong")
 
     def _record(self, name: str) -> bytes:
         start, size = self._place(name)
         self._file.seek(start)
-        return self._file.read(size)
+        data = self._file.read(size)
+        self._check(name, zlib.crc32(data))
+        return data
 
     def _place(self, name: str) -> tuple[int, int]:
         """Where a record's bytes begin, and how many there are."""
@@ -193,6 +217,7 @@ class _Archive:
         known = self._storages.get(key)
         if known is None:
             known = self._storages[key] = StoredStorage(self._bytes_of(key, dtype, numel), dtype)
+            self._origins[known.bytes.data_ptr()] = f"data/{key}"
         return StoredStorage(known.bytes, dtype)
 
     def _bytes_of(self, key: str, dtype: torch.dtype, numel: int) -> torch.UntypedStorage:

@@ -25,6 +25,9 @@ FOREIGN_NOTE = (
     "foreign: read from Detectron2's own files in a folder that this project did not write; what "
     "weights it began from was not verified"
 )
+INFERRED_NOTE = (
+    "method inferred from names in the checkpoint, not stated; `convert --method` confirms it"
+)
 HAND_MADE_NOTE = "foreign: measured by {}, not by this project"
 NOT_STATED_NOTE = "foreign: {} settings of this table are not stated in its files"
 
@@ -282,6 +285,8 @@ def provenance_notes(members: Sequence[Run]) -> tuple[str, ...]:
     if results.external is not None:
         notes.append(HAND_MADE_NOTE.format(results.external))
     elif start.kind != "random":
+        if results.initialisation.method_is_inferred:
+            notes.append(INFERRED_NOTE)
         if any(run.parent_known and run.parent is None for run in members):
             notes.append("the pretraining run was not among the folders read")
         elif not all(run.parent for run in members):

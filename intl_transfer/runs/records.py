@@ -26,6 +26,16 @@ DOCUMENTED = "docs/run-directory.md"
 Stage = Literal["pretrain", "detection", "evaluation"]
 STAGES: tuple[Stage, ...] = ("pretrain", "detection", "evaluation")
 
+#: What a checkpoint's fact is known by: see :mod:`intl_transfer.conversion.evidence`.
+Evidence = Literal[
+    "stated in the file",
+    "read from its configuration",
+    "told by the user",
+    "inferred from names",
+    "assumed",
+]
+
+_GUESSED: tuple[Evidence, ...] = ("inferred from names", "assumed")
 _Percentage = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _SchemaVersion = Annotated[int, Field(ge=1, le=SCHEMA)]
@@ -154,6 +164,15 @@ class PretrainRun(Record):
     """The settings that decided its weights, by dotted key."""
 
 
+class FactSource(Record):
+    """Where one fact of a provenance is from."""
+
+    level: Evidence
+    """By what evidence; only the first two are called known."""
+    detail: str = ""
+    """What was read, or what it was inferred from."""
+
+
 class Provenance(Record):
     """What converted weights say of their source."""
 
@@ -179,6 +198,10 @@ class Provenance(Record):
     """Where the stem is known from; null where it is assumed."""
     pixels: dict[str, Any] | None = None
     """How it takes images: channels, mean, std, and their source, null where they are assumed."""
+    evidence: dict[str, FactSource] | None = None
+    """By fact (`pixels`, `channels`, `strides`, `method`, `epochs`, `dataset`, `branch`, `stem`),
+    where it is from; a fact that nothing says is not there.
+    """
 
 
 class Input(Record):
@@ -277,6 +300,13 @@ class Initialisation(Record):
     """How its images are prepared: channels, mean, std."""
     detail: str | None = None
     """For tables, in place of the pretraining's configuration, epochs and data."""
+
+    @property
+    def method_is_inferred(self) -> bool:
+        """Whether the method is a guess by the names in a file, which `--method` confirms."""
+        evidence = (self.provenance.evidence if self.provenance else None) or {}
+        source = evidence.get("method")
+        return self.method is not None and source is not None and source.level in _GUESSED
 
 
 class Evaluator(Record):

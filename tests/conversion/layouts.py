@@ -187,11 +187,11 @@ LAYOUTS: dict[str, Made] = {
     ),
     "simclr_sthalles": Made(
         lambda q, k: _trained(behind("backbone.", {**q, **head("fc.0.weight", "fc.2.weight")})),
-        *("SimCLR", "SimCLR", ("online",), UNIT),
+        *("SimCLR", "SimCLR"),
     ),
     "simclr_spijkervet": Made(
         lambda q, k: {**behind("encoder.", q), **head("projector.0.weight", "projector.2.weight")},
-        *("SimCLR", "SimCLR", ("online",), UNIT),
+        *("SimCLR", "SimCLR"),
     ),
     "byol_lucidrains": Made(
         lambda q, k: {
@@ -248,6 +248,7 @@ LAYOUTS: dict[str, Made] = {
             "model": {
                 **behind("module.backbone.", q),
                 **head("module.projector.0.weight", "module.projector.0.bias"),
+                **head("module.projector.4.running_var", "module.projector.6.weight"),
             },
         },
         *("VICReg", "VICReg"),

@@ -247,7 +247,10 @@ def test_what_openmmlab_keeps_of_its_configuration(tmp_path):
         settings = read_backbone(file).settings
         assert settings.channels == channels
         assert settings.stride_in_1x1 == (channels == "BGR")
-        assert "configuration" in settings.said_by
+        assert settings.strides_source.level == "read from its configuration"
+        # It says neither mean nor order.
+        level = "inferred from names" if channels == "BGR" else "assumed"
+        assert settings.pixels_source.level == settings.channels_source.level == level
 
 
 def test_what_the_user_says_makes_a_row(tmp_path):
@@ -263,7 +266,7 @@ def test_what_the_user_says_makes_a_row(tmp_path):
     assert again.method == "MoCo v2"
     assert again.pretrain_run["epochs"] == 200
     assert again.settings.pixel_std == (255.0,) * 3
-    assert again.settings.said_by == "the file"
+    assert str(again.settings.pixels_source) == "told by the user (--pixels unit)"
 
 
 @pytest.mark.parametrize(
@@ -320,6 +323,10 @@ def test_networks_that_were_never_trained(tmp_path):
     with pytest.raises(UserError, match="statistics are all as they were made"):
         convert(write(tmp_path / "in.pth", fresh), tmp_path / "out.pth")
     fresh["bn1.running_mean"] = torch.full((64,), 0.1)
+    with pytest.raises(UserError, match=r"of layer1\.0\.bn1 are as .*and of 18 more layers"):
+        convert(write(tmp_path / "in.pth", fresh), tmp_path / "out.pth")
+    for key in [key for key in fresh if key.endswith("running_mean")]:
+        fresh[key] = fresh[key] + 0.1
     assert audit(load_backbone(write(tmp_path / "in.pth", fresh))) == "resnet18"
     fresh["layer2.0.bn1.running_var"] = torch.zeros(128)
     with pytest.raises(UserError, match=r"layer2\.0\.bn1\.running_var is zero throughout"):

@@ -195,7 +195,10 @@ def test_the_screen_tells_stem_and_statistics(checkpoint, tmp_path, capsys):
     assert main(["convert", str(checkpoint), str(out), "--pixels", "cifar100"]) == 0
     said = capsys.readouterr().out
     assert "normalised by CIFAR-100's mean and deviation" in said
-    assert "stem      3x3, padded by two pixels, as INTL's for CIFAR; known from the format" in said
+    assert (
+        "stem      3x3, padded by two pixels, as INTL's for CIFAR; inferred from names (the format)"
+        in said
+    )
     with safe_open(out, "pt") as file:
         config = json.loads(file.metadata()["config"])
     mean = STATISTICS["cifar100"].mean

@@ -14,4 +14,5 @@ LAYOUT = Layout(
     "model/module.backbone.",
     marks=(rf"^{ANY}projector\.0\.weight$", rf"^{ANY}bn\.running_mean$"),
     means="Barlow Twins",
+    only=(r"projector\.", r"bn\."),
 )

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from intl_transfer.conversion.evidence import Fact, inferred
 from intl_transfer.conversion.namings import NAMINGS, TORCHVISION, Naming
 from intl_transfer.conversion.reading import Content
 from intl_transfer.conversion.settings import IMAGENET, Settings
@@ -86,8 +87,8 @@ class Adapter(Protocol):
     def prefix(self, content: Content, branch: str) -> str:
         """What stands before the names of a network's tensors, for messages."""
 
-    def method(self, content: Content) -> str | None:
-        """The pretraining method, where the format says."""
+    def method(self, content: Content) -> Fact | None:
+        """The pretraining method, where anything in the file hints at it, and what does."""
 
     def settings(self, content: Content) -> Settings:
         """How the network takes its images."""
@@ -109,7 +110,10 @@ class Layout:
             in some tensor's name.
         top: keys that the file's dictionary has to have.
         again: pattern of prefixes under which the same network lies a second time.
-        means: the method: a name, or what finds it.
+        means: the method: a name, which the names of tensors then hint at, or what finds it.
+        only: patterns of whatever the method keeps beside its networks: where a file has more, it
+            is of another method, which began from this one's code. None: not looked at.
+        exact: a file that has more than :attr:`only` is not of this format at all.
         pixels: how the network takes its images, or what finds it.
         naming: of the other direction.
         small_stem: what a stem of 3x3 is in networks of this format, where that is known.
@@ -121,13 +125,19 @@ class Layout:
     marks: tuple[str, ...] = ()
     top: tuple[str, ...] = ()
     again: str | None = None
-    means: str | Callable[[Content], str | None] | None = None
+    means: str | Callable[[Content], str | Fact | None] | None = None
+    only: tuple[str, ...] | None = None
+    exact: bool = False
     pixels: Settings | Callable[[Content], Settings] = IMAGENET
     naming: Naming = field(default=TORCHVISION)
     small_stem: Stem | None = None
 
     def find(self, content: Content) -> dict[str, Place]:
         """Branch to place; empty where the file is of another format."""
+        found = self._places(content)
+        return {} if self.exact and self._has_more(content, found) else found
+
+    def _places(self, content: Content) -> dict[str, Place]:
         if not all(key in content.values for key in self.top):
             return {}
         marks = [re.compile(mark) for mark in self.marks]
@@ -167,9 +177,24 @@ class Layout:
         """See :class:`Adapter`."""
         return self.find(content)[branch].prefix
 
-    def method(self, content: Content) -> str | None:
+    def method(self, content: Content) -> Fact | None:
         """See :class:`Adapter`."""
-        return self.means(content) if callable(self.means) else self.means
+        found = self.means(content) if callable(self.means) else self.means
+        if not isinstance(found, str):
+            return found
+        if self._has_more(content, self.find(content)):
+            return None
+        return Fact(found, inferred(f"names of its tensors, as {self.name} has them"))
+
+    def _has_more(self, content: Content, found: Mapping[str, Place]) -> bool:
+        """Whether modules lie beside the networks that the method has not."""
+        if self.only is None:
+            return False
+        beside = {name for place in found.values() for name in place.read(content.tensors)[1]}
+        networks = tuple(p.prefix.rpartition("/")[2] for p in places_in(content.tensors))
+        names = (re.sub(rf"^{ANY}", "", n) for n in beside if not n.startswith(networks))
+        known = re.compile("|".join(self.only) or r"\Z")
+        return not all(known.match(name) for name in names)
 
     def settings(self, content: Content) -> Settings:
         """See :class:`Adapter`."""

@@ -8,9 +8,8 @@ JAX and Haiku; their PyTorch conversions lie under torchvision's names.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from intl_transfer.conversion.adapters.base import ANY, ONLINE, TARGET, Layout
+from intl_transfer.conversion.evidence import inferred
 from intl_transfer.conversion.namings import SEQUENTIAL
 from intl_transfer.conversion.settings import UNIT
 
@@ -35,6 +34,6 @@ IN_DICTIONARIES = Layout(
     marks=(r"^online_network_state_dict/",),
     again=r"encoder_state_dict/",
     means="BYOL",
-    pixels=replace(UNIT, said_by="the format: its training does not normalise"),
+    pixels=UNIT.known_by(inferred("sthalles/PyTorch-BYOL, whose training does not normalise")),
     naming=SEQUENTIAL,
 )

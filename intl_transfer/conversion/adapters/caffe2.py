@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from intl_transfer.conversion.adapters.base import ONLINE
+from intl_transfer.conversion.evidence import Fact, inferred
 from intl_transfer.conversion.reading import Content
 from intl_transfer.conversion.settings import CAFFE, Settings
 from intl_transfer.errors import UserError
@@ -88,13 +88,13 @@ class Caffe2:
         """None to speak of."""
         return ""
 
-    def method(self, content: Content) -> str | None:
+    def method(self, content: Content) -> Fact | None:
         """Not known."""
         return None
 
     def settings(self, content: Content) -> Settings:
         """Caffe's."""
-        return replace(CAFFE, said_by="the format")
+        return CAFFE.known_by(inferred("Caffe2's names"))
 
 
 def _name(blob: str) -> str | None:

@@ -10,7 +10,6 @@ Caffe have; else torchvision's ways are assumed. (Files of this project say it t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from intl_transfer.conversion.detectron2 import (
     to_detectron2,
     torchvision_name,
 )
+from intl_transfer.conversion.evidence import Fact, configured, inferred, stated
 from intl_transfer.conversion.reading import Content
 from intl_transfer.conversion.settings import CAFFE, IMAGENET, Settings, from_config
 from intl_transfer.errors import UserError
@@ -62,7 +62,7 @@ class Detectron2:
         """None to speak of."""
         return ""
 
-    def method(self, content: Content) -> str | None:
+    def method(self, content: Content) -> Fact | None:
         """Not known; a file of this project says it elsewhere."""
         return None
 
@@ -72,9 +72,9 @@ class Detectron2:
         if beside is not None:
             return beside
         if _folded(_tensors(content)):
-            return replace(CAFFE, said_by="batch norms folded as in weights from Caffe")
+            return CAFFE.known_by(inferred("batch norms folded as in weights from Caffe"))
         if content.values.get("__author__") == "torchvision":
-            return replace(IMAGENET, said_by="the file's author, torchvision")
+            return IMAGENET.known_by(stated("the file's author, torchvision"))
         return IMAGENET
 
 
@@ -107,7 +107,7 @@ def _beside(file: Path) -> Settings | None:
         }
     except (UserError, KeyError, TypeError):
         return None
-    return from_config(values, f"{file.name} beside the file")
+    return from_config(values, configured(f"{file.name} beside the file"))
 
 
 DETECTRON2 = Detectron2()

@@ -7,13 +7,21 @@ the teacher, as the authors' evaluations do (``--checkpoint_key teacher``).
 from __future__ import annotations
 
 from intl_transfer.conversion.adapters.base import ONLINE, TARGET, Layout
+from intl_transfer.conversion.reading import Content
 
 _NETWORK = r"/(?:module\.)?(?:backbone\.)?"
+
+
+def _method(content: Content) -> str | None:
+    """Other methods have a teacher and a student as well; DINO keeps its loss's centre beside."""
+    is_dino = "dino_loss" in content.values or "dino_loss/center" in content.tensors
+    return "DINO" if is_dino else None
+
 
 LAYOUT = Layout(
     "DINO",
     {TARGET: rf"teacher{_NETWORK}", ONLINE: rf"student{_NETWORK}"},
     "teacher/module.backbone.",
     marks=(r"^(?:teacher|student)/",),
-    means="DINO",
+    means=_method,
 )

@@ -24,5 +24,6 @@ LAYOUT = Layout(
     "state_dict/module.backbone.",
     marks=(rf"^{ANY}projection\.\d+\.weight$",),
     means=_method,
+    only=(r"(?:momentum_)?projection\.",),
     small_stem="cifar_published",
 )

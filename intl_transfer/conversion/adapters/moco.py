@@ -2,8 +2,8 @@
 
 ``state_dict/module.encoder_q.*`` is the trained encoder, ``module.encoder_k.*`` its moving average;
 the queue and the heads (``fc``) are left out. By default the trained one, as the authors' own
-converter takes it. The version is told by the head: one linear layer, or two with a ReLU. Many
-later methods keep these names.
+converter takes it. The version is inferred from the head: one linear layer, or two with a ReLU.
+Many later methods keep these names: one with modules of its own is not called MoCo.
 """
 
 from __future__ import annotations
@@ -25,4 +25,5 @@ LAYOUT = Layout(
     "state_dict/module.encoder_q.",
     marks=(r"encoder_q\.",),
     means=_version,
+    only=(r"queue$", r"queue_ptr$"),
 )

@@ -3,22 +3,20 @@
 ``state_dict/backbone.*`` beside ``meta``; momentum methods also ``encoder_q.0.*`` or
 ``online_net.0.*`` (the same network again) and the moving average ``encoder_k.0.*`` or
 ``target_net.0.*``. By default ``backbone``, as tools/model_converters/extract_backbone_weights.py
-takes it. A configuration with ``style='caffe'`` strides in 1x1 convolutions.
+takes it. Mean, order of colours, strides and method are read from the configuration in ``meta``.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import replace
-
 from intl_transfer.conversion.adapters.base import ANY, ONLINE, TARGET, Layout
+from intl_transfer.conversion.adapters.mm_config import configuration, first, settings_in
+from intl_transfer.conversion.evidence import Fact, configured
 from intl_transfer.conversion.reading import Content
-from intl_transfer.conversion.settings import CAFFE, IMAGENET, Settings
-from intl_transfer.files.placeholders import plain
+from intl_transfer.conversion.settings import Settings
 
 _ALGORITHMS = {
-    "MoCo": "MoCo v2",
-    "MOCO": "MoCo v2",
+    "MoCo": "MoCo",
+    "MOCO": "MoCo",
     "MoCoV3": "MoCo v3",
     "BYOL": "BYOL",
     "SimCLR": "SimCLR",
@@ -32,26 +30,24 @@ _ALGORITHMS = {
 }
 
 
-def _configuration(content: Content) -> str:
-    meta = plain(content.values.get("meta"))
-    for text in (meta.get("config"), meta.get("cfg")) if isinstance(meta, dict) else ():
-        if isinstance(text, str):
-            return text
-    return ""
+# By the neck, which alone tells MoCo v2 from v1.
+_NECKS = {"MoCoV2Neck": "MoCo v2", "NonLinearNeckV1": "MoCo v2", "LinearNeck": "MoCo v1"}
 
 
-def _method(content: Content) -> str | None:
+def _method(content: Content) -> Fact | None:
     """The algorithm that the configuration kept in the file names."""
-    pattern = r"model\s*=\s*dict\(\s*type\s*=\s*['\"](\w+)['\"]"
-    found = re.search(pattern, _configuration(content))
-    return _ALGORITHMS.get(found.group(1)) if found else None
+    config = configuration(content.values.get("meta"))
+    kind = first(config, "model", "type")
+    if not isinstance(kind, str):
+        return None
+    name = _ALGORITHMS.get(kind.rpartition(".")[2])
+    if name == "MoCo":
+        name = _NECKS.get(str(first(config, "model", "neck", "type")), name)
+    return Fact(name, configured(f"model.type={kind}")) if name else None
 
 
 def _pixels(content: Content) -> Settings:
-    text = _configuration(content)
-    if re.search(r"style\s*=\s*['\"]caffe['\"]", text):
-        return replace(CAFFE, said_by="style='caffe' in the file's configuration")
-    return replace(IMAGENET, said_by="the file's configuration") if text else IMAGENET
+    return settings_in(configuration(content.values.get("meta")))
 
 
 LAYOUT = Layout(

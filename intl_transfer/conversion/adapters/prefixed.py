@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from intl_transfer.conversion.adapters.base import Place, places_in
+from intl_transfer.conversion.evidence import Fact
 from intl_transfer.conversion.reading import Content
 from intl_transfer.conversion.settings import IMAGENET, Settings
 
@@ -41,7 +42,7 @@ class Prefixed:
         """The branch's name."""
         return self.find(content)[branch].prefix
 
-    def method(self, content: Content) -> str | None:
+    def method(self, content: Content) -> Fact | None:
         """Not known."""
         return None
 

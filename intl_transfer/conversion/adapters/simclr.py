@@ -1,7 +1,9 @@
 """SimCLR in PyTorch: sthalles/SimCLR and Spijkervet/SimCLR.
 
 The first keeps the projector as the backbone's ``fc`` (``state_dict/backbone.fc.0``), the second
-beside it (``encoder.*``, ``projector.*``). Both train on pixels of 0 to 1 without normalisation.
+beside it (``encoder.*``, ``projector.0`` and ``.2`` without biases). Both train on pixels of 0 to 1
+without normalisation; but many people's own code has these names and normalises, so that the range
+is assumed, and the report says what SimCLR's own would be.
 
 Google's own weights, brought to PyTorch by tonylins/simclr-converter, lie under torchvision's
 names and cannot be told from others: they too were trained on pixels of 0 to 1 (``--pixels unit``).
@@ -9,12 +11,14 @@ names and cannot be told from others: they too were trained on pixels of 0 to 1 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from intl_transfer.conversion.adapters.base import ANY, ONLINE, Layout
-from intl_transfer.conversion.settings import UNIT
+from intl_transfer.conversion.evidence import Source
+from intl_transfer.conversion.settings import IMAGENET
 
-_PIXELS = replace(UNIT, said_by="the format: its training does not normalise")
+_PIXELS = IMAGENET.known_by(
+    Source("assumed", "if the code is SimCLR's own, which does not normalise: --pixels unit"),
+    IMAGENET.strides_source,
+)
 
 HEAD_INSIDE = Layout(
     "SimCLR",
@@ -23,12 +27,16 @@ HEAD_INSIDE = Layout(
     marks=(r"backbone\.fc\.0\.weight$", r"backbone\.fc\.2\.weight$"),
     means="SimCLR",
     pixels=_PIXELS,
+    only=(),
+    exact=True,
 )
 HEAD_BESIDE = Layout(
     "SimCLR",
     {ONLINE: rf"{ANY}encoder\."},
     "encoder.",
-    marks=(rf"^{ANY}projector\.0\.weight$",),
+    marks=(rf"^{ANY}projector\.0\.weight$", rf"^{ANY}projector\.2\.weight$"),
     means="SimCLR",
     pixels=_PIXELS,
+    only=(r"projector\.[02]\.weight$",),
+    exact=True,
 )

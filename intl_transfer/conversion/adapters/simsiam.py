@@ -13,4 +13,6 @@ LAYOUT = Layout(
     "state_dict/module.encoder.",
     marks=(rf"^{ANY}predictor\.\d",),
     means="SimSiam",
+    only=(r"predictor\.[013]\.",),
+    exact=True,
 )

@@ -2,13 +2,16 @@
 
 ``state_dict/backbone.*`` and, of momentum methods, ``momentum_backbone.*`` (before: ``encoder`` and
 ``momentum_encoder``), beside an online classifier. By default ``backbone``, which its own linear
-evaluation takes. The method is in the hyper-parameters. Its 3x3 stem for CIFAR pads by two pixels.
+evaluation takes. The method is in the hyper-parameters, or in the ``args.json`` that its
+checkpointer (solo/utils/checkpointer.py) writes beside the file. Its 3x3 stem for CIFAR
+pads by two pixels.
 """
 
 from __future__ import annotations
 
 from intl_transfer.conversion.adapters.base import ANY, ONLINE, TARGET, Layout
-from intl_transfer.conversion.reading import Content
+from intl_transfer.conversion.evidence import Fact, configured
+from intl_transfer.conversion.reading import Content, json_beside
 from intl_transfer.files.placeholders import plain
 
 LIGHTNING = "pytorch-lightning_version"
@@ -31,13 +34,16 @@ _METHODS = {
 }
 
 
-def _method(content: Content) -> str | None:
+def _method(content: Content) -> Fact | None:
     kept = plain(content.values.get("hyper_parameters"))
+    where = "hyper_parameters"
     if not isinstance(kept, dict):
-        return None
+        kept, where = json_beside(content.path, "args.json"), "args.json beside the file"
     inner = plain(kept.get("cfg"))
     name = plain((inner if isinstance(inner, dict) else kept).get("method"))
-    return _METHODS.get(name, name) if isinstance(name, str) else None
+    if not isinstance(name, str):
+        return None
+    return Fact(_METHODS.get(name, name), configured(f"{where}: method"))
 
 
 LAYOUT = Layout(

@@ -13,6 +13,9 @@ LAYOUT = Layout(
     "VICReg",
     {ONLINE: rf"{ANY}backbone\."},
     "model/module.backbone.",
-    marks=(rf"^{ANY}projector\.0\.weight$", rf"^{ANY}projector\.0\.bias$"),
+    marks=(rf"^{ANY}projector\.0\.bias$", rf"^{ANY}projector\.6\.weight$"),
     means="VICReg",
+    # Linear, norm, ReLU, twice, and a last layer without bias.
+    only=(r"projector\.[0134]\.", r"projector\.6\.weight$"),
+    exact=True,
 )

@@ -163,11 +163,20 @@ def provenance_of(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> di
         "source_sha256": text(source.get("source_sha256")),
         "source_format": text(source.get("source_format")),
         "branch": text(source.get("branch")),
+        "evidence": {
+            str(fact): _evidence(value) for fact, value in mapping(source.get("evidence")).items()
+        },
         "backbone": text(source.get("backbone")),
         "origin": {str(n): text(v) for n, v in origin.items() if n != "settings"},
         "backbone_file": text(results.get("backbone_file")),
         "backbone_sha256": text(results.get("backbone_sha256")),
     }
+
+
+def _evidence(value: Any) -> str:
+    """By what evidence one fact is said, in words."""
+    level, detail = (text(mapping(value).get(key)) for key in ("level", "detail"))
+    return f"{level} ({detail})" if detail else str(level)
 
 
 def _facts(results: Mapping[str, Any]) -> dict[str, Any]:

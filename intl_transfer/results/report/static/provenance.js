@@ -126,6 +126,7 @@ function detectionStations(key, run, from) {
         from.source_format,
         from.branch && `branch ${from.branch}`,
         pathFact(from.source_path),
+        ...Object.entries(from.evidence || {}).map(([fact, source]) => `${fact}: ${source}`),
       ]),
     converted &&
       station("conversion", "intl-transfer convert", [

@@ -1,0 +1,151 @@
+"""By what evidence something is said of a checkpoint, and that it is never said to be better."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from intl_transfer.cli import main
+from intl_transfer.conversion import convert, read_backbone
+from intl_transfer.conversion.adapters.mm_config import parsed
+from intl_transfer.conversion.pipeline import Told
+from intl_transfer.results.blocks import INFERRED_NOTE
+from intl_transfer.runs.records import Initialisation, Provenance
+from tests.conversion.layouts import LAYOUTS, behind, head, small_state
+
+ONLINE, TARGET = small_state(1), small_state(2)
+STATED, READ, TOLD = "stated in the file", "read from its configuration", "told by the user"
+INFERRED, ASSUMED = "inferred from names", "assumed"
+
+
+def saved(path, values):
+    torch.save(values, path)
+    return path
+
+
+def levels(found):
+    return {fact: source.level for fact, source in found.evidence().items()}
+
+
+@pytest.mark.parametrize("beside", [("projector.0.weight",), ("projector.0.weight", "q.weight")])
+def test_own_code_with_an_encoder_and_a_projector_is_not_simclr(tmp_path, beside):
+    file = saved(tmp_path / "a.pth", {**behind("encoder.", ONLINE), **head(*beside)})
+    found = read_backbone(file)
+    assert found.method is None
+    assert found.settings.pixel_mean == (123.675, 116.28, 103.53)
+    facts = levels(found)
+    assert (facts["pixels"], facts["channels"], facts["strides"]) == (ASSUMED,) * 3
+    assert "method" not in facts
+
+
+def test_simclrs_own_names_hint_at_its_range_and_no_more(tmp_path):
+    file = saved(tmp_path / "a.pth", LAYOUTS["simclr_spijkervet"].build(ONLINE, TARGET))
+    found = read_backbone(file)
+    assert (found.method, levels(found)["method"]) == ("SimCLR", INFERRED)
+    assert levels(found)["pixels"] == ASSUMED
+    assert "--pixels unit" in found.settings.pixels_source.detail
+
+
+@pytest.mark.parametrize(
+    ("layout", "more"),
+    [
+        ("moco_v2", "module.predictor.0.weight"),
+        ("moco_v2", "module.queue2_of_mine"),
+        ("vicreg", "module.predictor.0.weight"),
+        ("barlow_twins", "module.expander.0.weight"),
+        ("intl_authors", "module.classifier.weight"),
+    ],
+)
+def test_a_method_that_kept_anothers_names_is_not_called_so(tmp_path, layout, more):
+    values = LAYOUTS[layout].build(ONLINE, TARGET)
+    before = read_backbone(saved(tmp_path / "a.pth", values))
+    assert levels(before)["method"] == INFERRED
+    inner = values.get("state_dict", values.get("model"))
+    inner[more] = torch.ones(2, 2)
+    assert read_backbone(saved(tmp_path / "b.pth", values)).method is None
+
+
+def test_a_bias_does_not_make_vicreg(tmp_path):
+    beside = head("projector.0.weight", "projector.0.bias", "projector.2.weight")
+    file = saved(tmp_path / "a.pth", {"model": {**behind("backbone.", ONLINE), **beside}})
+    assert read_backbone(file).method is None
+
+
+MEANS = "mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5]"
+
+
+@pytest.mark.parametrize(
+    ("text", "channels", "mean", "std", "stride", "expected"),
+    [
+        (f"img_norm_cfg = dict({MEANS}, to_rgb=False)", "BGR", 127.5, 127.5, False, (READ, READ)),
+        (f"img_norm_cfg = dict({MEANS}, to_rgb=True)", "RGB", 127.5, 127.5, False, (READ, READ)),
+        (
+            f"model = dict(type='BYOL', data_preprocessor=dict(type='SelfSupDataPreprocessor', "
+            f"{MEANS}, bgr_to_rgb=False), backbone=dict(type='ResNet', style='caffe'))",
+            *("BGR", 127.5, 127.5, True, (READ, READ)),
+        ),
+        (
+            "img_norm_cfg = dict(mean=[0.5, 0.4, 0.3], std=[0.2, 0.2, 0.2])",
+            *("RGB", 127.5, 51.0, False, (READ, INFERRED)),
+        ),
+        (
+            f"a = dict(type='Normalize', {MEANS}, to_rgb=True)\n"
+            f"b = dict(type='Normalize', {MEANS}, to_rgb=False)",
+            *("RGB", 123.675, 58.395, False, (ASSUMED, ASSUMED)),
+        ),
+        ("import os\nos.system('false')", "RGB", 123.675, 58.395, False, (ASSUMED, ASSUMED)),
+    ],
+)
+def test_openmmlabs_configuration_is_read(tmp_path, text, channels, mean, std, stride, expected):
+    meta = {"cfg": text, "epoch": 3}
+    found = read_backbone(
+        saved(tmp_path / "a.pth", {"meta": meta, "state_dict": behind("backbone.", ONLINE)})
+    )
+    kept = found.settings
+    assert (kept.channels, kept.pixel_mean[0], kept.pixel_std[0]) == (channels, mean, std)
+    assert kept.stride_in_1x1 == stride
+    facts = levels(found)
+    assert (facts["pixels"], facts["channels"]) == expected
+    assert facts["strides"] == (READ if stride else ASSUMED)
+    assert (found.epochs, facts["epochs"]) == (3, STATED)
+
+
+@pytest.mark.parametrize("text", ["(" * 5000, "a = " + "-" * 90_000 + "1", "x" * 600_000, "\0"])
+def test_a_configuration_that_is_none_says_nothing(text):
+    assert parsed(text) in ({}, {"": 1})
+
+
+def test_solo_learns_method_is_in_the_file_beside(tmp_path):
+    values = LAYOUTS["solo_learn_old"].build(ONLINE, TARGET)
+    (tmp_path / "args.json").write_text(json.dumps({"method": "barlow_twins"}))
+    found = read_backbone(saved(tmp_path / "a.ckpt", values))
+    assert (found.method, levels(found)["method"]) == ("Barlow Twins", READ)
+
+
+def test_evidence_is_no_better_for_being_converted(tmp_path, capsys):
+    file = saved(tmp_path / "a.pth", LAYOUTS["moco_v2"].build(ONLINE, TARGET))
+    assert main(["convert", str(file), str(tmp_path / "b.safetensors")]) == 0
+    said = capsys.readouterr().out
+    assert "method MoCo v2: inferred from names" in said
+    assert "--method confirms it" in said
+    kept = json.loads((tmp_path / "b.json").read_text())["provenance"]
+    first = {fact: source["level"] for fact, source in kept["evidence"].items()}
+    assert first == {
+        **dict.fromkeys(("pixels", "channels", "strides"), ASSUMED),
+        **dict.fromkeys(("method", "epochs", "branch"), INFERRED),
+        "stem": STATED,
+    }
+    assert levels(read_backbone(tmp_path / "b.safetensors")) == first
+    begun = Initialisation(method="MoCo v2", provenance=Provenance.of(kept, "kept"))
+    assert begun.method_is_inferred
+    assert "--method" in INFERRED_NOTE
+    told = Told(method="MoCo v2", pixels="imagenet", dataset="ImageNet")
+    report = convert(tmp_path / "b.safetensors", tmp_path / "c.safetensors", told=told)
+    last = {f: s["level"] for f, s in report["provenance"]["evidence"].items()}
+    assert last == first | dict.fromkeys(
+        ("method", "pixels", "channels", "strides", "dataset"), TOLD
+    )
+    begun.provenance = Provenance.of(report["provenance"], "report")
+    assert not begun.method_is_inferred

@@ -1,0 +1,210 @@
+"""What a file is, before it is read; and that what is used of it is whole."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from intl_transfer.conversion import convert, load_backbone, read_backbone
+from intl_transfer.conversion.reading import read_content
+from intl_transfer.errors import UserError
+from tests.conversion.layouts import OPTIMISER, behind, small_state
+from tests.conversion.test_conversion import backbone_state
+
+
+def _zip(*names):
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"x" * 40)
+    return made.getvalue()
+
+
+def _encrypted():
+    data = bytearray(_zip("weights.pth"))
+    directory = data.index(b"PK\x01\x02")
+    data[directory + 8] |= 1
+    return bytes(data)
+
+
+def _scripted():
+    made = io.BytesIO()
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), made)
+    return made.getvalue()
+
+
+def _exported():
+    made = io.BytesIO()
+    torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),)), made)
+    return made.getvalue()
+
+
+def _npz():
+    made = io.BytesIO()
+    np.savez(made, a=np.ones(3))
+    return made.getvalue()
+
+
+def _npy():
+    made = io.BytesIO()
+    np.save(made, np.ones(3))
+    return made.getvalue()
+
+
+def _tar():
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("a"), io.BytesIO())
+    return made.getvalue()
+
+
+KINDS = {
+    "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+    "page": (b"\n  <!DOCTYPE html><html>", "HTML page.*fetch it again"),
+    "denied": (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "XML.*fetch it again"),
+    "scripted": (_scripted, r"TorchScript.*torch\.jit\.load"),
+    "exported": (_exported, r"exported program.*torch\.export\.load"),
+    "onnx": (b"\x08\x08\x12\x07pytorch\x1a\x052.1.0" + bytes(40), "ONNX"),
+    "encrypted": (_encrypted, "encrypted.*password"),
+    "zipped": (lambda: _zip("run/weights.pth", "run/log.txt"), "zip archive of files.*unzip"),
+    "npz": (_npz, r"\.npz.*numpy\.load"),
+    "npy": (_npy, r"one array of numpy"),
+    "gzip": (lambda: gzip.compress(bytes(99)), "gzip.*gunzip"),
+    "tar": (_tar, "tar -xf"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(40), "Keras"),
+    "json": (b'{"weight_map": {"a": "b"}}', "JSON"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_file_is_named_with_a_next_step(tmp_path, kind):
+    content, message = KINDS[kind]
+    file = tmp_path / "in.pth"
+    file.write_bytes(content() if callable(content) else content)
+    with pytest.raises(UserError, match=rf"in\.pth is no checkpoint but .*{message}") as caught:
+        load_backbone(file)
+    assert "weights_only" not in str(caught.value)
+    assert "damaged" not in str(caught.value)
+
+
+def test_the_index_of_a_sharded_checkpoint(tmp_path):
+    file = tmp_path / "model.safetensors.index.json"
+    file.write_text(json.dumps({"metadata": {}, "weight_map": {"a": "b"}}))
+    with pytest.raises(UserError, match=r"several files.*give the folder"):
+        load_backbone(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("vit_tiny_patch16_224", "a Vision Transformer"),
+        ("swin_tiny_patch4_window7_224", "a Swin Transformer"),
+        ("convnext_atto", "a ConvNeXt"),
+        ("densenet121", "a DenseNet"),
+        ("regnetx_002", "a RegNet"),
+        ("efficientnet_b0", "an EfficientNet or MobileNet"),
+        ("resnetv2_50", "a pre-activation ResNet"),
+        ("vgg11", "a VGG or AlexNet"),
+    ],
+)
+def test_other_architectures_are_named(tmp_path, name, words):
+    with torch.device("meta"):
+        shapes = timm.create_model(name).state_dict()
+    torch.save({k: torch.zeros(1) for k in shapes}, tmp_path / "in.pth")
+    with pytest.raises(UserError, match=words):
+        load_backbone(tmp_path / "in.pth")
+
+
+@pytest.mark.parametrize("values", [OPTIMISER, {"optimizer": OPTIMISER, "lr_scheduler": {}}])
+def test_an_optimizer_alone(tmp_path, values):
+    torch.save(values, tmp_path / "in.pth")
+    with pytest.raises(UserError, match="an optimizer's state alone"):
+        load_backbone(tmp_path / "in.pth")
+
+
+def test_a_strangers_file_is_listed(tmp_path):
+    state = {f"trunk.unit{i}.w": torch.ones(1) for i in range(5)} | {"top.w": torch.ones(1)}
+    torch.save({"weights": state}, tmp_path / "in.pth")
+    with pytest.raises(UserError, match=r"found 6 tensors: 'weights/trunk' \(5\), .*torch\.save"):
+        load_backbone(tmp_path / "in.pth")
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda t: t.to_sparse(), "sparse"),
+        (lambda t: torch.nn.Parameter(t.to_sparse()), "sparse"),
+        (lambda t: t.to("meta"), "meta device"),
+    ],
+)
+def test_tensors_without_plain_numbers_are_refused_in_words(tmp_path, made, words):
+    state = small_state()
+    state["layer1.0.conv1.weight"] = made(torch.eye(64))
+    torch.save({"model": behind("net.", state)}, tmp_path / "in.pth")
+    with pytest.raises(UserError, match=rf"'model/net\.layer1\.0\.conv1\.weight'.*{words}"):
+        convert(tmp_path / "in.pth", tmp_path / "out.pth")
+
+
+def _hurt(path, name, size=64):
+    """Zeros in the middle of one record, as a disk leaves them."""
+    with zipfile.ZipFile(path) as archive:
+        record = archive.getinfo(name)
+    data = bytearray(path.read_bytes())
+    start = record.header_offset + record.file_size // 2
+    data[start : start + size] = bytes(size)
+    path.write_bytes(data)
+
+
+def _largest(path):
+    with zipfile.ZipFile(path) as archive:
+        return max(archive.infolist(), key=lambda record: record.file_size).filename
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_zeros_inside_a_record_that_is_used_are_found(tmp_path, mapped):
+    file = tmp_path / "in.pth"
+    torch.save({"state_dict": backbone_state()}, file)
+    _hurt(file, _largest(file), 500_000)
+    with pytest.raises(
+        UserError, match=r"in\.pth is damaged \(the checksum of its record 'in/data/"
+    ):
+        read_backbone(file)
+    content = read_content(file, mmap=mapped)
+    with pytest.raises(UserError, match="checksum"):
+        content.verify(content.tensors.values())
+    assert not (tmp_path / "out.pth").exists()
+
+
+def test_what_is_not_used_may_be_damaged(tmp_path):
+    """An optimiser's state costs neither memory nor time."""
+    file = tmp_path / "in.pth"
+    torch.save({"state_dict": backbone_state(), "optimizer": torch.ones(4_000_000)}, file)
+    _hurt(file, _largest(file))
+    assert len(read_backbone(file).state) > 100
+
+
+def test_files_without_checksums_are_read(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(backbone_state(), tmp_path / "in.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert len(load_backbone(tmp_path / "in.pth")) > 100
+
+
+@pytest.mark.parametrize("layer", ["layer3.0.bn2", "layer2.0.downsample.1", "bn1"])
+def test_statistics_that_one_layer_never_kept(tmp_path, layer):
+    state = backbone_state()
+    state[f"{layer}.running_mean"] = torch.zeros_like(state[f"{layer}.running_mean"])
+    state[f"{layer}.running_var"] = torch.ones_like(state[f"{layer}.running_var"])
+    torch.save(state, tmp_path / "in.pth")
+    with pytest.raises(UserError, match=rf"the statistics of {layer} are as they were made"):
+        convert(tmp_path / "in.pth", tmp_path / "out.pth")
