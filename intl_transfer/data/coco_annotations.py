@@ -264,6 +264,10 @@ class _Reader:
         wanted = self._one.classes
         if wanted is None:
             return {name: label for label, name in enumerate(names.values())}
+        twice = [name for name in wanted if wanted.count(name) > 1]
+        if twice:
+            text = f"CLASSES names '{twice[0]}' twice; expected each name once"
+            self._findings.problem("classes", f"data set '{self._one.name}': {text}")
         return {name: label for label, name in enumerate(wanted)}
 
     def _unknown_class(self, at: str, names: dict[Any, str], given: dict[str, Any]) -> None:

@@ -113,6 +113,15 @@ def test_the_evaluators_truth_is_pycocotools(shapes):
                 assert np.array_equal(ours.annToMask(a), theirs.annToMask(b))
 
 
+def test_classes_that_are_named_twice_are_refused_where_they_are_used(tmp_path):
+    odd = odd_coco.Odd(tmp_path)
+    odd.write()
+    one = DetectionSet("x", "coco", odd.images, tmp_path / "train.json", classes=("cat",) * 2)
+    assert read_coco(one).problems[0] == (
+        "data set 'x': CLASSES names 'cat' twice; expected each name once"
+    )
+
+
 def test_a_published_set_is_left_as_it_is(tmp_path):
     """Boxes over the edge, areas that contradict, ids twice: as Detectron2 and COCO take them."""
     odd = odd_coco.Odd(tmp_path)
