@@ -19,11 +19,11 @@ from intl_transfer.data.annotations import (
     place_of,
     shown,
 )
+from intl_transfer.data.class_names import told_apart
 from intl_transfer.data.coco_ids import (
     ImagesById,
     category_ids,
     find_category,
-    told_apart,
     usable_id,
 )
 from intl_transfer.data.coco_suspicions import Suspicions

@@ -41,18 +41,6 @@ def find_category(names: dict[Any, str], value: Any) -> str | None:
     return names.get(other)
 
 
-def told_apart(names: list[str]) -> list[str]:
-    """Names with a number behind those that stand twice: ``bird``, ``bird (2)``."""
-    found: list[str] = []
-    for name in names:
-        chosen, number = name, 1
-        while chosen in found or (number > 1 and chosen in names):
-            number += 1
-            chosen = f"{name} ({number})"
-        found.append(chosen)
-    return found
-
-
 def category_ids(classes: tuple[str, ...], numbers: dict[str, Any]) -> tuple[int, ...]:
     """By label, the ids of the file, where these are numbers from 0 on; else from 1 on."""
     if not all(type(number) is int and 0 <= number < 2**31 for number in numbers.values()):

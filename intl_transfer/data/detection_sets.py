@@ -122,8 +122,11 @@ def custom_sets(block: Mapping[str, Any], root: Path, where: str) -> dict[str, D
                 raise UserError(f"{at}: CLASSES is {classes!r}; expected a list of names")
             classes = tuple(classes)
             twice = [name for name in classes if classes.count(name) > 1]
-            if twice and layout == "voc":  # whose objects have names alone
-                raise UserError(f"{at}: CLASSES names '{twice[0]}' twice; expected each name once")
+            if twice:
+                raise UserError(
+                    f"{at}: CLASSES names '{twice[0]}' twice; expected a list of names, each of "
+                    "them once"
+                )
         first = root / Path(given[wanted[0]]).expanduser()
         if layout == "coco":
             images = root / Path(given["IMAGES"]).expanduser()

@@ -261,6 +261,7 @@ def test_two_classes_of_one_name_do_not_lose_one(tmp_path):
         ],
     }
     (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "a.jpg").touch()
     register_coco_instances("birds", {}, str(tmp_path / "truth.json"), str(tmp_path))
     try:
         records = DatasetCatalog.get("birds")
