@@ -182,7 +182,14 @@ def rows_of(sweep: Sweep, folders: Sequence[Path]) -> tuple[list[Row], list[Run]
         skipped = max(run.curve("skipped_steps")[1], default=0.0)
         row |= {"loss": run.last("loss"), "skipped_steps": int(skipped)}
         rows.append(row | {"run": run.path.name})
+    rows.sort(key=lambda row: [_ordered(row[key]) for key in [*keys, "seed"]])
     return rows, trained
+
+
+def _ordered(value: Any) -> tuple[int, float, str]:
+    """Numbers by size, then all else by how it is written."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return (0, float(value), "") if is_number else (1, 0.0, repr(value))
 
 
 def sweep(config: Sweep, runs: Sequence[Path] = ()) -> Outcome:
