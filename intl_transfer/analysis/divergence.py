@@ -68,7 +68,7 @@ def divergence(config: DivergenceConfig, runs: Sequence[Path] = ()) -> Outcome:
             gone = next((t for t, error in zip(steps, found, strict=True) if error != error), None)
             if gone is not None:
                 axis.axvline(gone, color=look["color"], lw=0.8, ls=":")
-                axis.annotate(f"NaN from T = {gone}", (gone, 1e-4), ha="right", size=7, rotation=90)
+                axis.annotate(f"NaN from T = {gone}", (gone, 3), ha="right", size=7, rotation=90)
         style.log_scale(axis, "y")
         axis.set(ylim=(1e-10, 1e7), xlabel="iterations T")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -75,11 +75,24 @@ def iterations(config: Sweep, runs: Sequence[Path] = ()) -> Outcome:
         Claim("stable runs that finish", f"{len(stable)}", sum(finished), all(finished))
     )
     if late:
-        failed = [row["status"] != "finished" for row in late]
-        text = f"runs of the direct iteration at T = {most} that fail"
+        failed = [row["status"] != "finished" or row["skipped_steps"] > 0 for row in late]
+        text = f"runs of the direct iteration at T = {most} that end, or skip steps, as not finite"
         outcome.claims.append(Claim(text, f"{len(late)}", sum(failed), all(failed)))
+    _claim_trace_loss(outcome, stable)
     outcome.figures["spectra"] = spectra(trained)
     return outcome
+
+
+def _claim_trace_loss(outcome: Outcome, rows: Sequence[Row]) -> None:
+    """Without its trace loss IterNorm collapses: the rank of Ẑ with it over that without, T = 4."""
+    ranks: dict[bool, list[float]] = {True: [], False: []}
+    for row in rows:
+        if row[_T] == 4:
+            ranks[row.get("loss.trace_weight") != 0].append(row["output_effective_rank"])
+    if all(ranks.values()):
+        ratio = float(np.mean(ranks[True]) / np.mean(ranks[False]))
+        text = "T = 4: effective rank of Ẑ with trace loss over that without"
+        outcome.claims.append(above(text, ratio, 2))
 
 
 def _measured(

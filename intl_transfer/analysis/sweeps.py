@@ -21,10 +21,11 @@ from omegaconf import MISSING
 
 from intl_transfer.analysis import style
 from intl_transfer.analysis.outcome import Outcome, Row
-from intl_transfer.analysis.reading import Run, find_runs, knn_of, label, pretraining_id, read_run
+from intl_transfer.analysis.reading import Run, find_runs, knn_of, pretraining_id, read_run
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.runs.records import EvaluationResults
 from intl_transfer.runs.settings import comparable
+from intl_transfer.runs.wording import setting_in_words
 
 #: What can be plotted of a run: a name, and what the axis says.
 FIGURES = {
@@ -64,7 +65,7 @@ class Plot:
 
     Attributes:
         x: the key along the axis; null takes the first that differs.
-        lines: the key of which each value is a line; null takes the next that differs.
+        lines: the key of which each value is a line; null takes all others that differ.
         figures: of :data:`FIGURES`, a panel each; empty takes those that were measured.
         log: logarithmic x.
     """
@@ -178,8 +179,17 @@ def rows_of(sweep: Sweep, folders: Sequence[Path]) -> tuple[list[Row], list[Run]
         linear = top1.get((mine, "linear"), top1.get((mine, "semi"), math.nan))
         knn = knn_of(run)
         row |= {"top1": linear, "knn": knn if knn == knn else top1.get((mine, "knn"), math.nan)}
-        rows.append(row | {"loss": run.last("loss"), "run": run.path.name})
+        skipped = max(run.curve("skipped_steps")[1], default=0.0)
+        row |= {"loss": run.last("loss"), "skipped_steps": int(skipped)}
+        rows.append(row | {"run": run.path.name})
+    rows.sort(key=lambda row: [_ordered(row[key]) for key in [*keys, "seed"]])
     return rows, trained
+
+
+def _ordered(value: Any) -> tuple[int, float, str]:
+    """Numbers by size, then all else by how it is written."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return (0, float(value), "") if is_number else (1, 0.0, repr(value))
 
 
 def sweep(config: Sweep, runs: Sequence[Path] = ()) -> Outcome:
@@ -220,6 +230,10 @@ def summary(config: Sweep, rows: Sequence[Row]) -> list[Row]:
     return found
 
 
+def _line(line: Row, keys: Sequence[str]) -> str:
+    return repr([comparable(line.get(key)) for key in keys])
+
+
 def draw(config: Sweep, rows: Sequence[Row]) -> Figure:
     """A panel for each figure: its mean over seeds, error bars of one standard deviation.
 
@@ -234,9 +248,9 @@ def draw(config: Sweep, rows: Sequence[Row]) -> Figure:
         if key is not None and key not in rows[0]:
             raise UserError(f"plot: {key} is not swept; swept are {', '.join(keys)}")
     x = plot.x or keys[0]
-    lines = plot.lines or next((key for key in keys if key != x), None)
-    lines_shown = {repr(row.get(lines)): row.get(lines) for row in rows} if lines else {"": None}
+    told_by = [plot.lines] if plot.lines else [key for key in keys if key != x]
     means = summary(config, rows)
+    lines = {_line(line, told_by): [line[key] for key in told_by] for line in means}
     names = plot.figures or [name for name in FIGURES if any(name in line for line in means)]
     columns = min(3, max(1, len(names)))
     height = 1.9 * math.ceil(len(names) / columns)
@@ -249,12 +263,13 @@ def draw(config: Sweep, rows: Sequence[Row]) -> Figure:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         places.setdefault(repr(value), float(value) if is_number else float(len(places)))
     for axis, name in zip(axes, names, strict=False):
-        for look, (shown, value) in zip(style.line_styles(), lines_shown.items(), strict=False):
-            mine = [m for m in means if name in m and (not lines or repr(m.get(lines)) == shown)]
+        for look, (shown, values) in zip(style.line_styles(), lines.items(), strict=False):
+            mine = [m for m in means if name in m and _line(m, told_by) == shown]
             mine.sort(key=lambda line: places[repr(line[x])])
             at = [places[repr(line[x])] for line in mine]
             spread = [line.get(f"{name}_std", math.nan) for line in mine]
-            text = f"{lines.rsplit('.', 1)[-1]} {label(value)}" if lines else None
+            named = zip(told_by, values, strict=True)
+            text = ", ".join(setting_in_words(key, value) for key, value in named) or None
             middle = [line[name] for line in mine]
             axis.errorbar(at, middle, np.nan_to_num(spread), capsize=2, label=text, **look)
         if any(not isinstance(row[x], (int, float)) or isinstance(row[x], bool) for row in rows):
@@ -265,7 +280,8 @@ def draw(config: Sweep, rows: Sequence[Row]) -> Figure:
             style.log_scale(axis, "x")
     for axis in axes[len(names) :]:
         axis.set_axis_off()
-    if lines:
-        axes[0].legend()
+    if told_by:
+        handles, texts_of_lines = axes[0].get_legend_handles_labels()
+        figure.legend(handles, texts_of_lines, loc="outside lower center", ncols=2)
     style.letter(axes[: len(names)], [""] * len(names))
     return figure

@@ -96,7 +96,7 @@ def test_evaluations_wait_for_their_runs_and_see_the_made_images(tmp_path):
 SWEEPS = [
     path.stem
     for path in sorted((ROOT / "configs" / "analysis").glob("*.yaml"))
-    if re.search("^(grid|points):", path.read_text(), re.M)
+    if re.search(r"^(grid:|points:$)", path.read_text(), re.M)
 ]
 
 
