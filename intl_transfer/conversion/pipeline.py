@@ -25,6 +25,7 @@ from intl_transfer.conversion.settings import PIXELS, config_values
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.models import Stem
 from intl_transfer.runs import sha256_file, write_atomically, write_json
+from intl_transfer.runs.private import portable_path
 from intl_transfer.runs.records import Initialisation, Provenance
 
 DETECTRON2, TORCHVISION = "detectron2", "torchvision"
@@ -118,7 +119,7 @@ def convert(
 def provenance_of(backbone: Backbone, architecture: str) -> dict[str, Any]:
     """Where a backbone comes from, as reports, converted files and results tell it."""
     return {
-        "source_path": backbone.source_path,
+        "source_path": portable_path(backbone.source_path),
         "source_sha256": backbone.source_sha256,
         "source_format": backbone.source_format,
         "branch": backbone.branch,
