@@ -1,13 +1,16 @@
-# make setup | demo | test | lint | bench
+# make setup | demo | test | lint | bench | fuzz
 PYTHON ?= python3
 BACKBONE ?= resnet18
 SCALE ?= 1
 # Tests: two workers with one thread each are faster than one worker with two.
 WORKERS ?= 2
+# Of the fuzzing campaign.
+INPUTS ?= 20000
+SEED ?= 0
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test lint bench faults clean
+.PHONY: help setup setup-dev demo test lint bench faults fuzz clean
 
 help:
 	@echo "make setup                     make .venv and install what the suite needs (PYTHON=/path/to/python3)"
@@ -18,6 +21,7 @@ help:
 	@echo "make lint                      ruff and mypy"
 	@echo "make bench                     every benchmark"
 	@echo "make faults                    kill, cut off and fill the disk at every file operation (hours)"
+	@echo "make fuzz                      damaged files for every reader (INPUTS=20000 SEED=0), counts to docs"
 	@echo "make clean                     remove caches (not .venv, runs or datasets)"
 
 setup:
@@ -42,6 +46,9 @@ bench: setup-dev
 
 faults: setup-dev
 	OMP_NUM_THREADS=1 $(PY) -m tests.faults.campaign $(COMMANDS)
+
+fuzz: setup-dev
+	OMP_NUM_THREADS=1 $(PY) -m tests.fuzz.campaign --inputs $(INPUTS) --seed $(SEED) --write docs/fuzzing.md
 
 clean:
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from detectron2.config import CfgNode, get_cfg
 
 from intl_transfer.errors import UserError
+from intl_transfer.files.texts import is_file
 from intl_transfer.files.yamls import read_yaml
 from intl_transfer.runs import schedules
 from intl_transfer.runs.config import resolve_config
@@ -130,19 +132,17 @@ def _follow(path: Path, above: tuple[Path, ...], found: list[tuple[Path, dict[st
         raise UserError(f"{above[0]}: _BASE_ leads back to where it came from: {names}")
     values = read_yaml(path)
     bases = values.pop("_BASE_", [])
-    for base in (
-        [bases] if isinstance(bases, str) else bases if isinstance(bases, list) else [bases]
-    ):
+    for base in bases if isinstance(bases, list) else [bases]:
         if not isinstance(base, str):
             raise UserError(f"{path}: _BASE_ is {base!r}; expected the name of a file, or a list")
         if "://" in base:
             raise UserError(
                 f"{path}: _BASE_ is '{base}', an address; expected a file. Save it beside this one"
             )
-        file = path.parent / Path(base).expanduser()
-        if not file.is_file():
-            raise UserError(f"{path}: _BASE_ is '{base}'; there is no file {file}")
-        if len(found) > _MOST_FILES:
+        file = path.parent / os.path.expanduser(base)
+        if not is_file(file):
+            raise UserError(f"{path}: _BASE_ is '{base[:200]}'; there is no file {file}"[:600])
+        if len(found) + len(above) > _MOST_FILES:
             raise UserError(f"{path}: _BASE_ leads to more than {_MOST_FILES} files")
         _follow(file, (*above, real), found)
     found.append((path, values))
@@ -165,7 +165,7 @@ def _merge(cfg: CfgNode, merge: Any, where: str) -> None:
         merge()
     except (KeyError, AssertionError) as error:
         # yacs: "Non-existent config key: SOLVER.BASE_LRR" or, from a list, "...: BASE_LRR"
-        key = str(error.args[0]).rsplit(":", 1)[-1].strip() if error.args else "?"
+        key = str(error.args[0]).rsplit(":", 1)[-1].strip()[:200] if error.args else "?"
         known = list(_names(cfg))
         leaves = {name.rsplit(".", 1)[-1] for name in known}
         leaf = difflib.get_close_matches(key.rsplit(".", 1)[-1], leaves, 1, 0.8)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LONGEST = 100
+
 
 class UserError(Exception):
     """Something the user can put right: a wrong name, a missing file, a damaged checkpoint.
@@ -25,7 +27,8 @@ def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
     Returns:
         ``" Did you mean 'a' or 'b'?"`` with a leading space, or ``""`` where nothing is near.
     """
-    near = difflib.get_close_matches(name, list(known), n=limit, cutoff=0.55)
+    # A key in a file may be no text, or one that takes long to compare.
+    near = difflib.get_close_matches(str(name)[:_LONGEST], list(known), n=limit, cutoff=0.55)
     if not near:
         return ""
     return " Did you mean " + " or ".join(f"'{word}'" for word in near) + "?"

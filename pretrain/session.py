@@ -25,6 +25,7 @@ from intl_transfer.runs.checkpoint import (
 from intl_transfer.runs.config import check_values
 from intl_transfer.runs.distributed import Ranks
 from intl_transfer.runs.finite import first_nonfinite
+from intl_transfer.runs.private import portable
 from intl_transfer.runs.progress import Progress
 from intl_transfer.runs.records import ImageSet
 from intl_transfer.runs.settings import Differences, below, deciding
@@ -273,5 +274,5 @@ def describe(run: RunDirectory, config: PretrainConfig, name: str) -> dict[str, 
         "epochs": config.optim.epochs,
         "dataset": config.data.name,
         "seed": config.seed,
-        "settings": {**settings, **below("dataset", facts)},
+        "settings": {**portable(settings), **below("dataset", facts)},
     }

@@ -246,6 +246,9 @@ def snapshot(root: Path, target: Path) -> Path:
         ]
     wanted = ("intl_transfer/", "pretrain/", "detection/", "configs/", "slurm/")
     for name in names:
+        # A site's profiles may hold what others should not read, and no job needs them.
+        if name.startswith("configs/slurm/"):
+            continue
         if name.startswith(wanted) and (root / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(root / name, target / name)

@@ -15,7 +15,7 @@ from slurm import controller
 from slurm.controller import Row
 from slurm.executors import say
 from slurm.graph import adopt, missing, submit
-from slurm.ledger import RUNS, Ledger, Node
+from slurm.ledger import RUNS, SECRET, Ledger, Node, close_to_others
 from slurm.local import Local, visible_gpus
 from slurm.outcomes import Status, row_of, settled_status, status
 
@@ -47,6 +47,8 @@ def launch(
     """
     # The logs' folder: a run that lies in the same one has a lock of its own.
     with directory_lock(folder / "slurm"):
+        if any(node.resources.get(name) for node in nodes for name in SECRET):
+            close_to_others(folder / "slurm")  # batch scripts and pickled jobs hold them
         ledger = Ledger.read(folder) or Ledger(folder, cluster)
         rows = controller.queue() if cluster == "slurm" else {}
         adopt(ledger, rows)

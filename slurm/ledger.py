@@ -6,7 +6,10 @@ not in it: the run directories say that.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +22,9 @@ from intl_transfer.runs.lock import process_alive, process_mark
 from intl_transfer.runs.settings import Differences, contrast, identity
 
 NAME = "jobs.json"
+#: Beside it, for this user alone: what a site's profile sets in jobs may be secret.
+PRIVATE = "jobs.private.json"
+SECRET = ("environment", "setup")
 #: Stages whose work is a run directory.
 RUNS = ("pretrain", "detection", "evaluation")
 SCHEMA = 1
@@ -118,13 +124,16 @@ class Ledger:
         """
         file = Path(folder) / NAME
         try:
-            content = parse_json(file.read_bytes(), str(file))
+            content = _parsed(file)
             if content["schema"] > SCHEMA:
                 raise UserError(
                     f"{file}: written with schema {content['schema']}, this version reads up to "
                     f"{SCHEMA}; upgrade intl-transfer"
                 )
             nodes = {key: Node(key=key, **value) for key, value in content["nodes"].items()}
+            for key, secrets in _read_private(Path(folder)).items():
+                if key in nodes and isinstance(secrets, dict):
+                    nodes[key].resources.update(secrets)
             rest = {key: content[key] for key in ("cluster", "submitting", "launcher")}
             return cls(folder=Path(folder), nodes=nodes, **rest)
         except (FileNotFoundError, NotADirectoryError):
@@ -143,11 +152,17 @@ class Ledger:
         Raises:
             UserError: if the folder cannot be written.
         """
-        nodes = {}
+        nodes, private = {}, {}
         for key, node in self.nodes.items():
             nodes[key] = {name: value for name, value in vars(node).items() if name != "key"}
+            secrets = {name: node.resources[name] for name in SECRET if node.resources.get(name)}
+            if secrets:
+                private[key] = secrets
+                known = {name: v for name, v in node.resources.items() if name not in SECRET}
+                nodes[key]["resources"] = known
         rest = {"cluster": self.cluster, "submitting": self.submitting, "launcher": self.launcher}
         try:
+            _write_private(self.folder, private)
             write_json(self.folder / NAME, {"schema": SCHEMA, **rest, "nodes": nodes})
         except OSError as error:
             raise UserError(
@@ -177,6 +192,60 @@ class Ledger:
             return False
         mark = self.launcher
         return process_alive(mark["pid"], mark["host"], mark.get("started"))
+
+
+def close_to_others(folder: Path) -> None:
+    """Lets nobody but this user and the folder's group into a folder.
+
+    Raises:
+        UserError: if that cannot be done.
+    """
+    try:
+        mode = folder.stat().st_mode
+        if mode & 0o007:
+            folder.chmod(mode & 0o770)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be closed to other users ({error.strerror or error}); the profile's "
+            "environment and setup would be readable in it"
+        ) from None
+
+
+def _parsed(file: Path) -> Any:
+    try:
+        return parse_json(file.read_bytes(), file.name)
+    except UserError as error:  # with advice of the ledger's own
+        raise ValueError(str(error)) from None
+
+
+def _write_private(folder: Path, content: dict[str, Any]) -> None:
+    """Writes what only this user may read; it is never readable for others, not for a moment."""
+    file = folder / PRIVATE
+    if not content:
+        file.unlink(missing_ok=True)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{PRIVATE}.", suffix=".part", dir=folder)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
+            json.dump(content, opened, indent=2)
+            opened.flush()
+            os.fsync(descriptor)
+        os.replace(name, file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def _read_private(folder: Path) -> dict[str, Any]:
+    """What :func:`_write_private` wrote; nothing for other users, who submit nothing."""
+    file = folder / PRIVATE
+    try:
+        content = _parsed(file)
+    except (FileNotFoundError, PermissionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def find(paths: Iterable[str | Path]) -> Iterator[Ledger]:

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.files.interpolation import check_interpolations
+from intl_transfer.files.texts import is_file
 from intl_transfer.files.yamls import read_yaml
 from intl_transfer.runs.config import resolved
 
@@ -155,8 +156,8 @@ def profile(name: str | None) -> dict[str, Any]:
     if not name:
         return {}
     path = Path(name)
-    path = path if path.is_file() else PROFILES / f"{name.removesuffix('.yaml')}.yaml"
-    if not path.is_file():
+    path = path if is_file(path) else PROFILES / f"{name.removesuffix('.yaml')}.yaml"
+    if not is_file(path):
         names = sorted(file.stem for file in PROFILES.glob("*.yaml"))
         raise UserError(
             f"no profile '{name}' in {PROFILES}; there are: {', '.join(names)}."

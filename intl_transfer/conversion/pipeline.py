@@ -34,6 +34,7 @@ from intl_transfer.models import Stem
 from intl_transfer.runs import sha256_file, write_atomically, write_json
 from intl_transfer.runs.atomic import sync_folder
 from intl_transfer.runs.lock import file_lock
+from intl_transfer.runs.private import portable_path
 from intl_transfer.runs.records import Initialisation, Provenance
 
 DETECTRON2, TORCHVISION = "detectron2", "torchvision"
@@ -162,7 +163,7 @@ def _clear_leftovers(out: Path) -> None:
 def provenance_of(backbone: Backbone, architecture: str) -> dict[str, Any]:
     """Where a backbone comes from, as reports, converted files and results tell it."""
     return {
-        "source_path": backbone.source_path,
+        "source_path": portable_path(backbone.source_path),
         "source_sha256": backbone.source_sha256,
         "source_format": backbone.source_format,
         "branch": backbone.branch,

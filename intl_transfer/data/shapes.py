@@ -8,7 +8,6 @@ cut from the photographs that scikit-image ships.
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import tempfile
 import xml.etree.ElementTree as ElementTree
@@ -184,8 +183,10 @@ def make_shapes(
 
 
 def _differences(root: Path, spec: ShapesSpec) -> str:
-    found = json.loads((root / COMPLETE).read_text())
-    there = {"version": found.get("version"), **found.get("spec", {})}
+    found = parse_json((root / COMPLETE).read_bytes(), str(root / COMPLETE))
+    found = found if isinstance(found, dict) else {}
+    made = found.get("spec")
+    there = {"version": found.get("version"), **(made if isinstance(made, dict) else {})}
     here = {"version": VERSION, **dataclasses.asdict(spec)}
     return ", ".join(
         f"{name}: {there.get(name)} there, {value} wanted"

@@ -113,7 +113,7 @@ def module_state(value: Any) -> OrderedDict[str, Tensor] | None:
         found.update((place + name, tensor) for name, tensor in _tensors(module))
         inner = [
             (f"{place}{name}.", part, above | {id(part)})
-            for name, part in module.state["_modules"].items()
+            for name, part in _members(module, "_modules")
             if _is_module(part) and id(part) not in above and len(above) < _DEEPEST
         ]
         waiting += reversed(inner)
@@ -121,19 +121,27 @@ def module_state(value: Any) -> OrderedDict[str, Tensor] | None:
 
 
 def _is_module(value: Any) -> bool:
-    return (
-        isinstance(value, Stored)
-        and isinstance(value.state, dict)
-        and isinstance(value.state.get("_modules"), Mapping)
-        and isinstance(value.state.get("_parameters"), Mapping)
-    )
+    if not isinstance(value, Stored) or not isinstance(value.state, dict):
+        return False
+    kinds = (value.state.get("_modules"), value.state.get("_parameters"))
+    return _is_script(value) or all(isinstance(kind, Mapping) for kind in kinds)
+
+
+def _is_script(module: Stored) -> bool:
+    """Whether a network is a program of TorchScript, which has its parts as plain attributes."""
+    return module.name.startswith("__torch__.")
+
+
+def _members(module: Stored, kind: str) -> Iterator[tuple[Any, Any]]:
+    """Modules, parameters or buffers of a network, by name."""
+    members = module.state if _is_script(module) else module.state.get(kind)
+    return iter(members.items() if isinstance(members, Mapping) else ())
 
 
 def _tensors(module: Stored) -> Iterator[tuple[str, Tensor]]:
     transient = module.state.get("_non_persistent_buffers_set")
     left_out = transient if isinstance(transient, (set, frozenset)) else frozenset()
     for kind in ("_parameters", "_buffers"):
-        tensors = module.state.get(kind)
-        for name, tensor in tensors.items() if isinstance(tensors, Mapping) else ():
+        for name, tensor in _members(module, kind):
             if isinstance(tensor, Tensor) and isinstance(name, str) and name not in left_out:
                 yield name, tensor.detach()

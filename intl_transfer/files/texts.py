@@ -88,6 +88,14 @@ def read_text(path: str | Path, most: int, what: str) -> str:
     return decoded(read_bytes(path, most, what), path, what)
 
 
+def is_file(path: str | Path) -> bool:
+    """Whether a file is there; False for what no file could be called."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def has_surrogate(text: str) -> bool:
     """Whether half of a surrogate pair is in it, which no file can be written with."""
     return _SURROGATE.search(text) is not None

@@ -140,7 +140,9 @@ class _Archive:
         # A damaged directory can make its reader fail in any way.
         except Exception as error:
             raise PickleError(f"its archive is damaged ({_first(error)})") from None
-        if sum(record.file_size for record in self._records.values()) > budget.size:
+        # Records may lie over one another; packed ones are not read.
+        stored = (r for r in self._records.values() if r.compress_type == zipfile.ZIP_STORED)
+        if sum(record.file_size for record in stored) > budget.size:
             raise PickleError("its records are larger than the file")
         if len(self._records) > _MOST_RECORDS:
             raise PickleError(f"it has more than {_MOST_RECORDS} records")

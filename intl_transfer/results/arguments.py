@@ -65,6 +65,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--watch", action="store_true", help="rebuild the report when runs change, until Ctrl-C")
     text = "default: by the name of --out; without that, console on a terminal and md elsewhere"
     _choice(add, "--format", FORMS, text, None)
+    add(
+        "--disclose",
+        action="store_true",
+        help="write absolute paths, hosts, users and command lines too, as runs hold them",
+    )
+    add(
+        "--anonymous",
+        action="store_true",
+        help="for double-blind review: also without addresses, e-mail, revisions and times",
+    )
     _shown(parser.add_argument_group("what is shown").add_argument)
     _statistics(parser.add_argument_group("statistics").add_argument)
     _forms(parser.add_argument_group("form").add_argument)

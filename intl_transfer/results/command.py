@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.results.arguments import add_arguments
@@ -21,6 +21,8 @@ from intl_transfer.results.arguments import add_arguments
 if TYPE_CHECKING:
     from intl_transfer.results import Collection, Table
     from intl_transfer.results.report.details import Cache
+    from intl_transfer.runs.private import Privacy
+    from intl_transfer.runs.records import Manifest
 
 __all__ = ["add_arguments", "build", "run", "tell"]
 
@@ -98,7 +100,9 @@ def build(
     if form is None:
         from intl_transfer.results.outputs import write_folder
 
-        write_folder(found, tables, Path(arguments.out), _rendering(arguments), refresh, cache)
+        privacy = _privacy(found, arguments)
+        rendering = _rendering(arguments)
+        write_folder(found, tables, Path(arguments.out), rendering, refresh, cache, privacy)
         return 0
     if not tables and arguments.rows and (found.runs or found.evaluations or found.pretraining):
         print(f"no row fits --rows {' --rows '.join(arguments.rows)}", file=sys.stderr)
@@ -106,8 +110,29 @@ def build(
     if not tables:
         print("no finished detection run found, and no evaluation or k-NN figure", file=sys.stderr)
         return 1
-    _write(tables, form, arguments)
+    _write(tables, form, arguments, _privacy(found, arguments))
     return 0
+
+
+def _privacy(found: Collection, arguments: argparse.Namespace) -> Privacy | None:
+    """What takes out of tables and report what tells of machines and people."""
+    from intl_transfer.runs.private import Privacy
+
+    if arguments.disclose and arguments.anonymous:
+        raise UserError("--disclose and --anonymous contradict each other; give one of them")
+    if arguments.disclose:
+        return None
+    manifests = [entry.manifest for entry in found.entries if entry.manifest is not None]
+    return Privacy(arguments.runs, map(_machines, manifests), arguments.anonymous)
+
+
+def _machines(manifest: Manifest) -> dict[str, Any]:
+    """What of a manifest names hosts and users; its configuration is long, and all paths."""
+    return {
+        "host": manifest.hardware.get("host"),
+        "sessions": [{"host": one.host, "command": one.command} for one in manifest.sessions],
+        "inputs": [one.path for one in manifest.inputs],
+    }
 
 
 def tell(found: Collection) -> None:
@@ -176,7 +201,9 @@ def _form(arguments: argparse.Namespace) -> str | None:
     return _SUFFIXES[suffix]
 
 
-def _write(tables: Sequence[Table], form: str, arguments: argparse.Namespace) -> None:
+def _write(
+    tables: Sequence[Table], form: str, arguments: argparse.Namespace, privacy: Privacy | None
+) -> None:
     from intl_transfer.results import render
     from intl_transfer.results.templates import render_template
     from intl_transfer.runs import write_atomically
@@ -186,6 +213,7 @@ def _write(tables: Sequence[Table], form: str, arguments: argparse.Namespace) ->
         text = render_template(tables, arguments.template, *words)
     else:
         text = render(tables, form, **_rendering(arguments))  # type: ignore[arg-type]
+    text = privacy.text(text) if privacy else text
     if arguments.out is None:
         print(text, end="")
         return

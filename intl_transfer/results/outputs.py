@@ -12,6 +12,7 @@ from intl_transfer.results.collect import Collection
 from intl_transfer.results.render import FORMS, render
 from intl_transfer.results.rows import Table
 from intl_transfer.runs import write_atomically
+from intl_transfer.runs.private import Privacy
 
 if TYPE_CHECKING:
     from intl_transfer.results.report.details import Cache
@@ -24,6 +25,7 @@ def write_folder(
     rendering: Mapping[str, Any],
     refresh: int | None = None,
     cache: Cache | None = None,
+    privacy: Privacy | None = None,
 ) -> list[Path]:
     """Writes ``table.md``, ``.tex``, ``.csv``, ``.json``, ``.txt`` and the report ``index.html``.
 
@@ -34,6 +36,7 @@ def write_folder(
         rendering: keywords for :func:`intl_transfer.results.render`.
         refresh: seconds after which an open report loads itself anew; None: never.
         cache: of the report, kept from one writing to the next.
+        privacy: takes out what tells of machines and people; None leaves it in.
 
     Returns:
         The files.
@@ -46,11 +49,14 @@ def write_folder(
     files = []
     try:
         for form, suffix in FORMS.items():
-            text = render(tables, form, **rendering).encode()
+            shown = render(tables, form, **rendering)
+            text = (privacy.text(shown) if privacy else shown).encode()
             file = folder / f"table.{suffix}"
             write_atomically(file, lambda out, text=text: out.write(text))  # type: ignore[misc]
             files.append(file)
-        files.append(write_report(collection, tables, folder, refresh=refresh, cache=cache))
+        files.append(
+            write_report(collection, tables, folder, refresh=refresh, cache=cache, privacy=privacy)
+        )
     except OSError as error:
         raise UserError(f"--out {folder} cannot be written: {error.strerror or error}") from None
     names = ", ".join(file.name for file in files[:-1])

@@ -14,6 +14,7 @@ from typing import Any
 
 from intl_transfer.results.run import Run, Start
 from intl_transfer.runs.changes import changed_midway
+from intl_transfer.runs.private import portable
 from intl_transfer.runs.records import (
     Initialisation,
     Manifest,
@@ -63,7 +64,7 @@ def start_of(
     method = initialisation.method or "unknown"
     weights = provenance.source_sha256 or initialisation.weights_sha256
     notes: tuple[str, ...] = ()
-    made = dict(origin.settings or {})
+    made = portable(origin.settings or {})
     if parent is not None:
         theirs = settings_of_pretraining(parent)
         made = made | theirs if by_hash else theirs | made
@@ -117,7 +118,7 @@ def settings_of_pretraining(manifest: Manifest) -> dict[str, Any]:
     """What decided the weights of a pretraining run, by dotted key."""
     images = {n: s.as_json() for n, s in manifest.dataset.items() if n == "train"}
     found = deciding("pretrain", manifest.config) | changed_midway(manifest)
-    return found | below("dataset", images)
+    return portable(found) | below("dataset", images)
 
 
 def _word(provenance: Provenance, origin: PretrainRun) -> str:

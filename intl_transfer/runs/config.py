@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.files.interpolation import check_interpolations, check_size
+from intl_transfer.files.texts import is_file
 from intl_transfer.files.yamls import parse_yaml, read_yaml
 
 Schema = TypeVar("Schema")
@@ -137,9 +137,8 @@ def resolve_config(name: str, folder: str | Path) -> Path:
     """
     folder = Path(folder)
     for candidate in (folder / name, folder / f"{name}.yaml", Path(name)):
-        with contextlib.suppress(OSError, ValueError):  # names that no file could have
-            if candidate.is_file():
-                return candidate
+        if is_file(candidate):
+            return candidate
     names = sorted(path.stem for path in folder.glob("*.yaml"))
     hint = did_you_mean(Path(name).stem, names)
     raise UserError(

@@ -177,7 +177,7 @@ class Provenance(Record):
     """What converted weights say of their source."""
 
     source_path: str | None = None
-    """The file that was converted."""
+    """The name of the file that was converted; with its folder's where every run has that file."""
     source_sha256: str | None = None
     """Its SHA-256."""
     source_format: str | None = None

@@ -12,7 +12,7 @@ import pytest
 
 from intl_transfer.errors import UserError
 from slurm import controller, graph, launching
-from slurm.ledger import Ledger
+from slurm.ledger import Ledger, Node, close_to_others
 from slurm.outcomes import status
 from tests.pretrain.running import ROOT
 from tests.slurm.work import MANIFEST, chain, node, starts
@@ -202,3 +202,27 @@ def test_with_other_settings_the_stage_decides(tmp_path):
     other = node(tmp_path, "one")
     other.settings = {"name": "another"}
     assert graph.missing(ledger, ledger.take_up([other]), {}) == [other]
+
+
+def test_a_profiles_secrets_are_for_its_user_alone(tmp_path):
+    """Neither in the ledger nor in a file that others may read."""
+    secrets = {"environment": {"WANDB_API_KEY": "s3cret"}, "setup": ["export TOKEN=s3cret"]}
+    node = Node("a", "convert", "x", ["a"], {"nodes": 1, **secrets})
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm").chmod(0o755)
+    close_to_others(tmp_path / "slurm")
+    assert (tmp_path / "slurm").stat().st_mode & 0o007 == 0
+    ledger = Ledger(tmp_path, "slurm", {"a": node})
+    ledger.write()
+    assert "s3cret" not in (tmp_path / "jobs.json").read_text()
+    for file in tmp_path.iterdir():
+        if file.is_file() and b"s3cret" in file.read_bytes():
+            assert file.stat().st_mode & 0o077 == 0, file
+    found = Ledger.read(tmp_path)
+    assert found is not None
+    assert found.nodes["a"].resources == node.resources
+    assert node.resources["setup"] == secrets["setup"]
+    (tmp_path / "jobs.private.json").unlink()
+    found = Ledger.read(tmp_path)
+    assert found is not None
+    assert found.nodes["a"].resources == {"nodes": 1}

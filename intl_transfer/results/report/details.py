@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from intl_transfer.errors import UserError
+from intl_transfer.files.jsons import parse_json
 from intl_transfer.results.foreign import METRICS_JSON
 from intl_transfer.results.reading import Entry
 from intl_transfer.results.report.logs import last_lines
@@ -113,8 +114,8 @@ def _classes(found: Mapping[str, Any]) -> dict[str, float | int | None]:
 def _precision_recall(folder: Path) -> dict[str, Any]:
     """``curves.json`` with three digits; what is not in its form is left out."""
     try:
-        content = json.loads((folder / CURVES).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        content = parse_json((folder / CURVES).read_bytes(), CURVES)
+    except (OSError, UserError):
         return {}
     tasks: dict[str, Any] = {}
     for task, overlaps in mapping(content).items():

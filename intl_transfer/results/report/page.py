@@ -18,8 +18,10 @@ from intl_transfer.results.report.details import Cache
 from intl_transfer.results.report.payload import build_payload
 from intl_transfer.results.tables import Table
 from intl_transfer.runs import write_atomically
+from intl_transfer.runs.private import Privacy
 
 PAGE = "index.html"
+NOTHING = "No finished detection run."
 # In the order in which they build on each other.
 SCRIPTS = (
     "core.js",
@@ -58,6 +60,7 @@ def write_report(
     *,
     refresh: int | None = None,
     cache: Cache | None = None,
+    privacy: Privacy | None = None,
 ) -> Path:
     """Writes the report: one file that needs no other, and asks the network for nothing.
 
@@ -67,6 +70,7 @@ def write_report(
         folder: where the page goes; made if absent.
         refresh: seconds after which an open page loads itself anew; None: never.
         cache: kept from page to page, so that only what has changed is read again.
+        privacy: takes out what tells of machines and people; None leaves it in.
 
     Returns:
         The page, ``folder/index.html``.
@@ -80,6 +84,10 @@ def write_report(
         "built": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "refresh": refresh,
     }
+    details, plain = payload.details, render(tables, "md") if tables else NOTHING
+    if privacy is not None:
+        overview, plain = privacy.value(overview), privacy.text(plain)
+        details = {key: privacy.value(detail) for key, detail in details.items()}
     shell = Environment(
         loader=PackageLoader("intl_transfer.results.report"),
         autoescape=True,
@@ -89,10 +97,10 @@ def write_report(
     )
     page = shell.get_template("page.html.j2").render(
         overview=inline_json(overview),
-        details={key: inline_json(detail) for key, detail in payload.details.items()},
+        details={key: inline_json(detail) for key, detail in details.items()},
         style=Markup("\n".join(map(_static, STYLES))),
         script=Markup("\n".join(map(_static, SCRIPTS))),
-        plain=render(tables, "md") if tables else "No finished detection run.",
+        plain=plain,
     )
     path = Path(folder) / PAGE
     # A name may hold half a character; JSON carries it, a file in UTF-8 cannot.

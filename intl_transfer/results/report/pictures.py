@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from PIL import Image
 
 from intl_transfer.data.images import read_image
 from intl_transfer.errors import UserError
+from intl_transfer.files.jsons import parse_json
 from intl_transfer.results.report.values import mapping, number, sequence, text
 
 PREDICTIONS = "predictions.json"
@@ -69,8 +69,8 @@ def read_predictions(folder: Path, count: int) -> dict[str, Any]:
     if count < 1:
         return {}
     try:
-        content = mapping(json.loads((folder / PREDICTIONS).read_bytes()))
-    except (OSError, ValueError, RecursionError):
+        content = mapping(parse_json((folder / PREDICTIONS).read_bytes(), PREDICTIONS))
+    except (OSError, UserError):
         sheet = data_uri(folder / SHEET, _SHEET_SIDE)
         return {"sheet": sheet[0]} if sheet else {}
     classes = [text(name) or "" for name in sequence(content.get("classes"))]

@@ -1,0 +1,143 @@
+"""What files say of the machine and the people behind them, and how it is taken out.
+
+Run directories hold it, since it is needed to continue and to repeat a run. What is made to be
+passed on (converted weights, model card, report, tables) does not; docs/files.md has the table.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import socket
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePath, PureWindowsPath
+from typing import Any
+
+# Names that every run's file has; its folder tells more.
+_GENERIC = re.compile(r"backbone|checkpoint|model_final|model|step_\d+")
+_NO_FOLDERS = ("", "home", "root", "users", "tmp", "mnt", "data", "scratch")
+# A path of two parts or more: one part is more often a word between slashes. A backslash alone
+# begins a command of LaTeX, or stands for a sign in JSON.
+_SIGNS = r"\w.+@%=~-"
+_KINDS = r"~[\w.-]*(?:/[{0}]+)+/?|(?:/[{0}]+){{2,}}/?|[A-Za-z]:(?:\\{{1,2}}[{0}]+)+"
+_WORDS = _KINDS.format(_SIGNS)
+_PATH_OF_WORDS = re.compile(rf"(?:file://)?(?<![\w./\\}}~-])(?:{_WORDS})")
+_PATH = re.compile(rf"(?:{_KINDS.format(' :,' + _SIGNS)})")
+_HOMES = re.compile(r"(?:^|[\s'\"=:])(?:/home/|/Users/|[A-Za-z]:\\Users\\)([\w.-]+)")
+_MAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+_ADDRESS = re.compile(r"\b(?:https?|ssh|git|s3|gs|ftp)://[^\s'\"<>)]+|\bgit@[\w.-]+:[\w./-]+")
+_REVISION = re.compile(r"\b[0-9a-f]{40}\b")
+_COMMON = ("root", "user", "users", "localhost", "test", "data", "runs", "main", "admin", "home")
+
+
+def portable_path(path: str | Path) -> str:
+    """A file's name, with its folder's where every run's file is called so."""
+    pure: PurePath = PureWindowsPath(path) if "\\" in str(path) else PurePath(path)
+    folder = pure.parent.name
+    personal = folder.lower() in _NO_FOLDERS or folder in (_user(), Path.home().name)
+    if _GENERIC.fullmatch(pure.name.split(".")[0]) and not personal:
+        return f"{folder}/{pure.name}"
+    return pure.name
+
+
+def portable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in which files are called by their names, wherever they lie."""
+    return {
+        key: PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute()
+        else value
+        for key, value in settings.items()
+    }  # fmt: skip
+
+
+class Privacy:
+    """Takes paths, hosts, users and command lines out of what is passed on.
+
+    Args:
+        roots: folders below which paths stay, relative to them.
+        values: of manifests, which name hosts and users.
+        anonymous: also what leads to a group: addresses, e-mail, revisions of the sources, times.
+    """
+
+    def __init__(
+        self, roots: Iterable[str | Path], values: Iterable[Any] = (), anonymous: bool = False
+    ) -> None:
+        self._anonymous = anonymous
+        found = {os.path.abspath(root) for root in roots}
+        self._roots = sorted(found, key=len, reverse=True)
+        hosts, users = {socket.gethostname()}, {_user(), Path.home().name}
+        for value in values:
+            hosts.update(_hosts(value))
+            users.update(name for text in _texts(value) for name in _HOMES.findall(text))
+        self._words = {
+            word: kind
+            for kind, words in (("HOST", hosts), ("USER", users))
+            for word in words
+            if len(word) > 2 and word.lower() not in _COMMON
+        }
+        shorter = {word.split(".")[0]: kind for word, kind in self._words.items()}
+        self._words |= {word: kind for word, kind in shorter.items() if len(word) > 3}
+        names = sorted(map(re.escape, self._words), key=len, reverse=True)
+        self._named = re.compile(rf"(?<!\w)(?:{'|'.join(names)})(?!\w)") if names else None
+
+    def text(self, text: str) -> str:
+        """A text without them."""
+        for root in self._roots:
+            text = text.replace(f"{root}{os.sep}", "").replace(root, os.path.basename(root))
+        if self._anonymous:
+            text = _MAIL.sub("E-MAIL", _ADDRESS.sub("ADDRESS", text))
+            text = _REVISION.sub("REVISION", text)
+        text = _PATH_OF_WORDS.sub(lambda found: _last(found.group()), text)
+        if self._named is not None:
+            text = self._named.sub(lambda found: self._words[found.group()], text)
+        return text
+
+    def value(self, value: Any, key: str = "") -> Any:
+        """A JSON value without them."""
+        if isinstance(value, str):
+            if key == "command":
+                return ""
+            if self._anonymous and key in ("started", "ended", "built", "revision", "git"):
+                return ""
+            whole = self.text(value)
+            return _last(whole) if _PATH.fullmatch(whole) else whole
+        if isinstance(value, dict):
+            return {self.text(str(k)): self.value(inner, str(k)) for k, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.value(inner, key) for inner in value]
+        return value
+
+
+def _last(path: str) -> str:
+    """The name at the end of a path; of a file that every run has, its folder's too."""
+    return portable_path(path.removeprefix("file://").rstrip("/\\"))
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return ""
+
+
+def _hosts(value: Any) -> Iterable[str]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if key == "host" and isinstance(inner, str):
+                yield inner
+            else:
+                yield from _hosts(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _hosts(inner)
+
+
+def _texts(value: Any) -> Iterable[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _texts(inner)
