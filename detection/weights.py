@@ -97,10 +97,11 @@ def _settings_of(read: Content) -> dict[str, Any] | None:
     if known.said_by is None:
         return None
     values = config_values("resnet50", known)  # of these, what does not depend on the architecture
+    by = known.said_by if known.pixels_source.is_known else str(known.pixels_source)
     said = ["INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"]
     if not known.strides_source.is_assumed:
         said.append("MODEL.RESNETS.STRIDE_IN_1X1")
-    return {"values": {key: values[key] for key in said}, "said_by": known.said_by}
+    return {"values": {key: values[key] for key in said}, "said_by": by}
 
 
 def _fragment(file: Path) -> dict[str, Any]:
@@ -178,8 +179,8 @@ def follow_settings(cfg: Any, content: Mapping[str, Any], given: set[str]) -> li
             changed.append(f"{key} {_shown(value)}")
     if contradicting:
         raise UserError(
-            f"the configuration contradicts {cfg.MODEL.WEIGHTS}: {'; '.join(contradicting)} (known "
-            f"from {settings['said_by'] if settings else None}). Training would run, on images "
+            f"the configuration contradicts {cfg.MODEL.WEIGHTS}: {'; '.join(contradicting)} ("
+            f"{_known_by(settings)}). Training would run, on images "
             "that the network was not trained to see, and its figures would be worse. Take these "
             "settings out of the configuration, or give weights that fit"
         )
@@ -197,6 +198,12 @@ def _as(example: Any, value: Any, key: str, content: Mapping[str, Any]) -> Any:
             f"{content['settings']['said_by']}, which is to say how the weights take images: {key} "
             f"is {str(value)[:60]!r}; expected {_shown(example)} or another of its kind"
         ) from None
+
+
+def _known_by(settings: Mapping[str, Any] | None) -> str:
+    """By what evidence weights say their settings."""
+    by = str(settings["said_by"]) if settings else "nothing"
+    return by if by.startswith("inferred") else f"known from {by}"
 
 
 def _shown(value: Any) -> str:

@@ -100,16 +100,18 @@ def screen(report: dict[str, Any], out: Path) -> str:
     """The report for people."""
     provenance = report["provenance"]
     others = [branch for branch in report["branches"] if branch != provenance["branch"]]
-    branch = f", {provenance['branch']} (also there: {', '.join(others)})" if others else ""
+    by = from_json(provenance["evidence"].get("branch"))
+    level = f"{by.level}; " if by else ""
+    branch = f", {provenance['branch']} ({level}also there: {', '.join(others)})" if others else ""
     lines = [
         f"read      {provenance['source_path']}",
         f"          {provenance['source_format']}{branch}: {report['architecture']}",
-        f"          {_method(provenance)}",
+        f"          {_pretraining(report)}",
         f"          sha256 {provenance['source_sha256']}",
         f"audit     {report['tensors']} tensors, each used once, none missing",
         *([f"          left out: {_first(report['dropped'])}"] if report["dropped"] else []),
         f"images    {_images(report)}",
-        f"          {_sources(provenance['evidence'])}",
+        *(f"          {line}" for line in _sources(provenance["evidence"])),
         *_stem(provenance),
     ]
     wrote = "kept" if report.get("converted_before") else "wrote"
@@ -141,23 +143,37 @@ def _images(report: dict[str, Any]) -> str:
     return f"{values['INPUT.FORMAT']}, {pixels}; strides in {stride} convolutions"
 
 
+def _pretraining(report: dict[str, Any]) -> str:
+    """Method, epochs and data set, each with its evidence."""
+    provenance = report["provenance"]
+    run = provenance["pretrain_run"] or {}
+    found = [_method(provenance)]
+    stated = {"epochs": run.get("epochs", report.get("epochs")), "dataset": run.get("dataset")}
+    for fact, value in stated.items():
+        source = from_json(provenance["evidence"].get(fact))
+        if value is not None and source is not None:
+            found.append(f"{fact} {value}: {source}")
+    return "; ".join(found)
+
+
 def _method(provenance: dict[str, Any]) -> str:
-    """The method and the epochs, each with its evidence."""
     if provenance["method"] is None:
         return "method unknown (--method NAME says it)"
     source = from_json(provenance["evidence"].get("method"))
-    hint = "; --method confirms it" if source and not source.is_known else ""
+    hint = " (--method confirms it)" if source and not source.is_known else ""
     hint = "" if source and source.level == "told by the user" else hint
     return f"method {provenance['method']}: {source or 'recorded'}{hint}"
 
 
-def _sources(evidence: dict[str, Any]) -> str:
-    """By what evidence it is said how images are taken."""
+def _sources(evidence: dict[str, Any]) -> list[str]:
+    """By what evidence it is said how images are taken, a line for each source."""
     found = of_images(evidence)
-    words = found[0].partition(": ")[2] if len(found) == 1 else "; ".join(found)
+    if len(found) == 1:
+        found = [found[0].partition(": ")[2]]
     pixels = from_json(evidence.get("pixels"))
-    assumed = pixels is None or (not pixels.is_known and pixels.level != "told by the user")
-    return f"{words} (--pixels says it)" if assumed else words
+    if pixels is None or not (pixels.is_known or pixels.level == "told by the user"):
+        found[-1] += " (--pixels says it)"
+    return found
 
 
 def _stem(provenance: dict[str, Any]) -> list[str]:

@@ -24,13 +24,21 @@ def to_detectron2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         UserError: for a name that no ResNet has.
     """
     return {
-        _to_name(key): tensor
+        detectron2_name(key): tensor
         for key, tensor in state.items()
         if not key.endswith("num_batches_tracked")
     }
 
 
-def _to_name(key: str) -> str:
+def detectron2_name(key: str) -> str:
+    """Detectron2's name of a torchvision tensor.
+
+    Args:
+        key: a name without ``fc``.
+
+    Raises:
+        UserError: for a name that no ResNet has.
+    """
     match = re.fullmatch(r"(?:layer(\d)\.(\d+)\.)?(.+)", key)
     assert match is not None
     stage, block, rest = match.groups()

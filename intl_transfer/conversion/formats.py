@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
+import shlex
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from intl_transfer.conversion.adapters import Adapter, recognise
 from intl_transfer.conversion.adapters.base import ONLINE, TARGET, chosen
+from intl_transfer.conversion.adapters.prefixed import PREFIXED
 from intl_transfer.conversion.audit import check_whole, has_small_stem
 from intl_transfer.conversion.evidence import (
     ASSUMED,
@@ -29,6 +30,7 @@ from intl_transfer.conversion.evidence import (
     stated,
 )
 from intl_transfer.conversion.evidence import told as told_by
+from intl_transfer.conversion.folders import network_file, read_sharded
 from intl_transfer.conversion.identify import (
     architecture_in_words,
     is_optimizer_alone,
@@ -142,6 +144,10 @@ def read_backbone(path: str | Path, branch: str | None = None) -> Backbone:
     """
     path = Path(path)
     branch = _ALIASES.get(branch, branch) if branch is not None else None
+    if path.is_dir() and not (path / MANIFEST).exists():
+        if branch is not None and not any(path.iterdir()):
+            _check_branch(branch)
+        path = network_file(path)
     if path.is_dir():
         return _from_run(path, branch or ONLINE)
     if not path.exists():
@@ -151,8 +157,6 @@ def read_backbone(path: str | Path, branch: str | None = None) -> Backbone:
 
 def _from_run(folder: Path, branch: str) -> Backbone:
     _check_branch(branch)
-    if not (folder / MANIFEST).exists():
-        raise UserError(f"{folder} is a folder without {MANIFEST}; expected a pretraining run")
     manifest = read_manifest(folder)
     if manifest.stage == "detection" and (folder / "model_final.pth").exists():
         return _from_file(folder / "model_final.pth", branch)
@@ -190,7 +194,7 @@ def _check_branch(branch: str) -> None:
 
 
 def _from_file(path: Path, branch: str | None) -> Backbone:
-    content = read_content(path)
+    content, sha256 = _opened(path)
     if content.values.get("format") == FORMAT:
         # Read again, with every record's checksum verified.
         return _from_own(path, read_own_checkpoint(path), branch or ONLINE)
@@ -202,11 +206,15 @@ def _from_file(path: Path, branch: str | None) -> Backbone:
         counts = ", ".join(f"'{name}' ({_count(content, name)} tensors)" for name in branches)
         raise UserError(
             f"{path}: tensors of {len(branches)} ResNets, or of one whose names are mixed, behind "
-            f"the prefixes {counts}. Choose one with --branch PREFIX"
+            f"the prefixes {counts}. Choose one with --branch PREFIX, as in: intl-transfer convert "
+            f"{path} OUT --branch {shlex.quote(branches[0].strip(chr(39)))}"
         )
     wish = branch
     branch = chosen(branches, branch, f"{path} ({adapter.name})")
-    state, dropped = adapter.to_torchvision(content, branch)
+    try:
+        state, dropped = adapter.to_torchvision(content, branch)
+    except UserError as error:
+        raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     _refuse_odd(content, adapter.prefix(content, branch))
     content.verify(state.values())
     said = {key: _said(content, key) for key in ("provenance", "config")}
@@ -249,7 +257,15 @@ def _from_file(path: Path, branch: str | None) -> Backbone:
         stem=stem,
         format_stem=format_stem,
         sources=sources,
+        sha256=sha256,
     )
+
+
+def _opened(path: Path) -> tuple[Content, str | None]:
+    """A file's content, or that of the files that an index names; the latter with their hash."""
+    if path.name.endswith(".index.json"):
+        return read_sharded(path)
+    return read_content(path), None
 
 
 def _evidence_before(provenance: Mapping[str, Any]) -> dict[str, Source]:
@@ -274,7 +290,7 @@ def _branch_source(adapter: Adapter, branches: list[str], wish: str | None) -> S
         return told_by(f"--branch {wish}")
     if len(branches) == 1:
         return stated("the only ResNet in it")
-    return inferred(f"names of its tensors, as {adapter.name} has them")
+    return inferred(f"as {adapter.name} has them")
 
 
 def _epochs(content: Content) -> tuple[int | None, Source | None]:
@@ -373,9 +389,9 @@ def _refuse_odd(content: Content, prefix: str) -> None:
 
 
 def _count(content: Content, prefix: str) -> int:
-    prefix = "" if prefix == "''" else prefix
-    rest = (key[len(prefix) :] for key in content.tensors if key.startswith(prefix))
-    return sum(bool(re.match(r"(?:conv1|bn1|layer\d)\.|\d\.", name)) for name in rest)
+    with contextlib.suppress(UserError):  # of a tensor that no ResNet has: said where it is taken
+        return len(PREFIXED.to_torchvision(content, prefix)[0])
+    return sum(key.startswith(prefix) for key in content.tensors)
 
 
 def _from_own(path: Path, content: Mapping[str, Any], branch: str) -> Backbone:
@@ -446,6 +462,7 @@ def _backbone(
     dropped: list[str],
     stem: Any = None,
     format_stem: Stem | None = None,
+    sha256: str | None = None,
     **facts: Any,
 ) -> Backbone:
     dropped = [*dropped, *(key for key in state if key.startswith("fc."))]
@@ -463,7 +480,8 @@ def _backbone(
     # What a file of this project's converter says of its stem is as good as it was then.
     kept = earlier.get("stem") if stem is not None else None
     facts["sources"] = {**earlier, "stem": kept or source}
-    return Backbone(state, str(path.resolve()), sha256_file(path), kind, dropped=dropped, **facts)
+    digest = sha256 or sha256_file(path)
+    return Backbone(state, str(path.resolve()), digest, kind, dropped=dropped, **facts)
 
 
 def _behind(prefix: str) -> str:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from intl_transfer.conversion.detectron2 import detectron2_name, torchvision_name
+
 
 @dataclass(frozen=True)
 class Naming:
@@ -54,4 +56,57 @@ TORCHVISION = Naming(re.compile(rf"(?P<prefix>(?:.*?[./])?)layer[1-4]{_INSIDE}")
 # Numbers say little: other networks number their stages as well, and have norms called bn1.
 _NUMBERED = re.compile(r"(?P<prefix>(?:.*?[./])?)[4-7]\.\d+\.conv[123]\.")
 SEQUENTIAL = Naming(_NUMBERED, _numbered, _to_numbers)
-NAMINGS = (TORCHVISION, SEQUENTIAL)
+
+
+def _from_detectron2(name: str) -> str | None:
+    return torchvision_name(name) if re.match(r"stem\.|res[2-5]\.\d", name) else None
+
+
+_DETECTRON2 = re.compile(
+    r"(?P<prefix>(?:.*?[./])?)res[2-5]\.\d+\.(?:conv[123]|shortcut)\.(?:weight|norm\.)"
+)
+DETECTRON2 = Naming(_DETECTRON2, _from_detectron2, detectron2_name)
+
+_PARTS = {"convolution": ("conv", "downsample.0"), "normalization": ("bn", "downsample.1")}
+_HF_BLOCK = r"encoder\.stages\.(\d)\.layers\.(\d+)\."
+
+
+def _from_transformers(name: str) -> str | None:
+    """huggingface/transformers, models/resnet/modeling_resnet.py."""
+    stem = re.fullmatch(r"embedder\.embedder\.(convolution|normalization)\.(\w+)", name)
+    if stem:
+        return f"{_PARTS[stem[1]][0]}1.{stem[2]}"
+    part = r"(?:layer\.(\d)|shortcut)\.(convolution|normalization)\.(\w+)"
+    block = re.fullmatch(_HF_BLOCK + part, name)
+    if block:
+        stage, index, layer, module, kind = block.groups()
+        own, shortcut = _PARTS[module]
+        place = f"{own}{int(layer) + 1}" if layer else shortcut
+        return f"layer{int(stage) + 1}.{index}.{place}.{kind}"
+    # Of anything else inside it, such as an attention, the audit has to hear.
+    inside = re.match(_HF_BLOCK, name)
+    return f"layer{int(inside[1]) + 1}.{inside[2]}.{name[inside.end() :]}" if inside else None
+
+
+def _to_transformers(name: str) -> str:
+    stem = re.fullmatch(r"(conv|bn)1\.(\w+)", name)
+    modules = {"conv": "convolution", "bn": "normalization", "0": "convolution"}
+    if stem:
+        return f"embedder.embedder.{modules[stem[1]]}.{stem[2]}"
+    block = re.fullmatch(r"layer(\d)\.(\d+)\.(?:(conv|bn)(\d)|downsample\.(\d))\.(\w+)", name)
+    assert block is not None, name
+    stage, index, module, number, shortcut, kind = block.groups()
+    place = (
+        f"layer.{int(number) - 1}.{modules[module]}"
+        if module
+        else f"shortcut.{modules.get(shortcut, 'normalization')}"
+    )
+    return f"encoder.stages.{int(stage) - 1}.layers.{index}.{place}.{kind}"
+
+
+TRANSFORMERS = Naming(
+    re.compile(rf"(?P<prefix>(?:.*?[./])?){_HF_BLOCK}(?:layer\.\d|shortcut)\."),
+    _from_transformers,
+    _to_transformers,
+)
+NAMINGS = (TORCHVISION, TRANSFORMERS, DETECTRON2, SEQUENTIAL)

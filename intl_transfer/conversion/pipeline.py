@@ -208,6 +208,7 @@ def _described(backbone: Backbone, architecture: str, to: str) -> dict[str, Any]
         "provenance": provenance_of(backbone, architecture),
         "architecture": architecture,
         "branches": list(backbone.branches),
+        "epochs": backbone.epochs,
         "dropped": backbone.dropped,
         "format": to,
         "config": config_values(architecture, backbone.settings),

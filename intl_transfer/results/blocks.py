@@ -285,7 +285,7 @@ def provenance_notes(members: Sequence[Run]) -> tuple[str, ...]:
     if results.external is not None:
         notes.append(HAND_MADE_NOTE.format(results.external))
     elif start.kind != "random":
-        if results.initialisation.method_is_inferred:
+        if any(run.results.initialisation.method_is_inferred for run in members):
             notes.append(INFERRED_NOTE)
         if any(run.parent_known and run.parent is None for run in members):
             notes.append("the pretraining run was not among the folders read")

@@ -98,8 +98,10 @@ def test_each_kind_of_file_is_named_with_a_next_step(tmp_path, kind):
 def test_the_index_of_a_sharded_checkpoint(tmp_path):
     file = tmp_path / "model.safetensors.index.json"
     file.write_text(json.dumps({"metadata": {}, "weight_map": {"a": "b"}}))
-    with pytest.raises(UserError, match=r"several files.*give the folder"):
+    with pytest.raises(UserError, match=r"its file 'b' is not in"):
         load_backbone(file)
+    with pytest.raises(UserError, match=r"several files.*give the folder"):
+        read_content(file)
 
 
 @pytest.mark.parametrize(
@@ -173,9 +175,7 @@ def test_zeros_inside_a_record_that_is_used_are_found(tmp_path, mapped):
     file = tmp_path / "in.pth"
     torch.save({"state_dict": backbone_state()}, file)
     _hurt(file, _largest(file), 500_000)
-    with pytest.raises(
-        UserError, match=r"in\.pth is damaged \(the checksum of its record 'in/data/"
-    ):
+    with pytest.raises(UserError, match=r"in\.pth is damaged \(the checksum of its record"):
         read_backbone(file)
     content = read_content(file, mmap=mapped)
     with pytest.raises(UserError, match="checksum"):

@@ -181,7 +181,7 @@ def test_weights_from_caffe_are_taken_as_they_are(tmp_path):
     file = tmp_path / "R-18.pkl"
     file.write_bytes(pickle.dumps(blobs, protocol=2))
     content = weights.read_weights(str(file))
-    assert content["settings"]["said_by"] == "the format"
+    assert content["settings"]["said_by"] == "inferred from names (Caffe2's names)"
     cfg, _ = prepared("shapes_coco_R18_C4", file)
     assert cfg.INPUT.FORMAT == "BGR"
     model = build_model(cfg)

@@ -136,6 +136,25 @@ def test_a_pretraining_that_was_no_run_here_is_not_missed(tmp_path):
     assert row.notes == ("weights without a pretraining run of this project",)
 
 
+@pytest.mark.parametrize(
+    ("level", "is_marked"),
+    [
+        ("inferred from names", True),
+        ("told by the user", False),
+        ("read from its configuration", False),
+        ("stated in the file", False),
+    ],
+)
+def test_a_method_that_was_inferred_is_marked_until_it_is_confirmed(tmp_path, level, is_marked):
+    start = start_of("MoCo v2")
+    start["provenance"]["evidence"] = {"method": {"level": level, "detail": "as MoCo has them"}}
+    detection_run(tmp_path, "r", initialisation=start)
+    (row,) = build_tables(collect([tmp_path]))[0].rows
+    notes = [note for note in row.notes if "--method" in note]
+    assert bool(notes) == is_marked
+    assert all("inferred from names" in note for note in notes)
+
+
 def test_manifest_and_results_must_be_of_one_run(tmp_path):
     detection_run(tmp_path, "seed")
     write_results(tmp_path / "seed", seed=7)

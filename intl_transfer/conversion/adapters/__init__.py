@@ -18,6 +18,7 @@ from intl_transfer.conversion.adapters import (
     solo_learn,
     swav,
     torchvision,
+    transformers,
     vicreg,
     vissl,
 )
@@ -30,9 +31,11 @@ from intl_transfer.conversion.reading import Content
 ADAPTERS: tuple[Adapter, ...] = (
     DETECTRON2,
     CAFFE2,
+    transformers.LAYOUT,
     vissl.LAYOUT,
     dino.LAYOUT,
     densecl.LAYOUT,
+    openmmlab.WITH_AVERAGE,
     openmmlab.LAYOUT,
     # Heads that only lightly has, then what Lightning's other users have.
     lightly.TARGET_BACKBONE,

@@ -68,6 +68,17 @@ def places_in(names: Iterable[str]) -> list[Place]:
     return list(found.values())
 
 
+# How people call a network that follows another as its moving average.
+_AVERAGED = re.compile(
+    r"ema(?![a-z])|teacher|momentum|averag|swa(?![a-z])|shadow|target|encoder_k\b|key_encoder", re.I
+)
+
+
+def is_averaged(name: str) -> bool:
+    """Whether a prefix or a dictionary is called as a moving average is."""
+    return _AVERAGED.search(name) is not None
+
+
 class Adapter(Protocol):
     """One format."""
 
@@ -184,7 +195,7 @@ class Layout:
             return found
         if self._has_more(content, self.find(content)):
             return None
-        return Fact(found, inferred(f"names of its tensors, as {self.name} has them"))
+        return Fact(found, inferred(f"as {self.name} has them"))
 
     def _has_more(self, content: Content, found: Mapping[str, Place]) -> bool:
         """Whether modules lie beside the networks that the method has not."""
@@ -216,5 +227,12 @@ def chosen(branches: list[str], branch: str | None, where: str) -> str:
         return branches[0]
     if branch in branches:
         return branch
+    alike = [name for name in branches if name.strip("./'") == branch.strip("./'")]
+    if len(alike) == 1:
+        return alike[0]
+    if branch in (ONLINE, TARGET) and len(branches) > 1 and not {ONLINE, TARGET} & set(branches):
+        likely = [name for name in branches if is_averaged(name) == (branch == TARGET)]
+        if len(likely) == 1:
+            return likely[0]
     hint = did_you_mean(branch, branches)
     raise UserError(f"{where} has no branch '{branch}'; it has {' and '.join(branches)}.{hint}")

@@ -9,6 +9,7 @@ Caffe have; else torchvision's ways are assumed. (Files of this project say it t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from intl_transfer.conversion.adapters.base import ONLINE
+from intl_transfer.conversion.adapters.base import ONLINE, TARGET, is_averaged, places_in
 from intl_transfer.conversion.detectron2 import (
     from_detectron2,
     is_detectron2,
@@ -29,6 +30,9 @@ from intl_transfer.conversion.settings import CAFFE, IMAGENET, Settings, from_co
 from intl_transfer.errors import UserError
 from intl_transfer.files.yamls import read_yaml
 
+_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
+_OF_A_DETECTOR = re.compile(r"(?:backbone\.bottom_up\.|backbone\.|roi_heads\.)?")
+
 
 class Detectron2:
     """See :class:`intl_transfer.conversion.adapters.base.Adapter`."""
@@ -37,12 +41,12 @@ class Detectron2:
     small_stem = None
 
     def branches(self, content: Content) -> list[str]:
-        """A detector has one network."""
-        return [ONLINE] if is_detectron2(_tensors(content)) else []
+        """A detector has one network; its moving average may lie in a dictionary beside it."""
+        return list(_networks(content))
 
     def to_torchvision(self, content: Content, branch: str) -> tuple[dict[str, Tensor], list[str]]:
         """Raises a UserError for tensors in the ResNet that torchvision's has not."""
-        tensors = _tensors(content)
+        tensors = _networks(content)[branch][1]
         try:
             state = from_detectron2(tensors)
         except UserError as error:
@@ -59,8 +63,9 @@ class Detectron2:
         }
 
     def prefix(self, content: Content, branch: str) -> str:
-        """None to speak of."""
-        return ""
+        """The dictionary that it lies in."""
+        folder = _networks(content)[branch][0]
+        return f"{folder}/" if folder not in ("", "model") else ""
 
     def method(self, content: Content) -> Fact | None:
         """Not known; a file of this project says it elsewhere."""
@@ -78,10 +83,30 @@ class Detectron2:
         return IMAGENET
 
 
+def _networks(content: Content) -> dict[str, tuple[str, dict[str, Tensor]]]:
+    """Branch to dictionary and tensors; empty where ResNets lie in the file otherwise as well."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in content.tensors.items():
+        folder, _, name = key.rpartition("/")
+        groups.setdefault(folder, {})[_WRAPPERS.sub("", name)] = tensor
+    found = {folder: inner for folder, inner in groups.items() if is_detectron2(inner)}
+    for place in places_in(content.tensors):
+        folder, _, prefix = place.prefix.rpartition("/")
+        if folder not in found or not _OF_A_DETECTOR.fullmatch(_WRAPPERS.sub("", prefix)):
+            return {}
+    averages = [folder for folder in found if is_averaged(folder)]
+    trained = [folder for folder in found if folder not in averages]
+    if len(found) == 1:
+        return {ONLINE: next(iter(found.items()))}
+    if len(averages) == len(trained) == 1:
+        named = {ONLINE: trained[0], TARGET: averages[0]}
+        return {branch: (folder, found[folder]) for branch, folder in named.items()}
+    return {}
+
+
 def _tensors(content: Content) -> dict[str, Tensor]:
-    """Those in ``model``, or all where there is no such dictionary."""
-    inner = {k[6:]: v for k, v in content.tensors.items() if k.startswith("model/")}
-    return inner or {k: v for k, v in content.tensors.items() if "/" not in k}
+    """Those of the default network; empty where there is none."""
+    return next((inner for _, inner in _networks(content).values()), {})
 
 
 def _folded(tensors: Mapping[str, Tensor]) -> bool:

@@ -50,6 +50,20 @@ def _pixels(content: Content) -> Settings:
     return settings_in(configuration(content.values.get("meta")))
 
 
+# mmengine's EMAHook saves the average as the network and the trained one beside it
+# (`EMAHook._swap_ema_state_dict`), so that whoever loads the file gets the average.
+WITH_AVERAGE = Layout(
+    "OpenMMLab",
+    {
+        TARGET: r"state_dict/(?:module\.)?backbone\.",
+        ONLINE: r"ema_state_dict/(?:module\.)*backbone\.",
+    },
+    "state_dict/backbone.",
+    top=("meta",),
+    marks=(r"^ema_state_dict/",),
+    means=_method,
+    pixels=_pixels,
+)
 LAYOUT = Layout(
     "OpenMMLab",
     {

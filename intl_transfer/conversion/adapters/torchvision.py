@@ -10,9 +10,17 @@ scripts of both keep a moving average beside the network (``model_ema/module.*``
 from __future__ import annotations
 
 from intl_transfer.conversion.adapters.base import ANY, ONLINE, TARGET, Layout
+from intl_transfer.conversion.folders import timm_settings
+
+# timm, torchvision, ultralytics, OpenMMLab's EMAHook and people's own loops.
+_AVERAGE = (
+    r"(?:model_ema|state_dict_ema|ema_state_dict|ema_model|ema_state|ema|swa_model|averaged_model)"
+    r"(?:/(?:state_dict|model|module))?"
+)
 
 LAYOUT = Layout(
     "torchvision",
-    {ONLINE: ANY, TARGET: r"(?:model_ema|state_dict_ema)/(?:module\.|_orig_mod\.)*"},
+    {ONLINE: ANY, TARGET: rf"{_AVERAGE}/(?:module\.|_orig_mod\.|model\.)*"},
     "",
+    pixels=timm_settings,
 )

@@ -1,0 +1,165 @@
+"""Folders of Hugging Face, timm and accelerate: which file of theirs holds the network.
+
+Beside the weights lies what they do not say themselves: ``config.json`` and, of transformers,
+``preprocessor_config.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from intl_transfer.conversion.evidence import configured, inferred
+from intl_transfer.conversion.reading import Content, json_beside, read_content
+from intl_transfer.conversion.settings import IMAGENET, Settings, from_statistics
+from intl_transfer.data.statistics import Statistics
+from intl_transfer.errors import UserError
+from intl_transfer.runs import sha256_file
+
+_INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_WHOLE = ("model.safetensors", "pytorch_model.bin", "pytorch_model.safetensors")
+_CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
+# Of timm's networks with torchvision's names and shapes, those that also compute the same.
+_TIMM = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2")
+
+
+def network_file(folder: Path) -> Path:
+    """The file, or the index of the files, that holds a folder's network.
+
+    Args:
+        folder: as `save_pretrained`, timm's hub or accelerate writes it.
+
+    Raises:
+        UserError: for a folder that holds none, naming what lies in it and what to do.
+    """
+    for name in (*_WHOLE, *_INDEX):
+        if (folder / name).is_file():
+            return folder / name
+    if (folder / ".metadata").is_file():
+        raise UserError(
+            f"{folder} is a distributed checkpoint of torch (DCP). Next: python -m "
+            f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} weights.pth"
+        )
+    suffixes = (".pth", ".pt", ".ckpt", ".tar", ".safetensors", ".bin", ".pkl")
+    files = sorted(file.name for file in folder.iterdir() if file.name.endswith(suffixes))
+    hint = f" It holds {', '.join(files[:5])}: give one of them." if files else ""
+    raise UserError(
+        f"{folder} is a folder without manifest.json; expected a pretraining run, or a folder of "
+        f"Hugging Face or timm with {_CONFIG} and {_WHOLE[0]}.{hint}"
+    )
+
+
+def read_sharded(index: Path) -> tuple[Content, str]:
+    """A checkpoint in several files, as one.
+
+    Args:
+        index: the JSON file whose ``weight_map`` says which file holds which tensor.
+
+    Returns:
+        Its content, and the SHA-256 of the list of its files' SHA-256.
+
+    Raises:
+        UserError: if a file or a tensor is missing.
+    """
+    parts = json_beside(index, index.name).get("weight_map")
+    if not isinstance(parts, Mapping) or not parts:
+        raise UserError(f"{index}: expected a 'weight_map' from tensors to files")
+    names = sorted({str(name) for name in parts.values()})
+    tensors: dict[str, Tensor] = {}
+    hashes = []
+    for name in names:
+        file = index.parent / name
+        if Path(name).name != name or not file.is_file():
+            raise UserError(f"{index}: its file '{name[:80]}' is not in {index.parent}")
+        content = read_content(file, verified=True)
+        tensors |= content.tensors
+        hashes.append(f"{sha256_file(file)}  {name}\n")
+    missing = sorted(set(map(str, parts)) - tensors.keys())
+    if missing:
+        raise UserError(f"{index}: {len(missing)} tensors are in none of its files: {missing[0]}")
+    digest = hashlib.sha256("".join(hashes).encode()).hexdigest()
+    return Content(index, dict(tensors), tensors), digest
+
+
+def timm_settings(content: Content) -> Settings:
+    """By timm's ``config.json`` beside a file, else assumed.
+
+    Raises:
+        UserError: if it names an architecture that only looks like torchvision's.
+    """
+    config = json_beside(content.path, _CONFIG)
+    name = config.get("architecture")
+    if not isinstance(name, str):
+        return IMAGENET
+    if name.removeprefix("tv_") not in _TIMM:
+        raise UserError(
+            f"{content.path.parent / _CONFIG} says that the network is timm's '{name}', which has "
+            f"a ResNet's names and may compute something else. Known: {', '.join(_TIMM)}"
+        )
+    strides = configured(f"{_CONFIG}: architecture={name}")
+    kept = config.get("pretrained_cfg")
+    kept = kept if isinstance(kept, Mapping) else config
+    found = _from_mean(kept.get("mean"), kept.get("std"), f"{_CONFIG}: mean, std")
+    if found is None:
+        return IMAGENET.known_by(IMAGENET.pixels_source, strides)
+    return replace(
+        found,
+        channels_source=inferred("timm loads images as RGB"),
+        strides_source=strides,
+    )
+
+
+def transformers_settings(content: Content) -> Settings:
+    """By ``config.json`` and ``preprocessor_config.json`` beside a file, else assumed.
+
+    Raises:
+        UserError: if they name what Detectron2's ResNet has not.
+    """
+    config = json_beside(content.path, _CONFIG)
+    where = content.path.parent / _CONFIG
+    if config.get("hidden_act", "relu") != "relu":
+        raise UserError(f"{where}: hidden_act={config['hidden_act']}; expected relu")
+    if config.get("downsample_in_first_stage"):
+        raise UserError(f"{where}: downsample_in_first_stage; a ResNet does not stride there")
+    settings = IMAGENET
+    prepared = json_beside(content.path, _PREPROCESSOR)
+    if prepared.get("do_normalize") is not False:
+        factor = prepared.get("rescale_factor", 1 / 255)
+        is_usual = isinstance(factor, float) and abs(factor * 255 - 1) < 1e-6
+        found = _from_mean(
+            prepared.get("image_mean"),
+            prepared.get("image_std"),
+            f"{_PREPROCESSOR}: image_mean, image_std",
+        )
+        if found is not None and is_usual:
+            weak = inferred("transformers loads images as RGB")
+            settings = replace(found, channels_source=weak)
+    stride = config.get("downsample_in_bottleneck")
+    if isinstance(stride, bool):
+        source = configured(f"{_CONFIG}: downsample_in_bottleneck={json.dumps(stride)}")
+        settings = replace(settings, stride_in_1x1=stride, strides_source=source)
+    elif config.get("model_type") == "resnet":  # the class's own default
+        source = configured(f"{_CONFIG}: model_type=resnet")
+        settings = replace(settings, strides_source=source)
+    else:
+        settings = replace(settings, strides_source=IMAGENET.strides_source)
+    return settings
+
+
+def _from_mean(mean: Any, std: Any, where: str) -> Settings | None:
+    values = []
+    for triple in (mean, std):
+        if not isinstance(triple, (list, tuple)) or len(triple) != 3:
+            return None
+        if not all(type(number) in (int, float) and 0 <= number <= 1 for number in triple):
+            return None
+        values.append((float(triple[0]), float(triple[1]), float(triple[2])))
+    if not all(values[1]):
+        return None
+    return from_statistics(Statistics(*values), configured(where))

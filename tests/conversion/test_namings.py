@@ -1,0 +1,177 @@
+"""Four spellings of a ResNet behind any prefix, and a file's networks offered by name."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from intl_transfer.conversion import convert, read_backbone
+from intl_transfer.conversion.namings import NAMINGS
+from intl_transfer.errors import UserError
+from tests.conversion.layouts import behind, detectron2, numbered, small_state
+from tests.conversion.test_conversion import backbone_state, same
+from tests.conversion.test_formats import equal
+
+ONLINE, TARGET = small_state(1), small_state(2)
+
+
+def transformers(state):
+    """By replacement, as transformers' convert_resnet_to_pytorch.py pairs the modules."""
+    made = {}
+    for old, value in state.items():
+        key = re.sub(r"^(conv|bn)1\.", r"embedder.embedder.\1.", old)
+        key = re.sub(
+            r"^layer(\d)\.(\d+)\.",
+            lambda m: f"encoder.stages.{int(m[1]) - 1}.layers.{m[2]}.",
+            key,
+        )
+        key = re.sub(
+            r"\.(conv|bn)(\d)\.", lambda m: f".layer.{int(m[2]) - 1}.{m[1]}.", key
+        ).replace("downsample.0", "shortcut.conv")
+        key = key.replace("downsample.1", "shortcut.bn")
+        made[re.sub(r"\.bn\.", ".normalization.", re.sub(r"\.conv\.", ".convolution.", key))] = (
+            value
+        )
+    return made
+
+
+SPELLINGS = {
+    "torchvision": dict,
+    "sequential": numbered,
+    "detectron2": detectron2,
+    "transformers": transformers,
+}
+PREFIXES = ["", "backbone.0.", "encoder.bottom_up.", "module.backbone.bottom_up.", "a/b/net.x."]
+
+
+def saved(path, values):
+    torch.save(values, path)
+    return path
+
+
+def placed(prefix, state):
+    """Behind a prefix, in dictionaries where it has any."""
+    *folders, last = prefix.split("/")
+    values = behind(last, state)
+    for folder in reversed(folders):
+        values = {folder: values}
+    return values
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_every_spelling_behind_every_prefix(tmp_path, spelling, prefix):
+    state = SPELLINGS[spelling](ONLINE)
+    equal(read_backbone(saved(tmp_path / "a.pth", placed(prefix, state))).state, ONLINE)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("prefixes", [("s_net.", "teacher_net."), ("m/student.", "m/teacher.")])
+def test_pairs_are_offered_by_name(tmp_path, spelling, prefixes):
+    made = SPELLINGS[spelling]
+    values = {}
+    for prefix, state in zip(prefixes, (ONLINE, TARGET), strict=True):
+        folder, _, last = prefix.rpartition("/")
+        inner = values.setdefault(folder, {}) if folder else values
+        inner.update(behind(last, made(state)))
+    file = saved(tmp_path / "a.pth", values)
+    with pytest.raises(UserError) as caught:
+        read_backbone(file)
+    for prefix in prefixes:
+        assert f"'{prefix}' (1" in str(caught.value)  # and how many tensors
+    assert "OUT --branch" in str(caught.value)
+    for branch, state in (
+        (prefixes[0], ONLINE),
+        (prefixes[1], TARGET),
+        ("online", ONLINE),
+        ("target", TARGET),
+        ("teacher", TARGET),
+        (prefixes[1].rstrip("."), TARGET),
+    ):
+        found = read_backbone(file, branch)
+        equal(found.state, state)
+        assert found.evidence()["branch"].level == "told by the user"
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("beside", ["ema_state", "ema", "model_ema"])
+def test_an_average_beside_the_model_is_never_taken_without_a_word(tmp_path, spelling, beside):
+    made = SPELLINGS[spelling]
+    whole = "backbone.bottom_up." if spelling == "detectron2" else ""
+    values = {"model": behind(whole, made(ONLINE)), beside: behind(whole, made(TARGET))}
+    file = saved(tmp_path / "a.pth", values)
+    if spelling == "transformers":
+        with pytest.raises(UserError, match=f"'{beside}/' "):
+            read_backbone(file)
+    else:
+        found = read_backbone(file)
+        assert found.branches == ("online", "target")
+        equal(found.state, ONLINE)
+    equal(read_backbone(file, "target").state, TARGET)
+    equal(read_backbone(file, "online").state, ONLINE)
+
+
+def test_teacher_and_student_detectors(tmp_path):
+    """As Unbiased Teacher saves them, in one dictionary."""
+    values = {
+        **behind("modelTeacher.backbone.bottom_up.", detectron2(TARGET)),
+        **behind("modelStudent.backbone.bottom_up.", detectron2(ONLINE)),
+    }
+    file = saved(tmp_path / "a.pth", {"model": values})
+    equal(read_backbone(file, "teacher").state, TARGET)
+    equal(read_backbone(file, "model/modelStudent.backbone.bottom_up.").state, ONLINE)
+
+
+def test_what_a_spelling_has_no_place_for_is_named_with_its_file(tmp_path):
+    state = behind("encoder.bottom_up.", detectron2(ONLINE))
+    state["encoder.bottom_up.res4.0.conv2_offset.weight"] = torch.ones(1)
+    file = saved(tmp_path / "a.pth", state)
+    with pytest.raises(UserError, match=r"a\.pth: 'res4\.0\.conv2_offset\.weight' has no place"):
+        read_backbone(file)
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_spellings_go_there_and_back(naming):
+    state = {k: v for k, v in small_state(0, "resnet50").items() if not k.endswith("tracked")}
+    assert [naming.to_torchvision(naming.from_torchvision(name)) for name in state] == list(state)
+
+
+def test_shards_that_are_missing_or_lead_elsewhere(tmp_path):
+    state = backbone_state()
+    parts = {name: f"model-0000{1 + (name < 'layer3')}-of-00002.safetensors" for name in state}
+    for file in sorted(set(parts.values())):
+        save_file({k: v for k, v in state.items() if parts[k] == file}, tmp_path / file)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": parts}))
+    same(read_backbone(tmp_path).state, state)
+    report = convert(tmp_path, tmp_path.parent / "sharded.safetensors")
+    assert report["provenance"]["source_path"] == str(index)
+    with pytest.raises(UserError, match=r"model-00001-of-00002|blocks in its four stages"):
+        read_backbone(tmp_path / "model-00001-of-00002.safetensors")
+    for wrong in ("../elsewhere.safetensors", "model-00009-of-00002.safetensors"):
+        index.write_text(json.dumps({"weight_map": parts | {"conv1.weight": wrong}}))
+        with pytest.raises(UserError, match=r"its file '.*' is not in"):
+            read_backbone(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"architecture": "resnetblur50"}, r"timm's 'resnetblur50'"),
+        ({"architecture": "resnet18", "pretrained_cfg": {"mean": [2, 2, 2], "std": 3}}, None),
+        ({"architecture": ["resnet18"]}, None),
+        ([], None),
+    ],
+)
+def test_what_stands_beside_weights(tmp_path, config, message):
+    save_file(backbone_state(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if message is None:
+        assert read_backbone(tmp_path).settings.pixels_source.level == "assumed"
+    else:
+        with pytest.raises(UserError, match=message):
+            read_backbone(tmp_path)

@@ -1,0 +1,60 @@
+"""Files that the producers' own code wrote, against the producers' own forward pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from intl_transfer.conversion import convert, read_backbone
+from intl_transfer.conversion.verify import (
+    detectron2_backbone,
+    relative_error,
+    torchvision_features,
+    torchvision_network,
+)
+from intl_transfer.errors import UserError
+from tests.conversion.producers import PRODUCERS, fully_sharded
+
+
+def images():
+    return torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("name", PRODUCERS)
+def test_what_producers_write_gives_their_own_features(tmp_path, name):
+    made = PRODUCERS[name](tmp_path)
+    found = read_backbone(made.path)
+    assert found.branches == made.branches
+    assert found.method == made.method
+    levels = {fact: source.level for fact, source in found.evidence().items()}
+    assert made.evidence.items() <= levels.items()
+    report = convert(made.path, tmp_path / "out.pth")
+    ours = detectron2_backbone(report["architecture"], tmp_path / "out.pth", found.settings)
+    with torch.no_grad():
+        theirs = made.features(images())
+        assert relative_error(theirs, ours(images())["res5"]) < 1e-5
+    if made.other is not None:
+        average = read_backbone(made.path, made.branches[1])
+        network = torchvision_network(average.state, report["architecture"], average.settings)
+        with torch.no_grad():
+            features = torchvision_features(network, images())["res5"]
+        assert relative_error(made.other(images()), features) < 1e-5
+        assert relative_error(theirs, features) > 1e-2
+
+
+def test_means_are_read_from_configurations(tmp_path):
+    found = read_backbone(PRODUCERS["timm, save_for_hf"](tmp_path).path).settings
+    assert found.pixel_mean == pytest.approx((127.5, 102, 76.5))
+    (tmp_path / "mm").mkdir()
+    found = read_backbone(PRODUCERS["mmengine, Runner"](tmp_path / "mm").path).settings
+    assert (found.channels, found.pixel_mean) == ("BGR", (127.5, 127, 126))
+
+
+def test_a_folder_of_distributed_checkpoints_and_parts_of_tensors(tmp_path):
+    PRODUCERS["torch, DCP and dcp_to_torch_save"](tmp_path)
+    with pytest.raises(UserError, match=r"dcp is a distributed checkpoint.*dcp_to_torch "):
+        read_backbone(tmp_path / "dcp")
+    (tmp_path / "fsdp").mkdir()
+    fully_sharded(tmp_path / "fsdp")
+    with pytest.raises(UserError, match=r"DTensor.*full_state_dict=True"):
+        read_backbone(tmp_path / "fsdp" / "sharded.pth")
