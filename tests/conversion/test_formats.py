@@ -182,7 +182,7 @@ def test_each_format_is_written_and_comes_back(tmp_path, name):
         "simclr": "simclr_spijkervet",
         "solo-learn": "solo_learn",
         **dict.fromkeys(
-            ("byol", "lightly", "caffe2", "swav", "transformers")
+            ("byol", "lightly", "caffe2", "swav", "timm", "transformers")
         ),  # spelt otherwise by their fixtures
     }.get(name, name)
     if fixture is not None:
