@@ -35,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         metavar="FORMAT",
-        help=f"write another format's .pth: {', '.join(WRITTEN)}",
+        help=f"write another format's .pth: {', '.join(WRITTEN)}; for timm and transformers as "
+        "FOLDER/model.safetensors the whole folder",
     )
     add_told(parser, "--dataset")
 

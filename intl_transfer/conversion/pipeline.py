@@ -28,6 +28,7 @@ from intl_transfer.conversion.detectron2 import to_detectron2
 from intl_transfer.conversion.evidence import of_images
 from intl_transfer.conversion.evidence import told as told_by
 from intl_transfer.conversion.formats import Backbone, read_backbone
+from intl_transfer.conversion.hub import HUB, WEIGHTS, files_beside, names_beside
 from intl_transfer.conversion.settings import PIXELS, config_values
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.models import Stem
@@ -85,8 +86,9 @@ def convert(
     Args:
         source: a pretraining run's directory or a checkpoint.
         out: the file to write: ``.pth`` or ``.pkl`` for Detectron2, ``.safetensors`` for
-            torchvision; the report goes beside it as ``.json``, for Detectron2 also the settings as
-            ``.yaml``.
+            torchvision, ``FOLDER/model.safetensors`` with ``to`` for timm's or transformers'
+            whole folder; the report goes beside it as ``.json``, for Detectron2 also the
+            settings as ``.yaml``.
         branch: ``"online"`` or ``"target"`` where a checkpoint holds both; None: its format's
             default.
         force: replace an existing file.
@@ -124,10 +126,14 @@ def _convert(
     backbone = with_told(read_backbone(source, branch), told)
     try:
         # A file whose metadata name the stem can hold a small one.
-        architecture = audit(backbone.state, small_stem=out.suffix == ".safetensors")
+        small = out.suffix == ".safetensors" and to not in HUB
+        architecture = audit(backbone.state, small_stem=small)
     except UserError as error:
         raise UserError(f"{backbone.place}: {error}") from None
     report = _described(backbone, architecture, to)
+    beside: dict[str, bytes] = {}
+    if _is_folder(out, to):
+        beside = files_beside(to, architecture, backbone.settings, report["provenance"])
     if not force:
         before = _converted_before(out, report)
         if before is not None:
@@ -136,13 +142,15 @@ def _convert(
     try:
         with tempfile.TemporaryDirectory(prefix=_drafts(out), dir=out.parent) as folder:
             written = Path(folder) / out.name
+            for name, data in beside.items():
+                (Path(folder) / name).write_bytes(data)
             report["tensors"] = _write(written, backbone.state, to, report)
             if to == DETECTRON2:
                 report["parity"] = _checked_parity(backbone, architecture, written)
             else:
                 _check_read_back(written, backbone.state)
             report["sha256"] = sha256_file(written)
-            _publish(written, out, report)
+            _publish(written, out, report, tuple(beside))
     except OSError as error:
         # Not under the temporary name, which is gone.
         raise UserError(f"{out} cannot be written: {error.strerror or error}") from None
@@ -226,7 +234,9 @@ def _format_of(out: Path, to: str | None) -> str:
             "(torchvision's names)"
         )
     to = to or _SUFFIXES[out.suffix]
-    if out.suffix == ".safetensors" and to != TORCHVISION:
+    if out.suffix == ".safetensors" and to in HUB and out.name != WEIGHTS:
+        raise UserError(f"{out}: {to} loads a folder; give {out.with_suffix('') / WEIGHTS}")
+    if out.suffix == ".safetensors" and to not in (TORCHVISION, *HUB):
         raise UserError(f"{out}: .safetensors is for torchvision's names; write {to} as .pth")
     if out.suffix == ".pkl" and to not in (DETECTRON2, "caffe2"):
         raise UserError(f"{out}: .pkl is for Detectron2; write {to} as .pth")
@@ -236,7 +246,14 @@ def _format_of(out: Path, to: str | None) -> str:
 def _files(out: Path, to: str) -> list[Path]:
     """What a conversion makes."""
     suffixes = (".json", ".yaml") if to == DETECTRON2 else (".json",)
-    return [out, *(out.with_suffix(suffix) for suffix in suffixes)]
+    beside = names_beside(to) if _is_folder(out, to) else ()
+    files = [out.with_suffix(suffix) for suffix in suffixes]
+    return [out, *files, *(out.parent / name for name in beside)]
+
+
+def _is_folder(out: Path, to: str) -> bool:
+    """Whether a library's whole folder is written."""
+    return to in HUB and out.suffix == ".safetensors"
 
 
 def _check_target(source: Path, out: Path, to: str) -> None:
@@ -350,7 +367,10 @@ def _write(file: Path, state: Mapping[str, Tensor], to: str, report: Mapping[str
             content.update(said)
     if file.suffix == ".safetensors":
         try:
-            save_file(copies, file, {key: json.dumps(value) for key, value in said.items()})
+            metadata = {key: json.dumps(value) for key, value in said.items()}
+            if to in HUB:
+                copies, metadata = dict(content), {**metadata, "format": "pt"}
+            save_file(copies, file, metadata)
         except SafetensorError as error:  # of a full disk, in words alone
             found = re.search(r"os error (\d+)", str(error))
             raise OSError(int(found[1]) if found else errno.EIO, str(error), str(file)) from None
@@ -386,7 +406,9 @@ def _checked_parity(backbone: Backbone, architecture: str, written: Path) -> dic
     return errors
 
 
-def _publish(written: Path, out: Path, report: dict[str, Any]) -> None:
+def _publish(
+    written: Path, out: Path, report: dict[str, Any], beside: tuple[str, ...] = ()
+) -> None:
     """Gives the verified file its name, so that weights never lie beside another file's report."""
     with open(written, "rb") as file:
         os.fsync(file.fileno())
@@ -398,8 +420,12 @@ def _publish(written: Path, out: Path, report: dict[str, Any]) -> None:
         write_atomically(drafts[".yaml"], lambda file: file.write(text))
     for suffix in drafts:
         out.with_suffix(suffix).unlink(missing_ok=True)
+    for name in beside:
+        (out.parent / name).unlink(missing_ok=True)
     sync_folder(out.parent)  # else a crash could bring an older report back beside new weights
     os.replace(written, out)
+    for name in beside:
+        os.replace(written.parent / name, out.parent / name)
     for suffix in (".yaml", ".json"):  # the report last: where it is, all is
         if suffix in drafts:
             os.replace(drafts[suffix], out.with_suffix(suffix))

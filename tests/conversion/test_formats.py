@@ -181,7 +181,9 @@ def test_each_format_is_written_and_comes_back(tmp_path, name):
         "moco-v3": "moco_v3",
         "simclr": "simclr_spijkervet",
         "solo-learn": "solo_learn",
-        **dict.fromkeys(("byol", "lightly", "caffe2", "swav")),  # spelt otherwise by their fixtures
+        **dict.fromkeys(
+            ("byol", "lightly", "caffe2", "swav", "timm", "transformers")
+        ),  # spelt otherwise by their fixtures
     }.get(name, name)
     if fixture is not None:
         there = flat(LAYOUTS[fixture].build(ONLINE, TARGET))

@@ -13,7 +13,7 @@ from intl_transfer.conversion.verify import (
     torchvision_network,
 )
 from intl_transfer.errors import UserError
-from tests.conversion.producers import PRODUCERS, fully_sharded
+from tests.conversion.producers import PRODUCERS, fully_sharded, of_torchvision, resnet
 
 
 def images():
@@ -40,6 +40,26 @@ def test_what_producers_write_gives_their_own_features(tmp_path, name):
             features = torchvision_features(network, images())["res5"]
         assert relative_error(made.other(images()), features) < 1e-5
         assert relative_error(theirs, features) > 1e-2
+
+
+def test_transformers_loads_what_is_written_for_it(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    network = resnet(13)
+    torch.save(network.state_dict(), tmp_path / "in.pth")
+    convert(tmp_path / "in.pth", tmp_path / "out.pth", to="transformers")
+    written = torch.load(tmp_path / "out.pth", weights_only=True)
+    config = transformers.ResNetConfig(
+        depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic"
+    )
+    theirs = transformers.ResNetForImageClassification(config)
+    loaded = theirs.load_state_dict(
+        {k: v for k, v in written.items() if isinstance(v, torch.Tensor)}, strict=False
+    )
+    assert not loaded.unexpected_keys
+    assert all(key.startswith("classifier.") for key in loaded.missing_keys)
+    with torch.no_grad():
+        found = theirs.eval().resnet(images()).last_hidden_state
+    assert relative_error(of_torchvision(network)(images()), found) < 1e-5
 
 
 def test_means_are_read_from_configurations(tmp_path):

@@ -77,6 +77,8 @@ WRITTEN: dict[str, Adapter] = {
     "simsiam": simsiam.LAYOUT,
     "solo-learn": solo_learn.LAYOUT,
     "swav": swav.LAYOUT,
+    "timm": torchvision.LAYOUT,
+    "transformers": transformers.LAYOUT,
     "vicreg": vicreg.LAYOUT,
     "vissl": vissl.LAYOUT,
 }
