@@ -11,38 +11,36 @@ import json
 import shlex
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from intl_transfer.conversion.adapters import Adapter, recognise
+from intl_transfer.conversion.adapters import recognise
 from intl_transfer.conversion.adapters.base import ONLINE, TARGET, chosen
-from intl_transfer.conversion.adapters.prefixed import PREFIXED
 from intl_transfer.conversion.audit import check_whole, has_small_stem
 from intl_transfer.conversion.evidence import (
     ASSUMED,
     FACTS,
     Source,
-    from_json,
     inferred,
     stated,
 )
-from intl_transfer.conversion.evidence import told as told_by
 from intl_transfer.conversion.folders import network_file, read_sharded
-from intl_transfer.conversion.identify import (
-    architecture_in_words,
-    is_optimizer_alone,
-    listing,
-    shard,
-)
 from intl_transfer.conversion.reading import Content, first_keys, read_content
+from intl_transfer.conversion.refusals import count, refuse_odd, unknown
 from intl_transfer.conversion.settings import IMAGENET, Settings, from_config, from_statistics
+from intl_transfer.conversion.stated import (
+    branch_source,
+    epochs_of,
+    evidence_before,
+    sources_of_run,
+    with_sources,
+)
 from intl_transfer.data.statistics import statistics_of
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.files.jsons import parse_json
-from intl_transfer.files.placeholders import plain
 from intl_transfer.models import STEMS, Stem
 from intl_transfer.runs import MANIFEST, RESULTS, read_manifest, read_results, sha256_file
 from intl_transfer.runs.checkpoint import FORMAT, load_newest
@@ -200,10 +198,10 @@ def _from_file(path: Path, branch: str | None) -> Backbone:
         return _from_own(path, read_own_checkpoint(path), branch or ONLINE)
     found = recognise(content)
     if found is None:
-        raise UserError(f"{path}: {_unknown(content)}")
+        raise UserError(f"{path}: {unknown(content)}")
     adapter, branches = found
     if branch is None and len(branches) > 1 and not {ONLINE, TARGET}.issuperset(branches):
-        counts = ", ".join(f"'{name}' ({_count(content, name)} tensors)" for name in branches)
+        counts = ", ".join(f"'{name}' ({count(content, name)} tensors)" for name in branches)
         raise UserError(
             f"{path}: tensors of {len(branches)} ResNets, or of one whose names are mixed, behind "
             f"the prefixes {counts}. Choose one with --branch PREFIX, as in: intl-transfer convert "
@@ -215,7 +213,7 @@ def _from_file(path: Path, branch: str | None) -> Backbone:
         state, dropped = adapter.to_torchvision(content, branch)
     except UserError as error:
         raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-    _refuse_odd(content, adapter.prefix(content, branch))
+    refuse_odd(content, adapter.prefix(content, branch))
     content.verify(state.values())
     said = {key: _said(content, key) for key in ("provenance", "config")}
     origin: Mapping[str, Any] = said["provenance"] or content.metadata
@@ -224,23 +222,23 @@ def _from_file(path: Path, branch: str | None) -> Backbone:
     known = said["provenance"].get("stem_source") is not None  # else it was assumed
     stem = said["provenance"].get("stem") if known else None
     format_stem = adapter.small_stem
-    before = _evidence_before(said["provenance"])
+    before = evidence_before(said["provenance"])
     if "pretrain_run" in content.metadata:
         kind = "intl-transfer backbone"
         settings = _trained_on(content.metadata.get("normalize"), path)
         stem, format_stem = content.metadata.get("stem"), _FORMER_STEM
     method, run = _origin(origin.get("method"), origin.get("pretrain_run"), path)
-    sources: dict[str, Source] = {"branch": _branch_source(adapter, branches, wish)}
+    sources: dict[str, Source] = {"branch": branch_source(adapter, branches, wish)}
     if method is not None:
         sources["method"] = stated("method")
     elif (fact := adapter.method(content)) is not None:
         method, sources["method"] = fact.value, fact.source
-    epochs, counted = _epochs(content)
+    epochs, counted = epochs_of(content)
     if counted is not None:
         sources["epochs"] = counted
-    sources |= _sources_of_run(run) | before
+    sources |= sources_of_run(run) | before
     if said["provenance"]:
-        settings = _with_sources(settings, before)
+        settings = with_sources(settings, before)
     return _backbone(
         path,
         state,
@@ -266,51 +264,6 @@ def _opened(path: Path) -> tuple[Content, str | None]:
     if path.name.endswith(".index.json"):
         return read_sharded(path)
     return read_content(path), None
-
-
-def _evidence_before(provenance: Mapping[str, Any]) -> dict[str, Source]:
-    """By what evidence a converted file's facts were said: no better since it was converted."""
-    kept = provenance.get("evidence")
-    entries = kept.items() if isinstance(kept, Mapping) else ()
-    found = {str(fact): from_json(value) for fact, value in entries if fact in FACTS}
-    return {fact: source for fact, source in found.items() if source is not None}
-
-
-def _with_sources(settings: Settings, sources: Mapping[str, Source]) -> Settings:
-    return replace(
-        settings,
-        pixels_source=sources.get("pixels", settings.pixels_source),
-        channels_source=sources.get("channels", settings.channels_source),
-        strides_source=sources.get("strides", settings.strides_source),
-    )
-
-
-def _branch_source(adapter: Adapter, branches: list[str], wish: str | None) -> Source:
-    if wish is not None:
-        return told_by(f"--branch {wish}")
-    if len(branches) == 1:
-        return stated("the only ResNet in it")
-    return inferred(f"as {adapter.name} has them")
-
-
-def _epochs(content: Content) -> tuple[int | None, Source | None]:
-    """How many epochs are done, where the file has a number of them."""
-    meta = plain(content.values.get("meta"))
-    epochs = meta.get("epoch") if isinstance(meta, Mapping) else None
-    if type(epochs) is int:  # OpenMMLab's runners count what is done
-        return epochs, stated("meta.epoch")
-    epochs = content.values.get("epoch")
-    if type(epochs) is not int or "pytorch-lightning_version" in content.values:
-        return None, None  # Lightning counts from 0
-    return epochs, inferred("'epoch', which some loops count from 0")
-
-
-def _sources_of_run(run: Mapping[str, Any] | None) -> dict[str, Source]:
-    """Of what a run of this project states of its pretraining."""
-    if run is None or run.get("id") is None:
-        return {}
-    facts = [fact for fact in ("epochs", "dataset") if run.get(fact) is not None]
-    return {fact: stated("pretrain_run") for fact in facts}
 
 
 def _settings_stated(content: Content, config: dict[str, Any]) -> Settings | None:
@@ -347,53 +300,6 @@ def _said(content: Content, key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _inner(content: Content) -> Mapping[str, Any]:
-    """The dictionary of tensors, for messages."""
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content.values.get(wrapper), Mapping):
-            return content.values[wrapper]  # type: ignore[no-any-return]
-    return content.values
-
-
-def _unknown(content: Content) -> str:
-    """What is said of a file that holds no ResNet: what it holds, and what to do."""
-    keys = f"of no known format ({first_keys(_inner(content))})"
-    _refuse_odd(content, "")
-    if is_optimizer_alone(content.values, content.tensors):
-        return (
-            f"{keys}: an optimizer's state alone. Give the file of the network's weights, which "
-            "its training saved beside it"
-        )
-    part = shard(content.path)
-    if part is not None:
-        return f"{keys}: {part}"
-    other = architecture_in_words(content.tensors)
-    if other is not None:
-        return f"{keys}: {other}. Known: ResNet-18, 34, 50, 101, 152 and wide ResNet-50-2"
-    return (
-        f"{keys}. Expected a ResNet's tensors ('layer1.0.conv1.weight' …) behind any prefix, or "
-        f"Detectron2's or Caffe2's names; found {listing(content.tensors)}. If one of these is a "
-        "ResNet, save it under torchvision's names: torch.save(resnet.state_dict(), FILE); "
-        "docs/conversion.md lists the formats"
-    )
-
-
-def _refuse_odd(content: Content, prefix: str) -> None:
-    """Refuses a network some of whose tensors hold no plain numbers."""
-    for name, (kind, instead) in content.odd.items():
-        if name.startswith(prefix):
-            raise UserError(
-                f"{content.path}: '{name}' is a tensor that is {kind}; expected numbers, dense and "
-                f"whole. Save them where you can open it: {instead}"
-            )
-
-
-def _count(content: Content, prefix: str) -> int:
-    with contextlib.suppress(UserError):  # of a tensor that no ResNet has: said where it is taken
-        return len(PREFIXED.to_torchvision(content, prefix)[0])
-    return sum(key.startswith(prefix) for key in content.tensors)
-
-
 def _from_own(path: Path, content: Mapping[str, Any], branch: str) -> Backbone:
     _check_branch(branch)
     key = "model" if branch == ONLINE else "target"
@@ -417,7 +323,7 @@ def _from_own(path: Path, content: Mapping[str, Any], branch: str) -> Backbone:
     config = content.get("config")
     parts = [config.get(part) if isinstance(config, dict) else None for part in ("model", "data")]
     model, data = (part if isinstance(part, dict) else {} for part in parts)
-    sources = {"branch": stated(key), **_sources_of_run(run)}
+    sources = {"branch": stated(key), **sources_of_run(run)}
     if method is not None:
         sources["method"] = stated("run.method")
     return _backbone(

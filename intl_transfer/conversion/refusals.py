@@ -1,0 +1,85 @@
+"""What is said of a file that holds no ResNet, or one that cannot be taken: and what to do."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+from intl_transfer.conversion.adapters.prefixed import PREFIXED
+from intl_transfer.conversion.identify import (
+    architecture_in_words,
+    is_optimizer_alone,
+    listing,
+    shard,
+)
+from intl_transfer.conversion.reading import Content, first_keys
+from intl_transfer.errors import UserError
+
+
+def unknown(content: Content) -> str:
+    """What is said of a file that holds no ResNet: what it holds, and what to do.
+
+    Args:
+        content: of the file.
+
+    Raises:
+        UserError: if it holds tensors without plain numbers, which might be one.
+    """
+    keys = f"of no known format ({first_keys(_inner(content))})"
+    refuse_odd(content, "")
+    if is_optimizer_alone(content.values, content.tensors):
+        return (
+            f"{keys}: an optimizer's state alone. Give the file of the network's weights, which "
+            "its training saved beside it"
+        )
+    part = shard(content.path)
+    if part is not None:
+        return f"{keys}: {part}"
+    other = architecture_in_words(content.tensors)
+    if other is not None:
+        return f"{keys}: {other}. Known: ResNet-18, 34, 50, 101, 152 and wide ResNet-50-2"
+    return (
+        f"{keys}. Expected a ResNet's tensors ('layer1.0.conv1.weight' …) behind any prefix, or "
+        f"Detectron2's or Caffe2's names; found {listing(content.tensors)}. If one of these is a "
+        "ResNet, save it under torchvision's names: torch.save(resnet.state_dict(), FILE); "
+        "docs/conversion.md lists the formats"
+    )
+
+
+def refuse_odd(content: Content, prefix: str) -> None:
+    """Refuses a network some of whose tensors hold no plain numbers.
+
+    Args:
+        content: of the file.
+        prefix: of the network's names.
+
+    Raises:
+        UserError: naming the tensor, its kind, and what to save in its place.
+    """
+    for name, (kind, instead) in content.odd.items():
+        if name.startswith(prefix):
+            raise UserError(
+                f"{content.path}: '{name}' is a tensor that is {kind}; expected numbers, dense and "
+                f"whole. Save them where you can open it: {instead}"
+            )
+
+
+def _inner(content: Content) -> Mapping[str, Any]:
+    """The dictionary of tensors, for messages."""
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content.values.get(wrapper), Mapping):
+            return content.values[wrapper]  # type: ignore[no-any-return]
+    return content.values
+
+
+def count(content: Content, prefix: str) -> int:
+    """How many tensors of a ResNet lie behind a prefix.
+
+    Args:
+        content: of the file.
+        prefix: as the listing of networks names it.
+    """
+    with contextlib.suppress(UserError):  # of a tensor that no ResNet has: said where it is taken
+        return len(PREFIXED.to_torchvision(content, prefix)[0])
+    return sum(key.startswith(prefix) for key in content.tensors)

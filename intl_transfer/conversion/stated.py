@@ -1,0 +1,72 @@
+"""What files say of their pretraining and how they were converted, with its evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from intl_transfer.conversion.adapters import Adapter
+from intl_transfer.conversion.evidence import FACTS, Source, from_json, inferred, stated
+from intl_transfer.conversion.evidence import told as told_by
+from intl_transfer.conversion.reading import Content
+from intl_transfer.conversion.settings import Settings
+from intl_transfer.files.placeholders import plain
+
+
+def evidence_before(provenance: Mapping[str, Any]) -> dict[str, Source]:
+    """By what evidence a converted file's facts were said: no better since it was converted."""
+    kept = provenance.get("evidence")
+    entries = kept.items() if isinstance(kept, Mapping) else ()
+    found = {str(fact): from_json(value) for fact, value in entries if fact in FACTS}
+    return {fact: source for fact, source in found.items() if source is not None}
+
+
+def with_sources(settings: Settings, sources: Mapping[str, Source]) -> Settings:
+    """Settings with the evidence that a converted file carries of them.
+
+    Args:
+        settings: as read from it.
+        sources: from :func:`evidence_before`.
+    """
+    return replace(
+        settings,
+        pixels_source=sources.get("pixels", settings.pixels_source),
+        channels_source=sources.get("channels", settings.channels_source),
+        strides_source=sources.get("strides", settings.strides_source),
+    )
+
+
+def branch_source(adapter: Adapter, branches: list[str], wish: str | None) -> Source:
+    """By what evidence one of a file's networks was taken.
+
+    Args:
+        adapter: of the file's format.
+        branches: the networks in it.
+        wish: what the user asked for, if anything.
+    """
+    if wish is not None:
+        return told_by(f"--branch {wish}")
+    if len(branches) == 1:
+        return stated("the only ResNet in it")
+    return inferred(f"as {adapter.name} has them")
+
+
+def epochs_of(content: Content) -> tuple[int | None, Source | None]:
+    """How many epochs are done, where the file has a number of them."""
+    meta = plain(content.values.get("meta"))
+    epochs = meta.get("epoch") if isinstance(meta, Mapping) else None
+    if type(epochs) is int:  # OpenMMLab's runners count what is done
+        return epochs, stated("meta.epoch")
+    epochs = content.values.get("epoch")
+    if type(epochs) is not int or "pytorch-lightning_version" in content.values:
+        return None, None  # Lightning counts from 0
+    return epochs, inferred("'epoch', which some loops count from 0")
+
+
+def sources_of_run(run: Mapping[str, Any] | None) -> dict[str, Source]:
+    """Of what a run of this project states of its pretraining."""
+    if run is None or run.get("id") is None:
+        return {}
+    facts = [fact for fact in ("epochs", "dataset") if run.get(fact) is not None]
+    return {fact: stated("pretrain_run") for fact in facts}
