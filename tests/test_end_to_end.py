@@ -43,7 +43,8 @@ def test_resnet50_from_images_to_the_table(tmp_path):
     assert "INTL, resnet50 on shapes: 24 images" in train
 
     converted = step(tmp_path, *tool, "convert", "runs/pretrain", "weights/intl_r50.pth")
-    assert "resnet50, method INTL" in converted
+    assert "intl-transfer backbone: resnet50" in converted
+    assert "method INTL: stated in" in converted
 
     detect = [ROOT / "detection" / "train_net.py"]
     short = ["SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2, "TEST.PRECISE_BN.NUM_ITER", 1]

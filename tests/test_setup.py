@@ -164,6 +164,7 @@ def run_main(setup, monkeypatch, tmp_path, install, *arguments):
     monkeypatch.setattr(setup, "installed", lambda: "torch==1")
     monkeypatch.setattr(setup, "LOG", tmp_path / "logs" / "setup.log")
     monkeypatch.setattr(setup, "install", install)
+    monkeypatch.setattr(setup, "check_disk", lambda *sizes: None)
     return setup.main(arguments)
 
 
@@ -226,6 +227,7 @@ def test_in_the_activated_environment_nothing_is_installed_anew(setup, monkeypat
         f"setup.VENV = Path({str(made)!r})\n"
         "setup.STAMP, setup.UNFINISHED = setup.VENV / 'setup.stamp', setup.VENV / 'unfinished'\n"
         "setup.installed = lambda: ''\n"
+        "setup.check_disk = lambda *sizes: None\n"
         "setup.install = lambda dev: print('installs')\n"
         "print(setup.outside(), setup.main())\n"
     )

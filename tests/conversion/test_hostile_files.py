@@ -97,10 +97,11 @@ def test_networks_that_were_pickled_whole(tmp_path, wrapped):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
-def test_programs_of_torchscript_are_read_as_their_weights(tmp_path):
+def test_programs_of_torchscript_are_named(tmp_path):
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.BatchNorm2d(2))
     torch.jit.script(network).save(str(tmp_path / "in.pt"))
-    same(read_content(tmp_path / "in.pt").tensors, network.state_dict())
+    with pytest.raises(UserError, match="TorchScript"):
+        read_content(tmp_path / "in.pt")
 
 
 @pytest.mark.parametrize(

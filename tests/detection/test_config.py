@@ -285,6 +285,7 @@ def test_files_over_files_are_detectron2s(tmp_path):
     for file in sorted(CONFIGS.glob("*.yaml")):
         expected = get_cfg()
         expected.CUSTOM_DATASETS = CfgNode(new_allowed=True)
+        expected.DATASETS.LABELS = CfgNode({"FRACTION": 1.0, "SEED": 0, "LIST": ""})
         expected.merge_from_other_cfg(CfgNode(CfgNode.load_yaml_with_base(str(file))))
         assert load_config(str(file)) == expected
 

@@ -11,6 +11,7 @@ from detection.config import load_config, schedule_name
 from detection.roi_heads import Res5ROIHeadsExtraNorm
 from detection.scaling import batch_that_fits, scale_to_batch
 from detection.settings import resolve
+from intl_transfer.devices import Gpus
 from intl_transfer.errors import UserError
 from intl_transfer.runs import write_json
 from tests.detection.conftest import TINY
@@ -133,7 +134,7 @@ def test_what_cannot_be_is_said(given, message):
 
 def test_fewer_gpus_than_asked_for_are_used_and_it_is_said(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr("detection.settings.gpus", lambda: Gpus(("a", "b", "c")))
     memory = argparse.Namespace(total_memory=80e9)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: memory)
     given = arguments(num_gpus=8)

@@ -243,8 +243,10 @@ def test_no_checkpoint_is_taken_among_skipped_steps(trained, tmp_path):
 
 
 def test_a_run_that_is_stopped_among_them_goes_on_from_before(trained, tmp_path):
-    said = trained({2}, "engine.stop_after_steps=2", "engine.checkpoint_steps=1").out
-    assert "the same command continues from the last checkpoint" in said
+    # What was not saved is no reason to be put back into the queue.
+    stop = ("engine.stop_after_steps=2", "engine.checkpoint_steps=1")
+    said = trained({2}, *stop, expected=74).out
+    assert "step 2, which was not saved; the same command continues from the last" in said
     assert steps_kept(tmp_path / "run") == [1]
     assert "from step 1" in trained(set()).out
 
