@@ -41,6 +41,8 @@ from intl_transfer.runs.records import Initialisation, Provenance
 DETECTRON2, TORCHVISION = "detectron2", "torchvision"
 # Of a report, what is known before anything is written: the same again makes the same file.
 _DECIDE = ("provenance", "config", "format")
+# By the name of the library that reads it.
+_ALSO_CALLED = dict.fromkeys(("mmdet", "mmpretrain", "mmsegmentation"), "openmmlab")
 _SUFFIXES = {".pth": DETECTRON2, ".pkl": DETECTRON2, ".safetensors": TORCHVISION}
 
 
@@ -225,6 +227,7 @@ def _described(backbone: Backbone, architecture: str, to: str) -> dict[str, Any]
 
 
 def _format_of(out: Path, to: str | None) -> str:
+    to = _ALSO_CALLED.get(to, to) if to is not None else None
     if to is not None and to not in WRITTEN:
         hint = did_you_mean(to, WRITTEN)
         raise UserError(f"no format '{to}' to write.{hint} Known: {', '.join(WRITTEN)}")
