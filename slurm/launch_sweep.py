@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from omegaconf import OmegaConf
 
-from intl_transfer.errors import UserError
+from intl_transfer.boundary import Boundary
 from intl_transfer.runs import write_atomically
 from slurm.executors import say, snapshot_beside
 from slurm.launch_benchmark import counts, something_missing
@@ -41,14 +41,9 @@ def main() -> int:
     add_arguments(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example seeds=[0,1]")
     arguments = parser.parse_intermixed_args()
-    try:
-        return launch(arguments, resources(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
+    with Boundary("the same command continues") as boundary:
+        boundary.status = launch(arguments, resources(arguments))
+    return boundary.status
 
 
 def launch(arguments: argparse.Namespace, wanted: Resources) -> int:

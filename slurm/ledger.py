@@ -6,10 +6,8 @@ not in it: the run directories say that.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +15,8 @@ from typing import Any
 
 from intl_transfer.errors import UserError
 from intl_transfer.files.jsons import parse_json
-from intl_transfer.runs import read_manifest, write_json
-from intl_transfer.runs.lock import process_alive, process_mark
+from intl_transfer.runs import read_manifest, write_atomically, write_json
+from intl_transfer.runs.processes import process_alive, process_mark
 from intl_transfer.runs.settings import Differences, contrast, identity
 
 NAME = "jobs.json"
@@ -219,23 +217,13 @@ def _parsed(file: Path) -> Any:
 
 
 def _write_private(folder: Path, content: dict[str, Any]) -> None:
-    """Writes what only this user may read; it is never readable for others, not for a moment."""
+    """Writes what only this user may read."""
     file = folder / PRIVATE
     if not content:
         file.unlink(missing_ok=True)
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{PRIVATE}.", suffix=".part", dir=folder)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
-            json.dump(content, opened, indent=2)
-            opened.flush()
-            os.fsync(descriptor)
-        os.replace(name, file)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
+    text = json.dumps(content, indent=2).encode()
+    write_atomically(file, lambda out: out.write(text), private=True)
 
 
 def _read_private(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from intl_transfer.conversion.identify import HEAD, odd_tensor, what_it_is
 from intl_transfer.errors import UserError
+from intl_transfer.files.jsons import parse_json
 from intl_transfer.files.pickles import PickleError
 from intl_transfer.files.placeholders import Stored, module_state
 from intl_transfer.files.torch_files import ZIP, Pickled, read_pickled
@@ -119,8 +119,8 @@ def json_beside(path: Path, name: str) -> dict[str, Any]:
     try:
         if not file.is_file() or file.stat().st_size > _LONGEST_JSON:
             return {}
-        value = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        value = parse_json(file.read_bytes(), str(file))
+    except (OSError, UserError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -14,12 +14,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
+from intl_transfer.runs.processes import process_alive
+
 #: How temporary names end: ``.NAME.HOSTPROCESS-XXXXXXXX.part``.
 PART = ".part"
 _LEFTOVER = re.compile(r"\..+\.([0-9a-f]{6})(\d+)-\w{8}\.part")
 
 
-def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_atomically(
+    path: str | Path, write: Callable[[IO[bytes]], object], private: bool = False
+) -> None:
     """Writes a file so that a crash at any moment leaves the old content or the new, never a part.
 
     The data goes to a temporary file in the same folder, is flushed to disk, and takes the final
@@ -28,6 +32,7 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
     Args:
         path: the file to write; its folder is made if absent.
         write: called with the open binary file.
+        private: nobody but this user may read it, not for a moment.
 
     Raises:
         OSError: if the folder cannot be written, naming ``path``; the temporary file is removed.
@@ -46,7 +51,8 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
             os.fsync(file.fileno())
         with naming(path):
             # mkstemp makes files private; results are meant to be read by a group on shared disks.
-            os.chmod(temporary, 0o666 & ~_umask())
+            if not private:
+                os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -116,13 +122,9 @@ def _clear_dead(folder: Path) -> None:
             found = _LEFTOVER.fullmatch(name)
             if found is None or found[1] != _host():
                 continue
-            try:
-                os.kill(int(found[2]), 0)
-            except ProcessLookupError:
+            if process_alive(int(found[2]), socket.gethostname()) is False:
                 with contextlib.suppress(OSError):
                     os.unlink(folder / name)
-            except (OSError, OverflowError):
-                pass  # it lives, as another user's
 
 
 def clear_leftovers(folder: str | Path) -> None:

@@ -17,7 +17,7 @@ import hashlib
 import json
 import marshal
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Final, Generic, Literal, TypeVar
@@ -445,8 +445,3 @@ def group(
         agreeing.members.sort(key=lambda item: place[id(item)])
         agreeing.assumed = tuple(sorted(set.intersection(*missing[where])))
     return sorted(groups.values(), key=lambda agreeing: place[id(agreeing.members[0])])
-
-
-def free_keys(stage: str) -> Iterable[tuple[str, str]]:
-    """(key, reason) of everything that a stage's :data:`RULES` call free."""
-    return [(rule.key, rule.reason) for rule in RULES[stage] if rule.role == "free"]
