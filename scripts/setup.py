@@ -60,7 +60,7 @@ def main(arguments: Sequence = ()) -> int:
         if is_set_up(dev):
             print(f"set up already: {VENV}")
             return 0
-        wheelhouse = whole_wheelhouse(given.wheelhouse)
+        wheelhouse = whole_wheelhouse(given.wheelhouse, dev)
         maker = outside()
         if maker is not None:  # `.venv` cannot be made anew from within
             command = [maker, str(Path(__file__).resolve()), *arguments]
@@ -187,18 +187,18 @@ def check_disk(free_bytes: int, installed_bytes: int = 0) -> None:
     if free < wanted:
         raise SetupError(
             f"{free:.1f} GB free at {ROOT}, expected at least {wanted:.3g} GB (a whole .venv takes "
-            "5.5 GB, more while it is made); free some space, or clone to another disk"
+            "6.1 GB, more while it is made); free some space, or clone to another disk"
         )
 
 
-def whole_wheelhouse(folder: object) -> object:
+def whole_wheelhouse(folder: object, dev: bool = False) -> object:
     """The lock of a wheelhouse that was made for this Python; None where none was given."""
     if not folder:
         return None
     lock = Path(str(folder)).resolve() / "lock.txt"
     try:
-        made_for = lock.read_text().splitlines()[0].lstrip("# ")
-    except (OSError, IndexError, UnicodeError):
+        made_for, *others = lock.read_text().splitlines()[0].lstrip("# ").split()
+    except (OSError, IndexError, ValueError):
         raise SetupError(
             f"{lock} cannot be read; expected a folder that `make wheelhouse` made to its end"
         ) from None
@@ -208,6 +208,10 @@ def whole_wheelhouse(folder: object) -> object:
         raise SetupError(
             f"{lock.parent} was made for {made_for}, and this is {here}; make it with the same "
             "Python on the same kind of machine, or choose that Python with `PYTHON=`"
+        )
+    if dev and "dev" not in others:
+        raise SetupError(
+            f"{lock.parent} lacks what tests and linters need; make it with `make wheelhouse DEV=1`"
         )
     return lock
 
@@ -226,10 +230,9 @@ def install(dev: bool, lock: object = None) -> None:
     environment = {}
     if lock is not None:
         folder = Path(str(lock)).parent
-        environment = {
-            **{key: "" for key in os.environ if key.startswith("PIP_")},
-            **{"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder)},
-        }
+        # No setting of pip's counts but these.
+        environment = {key: "" for key in os.environ if key.startswith("PIP_")}
+        environment.update(PIP_CONFIG_FILE=os.devnull, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(folder))
         found = sorted(folder.glob("pb1?detectron2-*.tar.gz"))
         detectron2 += ["--sdist", str(found[0])] if found else []
         run(f"everything from {folder}", [*pip, "--require-hashes", "-r", str(lock)], environment)

@@ -70,7 +70,9 @@ def make(folder: Path, dev: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / LOCK).unlink(missing_ok=True)  # until all is there
     wanted = [*BUILD_TOOLS, *requirements(metadata.requires("intl-transfer") or [], dev)]
-    print(f"  {len(wanted)} packages and what they need, into {folder} (several GB) ...", flush=True)
+    print(
+        f"  {len(wanted)} packages and what they need, into {folder} (several GB) ...", flush=True
+    )
     pip("download", "-c", str(CONSTRAINTS), "-d", str(folder), *wanted)
     sdist = install_detectron2.download(folder)
     sdist.replace(folder / sdist.name)
@@ -79,9 +81,11 @@ def make(folder: Path, dev: bool) -> None:
     detectron2 = f"{install_detectron2.NAME}=={install_detectron2.VERSION}"
     found = {key: value for key, value in hashes(folder).items() if key != detectron2}
     compare(found, read_lock(tested_lock()) if tested_lock().exists() else None)
-    write_lock(folder / LOCK, found)
+    write_lock(folder / LOCK, found, dev)
     size = sum(file.stat().st_size for file in folder.iterdir()) / 1e9
-    print(f"{folder}: {len(found) + 1} archives, {size:.1f} GB; elsewhere, with this clone and this")
+    print(
+        f"{folder}: {len(found) + 1} archives, {size:.1f} GB; elsewhere, with this clone and this"
+    )
     print(f"folder: make setup WHEELHOUSE={folder}{' DEV=1' if dev else ''}")
 
 
@@ -117,7 +121,9 @@ def hashes(folder: Path) -> Hashes:
             ) from None
         key = f"{name}=={version}"
         if any(other.split("==")[0] == name for other in found):
-            raise WheelhouseError(f"{folder} holds {name} twice; remove the older one, or start anew")
+            raise WheelhouseError(
+                f"{folder} holds {name} twice; remove the older one, or start anew"
+            )
         with open(file, "rb") as opened:
             digest = hashlib.sha256()
             while block := opened.read(1 << 22):
@@ -171,9 +177,9 @@ def locked_by_pip(pins: list[str]) -> Hashes:
     return found
 
 
-def write_lock(file: Path, found: Mapping[str, str]) -> None:
-    """A requirements file with hashes; its first line names the Python and the machine."""
-    lines = [f"# {tested_lock().stem}"]
+def write_lock(file: Path, found: Mapping[str, str], dev: bool = True) -> None:
+    """A requirements file with hashes; its first line names Python and machine, and for whom."""
+    lines = [f"# {tested_lock().stem}{' dev' if dev else ''}"]
     lines += [f"{key} --hash=sha256:{value}" for key, value in sorted(found.items())]
     file.parent.mkdir(exist_ok=True)
     part = file.with_suffix(".part")
