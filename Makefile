@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | bench | fuzz
+# make setup | demo | test | lint | bench | fuzz | wheelhouse
 PYTHON ?= python3
 BACKBONE ?= resnet18
 SCALE ?= 1
@@ -8,13 +8,16 @@ WORKERS ?= 2
 INPUTS ?= 20000
 SEED ?= 0
 PY := .venv/bin/python
+WITH = $(if $(DEV),--dev)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test lint bench faults fuzz clean
+.PHONY: help setup setup-dev wheelhouse lock demo test lint bench faults fuzz clean
 
 help:
 	@echo "make setup                     make .venv and install what the suite needs (PYTHON=/path/to/python3)"
 	@echo "make setup DEV=1               and what tests and linters need, as make test and make lint do"
+	@echo "make wheelhouse                gather all of it in WHEELHOUSE=wheelhouse (DEV=1), for no network"
+	@echo "make setup WHEELHOUSE=DIR      install from there alone, every hash checked"
 	@echo "make demo                      pretrain, convert, fine-tune, collect on the embedded data"
 	@echo "make demo BACKBONE=resnet50 SCALE=2"
 	@echo "make test                      all tests (WORKERS=2)"
@@ -25,10 +28,17 @@ help:
 	@echo "make clean                     remove caches (not .venv, runs or datasets)"
 
 setup:
-	@$(PYTHON) scripts/setup.py $(if $(DEV),--dev)
+	@$(PYTHON) scripts/setup.py $(WITH) $(if $(WHEELHOUSE),--wheelhouse "$(WHEELHOUSE)")
+
+wheelhouse:
+	@$(MAKE) --no-print-directory setup WHEELHOUSE=
+	@$(PY) scripts/wheelhouse.py $(or $(WHEELHOUSE),wheelhouse) $(WITH)
+
+lock: setup-dev
+	@$(PY) scripts/wheelhouse.py --lock
 
 setup-dev:
-	@$(PYTHON) scripts/setup.py --dev
+	@$(PYTHON) scripts/setup.py --dev $(if $(WHEELHOUSE),--wheelhouse "$(WHEELHOUSE)")
 
 demo: setup
 	@$(PY) scripts/demo.py --backbone $(BACKBONE) --scale $(SCALE)
