@@ -205,6 +205,13 @@ def install(dev: bool) -> None:
     project = f"{ROOT}[dev]" if dev else str(ROOT)
     what = "what it, its tests and linters need" if dev else "what it needs"
     run(f"intl-transfer and {what}", [*pip, *pins, "--no-build-isolation", "-e", project])
+    if dev:
+        # It pins a torch of its own: only its saving code is loaded, by tests, from beside.
+        beside = [*pip, "--no-deps", "--upgrade", "--target", str(VENV / "producers")]
+        try:
+            run("solo-learn, beside the environment", [*beside, "solo-learn==1.0.2"])
+        except SetupError as error:  # an index of one's own may not have it
+            print(f"  left out, its test is skipped: {error}")
 
 
 def make_venv(system: bool) -> None:
