@@ -22,6 +22,8 @@ class DataConfig:
         normalize: statistics of the data, by which images are normalized here and by whoever uses
             the backbone: ``imagenet``, ``cifar10``, ``cifar100``, or numbers for channels from 0
             to 1, ``{mean: [r, g, b], std: [r, g, b]}``.
+        exif_orientation: turn images upright by their orientation tag, as detection does; false
+            leaves it aside, as torchvision's reader and so the published recipes do.
         workers: loading processes per rank; 0 loads in the training process.
         cache: keep all decoded images in memory.
         max_unreadable: share of the images that may turn out unreadable before the run fails.
@@ -31,6 +33,7 @@ class DataConfig:
     root: str = MISSING
     subset: str | None = None
     normalize: Any = "imagenet"
+    exif_orientation: bool = True
     workers: int = 8
     cache: bool = False
     max_unreadable: float = 0.001

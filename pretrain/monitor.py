@@ -276,8 +276,9 @@ class KnnSets:
         if knn.test is None:
             raise UserError("knn.epochs needs labelled images to classify: knn.test=DIR")
         size = knn.size or config.views[0].size
-        own = open_source(knn.train, key="knn.train") if knn.train else train
-        sources = [own, open_source(knn.test, key="knn.test")]
+        read = partial(open_source, upright=config.data.exif_orientation)
+        own = read(knn.train, key="knn.train") if knn.train else train
+        sources = [own, read(knn.test, key="knn.test")]
         if list(sources[0].classes) != list(sources[1].classes):
             raise UserError(
                 f"knn.train has {len(sources[0].classes)} classes, knn.test "

@@ -245,6 +245,14 @@ def install(dev: bool, lock: object = None) -> None:
     what = "what it, its tests and linters need" if dev else "what it needs"
     command = [*pip, *pins, "--no-build-isolation", "-e", project]
     run(f"intl-transfer and {what}", command, environment)
+    if dev:
+        # It pins a torch of its own: only its saving code is loaded, by tests, from beside.
+        beside = [*pip, "--no-deps", "--upgrade", "--target", str(VENV / "producers")]
+        try:
+            command = [*beside, "solo-learn==1.0.2"]
+            run("solo-learn, beside the environment", command, environment)
+        except SetupError as error:  # an index of one's own may not have it
+            print(f"  left out, its test is skipped: {error}")
 
 
 def make_venv(system: bool) -> None:

@@ -180,7 +180,7 @@ def _header_problem(image: AnnotatedImage) -> tuple[str, str] | None:
 
 def _pixel_problem(image: AnnotatedImage) -> tuple[str, str] | None:
     try:
-        read_image(image.file, upright=True)
+        read_image(image.file)
     except UnreadableImageError as error:
         return "unreadable", str(error)
     return None

@@ -45,6 +45,7 @@ class FolderSource(ImageSource):
     Args:
         root: the folder. Images may also lie in folders below a class.
         key: the setting that names it, for messages.
+        upright: as for :func:`~intl_transfer.data.images.decode_image`.
 
     Attributes:
         listed: how many class folders had to be listed; 0 where the cached list was up to date.
@@ -53,8 +54,8 @@ class FolderSource(ImageSource):
         UserError: if the folder is absent, or a class folder without image is found, or none.
     """
 
-    def __init__(self, root: str | Path, key: str = "data.root") -> None:
-        self._root = Path(root)
+    def __init__(self, root: str | Path, key: str = "data.root", upright: bool = True) -> None:
+        self._root, self._upright = Path(root), upright
         if not self._root.is_dir():
             raise UserError(
                 f"no image folder {root} (looked for {self._root.resolve()}); expected CLASS/IMAGE "
@@ -87,7 +88,7 @@ class FolderSource(ImageSource):
 
     def image(self, index: int) -> Pixels:
         """Reads and decodes the file."""
-        return read_image(self.name(index))
+        return read_image(self.name(index), self._upright)
 
     def content(self, index: int) -> bytes:
         """The file."""

@@ -32,7 +32,7 @@ from intl_transfer.runs.records import (
     Dataset,
     EvaluationResults,
 )
-from intl_transfer.runs.settings import below, deciding, group
+from intl_transfer.runs.settings import below, deciding, group, select
 from intl_transfer.runs.wording import in_words
 
 #: The small data sets of the literature, on ResNet-18, and their columns.
@@ -177,6 +177,8 @@ def _sample(run: Run) -> _Sample:
         }
         settings = {**deciding("neighbours", knn), **below("dataset", images)}
         settings["k"] = results.protocol["k"]
+        read_as = select("pretrain", manifest.config, "decides")
+        settings["data.exif_orientation"] = read_as["data.exif_orientation"]
     protocol = {k: v for k, v in results.protocol.items() if k != "labels_percent"}
     words = [f"{key} {value}" for key, value in sorted(protocol.items())]
     text = f"k = {protocol['k']}" if list(protocol) == ["k"] else ", ".join(words)

@@ -21,7 +21,11 @@ _LONGEST_OVERRIDE = 100_000
 
 
 def load_config(
-    schema: type[Schema], name: str, overrides: Sequence[str] = (), folder: str | Path = "."
+    schema: type[Schema],
+    name: str,
+    overrides: Sequence[str] = (),
+    folder: str | Path = ".",
+    defaults: Mapping[str, Any] | None = None,
 ) -> Schema:
     """Reads a configuration file into a dataclass, every key and type checked.
 
@@ -34,6 +38,7 @@ def load_config(
         name: a file in ``folder``, with or without ``.yaml``, or a path.
         overrides: ``key=value`` with dotted keys, as on the command line.
         folder: where names resolve.
+        defaults: by dotted key, values in place of the schema's own defaults.
 
     Returns:
         An instance of ``schema``.
@@ -45,6 +50,8 @@ def load_config(
     path = resolve_config(name, folder)
     config = OmegaConf.structured(schema)
     known = list(_dotted_names(schema))
+    for key, value in (defaults or {}).items():
+        OmegaConf.update(config, key, value)
     for file, values in _with_bases(path, folder):
         config = _merge(config, values, str(file), known)
     for override in overrides:

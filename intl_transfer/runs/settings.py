@@ -159,9 +159,15 @@ RULES: dict[str, tuple[Rule, ...]] = {
 #: By stage, what a configuration that lacks a key has done: keys that came later, with the value
 #: that is the earlier behaviour.
 IMPLIED: dict[str, dict[str, Any]] = {
-    "pretrain": {"data.normalize": "imagenet", "loss.stable": True, "loss.g": None},
+    "pretrain": {
+        "data.normalize": "imagenet",
+        "data.exif_orientation": False,
+        "loss.stable": True,
+        "loss.g": None,
+    },
     "evaluation": {
         "data.normalize": None,
+        "data.exif_orientation": False,
         "data.crop_pct": 0.875,
         "data.interpolation": "bicubic",
         "optim.base_batch_size": None,

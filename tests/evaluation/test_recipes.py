@@ -66,6 +66,7 @@ imagenet*                 optim.head_std          0.01
 imagenet*                 data.size               224
 imagenet*                 data.crop_pct           0.875
 *                         data.interpolation      bilinear
+*                         data.exif_orientation   false
 imagenet*                 data.augment            true
 *                         data.scale_min          0.08
 

@@ -172,6 +172,8 @@ imagenet100*               1     solarise                0.2
 cifar10_*                  -     data.normalize          cifar10
 cifar100_*                 -     data.normalize          cifar100
 imagenet*                  -     data.normalize          imagenet
+# images as torchvision's reader has them
+*                          -     data.exif_orientation   false
 
 # k nearest neighbors of CIFAR
 cifar*                     -     knn.k                   5

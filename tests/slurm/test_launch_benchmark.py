@@ -11,6 +11,7 @@ import pytest
 
 from intl_transfer.errors import UserError
 from intl_transfer.runs import read_results
+from intl_transfer.runs.settings import IMPLIED
 from slurm.benchmark import Plan, read
 from tests.detection.conftest import TINY as TINY_DETECTOR
 from tests.pretrain.running import ROOT
@@ -255,6 +256,10 @@ def test_only_settings_that_decide_ask_a_stage_again(tmp_path, config):
         node = changed["coco/random_seed0"]
         node.made_with = before[node.key].settings
         assert list(node.changes()) == (["DATALOADER.SAMPLER_TRAIN"] if name == "decides" else [])
+    run = next(node for node in before.values() if node.stage == "pretrain")
+    implied = IMPLIED["pretrain"]  # of a ledger from before these keys: the earlier behavior
+    run.made_with = {key: value for key, value in run.settings.items() if key not in implied}
+    assert list(run.changes()) == ["data.exif_orientation"]  # the one whose default has changed
     node.made_with = ["of", "an", "earlier", "version"]
     assert node.changes() == {}
 
