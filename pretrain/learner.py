@@ -165,6 +165,9 @@ class Learner:
             return list(self.network(images))
         # The copy is updated before each forward pass; for good only once the step counts.
         with self.target.ahead(self.encoder, momentum):
+            # Recomputed, the copy would be so in vain: it walks alone.
+            if self.encoder.lockstep and not self._config.engine.recompute:
+                return list(self.network(images, self.target.encoder))
             first = self.target(images[0])
         return [first, *self.network(images[1:])]
 
@@ -194,9 +197,13 @@ def build_encoder(config: PretrainConfig, ranks: Ranks) -> Encoder:
     projector = build_projector(
         width, model.projector_hidden, model.embedding, model.projector_layers
     )
-    encoder = Encoder(backbone, projector)
-    if model.sync_batchnorm and ranks.world_size > 1:
-        synchronise_batchnorm(encoder, ranks.device)
+    synchronised = model.sync_batchnorm and ranks.world_size > 1
+    lockstep = config.engine.lockstep
+    if lockstep is None:  # where it saves something, and the compiler does not do without
+        lockstep = synchronised and config.engine.compile is None
+    encoder = Encoder(backbone, projector, lockstep)
+    if synchronised:
+        synchronise_batchnorm(encoder)
     return encoder
 
 

@@ -1,6 +1,7 @@
 """Backbones, projector and the siamese network."""
 
 from intl_transfer.models.backbones import BACKBONES, STEMS, Stem, build_backbone
+from intl_transfer.models.lockstep import walk_together
 from intl_transfer.models.precision import PRECISIONS
 from intl_transfer.models.projector import build_projector
 from intl_transfer.models.recomputation import recompute_activations
@@ -20,4 +21,5 @@ __all__ = [
     "ema_momentum",
     "recompute_activations",
     "synchronise_batchnorm",
+    "walk_together",
 ]

@@ -88,7 +88,7 @@ def test_recomputation_holds_less():
 
 def test_recomputation_and_evaluation():
     backbone, _ = build_backbone("resnet18")
-    synchronise_batchnorm(backbone, torch.device("cpu"))
+    synchronise_batchnorm(backbone)
     assert any(isinstance(module, CollectiveBatchNorm) for module in backbone.modules())
     reference = copy.deepcopy(backbone).eval()
     recompute_activations(backbone)
