@@ -132,6 +132,7 @@ def on_a_rank(rank, world_size):
             found[way]["exchanges"] = exchanges.count
     found["halves"] = [half_precision(lockstep, own) for lockstep in (True, False)]
     found["uneven"] = uneven(rank, world_size)
+    found["numbers"] = ranks.gather_numbers([3, 5][:rank]), ranks.gather_numbers([])
     return found
 
 
@@ -206,6 +207,7 @@ def test_lockstep_on_ranks_is_one_by_one_in_one_process(world_size):
         together, alone = found["halves"]
         for name, value in alone.items():
             assert_near(together[name], value, 0.05, name)
+        assert found["numbers"] == ([3] if world_size == 2 else [3, 3, 5], [])
     check_uneven(outcomes, world_size)
 
 
@@ -228,9 +230,10 @@ def check_uneven(outcomes, world_size):
         torch.testing.assert_close(total, parameter.grad)
 
 
-def test_lockstep_in_one_process(name="resnet50"):
+def test_lockstep_in_one_process():
     """Torchvision's own forward pass is the reference; names do not change."""
-    plain, target = encoder(name), moved(encoder(name))
+    plain = encoder("resnet50")
+    target = moved(plain)
     walking, copied = copy.deepcopy(plain), copy.deepcopy(target)
     walking.lockstep = True
     assert list(walking.state_dict()) == list(plain.state_dict())
