@@ -136,6 +136,10 @@ class EngineConfig:
         compile: a backend of ``torch.compile`` (``inductor``); null does not compile.
         recompute: keep activations between the backbone's stages only and compute the others
             again (activation checkpointing): less memory, a third more time.
+        lockstep: views walk through the network together, layer by layer, so that one exchange
+            between ranks serves the batch norms of all of them; false takes them one by one, to
+            the same result up to rounding. Null takes lockstep where batch norms are synchronised
+            over several ranks and nothing is compiled.
         threads: CPU threads; null leaves torch's choice.
         checkpoint_steps: steps between checkpoints within an epoch; null saves at the end of
             epochs only.
@@ -153,6 +157,7 @@ class EngineConfig:
     channels_last: bool = True
     compile: str | None = None
     recompute: bool = False
+    lockstep: bool | None = None
     threads: int | None = None
     checkpoint_steps: int | None = None
     checkpoint_epochs: int = 1

@@ -98,7 +98,9 @@ class Monitor:
             return
         images = self._config.optim.batch_size
         rate = self._progress.rate(step) * images
-        figures: dict[str, Any] = {name: float(value) for name, value in parts.items()}
+        # Taken from the device at once: each value of its own would wait for it.
+        numbers = torch.stack([value.detach().double() for value in parts.values()]).tolist()
+        figures: dict[str, Any] = dict(zip(parts, numbers, strict=True))
         figures |= {name: value for name, value in values.items() if value is not None}
         figures |= {"images_per_second": rate, "data_time": self._waited}
         self._waited = 0.0

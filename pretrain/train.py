@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from intl_transfer.boundary import Boundary
 from intl_transfer.data.datasets import ViewsDataset
-from intl_transfer.data.loaders import GlobalBatchSampler, build_loader
+from intl_transfer.data.loaders import GlobalBatchSampler, build_loader, on_device
 from intl_transfer.data.source import ImageSource
 from intl_transfer.data.sources import open_source
 from intl_transfer.data.unreadable import Unreadable
@@ -161,7 +161,7 @@ def train(config: PretrainConfig, name: str, ranks: Ranks, allow_change: bool = 
         while step < session_end and not stopped:
             sampler.epoch, sampler.start = divmod(step, per_epoch)
             waiting = time.perf_counter()
-            for batch in loader:
+            for batch in on_device(loader, ranks.device):
                 monitor.waited(time.perf_counter() - waiting)
                 unreadable.note(batch)
                 done = learner.step(step, batch)

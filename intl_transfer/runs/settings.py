@@ -88,7 +88,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         *_free(
             _ROUNDING,
             *("engine.device", "engine.channels_last", "engine.compile", "engine.recompute"),
-            "engine.threads",
+            *("engine.lockstep", "engine.threads"),
         ),
         *_free(
             _SAVING,

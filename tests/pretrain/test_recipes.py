@@ -89,9 +89,9 @@ imagenet_r50*              -     model.projector_hidden  8192
 cifar*                     -     model.embedding         2048
 imagenet*                  -     model.embedding         8192
 
-# precision
+# precision: "mixed" there, by fp16; bf16 has no scale to look for
 cifar*                     -     engine.precision        fp32
-imagenet*                  -     engine.precision        fp16
+imagenet*                  -     engine.precision        bf16
 
 # the loss: INTL, T = 4, the default axis, beta by its formula; m0 of the moving average
 cifar*                     -     loss.method             intl
