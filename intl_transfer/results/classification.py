@@ -43,6 +43,8 @@ _EPOCHS_IN_NAME = re.compile(r"_ep\d+")
 _AT_THE_END = "k-NN as measured at the end of pretraining"
 _SMALL_TITLE = "Small data sets, resnet18: linear top-1, 5-NN, linear top-5"
 _LINEAR_TITLE = "ImageNet, resnet50: linear top-1 by epochs of pretraining"
+#: Of weights whose pretraining's length nobody states, such as a supervised baseline's.
+_NO_EPOCHS = "epochs not stated"
 _KINDS = {"knn": "k-NN", "linear": "linear evaluation", "semi": "fine-tuned on few labels"}
 _METRICS = {"top1": "top-1", "top5": "top-5"}
 
@@ -118,7 +120,7 @@ def classification_tables(collection: Collection, published: bool = False) -> li
         known = sample.kind == "linear" or (
             sample.kind == "knn" and sample.protocol.startswith("k = 5")
         )
-        if where == ("linear", "resnet50") and sample.epochs and imagenet:
+        if where == ("linear", "resnet50") and imagenet:
             linear[sample.protocol, sample.group].append(sample)
         elif where[1] == "resnet18" and sample.dataset in SMALL and known:
             small.append(sample)
@@ -298,7 +300,10 @@ def _linear_table(protocol: str, samples: Sequence[_Sample]) -> Table:
         index: _EPOCHS_IN_NAME.sub("", s.run.start.detail).replace(f", {s.epochs} ep", "")
         for index, s in enumerate(samples)
     }
-    columns = {index: ("linear", f"{s.epochs} ep") for index, s in enumerate(samples)}
+    columns = {
+        index: ("linear", f"{s.epochs} ep" if s.epochs else _NO_EPOCHS)
+        for index, s in enumerate(samples)
+    }
     keys = _shared_rows(samples, columns, details)
     entries = [
         (keys[index], columns[index], sample.figures["top-1"], sample)
@@ -326,11 +331,16 @@ def _finish_linear(table: Table, published: bool = True) -> Table:
             for entry in published_linear()
         ]
     metrics = {metric for row in table.rows for _, metric in row.figures}
-    table.metrics = {"linear": tuple(sorted(metrics, key=lambda text: int(text.split()[0])))}
+    table.metrics = {"linear": tuple(sorted(metrics, key=_by_epochs))}
     table.headings = {"linear": "top-1"}
     if not published:
         table.rows.sort(key=lambda row: -max(s.mean for s in row.figures.values()))
     return table
+
+
+def _by_epochs(column: str) -> tuple[bool, int]:
+    """The order of columns: by number, what is not stated last."""
+    return column == _NO_EPOCHS, 0 if column == _NO_EPOCHS else int(column.split()[0])
 
 
 def _small_tables(samples: Sequence[_Sample], published: bool) -> list[Table]:

@@ -104,9 +104,6 @@ def build(
         rendering = _rendering(arguments)
         write_folder(found, tables, Path(arguments.out), rendering, refresh, cache, privacy)
         return 0
-    if not tables and arguments.rows and (found.runs or found.evaluations or found.pretraining):
-        print(f"no row fits --rows {' --rows '.join(arguments.rows)}", file=sys.stderr)
-        return 1
     if not tables:
         print("no finished detection run found, and no evaluation or k-NN figure", file=sys.stderr)
         return 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from intl_transfer.results.rounding import rounded
 from intl_transfer.results.rows import Mark, Row, Table
 from intl_transfer.results.statistics import Comparison, Summary
 
@@ -27,9 +28,10 @@ class Cell:
     Attributes:
         mean: as text; "" where there is no figure.
         spread: ``± 0.1`` or ``[38.1, 38.3]``; "" for a single run.
-        best: the highest of its column.
+        best: the highest of a primary column.
         arrow: ``↑`` or ``↓`` where significantly above or below the baseline.
         n: ``n = 2`` where fewer runs have this figure than others of the row.
+        alone: ``†`` for a single run that is shown over means of several.
     """
 
     mean: str
@@ -37,12 +39,14 @@ class Cell:
     best: bool = False
     arrow: str = ""
     n: str = ""
+    alone: str = ""
 
     @property
     def text(self) -> str:
         """Mean and spread, with the marks that are characters."""
         count = f"({self.n})" if self.n else ""
-        return " ".join(part for part in (self.mean, self.spread, count, self.arrow) if part)
+        figure = f"{self.mean}{self.alone}"
+        return " ".join(part for part in (figure, self.spread, count, self.arrow) if part)
 
 
 @dataclass(frozen=True)
@@ -170,11 +174,12 @@ def _cell(table: Table, row: Row, column: tuple[str, str], precision: int, sprea
         if spread == "difference":
             beside = difference_text(mark.comparison, precision)
     return Cell(
-        f"{summary.mean:.{precision}f}",
+        rounded(summary.mean, precision),
         beside,
         mark.best,
         arrow,
         f"n = {fewer}" if (fewer := table.fewer(row, column)) else "",
+        "†" if mark.alone else "",
     )
 
 
@@ -183,17 +188,17 @@ def spread_text(summary: Summary, precision: int, spread: Spread) -> str:
     if spread in ("t", "bootstrap"):
         ends = summary.interval(spread)
         if ends is not None:
-            return f"[{ends[0]:.{precision}f}, {ends[1]:.{precision}f}]"
+            return f"[{rounded(ends[0], precision)}, {rounded(ends[1], precision)}]"
         return ""
     if spread == "none" or summary.std is None:
         return ""
-    return f"± {summary.std:.{precision}f}"
+    return f"± {rounded(summary.std, precision)}"
 
 
 def difference_text(comparison: Comparison, precision: int) -> str:
     """``+1.2 [+0.4, +2.0]``, with a true minus."""
     parts = (comparison.difference, comparison.low, comparison.high)
-    middle, low, high = (f"{part:+.{precision}f}".replace("-", "−") for part in parts)
+    middle, low, high = (rounded(part, precision, sign=True).replace("-", "−") for part in parts)
     return f"{middle} [{low}, {high}]"
 
 

@@ -15,7 +15,6 @@ from intl_transfer.results.grid import Grid, Line, Spread, make_grid
 from intl_transfer.results.latex import latex
 from intl_transfer.results.machine import as_csv, as_json
 from intl_transfer.results.rows import Table
-from intl_transfer.results.statistics import Summary
 
 #: Forms, and the suffix of a file in each.
 FORMS = {"console": "txt", "md": "md", "latex": "tex", "csv": "csv", "json": "json"}
@@ -63,14 +62,6 @@ def render(
     return text.rstrip("\n") + "\n"
 
 
-def figure(value: Summary | None, precision: int, sign: str = "±") -> str:
-    """``38.2 ± 0.1``, without spread for a single run; blank where there is no figure."""
-    if value is None:
-        return ""
-    text = f"{value.mean:.{precision}f}"
-    return text if value.std is None else f"{text} {sign} {value.std:.{precision}f}"
-
-
 def escape_markdown(text: str) -> str:
     """Text that Markdown shows as it is."""
     for character in "\\`*_[]<>|":
@@ -102,9 +93,10 @@ def _markdown(grids: Sequence[Grid]) -> str:
             rows.append(_cells(grid, line, name, figures, safe(line.detail)))
         headings = [safe(name) for name in grid.headings]
         body = tabulate(rows, headings, tablefmt="pipe", disable_numparse=True)
-        footer = [*grid.legend, *(f"[{i}] {safe(note)}" for i, note in enumerate(grid.notes, 1))]
-        if any(cell.best for line in grid.lines for cell in line.cells):
-            footer.insert(0, "**Bold**: best measured mean of its column.")
+        footer = [
+            *map(safe, grid.legend),
+            *(f"[{i}] {safe(note)}" for i, note in enumerate(grid.notes, 1)),
+        ]
         if any(line.published for line in grid.lines):
             footer.insert(0, "_In italics: published._")
         # Two blanks at the end keep Markdown's lines apart.
@@ -142,10 +134,9 @@ def _console(grids: Sequence[Grid]) -> str:
         console.width = max(80, min(natural, terminal or natural))
         console.print(drawn)
         console.width = max(console.width, 120) if terminal is None else console.width
-        if any(cell.best for line in grid.lines for cell in line.cells):
-            console.print(Text("*: best measured mean of its column."))
         for text in grid.legend:
-            console.print(Text(text))
+            # A terminal's text has a star for bold.
+            console.print(Text(f"*:{text[5:]}" if text.startswith("Bold:") else text))
         for number, note in enumerate(grid.notes, 1):
             console.print(Text(f"[{number}] {note}"))
         console.print()

@@ -16,12 +16,14 @@ class Mark:
     """What the statistics say of one figure.
 
     Attributes:
-        best: the highest mean of its column, among measured rows.
+        best: the highest mean of a primary column, among measured rows.
         comparison: with the baseline, where there is one and it can be tested.
+        alone: a single run that is the highest, or was chosen, over means of several.
     """
 
     best: bool = False
     comparison: Comparison | None = None
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,6 @@ class Row:
     Attributes:
         method: the initialisation.
         detail: of its pretraining.
-        words: what tells it from other rows of the method, or "".
         figures: by (task, metric), in %.
         n: number of repetitions; 0 where a published row does not say.
         published: True for a row from the literature.
@@ -40,6 +41,8 @@ class Row:
         foreign: True for a row from Detectron2 folders that others' scripts wrote.
         baseline: True for the row that the others are tested against.
         marks: by (task, metric), where there is something to mark.
+        words: what tells it from other rows of the method, or "".
+        chosen_over: where a learning rate was chosen, the most runs that another rate has.
     """
 
     method: str
@@ -53,6 +56,7 @@ class Row:
     baseline: bool = False
     marks: dict[Column, Mark] = field(default_factory=dict)
     words: str = ""
+    chosen_over: int = 0
 
     @property
     def name(self) -> str:

@@ -146,8 +146,8 @@ def test_the_best_learning_rate_and_how_it_was_chosen(tmp_path):
     assert intl.n == 2
     assert intl.figures["box", "AP"].mean == pytest.approx(38.2)
     assert intl.notes[-1] == (
-        "lr 0.02, chosen out of 3 by mean box AP on coco_2017_val, the data that is reported: "
-        "0.01 (2 runs), 0.02 (2 runs), 0.04 (1 run)"
+        "lr 0.02 (n = 2), chosen out of 3 by mean box AP on coco_2017_val, the data that is "
+        "reported: 0.01 (n = 2), 0.02 (n = 2), 0.04 (n = 1)"
     )
     assert random.notes == ("lr 0.04, the only one tried",)
 
@@ -294,7 +294,10 @@ def test_the_best_is_marked_and_nothing_is_said_of_the_others(tmp_path):
     assert [marks[name] for name in ("MoCo v2", "SimCLR", "BYOL")] == [None] * 3
     detection_run(tmp_path, "lucky", 39.9, method="VICReg")
     (table,) = tables_of(tmp_path)
-    assert "Highest by a single run, beside means of several: VICReg." in table.legend
+    assert "†: Highest by a single run, beside means of several: VICReg." in table.legend
+    assert "**39.9†**" in render([table], "md")
+    assert r"\textbf{39.9\textsuperscript{\dag}}" in render([table], "latex")
+    assert "†" not in render(tables_of(tmp_path, rows=("method!=VICReg",)), "md")
     detection_run(tmp_path / "one", "run")
     assert tables_of(tmp_path / "one")[0].rows[0].marks == {}  # nothing to be better than
 
@@ -392,7 +395,8 @@ def test_rows_by_conditions(standard):
     assert methods("source=foreign") == ["moco_v2"]
     assert set(methods("method=MoCo*", "source=published")) == {"MoCo v1", "MoCo v2"}
     assert methods("source!=published,foreign", "method!=*init", "method=*I*") == ["INTL"]
-    assert methods("method=nothing") == []
+    with pytest.raises(UserError, match=r"Values of method here: BYOL, Barlow Twins, .*moco_v2"):
+        methods("method=nothing")
     with pytest.raises(UserError, match=r"no key 'methd'. Did you mean 'method'"):
         methods("methd=x")
     with pytest.raises(UserError, match="expected KEY=PATTERN"):
