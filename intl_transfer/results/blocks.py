@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from intl_transfer.results.rows import Column, Figures, Part, Row, Table
+from intl_transfer.results.rows import CHOSEN, Column, Figures, Part, Row, Table
 from intl_transfer.results.run import METRICS, TASKS, Run
 from intl_transfer.results.starts import assumed_note
 from intl_transfer.results.statistics import Summary, summarise, summarise_pretrainings
@@ -16,7 +16,6 @@ from intl_transfer.runs.settings import Group, comparable, group
 from intl_transfer.runs.wording import in_words
 
 LrSelection = Literal["separate", "best"]
-CHOSEN = "chosen for each row"
 NORM = "MODEL.RESNETS.NORM"
 # Batch norms over all GPUs: MoCo's fine-tuning files have the first, INTL's the second.
 _NORMS = ("naiveSyncBN", "SyncBN")

@@ -16,7 +16,11 @@ from typing import Any
 
 from intl_transfer.results.blocks import provenance_notes, summary_of
 from intl_transfer.results.collect import Collection
-from intl_transfer.results.published import published_linear, published_small
+from intl_transfer.results.published import (
+    published_benchmarks,
+    published_linear,
+    published_small,
+)
 from intl_transfer.results.rows import Column, Figures, Row, Table
 from intl_transfer.results.run import Run
 from intl_transfer.results.starts import (
@@ -25,7 +29,6 @@ from intl_transfer.results.starts import (
     start_of_pretraining,
     with_keys,
 )
-from intl_transfer.results.statistics import Summary
 from intl_transfer.runs.records import (
     SCHEMA,
     Architecture,
@@ -43,6 +46,7 @@ _EPOCHS_IN_NAME = re.compile(r"_ep\d+")
 _AT_THE_END = "k-NN as measured at the end of pretraining"
 _SMALL_TITLE = "Small data sets, resnet18: linear top-1, 5-NN, linear top-5"
 _LINEAR_TITLE = "ImageNet, resnet50: linear top-1 by epochs of pretraining"
+_ONLINE = "online linear head"
 #: Of weights whose pretraining's length nobody states, such as a supervised baseline's.
 _NO_EPOCHS = "epochs not stated"
 _KINDS = {"knn": "k-NN", "linear": "linear evaluation", "semi": "fine-tuned on few labels"}
@@ -140,7 +144,11 @@ def classification_tables(collection: Collection, published: bool = False) -> li
             sample
         )
     tables += _small_tables(joint, published)
+    if published:
+        tables += _online_tables()
     tables += [_other_table(key, found) for key, found in sorted(others.items())]
+    if published:
+        tables += _benchmark_tables()
     return [dataclasses.replace(table, family="classification") for table in tables]
 
 
@@ -319,17 +327,7 @@ def _linear_table(protocol: str, samples: Sequence[_Sample]) -> Table:
 def _finish_linear(table: Table, published: bool = True) -> Table:
     """Columns in the order of epochs, best first; published rows where asked for."""
     if published:
-        table.rows += [
-            Row(
-                entry.method,
-                f"batch {entry.batch_size}" if entry.batch_size else "",
-                {("linear", f"{e} ep"): Summary(v, None, 0) for e, v in entry.epochs.items()},
-                0,
-                True,
-                (f"published: {entry.source}",),
-            )
-            for entry in published_linear()
-        ]
+        table.rows += [entry.row("batch_size", "evaluation") for entry in published_linear()]
     metrics = {metric for row in table.rows for _, metric in row.figures}
     table.metrics = {"linear": tuple(sorted(metrics, key=_by_epochs))}
     table.headings = {"linear": "top-1"}
@@ -368,15 +366,9 @@ def _small_tables(samples: Sequence[_Sample], published: bool) -> list[Table]:
     rows.sort(key=lambda row: -max(summary.mean for summary in row.figures.values()))
     if published:
         rows += [
-            Row(
-                entry.method,
-                "",
-                {key: Summary(value, None, 0) for key, value in entry.figures.items()},
-                0,
-                True,
-                tuple(f"published: {source}" for source in entry.sources),
-            )
+            entry.row("epochs", "evaluation")
             for entry in published_small()
+            if not entry.evaluation.startswith(_ONLINE)
         ]
     if not rows:
         return []
@@ -394,6 +386,32 @@ def _small_tables(samples: Sequence[_Sample], published: bool) -> list[Table]:
     }
     datasets = " + ".join(tasks)
     return [Table(title, tasks, rows, datasets, "resnet18", "", metrics=columns_of)]
+
+
+def _online_tables() -> list[Table]:
+    """Published rows whose linear head was trained along with the backbone: another protocol."""
+    entries = [entry for entry in published_small() if entry.evaluation.startswith(_ONLINE)]
+    rows = [entry.row("epochs") for entry in entries]
+    tasks = tuple(name for name in SMALL if any(name == t for e in entries for t, _ in e.figures))
+    metrics: dict[str, tuple[str, ...]] = dict.fromkeys(tasks, ("top-1", "top-5"))
+    title = f"{_SMALL_TITLE.split(':')[0]}: online linear head, published only"
+    return [Table(title, tasks, rows, " + ".join(tasks), "resnet18", _ONLINE, metrics=metrics)]
+
+
+def _benchmark_tables() -> list[Table]:
+    """Published benchmarks of one code base each, whose rows were trained alike."""
+    tables = []
+    for name, entries in published_benchmarks().items():
+        metrics: dict[str, tuple[str, ...]] = {}
+        for task, metric in dict.fromkeys(column for e in entries for column in e.figures):
+            metrics[task] = (*metrics.get(task, ()), metric)
+        unstated = ("evaluation",) if not any(e.evaluation for e in entries) else ()
+        rows = [entry.row("batch_size", *unstated) for entry in entries]
+        title = f"ImageNet, resnet50, 100 epochs: benchmark of {name}, published only"
+        tables.append(
+            Table(title, tuple(metrics), rows, "imagenet", "resnet50", name, metrics=metrics)
+        )
+    return tables
 
 
 def _other_table(key: tuple[str, str, str, str, int], samples: Sequence[_Sample]) -> Table:

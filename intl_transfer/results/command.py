@@ -20,6 +20,7 @@ from intl_transfer.results.arguments import add_arguments
 
 if TYPE_CHECKING:
     from intl_transfer.results import Collection, Table
+    from intl_transfer.results.names import Naming
     from intl_transfer.results.report.details import Cache
     from intl_transfer.runs.private import Privacy
     from intl_transfer.runs.records import Manifest
@@ -161,8 +162,15 @@ def _tables(found: Collection, arguments: argparse.Namespace) -> list[Table]:
         rows=tuple(arguments.rows),
         sort=arguments.sort,
         reverse=arguments.reverse,
+        names=_names(arguments.names),
     )
     return build_tables(found, arguments.published, options)
+
+
+def _names(file: str | None) -> tuple[Naming, ...]:
+    from intl_transfer.results.names import read_names
+
+    return tuple(read_names(file)) if file else ()
 
 
 def _rendering(arguments: argparse.Namespace) -> dict[str, object]:
@@ -172,6 +180,9 @@ def _rendering(arguments: argparse.Namespace) -> dict[str, object]:
         "spread": arguments.spread,
         "hide": arguments.hide,
         "standalone": arguments.standalone,
+        "captions": arguments.caption,
+        "labels": arguments.tex_label,
+        "placement": arguments.float,
     }
 
 
@@ -202,6 +213,7 @@ def _write(
     tables: Sequence[Table], form: str, arguments: argparse.Namespace, privacy: Privacy | None
 ) -> None:
     from intl_transfer.results import render
+    from intl_transfer.results.outputs import write_bibliography
     from intl_transfer.results.templates import render_template
     from intl_transfer.runs import write_atomically
 
@@ -216,9 +228,11 @@ def _write(
         return
     try:
         write_atomically(arguments.out, lambda file: file.write(text.encode()))
+        beside = write_bibliography(tables, Path(arguments.out).parent) if form == "latex" else []
     except OSError as error:
         raise UserError(f"--out {arguments.out} cannot be written: {error.strerror}") from None
-    print(f"wrote {arguments.out}", file=sys.stderr)
+    for written in (arguments.out, *beside):
+        print(f"wrote {written}", file=sys.stderr)
 
 
 def _label(text: str) -> tuple[str, str]:

@@ -62,6 +62,11 @@ class Line:
         foreign: from others' Detectron2 folders.
         baseline: what the others are tested against.
         notes: numbers of its footnotes.
+        source: of a published row, and ``cite``, its key in published.bib.
+        cite: see there.
+        source_note: the number of the footnote that says its source; 0 without one.
+        group: the heading that it stands below, or "".
+        rule: whether a rule is above it.
     """
 
     method: str
@@ -72,6 +77,11 @@ class Line:
     foreign: bool = False
     baseline: bool = False
     notes: tuple[int, ...] = ()
+    source: str = ""
+    cite: str = ""
+    source_note: int = 0
+    group: str = ""
+    rule: bool = False
 
     @property
     def name(self) -> str:
@@ -92,6 +102,8 @@ class Grid:
         notes: footnotes; number 1 is the first.
         legend: what marks and spreads mean, a sentence each.
         hide: of ``pretraining`` and ``n``, the columns not to show.
+        slug: a short name of what the table shows, for labels.
+        key: of the table on the report's page.
     """
 
     title: str
@@ -101,6 +113,8 @@ class Grid:
     notes: list[str] = field(default_factory=list)
     legend: list[str] = field(default_factory=list)
     hide: tuple[str, ...] = ()
+    slug: str = ""
+    key: str = ""
 
     @property
     def leading(self) -> list[str]:
@@ -140,7 +154,11 @@ def make_grid(
     if False in spreads:
         legend.insert(0, _SPREADS[spread])
     metrics = [clean(metric) for _, metric in columns]
-    return Grid(clean(table.title), groups, metrics, lines, notes, legend, hide)
+    return Grid(
+        *(clean(table.title), groups, metrics, lines, notes, legend, hide),
+        slug=table.slug,
+        key=table.key,
+    )
 
 
 def _line(table: Table, row: Row, notes: list[str], precision: int, spread: Spread) -> Line:
@@ -158,6 +176,11 @@ def _line(table: Table, row: Row, notes: list[str], precision: int, spread: Spre
         row.foreign,
         row.baseline,
         tuple(numbers),
+        clean(row.source),
+        row.cite,
+        notes.index(said) + 1 if row.cite and (said := clean(row.notes[0])) in notes else 0,
+        clean(row.group),
+        row.rule,
     )
 
 

@@ -7,9 +7,13 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from intl_transfer.results.blocks import CHOSEN, NORM, deviations, norm_of, rank
-from intl_transfer.results.published import PublishedRow, published_detection
-from intl_transfer.results.rows import Figures, Part, Row, Table
+from intl_transfer.results.blocks import NORM, deviations, norm_of, rank
+from intl_transfer.results.published import (
+    PublishedRow,
+    published_detection,
+    published_row,
+)
+from intl_transfer.results.rows import CHOSEN, Figures, Part, Row, Table
 from intl_transfer.runs.architectures import RCNN
 
 Layout = Literal["paper", "dataset"]
@@ -225,14 +229,13 @@ def _row(entry: PublishedRow, tasks: Sequence[str], measured: Sequence[str] | No
     alone = f"its authors' fine-tuning files have {entry.norm}" if entry.norm else ""
     beside = alone if measured is None else _norm_note(entry.norm, measured)
     figures = {key: value for key, value in entry.figures.items() if key[0] in tasks}
-    return Row(
-        entry.method,
-        f"{entry.epochs} ep" if entry.epochs else "",
-        figures,
-        max((value.n for value in figures.values()), default=0),
-        True,
-        (f"published: {entry.source}", *(note for note in (beside, entry.note) if note)),
-    )
+    missing = [
+        *(["schedule"] if entry.schedule == "unknown" else []),
+        *(["number of runs"] if not any(value.n for value in figures.values()) else []),
+        *(["batch norm of the fine-tuning"] if measured is None and not entry.norm else []),
+    ]
+    detail = f"{entry.epochs} ep" if entry.epochs else ""
+    return published_row(entry.method, detail, figures, entry.source, (beside, entry.note), missing)
 
 
 def _published_only(

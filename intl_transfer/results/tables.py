@@ -18,6 +18,7 @@ from intl_transfer.results.choosing import (
 from intl_transfer.results.classification import classification_tables
 from intl_transfer.results.collect import Collection, paused_collector
 from intl_transfer.results.layout import Layout, join, most_standard_first, with_published
+from intl_transfer.results.names import Naming, name_rows
 from intl_transfer.results.rows import Column, Figures, Mark, Part, Row, Table
 from intl_transfer.results.run import Start
 from intl_transfer.results.significance import compare_with_baseline, mark_best
@@ -41,6 +42,7 @@ class TableOptions:
         rows: ``KEY=PATTERN`` or ``KEY!=PATTERN``, all of which a row must fit.
         sort: ``method``, ``pretraining``, ``n`` or a column; best first if None.
         reverse: the other way round.
+        names: what rows are called, in what order and groups.
     """
 
     layout: Layout = "paper"
@@ -52,6 +54,7 @@ class TableOptions:
     rows: tuple[str, ...] = ()
     sort: str | None = None
     reverse: bool = False
+    names: tuple[Naming, ...] = ()
 
 
 def build_tables(
@@ -107,6 +110,8 @@ def _build_tables(collection: Collection, published: bool, options: TableOptions
             raise nothing_fits(all_tables, conditions)
     tables = choose_columns(tables, options.columns)
     tables = sort_rows(tables, options.sort, options.reverse)
+    if options.names:
+        tables = name_rows(tables, options.names)
     return mark_best(tables, options.baseline)
 
 
