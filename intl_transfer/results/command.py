@@ -20,6 +20,7 @@ from intl_transfer.results.arguments import add_arguments
 
 if TYPE_CHECKING:
     from intl_transfer.results import Collection, Table
+    from intl_transfer.results.names import Naming
     from intl_transfer.results.report.details import Cache
     from intl_transfer.runs.private import Privacy
     from intl_transfer.runs.records import Manifest
@@ -104,9 +105,6 @@ def build(
         rendering = _rendering(arguments)
         write_folder(found, tables, Path(arguments.out), rendering, refresh, cache, privacy)
         return 0
-    if not tables and arguments.rows and (found.runs or found.evaluations or found.pretraining):
-        print(f"no row fits --rows {' --rows '.join(arguments.rows)}", file=sys.stderr)
-        return 1
     if not tables:
         print("no finished detection run found, and no evaluation or k-NN figure", file=sys.stderr)
         return 1
@@ -164,8 +162,15 @@ def _tables(found: Collection, arguments: argparse.Namespace) -> list[Table]:
         rows=tuple(arguments.rows),
         sort=arguments.sort,
         reverse=arguments.reverse,
+        names=_names(arguments.names),
     )
     return build_tables(found, arguments.published, options)
+
+
+def _names(file: str | None) -> tuple[Naming, ...]:
+    from intl_transfer.results.names import read_names
+
+    return tuple(read_names(file)) if file else ()
 
 
 def _rendering(arguments: argparse.Namespace) -> dict[str, object]:
@@ -175,6 +180,9 @@ def _rendering(arguments: argparse.Namespace) -> dict[str, object]:
         "spread": arguments.spread,
         "hide": arguments.hide,
         "standalone": arguments.standalone,
+        "captions": arguments.caption,
+        "labels": arguments.tex_label,
+        "placement": arguments.float,
     }
 
 
@@ -205,6 +213,7 @@ def _write(
     tables: Sequence[Table], form: str, arguments: argparse.Namespace, privacy: Privacy | None
 ) -> None:
     from intl_transfer.results import render
+    from intl_transfer.results.outputs import write_bibliography
     from intl_transfer.results.templates import render_template
     from intl_transfer.runs import write_atomically
 
@@ -219,9 +228,11 @@ def _write(
         return
     try:
         write_atomically(arguments.out, lambda file: file.write(text.encode()))
+        beside = write_bibliography(tables, Path(arguments.out).parent) if form == "latex" else []
     except OSError as error:
         raise UserError(f"--out {arguments.out} cannot be written: {error.strerror}") from None
-    print(f"wrote {arguments.out}", file=sys.stderr)
+    for written in (arguments.out, *beside):
+        print(f"wrote {written}", file=sys.stderr)
 
 
 def _label(text: str) -> tuple[str, str]:

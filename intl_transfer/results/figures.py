@@ -16,6 +16,7 @@ from matplotlib.transforms import ScaledTranslation
 from intl_transfer.analysis.style import COLORS, COLUMN, LINES, paper_style, save
 from intl_transfer.results.collect import Collection
 from intl_transfer.results.grid import clean
+from intl_transfer.results.rounding import rounded
 from intl_transfer.results.rows import Part, Row, Table
 from intl_transfer.results.run import Run, Start
 from intl_transfer.results.series import band, curve, lines_of
@@ -222,7 +223,7 @@ def _bars(table: Table, styles: dict[str, Style]) -> Figure:
                 xerr=summary.std,
                 error_kw={"lw": 0.8, "capsize": 2},
             )
-            end, text = summary.mean + (summary.std or 0), f"{summary.mean:.1f}"
+            end, text = summary.mean + (summary.std or 0), rounded(summary.mean)
             axes.annotate(
                 text, (end, place), (3, 0), textcoords="offset points", va="center", fontsize=6.5
             )

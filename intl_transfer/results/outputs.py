@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from intl_transfer.errors import UserError
 from intl_transfer.results.collect import Collection
+from intl_transfer.results.published import bibliography
 from intl_transfer.results.render import FORMS, render
 from intl_transfer.results.rows import Table
 from intl_transfer.runs import write_atomically
@@ -16,6 +17,23 @@ from intl_transfer.runs.private import Privacy
 
 if TYPE_CHECKING:
     from intl_transfer.results.report.details import Cache
+
+
+def write_bibliography(tables: Sequence[Table], folder: Path) -> list[Path]:
+    """Writes ``published.bib``, which LaTeX tables cite, where there is anything to cite.
+
+    Args:
+        tables: that are shown.
+        folder: where they are written.
+
+    Returns:
+        The file, or none.
+    """
+    if not any(row.cite for table in tables for row in table.rows):
+        return []
+    file = folder / "published.bib"
+    write_atomically(file, lambda out: out.write(bibliography().encode()))
+    return [file]
 
 
 def write_folder(
@@ -27,7 +45,7 @@ def write_folder(
     cache: Cache | None = None,
     privacy: Privacy | None = None,
 ) -> list[Path]:
-    """Writes ``table.md``, ``.tex``, ``.csv``, ``.json``, ``.txt`` and the report ``index.html``.
+    """Writes ``table.md``, ``.tex``, ``.csv``, ``.json``, ``.txt``, the report ``index.html``.
 
     Args:
         collection: what was found.
@@ -54,6 +72,7 @@ def write_folder(
             file = folder / f"table.{suffix}"
             write_atomically(file, lambda out, text=text: out.write(text))  # type: ignore[misc]
             files.append(file)
+        files += write_bibliography(tables, folder)
         files.append(
             write_report(collection, tables, folder, refresh=refresh, cache=cache, privacy=privacy)
         )

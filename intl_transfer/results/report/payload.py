@@ -175,7 +175,7 @@ def _table(table: Table, keys: dict[Path, str]) -> dict[str, Any]:
     for row in table.rows:
         notes += [note for note in row.notes if note not in notes]
     return {
-        "key": _short_hash(table.title),
+        "key": table.key,
         "title": table.title,
         "parts": [
             {"title": part.title, "dataset": part.dataset, "tasks": list(part.tasks)}
