@@ -10,10 +10,14 @@ import json
 import os
 import platform
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from intl_transfer.errors import UserError
 
 _PACKAGES = (
     "intl-transfer",
@@ -53,10 +57,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where --datasets draws some images of each set, with boxes and masks (default: here)",
         default=".",
     )
+    parser.add_argument(
+        "--gpu",
+        action="store_true",
+        help="check driver, operators, mixed precision, ranks, torch.compile and speed of the GPUs "
+        "here, and the same on the CPU (five minutes)",
+    )
+    parser.add_argument(
+        "--cluster",
+        nargs="?",
+        const="auto",
+        choices=("auto", "slurm", "local"),
+        help="check nodes and network by a two-minute job; `local` runs it on this machine. "
+        "python slurm/check_cluster.py takes all of SLURM's options",
+    )
+    parser.add_argument("--profile", help="of --cluster: a name in configs/slurm/, or a path")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the report; returns 0 if the main job can run, else 1."""
+    """Prints the report; returns 0 if the main job can run, or no check failed, else 1."""
+    if arguments.profile is not None and arguments.cluster is None:
+        raise UserError("--profile is of --cluster; give both")
+    if arguments.cluster is not None:
+        return _check_cluster(arguments)
+    if arguments.gpu:
+        return _check_gpus(arguments.json)
     if arguments.datasets is not None:
         from intl_transfer.data import detection_doctor
 
@@ -69,6 +94,31 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _show(report)
     return 1 if report["problems"] else 0
+
+
+def _check_gpus(as_object: bool) -> int:
+    from intl_transfer.machine.gpu import check_gpus
+    from intl_transfer.machine.outcomes import as_json, show
+
+    checks = check_gpus()
+    if as_object:
+        print(json.dumps(as_json(checks), indent=2))
+    else:
+        show(checks)
+    return 1 if any(check.outcome == "failed" for check in checks) else 0
+
+
+def _check_cluster(arguments: argparse.Namespace) -> int:
+    """Hands over to the launch layer, which lies in the clone and knows SLURM."""
+    script = Path(__file__).resolve().parents[1] / "slurm" / "check_cluster.py"
+    if not script.is_file():
+        raise UserError(
+            f"--cluster needs a clone of the repository, whose slurm/ launches the job: no {script}"
+        )
+    command = [sys.executable, str(script), "--cluster", arguments.cluster]
+    command += ["--profile", arguments.profile] if arguments.profile else []
+    command += ["--json"] if arguments.json else []
+    return subprocess.run(command).returncode
 
 
 def examine() -> dict[str, Any]:

@@ -1,0 +1,101 @@
+"""How many images a second a device trains on, against what is expected of it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from intl_transfer.files.yamls import read_yaml
+from intl_transfer.machine.outcomes import FailedCheckError
+from intl_transfer.models import build_backbone
+
+_TABLE = Path(__file__).with_name("throughput.yaml")
+#: Below this share of the median of a machine's GPUs, one is called slow. Chosen here: GPUs of one
+#: kind differ by a few per cent; one that is throttled or shared loses much more.
+SLOW = 0.8
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Forward and backward passes of a backbone on images that are there already.
+
+    Attributes:
+        name: in ``throughput.yaml``.
+        backbone: the network.
+        size: side of the images, in pixels.
+        batch: images a step.
+        half: dtype of autocast; None for float32.
+        steps: that are timed, after a fifth as many that are not.
+    """
+
+    name: str
+    backbone: str
+    size: int
+    batch: int
+    half: torch.dtype | None
+    steps: int
+
+
+WORKLOADS = {
+    "cuda": Workload("resnet50_224_fp16", "resnet50", 224, 64, torch.float16, 30),
+    "cpu": Workload("resnet18_64_fp32", "resnet18", 64, 8, None, 5),
+}
+
+
+def measure(device: torch.device, workload: Workload) -> float:
+    """Images per second: the median over steps, each waited for."""
+    torch.manual_seed(0)
+    network, _ = build_backbone(workload.backbone)
+    network = network.to(device).to(memory_format=torch.channels_last)
+    shape = (workload.batch, 3, workload.size, workload.size)
+    images = torch.randn(shape, device=device).to(memory_format=torch.channels_last)
+    warm_up = max(1, workload.steps // 5)
+    times = []
+    for _ in range(warm_up + workload.steps):
+        began = time.perf_counter()
+        network.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, workload.half, enabled=workload.half is not None):
+            loss = network(images).float().square().mean()
+        loss.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return workload.batch / statistics.median(times[warm_up:])
+
+
+def judged(rate: float, name: str, workload: Workload, table: Path = _TABLE) -> str:
+    """What to say of a rate.
+
+    Args:
+        rate: images per second.
+        name: the device's, as torch has it.
+        workload: that was measured.
+        table: of expected ranges.
+
+    Raises:
+        FailedCheckError: below the expected range.
+    """
+    figure = f"{rate:.0f} images/s ({workload.name})"
+    for row in read_yaml(table)["expected"] or []:
+        if (row["device"], row["workload"]) != (name, workload.name):
+            continue
+        span = f"expected {row['least']} to {row['most']} ({row['source']})"
+        if rate < row["least"]:
+            raise FailedCheckError(
+                f"{figure}; {span}. Is the GPU shared, hot (`nvidia-smi -q -d PERFORMANCE`), or "
+                "limited in power?"
+            )
+        return f"{figure}; {span}"
+    return f"{figure}; no expectation recorded"
+
+
+def slow_ones(rates: dict[str, float]) -> list[str]:
+    """Names of devices that lag behind the others of one machine, by :data:`SLOW`."""
+    if len(rates) < 2:
+        return []
+    middle = statistics.median(rates.values())
+    return [name for name, rate in rates.items() if rate < SLOW * middle]

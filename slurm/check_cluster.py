@@ -1,0 +1,157 @@
+"""Checks a cluster by a two-minute job, as `intl-transfer doctor --cluster`.
+
+    python slurm/check_cluster.py --profile mysite
+    python slurm/check_cluster.py --cluster local
+
+Each task of the job says which cores, GPUs, memory, network and disk it has, and whether it meets
+the others. Nodes, tasks and cores are the profile's, as training would have them; at least two
+tasks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from intl_transfer.boundary import Boundary
+from intl_transfer.errors import UserError
+from intl_transfer.machine.cluster import Requested, judge, read_tasks
+from intl_transfer.machine.outcomes import as_json, show
+from intl_transfer.runs.late import wait_until
+from slurm import controller
+from slurm.executors import make_executor, say, submit, with_sources
+from slurm.jobs import StageJob
+from slurm.local import fit, visible_gpus
+from slurm.outcomes import LATE
+from slurm.resources import Resources, add_arguments, given, resources, tasks_per_node
+
+_MINUTES = 2  # of the job
+_LONGEST = 180  # seconds until a job that runs must have reported
+_FAREWELL = 10  # seconds that a job has to end once all tasks have reported
+_POLL_SECONDS = 0.2
+
+
+def main() -> int:
+    """Reads the command line, runs the job, prints the checks; returns 1 if one failed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        default=Path("runs/doctor"),
+        help="on the disk where runs will lie; a folder is made in it, and removed if all is well",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    parser.add_argument(
+        "--queue-minutes", type=float, default=15, help="how long the job may wait in the queue"
+    )
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    with Boundary() as boundary:
+        boundary.status = check(arguments)
+    return boundary.status
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Runs the job and judges what its tasks found."""
+    wanted = small_job(resources(arguments), given(arguments))
+    folder = (arguments.output_dir / time.strftime("%Y%m%d-%H%M%S")).resolve()
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made ({error.strerror or error})") from None
+    tasks = wanted.nodes * tasks_per_node(wanted)
+    if not arguments.json:
+        say(f"{wanted.cluster}: {tasks} task(s) on {wanted.nodes} node(s); {folder}")
+    job = submit_tasks(wanted, folder)
+    try:
+        wait(job, wanted, folder, tasks, arguments.queue_minutes)
+        leave = time.monotonic() + _FAREWELL
+        while not job.done(force_check=True) and time.monotonic() < leave:
+            time.sleep(_POLL_SECONDS)
+    finally:
+        if not job.done():
+            job.cancel(check=False)
+    asked = Requested(tasks, wanted.cpus_per_gpu, wanted.gpus_per_node, wanted.cluster)
+    checks = judge(read_tasks(folder, tasks), asked)
+    if arguments.json:
+        print(json.dumps(as_json(checks)))
+    else:
+        show(checks)
+    if any(check.outcome == "failed" for check in checks):
+        print(f"logs: {folder / 'slurm'}", file=sys.stderr)
+        return 1
+    shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+def small_job(wanted: Resources, asked: dict[str, Any]) -> Resources:
+    """The profile's job, but short, with at least two tasks, and no more GPUs than are here."""
+    wanted.time = asked.get("time", _MINUTES)
+    wanted.signal_seconds = asked.get("signal_seconds", 10)
+    if wanted.cluster != "slurm":
+        wanted = fit(wanted, len(visible_gpus()))
+    if wanted.nodes * tasks_per_node(wanted) < 2 and wanted.ranks_per_node is None:
+        wanted.ranks_per_node = 2 if wanted.gpus_per_node < 2 else None
+    return wanted
+
+
+def submit_tasks(wanted: Resources, folder: Path) -> Any:
+    """Submits the job; gives back submitit's."""
+    command = [sys.executable, "-m", "intl_transfer.machine.task", str(folder)]
+    command += ["--slurm"] if wanted.cluster == "slurm" else []
+    environment = with_sources(wanted.environment, ROOT)
+    work = StageJob(command, str(Path.cwd()), max_requeues=0, environment=environment)
+    executor = make_executor(wanted, folder / "slurm", "intl-doctor")
+    return submit(executor, [work])[0]
+
+
+def wait(job: Any, wanted: Resources, folder: Path, tasks: int, queue_minutes: float) -> None:
+    """Waits until all tasks have reported, or the job has ended.
+
+    Raises:
+        UserError: if the job does not leave the queue in time.
+    """
+    deadline = time.monotonic() + 60 * queue_minutes
+    started = None
+
+    def reported() -> bool:
+        found = read_tasks(folder, tasks)
+        return len(found) == tasks and all(task["done"] for task in found)
+
+    while not reported():
+        if wanted.cluster == "slurm":
+            row = controller.queue().get(str(job.job_id))
+            ended, pending = (
+                row is None or not row.alive,
+                row is not None and row.state == "PENDING",
+            )
+            reason = row.reason if row is not None else ""
+        else:
+            ended, pending, reason = job.done(), False, ""
+        if ended:
+            wait_until(reported, folder, LATE)
+            return
+        if not pending:
+            started = started or time.monotonic()
+            if time.monotonic() - started > _LONGEST:
+                return
+        elif time.monotonic() > deadline:
+            raise UserError(
+                f"job {job.job_id} was in the queue for {queue_minutes:g} minutes ({reason}) and "
+                "is cancelled; ask for less (--nodes 1, --qos …), or wait longer with --queue-minutes"
+            )
+        time.sleep(_POLL_SECONDS if wanted.cluster != "slurm" else 5 * _POLL_SECONDS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
