@@ -8,8 +8,8 @@ WORKERS ?= 2
 INPUTS ?= 20000
 SEED ?= 0
 PY := .venv/bin/python
-# Links and anchors that lead nowhere are errors.
-BUILD_SITE = NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+# Links and anchors that lead nowhere are errors (not with --quiet, which does not count them).
+BUILD_SITE = NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 WITH = $(if $(DEV),--dev)
 
 .DEFAULT_GOAL := help

@@ -23,6 +23,6 @@ def start_page(readme: str) -> str:
 
 
 def on_page_content(html: str, **kwargs: Any) -> str:
-    """Roles of reStructuredText in docstrings, ``:func:`~a.b``` and the like, become the last name."""
+    """Roles of reStructuredText in docstrings, ``:func:`~a.b``` become the last name."""
     pattern = r":(?:func|class|meth|mod|data|attr|exc):<code>~?([^<]*)</code>"
     return re.sub(pattern, lambda found: f"<code>{found[1].rpartition('.')[2]}</code>", html)
