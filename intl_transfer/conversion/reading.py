@@ -198,7 +198,7 @@ def _in_words(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"one tensor of shape {tuple(value.shape)}, without a name. {save}"
     if not isinstance(value, (list, tuple)):
-        kind = f"a {value.name}" if isinstance(value, Stored) else f"a {type(value).__name__}"
+        kind = f"a {value.name}" if isinstance(value, Stored) else type(value).__name__
         return f"{kind}. {save}"
     counts = {
         index: sum(1 for _ in _flat(inner))
@@ -206,7 +206,7 @@ def _in_words(value: Any) -> str:
         if isinstance(inner, Mapping)
     }
     found = ", ".join(f"[{index}] with {n} tensors" for index, n in counts.items() if n)
-    kind = f"a {type(value).__name__} of {len(value)}"
+    kind = f"{type(value).__name__} of {len(value)}"
     if not found:
         return f"{kind} without any named tensors. {save}"
     most = max(counts, key=lambda index: counts[index])

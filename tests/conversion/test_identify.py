@@ -143,12 +143,12 @@ def test_a_strangers_file_is_listed(tmp_path):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ([small_state(), {"epoch": 1}], r"a list of 2: \[0\] with 120 tensors.*\[0\], OUT"),
+        ([small_state(), {"epoch": 1}], r"found list of 2: \[0\] with 120 tensors.*\[0\], OUT"),
         (
             ({"epoch": 1}, {"net": small_state()}),
-            r"a tuple of 2: \[1\] with 120 tensors.*\[1\], OUT",
+            r"found tuple of 2: \[1\] with 120 tensors.*\[1\], OUT",
         ),
-        ([1, 2], r"a list of 2 without any named tensors.*torch\.save\(model"),
+        ([1, 2], r"found list of 2 without any named tensors.*torch\.save\(model"),
         (torch.ones(2, 3), r"one tensor of shape \(2, 3\).*torch\.save\(model"),
         ({"a": 1, "b": [2]}, r"first keys: a, b\): no tensor in it"),
         ({"model": {"_fsdp_wrapped_module._flat_param": torch.ones(9)}}, "FSDP.*FULL_STATE_DICT"),
