@@ -27,7 +27,14 @@ if TYPE_CHECKING:
 
 __all__ = ["add_arguments", "build", "run", "tell"]
 
-_SUFFIXES = {".md": "md", ".tex": "latex", ".csv": "csv", ".json": "json", ".txt": "console"}
+_SUFFIXES = {
+    ".md": "md",
+    ".tex": "latex",
+    ".csv": "csv",
+    ".json": "json",
+    ".txt": "console",
+    ".parquet": "parquet",
+}
 # Of hundreds of runs that are left out for one reason, the first few say what it is.
 _MOST_LINES = 40
 
@@ -98,6 +105,7 @@ def build(
 
         for file in draw_figures(found, tables, arguments.figures, arguments.figure_format):
             print(f"wrote {file}", file=sys.stderr)
+    _export(tables, arguments, found)
     if form is None:
         from intl_transfer.results.outputs import write_folder
 
@@ -110,6 +118,17 @@ def build(
         return 1
     _write(tables, form, arguments, _privacy(found, arguments))
     return 0
+
+
+def _export(tables: Sequence[Table], arguments: argparse.Namespace, found: Collection) -> None:
+    if not arguments.export:
+        return
+    from intl_transfer.results.exports import export
+
+    privacy = _privacy(found, arguments)
+    for where in arguments.export:
+        done = export(tables, where, privacy.text) if privacy else export(tables, where)
+        print(done, file=sys.stderr)
 
 
 def _privacy(found: Collection, arguments: argparse.Namespace) -> Privacy | None:
@@ -201,6 +220,8 @@ def _form(arguments: argparse.Namespace) -> str | None:
         return None
     if form or arguments.template:
         return form or "md"
+    if out.lower().endswith(".long.csv"):
+        return "long"
     if suffix not in _SUFFIXES:
         raise UserError(
             f"--out {out}: no format for '{suffix}'.{did_you_mean(suffix, _SUFFIXES)} Expected one "
@@ -213,13 +234,21 @@ def _write(
     tables: Sequence[Table], form: str, arguments: argparse.Namespace, privacy: Privacy | None
 ) -> None:
     from intl_transfer.results import render
+    from intl_transfer.results.grid import clean
+    from intl_transfer.results.longform import as_parquet
     from intl_transfer.results.outputs import write_bibliography
     from intl_transfer.results.templates import render_template
     from intl_transfer.runs import write_atomically
 
+    content = None
     if arguments.template:
         words = (arguments.precision, arguments.spread, arguments.hide)
         text = render_template(tables, arguments.template, *words)
+    elif form == "parquet":
+        if arguments.out is None:
+            raise UserError("--format parquet needs a file: --out runs.parquet")
+        text, hidden = "", privacy.text if privacy else str
+        content = as_parquet(tables, lambda value: clean(hidden(value)))
     else:
         text = render(tables, form, **_rendering(arguments))  # type: ignore[arg-type]
     text = privacy.text(text) if privacy else text
@@ -227,7 +256,8 @@ def _write(
         print(text, end="")
         return
     try:
-        write_atomically(arguments.out, lambda file: file.write(text.encode()))
+        written_text = text.encode() if content is None else content
+        write_atomically(arguments.out, lambda file: file.write(written_text))
         beside = write_bibliography(tables, Path(arguments.out).parent) if form == "latex" else []
     except OSError as error:
         raise UserError(f"--out {arguments.out} cannot be written: {error.strerror}") from None

@@ -13,11 +13,19 @@ from tabulate import tabulate
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.results.grid import Grid, Line, Spread, make_grid
 from intl_transfer.results.latex import Float, LatexOptions, latex
+from intl_transfer.results.longform import as_long_csv
 from intl_transfer.results.machine import as_csv, as_json
 from intl_transfer.results.rows import Table
 
 #: Forms, and the suffix of a file in each.
-FORMS = {"console": "txt", "md": "md", "latex": "tex", "csv": "csv", "json": "json"}
+FORMS = {
+    "console": "txt",
+    "md": "md",
+    "latex": "tex",
+    "csv": "csv",
+    "json": "json",
+    "long": "long.csv",
+}
 
 _WIDEST = 1000
 
@@ -38,7 +46,8 @@ def render(
 
     Args:
         tables: from :func:`intl_transfer.results.tables.build_tables`.
-        form: ``md``, ``latex``, ``csv``, ``json`` or ``console``.
+        form: ``md``, ``latex``, ``csv``, ``long`` (CSV, a line per run and metric), ``json`` or
+            ``console``.
         precision: digits after the point (CSV and JSON keep all).
         spread: what stands beside a mean: the standard deviation, a 95 % interval, nothing.
         hide: of ``pretraining`` and ``n``, the columns not to show.
@@ -57,6 +66,8 @@ def render(
         raise UserError(
             f"no format '{form}'.{did_you_mean(form, FORMS)} Expected one of {', '.join(FORMS)}"
         )
+    if form == "long":
+        return as_long_csv(tables)
     if form == "csv":
         return as_csv(tables)
     if form == "json":

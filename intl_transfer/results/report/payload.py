@@ -226,7 +226,5 @@ def _cell(table: Table, row: Row, column: Column) -> dict[str, Any] | None:
 
 def _of_each_run(row: Row, runs: Sequence[Run], column: Column) -> list[float | int | None]:
     """A column's figure of every run; None for a run that has none."""
-    summary = row.figures.get(column)
-    if summary is not None and len(summary.values) == len(runs):
-        return [number(value, 6) for value in summary.values]
-    return [number(run.figure(*column), 6) for run in runs]
+    values = row.each.get(column, {})
+    return [number(values.get(run.path), 6) for run in runs]
