@@ -158,6 +158,12 @@ def _forms(add: Callable[..., object]) -> None:
     text = "of LaTeX: table (one column), table* (across the page), auto (default): by the width"
     _choice(add, "--float", ("auto", "table", "table*"), text, "auto")
     add(
+        "--link",
+        default="",
+        metavar="ADDRESS",
+        help="of the report's page, to which tables lead; in a folder: its index.html",
+    )
+    add(
         "--names",
         metavar="FILE",
         help="YAML: by run, weights hash or row, the name to show, order, group, rule",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _watch(arguments: argparse.Namespace, form: str | None) -> int:
     """Rebuilds the report while jobs run; says what it found the first time and at the end."""
     from intl_transfer.results.report import watch
+    from intl_transfer.results.report.watch import stamped
 
     if form is not None:
         raise UserError("--watch keeps a report up to date; give it a folder: --out report/")
@@ -62,8 +64,9 @@ def _watch(arguments: argparse.Namespace, form: str | None) -> int:
         nonlocal builds
         builds += 1
         build(arguments, form, refresh, cache, builds == 1 or refresh is None)
+        print(stamped(f"report {builds} built"), file=sys.stderr, flush=True)
 
-    print("watching; Ctrl-C ends it", file=sys.stderr)
+    print(stamped("watching; Ctrl-C ends it"), file=sys.stderr)
     watch(arguments.runs, rebuild)
     return 0
 
@@ -94,6 +97,8 @@ def build(
     found = collect(arguments.runs, labels, not arguments.no_cache, 60 * minutes)
     if aloud:
         tell(found)
+    elif cache is not None:
+        tell_counts(found)
     tables = _tables(found, arguments)
     if arguments.power:
         from intl_transfer.results.power import power_report
@@ -162,10 +167,16 @@ def tell(found: Collection) -> None:
         print(line, file=sys.stderr)
     if len(lines) > _MOST_LINES:
         print(f"... and {len(lines) - _MOST_LINES} more", file=sys.stderr)
+    tell_counts(found)
+
+
+def tell_counts(found: Collection) -> None:
+    """Says on stderr, with the time of day, how many directories there are in each state."""
     states = Counter(entry.status for entry in found.entries)
     if states:
         text = ", ".join(f"{count} {status}" for status, count in states.most_common())
-        print(f"{sum(states.values())} run directories: {text}", file=sys.stderr)
+        line = f"{sum(states.values())} run directories: {text}"
+        print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr)
 
 
 def _tables(found: Collection, arguments: argparse.Namespace) -> list[Table]:
@@ -202,6 +213,7 @@ def _rendering(arguments: argparse.Namespace) -> dict[str, object]:
         "captions": arguments.caption,
         "labels": arguments.tex_label,
         "placement": arguments.float,
+        **({"link": arguments.link} if arguments.link else {}),
     }
 
 

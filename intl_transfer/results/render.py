@@ -41,6 +41,7 @@ def render(
     captions: Sequence[str] = (),
     labels: Sequence[str] = (),
     placement: Float = "auto",
+    link: str = "",
 ) -> str:
     """Writes tables in one of the known forms.
 
@@ -54,6 +55,7 @@ def render(
         standalone: LaTeX that compiles as it is, in place of tables to be included.
         captions: of LaTeX's tables, in their order, in LaTeX; else titles.
         labels: of LaTeX's tables, in their order; else names of what they show.
+        link: the report's page, where every mark of a table is explained.
         placement: the float of LaTeX's tables: ``table``, ``table*``, ``auto`` by their width.
 
     Returns:
@@ -75,8 +77,8 @@ def render(
     grids = [make_grid(table, precision, spread, hide) for table in tables]
     if form == "latex":
         words = (standalone, tuple(captions), tuple(labels), placement)
-        return latex(grids, LatexOptions(*words))
-    text = _markdown(grids) if form == "md" else _console(grids)
+        return latex(grids, LatexOptions(*words, link))
+    text = _markdown(grids, link) if form == "md" else _console(grids)
     return text.rstrip("\n") + "\n"
 
 
@@ -96,7 +98,7 @@ def _numbers(line: Line) -> str:
     return f" [{','.join(map(str, line.notes))}]" if line.notes else ""
 
 
-def _markdown(grids: Sequence[Grid]) -> str:
+def _markdown(grids: Sequence[Grid], link: str = "") -> str:
     safe = escape_markdown
     parts = []
     for grid in grids:
@@ -122,6 +124,8 @@ def _markdown(grids: Sequence[Grid]) -> str:
         ]
         if any(line.published for line in grid.lines):
             footer.insert(0, "_In italics: published._")
+        if link:
+            footer.append(f"[Every mark explained]({link}#/table/{grid.key})")
         # Two blanks at the end keep Markdown's lines apart.
         spaced = [f"{text}  " for text in footer]
         parts.append("\n".join([f"### {safe(grid.title)}", "", body, "", *spaced]))
