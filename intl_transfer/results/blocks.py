@@ -229,6 +229,12 @@ def make_row(
         ),
         runs=tuple(members),
         foreign=any(run.foreign for run in members),
+        each={
+            column: {
+                run.path: value for run in members if (value := run.figure(*column)) is not None
+            }
+            for column in figures
+        },
     )
 
 
@@ -287,6 +293,9 @@ def provenance_notes(members: Sequence[Run]) -> tuple[str, ...]:
     notes = list(start.notes)
     if results.external is not None:
         notes.append(HAND_MADE_NOTE.format(results.external))
+        unknown = dict.fromkeys(fact for run in members for fact in run.results.not_stated)
+        if unknown:
+            notes.append(f"foreign: not stated: {', '.join(unknown)}")
     elif start.kind != "random":
         if any(run.results.initialisation.method_is_inferred for run in members):
             notes.append(INFERRED_NOTE)

@@ -249,6 +249,7 @@ def _rows(entries: Sequence[_Entry], details: Mapping[str, str] | None = None) -
     rows = []
     for key, members in groups.items():
         figures: Figures = {}
+        each: dict[Column, dict[Path, float]] = {}
         for column in dict.fromkeys(column for column, _, _ in members):
             found = [(v, s) for c, v, s in members if c == column]
             # A dedicated evaluation counts before what pretraining measured on the way.
@@ -257,6 +258,7 @@ def _rows(entries: Sequence[_Entry], details: Mapping[str, str] | None = None) -
             summary = summary_of([s.run for _, s in found], [v for v, _ in found])
             assert summary is not None
             figures[column] = summary
+            each[column] = {s.run.path: v for v, s in found}
         start = members[0][2].run.start
         runs = tuple({sample.run.path: sample.run for _, _, sample in members}.values())
         n = max(summary.n for summary in figures.values())
@@ -274,6 +276,7 @@ def _rows(entries: Sequence[_Entry], details: Mapping[str, str] | None = None) -
                 notes=tuple(notes),
                 runs=runs,
                 foreign=foreign,
+                each=each,
             )
         )
     return rows

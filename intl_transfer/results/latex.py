@@ -36,6 +36,7 @@ class LatexOptions:
         standalone: a whole document, in place of tables to be pasted.
         captions: of the tables in their order; those without one have their title.
         labels: of the tables in their order; those without one have a name made of what they show.
+        link: the report's page, where every mark of a table is explained.
         float: ``table`` (one column), ``table*`` (across the page), or ``auto``, by the width.
     """
 
@@ -43,6 +44,7 @@ class LatexOptions:
     captions: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     float: Float = "auto"
+    link: str = ""
 
 
 def latex(grids: Sequence[Grid], options: LatexOptions | None = None) -> str:
@@ -58,7 +60,10 @@ def latex(grids: Sequence[Grid], options: LatexOptions | None = None) -> str:
     options = options or LatexOptions()
     labels = _labels(grids, options.labels)
     tables = [
-        _table(grid, label, options.captions[i] if i < len(options.captions) else "", options.float)
+        _explained(grid, options.link)
+        + _table(
+            grid, label, options.captions[i] if i < len(options.captions) else "", options.float
+        )
         for i, (grid, label) in enumerate(zip(grids, labels, strict=True))
     ]
     body = "\n\n".join(tables)
@@ -71,6 +76,13 @@ def latex(grids: Sequence[Grid], options: LatexOptions | None = None) -> str:
     if cited:
         lines.append("% and the entries of published.bib, which is written beside this file")
     return "\n".join([*lines, f"{body}\n"])
+
+
+def _explained(grid: Grid, link: str) -> str:
+    """A comment that leads to the page; a footnote would be in the paper."""
+    # A line's end would end the comment.
+    address = " ".join(f"{link}#/table/{grid.key}".split())
+    return f"% every mark is explained at {address}\n" if link else ""
 
 
 def _labels(grids: Sequence[Grid], given: Sequence[str]) -> list[str]:

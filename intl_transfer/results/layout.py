@@ -146,6 +146,7 @@ def _merged(one: Row, other: Row) -> Row:
         foreign=one.foreign or other.foreign,
         baseline=one.baseline or other.baseline,
         marks=one.marks | other.marks,
+        each=one.each | other.each,
         chosen_over=max(one.chosen_over, other.chosen_over),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,11 +64,12 @@ def write_folder(
         UserError: if the folder cannot be written.
     """
     from intl_transfer.results.report import write_report
+    from intl_transfer.results.report.page import PAGE
 
     files = []
     try:
         for form, suffix in FORMS.items():
-            shown = render(tables, form, **rendering)
+            shown = render(tables, form, **{"link": PAGE, **rendering})
             text = (privacy.text(shown) if privacy else shown).encode()
             file = folder / f"table.{suffix}"
             write_atomically(file, lambda out, text=text: out.write(text))  # type: ignore[misc]
@@ -79,5 +81,8 @@ def write_folder(
     except OSError as error:
         raise UserError(f"--out {folder} cannot be written: {error.strerror or error}") from None
     names = ", ".join(file.name for file in files[:-1])
-    print(f"wrote {files[-1]}, and beside it {names}", file=sys.stderr)
+    rows = sum(len(table.rows) for table in tables)
+    counts = f"{len(tables)} tables, {rows} rows"
+    now = time.strftime("%H:%M:%S")
+    print(f"{now} wrote {files[-1]} ({counts}), and beside it {names}", file=sys.stderr)
     return files

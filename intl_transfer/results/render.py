@@ -13,11 +13,19 @@ from tabulate import tabulate
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.results.grid import Grid, Line, Spread, make_grid
 from intl_transfer.results.latex import Float, LatexOptions, latex
+from intl_transfer.results.longform import as_long_csv
 from intl_transfer.results.machine import as_csv, as_json
 from intl_transfer.results.rows import Table
 
 #: Forms, and the suffix of a file in each.
-FORMS = {"console": "txt", "md": "md", "latex": "tex", "csv": "csv", "json": "json"}
+FORMS = {
+    "console": "txt",
+    "md": "md",
+    "latex": "tex",
+    "csv": "csv",
+    "json": "json",
+    "long": "long.csv",
+}
 
 _WIDEST = 1000
 
@@ -33,18 +41,21 @@ def render(
     captions: Sequence[str] = (),
     labels: Sequence[str] = (),
     placement: Float = "auto",
+    link: str = "",
 ) -> str:
     """Writes tables in one of the known forms.
 
     Args:
         tables: from :func:`intl_transfer.results.tables.build_tables`.
-        form: ``md``, ``latex``, ``csv``, ``json`` or ``console``.
+        form: ``md``, ``latex``, ``csv``, ``long`` (CSV, a line per run and metric), ``json`` or
+            ``console``.
         precision: digits after the point (CSV and JSON keep all).
         spread: what stands beside a mean: the standard deviation, a 95 % interval, nothing.
         hide: of ``pretraining`` and ``n``, the columns not to show.
         standalone: LaTeX that compiles as it is, in place of tables to be included.
         captions: of LaTeX's tables, in their order, in LaTeX; else titles.
         labels: of LaTeX's tables, in their order; else names of what they show.
+        link: the report's page, where every mark of a table is explained.
         placement: the float of LaTeX's tables: ``table``, ``table*``, ``auto`` by their width.
 
     Returns:
@@ -57,6 +68,8 @@ def render(
         raise UserError(
             f"no format '{form}'.{did_you_mean(form, FORMS)} Expected one of {', '.join(FORMS)}"
         )
+    if form == "long":
+        return as_long_csv(tables)
     if form == "csv":
         return as_csv(tables)
     if form == "json":
@@ -64,8 +77,8 @@ def render(
     grids = [make_grid(table, precision, spread, hide) for table in tables]
     if form == "latex":
         words = (standalone, tuple(captions), tuple(labels), placement)
-        return latex(grids, LatexOptions(*words))
-    text = _markdown(grids) if form == "md" else _console(grids)
+        return latex(grids, LatexOptions(*words, link))
+    text = _markdown(grids, link) if form == "md" else _console(grids)
     return text.rstrip("\n") + "\n"
 
 
@@ -85,7 +98,7 @@ def _numbers(line: Line) -> str:
     return f" [{','.join(map(str, line.notes))}]" if line.notes else ""
 
 
-def _markdown(grids: Sequence[Grid]) -> str:
+def _markdown(grids: Sequence[Grid], link: str = "") -> str:
     safe = escape_markdown
     parts = []
     for grid in grids:
@@ -111,6 +124,8 @@ def _markdown(grids: Sequence[Grid]) -> str:
         ]
         if any(line.published for line in grid.lines):
             footer.insert(0, "_In italics: published._")
+        if link:
+            footer.append(f"[Every mark explained]({link}#/table/{grid.key})")
         # Two blanks at the end keep Markdown's lines apart.
         spaced = [f"{text}  " for text in footer]
         parts.append("\n".join([f"### {safe(grid.title)}", "", body, "", *spaced]))

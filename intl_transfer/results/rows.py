@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from intl_transfer.results.run import METRICS, Run
 from intl_transfer.results.statistics import Comparison, Summary
@@ -53,6 +54,7 @@ class Row:
         shown: the user's own name for it, in place of method and words.
         group: rows of one stand together, below its name.
         rule: whether a rule is above it.
+        each: by (task, metric), the figure of each run that has one, by its path.
     """
 
     method: str
@@ -72,6 +74,7 @@ class Row:
     shown: str = ""
     group: str = ""
     rule: bool = False
+    each: dict[Column, dict[Path, float]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -190,6 +193,11 @@ class Table:
     def heading(self, task: str) -> str:
         """Of a column group."""
         return self.headings.get(task, {"voc": "VOC"}.get(task, task))
+
+    def dataset_of(self, task: str) -> str:
+        """What a column group was measured on."""
+        found = [part.dataset for part in self.parts if task in part.tasks]
+        return found[0] if found else task if task in self.dataset.split(" + ") else self.dataset
 
     def count(self, row: Row) -> str:
         """Repetitions behind a row, for each part where they differ: ``3`` or ``1, 5``."""

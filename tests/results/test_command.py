@@ -65,6 +65,7 @@ def test_a_folder_gets_every_form_and_the_report(standard, tmp_path, capsys):
         names = {file.name for file in Path(out).iterdir() if file.is_file()}
         assert names == {
             "index.html", "table.md", "table.tex", "table.csv", "table.json", "table.txt",
+            "table.long.csv",
         }  # fmt: skip
         assert "begin{document}" in (Path(out) / "table.tex").read_text()
 

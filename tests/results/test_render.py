@@ -9,12 +9,14 @@ import os
 import re
 import shutil
 import subprocess
+import unicodedata
 from pathlib import Path
 
 import pytest
 
 from intl_transfer.errors import UserError
 from intl_transfer.results import TableOptions, build_tables, collect, render
+from intl_transfer.results.grid import clean
 from intl_transfer.results.latex import PACKAGES, escape_latex
 from intl_transfer.results.templates import render_template
 from tests.results.synthetic import detection_run, evaluation_run, figures, pretraining_run
@@ -108,13 +110,21 @@ def test_users_text_is_escaped_in_every_form(tmp_path):
         assert "\x1b" not in render(tables, form)
         assert "\u202e" not in render(tables, form)
     rows = list(csv.DictReader(io.StringIO(render(tables, "csv"))))
-    assert rows[0]["initialisation"] == HOSTILE
+    assert rows[0]["initialisation"] == clean(HOSTILE)
+    for form in ("csv", "long"):
+        text = render(tables, form)
+        assert not any(unicodedata.category(c).startswith("C") for c in text if c != "\n")
+        assert len(text.splitlines()) == 1 + len(list(csv.DictReader(io.StringIO(text))))
 
 
 def test_a_spreadsheet_takes_no_name_for_a_formula(tmp_path):
     detection_run(tmp_path, "run", method='=HYPERLINK("http://x")')
-    (row,) = csv.DictReader(io.StringIO(render(build_tables(collect([tmp_path])), "csv")))
-    assert row["initialisation"].startswith("'=")
+    detection_run(tmp_path, "other", method="\x07@x", metrics={"=1+1": {"-x": 3.0}})
+    for form in ("csv", "long"):
+        lines = list(csv.reader(io.StringIO(render(build_tables(collect([tmp_path])), form))))
+        cells = [cell for line in lines for cell in line]
+        assert sum(cell.startswith(("'=HYPERLINK", "'@x")) for cell in cells) >= 2
+        assert not any(cell.strip().startswith(("=", "+", "@")) for cell in cells)
 
 
 def test_every_latex_row_has_all_columns(tmp_path):
