@@ -21,7 +21,11 @@ _LONGEST_OVERRIDE = 100_000
 
 
 def load_config(
-    schema: type[Schema], name: str, overrides: Sequence[str] = (), folder: str | Path = "."
+    schema: type[Schema],
+    name: str,
+    overrides: Sequence[str] = (),
+    folder: str | Path = ".",
+    own: Collection[str] = (),
 ) -> Schema:
     """Reads a configuration file into a dataclass, every key and type checked.
 
@@ -34,6 +38,7 @@ def load_config(
         name: a file in ``folder``, with or without ``.yaml``, or a path.
         overrides: ``key=value`` with dotted keys, as on the command line.
         folder: where names resolve.
+        own: top-level keys that a file does not hand on to those that start from it.
 
     Returns:
         An instance of ``schema``.
@@ -46,6 +51,8 @@ def load_config(
     config = OmegaConf.structured(schema)
     known = list(_dotted_names(schema))
     for file, values in _with_bases(path, folder):
+        if not _same_file(file, path):
+            values = {key: value for key, value in values.items() if key not in own}
         config = _merge(config, values, str(file), known)
     for override in overrides:
         config = _merge(config, _parsed(override), f"'{override}'", known)
