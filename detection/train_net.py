@@ -38,6 +38,7 @@ from detection.config import CONFIGS, RANDOM, config_of, load_config
 from detection.curves import draw_curves
 from detection.demo import demonstrate
 from detection.evaluators import summarise
+from detection.expected import check_expected, is_asked_for
 from detection.machines import launch
 from detection.pictures import write_pictures
 from detection.session import (
@@ -143,6 +144,12 @@ def parse() -> argparse.Namespace:
         "on the test set of another (--config)",
     )
     parser.add_argument(
+        "--check-expected",
+        action="store_true",
+        help="compare the figures with TEST.EXPECTED_RESULTS at the end; exit status 1 if they "
+        "differ by more than their tolerance",
+    )
+    parser.add_argument(
         "--demo",
         nargs="+",
         metavar="PICTURE",
@@ -172,6 +179,7 @@ def prepare(
     if arguments.eval_only:
         return prepare_evaluation(arguments)
     cfg = resolve(arguments)
+    check_expected(cfg, arguments)
     require_one_test_set(cfg)
     if not cfg.DATASETS.TRAIN:
         raise UserError("DATASETS.TRAIN is empty; expected the name of a data set, or several")
@@ -223,6 +231,7 @@ def prepare_evaluation(
     content = weights.read_weights(str(file))
     record = detector.stated(content, file)
     cfg = resolve(arguments, None if arguments.config else own_config(arguments, file, record))
+    check_expected(cfg, arguments)
     require_one_test_set(cfg)
     weights.check_whole(content["model"], str(file))
     changed = []
@@ -284,7 +293,7 @@ def worker(
     try:
         if arguments.eval_only:
             assert content is not None
-            evaluate(cfg, content)
+            evaluate(cfg, content, is_asked_for(arguments))
         else:
             status = train(cfg, content, images, arguments)
     except UserError as error:
@@ -304,8 +313,8 @@ def worker(
         raise SystemExit(status)
 
 
-def evaluate(cfg: Any, content: dict[str, Any]) -> None:
-    """Evaluates a fine-tuned detector and writes ``evaluation.json``."""
+def evaluate(cfg: Any, content: dict[str, Any], verify: bool = False) -> None:
+    """Evaluates a fine-tuned detector and writes ``evaluation.json``; verifies it if asked to."""
     (name,) = cfg.DATASETS.TEST
     model = Trainer.build_model(cfg)
     weights.load_detector(model, content["model"], cfg.MODEL.WEIGHTS)
@@ -336,6 +345,8 @@ def evaluate(cfg: Any, content: dict[str, Any]) -> None:
         write_pictures(cfg.OUTPUT_DIR, name)
         draw_curves(cfg.OUTPUT_DIR)
         print(f"written: {cfg.OUTPUT_DIR}/evaluation.json")
+        if verify:
+            verify_results(cfg, results)
 
 
 def train(
@@ -380,7 +391,7 @@ def train(
             return end.status
         except FloatingPointError as error:
             raise OneRankError(not_finite(error)) from None
-    if cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
+    if is_asked_for(arguments) and comm.is_main_process():
         verify_results(cfg, trainer.evaluation)
     return 0
 

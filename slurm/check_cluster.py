@@ -148,8 +148,7 @@ def wait(job: Any, wanted: Resources, folder: Path, tasks: int, queue_minutes: f
         elif time.monotonic() > deadline:
             raise UserError(
                 f"job {job.job_id} was in the queue for {queue_minutes:g} minutes ({reason}) and "
-                "is cancelled; ask for less (--nodes 1, --qos …), or wait longer with "
-                "--queue-minutes"
+                "is cancelled; ask for less (--nodes 1), or wait longer with --queue-minutes"
             )
         time.sleep(_POLL_SECONDS if wanted.cluster != "slurm" else 5 * _POLL_SECONDS)
 

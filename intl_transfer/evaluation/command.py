@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from intl_transfer.evaluation.config import EvaluationConfig
+    from intl_transfer.evaluation.config import EvaluationConfig, Expectation
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "evaluation"
 
@@ -41,17 +41,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="continue a run with other settings than it began with",
     )
+    parser.add_argument(
+        "--check-expected",
+        action="store_true",
+        help="compare the results with those that the configuration expects; exit status 1 if "
+        "they differ",
+    )
     add_told(parser, "--pretraining-dataset")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example seed=1")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluates; returns 0, or 75 for a run that was asked to stop."""
+    """Evaluates; returns 0, 75 for a run that was asked to stop, 1 for unexpected results."""
     import torch
 
     from intl_transfer.boundary import Boundary
     from intl_transfer.conversion.command import told_of
     from intl_transfer.evaluation.config import ModelConfig, data_statistics
+    from intl_transfer.evaluation.expected import expectations
     from intl_transfer.evaluation.stage import evaluate
     from intl_transfer.evaluation.subject import load_subject
     from intl_transfer.runs.changes import as_begun, changes_of, unfinished
@@ -79,6 +86,10 @@ def run(arguments: argparse.Namespace) -> int:
                 told_of(arguments),
                 data_statistics(config.data),
             )
+            expected = []
+            if arguments.check_expected:
+                recipe = configuration(arguments.config, [])
+                expected = expectations(name, config, recipe, arguments.weights, subject)
             # The configuration says what is evaluated, also where a file decides.
             config.model = ModelConfig(subject.architecture, subject.stem)
             allow = arguments.allow_config_change
@@ -87,9 +98,23 @@ def run(arguments: argparse.Namespace) -> int:
             if not unfinished(config.output_dir, changes, allow):
                 if ranks.is_main:
                     print(f"{config.output_dir} is finished; nothing to do")
-                return 0
-            boundary.status = evaluate(config, name, subject, ranks, changes, allow)
+            else:
+                boundary.status = evaluate(config, name, subject, ranks, changes, allow)
+            if boundary.status == 0 and ranks.is_main and expected:
+                boundary.status = _compare(config.output_dir, expected)
     return boundary.status
+
+
+def _compare(folder: str, expected: list[Expectation]) -> int:
+    """Prints a finished run's results beside the expected ones; returns 1 if they differ."""
+    from intl_transfer.evaluation.expected import compare
+    from intl_transfer.runs import read_results
+
+    results = read_results(folder)
+    metrics = {} if results is None else results["metrics"]
+    is_as_expected, lines = compare(metrics, expected)
+    print("\n".join(lines))
+    return 0 if is_as_expected else 1
 
 
 def configuration(
@@ -108,7 +133,7 @@ def configuration(
     from intl_transfer.evaluation.config import EvaluationConfig, check
     from intl_transfer.runs.config import load_config
 
-    config = load_config(EvaluationConfig, name, overrides, CONFIGS, defaults)
+    config = load_config(EvaluationConfig, name, overrides, CONFIGS, defaults, own=("expected",))
     check(config)
     return config
 

@@ -165,6 +165,26 @@ class LogConfig:
 
 
 @dataclass
+class Expectation:
+    """What a recipe is expected to give, for ``evaluate --check-expected``.
+
+    Attributes:
+        pretraining: configuration of the pretraining that the backbone is from; ``random`` for
+            weights that have learned nothing.
+        metric: ``top1`` or ``top5``.
+        value: in %.
+        tolerance: by how much a run may differ, either way, in % points.
+        source: where the value was read or measured.
+    """
+
+    pretraining: str = MISSING
+    metric: str = "top1"
+    value: float = MISSING
+    tolerance: float = MISSING
+    source: str = MISSING
+
+
+@dataclass
 class EvaluationConfig:
     """A whole evaluation.
 
@@ -178,6 +198,8 @@ class EvaluationConfig:
         k: neighbours of ``knn``.
         engine: how the machine is used.
         log: what is told.
+        expected: results that the configuration, as it is, should give. A configuration that
+            starts from this one does not take them over.
     """
 
     kind: str = MISSING
@@ -189,6 +211,7 @@ class EvaluationConfig:
     k: int = 5
     engine: EngineConfig = field(default_factory=EngineConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    expected: list[Expectation] = field(default_factory=list)
 
 
 def check(config: EvaluationConfig) -> None:

@@ -26,6 +26,7 @@ def load_config(
     overrides: Sequence[str] = (),
     folder: str | Path = ".",
     defaults: Mapping[str, Any] | None = None,
+    own: Collection[str] = (),
 ) -> Schema:
     """Reads a configuration file into a dataclass, every key and type checked.
 
@@ -39,6 +40,7 @@ def load_config(
         overrides: ``key=value`` with dotted keys, as on the command line.
         folder: where names resolve.
         defaults: by dotted key, values in place of the schema's own defaults.
+        own: top-level keys that a file does not hand on to those that start from it.
 
     Returns:
         An instance of ``schema``.
@@ -53,6 +55,8 @@ def load_config(
     for key, value in (defaults or {}).items():
         OmegaConf.update(config, key, value)
     for file, values in _with_bases(path, folder):
+        if not _same_file(file, path):
+            values = {key: value for key, value in values.items() if key not in own}
         config = _merge(config, values, str(file), known)
     for override in overrides:
         config = _merge(config, _parsed(override), f"'{override}'", known)

@@ -122,6 +122,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             _TELLING,
             *("log.seconds", "log.steps", "log.test_epochs", "log.tensorboard", "log.wandb"),
         ),
+        *_free("compared with the results at the end", "expected*"),
         Rule("model.*", "weights", "describes the backbone that is evaluated"),
         *_free(
             _KNN_ONLY,

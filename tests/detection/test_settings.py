@@ -28,6 +28,7 @@ def arguments(**given):
         "scale_to_batch": None,
         "resume": False,
         "eval_only": False,
+        "check_expected": False,
         "num_gpus": 1,
         "num_machines": 1,
         "opts": [],

@@ -1,0 +1,81 @@
+"""Results against what a recipe is expected to give (``evaluate --check-expected``)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from intl_transfer.errors import UserError, did_you_mean
+from intl_transfer.evaluation.config import EvaluationConfig, Expectation
+from intl_transfer.evaluation.subject import RANDOM, Subject
+from intl_transfer.runs.changes import in_lines
+from intl_transfer.runs.settings import contrast, deciding
+
+
+def expectations(
+    name: str, config: EvaluationConfig, recipe: EvaluationConfig, weights: str, subject: Subject
+) -> list[Expectation]:
+    """What a run is expected to give, found before it begins.
+
+    Args:
+        name: the configuration's.
+        config: the run's.
+        recipe: the same configuration without anything changed.
+        weights: as the command line names them.
+        subject: the backbone.
+
+    Raises:
+        UserError: if nothing is expected of it: settings that decide the result differ from the
+            recipe's, or the recipe names nothing for this backbone.
+    """
+    settings = [deciding("evaluation", dataclasses.asdict(item)) for item in (recipe, config)]
+    changes = contrast(*settings)
+    if changes:
+        raise UserError(
+            f"--check-expected: {name} says what to expect of it as it is, and this run differs: "
+            f"{in_lines(changes)}"
+        )
+    if not config.expected:
+        raise UserError(f"--check-expected: {name} names no expected results")
+    pretraining = pretraining_of(weights, subject)
+    found = [item for item in config.expected if item.pretraining == pretraining]
+    if not found:
+        known = list(dict.fromkeys(item.pretraining for item in config.expected))
+        hint = did_you_mean(pretraining, known) if pretraining else ""
+        raise UserError(
+            f"--check-expected: {name} names results for backbones by {', '.join(known)}; these "
+            f"weights are by {pretraining or 'a pretraining that they do not name'}.{hint}"
+        )
+    return found
+
+
+def pretraining_of(weights: str, subject: Subject) -> str | None:
+    """The pretraining configuration behind a backbone; None where it is not recorded."""
+    if weights == RANDOM:
+        return RANDOM
+    provenance = subject.initialisation.provenance
+    run = provenance.pretrain_run if provenance is not None else None
+    return run.config_name if run is not None else None
+
+
+def compare(
+    metrics: Mapping[str, float | None], expected: Sequence[Expectation]
+) -> tuple[bool, list[str]]:
+    """Whether results are as expected, and a line for each that says so.
+
+    Args:
+        metrics: in %, by name.
+        expected: from :func:`expectations`.
+    """
+    lines, is_as_expected = [], True
+    for item in expected:
+        value = metrics.get(item.metric)
+        # NaN is not as expected.
+        is_near = value is not None and abs(value - item.value) <= item.tolerance
+        is_as_expected &= is_near
+        found = "not measured" if value is None else f"{value:.2f} %"
+        lines.append(
+            f"{item.metric} {found}, {'as' if is_near else 'NOT as'} expected: {item.value:g} ± "
+            f"{item.tolerance:g} ({item.source})"
+        )
+    return is_as_expected, lines

@@ -1,0 +1,113 @@
+"""``--check-expected``: what recipes name, what is refused before a run, the verdict after."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from detectron2.evaluation import verify_results
+
+from detection.config import CONFIGS, load_config
+from detection.expected import check_expected, is_asked_for
+from detection.settings import resolve
+from intl_transfer.errors import UserError
+from intl_transfer.results.published import published_detection
+from intl_transfer.runs import read_manifest
+from tests.detection.conftest import TINY, train_net
+from tests.detection.test_settings import arguments
+
+KEY = "TEST.EXPECTED_RESULTS"
+
+
+def asked(config, *opts, **given):
+    words = arguments(config=config, weights="random", opts=list(opts), check_expected=True)
+    for name, value in given.items():
+        setattr(words, name, value)
+    check_expected(resolve(words), words)
+
+
+def expected(name):
+    return load_config(name).TEST.EXPECTED_RESULTS
+
+
+def test_figures_of_recipes_are_published_ones():
+    """Each is the AP of a published row of its schedule; no file inherits another's."""
+    tasks = {"bbox": ("box", "voc"), "segm": ("mask",)}
+    rows = published_detection()
+    found = []
+    for path in CONFIGS.glob("*.yaml"):
+        if "EXPECTED_RESULTS" not in path.read_text():
+            assert not expected(path.name), path.name
+            continue
+        found.append(path.stem)
+        schedule = {"coco": path.stem.split("_")[3], "voc": "24k"}[path.stem.split("_")[0]]
+        start = "Scratch" if "scratch" in path.stem else "Supervised IN-1k"
+        methods = {"INTL"} if path.stem.endswith("intl") else {start, "Random init"}
+        for task, metric, value, tolerance in expected(path.name):
+            names = [t for t in tasks[task] if (t == "voc") == path.stem.startswith("voc")]
+            figures = [
+                row.figures[names[0], metric].mean
+                for row in rows
+                if row.method in methods
+                # VOC from scratch and INTL's rows do not name the schedule.
+                and (row.schedule == schedule or start == "Scratch" or "INTL" in methods)
+                and (names[0], metric) in row.figures
+            ]
+            assert value in figures, (path.stem, task, value, figures)
+            assert 0 < tolerance < 1
+    assert len(found) == 7
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_is_built():
+    asked("coco_R50_C4_1x_scratch")
+    asked("coco_R50_C4_1x_scratch", "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "1")
+    with pytest.raises(UserError, match=r"coco_R50_C4_1x names no TEST\.EXPECTED"):
+        asked("coco_R50_C4_1x")
+    with pytest.raises(UserError, match=r"as it is, .*SOLVER.MAX_ITER"):
+        asked("coco_R50_C4_1x_scratch", "SOLVER.MAX_ITER", "500", "SOLVER.STEPS", "(100,)")
+    with pytest.raises(UserError, match=r"as it is, .*SOLVER.BASE_LR"):
+        asked("coco_R50_C4_1x_scratch", lr=0.01)
+    # Figures of one's own are for settings of one's own.
+    own = "[['bbox', 'AP', 1.0, 0.5]]"
+    asked("coco_R50_C4_1x", KEY, own, "SOLVER.MAX_ITER", "90001", check_expected=False)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        *("['box', 'AP', 1, 1]", "['bbox', 'AP', 1]", "['bbox', 'AP', 'x', 1]"),
+        *("'bbox'", "['bbox', 'AP', 1, -1]"),
+    ],
+)
+def test_another_form_is_refused(row):
+    with pytest.raises(UserError, match=r"expected \[task, metric, value, tolerance\]"):
+        asked("coco_R50_C4_1x", KEY, f"[{row}]")
+
+
+def test_masks_that_are_not_evaluated_are_not_expected():
+    with pytest.raises(UserError, match=r"MODEL\.MASK_ON is False"):
+        asked("voc_R50_C4", KEY, "[['segm', 'AP', 1, 1]]")
+
+
+def test_detectron2_decides_by_the_tolerance(caplog):
+    cfg = load_config("coco_R50_C4_1x_scratch")
+    near = {"bbox": {"AP": 26.1}, "segm": {"AP": 29.6}}
+    with caplog.at_level(logging.INFO):
+        assert verify_results(cfg, near)
+    near["bbox"]["AP"] = 25.9
+    with pytest.raises(SystemExit, match="1"):
+        verify_results(cfg, near)
+    assert not is_asked_for(arguments(check_expected=False))
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_status_1_if_its_figures_are_others(data, tmp_path):
+    """One iteration; its results are written all the same."""
+    words = [
+        *("--config", "shapes_voc_R18_C4", "--weights", "random", "--output-dir", tmp_path / "run"),
+        *(*TINY, "SOLVER.MAX_ITER", "1", KEY, "[['bbox', 'AP', 150.0, 1.0]]"),
+    ]
+    done = train_net(data, *words, check=False)
+    assert done.returncode == 1
+    assert "Result verification failed" in done.stdout + done.stderr
+    assert read_manifest(tmp_path / "run").status == "finished"

@@ -1,0 +1,112 @@
+"""``evaluate --check-expected``: published values, refusals before the run, the verdict after."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import yaml
+
+from intl_transfer.cli import main
+from intl_transfer.errors import UserError
+from intl_transfer.evaluation.command import CONFIGS, configuration
+from intl_transfer.evaluation.config import Expectation
+from intl_transfer.evaluation.expected import compare, expectations
+from intl_transfer.evaluation.subject import Subject
+from intl_transfer.results.published import published_linear, published_small
+from intl_transfer.runs.records import Initialisation, PretrainRun, Provenance
+from tests.evaluation.test_stage import words
+
+
+def test_values_of_recipes_are_the_published_ones():
+    linear = {
+        (row.method, epochs): value
+        for row in published_linear()
+        for epochs, value in row.epochs.items()
+    }
+    (small,) = [row.figures for row in published_small() if row.method == "INTL"]
+    pretrainings = {path.stem for path in (CONFIGS.parent / "pretrain").glob("*.yaml")}
+    checked = 0
+    for path in CONFIGS.glob("*.yaml"):
+        for item in configuration(path.stem, []).expected:
+            assert item.pretraining in pretrainings
+            dataset, _, epochs, *views = item.pretraining.split("_")
+            if dataset == "imagenet":
+                method = "INTL, multi-crop + EMA" if views else "INTL, two views"
+                value = linear[method, int(epochs[2:])]
+            else:
+                value = small[dataset, "5-NN" if path.stem.endswith("knn") else "top-1"]
+            assert (item.metric, item.value) == ("top1", value), path.stem
+            assert "INTL README" in item.source
+            checked += 1
+    assert checked == 10
+
+
+def test_what_is_expected_is_not_handed_on():
+    """imagenet_semi1 and shapes_knn start from files; cifar100 from one with figures of its own."""
+    assert configuration("imagenet_semi1", []).expected == []
+    (only,) = configuration("cifar100_linear", []).expected
+    assert only.pretraining == "cifar100_r18_ep1000"
+
+
+def subject(recipe):
+    run = PretrainRun(config_name=recipe)
+    return Subject(
+        None,
+        512,
+        "resnet18",
+        initialisation=Initialisation(provenance=Provenance(pretrain_run=run)),
+    )
+
+
+def asked(name, *overrides, recipe="cifar10_r18_ep1000"):
+    found = configuration(name, list(overrides)), configuration(name, [])
+    return expectations(name, *found, "weights", subject(recipe))
+
+
+def test_what_cannot_be_compared_is_refused():
+    assert asked("cifar10_linear", "data.workers=2", "seed=3")[0].value == 92.6
+    with pytest.raises(UserError, match=r"cifar10_linear .* as it is, .*optim.lr"):
+        asked("cifar10_linear", "optim.lr=0.02")
+    with pytest.raises(UserError, match="shapes_linear names no expected results"):
+        asked("shapes_linear")
+    with pytest.raises(UserError, match="these weights are by cifar100_r18_ep1000"):
+        asked("cifar10_linear", recipe="cifar100_r18_ep1000")
+    with pytest.raises(UserError, match="by a pretraining that they do not name"):
+        asked("cifar10_linear", recipe=None)
+
+
+@pytest.mark.parametrize(
+    ("value", "is_as_expected"),
+    [(50.5, True), (49.5, True), (50.51, False), (49.4, False), (math.nan, False), (None, False)],
+)
+def test_the_tolerance_decides(value, is_as_expected):
+    item = Expectation("random", "top1", 50.0, 0.5, "a paper")
+    found, (line,) = compare({"top1": value}, [item])
+    assert found == is_as_expected
+    assert ("NOT as expected" in line) != is_as_expected
+    assert line.endswith("50 ± 0.5 (a paper)")
+
+
+@pytest.mark.slow
+def test_a_whole_run_says_how_it_compares(classes, tmp_path, capsys):
+    """Neighbours of random features, twice: near anything within 100 points, not near 150."""
+    values = words(classes, "random", tmp_path / "run")
+    overrides = [word for word in values if "=" in word and not word.startswith("optim")]
+    config = {}
+    for word in [*overrides, "kind=knn", "k=3", "model.backbone=resnet18"]:
+        key, _, value = word.partition("=")
+        place = config
+        *folders, leaf = key.split(".")
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[leaf] = yaml.safe_load(value)
+    for value, tolerance, status in ((50.0, 100.0, 0), (150.0, 1.0, 1)):
+        row = {"pretraining": "random", "value": value, "tolerance": tolerance, "source": "here"}
+        file = tmp_path / "own.yaml"
+        file.write_text(yaml.safe_dump({**config, "expected": [row]}))
+        command = ["evaluate", "--weights", "random", "--config", str(file), "--check-expected"]
+        assert main([*command, "--output-dir", str(tmp_path / "run")]) == status
+        said = capsys.readouterr().out
+        assert f"{'NOT as' if status else 'as'} expected: {value:g} ± {tolerance:g} (here)" in said
+    assert "is finished; nothing to do" in said
