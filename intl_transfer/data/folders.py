@@ -20,6 +20,7 @@ import numpy as np
 
 from intl_transfer.data.augment import Pixels
 from intl_transfer.data.images import read_image
+from intl_transfer.data.made import command_for
 from intl_transfer.data.source import ImageSource, NameTable, cache_file
 from intl_transfer.errors import UserError
 from intl_transfer.runs.atomic import write_atomically
@@ -135,10 +136,9 @@ def _refuse_parts(root: Path, key: str) -> None:
 
 def _remedy(root: Path, key: str) -> str:
     """What to do about a folder that is not there."""
-    parts = root.parts
-    if "shapes" in parts:
-        made = Path(*parts[: parts.index("shapes") + 1])
-        return f"The embedded set is made by `intl-transfer data shapes --out {made}`"
+    command = command_for(root)
+    if command is not None:
+        return f"This set is made by `{command}`"
     return (
         f"Give another with {key}=DIR; for {key} below datasets/, DETECTRON2_DATASETS and "
         "IMAGENET_DIR say where that is"

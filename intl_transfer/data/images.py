@@ -142,6 +142,23 @@ def decode_image(data: bytes, name: str, upright: bool = True) -> Pixels:
         return _turned(pixels, tagged)
 
 
+def decode_cut_out(data: bytes, name: str) -> Pixels:
+    """Decodes an image file's content with its transparency, uint8 RGBA.
+
+    Args:
+        data: the file's bytes.
+        name: for the error message.
+
+    Returns:
+        (H, W, 4), writable; alpha is 255 everywhere where the file has none.
+
+    Raises:
+        UnreadableImageError: as for :func:`decode_image`.
+    """
+    with _words_for_damage(name, empty=not data), _header(io.BytesIO(data), len(data)) as image:
+        return np.array(image.convert("RGBA"))
+
+
 def read_header(path: str | Path) -> ImageHeader:
     """Looks at an image file without decoding it (but for the few whose header is not enough).
 

@@ -29,7 +29,7 @@ from pretrain.session import check
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "pretrain"
 IMAGES = {"cifar": 50_000, "imagenet100": 126_689, "imagenet": 1_281_167}
 #: Chosen here; the others are published, or published settings shortened.
-OWN = {"shapes_r18", "shapes_r50"}
+OWN = {"photo_cutouts_r18", "shapes_r18", "shapes_r50"}
 
 # cifar*: CIFAR-10 and -100. imagenet100*: ImageNet-100. *ep???: ImageNet, two views.
 # *_ema: ImageNet, multi-crop with moving average. A view of - is no view's key, * is every view's.
