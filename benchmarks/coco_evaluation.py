@@ -195,9 +195,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--repeats", type=int, default=2, help="rounds, of which the median counts")
+    parser.add_argument("--images", type=int, default=5000, help="of the made set")
     parser.add_argument("--task", choices=list(AIMS), help="default: both")
     arguments = parser.parse_args()
     content, found = make(arguments.images, masks=arguments.task != "bbox")

@@ -52,9 +52,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--config", default="shapes_coco_R50_C4", help="of an embedded data set")
-    parser.add_argument("--iterations", type=int, default=40)
+    parser.add_argument("--iterations", type=int, default=40, help="of each training")
     parser.add_argument("--workers", type=int, default=0, help="loading processes of each loader")
     parser.add_argument("--threads", type=int, default=2, help="of a CPU")
     arguments = parser.parse_args()

@@ -260,7 +260,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one object on the last line")
     parser.add_argument("--repeats", type=int, default=9, help="of each, at least 7 (9)")
     parser.add_argument("--case", help="only cases whose name contains this")
-    parser.add_argument("--no-sharding", action="store_true")
+    parser.add_argument("--no-sharding", action="store_true", help="leave several ranks out")
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
     with tempfile.TemporaryDirectory() as folder, process_group(f"{folder}/store"):

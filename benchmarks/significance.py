@@ -56,8 +56,8 @@ def study(
 def main() -> int:
     """Simulates, and prints what came out."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--studies", type=int, default=2000)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--studies", type=int, default=2000, help="simulated studies of each kind")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
     cases = []

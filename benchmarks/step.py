@@ -124,11 +124,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--backbone", default="resnet50")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--steps", type=int, default=50, help="steps of each, timed in turns")
+    parser.add_argument("--backbone", default="resnet50", help="of both")
+    parser.add_argument("--batch", type=int, default=32, help="images of a step")
+    parser.add_argument("--size", type=int, default=64, help="side of the images, in pixels")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as folder:

@@ -94,9 +94,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--images", type=int, default=24)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--repeats", type=int, default=7, help="rounds, of which the median counts")
+    parser.add_argument(
+        "--images", type=int, default=24, help="photographs that are taken in turns"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

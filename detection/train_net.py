@@ -156,8 +156,8 @@ def parse() -> argparse.Namespace:
         help="draw what a fine-tuned detector (--weights FILE or RUN) finds in these pictures",
     )
     parser.add_argument("--num-gpus", type=int, default=1, help="GPUs on this machine")
-    parser.add_argument("--num-machines", type=int, default=1)
-    parser.add_argument("--machine-rank", type=int, default=0)
+    parser.add_argument("--num-machines", type=int, default=1, help="number of nodes")
+    parser.add_argument("--machine-rank", type=int, default=0, help="of this node, from 0")
     parser.add_argument("--dist-url", default="auto", help="rendezvous for several machines")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="Detectron2's options")
     arguments = parser.parse_intermixed_args()

@@ -236,9 +236,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--backbone", choices=sorted(CONFIGS), default="resnet18")
+    parser.add_argument(
+        "--backbone", choices=sorted(CONFIGS), default="resnet18", help="of all runs"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="factor on both training budgets")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"))
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="folder of all that the demo makes"
+    )
     arguments = parser.parse_args()
     if arguments.scale <= 0:
         parser.error(f"--scale is {arguments.scale:g}; expected a number above 0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -20,7 +21,11 @@ INK = ["#c6dbef", "#9ecae1", "#6baed6", "#3182bd", "#08519c", "#08306b"]
 def main() -> int:
     """Writes the pictures into the folder given, docs/images if none."""
     root = Path(__file__).resolve().parents[1]
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else root / "docs" / "images"
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "folder", type=Path, nargs="?", default=root / "docs" / "images", help="for the pictures"
+    )
+    folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     for name, draw in {

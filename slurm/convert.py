@@ -39,8 +39,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", metavar="RUN_OR_CHECKPOINT")
-    parser.add_argument("target", type=Path, metavar="OUT.pth")
+    parser.add_argument(
+        "source", metavar="RUN_OR_CHECKPOINT", help="what to convert, as for intl-transfer convert"
+    )
+    parser.add_argument("target", type=Path, metavar="OUT.pth", help="file to write")
     parser.add_argument("--label", help="as of `intl-transfer convert`")
     arguments = parser.parse_args()
     with Boundary("the same command continues") as boundary:

@@ -115,19 +115,30 @@ def batch_script(executor: submitit.AutoExecutor, work: jobs.StageJob) -> str:
     return str(make(getattr(inner, "_submitit_command_str", "python -m submitit"), "JOB"))
 
 
+#: Of every launcher's `--seeds`.
+SEEDS_HELP = "how many (5), or which (0-4, 0,2,5, or 7, for one)"
+
+
 def parse_seeds(text: str | None, option: str) -> list[int]:
-    """``0-4`` or ``0,2,5`` as numbers.
+    """``5`` as how many (0 to 4), ``0-4``, ``0,2,5`` or ``7,`` as which, in every launcher.
 
     Raises:
-        UserError: for anything else.
+        UserError: for anything else, and for none.
     """
     if text is None:
         return []
+    text = text.strip()
+    if text.isdecimal():
+        if int(text) == 0:
+            raise UserError(f"{option} {text}: expected at least one seed")
+        return list(range(int(text)))
     seeds: list[int] = []
-    for part in text.split(","):
+    for part in text.removesuffix(",").split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         if match is None or (match[2] and int(match[2]) < int(match[1])):
-            raise UserError(f"{option} {text}: expected seeds as 0-4 or 0,2,5")
+            raise UserError(
+                f"{option} {text}: expected seeds as 5 (how many), or 0-4, 0,2,5 or 7, (which)"
+            )
         seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
     return list(dict.fromkeys(seeds))
 

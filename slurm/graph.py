@@ -30,7 +30,7 @@ def missing(ledger: Ledger, nodes: Iterable[Node], rows: dict[str, Row]) -> list
     """
     nodes = list(nodes)
     alive = {node.key for node in nodes if (row := row_of(node, rows)) is not None and row.alive}
-    done = {node.key for node in nodes if node.key not in alive and _done(node, ledger, alive)}
+    done = {node.key for node in nodes if node.key not in alive and _done(node, ledger)}
     wanted: set[str] = set()
     parents = {key for node in nodes if node.after == "ok" for key in node.parents}
     # From the leaves up: who is needed at all?
@@ -54,7 +54,7 @@ def missing(ledger: Ledger, nodes: Iterable[Node], rows: dict[str, Row]) -> list
     return [node for node in nodes if node.key in wanted]
 
 
-def _done(node: Node, ledger: Ledger, alive: set[str]) -> bool:
+def _done(node: Node, ledger: Ledger) -> bool:
     """Whether the node's result is there, also on a file system that shows it late."""
     if node.changes():
         return False

@@ -27,7 +27,14 @@ from intl_transfer.runs import read_manifest
 from intl_transfer.runs.config import resolve_config
 from intl_transfer.runs.settings import identity
 from slurm.convert import command as conversion
-from slurm.executors import batch_script, make_executor, parse_seeds, say, snapshot_beside
+from slurm.executors import (
+    SEEDS_HELP,
+    batch_script,
+    make_executor,
+    parse_seeds,
+    say,
+    snapshot_beside,
+)
 from slurm.graph import stage_job
 from slurm.launching import launch as launch_nodes
 from slurm.ledger import WEIGHTS, Node
@@ -47,7 +54,7 @@ def main() -> int:
     parser.add_argument(
         "--weights", required=True, help="pretraining run, converted file, or 'random'"
     )
-    parser.add_argument("--seeds", default="1", help="how many (5), or which (0-4 or 0,2,5)")
+    parser.add_argument("--seeds", default="1", help=SEEDS_HELP)
     parser.add_argument("--output-dir", default="runs/detection", help="parent of the runs")
     parser.add_argument("--dry-run", action="store_true", help="show, submit nothing")
     parser.add_argument("--wait", action="store_true", help="wait for the jobs' end")
@@ -62,10 +69,7 @@ def main() -> int:
 def launch(arguments: argparse.Namespace, wanted: Resources) -> int:
     """Submits a job a seed."""
     config = resolve_config(arguments.config, CONFIGS)
-    count = arguments.seeds
-    seeds = list(range(int(count))) if count.isdecimal() else parse_seeds(count, "--seeds")
-    if not seeds:
-        raise UserError(f"--seeds {count}: expected at least one")
+    seeds = parse_seeds(arguments.seeds, "--seeds")
     check(arguments.config, arguments.opts)
     if wanted.cluster != "slurm":
         wanted = fit(wanted, len(visible_gpus()))

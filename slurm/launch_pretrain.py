@@ -4,7 +4,7 @@ r"""Launches pretraining on SLURM, or on this machine.
         --gpus-per-node 8 --partition P [key=value ...]
 
 One task a GPU runs `pretrain/train.py`, from a copy of the sources. Time-outs and preemptions put
-the job back into the queue, where it goes on from its last checkpoint. `--array-seeds 0-4` launches
+the job back into the queue, where it goes on from its last checkpoint. `--seeds 5` launches
 one job a seed, `--dry-run` shows what would be submitted.
 """
 
@@ -27,7 +27,14 @@ from intl_transfer.runs.config import load_config
 from intl_transfer.runs.settings import identity
 from pretrain.config import PretrainConfig
 from pretrain.session import check
-from slurm.executors import batch_script, make_executor, parse_seeds, say, snapshot_beside
+from slurm.executors import (
+    SEEDS_HELP,
+    batch_script,
+    make_executor,
+    parse_seeds,
+    say,
+    snapshot_beside,
+)
 from slurm.graph import stage_job
 from slurm.launching import launch as launch_nodes
 from slurm.ledger import Node
@@ -42,7 +49,7 @@ def main() -> int:
     )
     parser.add_argument("--config", required=True, help="name in configs/pretrain/, or a path")
     parser.add_argument("--output-dir", help="run directory; with several seeds, their parent")
-    parser.add_argument("--array-seeds", help="one job a seed: 0-4 or 0,2,5")
+    parser.add_argument("--seeds", "--array-seeds", help=f"one job per seed: {SEEDS_HELP}")
     parser.add_argument("--dry-run", action="store_true", help="show, submit nothing")
     parser.add_argument("--wait", action="store_true", help="wait for the jobs' end")
     add_arguments(parser)
@@ -57,8 +64,7 @@ def launch(arguments: argparse.Namespace, wanted: Resources) -> int:
     """Submits a job a seed."""
     name = Path(arguments.config).stem
     runs = [
-        (config, output_folder(arguments, name, config))
-        for config in configurations(arguments, name)
+        (config, output_folder(arguments, name, config)) for config in configurations(arguments)
     ]
     if wanted.cluster != "slurm":
         wanted = fit(wanted, len(visible_gpus()))
@@ -137,10 +143,10 @@ def pretraining(
     )
 
 
-def configurations(arguments: argparse.Namespace, name: str) -> list[PretrainConfig]:
+def configurations(arguments: argparse.Namespace) -> list[PretrainConfig]:
     """The run's configuration, once a seed, checked before anything is submitted."""
     folder = ROOT / "configs" / "pretrain"
-    seeds = parse_seeds(arguments.array_seeds, "--array-seeds")
+    seeds = parse_seeds(arguments.seeds, "--seeds")
     overrides = arguments.overrides
     made = []
     for seed in seeds or [None]:
@@ -157,7 +163,7 @@ def output_folder(arguments: argparse.Namespace, name: str, config: PretrainConf
     leaf = f"{name}_seed{config.seed}"
     if given is None:
         return (Path("runs") / "pretrain" / leaf).resolve()
-    return (Path(given) / leaf if arguments.array_seeds else Path(given)).resolve()
+    return (Path(given) / leaf if arguments.seeds else Path(given)).resolve()
 
 
 if __name__ == "__main__":

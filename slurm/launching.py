@@ -56,7 +56,7 @@ def launch(
         ledger.cluster = cluster
         taken = ledger.take_up(nodes)
         wanted = missing(ledger, taken, rows)
-        _tell_what_is_there(ledger, taken, wanted, rows)
+        _tell_what_is_there(taken, wanted, rows)
         for node in wanted:
             if changes := node.changes():
                 say(f"{node.key}: other settings than before ({in_lines(changes)})")
@@ -91,9 +91,7 @@ def _check_cluster(ledger: Ledger, cluster: str, rows: dict[str, Row]) -> None:
         node.job = node.outcome = node.reason = None
 
 
-def _tell_what_is_there(
-    ledger: Ledger, nodes: list[Node], wanted: list[Node], rows: dict[str, Row]
-) -> None:
+def _tell_what_is_there(nodes: list[Node], wanted: list[Node], rows: dict[str, Row]) -> None:
     keys = {node.key for node in wanted}
     for state, words in (("finished", "finished before"), ("alive", "in the queue already")):
         there = []

@@ -96,7 +96,7 @@ class Local:
                     self._cancel_hopeless(waiting, running)
                     self._start_ready(waiting, running)
                     time.sleep(_POLL_SECONDS)
-                    for key in [key for key, item in running.items() if self._ended(key, item)]:
+                    for key in [key for key, item in running.items() if self._ended(item)]:
                         self._reap(key, running, waiting)
                     if running and time.monotonic() - shown > _REPORT_SECONDS:
                         shown = time.monotonic()
@@ -157,7 +157,7 @@ class Local:
         executors.say(f"job {job.job_id}: {node.target}; log: {job.paths.stdout}")
         return job
 
-    def _ended(self, key: str, item: _Running) -> bool:
+    def _ended(self, item: _Running) -> bool:
         if isinstance(item.job, submitit.DebugJob):
             return True  # it runs where its outcome is asked for
         if item.job.done():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import re
 import shutil
 from collections.abc import Mapping
@@ -99,17 +100,29 @@ class Resources:
 _NOT_OPTIONS = ("environment", "setup", "sbatch", "srun", "small")
 
 
+def field_descriptions(schema: type) -> dict[str, str]:
+    """What the docstring of a dataclass says of each field, on one line."""
+    attributes = inspect.cleandoc(schema.__doc__ or "").partition("Attributes:\n")[2]
+    entries = re.split(r"\n    (?=\w+: )", "\n" + attributes.rstrip())[1:]
+    pairs = (entry.split(":", 1) for entry in entries)
+    return {name: " ".join(text.replace("``", "").split()) for name, text in pairs}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds an option for every field of :class:`Resources`, and ``--profile``."""
     group = parser.add_argument_group("resources (defaults from the profile)")
     group.add_argument("--profile", help="site defaults, a name in configs/slurm/ or a path")
+    described = field_descriptions(Resources)
     for item in dataclasses.fields(Resources):
         if item.name in _NOT_OPTIONS:
             continue
         number = "int" in str(item.type)
         choices = CLUSTERS if item.name == "cluster" else None
         group.add_argument(
-            f"--{item.name.replace('_', '-')}", type=int if number else str, choices=choices
+            f"--{item.name.replace('_', '-')}",
+            type=int if number else str,
+            choices=choices,
+            help=described[item.name],
         )
 
 

@@ -52,7 +52,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="*", type=Path, default=[Path("runs")], metavar="RUNS")
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        type=Path,
+        default=[Path("runs")],
+        metavar="RUNS",
+        help="folders of runs (runs)",
+    )
     parser.add_argument("--watch", action="store_true", help="renew the table until all has ended")
     parser.add_argument("--cancel", action="store_true", help="cancel what runs or waits")
     parser.add_argument("--retry-failed", action="store_true", help="launch again what failed")

@@ -23,8 +23,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``intl-transfer convert``."""
     from intl_transfer.conversion.adapters import WRITTEN
 
-    parser.add_argument("source", type=Path, metavar="RUN_OR_CKPT")
-    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument(
+        "source",
+        type=Path,
+        metavar="RUN_OR_CKPT",
+        help="a run directory, a checkpoint of any known format, or a folder of one",
+    )
+    parser.add_argument(
+        "out",
+        type=Path,
+        metavar="OUT",
+        help="file or folder to write; its ending chooses the kind of file",
+    )
     parser.add_argument("--force", action="store_true", help="replace existing files")
     parser.add_argument(
         "--branch",

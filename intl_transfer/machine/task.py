@@ -38,7 +38,7 @@ _UP, _LOOPBACK = 0x1, 0x8
 def main() -> int:
     """Writes this task's report; always 0, since its reader judges."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="where the tasks leave what they found")
     parser.add_argument("--slurm", action="store_true", help="the job is SLURM's")
     arguments = parser.parse_args()
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

@@ -248,8 +248,10 @@ def page(counts: dict[str, Counter[str]], inputs: int, seed: int, seconds: float
 def main() -> int:
     """Runs a campaign, or one input."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--inputs", type=int, default=20_000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--inputs", type=int, default=20_000, help="damaged files, over all readers"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the damage")
     parser.add_argument("--write", type=Path, help="a page of the documentation")
     parser.add_argument("--only", choices=list(SHARES), help="one reader")
     parser.add_argument("--input", type=int, help="one input of it, with its traceback")

@@ -112,6 +112,8 @@ def test_profiles_hold_a_sites_defaults(images, tmp_path):
 def test_seeds():
     assert parse_seeds("0-4", "--seeds") == [0, 1, 2, 3, 4]
     assert parse_seeds("7,1-2,7", "--seeds") == [7, 1, 2]
+    assert parse_seeds("5", "--seeds") == [0, 1, 2, 3, 4]
+    assert parse_seeds("7,", "--seeds") == [7]
     assert parse_seeds(None, "--seeds") == []
 
 
