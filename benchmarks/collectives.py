@@ -3,7 +3,7 @@
     python benchmarks/collectives.py [--json] [--cases two_views multicrop] [--set KEY=VALUE ...]
 
 `pretrain/train.py` itself trains on two ranks of gloo, ResNet-50 with the views and the loss of the
-published recipes, at images a seventh of their size and a narrow hidden projector, neither of which
+published recipes, at images a quarter of their size and a narrow hidden projector, neither of which
 changes a count. In one step, on each rank, all that Python hands to torch is counted by part of the
 step:
 
@@ -11,6 +11,7 @@ step:
 - **waits**: what would make the host wait for a GPU, as `.item()`, `bool(tensor)`, `.tolist()`,
   `.cpu()`, `nonzero`. A TorchDispatchMode sees the operators (`aten::_local_scalar_dense` and so
   on) and a TorchFunctionMode the methods that are none on a CPU;
+  (Signals to stop are agreed on over the host alone: their one waits for no GPU.)
 - **operators**: all others but views, which launch nothing: of each one Python-level dispatch and,
   on a GPU, at least one kernel.
 
@@ -58,8 +59,8 @@ from pretrain.config import PretrainConfig
 
 RANKS = 2
 BATCH = 128  # with 8192 columns: enough that ranks share the loss head, as at 256
-#: Steps before the one that is counted: networks and groups set themselves up in the first ones.
-WARM_UP = 2
+#: Steps before those that are counted: DistributedDataParallel sets itself up in the first ones.
+WARM_UP = 4
 #: Parts of a step, and what makes them; what is in none of them is "the rest".
 PARTS: dict[str, list[tuple[Any, str]]] = {
     "forward": [(pretrain.learner.Learner, "_embed"), (pretrain.learner, "loss_of")],
@@ -114,7 +115,10 @@ class Counts(TorchDispatchMode):
             self.add("MB", size / 1e6)
             self.kinds[self.part, name.strip("_")] += 1
         elif func in WAITS:
-            self.add("waits")
+            # Of a static graph DistributedDataParallel reads, for each parameter, whether it was
+            # used, in a table that lies in the host's memory wherever parameters do.
+            is_table = args[0].dtype == torch.int32 and args[0].untyped_storage().nbytes() > 4
+            self.add("host reads" if is_table else "waits")
         elif not func.is_view:
             self.add("operators")
         return func(*args, **(kwargs or {}))
@@ -193,7 +197,7 @@ def on_a_rank(rank: int, folder: str, name: str, overrides: list[str]) -> None:
         [
             f"data.root={folder}/data/classification/train",
             f"output_dir={folder}/{name}",
-            f"views=[{', '.join(f'{{size: {view.size // 7}}}' for view in sizes)}]",
+            f"views=[{', '.join(f'{{size: {view.size // 4}}}' for view in sizes)}]",
             "model.projector_hidden=64",
             f"optim.batch_size={BATCH}",
             f"engine.stop_after_steps={WARM_UP + 2}",
@@ -279,7 +283,9 @@ def main() -> int:
     arguments = parser.parse_args()
     cases = []
     with tempfile.TemporaryDirectory() as folder:
-        spec = ShapesSpec(objects_train=BATCH * 6, objects_val=8, scenes_train=1, scenes_val=1)
+        spec = ShapesSpec(
+            objects_train=BATCH * (WARM_UP + 3), objects_val=8, scenes_train=1, scenes_val=1
+        )
         make_shapes(Path(folder) / "data", spec)
         for name in arguments.cases:
             every = count(name, folder, arguments.set)
