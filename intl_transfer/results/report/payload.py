@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from intl_transfer.results.collect import Collection
+from intl_transfer.results.machine import as_json
 from intl_transfer.results.reading import Entry
 from intl_transfer.results.report.details import Cache, describe, provenance_of
 from intl_transfer.results.report.evidence import evidence_of
@@ -25,8 +26,11 @@ STATES = ("finished", "running", "stalled", "failed", "interrupted", "superseded
 STAGES = {"detection": 0, "evaluation": 1, "pretrain": 2}
 _PICTURES = 400  # on the whole page
 _PICTURES_A_RUN = 12
+# Pictures of an earlier page, which a page that is rebuilt while jobs run does not draw again.
+_drawn: dict[tuple[str, str], dict[str, str]] = {}
 #: Tables that have a picture to be saved.
 _DRAWN = 8
+_MOST_BARS = 60  # rows, beyond which a picture says less than the table
 _CURVES = 60_000  # points of a curve, over all runs
 
 
@@ -181,11 +185,18 @@ def _short_hash(words: Any) -> str:
 def _pictures_of(table: Table, index: int) -> dict[str, str]:
     """A measured table as SVG and PDF to be saved, for the first tables of the page."""
     measured = [row for row in table.rows if not row.published]
-    if index >= _DRAWN or not any(row.figures for row in measured):
+    drawable = any(row.figures for row in measured) and len(table.rows) <= _MOST_BARS
+    if index >= _DRAWN or not drawable:
         return {}
     from intl_transfer.results.figures import draw_table
 
-    return {form: base64.b64encode(content).decode() for form, content in draw_table(table).items()}
+    shown = (table.key, as_json([table]))
+    if shown not in _drawn:
+        if len(_drawn) >= 4 * _DRAWN:
+            _drawn.clear()
+        files = draw_table(table)
+        _drawn[shown] = {form: base64.b64encode(one).decode() for form, one in files.items()}
+    return _drawn[shown]
 
 
 def _names(tables: Sequence[Table]) -> list[str]:

@@ -91,20 +91,30 @@ function titleParts(title) {
 // -- evidence: what stands behind a row, on hover and on keyboard focus ----------------------
 
 let evidenceBox;
+let explained;
 /** The box, below what it explains, inside the window. */
 function showEvidence(anchor, lines) {
   if (!evidenceBox) {
     evidenceBox = h("dl", { id: "evidence", class: "evidence", role: "tooltip", hidden: true });
     document.body.append(evidenceBox);
     addEventListener("keydown", (event) => event.key === "Escape" && hideEvidence());
-    addEventListener("scroll", hideEvidence, { passive: true });
+    addEventListener("scroll", placeEvidence, { passive: true });
     addEventListener("hashchange", hideEvidence);
   }
   evidenceBox.replaceChildren(
     ...lines.flatMap(([name, text]) => [h("dt", null, name || "note"), h("dd", null, text)]),
   );
   evidenceBox.hidden = false;
-  const place_ = anchor.getBoundingClientRect();
+  explained = anchor;
+  placeEvidence();
+}
+
+/** Follows what it explains, for as long as that is to be seen. */
+function placeEvidence() {
+  if (!explained || evidenceBox.hidden) return;
+  const place_ = explained.getBoundingClientRect();
+  if (!explained.isConnected || place_.bottom < 0 || place_.top > innerHeight)
+    return hideEvidence();
   const size = evidenceBox.getBoundingClientRect();
   const below = place_.bottom + 6 + size.height < innerHeight;
   evidenceBox.style.top = `${below ? place_.bottom + 6 : Math.max(4, place_.top - size.height - 6)}px`;
@@ -154,7 +164,7 @@ function resultTable(table) {
   const parts = partTitles(table);
   const node = h(
     "section",
-    { class: "card", id: `table-${table.key}`, mouseleave: hideEvidence },
+    { class: "card", id: `card-${table.key}`, mouseleave: hideEvidence },
     h(
       "div",
       { class: "card-head" },
@@ -215,7 +225,7 @@ function contents(tables) {
       h(
         "ol",
         null,
-        tables.map((table) => h("li", null, h("a", { href: `#/table/${table.key}` }, table.name))),
+        tables.map((table) => h("li", null, h("a", { href: `#table-${table.key}` }, table.name))),
       ),
     ),
   );
@@ -227,7 +237,7 @@ function tablePage(key) {
   if (!found) return missingPage("table");
   requestAnimationFrame(() =>
     requestAnimationFrame(() => {
-      const card = document.getElementById(`table-${key}`);
+      const card = document.getElementById(`card-${key}`);
       card?.scrollIntoView();
       card?.querySelector("h2")?.setAttribute("tabindex", "-1");
       card?.querySelector("h2")?.focus({ preventScroll: true });
@@ -323,7 +333,7 @@ const overviewNote = () =>
     "Figures in %, of the last iteration, mean ± sample standard deviation over n runs. A blank is a figure that does not exist. ",
     h("b", { class: "best" }, "Bold"),
     ": the highest measured mean of a primary metric (AP; top-1); no test. ",
-    "†: a single run, beside means of several. ↑, ↓: significantly above, below the baseline. Small numbers lead to the notes below a table. ",
+    "(foreign): not measured by this project. (baseline): what other rows are tested against. †: a single run, beside means of several. ↑, ↓: significantly above, below the baseline. Small numbers lead to the notes below a table. ",
     h("i", null, "Italics"),
     ": published, with their source.",
   );
