@@ -31,6 +31,7 @@ SCRIPTS = (
     "bars.js",
     "copy.js",
     "tables.js",
+    "evidence.js",
     "results.js",
     "curves.js",
     "rows.js",
