@@ -54,6 +54,8 @@ def _watch(arguments: argparse.Namespace, form: str | None) -> int:
     """Rebuilds the report while jobs run; says what it found the first time and at the end."""
     from intl_transfer.results.report import watch
 
+    if arguments.export:
+        raise UserError("--export hands over what is finished; give it without --watch")
     if form is not None:
         raise UserError("--watch keeps a report up to date; give it a folder: --out report/")
     cache: Cache = {}

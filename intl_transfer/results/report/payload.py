@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import re
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from intl_transfer.results.collect import Collection
-from intl_transfer.results.machine import as_json
 from intl_transfer.results.reading import Entry
 from intl_transfer.results.report.details import Cache, describe, provenance_of
 from intl_transfer.results.report.evidence import evidence_of
@@ -26,11 +24,6 @@ STATES = ("finished", "running", "stalled", "failed", "interrupted", "superseded
 STAGES = {"detection": 0, "evaluation": 1, "pretrain": 2}
 _PICTURES = 400  # on the whole page
 _PICTURES_A_RUN = 12
-# Pictures of an earlier page, which a page that is rebuilt while jobs run does not draw again.
-_drawn: dict[tuple[str, str], dict[str, str]] = {}
-#: Tables that have a picture to be saved.
-_DRAWN = 8
-_MOST_BARS = 60  # rows, beyond which a picture says less than the table
 _CURVES = 60_000  # points of a curve, over all runs
 
 
@@ -84,8 +77,8 @@ def build_payload(
         }
     payload.overview = {
         "tables": [
-            {**_table(table, keys), "name": name, "pictures": _pictures_of(table, index)}
-            for index, (table, name) in enumerate(zip(tables, _names(tables), strict=True))
+            {**_table(table, keys), "name": name}
+            for table, name in zip(tables, _names(tables), strict=True)
         ],
         "runs": runs,
         "configs": bases,
@@ -180,23 +173,6 @@ def _row_key(table: Table, row: Row) -> str:
 
 def _short_hash(words: Any) -> str:
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:12]
-
-
-def _pictures_of(table: Table, index: int) -> dict[str, str]:
-    """A measured table as SVG and PDF to be saved, for the first tables of the page."""
-    measured = [row for row in table.rows if not row.published]
-    drawable = any(row.figures for row in measured) and len(table.rows) <= _MOST_BARS
-    if index >= _DRAWN or not drawable:
-        return {}
-    from intl_transfer.results.figures import draw_table
-
-    shown = (table.key, as_json([table]))
-    if shown not in _drawn:
-        if len(_drawn) >= 4 * _DRAWN:
-            _drawn.clear()
-        files = draw_table(table)
-        _drawn[shown] = {form: base64.b64encode(one).decode() for form, one in files.items()}
-    return _drawn[shown]
 
 
 def _names(tables: Sequence[Table]) -> list[str]:

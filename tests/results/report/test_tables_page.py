@@ -8,6 +8,7 @@ import os
 import random
 import re
 import time
+from xml.etree import ElementTree
 
 import pytest
 
@@ -167,6 +168,9 @@ def test_every_mark_of_a_pasted_table_is_explained_by_the_page_it_leads_to(
     keys = re.findall(r"index\.html#table-(\w+)", markdown)
     assert keys == re.findall(r"index\.html#table-(\w+)", latex)
     seen = visit(out / "index.html", WIDE)
+    # What is taken out of texts leaves pictures whole.
+    picture = base64.b64decode(seen.overview()["tables"][0]["pictures"]["svg"], validate=True)
+    assert ElementTree.fromstring(picture).tag.endswith("svg")
     assert keys == [table["key"] for table in seen.overview()["tables"]]
     for key, text in zip(keys, markdown.split("\n### ")[0:], strict=True):
         seen.go(f"#table-{key}")
