@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.results.arguments import add_arguments
+from intl_transfer.results.told import tell_line
 
 if TYPE_CHECKING:
     from intl_transfer.results import Collection, Table
@@ -53,8 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _watch(arguments: argparse.Namespace, form: str | None) -> int:
     """Rebuilds the report while jobs run; says what it found the first time and at the end."""
     from intl_transfer.results.report import watch
-    from intl_transfer.results.report.watch import stamped
 
+    if arguments.export:
+        raise UserError("--export hands over what is finished; give it without --watch")
     if form is not None:
         raise UserError("--watch keeps a report up to date; give it a folder: --out report/")
     cache: Cache = {}
@@ -64,9 +65,9 @@ def _watch(arguments: argparse.Namespace, form: str | None) -> int:
         nonlocal builds
         builds += 1
         build(arguments, form, refresh, cache, builds == 1 or refresh is None)
-        print(stamped(f"report {builds} built"), file=sys.stderr, flush=True)
+        tell_line(f"report {builds} built")
 
-    print(stamped("watching; Ctrl-C ends it"), file=sys.stderr)
+    tell_line("watching; Ctrl-C ends it")
     watch(arguments.runs, rebuild)
     return 0
 
@@ -109,7 +110,7 @@ def build(
         from intl_transfer.results.figures import draw_figures
 
         for file in draw_figures(found, tables, arguments.figures, arguments.figure_format):
-            print(f"wrote {file}", file=sys.stderr)
+            tell_line(f"wrote {file}")
     _export(tables, arguments, found)
     if form is None:
         from intl_transfer.results.outputs import write_folder
@@ -133,7 +134,7 @@ def _export(tables: Sequence[Table], arguments: argparse.Namespace, found: Colle
     privacy = _privacy(found, arguments)
     for where in arguments.export:
         done = export(tables, where, privacy.text) if privacy else export(tables, where)
-        print(done, file=sys.stderr)
+        tell_line(done)
 
 
 def _privacy(found: Collection, arguments: argparse.Namespace) -> Privacy | None:
@@ -176,7 +177,7 @@ def tell_counts(found: Collection) -> None:
     if states:
         text = ", ".join(f"{count} {status}" for status, count in states.most_common())
         line = f"{sum(states.values())} run directories: {text}"
-        print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr)
+        tell_line(line)
 
 
 def _tables(found: Collection, arguments: argparse.Namespace) -> list[Table]:
@@ -274,7 +275,7 @@ def _write(
     except OSError as error:
         raise UserError(f"--out {arguments.out} cannot be written: {error.strerror}") from None
     for written in (arguments.out, *beside):
-        print(f"wrote {written}", file=sys.stderr)
+        tell_line(f"wrote {written}")
 
 
 def _label(text: str) -> tuple[str, str]:

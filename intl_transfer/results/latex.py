@@ -81,7 +81,7 @@ def latex(grids: Sequence[Grid], options: LatexOptions | None = None) -> str:
 def _explained(grid: Grid, link: str) -> str:
     """A comment that leads to the page; a footnote would be in the paper."""
     # A line's end would end the comment.
-    address = " ".join(f"{link}#/table/{grid.key}".split())
+    address = " ".join(f"{link}#table-{grid.key}".split())
     return f"% every mark is explained at {address}\n" if link else ""
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +11,7 @@ from intl_transfer.results.collect import Collection
 from intl_transfer.results.published import bibliography
 from intl_transfer.results.render import FORMS, render
 from intl_transfer.results.rows import Table
+from intl_transfer.results.told import tell_line
 from intl_transfer.runs import write_atomically
 from intl_transfer.runs.private import Privacy
 
@@ -83,6 +82,5 @@ def write_folder(
     names = ", ".join(file.name for file in files[:-1])
     rows = sum(len(table.rows) for table in tables)
     counts = f"{len(tables)} tables, {rows} rows"
-    now = time.strftime("%H:%M:%S")
-    print(f"{now} wrote {files[-1]} ({counts}), and beside it {names}", file=sys.stderr)
+    tell_line(f"wrote {files[-1]} ({counts}), and beside it {names}")
     return files

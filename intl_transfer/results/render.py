@@ -125,7 +125,7 @@ def _markdown(grids: Sequence[Grid], link: str = "") -> str:
         if any(line.published for line in grid.lines):
             footer.insert(0, "_In italics: published._")
         if link:
-            footer.append(f"[Every mark explained]({link}#/table/{grid.key})")
+            footer.append(f"[Every mark explained]({link}#table-{grid.key})")
         # Two blanks at the end keep Markdown's lines apart.
         spaced = [f"{text}  " for text in footer]
         parts.append("\n".join([f"### {safe(grid.title)}", "", body, "", *spaced]))

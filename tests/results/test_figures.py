@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from intl_transfer.analysis.style import COLORS
-from intl_transfer.results import build_tables, collect
+from intl_transfer.results import TableOptions, build_tables, collect
 from intl_transfer.results.figures import draw_figures
 from intl_transfer.results.series import band, curve, lines_of
 from tests.results.synthetic import detection_run, foreign_run, log_detection, pretraining_run
@@ -132,6 +132,22 @@ def test_two_tables_of_one_data_set_do_not_overwrite_each_other(tmp_path):
     assert len(names) == len(set(names))
     assert {"ap_coco_2017_val.svg", "ap_coco_2017_val_2.svg"} <= set(names)
     assert all(re.fullmatch(r"[\w.-]+", name) for name in names)
+
+
+def test_plots_of_classes_keep_the_baseline(tmp_path):
+    for index in range(9):
+        detection_run(tmp_path / "runs", f"r{index}", 40.0 - index, method=f"method {index}")
+    detection_run(tmp_path / "runs", "random", 10.0, method="random init")
+    found = collect([tmp_path / "runs"], cache=False)
+    for options in (TableOptions(), TableOptions(baseline="method 8")):
+        tables = build_tables(found, options=options)
+        out = tmp_path / str(options.baseline)
+        draw_figures(found, tables, out, ("svg",))
+        text = next(out.glob("classes_box*.svg")).read_text()
+        assert "random init" in text
+        assert "method 0" in text
+        assert ("method 8" in text) == (options.baseline is not None)
+        assert "method 7" not in text
 
 
 def test_many_classes_and_rows(tmp_path):

@@ -177,6 +177,8 @@ def test_cocos_results(tmp_path):
         ([], "expected detections with bbox or segmentation"),
         ([{"image_id": 1, "score": 1}], "detection 0: no category_id"),
         (boxes((9, [1, 1, 2, 2], 0.5)), "image 9, category 3 is not in"),
+        (boxes(([1], [1, 1, 2, 2], 0.5)), r"image \[1\], category 3 is not in"),
+        ([None], "detection 0: no image_id, category_id, score"),
         ([{"image_id": 1, "category_id": 3, "score": 1, "bbox": "x"}], "pycocotools cannot read"),
     ],
 )

@@ -33,13 +33,17 @@ def read(source: Path, annotations: Path | None) -> Found:
     if annotations is None:
         raise UserError("results in COCO's format need --annotations instances_….json")
     detections, truth = _list_of(source), _truth(annotations)
-    images = {image["id"] for image in truth["images"]}
-    classes = {category["id"] for category in truth["categories"]}
+    try:
+        images = {image["id"] for image in truth["images"]}
+        classes = {category["id"] for category in truth["categories"]}
+    except (KeyError, TypeError):
+        raise UserError(f"{annotations}: expected an id in every image and category") from None
     for number, one in enumerate(detections):
         missing = [key for key in _NEEDED if not isinstance(one, dict) or key not in one]
         if missing:
             raise UserError(f"{source}, detection {number}: no {', '.join(missing)}")
-        if one["image_id"] not in images or one["category_id"] not in classes:
+        known = all(isinstance(one[key], (int, str)) for key in _NEEDED[:2])
+        if not known or one["image_id"] not in images or one["category_id"] not in classes:
             raise UserError(
                 f"{source}, detection {number}: image {one['image_id']}, category "
                 f"{one['category_id']} is not in {annotations}; do they belong together?"

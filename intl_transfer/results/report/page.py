@@ -15,6 +15,7 @@ from markupsafe import Markup
 from intl_transfer.results.collect import Collection
 from intl_transfer.results.render import render
 from intl_transfer.results.report.details import Cache
+from intl_transfer.results.report.drawn import pictures_of
 from intl_transfer.results.report.payload import build_payload
 from intl_transfer.results.tables import Table
 from intl_transfer.runs import write_atomically
@@ -31,6 +32,7 @@ SCRIPTS = (
     "bars.js",
     "copy.js",
     "tables.js",
+    "evidence.js",
     "results.js",
     "curves.js",
     "rows.js",
@@ -88,6 +90,8 @@ def write_report(
     if privacy is not None:
         overview, plain = privacy.value(overview), privacy.text(plain)
         details = {key: privacy.value(detail) for key, detail in details.items()}
+    for table, pictures in zip(overview["tables"], pictures_of(tables, privacy), strict=True):
+        table["pictures"] = pictures
     shell = Environment(
         loader=PackageLoader("intl_transfer.results.report"),
         autoescape=True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import re
@@ -25,8 +24,6 @@ STATES = ("finished", "running", "stalled", "failed", "interrupted", "superseded
 STAGES = {"detection": 0, "evaluation": 1, "pretrain": 2}
 _PICTURES = 400  # on the whole page
 _PICTURES_A_RUN = 12
-#: Tables that have a picture to be saved.
-_DRAWN = 8
 _CURVES = 60_000  # points of a curve, over all runs
 
 
@@ -80,8 +77,8 @@ def build_payload(
         }
     payload.overview = {
         "tables": [
-            {**_table(table, keys), "name": name, "pictures": _pictures_of(table, index)}
-            for index, (table, name) in enumerate(zip(tables, _names(tables), strict=True))
+            {**_table(table, keys), "name": name}
+            for table, name in zip(tables, _names(tables), strict=True)
         ],
         "runs": runs,
         "configs": bases,
@@ -176,16 +173,6 @@ def _row_key(table: Table, row: Row) -> str:
 
 def _short_hash(words: Any) -> str:
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:12]
-
-
-def _pictures_of(table: Table, index: int) -> dict[str, str]:
-    """A measured table as SVG and PDF to be saved, for the first tables of the page."""
-    measured = [row for row in table.rows if not row.published]
-    if index >= _DRAWN or not any(row.figures for row in measured):
-        return {}
-    from intl_transfer.results.figures import draw_table
-
-    return {form: base64.b64encode(content).decode() for form, content in draw_table(table).items()}
 
 
 def _names(tables: Sequence[Table]) -> list[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from intl_transfer.errors import UserError
 from intl_transfer.results.report.details import Fingerprint, fingerprint
+from intl_transfer.results.told import tell_line
 from intl_transfer.runs import MANIFEST
 
 EVERY = 10.0
@@ -39,15 +39,10 @@ def watch(
                 try:
                     build(max(1, round(every)))
                 except (UserError, OSError) as error:
-                    print(stamped(f"not rebuilt: {error}"), file=sys.stderr, flush=True)
+                    tell_line(f"not rebuilt: {error}")
             time.sleep(every)
     except KeyboardInterrupt:
         build(None)
-
-
-def stamped(text: str) -> str:
-    """A line of progress with the time of day before it."""
-    return f"{time.strftime('%H:%M:%S')} {text}"
 
 
 def _state(folders: Iterable[Path]) -> dict[Path, Fingerprint]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 
-import pytest
-
+from intl_transfer.results.latex import PACKAGES
 from tests.results.report.conftest import report_of, routes
 from tests.results.report.hostile import HOSTILE
 from tests.results.report.study import detection
+from tests.results.test_render import pdflatex
 
 
 def test_hostile_texts_are_shown_as_text(visit, hostile):
@@ -37,7 +36,6 @@ def test_hostile_texts_are_shown_as_text(visit, hostile):
     assert HOSTILE not in text
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex on this machine")
 def test_what_is_copied_compiles_whatever_the_names_are(visit, hostile, tmp_path):
     seen = visit(hostile)
     taken = "window.taken = []; navigator.clipboard.writeText = async (t) => { taken.push(t); };"
@@ -48,17 +46,11 @@ def test_what_is_copied_compiles_whatever_the_names_are(visit, hostile, tmp_path
             button.click()
     texts = seen.page.evaluate("taken")
     assert len(texts) > 3
-    packages = "\\usepackage[T1]{fontenc}\\usepackage{booktabs}"
+    packages = rf"\usepackage[T1]{{fontenc}}\usepackage{{{PACKAGES}}}"
     body = "\n\\clearpage\n".join(texts)
     document = f"\\documentclass{{article}}{packages}\\begin{{document}}\n{body}\\end{{document}}"
-    (tmp_path / "table.tex").write_text(document, encoding="utf-8")
-    done = subprocess.run(
-        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "table.tex"],
-        cwd=tmp_path,
-        capture_output=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
+    status, log = pdflatex(tmp_path, document)
+    assert status == 0, log[-2000:]
 
 
 def test_the_page_may_ask_for_nothing(visit, report):

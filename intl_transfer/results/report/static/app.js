@@ -14,6 +14,7 @@ const main = document.getElementById("main");
 
 function route() {
   return location.hash
+    .replace(/^#table-/, "#/table/") // as tables in papers lead here
     .replace(/^#\/?/, "")
     .split("/")
     .map((part) => {

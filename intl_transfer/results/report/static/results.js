@@ -88,41 +88,6 @@ function titleParts(title) {
   return comma < 0 ? [title, ""] : [title.slice(0, comma), title.slice(comma + 2)];
 }
 
-// -- evidence: what stands behind a row, on hover and on keyboard focus ----------------------
-
-let evidenceBox;
-/** The box, below what it explains, inside the window. */
-function showEvidence(anchor, lines) {
-  if (!evidenceBox) {
-    evidenceBox = h("dl", { id: "evidence", class: "evidence", role: "tooltip", hidden: true });
-    document.body.append(evidenceBox);
-    addEventListener("keydown", (event) => event.key === "Escape" && hideEvidence());
-    addEventListener("scroll", hideEvidence, { passive: true });
-    addEventListener("hashchange", hideEvidence);
-  }
-  evidenceBox.replaceChildren(
-    ...lines.flatMap(([name, text]) => [h("dt", null, name || "note"), h("dd", null, text)]),
-  );
-  evidenceBox.hidden = false;
-  const place_ = anchor.getBoundingClientRect();
-  const size = evidenceBox.getBoundingClientRect();
-  const below = place_.bottom + 6 + size.height < innerHeight;
-  evidenceBox.style.top = `${below ? place_.bottom + 6 : Math.max(4, place_.top - size.height - 6)}px`;
-  evidenceBox.style.left = `${Math.max(8, Math.min(place_.left + 24, innerWidth - size.width - 8))}px`;
-}
-
-function hideEvidence() {
-  if (evidenceBox) evidenceBox.hidden = true;
-}
-
-/** Listeners of a name that shows its evidence on focus, and has it read out. */
-const evidenceOf = (lines) => ({
-  "aria-description": lines.map(([name, text]) => `${name} ${text}`.trim()).join("; "),
-  focus: (event) =>
-    event.currentTarget.matches(":focus-visible") && showEvidence(event.currentTarget, lines),
-  blur: hideEvidence,
-});
-
 const partTitles = (table) =>
   table.parts.length ? table.parts.map((part) => part.title) : [table.title];
 /** The data sets of a table: its short name. */
@@ -154,7 +119,7 @@ function resultTable(table) {
   const parts = partTitles(table);
   const node = h(
     "section",
-    { class: "card", id: `table-${table.key}`, mouseleave: hideEvidence },
+    { class: "card", id: `card-${table.key}`, mouseleave: hideEvidence },
     h(
       "div",
       { class: "card-head" },
@@ -177,31 +142,6 @@ function resultTable(table) {
   return { node, filter: made.filter };
 }
 
-/** A picture of the table, with error bars, to be saved. */
-function saveLinks(table) {
-  const kinds = { svg: "image/svg+xml", pdf: "application/pdf" };
-  const forms = Object.keys(kinds).filter((form) => own(table.pictures, form));
-  if (!forms.length) return null;
-  const name = table.name.replace(/[^\w.-]+/g, "_");
-  return h(
-    "div",
-    { class: "copy" },
-    h("span", { "aria-hidden": "true" }, "Picture"),
-    forms.map((form) =>
-      h(
-        "a",
-        {
-          class: "button small",
-          href: `data:${kinds[form]};base64,${table.pictures[form]}`,
-          download: `${name}.${form}`,
-          "aria-label": `Save a picture of ${table.name} as ${form.toUpperCase()}`,
-        },
-        form.toUpperCase(),
-      ),
-    ),
-  );
-}
-
 /** What leads to each table, where there are several. */
 function contents(tables) {
   if (tables.length < 2) return null;
@@ -215,7 +155,7 @@ function contents(tables) {
       h(
         "ol",
         null,
-        tables.map((table) => h("li", null, h("a", { href: `#/table/${table.key}` }, table.name))),
+        tables.map((table) => h("li", null, h("a", { href: `#table-${table.key}` }, table.name))),
       ),
     ),
   );
@@ -227,7 +167,7 @@ function tablePage(key) {
   if (!found) return missingPage("table");
   requestAnimationFrame(() =>
     requestAnimationFrame(() => {
-      const card = document.getElementById(`table-${key}`);
+      const card = document.getElementById(`card-${key}`);
       card?.scrollIntoView();
       card?.querySelector("h2")?.setAttribute("tabindex", "-1");
       card?.querySelector("h2")?.focus({ preventScroll: true });
@@ -323,7 +263,7 @@ const overviewNote = () =>
     "Figures in %, of the last iteration, mean ± sample standard deviation over n runs. A blank is a figure that does not exist. ",
     h("b", { class: "best" }, "Bold"),
     ": the highest measured mean of a primary metric (AP; top-1); no test. ",
-    "†: a single run, beside means of several. ↑, ↓: significantly above, below the baseline. Small numbers lead to the notes below a table. ",
+    "(foreign): not measured by this project. (baseline): what other rows are tested against. †: a single run, beside means of several. ↑, ↓: significantly above, below the baseline. Small numbers lead to the notes below a table. ",
     h("i", null, "Italics"),
     ": published, with their source.",
   );

@@ -1,0 +1,69 @@
+// What stands behind a row, on hover and on keyboard focus; and a table as a picture.
+
+let evidenceBox;
+let explained;
+/** The box, below what it explains, inside the window. */
+function showEvidence(anchor, lines) {
+  if (!evidenceBox) {
+    evidenceBox = h("dl", { id: "evidence", class: "evidence", role: "tooltip", hidden: true });
+    document.body.append(evidenceBox);
+    addEventListener("keydown", (event) => event.key === "Escape" && hideEvidence());
+    addEventListener("scroll", placeEvidence, { passive: true });
+    addEventListener("hashchange", hideEvidence);
+  }
+  evidenceBox.replaceChildren(
+    ...lines.flatMap(([name, text]) => [h("dt", null, name || "note"), h("dd", null, text)]),
+  );
+  evidenceBox.hidden = false;
+  explained = anchor;
+  placeEvidence();
+}
+
+/** Follows what it explains, for as long as that is to be seen. */
+function placeEvidence() {
+  if (!explained || evidenceBox.hidden) return;
+  const place_ = explained.getBoundingClientRect();
+  if (!explained.isConnected || place_.bottom < 0 || place_.top > innerHeight)
+    return hideEvidence();
+  const size = evidenceBox.getBoundingClientRect();
+  const below = place_.bottom + 6 + size.height < innerHeight;
+  evidenceBox.style.top = `${below ? place_.bottom + 6 : Math.max(4, place_.top - size.height - 6)}px`;
+  evidenceBox.style.left = `${Math.max(8, Math.min(place_.left + 24, innerWidth - size.width - 8))}px`;
+}
+
+function hideEvidence() {
+  if (evidenceBox) evidenceBox.hidden = true;
+}
+
+/** Listeners of a name that shows its evidence on focus, and has it read out. */
+const evidenceOf = (lines) => ({
+  "aria-description": lines.map(([name, text]) => `${name} ${text}`.trim()).join("; "),
+  focus: (event) =>
+    event.currentTarget.matches(":focus-visible") && showEvidence(event.currentTarget, lines),
+  blur: hideEvidence,
+});
+
+/** A picture of the table, with error bars, to be saved. */
+function saveLinks(table) {
+  const kinds = { svg: "image/svg+xml", pdf: "application/pdf" };
+  const forms = Object.keys(kinds).filter((form) => own(table.pictures, form));
+  if (!forms.length) return null;
+  const name = table.name.replace(/[^\w.-]+/g, "_");
+  return h(
+    "div",
+    { class: "copy" },
+    h("span", { "aria-hidden": "true" }, "Picture"),
+    forms.map((form) =>
+      h(
+        "a",
+        {
+          class: "button small",
+          href: `data:${kinds[form]};base64,${table.pictures[form]}`,
+          download: `${name}.${form}`,
+          "aria-label": `Save a picture of ${table.name} as ${form.toUpperCase()}`,
+        },
+        form.toUpperCase(),
+      ),
+    ),
+  );
+}
