@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | bench | fuzz
+# make setup | demo | test | lint | bench | fuzz | wheelhouse | site
 PYTHON ?= python3
 BACKBONE ?= resnet18
 SCALE ?= 1
@@ -8,27 +8,40 @@ WORKERS ?= 2
 INPUTS ?= 20000
 SEED ?= 0
 PY := .venv/bin/python
+# Links and anchors that lead nowhere are errors (not with --quiet, which does not count them).
+BUILD_SITE = NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+WITH = $(if $(DEV),--dev)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test lint bench faults fuzz clean
+.PHONY: help setup setup-dev wheelhouse lock site demo test lint bench faults fuzz clean
 
 help:
 	@echo "make setup                     make .venv and install what the suite needs (PYTHON=/path/to/python3)"
 	@echo "make setup DEV=1               and what tests and linters need, as make test and make lint do"
+	@echo "make wheelhouse                gather all of it in WHEELHOUSE=wheelhouse (DEV=1), for no network"
+	@echo "make setup WHEELHOUSE=DIR      install from there alone, every hash checked"
 	@echo "make demo                      pretrain, convert, fine-tune, collect on the embedded data"
 	@echo "make demo BACKBONE=resnet50 SCALE=2"
 	@echo "make test                      all tests (WORKERS=2)"
-	@echo "make lint                      ruff and mypy"
+	@echo "make lint                      ruff, mypy, links of the documentation"
+	@echo "make site                      the documentation, site/index.html"
 	@echo "make bench                     every benchmark"
 	@echo "make faults                    kill, cut off and fill the disk at every file operation (hours)"
 	@echo "make fuzz                      damaged files for every reader (INPUTS=20000 SEED=0), counts to docs"
 	@echo "make clean                     remove caches (not .venv, runs or datasets)"
 
 setup:
-	@$(PYTHON) scripts/setup.py $(if $(DEV),--dev)
+	@$(PYTHON) scripts/setup.py $(WITH) $(if $(WHEELHOUSE),--wheelhouse "$(WHEELHOUSE)")
+
+wheelhouse:
+	@$(MAKE) --no-print-directory setup WHEELHOUSE=
+	@$(PY) scripts/wheelhouse.py $(or $(WHEELHOUSE),wheelhouse) $(WITH)
+
+lock: setup-dev
+	@$(PY) scripts/wheelhouse.py --lock
 
 setup-dev:
-	@$(PYTHON) scripts/setup.py --dev
+	@$(PYTHON) scripts/setup.py --dev $(if $(WHEELHOUSE),--wheelhouse "$(WHEELHOUSE)")
 
 demo: setup
 	@$(PY) scripts/demo.py --backbone $(BACKBONE) --scale $(SCALE)
@@ -40,6 +53,11 @@ lint: setup-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	@$(BUILD_SITE)
+
+site: setup-dev
+	@$(BUILD_SITE)
+	@echo "open site/index.html"
 
 bench: setup-dev
 	@for file in $(filter-out benchmarks/__init__.py benchmarks/reference.py,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(PY) $$file || exit 1; done

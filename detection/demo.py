@@ -187,7 +187,7 @@ def open_upright(picture: str) -> Image.Image:
             f"no picture {path} (looked for {path.resolve()}). KEY VALUE overrides go after "
             "another option, as in --demo a.jpg --output-dir . KEY VALUE"
         )
-    return Image.fromarray(read_image(path, upright=True))
+    return Image.fromarray(read_image(path))
 
 
 def class_names(cfg: Any, content: Mapping[str, Any], file: Path) -> list[str]:

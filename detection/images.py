@@ -64,7 +64,7 @@ def read_as(file: str, image_format: str) -> np.ndarray:
     Raises:
         UserError: if it cannot be read.
     """
-    pixels = read_image(file, upright=True)
+    pixels = read_image(file)
     if image_format == "RGB":
         return pixels
     if image_format == "BGR":

@@ -86,7 +86,7 @@ def write_pictures(folder: str | Path, name: str) -> None:
     (folder / "predictions").mkdir(parents=True)
     entries, small = [], []
     for number, picture in enumerate(chosen):
-        image = Image.fromarray(read_image(picture.file, upright=True))
+        image = Image.fromarray(read_image(picture.file))
         image, picture = _resized(image, _outlined(picture), SIDE)
         place = f"predictions/{number:03d}.jpg"
         image.save(folder / place, quality=85, optimize=True)

@@ -24,6 +24,10 @@ COMMANDS = {
     "evaluate": ("intl_transfer.evaluation.command", "evaluate a backbone by classification"),
     "figure": ("intl_transfer.analysis.command", "make a figure of the paper, or of your runs"),
     "check": ("intl_transfer.results.check", "validate run directories, also hand-made ones"),
+    "import": (
+        "intl_transfer.results.importers.command",
+        "others' logs and results as rows, marked as external",
+    ),
     "collect": ("intl_transfer.results.command", "collect run directories into a results table"),
     "completion": ("intl_transfer.completion", "print what makes bash or zsh complete commands"),
 }

@@ -44,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--datasets",
         metavar="NAMES",
-        help="open detection sets: coco, voc, shapes, one of theirs (coco_2017_val), or a "
-        "configuration with CUSTOM_DATASETS (my.yaml); separated by commas",
+        help="open detection sets: coco, voc, shapes, photo_cutouts, one of theirs "
+        "(coco_2017_val), or a configuration with CUSTOM_DATASETS (my.yaml); separated by commas",
     )
     parser.add_argument(
         "--all",
@@ -205,6 +205,7 @@ def _datasets() -> list[dict[str, Any]]:
     coco, voc7, voc12 = root / "coco", root / "VOC2007", root / "VOC2012"
     wanted = {
         "shapes": (root / "shapes", ["COMPLETE.json"]),
+        "photo_cutouts": (root / "photo_cutouts", ["COMPLETE.json"]),
         "ImageNet": (imagenet, ["train", "val"]),
         "COCO 2017": (
             coco,
@@ -266,8 +267,8 @@ def _show(report: dict[str, Any]) -> None:
         line("data sets" if index == 0 else "", f"{data['name']}: {state} in {data['folder']}")
     line(
         "",
-        "DETECTRON2_DATASETS and IMAGENET_DIR say where to look, for all stages; shapes is made by "
-        "`intl-transfer data shapes`; --datasets coco,voc looks into them",
+        "DETECTRON2_DATASETS and IMAGENET_DIR say where to look, for all stages; shapes and "
+        "photo_cutouts are made by `intl-transfer data NAME`; --datasets coco,voc looks into them",
     )
     line("disk", f"{report['disk_free_gb']} GB free here")
     for problem in report["problems"]:

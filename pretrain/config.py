@@ -22,6 +22,8 @@ class DataConfig:
         normalize: statistics of the data, by which images are normalized here and by whoever uses
             the backbone: ``imagenet``, ``cifar10``, ``cifar100``, or numbers for channels from 0
             to 1, ``{mean: [r, g, b], std: [r, g, b]}``.
+        exif_orientation: turn images upright by their orientation tag, as detection does; false
+            leaves it aside, as torchvision's reader and so the published recipes do.
         workers: loading processes per rank; 0 loads in the training process.
         cache: keep all decoded images in memory.
         max_unreadable: share of the images that may turn out unreadable before the run fails.
@@ -31,6 +33,7 @@ class DataConfig:
     root: str = MISSING
     subset: str | None = None
     normalize: Any = "imagenet"
+    exif_orientation: bool = True
     workers: int = 8
     cache: bool = False
     max_unreadable: float = 0.001
@@ -133,6 +136,10 @@ class EngineConfig:
         compile: a backend of ``torch.compile`` (``inductor``); null does not compile.
         recompute: keep activations between the backbone's stages only and compute the others
             again (activation checkpointing): less memory, a third more time.
+        lockstep: views walk through the network together, layer by layer, so that one exchange
+            between ranks serves the batch norms of all of them; false takes them one by one, to
+            the same result up to rounding. Null takes lockstep where batch norms are synchronised
+            over several ranks and nothing is compiled.
         threads: CPU threads; null leaves torch's choice.
         checkpoint_steps: steps between checkpoints within an epoch; null saves at the end of
             epochs only.
@@ -150,6 +157,7 @@ class EngineConfig:
     channels_last: bool = True
     compile: str | None = None
     recompute: bool = False
+    lockstep: bool | None = None
     threads: int | None = None
     checkpoint_steps: int | None = None
     checkpoint_epochs: int = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from intl_transfer.models import (
     MovingAverage,
     build_backbone,
     build_projector,
+    check_precision,
     ema_momentum,
     recompute_activations,
     synchronise_batchnorm,
@@ -26,7 +28,8 @@ from intl_transfer.models import (
 from intl_transfer.optim import LARS
 from intl_transfer.runs.distributed import Ranks, parallelise
 from intl_transfer.runs.finite import StepGuard
-from intl_transfer.spectral import NonFiniteError, intl_ema_loss, intl_loss
+from intl_transfer.spectral import NonFiniteError, intl_ema_loss, intl_loss, without_waiting
+from intl_transfer.spectral.iternorm import NEWTON_UP_TO
 from pretrain.baselines import MOVING_AVERAGE, baseline_loss, framework_loss, transform_of
 from pretrain.config import OptimConfig, PretrainConfig
 
@@ -72,7 +75,8 @@ class Learner:
         steps_per_epoch: decides the schedules.
 
     Raises:
-        UserError: if each rank has a single image and batch norm is its own.
+        UserError: if each rank has a single image and batch norm is its own, or the device lacks
+            the precision.
     """
 
     def __init__(self, config: PretrainConfig, ranks: Ranks, steps_per_epoch: int) -> None:
@@ -86,6 +90,7 @@ class Learner:
         self._warmup = round(config.optim.warmup_epochs * steps_per_epoch)
         engine = config.engine
         self._memory = torch.channels_last if engine.channels_last else torch.contiguous_format
+        check_precision(engine.precision, ranks.device)
         self._half = PRECISIONS[engine.precision]
         statistics = statistics_of(config.data.normalize)
         # ImageNet's are what images are normalized by unless others are given.
@@ -116,7 +121,9 @@ class Learner:
         if self._ranks.world_size > 1:
             # Synchronised batch norms are equal on all ranks as they are.
             shared = not self._config.model.sync_batchnorm
-            self.network = parallelise(self.encoder, self._ranks, share_buffers=shared)
+            # Every step's backward pass is the same; not known of compiled ones.
+            static = engine.compile is None
+            self.network = parallelise(self.encoder, self._ranks, shared, static)
 
     def step(self, step: int, batch: Batch) -> Step:
         """Learns from one batch.
@@ -142,11 +149,12 @@ class Learner:
             loss, parts = loss_of(views, self._config)
 
         self.optimiser.zero_grad(set_to_none=True)
-        if loss.requires_grad:  # where the embeddings are finite
-            self.scaler.scale(loss).backward()
+        # Also of a loss that is not finite, which is not known yet: nobody waits for it here.
+        self.scaler.scale(loss).backward()
         # Scaled gradients overflow now and then, which is the scaler's to see.
         seen = [] if self.scaler.is_enabled() else self._gradients()
         skipped, overflowed = None, False
+        # The step's one wait for the device: all that does not depend on the answer is under way.
         if self._guard.is_finite(loss, [gradient for _, gradient in seen]):
             if self.target is not None and momentum is not None:
                 self.target.update(self.encoder, momentum)
@@ -165,6 +173,9 @@ class Learner:
             return list(self.network(images))
         # The copy is updated before each forward pass; for good only once the step counts.
         with self.target.ahead(self.encoder, momentum):
+            # Recomputed, the copy would be so in vain: it walks alone.
+            if self.encoder.lockstep and not self._config.engine.recompute:
+                return list(self.network(images, self.target.encoder))
             first = self.target(images[0])
         return [first, *self.network(images[1:])]
 
@@ -194,9 +205,13 @@ def build_encoder(config: PretrainConfig, ranks: Ranks) -> Encoder:
     projector = build_projector(
         width, model.projector_hidden, model.embedding, model.projector_layers
     )
-    encoder = Encoder(backbone, projector)
-    if model.sync_batchnorm and ranks.world_size > 1:
-        synchronise_batchnorm(encoder, ranks.device)
+    synchronised = model.sync_batchnorm and ranks.world_size > 1
+    lockstep = config.engine.lockstep
+    if lockstep is None:  # where it saves something, and the compiler does not do without
+        lockstep = synchronised and config.engine.compile is None
+    encoder = Encoder(backbone, projector, lockstep)
+    if synchronised:
+        synchronise_batchnorm(encoder)
     return encoder
 
 
@@ -212,14 +227,18 @@ def loss_of(views: list[Tensor], config: PretrainConfig) -> tuple[Tensor, dict[s
         transform = transform_of(loss)
         if transform is not None and not (loss.method.startswith("intl") and loss.stable):
             value = framework_loss(views, transform, config, parts)
-        elif loss.method == "intl_ema":
-            value = intl_ema_loss(views[1:], views[0], *settings, parts=parts)
-        elif loss.method == "intl":
-            value = intl_loss(views, *settings, parts=parts)
+        elif transform is not None:
+            newton = loss.iterations <= NEWTON_UP_TO
+            with without_waiting() if newton else nullcontext():
+                if loss.method == "intl_ema":
+                    value = intl_ema_loss(views[1:], views[0], *settings, parts=parts)
+                else:
+                    value = intl_loss(views, *settings, parts=parts)
         else:
             value = baseline_loss(views, loss)
     except NonFiniteError:
-        value = torch.full((), math.nan, device=views[0].device)
+        # Made of the views, so that the backward pass, in which all ranks meet, is as always.
+        value = math.nan * torch.stack([view.float().sum() for view in views]).sum()
     return value, {"loss": value.detach(), **parts}
 
 

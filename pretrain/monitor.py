@@ -98,7 +98,9 @@ class Monitor:
             return
         images = self._config.optim.batch_size
         rate = self._progress.rate(step) * images
-        figures: dict[str, Any] = {name: float(value) for name, value in parts.items()}
+        # Taken from the device at once: each value of its own would wait for it.
+        numbers = torch.stack([value.detach().double() for value in parts.values()]).tolist()
+        figures: dict[str, Any] = dict(zip(parts, numbers, strict=True))
         figures |= {name: value for name, value in values.items() if value is not None}
         figures |= {"images_per_second": rate, "data_time": self._waited}
         self._waited = 0.0
@@ -276,8 +278,9 @@ class KnnSets:
         if knn.test is None:
             raise UserError("knn.epochs needs labelled images to classify: knn.test=DIR")
         size = knn.size or config.views[0].size
-        own = open_source(knn.train, key="knn.train") if knn.train else train
-        sources = [own, open_source(knn.test, key="knn.test")]
+        read = partial(open_source, upright=config.data.exif_orientation)
+        own = read(knn.train, key="knn.train") if knn.train else train
+        sources = [own, read(knn.test, key="knn.test")]
         if list(sources[0].classes) != list(sources[1].classes):
             raise UserError(
                 f"knn.train has {len(sources[0].classes)} classes, knn.test "

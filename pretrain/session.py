@@ -219,6 +219,11 @@ def check(config: PretrainConfig) -> None:
             "engine.recompute and engine.compile exclude each other: torch.compile cannot trace "
             "the recomputation. Leave one of them out"
         )
+    if engine.lockstep and engine.compile is not None:
+        raise UserError(
+            "engine.lockstep and engine.compile exclude each other: the compiler takes the network "
+            "as a whole, one view after the other. Leave one of them out"
+        )
     check_options(loss)
     if loss.method in ("intl", "intl_ema") and loss.trace_weight is None:
         try:

@@ -15,6 +15,7 @@ import math
 import sys
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,12 @@ sys.path.insert(0, str(ROOT))
 
 from intl_transfer.boundary import Boundary
 from intl_transfer.data.datasets import ViewsDataset
-from intl_transfer.data.loaders import GlobalBatchSampler, build_loader
+from intl_transfer.data.loaders import GlobalBatchSampler, build_loader, on_device
 from intl_transfer.data.source import ImageSource
 from intl_transfer.data.sources import open_source
 from intl_transfer.data.unreadable import Unreadable
 from intl_transfer.data.views import build_views
-from intl_transfer.runs.changes import changed_data, changes_of, unfinished
+from intl_transfer.runs.changes import as_begun, changed_data, changes_of, unfinished
 from intl_transfer.runs.config import load_config
 from intl_transfer.runs.distributed import Ranks, process_group
 from intl_transfer.runs.lock import directory_lock
@@ -69,19 +70,29 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     name = Path(arguments.config).stem
     with Boundary(AGAIN) as boundary:
-        config = load_config(
-            PretrainConfig, arguments.config, arguments.overrides, ROOT / "configs" / "pretrain"
-        )
-        config.output_dir = (
-            arguments.output_dir or config.output_dir or f"runs/pretrain/{name}_seed{config.seed}"
-        )
-        check(config)
+        config = configuration(arguments.config, arguments.overrides, arguments.output_dir)
         with process_group(config.engine.device) as ranks, ExitStack() as stack:
             if ranks.is_main:
                 stack.enter_context(directory_lock(config.output_dir))
             boundary.folder = Path(config.output_dir)
             boundary.status = train(config, name, ranks, arguments.allow_config_change)
     return boundary.status
+
+
+def configuration(name: str, overrides: list[str], output_dir: str | None) -> PretrainConfig:
+    """Reads and checks a configuration; a run that is there already keeps what it began with.
+
+    Raises:
+        UserError: for an unknown name, key or value.
+    """
+    read = partial(load_config, PretrainConfig, name, overrides, ROOT / "configs" / "pretrain")
+    config = read()
+    output = output_dir or config.output_dir
+    output = output or f"runs/pretrain/{Path(name).stem}_seed{config.seed}"
+    config = read(as_begun(output, "pretrain"))
+    config.output_dir = output
+    check(config)
+    return config
 
 
 def train(config: PretrainConfig, name: str, ranks: Ranks, allow_change: bool = False) -> int:
@@ -150,7 +161,7 @@ def train(config: PretrainConfig, name: str, ranks: Ranks, allow_change: bool = 
         while step < session_end and not stopped:
             sampler.epoch, sampler.start = divmod(step, per_epoch)
             waiting = time.perf_counter()
-            for batch in loader:
+            for batch in on_device(loader, ranks.device):
                 monitor.waited(time.perf_counter() - waiting)
                 unreadable.note(batch)
                 done = learner.step(step, batch)
@@ -211,7 +222,8 @@ def open_images(config: PretrainConfig, ranks: Ranks) -> ImageSource:
     if not ranks.is_main:
         ranks.barrier()
     try:
-        return open_source(config.data.root, config.data.subset)
+        data = config.data
+        return open_source(data.root, data.subset, upright=data.exif_orientation)
     finally:
         if ranks.is_main:
             ranks.barrier()

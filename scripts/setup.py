@@ -2,6 +2,7 @@
 
     python3 scripts/setup.py           # what the suite needs
     python3 scripts/setup.py --dev     # and what its tests and linters need
+    python3 scripts/setup.py --wheelhouse DIR    # from what `make wheelhouse` gathered, no network
 
 Runs on the standard library of the Python it is started with. Run again, it does nothing, also from
 within `.venv`; after an interruption it takes up where that was. Annotations are kept to what
@@ -13,6 +14,7 @@ import hashlib
 import itertools
 import json
 import os
+import platform
 import re
 import shutil
 import site
@@ -49,13 +51,16 @@ def main(arguments: Sequence = ()) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dev", action="store_true", help="also tests, linters, trackers")
-    dev = parser.parse_args(list(arguments)).dev
+    parser.add_argument("--wheelhouse", help="install from this folder alone, hashes checked")
+    given = parser.parse_args(list(arguments))
+    dev = given.dev
     start = time.monotonic()
     try:
         check_python(sys.version_info[:3])
         if is_set_up(dev):
             print(f"set up already: {VENV}")
             return 0
+        wheelhouse = whole_wheelhouse(given.wheelhouse, dev)
         maker = outside()
         if maker is not None:  # `.venv` cannot be made anew from within
             command = [maker, str(Path(__file__).resolve()), *arguments]
@@ -66,7 +71,7 @@ def main(arguments: Sequence = ()) -> int:
         if VENV.exists():
             UNFINISHED.touch()
         try:
-            install(dev)
+            install(dev, wheelhouse)
         except SetupError:
             if before and installed() == before:
                 UNFINISHED.unlink(missing_ok=True)
@@ -182,11 +187,36 @@ def check_disk(free_bytes: int, installed_bytes: int = 0) -> None:
     if free < wanted:
         raise SetupError(
             f"{free:.1f} GB free at {ROOT}, expected at least {wanted:.3g} GB (a whole .venv takes "
-            "5.5 GB, more while it is made); free some space, or clone to another disk"
+            "6.1 GB, more while it is made); free some space, or clone to another disk"
         )
 
 
-def install(dev: bool) -> None:
+def whole_wheelhouse(folder: object, dev: bool = False) -> object:
+    """The lock of a wheelhouse that was made for this Python; None where none was given."""
+    if not folder:
+        return None
+    lock = Path(str(folder)).resolve() / "lock.txt"
+    try:
+        made_for, *others = lock.read_text().splitlines()[0].lstrip("# ").split()
+    except (OSError, IndexError, ValueError):
+        raise SetupError(
+            f"{lock} cannot be read; expected a folder that `make wheelhouse` made to its end"
+        ) from None
+    version = ".".join(map(str, sys.version_info[:2]))
+    here = f"python{version}-{sys.platform}-{platform.machine()}"
+    if made_for != here:
+        raise SetupError(
+            f"{lock.parent} was made for {made_for}, and this is {here}; make it with the same "
+            "Python on the same kind of machine, or choose that Python with `PYTHON=`"
+        )
+    if dev and "dev" not in others:
+        raise SetupError(
+            f"{lock.parent} lacks what tests and linters need; make it with `make wheelhouse DEV=1`"
+        )
+    return lock
+
+
+def install(dev: bool, lock: object = None) -> None:
     LOG.parent.mkdir(exist_ok=True)
     LOG.write_text("")
     # A compiled Detectron2 belongs to the torch it was built for: both are used as they are.
@@ -196,15 +226,33 @@ def install(dev: bool) -> None:
     make_venv(system)
     pip = [str(venv_python()), "-m", "pip", "install", "--disable-pip-version-check"]
     pins = [] if system else ["-c", str(ROOT / "constraints.txt")]
-    if not system:
+    detectron2 = [str(venv_python()), str(ROOT / "scripts" / "install_detectron2.py")]
+    environment = {}
+    if lock is not None:
+        folder = Path(str(lock)).parent
+        # No setting of pip's counts but these.
+        environment = {key: "" for key in os.environ if key.startswith("PIP_")}
+        environment.update(PIP_CONFIG_FILE=os.devnull, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(folder))
+        found = sorted(folder.glob("pb1?detectron2-*.tar.gz"))
+        detectron2 += ["--sdist", str(found[0])] if found else []
+        run(f"everything from {folder}", [*pip, "--require-hashes", "-r", str(lock)], environment)
+    elif not system:
         run("torch and torchvision (several GB)", [*pip, *pins, "torch", "torchvision"])
         run("build tools", [*pip, *pins, "setuptools", "wheel"])
-    script = str(ROOT / "scripts" / "install_detectron2.py")
-    run("Detectron2", [str(venv_python()), script], shown=True)
+    run("Detectron2", detectron2, environment, shown=True)
     # The build tools are there already: nothing has to be fetched for the project itself.
     project = f"{ROOT}[dev]" if dev else str(ROOT)
     what = "what it, its tests and linters need" if dev else "what it needs"
-    run(f"intl-transfer and {what}", [*pip, *pins, "--no-build-isolation", "-e", project])
+    command = [*pip, *pins, "--no-build-isolation", "-e", project]
+    run(f"intl-transfer and {what}", command, environment)
+    if dev:
+        # It pins a torch of its own: only its saving code is loaded, by tests, from beside.
+        beside = [*pip, "--no-deps", "--upgrade", "--target", str(VENV / "producers")]
+        try:
+            command = [*beside, "solo-learn==1.0.2"]
+            run("solo-learn, beside the environment", command, environment)
+        except SetupError as error:  # an index of one's own may not have it
+            print(f"  left out, its test is skipped: {error}")
 
 
 def make_venv(system: bool) -> None:
@@ -236,12 +284,14 @@ def has_compiled_detectron2(python: str) -> bool:
     return subprocess.run([python, "-c", code], capture_output=True).returncode == 0
 
 
-def run(title: str, command: Sequence, shown: bool = False) -> None:
+def run(title: str, command: Sequence, environment: object = None, shown: bool = False) -> None:
     """Runs one step, its output in the log, with a sign of life while it lasts."""
     print(f"  {title} ...", flush=True)
     began = last = time.monotonic()
     offset = LOG.stat().st_size
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    merged = {**os.environ, "PYTHONUNBUFFERED": "1", **dict(environment or {})}
+    # What is empty is not there at all: pip reads an empty setting as one.
+    environment = {key: value for key, value in merged.items() if value}
     with open(LOG, "ab") as log:
         process = subprocess.Popen(
             list(command), stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=environment

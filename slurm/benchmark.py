@@ -49,13 +49,13 @@ class Initialisation:
 
 
 @dataclass
-class Shapes:
-    """The embedded data set, made where it is missing.
+class Made:
+    """A data set of ``intl-transfer data``, made where it is missing.
 
     Attributes:
         make: make it.
-        spec: fields of ``ShapesSpec`` that differ from its defaults, as options of
-            ``intl-transfer data shapes``.
+        spec: fields of its spec that differ from the defaults, as options of ``intl-transfer
+            data NAME``.
     """
 
     make: bool = False
@@ -70,6 +70,7 @@ class Benchmark:
         output_dir: folder of all its runs; null makes ``runs/benchmark/NAME``.
         datasets: root of the data sets (``DETECTRON2_DATASETS``); null leaves the environment's.
         shapes: the embedded data set below it.
+        photo_cutouts: the set of photographs below it (docs/photo-cutouts.md).
         initialisations: by name; a row of the table each.
         evaluations: by name; a block of the table each.
         resources: by stage (``pretrain``, ``convert``, ``collect``) fields of ``Resources`` that
@@ -79,7 +80,8 @@ class Benchmark:
 
     output_dir: str | None = None
     datasets: str | None = None
-    shapes: Shapes = field(default_factory=Shapes)
+    shapes: Made = field(default_factory=Made)
+    photo_cutouts: Made = field(default_factory=Made)
     initialisations: dict[str, Initialisation] = field(default_factory=dict)
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     resources: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -297,28 +299,31 @@ class Plan:
 
 
 def make_data(benchmark: Benchmark, say: Any) -> None:
-    """Makes the embedded data set where the benchmark wants it and it is missing.
+    """Makes the data sets that the benchmark wants made and that are missing.
 
     Args:
         benchmark: the configuration.
         say: told of what is made.
 
     Raises:
-        UserError: if a value cannot be, or the folder holds a set made with others.
+        UserError: if a value cannot be, a package is missing, or the folder holds a set made with
+            other values.
     """
-    if not benchmark.shapes.make:
-        return
-    from intl_transfer.data.shapes import ShapesSpec, is_complete, make_shapes
+    from intl_transfer.data.made import MADE
 
-    known = [item.name for item in dataclasses.fields(ShapesSpec)]
-    for key in benchmark.shapes.spec:
-        if key not in known:
-            raise UserError(f"shapes.spec: no key '{key}'.{did_you_mean(key, known)}")
-    spec = ShapesSpec(**benchmark.shapes.spec)
-    root = Path(benchmark.datasets or "datasets") / "shapes"
-    if not is_complete(root, spec):
-        say(f"making the embedded data set in {root}")
-        make_shapes(root, spec)
+    for name, made in MADE.items():
+        wanted: Made = getattr(benchmark, name)
+        if not wanted.make:
+            continue
+        known = [item.name for item in dataclasses.fields(made.spec)]
+        for key in wanted.spec:
+            if key not in known:
+                raise UserError(f"{name}.spec: no key '{key}'.{did_you_mean(key, known)}")
+        spec = made.spec(**wanted.spec)
+        root = Path(benchmark.datasets or "datasets") / name
+        if not made.is_complete(root, spec):
+            say(f"making the data set {name} in {root}")
+            made.make(root, spec)
 
 
 def resolved(benchmark: Benchmark) -> str:

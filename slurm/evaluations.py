@@ -15,6 +15,7 @@ from intl_transfer.data.loaders import rank_batch_size
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.evaluation.command import configuration
 from intl_transfer.evaluation.config import EvaluationConfig
+from intl_transfer.runs.changes import as_begun
 from intl_transfer.runs.settings import identity
 from slurm import launch_detection
 from slurm.executors import with_sources
@@ -148,6 +149,8 @@ class Classification:
         """The node of one evaluation."""
         config = evaluation.config
         settings = _read(config, *evaluation.overrides)
+        if begun := as_begun(folder, "evaluation"):
+            settings = configuration(config, evaluation.overrides, begun)
         if settings.kind != "knn":
             rank_batch_size(settings.optim.batch_size, wanted.nodes * tasks_per_node(wanted))
         decided = {**identity("evaluation", dataclasses.asdict(settings)), "seed": seed}

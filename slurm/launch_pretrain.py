@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 
 from intl_transfer.boundary import Boundary
 from intl_transfer.data.loaders import rank_batch_size
+from intl_transfer.runs.changes import as_begun
 from intl_transfer.runs.config import load_config
 from intl_transfer.runs.settings import identity
 from pretrain.config import PretrainConfig
@@ -112,6 +113,9 @@ def pretraining(
         title: the job's name.
         resolved: the run's configuration.
     """
+    if begun := as_begun(folder, "pretrain"):
+        configs = ROOT / "configs" / "pretrain"
+        resolved = load_config(PretrainConfig, config, overrides, configs, begun)
     # A name is looked up in the copy of the sources, which nobody edits.
     named = str(Path(config).resolve()) if Path(config).is_file() else config
     command = [

@@ -17,7 +17,7 @@ from intl_transfer.errors import UserError
 from intl_transfer.files.jsons import parse_json
 from intl_transfer.runs import read_manifest, write_atomically, write_json
 from intl_transfer.runs.processes import process_alive, process_mark
-from intl_transfer.runs.settings import Differences, contrast, identity
+from intl_transfer.runs.settings import IMPLIED, Differences, contrast, identity
 
 NAME = "jobs.json"
 #: Beside it, for this user alone: what a site's profile sets in jobs may be secret.
@@ -83,7 +83,10 @@ class Node:
     def changes(self) -> Differences:
         """Settings in which it differs from what was launched before, or lies in its folder."""
         if isinstance(self.made_with, dict):  # a list in ledgers of earlier versions
-            return contrast(self.made_with, self.settings)
+            # Keys that came later do what was done before.
+            implied = IMPLIED.get(self.stage, {})
+            before = {key: implied[key] for key in implied if key in self.settings}
+            return contrast({**before, **self.made_with}, self.settings)
         if self.stage not in ("pretrain", "evaluation") or "seed" not in self.settings:
             return {}
         try:

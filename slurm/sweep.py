@@ -16,7 +16,7 @@ from intl_transfer.runs.config import load_config
 from intl_transfer.runs.settings import deciding, fingerprint
 from pretrain.config import PretrainConfig
 from pretrain.session import check
-from slurm.benchmark import Benchmark, Shapes, make_data
+from slurm.benchmark import Benchmark, Made, make_data
 from slurm.evaluations import Classification, Evaluation
 from slurm.executors import with_sources
 from slurm.launch_pretrain import pretraining
@@ -44,7 +44,7 @@ def make_shapes_of(sweep: Sweep, folder: Path, say: Any) -> None:
     """Makes the embedded data set in the sweep's folder, where the sweep asks for one."""
     if sweep.shapes:
         datasets = str(folder / "datasets")
-        make_data(Benchmark(datasets=datasets, shapes=Shapes(True, sweep.shapes)), say)
+        make_data(Benchmark(datasets=datasets, shapes=Made(True, sweep.shapes)), say)
 
 
 @dataclass

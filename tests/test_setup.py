@@ -4,14 +4,18 @@ import ast
 import hashlib
 import importlib.util
 import io
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -163,7 +167,7 @@ def run_main(setup, monkeypatch, tmp_path, install, *arguments):
     monkeypatch.setattr(setup, "UNFINISHED", venv / "setup.unfinished")
     monkeypatch.setattr(setup, "installed", lambda: "torch==1")
     monkeypatch.setattr(setup, "LOG", tmp_path / "logs" / "setup.log")
-    monkeypatch.setattr(setup, "install", install)
+    monkeypatch.setattr(setup, "install", lambda dev, lock: install(dev))
     monkeypatch.setattr(setup, "check_disk", lambda *sizes: None)
     return setup.main(arguments)
 
@@ -228,7 +232,7 @@ def test_in_the_activated_environment_nothing_is_installed_anew(setup, monkeypat
         "setup.STAMP, setup.UNFINISHED = setup.VENV / 'setup.stamp', setup.VENV / 'unfinished'\n"
         "setup.installed = lambda: ''\n"
         "setup.check_disk = lambda *sizes: None\n"
-        "setup.install = lambda dev: print('installs')\n"
+        "setup.install = lambda dev, lock: print('installs')\n"
         "print(setup.outside(), setup.main())\n"
     )
 
@@ -261,6 +265,99 @@ def test_this_environment_is_checked_in_under_three_seconds():
     if "set up already" not in done.stdout:
         pytest.skip("`make setup` has another Python than the one that made .venv")
     assert time.monotonic() - began < 3
+
+
+@pytest.fixture
+def wheelhouse():
+    return load("wheelhouse")
+
+
+def test_the_lock_is_that_of_the_constraints(wheelhouse):
+    """What `make lock` wrote has every pin of this Python, and a hash for each."""
+    lock = ROOT / "locks" / "python3.11-linux-x86_64.txt"
+    if wheelhouse.tested_lock() != lock:
+        pytest.skip(f"tested elsewhere, and this is {wheelhouse.tested_lock().stem}")
+    pins = [Requirement(pin) for pin in wheelhouse.applicable(wheelhouse.CONSTRAINTS.read_text())]
+    found = wheelhouse.read_lock(lock)
+    assert set(found) == {f"{canonicalize_name(p.name)}{p.specifier}" for p in pins}
+    assert all(re.fullmatch("[0-9a-f]{64}", value) for value in found.values())
+
+
+@pytest.fixture
+def small_wheelhouse(wheelhouse, tmp_path):
+    """A wheelhouse of one package."""
+    folder = tmp_path / "wheelhouse"
+    folder.mkdir()
+    wheel = folder / "toy_package-1.2-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as out:
+        info = "toy_package-1.2.dist-info"
+        out.writestr("toy_package.py", "VALUE = 7\n")
+        out.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: toy-package\nVersion: 1.2\n")
+        out.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        out.writestr(f"{info}/RECORD", "")
+    found = wheelhouse.hashes(folder)
+    assert found == {"toy-package==1.2": hashlib.sha256(wheel.read_bytes()).hexdigest()}
+    wheelhouse.write_lock(folder / "lock.txt", found, dev=False)
+    return folder
+
+
+def test_pip_demands_the_hashes_of_a_wheelhouse(small_wheelhouse, tmp_path):
+    lock = small_wheelhouse / "lock.txt"
+    options = ["--no-index", "--find-links", str(small_wheelhouse), "--require-hashes", "-r", lock]
+    target = ["--target", str(tmp_path / "site")]
+    command = [sys.executable, "-m", "pip", "install", *options, *target]
+    subprocess.run(command, check=True, capture_output=True)
+    assert (tmp_path / "site" / "toy_package.py").read_text() == "VALUE = 7\n"
+    with zipfile.ZipFile(next(small_wheelhouse.glob("*.whl")), "a") as out:
+        out.writestr("more.py", "")
+    refused = subprocess.run([*command, "--upgrade"], capture_output=True, text=True)
+    assert refused.returncode != 0
+    assert "DO NOT MATCH THE HASHES" in refused.stderr
+
+
+def test_another_archive_than_was_tested_is_refused(wheelhouse, tmp_path):
+    found = {"a==1": "aa", "b==2": "bb"}
+    wheelhouse.compare(found, {**found, "c==3": "cc"})
+    for tested in ({"a==1": "aa", "b==2": "xx"}, {"a==1": "aa"}, {"a==1": "aa", "b==3": "bb"}):
+        with pytest.raises(wheelhouse.WheelhouseError, match=r"not what was tested .*: b==2;"):
+            wheelhouse.compare(found, tested)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(wheelhouse.WheelhouseError, match=r"notes\.txt is no wheel"):
+        wheelhouse.hashes(tmp_path)
+    (tmp_path / "notes.txt").unlink()
+    for version in (1, 2):
+        (tmp_path / f"a-{version}.tar.gz").touch()
+    with pytest.raises(wheelhouse.WheelhouseError, match="holds a twice"):
+        wheelhouse.hashes(tmp_path)
+
+
+def test_a_wheelhouse_of_another_python_or_half_made_is_refused(setup, small_wheelhouse):
+    lock = small_wheelhouse / "lock.txt"
+    assert setup.whole_wheelhouse(str(small_wheelhouse)) == lock
+    assert setup.whole_wheelhouse(None) is None
+    with pytest.raises(setup.SetupError, match="make wheelhouse DEV=1"):
+        setup.whole_wheelhouse(str(small_wheelhouse), True)
+    lock.write_text("# python2.7-linux-x86_64 dev\n")
+    with pytest.raises(setup.SetupError, match=r"was made for python2\.7.*this is python3"):
+        setup.whole_wheelhouse(str(small_wheelhouse))
+    lock.unlink()
+    with pytest.raises(setup.SetupError, match="made to its end"):
+        setup.whole_wheelhouse(str(small_wheelhouse))
+
+
+def test_both_container_recipes_take_the_same_steps():
+    """What the Dockerfile runs is what Apptainer runs; no other instruction than these is known."""
+    text = (ROOT / "containers" / "Dockerfile").read_text()
+    lines = [line.split(" ", 1) for line in text.splitlines() if line and line[0] != "#"]
+    assert {word for word, _ in lines} <= {"FROM", "RUN", "WORKDIR", "COPY", "ARG", "ENV", "CMD"}
+    runs = [rest for word, rest in lines if word == "RUN"]
+    recipe = (ROOT / "containers" / "intl-transfer.def").read_text()
+    post = recipe.partition("%post")[2].partition("%environment")[0].strip().splitlines()
+    assert [line.strip() for line in post if not line.strip().startswith("cd ")] == runs
+    image = next(rest for word, rest in lines if word == "FROM")
+    assert f"From: {image}\n" in recipe
 
 
 def archive(path: Path, escape: bool = False) -> Path:

@@ -275,6 +275,8 @@ def draw(config: Sweep, rows: Sequence[Row]) -> Figure:
         if any(not isinstance(row[x], (int, float)) or isinstance(row[x], bool) for row in rows):
             texts = {place: key for key, place in places.items()}
             axis.set_xticks(list(texts), [text.strip("'") for text in texts.values()])
+        elif len(places) <= 8 and all(place == round(place) for place in places.values()):
+            axis.set_xticks(sorted(places.values()))  # no tick between whole numbers
         axis.set(xlabel=x.rsplit(".", 1)[-1], ylabel=FIGURES[name])
         if plot.log:
             style.log_scale(axis, "x")

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from intl_transfer.conversion.evidence import configured, inferred
-from intl_transfer.conversion.reading import Content, json_beside, read_content
+from intl_transfer.conversion.reading import Content, json_beside, read_content, unwrapped
 from intl_transfer.conversion.settings import IMAGENET, Settings, from_statistics
 from intl_transfer.data.statistics import Statistics
 from intl_transfer.errors import UserError
@@ -47,8 +47,14 @@ def network_file(folder: Path) -> Path:
             f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} weights.pth"
         )
     suffixes = (".pth", ".pt", ".ckpt", ".tar", ".safetensors", ".bin", ".pkl")
-    files = sorted(file.name for file in folder.iterdir() if file.name.endswith(suffixes))
-    hint = f" It holds {', '.join(files[:5])}: give one of them." if files else ""
+    files = [file for file in folder.iterdir() if file.name.endswith(suffixes)]
+    # DeepSpeed's and others' lie a folder down.
+    files = files or [file for file in folder.glob("*/*") if file.name.endswith(suffixes)]
+    names = sorted(str(file.relative_to(folder)) for file in files)
+    hint = f" It holds {', '.join(names[:5])}: give one of them." if names else ""
+    if not names:
+        others = sorted(file.name + "/" * file.is_dir() for file in folder.iterdir())
+        hint = f" It holds {', '.join(others[:5]) or 'nothing'}."
     raise UserError(
         f"{folder} is a folder without manifest.json; expected a pretraining run, or a folder of "
         f"Hugging Face or timm with {_CONFIG} and {_WHOLE[0]}.{hint}"
@@ -80,7 +86,7 @@ def read_sharded(index: Path) -> tuple[Content, str]:
         content = read_content(file, verified=True)
         tensors |= content.tensors
         hashes.append(f"{sha256_file(file)}  {name}\n")
-    missing = sorted(set(map(str, parts)) - tensors.keys())
+    missing = sorted({unwrapped(str(name)) for name in parts} - tensors.keys())
     if missing:
         raise UserError(f"{index}: {len(missing)} tensors are in none of its files: {missing[0]}")
     digest = hashlib.sha256("".join(hashes).encode()).hexdigest()

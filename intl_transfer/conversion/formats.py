@@ -28,7 +28,8 @@ from intl_transfer.conversion.evidence import (
     stated,
 )
 from intl_transfer.conversion.folders import network_file, read_sharded
-from intl_transfer.conversion.reading import Content, first_keys, read_content
+from intl_transfer.conversion.identify import shard
+from intl_transfer.conversion.reading import Content, first_keys, read_content, unwrapped
 from intl_transfer.conversion.refusals import count, refuse_odd, unknown
 from intl_transfer.conversion.settings import IMAGENET, Settings, from_config, from_statistics
 from intl_transfer.conversion.stated import (
@@ -192,6 +193,16 @@ def _check_branch(branch: str) -> None:
 
 
 def _from_file(path: Path, branch: str | None) -> Backbone:
+    try:
+        return _network_in(path, branch)
+    except UserError as error:
+        part = shard(path)  # which may hold all of a network, or a part
+        if part is None or part in str(error):
+            raise
+        raise UserError(f"{error}. It is {part}") from None
+
+
+def _network_in(path: Path, branch: str | None) -> Backbone:
     content, sha256 = _opened(path)
     if content.values.get("format") == FORMAT:
         # Read again, with every record's checksum verified.
@@ -200,6 +211,8 @@ def _from_file(path: Path, branch: str | None) -> Backbone:
     if found is None:
         raise UserError(f"{path}: {unknown(content)}")
     adapter, branches = found
+    if branch is not None and branch not in branches:
+        branch = unwrapped(branch)  # as whoever knows the file writes it
     if branch is None and len(branches) > 1 and not {ONLINE, TARGET}.issuperset(branches):
         counts = ", ".join(f"'{name}' ({count(content, name)} tensors)" for name in branches)
         raise UserError(

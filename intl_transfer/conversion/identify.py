@@ -70,11 +70,13 @@ _INDEX = (
     "give the folder that holds it with all of them",
 )
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})\.(?:safetensors|bin)$")
+_TENSORFLOW = re.compile(r"\.data-\d{5}-of-\d{5}$|^saved_model\.pb$|\.ckpt(?:-\d+)?\.index$")
 # Makers of tensors that hold no plain numbers, by what people call these.
 _NO_NUMBERS = {
     "_rebuild_sparse_tensor": ("sparse", "{k: v.to_dense() for k, v in state.items()}"),
     "_rebuild_sparse_csr_tensor": ("sparse", "{k: v.to_dense() for k, v in state.items()}"),
     "_rebuild_meta_tensor_no_storage": ("on the meta device, without numbers", "a loaded model's"),
+    "_rebuild_qtensor": ("quantized", "{k: v.dequantize() for k, v in state.items()}"),
     "_rebuild_nested_tensor": ("nested", "plain tensors"),
     "_rebuild_wrapper_subclass": (
         "distributed (DTensor), each process with a part of it",
@@ -117,6 +119,13 @@ def what_it_is(path: Path, head: bytes) -> tuple[str, str] | None:
         return _ONNX
     if path.suffix == ".onnx":
         return _ONNX
+    if re.match(rb"<[a-z!?]", start):
+        return "a page of markup", _DOWNLOAD
+    if _TENSORFLOW.search(path.name):
+        return (
+            "a part of TensorFlow's checkpoint",
+            f"load it there and save the arrays under torchvision's names: {_RESAVE}",
+        )
     if start[:1] == b"{" and head[8:9] != b"{":
         return (
             _INDEX

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,11 @@ _DEEPEST = 8
 _LONGEST_JSON = 2**20
 # Pickled whole, in one file.
 _MOST_NETWORKS = 64
+# Modules of torch that hold another and add nothing: torch.compile, activation checkpointing, FSDP.
+_WRAPPERS = re.compile(
+    r"(?:^|(?<=[./]))"
+    r"(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|_fpw_module)\."
+)
 # Modules of Python, and names in its builtins, that a file has no honest use for.
 _RUNNING = {
     *("os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "importlib", "imp", "runpy"),
@@ -93,14 +99,19 @@ def read_content(path: Path, mmap: bool = True, verified: bool = False) -> Conte
     _warn_of_programs(path, found.names)
     values = _without_modules(found.value)
     if not isinstance(values, Mapping):
-        kind = f"a {values.name}" if isinstance(values, Stored) else type(values).__name__
-        raise UserError(
-            f"{path}: expected a dictionary, found {kind}. Where you can open it, save its state "
-            "dict: torch.save(model.state_dict(), FILE)"
-        )
+        raise UserError(f"{path}: expected a dictionary, found {_in_words(values)}")
     tensors = dict(_flat(values))
     odd = {name: tensors.pop(name) for name in list(tensors) if isinstance(tensors[name], tuple)}
     return Content(path, values, tensors, metadata, found.names, odd, found.verify)
+
+
+def unwrapped(name: str) -> str:
+    """A name without the wrappers that torch puts around modules: those of the module itself.
+
+    Args:
+        name: of a tensor, or a prefix of such names.
+    """
+    return _WRAPPERS.sub("", name)
 
 
 def first_keys(values: Mapping[Any, Any]) -> str:
@@ -126,9 +137,14 @@ def json_beside(path: Path, name: str) -> dict[str, Any]:
 
 
 def _flat(values: Mapping[Any, Any], place: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if not isinstance(key, str):  # such as the numbers of an optimiser's parameters
+    texts = [key for key in values if isinstance(key, str)]
+    names = {key: unwrapped(key) for key in texts}
+    if len(set(names.values())) < len(names):  # of two that would be one, both are kept
+        names = {key: key for key in texts}
+    for text, value in values.items():
+        if not isinstance(text, str):  # such as the numbers of an optimiser's parameters
             continue
+        key = names[text]
         if isinstance(value, Tensor):
             yield place + key, value
         elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
@@ -174,6 +190,30 @@ def _read(path: Path, mmap: bool, verified: bool) -> tuple[Pickled, dict[str, st
             reason = f"it begins with {head[:9]!r}"
         raise UserError(f"{path} is damaged or not a checkpoint ({reason}); {_EXPECTED}") from None
     return found, {}
+
+
+def _in_words(value: Any) -> str:
+    """What a file holds in place of a dictionary, and the line to type."""
+    save = "Where you can open it, save its state dict: torch.save(model.state_dict(), FILE)"
+    if isinstance(value, Tensor):
+        return f"one tensor of shape {tuple(value.shape)}, without a name. {save}"
+    if not isinstance(value, (list, tuple)):
+        kind = f"a {value.name}" if isinstance(value, Stored) else type(value).__name__
+        return f"{kind}. {save}"
+    counts = {
+        index: sum(1 for _ in _flat(inner))
+        for index, inner in enumerate(value[:_MOST_NETWORKS])
+        if isinstance(inner, Mapping)
+    }
+    found = ", ".join(f"[{index}] with {n} tensors" for index, n in counts.items() if n)
+    kind = f"{type(value).__name__} of {len(value)}"
+    if not found:
+        return f"{kind} without any named tensors. {save}"
+    most = max(counts, key=lambda index: counts[index])
+    return (
+        f"{kind}: {found}. Save the one that is the network: "
+        f"torch.save(torch.load(FILE, map_location='cpu')[{most}], OUT)"
+    )
 
 
 def _without_modules(value: Any) -> Any:

@@ -36,6 +36,13 @@ def unknown(content: Content) -> str:
     part = shard(content.path)
     if part is not None:
         return f"{keys}: {part}"
+    if not content.tensors:
+        return f"{keys}: no tensor in it. Give the file of the network's weights"
+    if any(name.endswith("_flat_param") for name in content.tensors):
+        return (
+            f"{keys}: parameters that FSDP has made one. Gather them where they are saved: "
+            "FSDP.state_dict_type(model, StateDictType.FULL_STATE_DICT)"
+        )
     other = architecture_in_words(content.tensors)
     if other is not None:
         return f"{keys}: {other}. Known: ResNet-18, 34, 50, 101, 152 and wide ResNet-50-2"

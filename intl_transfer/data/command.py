@@ -1,9 +1,11 @@
-"""Makes the embedded data set `shapes`: textured forms before photographs, from a seed.
+"""Makes a data set from a seed: drawn forms, or cut-out photographs on photographs.
 
     intl-transfer data shapes --out datasets/shapes
+    intl-transfer data photo-cutouts
 
 Object-centric images for pretraining and classification (ImageFolder layout) and scenes for
-detection, in COCO's and in VOC's layout.
+detection, in COCO's and in VOC's layout. `photo-cutouts` also has images without labels, and needs
+the Debian packages tuxpaint-stamps-default and gcompris-qt-data.
 """
 
 from __future__ import annotations
@@ -12,6 +14,12 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from intl_transfer.errors import UserError
+
+if TYPE_CHECKING:
+    from intl_transfer.data.made_sets import MadeSet
 
 _HELP = {
     "seed": "decides every pixel",
@@ -22,46 +30,73 @@ _HELP = {
     "scenes_train": "scenes for training",
     "scenes_val": "scenes for validation",
     "crowd_fraction": "share of scenes with a crowd annotation",
+    "unlabelled": "images without labels, for pretraining",
 }
+
+
+def _sets() -> dict[str, MadeSet[Any]]:
+    from intl_transfer.data.made import MADE
+
+    return {one.command: one for one in MADE.values()}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``intl-transfer data``."""
-    from intl_transfer.data.shapes import ShapesSpec
-
-    parser.add_argument("dataset", choices=["shapes"], help="which data set to make")
-    parser.add_argument("--out", type=Path, default=Path("datasets/shapes"), metavar="DIR")
-    for field in dataclasses.fields(ShapesSpec):
+    sets = _sets()
+    parser.add_argument("dataset", choices=list(sets), help="which data set to make")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: datasets/NAME")
+    fields = [(name, f) for name, one in sets.items() for f in dataclasses.fields(one.spec)]
+    for key in dict.fromkeys(field.name for _, field in fields):
+        defaults = {name: f.default for name, f in fields if f.name == key}
+        shown = [f"{name} {value}" for name, value in defaults.items()]
+        if len(defaults) == len(sets) and len(set(defaults.values())) == 1:
+            shown = [str(value) for value in set(defaults.values())]
         parser.add_argument(
-            "--" + field.name.replace("_", "-"),
-            type=type(field.default),
-            default=field.default,
-            help=f"{_HELP[field.name]} (default: {field.default})",
+            "--" + key.replace("_", "-"),
+            type=type(next(iter(defaults.values()))),
+            help=f"{_HELP[key]} (default: {', '.join(shown)})",
         )
     parser.add_argument("--force", action="store_true", help="replace a set made with other values")
     parser.add_argument("--contact-sheet", type=Path, metavar="PNG", help="also draw an overview")
+    parser.add_argument(
+        "--share",
+        type=Path,
+        metavar="DIR",
+        help="photo-cutouts: where the Debian packages were unpacked (default: /usr/share)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Makes the set; returns 0."""
-    from intl_transfer.data.shapes import ShapesSpec, contact_sheet, is_complete, make_shapes
+    from intl_transfer.data.photo_cutouts import PHOTO_CUTOUTS, UNLABELLED, use_share
 
-    fields = [field.name for field in dataclasses.fields(ShapesSpec)]
-    spec = ShapesSpec(**{name: getattr(arguments, name) for name in fields})
+    made = _sets()[arguments.dataset]
+    given = {key: getattr(arguments, key) for key in _HELP if getattr(arguments, key) is not None}
+    known = {field.name for field in dataclasses.fields(made.spec)}
+    for key in given.keys() - known:
+        raise UserError(f"--{key.replace('_', '-')}: {made.command} has nothing of this kind")
+    spec = made.spec(**given)
+    out = arguments.out or Path("datasets", made.name)
+    if arguments.share is not None:
+        if made is not PHOTO_CUTOUTS:
+            raise UserError(f"--share: {made.command} is made of no packages")
+        use_share(arguments.share)
 
     def progress(part: str, done: int, total: int) -> None:
         step = max(1, total // 10)
         if done % step == 0 or done == total:
-            print(f"shapes: {part} {done}/{total}", file=sys.stderr, flush=True)
+            print(f"{made.command}: {part} {done}/{total}", file=sys.stderr, flush=True)
 
-    there = is_complete(arguments.out, spec)
-    root = make_shapes(arguments.out, spec, progress, arguments.force)
+    there = made.is_complete(out, spec)
+    root = made.make(out, spec, progress, arguments.force)
     print(f"{root} is {'there already' if there else 'made'}:")
     print(
         f"  {root}/classification/train and val: {spec.objects_train} + {spec.objects_val} images"
     )
     print(f"  {root}/coco and {root}/voc: {spec.scenes_train} + {spec.scenes_val} scenes")
+    if "unlabelled" in known:
+        print(f"  {root}/{UNLABELLED}: {spec.unlabelled} images without labels")
     if arguments.contact_sheet:
-        contact_sheet(spec, arguments.contact_sheet)
+        made.contact_sheet(spec, arguments.contact_sheet)
         print(f"  overview: {arguments.contact_sheet}")
     return 0

@@ -21,7 +21,7 @@ from intl_transfer.data.annotations import AnnotatedImage, Annotation, Contents,
 from intl_transfer.data.coco_annotations import read_coco
 from intl_transfer.data.detection_sets import DetectionSet, standard_sets
 from intl_transfer.data.images import UnreadableImageError, read_header, read_image
-from intl_transfer.data.shapes import is_complete
+from intl_transfer.data.made import MADE, command_for
 from intl_transfer.data.source import SAMPLE
 from intl_transfer.data.voc_annotations import read_voc
 from intl_transfer.runs.atomic import sha256_file
@@ -30,7 +30,12 @@ from intl_transfer.runs.records import ImageSet
 #: An image that is more times as wide as high, or as high as wide, is refused: scaled to what a
 #: detector takes, no line of it would be left.
 MAX_RATIO = 100
-_SHAPES = [name for name in standard_sets(Path()) if name.startswith("shapes_")]
+# Detection sets that are made here, and the folder of each.
+_MADE = {
+    one.name: folder
+    for one in standard_sets(Path()).values()
+    if (folder := one.images.parts[0]) in MADE
+}
 _OPENING, _DECODING = 16, 4  # threads: waiting for the file system, and for decoders
 
 
@@ -41,10 +46,11 @@ def read_set(one: DetectionSet) -> Contents:
         What there is. ``problems`` names what is missing or cannot be right, ``notes`` what was
         put right; each the first of its kind, with the number of the others.
     """
-    if one.name in _SHAPES and not is_complete(folder := one.images.parents[1]):
+    made = MADE.get(_MADE.get(one.name, ""))
+    if made is not None and not made.is_complete(folder := one.images.parents[1]):
         problem = (
-            f"data set '{one.name}' is not there: looked for {folder}. Make it with `intl-transfer "
-            f"data shapes --out {folder}`, or set DETECTRON2_DATASETS to the folder that holds it"
+            f"data set '{one.name}' is not there: looked for {folder}. Make it with "
+            f"`{command_for(folder)}`, or set DETECTRON2_DATASETS to the folder that holds it"
         )
         return Contents(problems=[problem])
     for path in (one.listing, one.annotations, one.images):
@@ -180,7 +186,7 @@ def _header_problem(image: AnnotatedImage) -> tuple[str, str] | None:
 
 def _pixel_problem(image: AnnotatedImage) -> tuple[str, str] | None:
     try:
-        read_image(image.file, upright=True)
+        read_image(image.file)
     except UnreadableImageError as error:
         return "unreadable", str(error)
     return None

@@ -24,11 +24,12 @@ from intl_transfer.data.detection_sets import (
     standard_sets,
 )
 from intl_transfer.data.detection_sheet import contact_sheet
+from intl_transfer.data.made import MADE
 from intl_transfer.data.roots import data_root
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.files.yamls import read_yaml
 
-_FAMILIES = ("coco", "voc", "shapes")
+_FAMILIES = ("coco", "voc", *MADE)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from intl_transfer.data.shapes import CLASSES as SHAPES_CLASSES
+from intl_transfer.data.made import MADE
 from intl_transfer.errors import UserError, did_you_mean
 
 VOC_CLASSES = (
@@ -47,7 +47,7 @@ class DetectionSet:
 
 
 def standard_sets(root: Path) -> dict[str, DetectionSet]:
-    """COCO 2017, VOC 2007 and 2012, and the embedded set, in their standard places."""
+    """COCO 2017, VOC 2007 and 2012, and the sets made here, in their standard places."""
     coco = root / "coco"
     sets = [
         DetectionSet(
@@ -66,14 +66,13 @@ def standard_sets(root: Path) -> dict[str, DetectionSet]:
     ):
         name = f"voc_{year}_{split}"
         sets.append(_voc(name, root / f"VOC{year}", split, VOC_CLASSES, year, known))
-    shapes = root / "shapes"
-    for split in ("train", "val"):
-        annotations = shapes / "coco" / "annotations" / f"instances_{split}.json"
-        sets.append(
-            DetectionSet(f"shapes_coco_{split}", "coco", shapes / "coco" / split, annotations)
-        )
-    for split in ("trainval", "test"):
-        sets.append(_voc(f"shapes_voc_{split}", shapes / "voc", split, SHAPES_CLASSES, 2007))
+    for name, made in MADE.items():
+        folder = root / name / "coco"
+        for split in ("train", "val"):
+            annotations = folder / "annotations" / f"instances_{split}.json"
+            sets.append(DetectionSet(f"{name}_coco_{split}", "coco", folder / split, annotations))
+        for split in ("trainval", "test"):
+            sets.append(_voc(f"{name}_voc_{split}", root / name / "voc", split, made.classes, 2007))
     return {one.name: one for one in sets}
 
 

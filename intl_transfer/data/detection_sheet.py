@@ -44,7 +44,7 @@ def contact_sheet(contents: Contents, path: str | Path, count: int = 12) -> None
 def _tile(contents: Contents, key: Any) -> Image.Image:
     picture = contents.images[key]
     try:
-        image = Image.fromarray(read_image(picture.file, upright=True))
+        image = Image.fromarray(read_image(picture.file))
     except UserError:
         return Image.new("RGB", (_TILE, _TILE), "red")  # named among the problems
     scale = min(_TILE / image.width, _TILE / image.height)

@@ -20,6 +20,7 @@ import numpy as np
 
 from intl_transfer.data.augment import Pixels
 from intl_transfer.data.images import read_image
+from intl_transfer.data.made import command_for
 from intl_transfer.data.source import ImageSource, NameTable, cache_file
 from intl_transfer.errors import UserError
 from intl_transfer.runs.atomic import write_atomically
@@ -45,6 +46,7 @@ class FolderSource(ImageSource):
     Args:
         root: the folder. Images may also lie in folders below a class.
         key: the setting that names it, for messages.
+        upright: as for :func:`~intl_transfer.data.images.decode_image`.
 
     Attributes:
         listed: how many class folders had to be listed; 0 where the cached list was up to date.
@@ -53,8 +55,8 @@ class FolderSource(ImageSource):
         UserError: if the folder is absent, or a class folder without image is found, or none.
     """
 
-    def __init__(self, root: str | Path, key: str = "data.root") -> None:
-        self._root = Path(root)
+    def __init__(self, root: str | Path, key: str = "data.root", upright: bool = True) -> None:
+        self._root, self._upright = Path(root), upright
         if not self._root.is_dir():
             raise UserError(
                 f"no image folder {root} (looked for {self._root.resolve()}); expected CLASS/IMAGE "
@@ -87,7 +89,7 @@ class FolderSource(ImageSource):
 
     def image(self, index: int) -> Pixels:
         """Reads and decodes the file."""
-        return read_image(self.name(index))
+        return read_image(self.name(index), self._upright)
 
     def content(self, index: int) -> bytes:
         """The file."""
@@ -134,10 +136,9 @@ def _refuse_parts(root: Path, key: str) -> None:
 
 def _remedy(root: Path, key: str) -> str:
     """What to do about a folder that is not there."""
-    parts = root.parts
-    if "shapes" in parts:
-        made = Path(*parts[: parts.index("shapes") + 1])
-        return f"The embedded set is made by `intl-transfer data shapes --out {made}`"
+    command = command_for(root)
+    if command is not None:
+        return f"This set is made by `{command}`"
     return (
         f"Give another with {key}=DIR; for {key} below datasets/, DETECTRON2_DATASETS and "
         "IMAGENET_DIR say where that is"

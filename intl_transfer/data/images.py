@@ -4,6 +4,11 @@ Every stage opens its images here: pretraining, classification, fine-tuning, its
 demo, the doctor, contact sheets and the report. A file is looked at before it is decoded: formats
 are those of a fixed list, none of which starts another program (PostScript does), and size and
 memory are bounded by what the header says.
+
+How an image lies is decided here as well: it is turned upright by its orientation tag, as it is
+seen, as annotators saw it and as Detectron2 reads it. Pretraining and classification alone can
+leave the tag aside (``data.exif_orientation=false``), since published protocols are those of
+torchvision's reader, which does.
 """
 
 from __future__ import annotations
@@ -89,7 +94,7 @@ class ImageHeader:
     turned: bool
 
 
-def read_image(path: str | Path, upright: bool = False) -> Pixels:
+def read_image(path: str | Path, upright: bool = True) -> Pixels:
     """Reads an image file as uint8 RGB, (H, W, 3).
 
     Args:
@@ -104,7 +109,7 @@ def read_image(path: str | Path, upright: bool = False) -> Pixels:
     return decode_image(data, str(path), upright)
 
 
-def decode_image(data: bytes, name: str, upright: bool = False) -> Pixels:
+def decode_image(data: bytes, name: str, upright: bool = True) -> Pixels:
     """Decodes an image file's content as uint8 RGB.
 
     Grayscale, palette, CMYK and 16-bit images become 8-bit RGB, transparency is dropped, and of an
@@ -114,9 +119,9 @@ def decode_image(data: bytes, name: str, upright: bool = False) -> Pixels:
     Args:
         data: the file's bytes.
         name: for the error message.
-        upright: turn the image as its orientation tag says, once. Detection does, since
-            annotations are of the image as it is seen; pretraining and classification leave the
-            tag aside, as torchvision does (which turns TIFF files alone, whatever is asked for).
+        upright: turn the image as its orientation tag says, once (EXIF 2.32, 4.6.5.1). False is
+            torchvision's reader, which leaves the tag aside (but turns TIFF files, since Pillow
+            turns them as it decodes them).
 
     Returns:
         (H, W, 3), writable.
@@ -135,6 +140,23 @@ def decode_image(data: bytes, name: str, upright: bool = False) -> Pixels:
             tagged = _orientation(image) if upright else 1
             pixels = _with_pillow(image)
         return _turned(pixels, tagged)
+
+
+def decode_cut_out(data: bytes, name: str) -> Pixels:
+    """Decodes an image file's content with its transparency, uint8 RGBA.
+
+    Args:
+        data: the file's bytes.
+        name: for the error message.
+
+    Returns:
+        (H, W, 4), writable; alpha is 255 everywhere where the file has none.
+
+    Raises:
+        UnreadableImageError: as for :func:`decode_image`.
+    """
+    with _words_for_damage(name, empty=not data), _header(io.BytesIO(data), len(data)) as image:
+        return np.array(image.convert("RGBA"))
 
 
 def read_header(path: str | Path) -> ImageHeader:

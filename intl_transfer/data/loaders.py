@@ -6,7 +6,7 @@ import atexit
 import multiprocessing
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import cv2
@@ -104,6 +104,38 @@ def build_loader(
         prefetch_factor=4 if workers > 0 else None,
         **worker_options(workers),
     )
+
+
+def on_device(loader: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """A loader's batches, the next one on its way to the GPU while the present one is learned from.
+
+    Args:
+        loader: of batches in pinned memory, where the device is a GPU.
+        device: anything but a GPU gets the batches as they are.
+    """
+    if device.type != "cuda":
+        yield from loader
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    before: tuple[Batch, torch.cuda.Event] | None = None
+    for batch in loader:
+        with torch.cuda.stream(stream):
+            moved = batch._replace(views=[v.to(device, non_blocking=True) for v in batch.views])
+            arrived = stream.record_event()
+        if before is not None:
+            yield _arrived(*before)
+        before = moved, arrived
+    if before is not None:
+        yield _arrived(*before)
+
+
+def _arrived(batch: Batch, event: torch.cuda.Event) -> Batch:
+    """The GPU's present work waits for a batch that another stream brings; the host does not."""
+    present = torch.cuda.current_stream()
+    present.wait_event(event)
+    for view in batch.views:
+        view.record_stream(present)
+    return batch
 
 
 def worker_options(workers: int) -> dict[str, Any]:

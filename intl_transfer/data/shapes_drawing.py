@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from intl_transfer.data.augment import Pixels
 from intl_transfer.data.images import read_image
-
-Pixels = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
+from intl_transfer.data.scenes import Mask, Scene, SceneObject
 
 # Coordinates are integers in units of 1/16 pixel.
 _UNIT = 16
@@ -178,47 +176,6 @@ def form_mask(label: int, size: int, centre: tuple[int, int], radius: int, turn:
             left = (xs - ax) * (by - ay) < (bx - ax) * (ys - ay)
             inside ^= across & (left if by > ay else (xs - ax) * (by - ay) > (bx - ax) * (ys - ay))
     return inside
-
-
-@dataclass(frozen=True)
-class SceneObject:
-    """One annotated thing in a scene.
-
-    Attributes:
-        label: class index.
-        mask: its visible pixels, (H, W).
-        visible: visible share of its pixels.
-        iscrowd: True for a cluster of small items annotated as one.
-    """
-
-    label: int
-    mask: Mask
-    visible: float
-    iscrowd: bool
-
-    @property
-    def box(self) -> tuple[int, int, int, int]:
-        """(left, top, right, bottom) of the visible pixels; right and bottom exclusive."""
-        rows, columns = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
-        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-    @property
-    def difficult(self) -> bool:
-        """VOC's flag: crowds, and objects of which less than half is seen."""
-        return self.iscrowd or self.visible < 0.5
-
-
-@dataclass(frozen=True)
-class Scene:
-    """An image and what is in it.
-
-    Attributes:
-        image: uint8 (H, W, 3), RGB.
-        objects: back to front.
-    """
-
-    image: Pixels
-    objects: list[SceneObject]
 
 
 def draw_object(size: int, rng: np.random.RandomState, label: int) -> Pixels:

@@ -90,13 +90,14 @@ class TarSource(ImageSource):
 
     Args:
         root: for :func:`shard_files`.
+        upright: as for :func:`~intl_transfer.data.images.decode_image`.
 
     Raises:
         UserError: if a shard is missing, is no tar file or is cut off, or there is no image.
     """
 
-    def __init__(self, root: str | Path) -> None:
-        self._files = shard_files(root)
+    def __init__(self, root: str | Path, upright: bool = True) -> None:
+        self._files, self._upright = shard_files(root), upright
         with ThreadPoolExecutor(8) as pool:
             tables = list(pool.map(_index, self._files))
         counts = [len(table["offsets"]) for table in tables]
@@ -132,7 +133,7 @@ class TarSource(ImageSource):
             raise UnreadableImageError(
                 f"{self.name(index)} cannot be read ({error.strerror or error})"
             ) from None
-        return decode_image(data, self.name(index))
+        return decode_image(data, self.name(index), self._upright)
 
     def content(self, index: int) -> bytes:
         """The member, at its offset."""

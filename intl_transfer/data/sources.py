@@ -57,7 +57,10 @@ def select(source: ImageSource, listing: str | Path) -> Subset:
 
 
 def open_source(
-    root: str | Path, subset: str | Path | None = None, key: str = "data.root"
+    root: str | Path,
+    subset: str | Path | None = None,
+    key: str = "data.root",
+    upright: bool = True,
 ) -> ImageSource:
     """Opens a data set, of whichever kind lies at ``root``.
 
@@ -68,6 +71,8 @@ def open_source(
             other).
         subset: a list for :func:`select`.
         key: the setting that names ``root``, for messages.
+        upright: as for :func:`~intl_transfer.data.images.decode_image`; the arrays of CIFAR and
+            MNIST have no tags.
 
     Raises:
         UserError: if nothing of the kind is there.
@@ -79,11 +84,11 @@ def open_source(
             text, part = text.removesuffix(f":{name}"), name
     source: ImageSource
     if shards.are_shards(text) and not folders.has_classes(text):
-        source = shards.TarSource(text)
+        source = shards.TarSource(text, upright)
     elif cifar.find(text) is not None:
         source = cifar.CifarSource(text, part)
     elif idx.find(text) is not None:
         source = idx.IdxSource(text, part)
     else:
-        source = folders.FolderSource(text, key)
+        source = folders.FolderSource(text, key, upright)
     return select(source, subset) if subset else source

@@ -23,6 +23,8 @@ class Unreadable:
     def __init__(self, dataset: ViewsDataset, limit: float, ranks: Ranks) -> None:
         self._dataset, self._limit, self._ranks = dataset, limit, ranks
         self._own: set[int] = set()
+        self._untold: list[int] = []
+        self._everyones: set[int] = set()
 
     def note(self, batch: Batch) -> None:
         """Takes up what one batch says; names each image once.
@@ -33,6 +35,7 @@ class Unreadable:
         for index, reason in batch.unreadable:
             if index not in self._own:
                 self._own.add(index)
+                self._untold.append(index)
                 if len(self._own) <= _NAMED:
                     print(f"warning: {reason}; another image takes its place", file=sys.stderr)
         if batch.gone:
@@ -50,8 +53,9 @@ class Unreadable:
         Raises:
             UserError: if too many images are unreadable.
         """
-        everyones = self._ranks.gather_objects(sorted(self._own))
-        count = len({index for own in everyones for index in own})
+        self._everyones.update(self._ranks.gather_numbers(self._untold))
+        self._untold = []
+        count = len(self._everyones)
         figures["unreadable_images"] = max(count, figures.get("unreadable_images", 0))
         allowed = self._limit * len(self._dataset)
         if count > allowed:

@@ -6,6 +6,7 @@ uint8 until :func:`normalise` turns a whole batch to floats in one step, on the 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -217,12 +218,20 @@ def normalise(
         float32, (B, 3, H, W), in channels-last memory.
     """
     batch, height, width, channels = images.shape
-    centre, spread = (torch.tensor(value) * 255 for value in (mean, std))
     # Rows of W x 3 numbers against one row: far faster on a CPU than broadcasting three numbers.
     rows = images.to(device, non_blocking=True).view(batch * height, width * channels).float()
-    scale, offset = (
-        value.repeat(width).to(rows.device, non_blocking=True)
-        for value in (1 / spread, centre / spread)
-    )
+    scale, offset = _scale_and_offset(tuple(mean), tuple(std), width, rows.device)
     rows.mul_(scale).sub_(offset)
     return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=64)  # a few sizes, on one device
+def _scale_and_offset(
+    mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """What bytes are multiplied by and what is taken away, a row of pixels each."""
+    centre, spread = (torch.tensor(value) * 255 for value in (mean, std))
+    return (
+        (1 / spread).repeat(width).to(device),
+        (centre / spread).repeat(width).to(device),
+    )

@@ -34,8 +34,8 @@ def open_sets(data: DataConfig, ranks: Ranks) -> tuple[ImageSource, ImageSource]
     if not ranks.is_main:
         ranks.barrier()
     try:
-        train = open_source(data.train, data.subset, "data.train")
-        test = open_source(data.test, key="data.test")
+        train = open_source(data.train, data.subset, "data.train", data.exif_orientation)
+        test = open_source(data.test, key="data.test", upright=data.exif_orientation)
     finally:
         if ranks.is_main:
             ranks.barrier()

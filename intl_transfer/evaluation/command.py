@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from intl_transfer.places import config_folder
 
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     from intl_transfer.evaluation.expected import expectations
     from intl_transfer.evaluation.stage import evaluate
     from intl_transfer.evaluation.subject import load_subject
-    from intl_transfer.runs.changes import changes_of, unfinished
+    from intl_transfer.runs.changes import as_begun, changes_of, unfinished
     from intl_transfer.runs.distributed import process_group
     from intl_transfer.runs.lock import directory_lock
 
@@ -70,7 +71,11 @@ def run(arguments: argparse.Namespace) -> int:
     with Boundary("the same command continues") as boundary:
         config = configuration(arguments.config, arguments.overrides)
         label = f"{name}_{weights_label(arguments.weights)}_seed{config.seed}"
-        config.output_dir = arguments.output_dir or config.output_dir or f"runs/evaluation/{label}"
+        output = arguments.output_dir or config.output_dir or f"runs/evaluation/{label}"
+        # A run that is there already keeps what it began with.
+        begun = as_begun(output, "evaluation")
+        config = configuration(arguments.config, arguments.overrides, begun)
+        config.output_dir = output
         with process_group(config.engine.device) as ranks, ExitStack() as stack:
             if ranks.is_main:
                 stack.enter_context(directory_lock(config.output_dir))
@@ -114,12 +119,15 @@ def _compare(folder: str, expected: list[Expectation]) -> int:
     return 0 if is_as_expected else 1
 
 
-def configuration(name: str, overrides: list[str]) -> EvaluationConfig:
+def configuration(
+    name: str, overrides: list[str], defaults: Mapping[str, Any] | None = None
+) -> EvaluationConfig:
     """Reads and checks a configuration.
 
     Args:
         name: in ``configs/evaluation/``, or a path.
         overrides: ``key=value``.
+        defaults: by dotted key, values in place of the usual defaults.
 
     Raises:
         UserError: for an unknown name, key or value.
@@ -127,7 +135,7 @@ def configuration(name: str, overrides: list[str]) -> EvaluationConfig:
     from intl_transfer.evaluation.config import EvaluationConfig, check
     from intl_transfer.runs.config import load_config
 
-    config = load_config(EvaluationConfig, name, overrides, CONFIGS, own=("expected",))
+    config = load_config(EvaluationConfig, name, overrides, CONFIGS, defaults, own=("expected",))
     check(config)
     return config
 

@@ -37,6 +37,8 @@ class DataConfig:
             for channels from 0 to 1, ``{mean: [r, g, b], std: [r, g, b]}``; null takes ImageNet's.
             A backbone that says by which statistics it was trained is given those; these are for
             random weights, and for networks for small images that do not say.
+        exif_orientation: turn images upright by their orientation tag, as detection does; false
+            leaves it aside, as torchvision's reader and so the published recipes do.
         size: side of the images, in pixels.
         crop_pct: what ``size`` is of the short side that images without augmentation are resized
             to before their centre is cut out: 224 of 256. 1 leaves images of that size as they are.
@@ -55,6 +57,7 @@ class DataConfig:
     subset: str | None = None
     labels_percent: float | None = None
     normalize: Any = None
+    exif_orientation: bool = True
     size: int = 224
     crop_pct: float = 0.875
     interpolation: str = "bilinear"

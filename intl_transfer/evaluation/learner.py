@@ -122,7 +122,7 @@ class Learner:
         is_frozen = config.kind != "semi"
         features = FeatureNetwork(subject, config, ranks)
         if not is_frozen and ranks.world_size > 1:
-            features.backbone = synchronise_batchnorm(features.backbone, ranks.device)
+            features.backbone = synchronise_batchnorm(features.backbone)
         head_std = config.optim.head_std
         self.classifier = Classifier(features, subject.width, classes, head_std, is_frozen)
         self.classifier.head.to(ranks.device)

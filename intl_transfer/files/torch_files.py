@@ -22,6 +22,7 @@ from torch import Tensor
 
 from intl_transfer.files import arrays, containers, tensors
 from intl_transfer.files.pickles import Budget, Machine, Maker, PickleError
+from intl_transfer.files.placeholders import Stored
 from intl_transfer.files.tensors import StorageKind, StoredStorage, number
 
 #: How a file begins that `torch.save` wrote before torch 1.6: a number, pickled.
@@ -214,7 +215,9 @@ class _Archive:
             raise PickleError(f"its record '{name[:40]}' reaches behind its end")
         return start, record.file_size
 
-    def _storage(self, what: Any) -> StoredStorage:
+    def _storage(self, what: Any) -> StoredStorage | Stored:
+        if isinstance(what, tuple) and len(what) > 1 and isinstance(what[1], Stored):
+            return what[1]  # of quantized numbers: the tensor made of it is stored, not read
         dtype, key, numel, _ = _announced(what)
         known = self._storages.get(key)
         if known is None:

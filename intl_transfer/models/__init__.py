@@ -1,7 +1,8 @@
 """Backbones, projector and the siamese network."""
 
 from intl_transfer.models.backbones import BACKBONES, STEMS, Stem, build_backbone
-from intl_transfer.models.precision import PRECISIONS
+from intl_transfer.models.lockstep import walk_together
+from intl_transfer.models.precision import PRECISIONS, check_precision
 from intl_transfer.models.projector import build_projector
 from intl_transfer.models.recomputation import recompute_activations
 from intl_transfer.models.siamese import Encoder, MovingAverage, ema_momentum
@@ -17,7 +18,9 @@ __all__ = [
     "Stem",
     "build_backbone",
     "build_projector",
+    "check_precision",
     "ema_momentum",
     "recompute_activations",
     "synchronise_batchnorm",
+    "walk_together",
 ]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+
+T = TypeVar("T")
 
 
 def recompute_activations(backbone: nn.Module) -> None:
@@ -23,25 +26,46 @@ def recompute_activations(backbone: nn.Module) -> None:
     """
     for name in ("layer1", "layer2", "layer3", "layer4"):
         stage = getattr(backbone, name)
-        stage.forward = partial(_recomputed, stage, stage.forward)
+        stage.forward = partial(_forward, stage, stage.forward)
 
 
-def _recomputed(stage: nn.Module, forward: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+def is_recomputed(module: nn.Module) -> bool:
+    """Whether a module is a stage whose activations are computed again."""
+    forward: Any = module.forward
+    return isinstance(forward, partial) and forward.func is _forward
+
+
+def _forward(stage: nn.Module, forward: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return forward(features)
+    return recomputed([stage], forward, [features])
+
+
+def recomputed(
+    stages: Sequence[nn.Module], forward: Callable[..., T], features: Sequence[Tensor]
+) -> T:
+    """``forward(*features)``, of which the backward pass computes the activations again.
+
+    Args:
+        stages: whose batch norms ``forward`` goes through; the second pass leaves their running
+            statistics alone.
+        forward: of the stages.
+        features: its arguments.
+    """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _frozen_statistics(stage)
+        return nullcontext(), _frozen_statistics(stages)
 
-    return checkpoint(
-        forward, features, use_reentrant=False, context_fn=contexts, preserve_rng_state=False
+    found: T = checkpoint(
+        forward, *features, use_reentrant=False, context_fn=contexts, preserve_rng_state=False
     )
+    return found
 
 
 @contextmanager
-def _frozen_statistics(stage: nn.Module) -> Iterator[None]:
+def _frozen_statistics(stages: Sequence[nn.Module]) -> Iterator[None]:
     """Batch norms compute as in training and leave their running statistics alone."""
-    norms = [module for module in stage.modules() if isinstance(module, _BatchNorm)]
+    norms = [m for stage in stages for m in stage.modules() if isinstance(m, _BatchNorm)]
     # The second pass ends as soon as it has what it needs: not every batch norm need be in it.
     before = [(norm.momentum, _copy(norm.num_batches_tracked)) for norm in norms]
     for norm in norms:

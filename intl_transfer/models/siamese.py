@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from intl_transfer.models.lockstep import walk_together
+
 
 class Encoder(nn.Module):
     """Images to embeddings: backbone, then projector.
@@ -17,24 +19,33 @@ class Encoder(nn.Module):
     Attributes:
         backbone: images (B, 3, H, W) to features (B, width).
         projector: features to embeddings (B, d).
+        lockstep: whether views walk through the network together
+            (:mod:`intl_transfer.models.lockstep`) or one by one, to the same result.
     """
 
-    def __init__(self, backbone: nn.Module, projector: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, projector: nn.Module, lockstep: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
         self.projector = projector
+        self.lockstep = lockstep
 
-    def forward(self, views: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self, views: Sequence[Tensor], target: Encoder | None = None) -> list[Tensor]:
         """Embeds each view by itself, so that each has its own batch-norm statistics.
 
         Args:
             views: tensors (B, 3, H_v, W_v); sizes may differ between views.
+            target: a copy of this encoder, through which view 0 goes in place of this one.
 
         Returns:
             One tensor (B, d) a view.
         """
         # One call for all views: DistributedDataParallel allows a single forward per backward.
-        return [self.projector(self.backbone(view)) for view in views]
+        encoders = [self if view or target is None else target for view in range(len(views))]
+        if self.lockstep:
+            features = walk_together([encoder.backbone for encoder in encoders], views)
+            return walk_together([encoder.projector for encoder in encoders], features)
+        pairs = zip(encoders, views, strict=True)
+        return [encoder.projector(encoder.backbone(view)) for encoder, view in pairs]
 
 
 class MovingAverage:

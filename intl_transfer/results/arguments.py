@@ -8,7 +8,7 @@ from pathlib import Path
 
 from intl_transfer.errors import did_you_mean
 
-FORMS = ("console", "md", "latex", "csv", "json")
+FORMS = ("console", "md", "latex", "csv", "json", "long", "parquet")
 _TABLES = ("detection", "classification")
 
 
@@ -146,7 +146,36 @@ def _statistics(add: Callable[..., object]) -> None:
 
 def _forms(add: Callable[..., object]) -> None:
     add("--standalone", action="store_true", help="LaTeX that compiles as it is")
+    each = "of LaTeX's first table; once more for the second, and so on; default: "
+    add("--caption", action="append", default=[], metavar="LATEX", help=f"{each}its title")
+    add(
+        "--tex-label",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=f"{each}tab: and what it shows",
+    )
+    text = "of LaTeX: table (one column), table* (across the page), auto (default): by the width"
+    _choice(add, "--float", ("auto", "table", "table*"), text, "auto")
+    add(
+        "--link",
+        default="",
+        metavar="ADDRESS",
+        help="of the report's page, to which tables lead; in a folder: its index.html",
+    )
+    add(
+        "--names",
+        metavar="FILE",
+        help="YAML: by run, weights hash or row, the name to show, order, group, rule",
+    )
     add("--template", metavar="FILE", help="fill this Jinja2 template in place of a format")
+    add(
+        "--export",
+        action="append",
+        default=[],
+        metavar="KIND=TARGET",
+        help="also to mlflow=FOLDER, wandb=FOLDER (offline) or card=README.md of a backbone",
+    )
     add("--figures", type=Path, metavar="FOLDER", help="also draw curves and bars for papers")
     add(
         "--figure-format",

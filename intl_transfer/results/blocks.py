@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from intl_transfer.results.rows import Column, Figures, Part, Row, Table
+from intl_transfer.results.rows import CHOSEN, Column, Figures, Part, Row, Table
 from intl_transfer.results.run import METRICS, TASKS, Run
 from intl_transfer.results.starts import assumed_note
 from intl_transfer.results.statistics import Summary, summarise, summarise_pretrainings
@@ -15,7 +16,6 @@ from intl_transfer.runs.settings import Group, comparable, group
 from intl_transfer.runs.wording import in_words
 
 LrSelection = Literal["separate", "best"]
-CHOSEN = "chosen for each row"
 NORM = "MODEL.RESNETS.NORM"
 # Batch norms over all GPUs: MoCo's fine-tuning files have the first, INTL's the second.
 _NORMS = ("naiveSyncBN", "SyncBN")
@@ -119,9 +119,12 @@ def _table(key: tuple[str, ...], found: Group[Run]) -> Table:
         groups[run.start.key].append(run)
     rows = []
     for members in groups.values():
-        chosen, note = _choose_rate(members, tasks[0], name) if lr == CHOSEN else (members, "")
+        chosen, note, over = (
+            _choose_rate(members, tasks[0], name) if lr == CHOSEN else (members, "", 0)
+        )
         further_notes = (*notes, *((note,) if note else ()))
-        rows.append(make_row(chosen, tasks, further_notes, stated))
+        row = make_row(chosen, tasks, further_notes, stated)
+        rows.append(dataclasses.replace(row, chosen_over=over))
     rows.sort(key=lambda row: -rank(row, tasks))
     metrics = {task: _metrics(task, rows) for task in tasks}
     return Table(
@@ -226,6 +229,12 @@ def make_row(
         ),
         runs=tuple(members),
         foreign=any(run.foreign for run in members),
+        each={
+            column: {
+                run.path: value for run in members if (value := run.figure(*column)) is not None
+            }
+            for column in figures
+        },
     )
 
 
@@ -284,6 +293,9 @@ def provenance_notes(members: Sequence[Run]) -> tuple[str, ...]:
     notes = list(start.notes)
     if results.external is not None:
         notes.append(HAND_MADE_NOTE.format(results.external))
+        unknown = dict.fromkeys(fact for run in members for fact in run.results.not_stated)
+        if unknown:
+            notes.append(f"foreign: not stated: {', '.join(unknown)}")
     elif start.kind != "random":
         if any(run.results.initialisation.method_is_inferred for run in members):
             notes.append(INFERRED_NOTE)
@@ -316,25 +328,29 @@ def _code_notes(members: Sequence[Run]) -> list[str]:
     return notes
 
 
-def _choose_rate(members: Sequence[Run], task: str, dataset: str) -> tuple[list[Run], str]:
-    """The runs at the learning rate with the highest mean AP, and a footnote that says so."""
+def _choose_rate(members: Sequence[Run], task: str, dataset: str) -> tuple[list[Run], str, int]:
+    """The runs at the learning rate with the highest mean AP, and a footnote that says so.
+
+    The third is how many repetitions another rate has at most.
+    """
     rates: dict[str, list[Run]] = defaultdict(list)
     for run in members:
         rates[run.comparable[5]].append(run)
     if len(rates) == 1:
         (rate,) = rates
-        return list(members), f"lr {rate}, the only one tried"
-    means = {}
+        return list(members), f"lr {rate}, the only one tried", 0
+    means, counts = {}, {}
     for rate, runs in rates.items():
         summary = summary_of(runs, [run.figure(task, "AP") for run in runs])
         means[rate] = summary.mean if summary else -1.0
+        counts[rate] = summary.n if summary else 0
     # Of equal means the smaller rate, so that the choice does not hang on the folders' order.
     best = max(sorted(rates, key=float), key=lambda rate: means[rate])
-    tried = ", ".join(
-        f"{rate} ({len(rates[rate])} run{'s' if len(rates[rate]) > 1 else ''})"
-        for rate in sorted(rates, key=float)
-    )
-    return rates[best], (
-        f"lr {best}, chosen out of {len(rates)} by mean {task} AP on {dataset}, the data that is "
-        f"reported: {tried}"
+    tried = ", ".join(f"{rate} (n = {counts[rate]})" for rate in sorted(rates, key=float))
+    over = max(count for rate, count in counts.items() if rate != best)
+    return (
+        rates[best],
+        f"lr {best} (n = {counts[best]}), chosen out of {len(rates)} by mean {task} AP on "
+        f"{dataset}, the data that is reported: {tried}",
+        over,
     )

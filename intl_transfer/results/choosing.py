@@ -4,61 +4,142 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.results.rows import Column, Row, Table
 
-_ROW_KEYS: dict[str, Callable[[Table, Row], str]] = {
-    "method": lambda table, row: row.name,
-    "pretraining": lambda table, row: row.detail,
-    "dataset": lambda table, row: table.dataset,
-    "detector": lambda table, row: table.architecture,
-    "schedule": lambda table, row: table.schedule,
-    "source": lambda table, row: (
+_ROW_KEYS: dict[str, Callable[[Row], str]] = {
+    "method": lambda row: row.name,
+    "pretraining": lambda row: row.detail,
+    "source": lambda row: (
         "published" if row.published else "foreign" if row.foreign else "measured"
     ),
 }
+_TABLE_KEYS: dict[str, Callable[[Table], str]] = {
+    "dataset": lambda table: table.dataset,
+    "detector": lambda table: table.architecture,
+    "schedule": lambda table: table.schedule,
+}
+_KEYS = (*_ROW_KEYS, *_TABLE_KEYS)
 _TEXT_KEYS = ("method", "pretraining")
+# Of hundreds of names, so many are listed.
+_MOST_VALUES = 20
 
 
-def choose_rows(tables: Sequence[Table], wanted: Sequence[str]) -> list[Table]:
-    """Rows that fit all of some conditions; tables that are left without rows go.
+@dataclass(frozen=True)
+class Condition:
+    """What a row, or what it was measured on, must fit.
 
-    Args:
-        tables: any.
-        wanted: ``KEY=PATTERN[,PATTERN...]`` or ``KEY!=PATTERN[,...]``; patterns as in a shell.
+    Attributes:
+        key: of the row (method, pretraining, source) or of its table (dataset, detector, schedule).
+        positive: False where it must not fit.
+        patterns: as in a shell; one of them is enough.
+        text: as the user wrote it.
+    """
+
+    key: str
+    positive: bool
+    patterns: tuple[str, ...]
+    text: str
+
+    def holds(self, value: str) -> bool:
+        """Whether a value fits."""
+        return any(fnmatchcase(value, pattern) for pattern in self.patterns) == self.positive
+
+
+def conditions_of(wanted: Sequence[str]) -> list[Condition]:
+    """Conditions from ``KEY=PATTERN[,PATTERN...]`` or ``KEY!=PATTERN[,...]``.
 
     Raises:
         UserError: for a condition in another form, or an unknown key.
     """
-    conditions = [_condition(text) for text in wanted]
+    return [_condition(text) for text in wanted]
+
+
+def fits(table: Table, conditions: Sequence[Condition]) -> bool:
+    """Whether a table of one data set and protocol fits all conditions on tables."""
+    return all(c.holds(_TABLE_KEYS[c.key](table)) for c in conditions if c.key in _TABLE_KEYS)
+
+
+def choose_tasks(table: Table, conditions: Sequence[Condition]) -> Table:
+    """Of a table whose column groups are data sets, those that fit; no rows where none does.
+
+    Args:
+        table: of classification.
+        conditions: those on tables count.
+    """
+    datasets = table.dataset.split(" + ")
+    if set(table.tasks) != set(datasets):
+        return table if fits(table, conditions) else dataclasses.replace(table, rows=[])
+    kept = [
+        task for task in table.tasks if fits(dataclasses.replace(table, dataset=task), conditions)
+    ]
+    rows = [row for row in table.rows if any(task in kept for task, _ in row.figures)]
+    return dataclasses.replace(table, tasks=tuple(kept), dataset=" + ".join(kept), rows=rows)
+
+
+def choose_rows(tables: Sequence[Table], conditions: Sequence[Condition]) -> list[Table]:
+    """Rows that fit all conditions on rows; tables that are left without rows go.
+
+    Args:
+        tables: any.
+        conditions: those on tables are not looked at.
+    """
     chosen = []
     for table in tables:
         rows = [
             row
             for row in table.rows
-            if all(
-                any(fnmatchcase(_ROW_KEYS[key](table, row), pattern) for pattern in patterns)
-                == positive
-                for key, positive, patterns in conditions
-            )
+            if all(c.holds(_ROW_KEYS[c.key](row)) for c in conditions if c.key in _ROW_KEYS)
         ]
         if rows:
             chosen.append(dataclasses.replace(table, rows=rows))
     return chosen
 
 
-def _condition(text: str) -> tuple[str, bool, list[str]]:
+def nothing_fits(tables: Sequence[Table], conditions: Sequence[Condition]) -> UserError:
+    """What to say where no row fits: the values that exist.
+
+    Args:
+        tables: all that there are, nothing chosen.
+        conditions: that leave nothing.
+    """
+    lines = []
+    for condition in conditions:
+        values: dict[str, None] = {}
+        for table in tables:
+            if condition.key in _TABLE_KEYS:
+                values |= dict.fromkeys(_TABLE_KEYS[condition.key](table).split(" + "))
+            else:
+                values |= dict.fromkeys(_ROW_KEYS[condition.key](row) for row in table.rows)
+        known = sorted(value for value in values if value)
+        if not any(map(condition.holds, known)):
+            listed = ", ".join(known[:_MOST_VALUES])
+            more = f" and {len(known) - _MOST_VALUES} more" if len(known) > _MOST_VALUES else ""
+            hint = did_you_mean(condition.patterns[0], known)
+            lines.append(
+                f"--rows {condition.text}: no row fits.{hint} Values of {condition.key} here: "
+                f"{listed or 'none'}{more}"
+            )
+    if not lines:
+        texts = " ".join(f"--rows {condition.text}" for condition in conditions)
+        lines = [f"{texts}: each fits some rows, but no row fits all of them"]
+    return UserError("; ".join(lines))
+
+
+def _condition(text: str) -> Condition:
     key, sign, patterns = text.partition("=")
     positive = not key.endswith("!")
     key = key.removesuffix("!").strip()
     if not sign or not patterns:
         raise UserError(f"--rows {text}: expected KEY=PATTERN or KEY!=PATTERN, as method=INTL*")
-    if key not in _ROW_KEYS:
-        hint = did_you_mean(key, _ROW_KEYS)
-        raise UserError(f"--rows {text}: no key '{key}'.{hint} Known: {', '.join(_ROW_KEYS)}")
-    return key, positive, [pattern.strip() for pattern in patterns.split(",")]
+    if key not in _KEYS:
+        hint = did_you_mean(key, _KEYS)
+        raise UserError(f"--rows {text}: no key '{key}'.{hint} Known: {', '.join(_KEYS)}")
+    words = tuple(pattern.strip() for pattern in patterns.split(","))
+    return Condition(key, positive, words, text)
 
 
 def choose_columns(tables: Sequence[Table], wanted: Sequence[str]) -> list[Table]:
@@ -147,7 +228,7 @@ def _sorted(table: Table, by: str, reverse: bool) -> list[Row]:
     if by in _TEXT_KEYS:
 
         def text(row: Row) -> str:
-            return _ROW_KEYS[by](table, row).casefold()
+            return _ROW_KEYS[by](row).casefold()
 
         rows = sorted(table.rows, key=text, reverse=reverse)
     else:

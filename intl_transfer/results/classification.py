@@ -16,7 +16,11 @@ from typing import Any
 
 from intl_transfer.results.blocks import provenance_notes, summary_of
 from intl_transfer.results.collect import Collection
-from intl_transfer.results.published import published_linear, published_small
+from intl_transfer.results.published import (
+    published_benchmarks,
+    published_linear,
+    published_small,
+)
 from intl_transfer.results.rows import Column, Figures, Row, Table
 from intl_transfer.results.run import Run
 from intl_transfer.results.starts import (
@@ -25,14 +29,13 @@ from intl_transfer.results.starts import (
     start_of_pretraining,
     with_keys,
 )
-from intl_transfer.results.statistics import Summary
 from intl_transfer.runs.records import (
     SCHEMA,
     Architecture,
     Dataset,
     EvaluationResults,
 )
-from intl_transfer.runs.settings import below, deciding, group
+from intl_transfer.runs.settings import below, deciding, group, select
 from intl_transfer.runs.wording import in_words
 
 #: The small data sets of the literature, on ResNet-18, and their columns.
@@ -43,6 +46,9 @@ _EPOCHS_IN_NAME = re.compile(r"_ep\d+")
 _AT_THE_END = "k-NN as measured at the end of pretraining"
 _SMALL_TITLE = "Small data sets, resnet18: linear top-1, 5-NN, linear top-5"
 _LINEAR_TITLE = "ImageNet, resnet50: linear top-1 by epochs of pretraining"
+_ONLINE = "online linear head"
+#: Of weights whose pretraining's length nobody states, such as a supervised baseline's.
+_NO_EPOCHS = "epochs not stated"
 _KINDS = {"knn": "k-NN", "linear": "linear evaluation", "semi": "fine-tuned on few labels"}
 _METRICS = {"top1": "top-1", "top5": "top-5"}
 
@@ -118,7 +124,7 @@ def classification_tables(collection: Collection, published: bool = False) -> li
         known = sample.kind == "linear" or (
             sample.kind == "knn" and sample.protocol.startswith("k = 5")
         )
-        if where == ("linear", "resnet50") and sample.epochs and imagenet:
+        if where == ("linear", "resnet50") and imagenet:
             linear[sample.protocol, sample.group].append(sample)
         elif where[1] == "resnet18" and sample.dataset in SMALL and known:
             small.append(sample)
@@ -138,7 +144,11 @@ def classification_tables(collection: Collection, published: bool = False) -> li
             sample
         )
     tables += _small_tables(joint, published)
+    if published:
+        tables += _online_tables()
     tables += [_other_table(key, found) for key, found in sorted(others.items())]
+    if published:
+        tables += _benchmark_tables()
     return [dataclasses.replace(table, family="classification") for table in tables]
 
 
@@ -177,6 +187,8 @@ def _sample(run: Run) -> _Sample:
         }
         settings = {**deciding("neighbours", knn), **below("dataset", images)}
         settings["k"] = results.protocol["k"]
+        read_as = select("pretrain", manifest.config, "decides")
+        settings["data.exif_orientation"] = read_as["data.exif_orientation"]
     protocol = {k: v for k, v in results.protocol.items() if k != "labels_percent"}
     words = [f"{key} {value}" for key, value in sorted(protocol.items())]
     text = f"k = {protocol['k']}" if list(protocol) == ["k"] else ", ".join(words)
@@ -237,6 +249,7 @@ def _rows(entries: Sequence[_Entry], details: Mapping[str, str] | None = None) -
     rows = []
     for key, members in groups.items():
         figures: Figures = {}
+        each: dict[Column, dict[Path, float]] = {}
         for column in dict.fromkeys(column for column, _, _ in members):
             found = [(v, s) for c, v, s in members if c == column]
             # A dedicated evaluation counts before what pretraining measured on the way.
@@ -245,6 +258,7 @@ def _rows(entries: Sequence[_Entry], details: Mapping[str, str] | None = None) -
             summary = summary_of([s.run for _, s in found], [v for v, _ in found])
             assert summary is not None
             figures[column] = summary
+            each[column] = {s.run.path: v for v, s in found}
         start = members[0][2].run.start
         runs = tuple({sample.run.path: sample.run for _, _, sample in members}.values())
         n = max(summary.n for summary in figures.values())
@@ -262,6 +276,7 @@ def _rows(entries: Sequence[_Entry], details: Mapping[str, str] | None = None) -
                 notes=tuple(notes),
                 runs=runs,
                 foreign=foreign,
+                each=each,
             )
         )
     return rows
@@ -298,7 +313,10 @@ def _linear_table(protocol: str, samples: Sequence[_Sample]) -> Table:
         index: _EPOCHS_IN_NAME.sub("", s.run.start.detail).replace(f", {s.epochs} ep", "")
         for index, s in enumerate(samples)
     }
-    columns = {index: ("linear", f"{s.epochs} ep") for index, s in enumerate(samples)}
+    columns = {
+        index: ("linear", f"{s.epochs} ep" if s.epochs else _NO_EPOCHS)
+        for index, s in enumerate(samples)
+    }
     keys = _shared_rows(samples, columns, details)
     entries = [
         (keys[index], columns[index], sample.figures["top-1"], sample)
@@ -314,23 +332,18 @@ def _linear_table(protocol: str, samples: Sequence[_Sample]) -> Table:
 def _finish_linear(table: Table, published: bool = True) -> Table:
     """Columns in the order of epochs, best first; published rows where asked for."""
     if published:
-        table.rows += [
-            Row(
-                entry.method,
-                f"batch {entry.batch_size}" if entry.batch_size else "",
-                {("linear", f"{e} ep"): Summary(v, None, 0) for e, v in entry.epochs.items()},
-                0,
-                True,
-                (f"published: {entry.source}",),
-            )
-            for entry in published_linear()
-        ]
+        table.rows += [entry.row("batch_size", "evaluation") for entry in published_linear()]
     metrics = {metric for row in table.rows for _, metric in row.figures}
-    table.metrics = {"linear": tuple(sorted(metrics, key=lambda text: int(text.split()[0])))}
+    table.metrics = {"linear": tuple(sorted(metrics, key=_by_epochs))}
     table.headings = {"linear": "top-1"}
     if not published:
         table.rows.sort(key=lambda row: -max(s.mean for s in row.figures.values()))
     return table
+
+
+def _by_epochs(column: str) -> tuple[bool, int]:
+    """The order of columns: by number, what is not stated last."""
+    return column == _NO_EPOCHS, 0 if column == _NO_EPOCHS else int(column.split()[0])
 
 
 def _small_tables(samples: Sequence[_Sample], published: bool) -> list[Table]:
@@ -358,15 +371,9 @@ def _small_tables(samples: Sequence[_Sample], published: bool) -> list[Table]:
     rows.sort(key=lambda row: -max(summary.mean for summary in row.figures.values()))
     if published:
         rows += [
-            Row(
-                entry.method,
-                "",
-                {key: Summary(value, None, 0) for key, value in entry.figures.items()},
-                0,
-                True,
-                tuple(f"published: {source}" for source in entry.sources),
-            )
+            entry.row("epochs", "evaluation")
             for entry in published_small()
+            if not entry.evaluation.startswith(_ONLINE)
         ]
     if not rows:
         return []
@@ -384,6 +391,32 @@ def _small_tables(samples: Sequence[_Sample], published: bool) -> list[Table]:
     }
     datasets = " + ".join(tasks)
     return [Table(title, tasks, rows, datasets, "resnet18", "", metrics=columns_of)]
+
+
+def _online_tables() -> list[Table]:
+    """Published rows whose linear head was trained along with the backbone: another protocol."""
+    entries = [entry for entry in published_small() if entry.evaluation.startswith(_ONLINE)]
+    rows = [entry.row("epochs") for entry in entries]
+    tasks = tuple(name for name in SMALL if any(name == t for e in entries for t, _ in e.figures))
+    metrics: dict[str, tuple[str, ...]] = dict.fromkeys(tasks, ("top-1", "top-5"))
+    title = f"{_SMALL_TITLE.split(':')[0]}: online linear head, published only"
+    return [Table(title, tasks, rows, " + ".join(tasks), "resnet18", _ONLINE, metrics=metrics)]
+
+
+def _benchmark_tables() -> list[Table]:
+    """Published benchmarks of one code base each, whose rows were trained alike."""
+    tables = []
+    for name, entries in published_benchmarks().items():
+        metrics: dict[str, tuple[str, ...]] = {}
+        for task, metric in dict.fromkeys(column for e in entries for column in e.figures):
+            metrics[task] = (*metrics.get(task, ()), metric)
+        unstated = ("evaluation",) if not any(e.evaluation for e in entries) else ()
+        rows = [entry.row("batch_size", *unstated) for entry in entries]
+        title = f"ImageNet, resnet50, 100 epochs: benchmark of {name}, published only"
+        tables.append(
+            Table(title, tuple(metrics), rows, "imagenet", "resnet50", name, metrics=metrics)
+        )
+    return tables
 
 
 def _other_table(key: tuple[str, str, str, str, int], samples: Sequence[_Sample]) -> Table:

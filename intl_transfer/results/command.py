@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,13 +21,21 @@ from intl_transfer.results.arguments import add_arguments
 
 if TYPE_CHECKING:
     from intl_transfer.results import Collection, Table
+    from intl_transfer.results.names import Naming
     from intl_transfer.results.report.details import Cache
     from intl_transfer.runs.private import Privacy
     from intl_transfer.runs.records import Manifest
 
 __all__ = ["add_arguments", "build", "run", "tell"]
 
-_SUFFIXES = {".md": "md", ".tex": "latex", ".csv": "csv", ".json": "json", ".txt": "console"}
+_SUFFIXES = {
+    ".md": "md",
+    ".tex": "latex",
+    ".csv": "csv",
+    ".json": "json",
+    ".txt": "console",
+    ".parquet": "parquet",
+}
 # Of hundreds of runs that are left out for one reason, the first few say what it is.
 _MOST_LINES = 40
 
@@ -44,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _watch(arguments: argparse.Namespace, form: str | None) -> int:
     """Rebuilds the report while jobs run; says what it found the first time and at the end."""
     from intl_transfer.results.report import watch
+    from intl_transfer.results.report.watch import stamped
 
     if form is not None:
         raise UserError("--watch keeps a report up to date; give it a folder: --out report/")
@@ -54,8 +64,9 @@ def _watch(arguments: argparse.Namespace, form: str | None) -> int:
         nonlocal builds
         builds += 1
         build(arguments, form, refresh, cache, builds == 1 or refresh is None)
+        print(stamped(f"report {builds} built"), file=sys.stderr, flush=True)
 
-    print("watching; Ctrl-C ends it", file=sys.stderr)
+    print(stamped("watching; Ctrl-C ends it"), file=sys.stderr)
     watch(arguments.runs, rebuild)
     return 0
 
@@ -86,6 +97,8 @@ def build(
     found = collect(arguments.runs, labels, not arguments.no_cache, 60 * minutes)
     if aloud:
         tell(found)
+    elif cache is not None:
+        tell_counts(found)
     tables = _tables(found, arguments)
     if arguments.power:
         from intl_transfer.results.power import power_report
@@ -97,6 +110,7 @@ def build(
 
         for file in draw_figures(found, tables, arguments.figures, arguments.figure_format):
             print(f"wrote {file}", file=sys.stderr)
+    _export(tables, arguments, found)
     if form is None:
         from intl_transfer.results.outputs import write_folder
 
@@ -104,14 +118,22 @@ def build(
         rendering = _rendering(arguments)
         write_folder(found, tables, Path(arguments.out), rendering, refresh, cache, privacy)
         return 0
-    if not tables and arguments.rows and (found.runs or found.evaluations or found.pretraining):
-        print(f"no row fits --rows {' --rows '.join(arguments.rows)}", file=sys.stderr)
-        return 1
     if not tables:
         print("no finished detection run found, and no evaluation or k-NN figure", file=sys.stderr)
         return 1
     _write(tables, form, arguments, _privacy(found, arguments))
     return 0
+
+
+def _export(tables: Sequence[Table], arguments: argparse.Namespace, found: Collection) -> None:
+    if not arguments.export:
+        return
+    from intl_transfer.results.exports import export
+
+    privacy = _privacy(found, arguments)
+    for where in arguments.export:
+        done = export(tables, where, privacy.text) if privacy else export(tables, where)
+        print(done, file=sys.stderr)
 
 
 def _privacy(found: Collection, arguments: argparse.Namespace) -> Privacy | None:
@@ -145,10 +167,16 @@ def tell(found: Collection) -> None:
         print(line, file=sys.stderr)
     if len(lines) > _MOST_LINES:
         print(f"... and {len(lines) - _MOST_LINES} more", file=sys.stderr)
+    tell_counts(found)
+
+
+def tell_counts(found: Collection) -> None:
+    """Says on stderr, with the time of day, how many directories there are in each state."""
     states = Counter(entry.status for entry in found.entries)
     if states:
         text = ", ".join(f"{count} {status}" for status, count in states.most_common())
-        print(f"{sum(states.values())} run directories: {text}", file=sys.stderr)
+        line = f"{sum(states.values())} run directories: {text}"
+        print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr)
 
 
 def _tables(found: Collection, arguments: argparse.Namespace) -> list[Table]:
@@ -164,8 +192,15 @@ def _tables(found: Collection, arguments: argparse.Namespace) -> list[Table]:
         rows=tuple(arguments.rows),
         sort=arguments.sort,
         reverse=arguments.reverse,
+        names=_names(arguments.names),
     )
     return build_tables(found, arguments.published, options)
+
+
+def _names(file: str | None) -> tuple[Naming, ...]:
+    from intl_transfer.results.names import read_names
+
+    return tuple(read_names(file)) if file else ()
 
 
 def _rendering(arguments: argparse.Namespace) -> dict[str, object]:
@@ -175,6 +210,10 @@ def _rendering(arguments: argparse.Namespace) -> dict[str, object]:
         "spread": arguments.spread,
         "hide": arguments.hide,
         "standalone": arguments.standalone,
+        "captions": arguments.caption,
+        "labels": arguments.tex_label,
+        "placement": arguments.float,
+        **({"link": arguments.link} if arguments.link else {}),
     }
 
 
@@ -193,6 +232,8 @@ def _form(arguments: argparse.Namespace) -> str | None:
         return None
     if form or arguments.template:
         return form or "md"
+    if out.lower().endswith(".long.csv"):
+        return "long"
     if suffix not in _SUFFIXES:
         raise UserError(
             f"--out {out}: no format for '{suffix}'.{did_you_mean(suffix, _SUFFIXES)} Expected one "
@@ -205,12 +246,21 @@ def _write(
     tables: Sequence[Table], form: str, arguments: argparse.Namespace, privacy: Privacy | None
 ) -> None:
     from intl_transfer.results import render
+    from intl_transfer.results.grid import clean
+    from intl_transfer.results.longform import as_parquet
+    from intl_transfer.results.outputs import write_bibliography
     from intl_transfer.results.templates import render_template
     from intl_transfer.runs import write_atomically
 
+    content = None
     if arguments.template:
         words = (arguments.precision, arguments.spread, arguments.hide)
         text = render_template(tables, arguments.template, *words)
+    elif form == "parquet":
+        if arguments.out is None:
+            raise UserError("--format parquet needs a file: --out runs.parquet")
+        text, hidden = "", privacy.text if privacy else str
+        content = as_parquet(tables, lambda value: clean(hidden(value)))
     else:
         text = render(tables, form, **_rendering(arguments))  # type: ignore[arg-type]
     text = privacy.text(text) if privacy else text
@@ -218,10 +268,13 @@ def _write(
         print(text, end="")
         return
     try:
-        write_atomically(arguments.out, lambda file: file.write(text.encode()))
+        written_text = text.encode() if content is None else content
+        write_atomically(arguments.out, lambda file: file.write(written_text))
+        beside = write_bibliography(tables, Path(arguments.out).parent) if form == "latex" else []
     except OSError as error:
         raise UserError(f"--out {arguments.out} cannot be written: {error.strerror}") from None
-    print(f"wrote {arguments.out}", file=sys.stderr)
+    for written in (arguments.out, *beside):
+        print(f"wrote {written}", file=sys.stderr)
 
 
 def _label(text: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
@@ -16,6 +17,8 @@ from matplotlib.transforms import ScaledTranslation
 from intl_transfer.analysis.style import COLORS, COLUMN, LINES, paper_style, save
 from intl_transfer.results.collect import Collection
 from intl_transfer.results.grid import clean
+from intl_transfer.results.power import primary_columns
+from intl_transfer.results.rounding import rounded
 from intl_transfer.results.rows import Part, Row, Table
 from intl_transfer.results.run import Run, Start
 from intl_transfer.results.series import band, curve, lines_of
@@ -64,6 +67,30 @@ def draw_figures(
     return files
 
 
+def draw_table(table: Table) -> dict[str, bytes]:
+    """A picture of one table: bars of its primary metrics, with error bars, as SVG and PDF.
+
+    Args:
+        table: any with figures.
+
+    Returns:
+        The files, by form; the same table makes the same files.
+    """
+    rows = [row for row in table.rows if not row.published] + [r for r in table.rows if r.published]
+    labels = dict.fromkeys(row.label for row in rows if not row.published)
+    styles = {
+        label: {"color": colour} for label, colour in zip(labels, cycle(COLORS), strict=False)
+    }
+    files = {}
+    with paper_style():
+        figure = _bars(table, styles)
+        for form, metadata in (("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
+            out = io.BytesIO()
+            figure.savefig(out, format=form, bbox_inches="tight", metadata=metadata)
+            files[form] = out.getvalue()
+    return files
+
+
 def _styles(collection: Collection, tables: Sequence[Table]) -> dict[str, Style]:
     """A colour and a line for each label, the same in all figures."""
     labels = dict.fromkeys(row.label for table in tables for row in table.rows if not row.published)
@@ -100,10 +127,17 @@ def _figures(
             if not groups or key in drawn:  # a VOC part stands in several tables
                 continue
             drawn.add(key)
-            for kind, figure in _of_part(part, groups, styles):
+            baselines = [row for row in measured if row.label in groups and _is_baseline(row)]
+            kept = [row.label for row in sorted(baselines, key=lambda row: not row.baseline)]
+            for kind, figure in _of_part(part, groups, styles, kept):
                 yield unique(_slug(kind, part.dataset, part.schedule)), figure
     for kind, figure in _of_pretraining(collection, styles):
         yield kind, figure
+
+
+def _is_baseline(row: Row) -> bool:
+    """Whether a row is what others are compared with: named so, or random or supervised weights."""
+    return row.baseline or any(run.start.kind in ("random", "supervised") for run in row.runs)
 
 
 def _runs(row: Row, part: Part) -> list[Run]:
@@ -111,7 +145,7 @@ def _runs(row: Row, part: Part) -> list[Run]:
 
 
 def _of_part(
-    part: Part, groups: dict[str, list[Run]], styles: dict[str, Style]
+    part: Part, groups: dict[str, list[Run]], styles: dict[str, Style], kept: Sequence[str]
 ) -> Iterator[tuple[str, Figure]]:
     """Curves and classes of the runs on one data set."""
     lines = {run.path: lines_of(run.path) for runs in groups.values() for run in runs}
@@ -132,7 +166,7 @@ def _of_part(
         if figure is not None:
             yield kind, figure
     for task in part.tasks:
-        if (figure := _classes(part, task, groups, styles)) is not None:
+        if (figure := _classes(part, task, groups, styles, kept)) is not None:
             yield f"classes_{task}", figure
 
 
@@ -199,16 +233,16 @@ def _legend(axes: Axes) -> None:
 
 
 def _bars(table: Table, styles: dict[str, Style]) -> Figure:
-    """AP of each row and task; published rows are hatched."""
-    tasks = [t for t in table.tasks if any((t, "AP") in row.figures for row in table.rows)]
-    rows = [row for row in table.rows if any((task, "AP") in row.figures for task in tasks)]
-    figure = Figure(figsize=(COLUMN * max(1, len(tasks) * 0.75), 0.5 + 0.24 * len(rows)))
+    """The primary metric of each row and task (AP, top-1); published rows are hatched."""
+    columns = [c for c in primary_columns(table) if any(c in row.figures for row in table.rows)]
+    rows = [row for row in table.rows if any(column in row.figures for column in columns)]
+    figure = Figure(figsize=(COLUMN * max(1, len(columns) * 0.75), 0.5 + 0.24 * len(rows)))
     places = np.arange(len(rows))[::-1]
     axes: Axes | None = None
-    for index, task in enumerate(tasks):
-        axes = figure.add_subplot(1, len(tasks), index + 1, sharey=axes)
+    for index, column in enumerate(columns):
+        axes = figure.add_subplot(1, len(columns), index + 1, sharey=axes)
         for place, row in zip(places, rows, strict=True):
-            summary = row.figures.get((task, "AP"))
+            summary = row.figures.get(column)
             if summary is None:
                 continue
             colour = styles[row.label]["color"] if not row.published else "#bbbbbb"
@@ -222,11 +256,11 @@ def _bars(table: Table, styles: dict[str, Style]) -> Figure:
                 xerr=summary.std,
                 error_kw={"lw": 0.8, "capsize": 2},
             )
-            end, text = summary.mean + (summary.std or 0), f"{summary.mean:.1f}"
+            end, text = summary.mean + (summary.std or 0), rounded(summary.mean)
             axes.annotate(
                 text, (end, place), (3, 0), textcoords="offset points", va="center", fontsize=6.5
             )
-        axes.set_xlabel(f"{clean(table.heading(task))} AP")
+        axes.set_xlabel(clean(f"{table.heading(column[0])} {column[1]}"))
         axes.margins(x=0.18)
         axes.set_xlim(left=0)
         axes.grid(axis="y", visible=False)
@@ -239,10 +273,16 @@ def _bars(table: Table, styles: dict[str, Style]) -> Figure:
 
 
 def _classes(
-    part: Part, task: str, groups: dict[str, list[Run]], styles: dict[str, Style]
+    part: Part,
+    task: str,
+    groups: dict[str, list[Run]],
+    styles: dict[str, Style],
+    kept: Sequence[str] = (),
 ) -> Figure | None:
-    """AP of each class, the first rows of the table only where there are many."""
-    shown = dict(list(groups.items())[:_MOST_ROWS])
+    """AP of each class; of many rows the first ones of the table, and always the baselines."""
+    kept = kept[:_MOST_ROWS]
+    others = [label for label in groups if label not in kept][: _MOST_ROWS - len(kept)]
+    shown = {label: runs for label, runs in groups.items() if label in kept or label in others}
     figures: dict[str, dict[str, list[float | None]]] = {}
     for label, runs in shown.items():
         for run in runs:

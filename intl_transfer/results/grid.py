@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from intl_transfer.results.rounding import rounded
 from intl_transfer.results.rows import Mark, Row, Table
 from intl_transfer.results.statistics import Comparison, Summary
 
@@ -27,9 +28,10 @@ class Cell:
     Attributes:
         mean: as text; "" where there is no figure.
         spread: ``± 0.1`` or ``[38.1, 38.3]``; "" for a single run.
-        best: the highest of its column.
+        best: the highest of a primary column.
         arrow: ``↑`` or ``↓`` where significantly above or below the baseline.
         n: ``n = 2`` where fewer runs have this figure than others of the row.
+        alone: ``†`` for a single run that is shown over means of several.
     """
 
     mean: str
@@ -37,12 +39,14 @@ class Cell:
     best: bool = False
     arrow: str = ""
     n: str = ""
+    alone: str = ""
 
     @property
     def text(self) -> str:
         """Mean and spread, with the marks that are characters."""
         count = f"({self.n})" if self.n else ""
-        return " ".join(part for part in (self.mean, self.spread, count, self.arrow) if part)
+        figure = f"{self.mean}{self.alone}"
+        return " ".join(part for part in (figure, self.spread, count, self.arrow) if part)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,11 @@ class Line:
         foreign: from others' Detectron2 folders.
         baseline: what the others are tested against.
         notes: numbers of its footnotes.
+        source: of a published row, and ``cite``, its key in published.bib.
+        cite: see there.
+        source_note: the number of the footnote that says its source; 0 without one.
+        group: the heading that it stands below, or "".
+        rule: whether a rule is above it.
     """
 
     method: str
@@ -68,6 +77,11 @@ class Line:
     foreign: bool = False
     baseline: bool = False
     notes: tuple[int, ...] = ()
+    source: str = ""
+    cite: str = ""
+    source_note: int = 0
+    group: str = ""
+    rule: bool = False
 
     @property
     def name(self) -> str:
@@ -88,6 +102,8 @@ class Grid:
         notes: footnotes; number 1 is the first.
         legend: what marks and spreads mean, a sentence each.
         hide: of ``pretraining`` and ``n``, the columns not to show.
+        slug: a short name of what the table shows, for labels.
+        key: of the table on the report's page.
     """
 
     title: str
@@ -97,6 +113,8 @@ class Grid:
     notes: list[str] = field(default_factory=list)
     legend: list[str] = field(default_factory=list)
     hide: tuple[str, ...] = ()
+    slug: str = ""
+    key: str = ""
 
     @property
     def leading(self) -> list[str]:
@@ -136,7 +154,11 @@ def make_grid(
     if False in spreads:
         legend.insert(0, _SPREADS[spread])
     metrics = [clean(metric) for _, metric in columns]
-    return Grid(clean(table.title), groups, metrics, lines, notes, legend, hide)
+    return Grid(
+        *(clean(table.title), groups, metrics, lines, notes, legend, hide),
+        slug=table.slug,
+        key=table.key,
+    )
 
 
 def _line(table: Table, row: Row, notes: list[str], precision: int, spread: Spread) -> Line:
@@ -154,6 +176,11 @@ def _line(table: Table, row: Row, notes: list[str], precision: int, spread: Spre
         row.foreign,
         row.baseline,
         tuple(numbers),
+        clean(row.source),
+        row.cite,
+        notes.index(said) + 1 if row.cite and (said := clean(row.notes[0])) in notes else 0,
+        clean(row.group),
+        row.rule,
     )
 
 
@@ -170,11 +197,12 @@ def _cell(table: Table, row: Row, column: tuple[str, str], precision: int, sprea
         if spread == "difference":
             beside = difference_text(mark.comparison, precision)
     return Cell(
-        f"{summary.mean:.{precision}f}",
+        rounded(summary.mean, precision),
         beside,
         mark.best,
         arrow,
         f"n = {fewer}" if (fewer := table.fewer(row, column)) else "",
+        "†" if mark.alone else "",
     )
 
 
@@ -183,17 +211,17 @@ def spread_text(summary: Summary, precision: int, spread: Spread) -> str:
     if spread in ("t", "bootstrap"):
         ends = summary.interval(spread)
         if ends is not None:
-            return f"[{ends[0]:.{precision}f}, {ends[1]:.{precision}f}]"
+            return f"[{rounded(ends[0], precision)}, {rounded(ends[1], precision)}]"
         return ""
     if spread == "none" or summary.std is None:
         return ""
-    return f"± {summary.std:.{precision}f}"
+    return f"± {rounded(summary.std, precision)}"
 
 
 def difference_text(comparison: Comparison, precision: int) -> str:
     """``+1.2 [+0.4, +2.0]``, with a true minus."""
     parts = (comparison.difference, comparison.low, comparison.high)
-    middle, low, high = (f"{part:+.{precision}f}".replace("-", "−") for part in parts)
+    middle, low, high = (rounded(part, precision, sign=True).replace("-", "−") for part in parts)
     return f"{middle} [{low}, {high}]"
 
 

@@ -1,135 +1,234 @@
-"""Tables as LaTeX with booktabs, to be included or to be compiled as they are."""
+"""Tables as LaTeX with booktabs and siunitx, to be pasted into a paper or compiled as they are."""
 
 from __future__ import annotations
 
-import unicodedata
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
+from typing import Literal
 
 from intl_transfer.results.grid import Cell, Grid, Line
+from intl_transfer.results.latex_text import escape_latex
 
-_SPECIALS = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$",
-    "−": r"$-$", "≤": r"$\leq$", "≥": r"$\geq$", "×": r"$\times$", "→": r"$\rightarrow$",
-    "↑": r"$\uparrow$", "↓": r"$\downarrow$", "β": r"$\beta$", "λ": r"$\lambda$",
-    "α": r"$\alpha$", "μ": r"$\mu$", "σ": r"$\sigma$", "τ": r"$\tau$", "–": "--", "—": "---",
-    "“": "``", "”": "''", "‘": "`", "’": "'", "…": r"\dots{}", '"': "''",
-    "ß": r"\ss{}", "ø": r"\o{}", "Ø": r"\O{}", "ł": r"\l{}", "Ł": r"\L{}", "æ": r"\ae{}",
-    "Æ": r"\AE{}",
-}  # fmt: skip
-# Commands, which need no font or input encoding: the usual Type 1 fonts of every TeX have them.
-_ACCENTS = {
-    "\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304": "=", "\u0306": "u",
-    "\u0307": ".", "\u0308": '"', "\u030a": "r", "\u030b": "H", "\u030c": "v", "\u0327": "c",
-}  # fmt: skip
-_PREAMBLE = r"""\documentclass{article}
-\usepackage[a4paper,landscape,margin=10mm]{geometry}
-\usepackage{booktabs}
-\begin{document}
+__all__ = ["LatexOptions", "escape_latex", "latex"]
+
+Float = Literal["auto", "table", "table*"]
+
+#: What the tables need of a document.
+PACKAGES = "booktabs,graphicx,siunitx"
+_PREAMBLE = rf"""\documentclass[twocolumn]{{article}}
+\usepackage[a4paper,margin=18mm]{{geometry}}
+\usepackage{{{PACKAGES}}}
+\begin{{document}}
 """
-# More figure columns than these do not fit a page at the usual size.
-_MANY_COLUMNS = 6
+# Points of a letter in \footnotesize and between columns, and of a column of the usual two-column
+# classes: what is wider goes across the page. What is wider than that, too, is scaled to it.
+_LETTER, _GAP, _COLUMN_WIDTH = 3.9, 6.0, 240.0
+_SMALL = 0.85
 
 
-def escape_latex(text: str) -> str:
-    """Text that LaTeX prints as it is; what pdflatex has no letters for becomes its code point."""
-    return "".join(map(_character, text))
+@dataclass(frozen=True)
+class LatexOptions:
+    """How tables are set.
+
+    Attributes:
+        standalone: a whole document, in place of tables to be pasted.
+        captions: of the tables in their order; those without one have their title.
+        labels: of the tables in their order; those without one have a name made of what they show.
+        link: the report's page, where every mark of a table is explained.
+        float: ``table`` (one column), ``table*`` (across the page), or ``auto``, by the width.
+    """
+
+    standalone: bool = False
+    captions: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    float: Float = "auto"
+    link: str = ""
 
 
-def _character(character: str) -> str:
-    if character in _SPECIALS:
-        return _SPECIALS[character]
-    if character < "\x7f":
-        return character
-    parts = unicodedata.normalize("NFD", character)
-    if len(parts) == 2 and parts[0].isascii() and parts[1] in _ACCENTS:
-        base = {"i": r"\i", "j": r"\j"}.get(parts[0], parts[0])
-        return rf"\{_ACCENTS[parts[1]]}{{{base}}}"
-    plain = [c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c)]
-    if plain and all(c.isascii() for c in plain):
-        return "".join(map(_character, plain))
-    return f"[U+{ord(character):04X}]"
-
-
-def latex(grids: Sequence[Grid], standalone: bool = False) -> str:
-    """Tables with booktabs.
+def latex(grids: Sequence[Grid], options: LatexOptions | None = None) -> str:
+    """Tables with rules of booktabs, and figures aligned at the decimal point by siunitx.
 
     Args:
         grids: from :func:`intl_transfer.results.grid.make_grid`.
-        standalone: a whole document, in place of tables to be included.
+        options: captions, labels, floats.
 
     Returns:
         The text, ending in a newline.
     """
-    body = "\n\n".join(map(_table, grids))
-    if standalone:
+    options = options or LatexOptions()
+    labels = _labels(grids, options.labels)
+    tables = [
+        _explained(grid, options.link)
+        + _table(
+            grid, label, options.captions[i] if i < len(options.captions) else "", options.float
+        )
+        for i, (grid, label) in enumerate(zip(grids, labels, strict=True))
+    ]
+    body = "\n\n".join(tables)
+    cited = dict.fromkeys(line.cite for grid in grids for line in grid.lines if line.cite)
+    if options.standalone:
         # A float that finds no page of its own waits for the next; many must not pile up.
-        pages = body.replace("\\end{table}\n", "\\end{table}\n\\clearpage\n")
-        return f"{_PREAMBLE}{pages}\n\\end{{document}}\n"
-    return f"% needs \\usepackage{{booktabs}}\n{body}\n"
+        pages = re.sub(r"(\\end\{table\*?\}\n)", r"\1\\clearpage\n", body)
+        return f"{_PREAMBLE}{pages}\n{_bibliography(grids)}\\end{{document}}\n"
+    lines = [f"% needs \\usepackage{{{PACKAGES}}}"]
+    if cited:
+        lines.append("% and the entries of published.bib, which is written beside this file")
+    return "\n".join([*lines, f"{body}\n"])
 
 
-def _table(grid: Grid) -> str:
-    leading = len(grid.leading)
-    columns = leading + len(grid.metrics)
-    alignment = "".join("c" if name == "n" else "l" for name in grid.leading)
+def _explained(grid: Grid, link: str) -> str:
+    """A comment that leads to the page; a footnote would be in the paper."""
+    # A line's end would end the comment.
+    address = " ".join(f"{link}#/table/{grid.key}".split())
+    return f"% every mark is explained at {address}\n" if link else ""
+
+
+def _labels(grids: Sequence[Grid], given: Sequence[str]) -> list[str]:
+    """A label for each table, no two alike."""
+    labels: list[str] = []
+    for index, grid in enumerate(grids):
+        words = re.sub(r"[^a-z0-9*]+", "-", grid.slug.lower()).strip("-") or "results"
+        label = given[index] if index < len(given) else f"tab:{words}"
+        unique, number = label, 1
+        while unique in labels:
+            number += 1
+            unique = f"{label}-{number}"
+        labels.append(unique)
+    return labels
+
+
+def _bibliography(grids: Sequence[Grid]) -> str:
+    """The sources of published rows, for a document without a .bib."""
+    sources = {line.cite: line.source for grid in grids for line in grid.lines if line.cite}
+    if not sources:
+        return ""
+    items = [rf"\bibitem{{{key}}} {escape_latex(text)}" for key, text in sources.items()]
+    return "\n".join([r"\begin{thebibliography}{99}", *items, r"\end{thebibliography}", ""])
+
+
+def _table(grid: Grid, label: str, caption: str, float_: Float) -> str:
+    beside = [any(_beside(line.cells[i]) for line in grid.lines) for i in range(len(grid.metrics))]
+    kept = _notes_kept(grid)
+    width = _width(grid, beside)
+    name = float_ if float_ != "auto" else "table" if width <= _COLUMN_WIDTH else "table*"
     lines = [
-        r"\begin{table}",
+        rf"\begin{{{name}}}",
         r"  \centering",
-        rf"  \caption{{{escape_latex(grid.title)}}}",
-    ]
-    if len(grid.metrics) > _MANY_COLUMNS:
-        lines.append(r"  \small\setlength{\tabcolsep}{3pt}")
-    lines += [
-        rf"  \begin{{tabular}}{{{alignment}{'r' * len(grid.metrics)}}}",
+        # A caption of one's own is LaTeX; a title is text.
+        rf"  \caption{{{caption or escape_latex(grid.title)}}}",
+        rf"  \label{{{label}}}",
+        r"  \footnotesize\setlength{\tabcolsep}{3pt}\sisetup{detect-weight=true}%",
+        r"  \sbox0{%",
+        rf"  \begin{{tabular}}{{{_alignment(grid, beside)}}}",
         r"    \toprule",
-        *_head(grid),
-        r"    \midrule",
+        *_head(grid, beside),
+        *_body(grid, beside, kept),
+        r"    \bottomrule",
+        r"  \end{tabular}}%",
+        r"  \ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi",
     ]
-    published = False
-    for line in grid.lines:
-        if line.published and not published:
-            if line is not grid.lines[0]:
-                lines.append(r"    \midrule")
-            lines.append(rf"    \multicolumn{{{columns}}}{{l}}{{\textit{{published}}}} \\")
-        published = line.published
-        lines.append("    " + _row(grid, line) + r" \\")
-    lines += [r"    \bottomrule", r"  \end{tabular}"]
     notes = [escape_latex(text) for text in grid.legend]
-    if any(cell.best for line in grid.lines for cell in line.cells):
-        notes.insert(0, r"\textbf{Bold}: best measured mean of its column.")
-    notes += [rf"\textsuperscript{{{i}}}{escape_latex(t)}" for i, t in enumerate(grid.notes, 1)]
+    notes = [re.sub(r"^Bold:", r"\\textbf{Bold}:", text) for text in notes]
+    notes += [rf"\textsuperscript{{{n}}}{escape_latex(grid.notes[i - 1])}" for i, n in kept.items()]
     if notes:
         joined = " \\par\n    ".join(notes)
-        lines.append(r"  \par\smallskip\begin{minipage}{\linewidth}\footnotesize\raggedright")
+        lines.append(r"  \par\smallskip\begin{minipage}{\linewidth}\scriptsize\raggedright")
         lines += [f"    {joined}", r"  \end{minipage}"]
-    return "\n".join([*lines, r"\end{table}", ""])
+    return "\n".join([*lines, rf"\end{{{name}}}", ""])
 
 
-def _head(grid: Grid) -> list[str]:
+def _notes_kept(grid: Grid) -> dict[int, int]:
+    """Footnotes by number, with their number here: sources that are cited are not said twice."""
+    used = dict.fromkeys(
+        number
+        for line in grid.lines
+        for number in line.notes
+        if not (line.cite and number == line.source_note)
+    )
+    return {number: index for index, number in enumerate(used, 1)}
+
+
+def _width(grid: Grid, beside: Sequence[bool]) -> float:
+    """About how wide a table is, in points."""
+    texts = {
+        "initialisation": [f"{line.name} [9]{',' * len(line.notes)}" for line in grid.lines],
+        "pretraining": [line.detail for line in grid.lines],
+        "n": [line.n for line in grid.lines],
+    }
+    letters = 0.0
+    for name in grid.leading:
+        letters += max(map(len, (name, *texts[name])))
+    for i, metric in enumerate(grid.metrics):
+        cells = [line.cells[i] for line in grid.lines]
+        figures = max((len(cell.mean) for cell in cells), default=0)
+        further = max((len(_plain(cell)) for cell in cells), default=0) if beside[i] else 0
+        letters += max(len(metric), figures + _SMALL * further)
+    return letters * _LETTER + _GAP * (len(grid.leading) + len(grid.metrics))
+
+
+def _alignment(grid: Grid, beside: Sequence[bool]) -> str:
+    """Means at the decimal point; what stands beside them follows, in a column of its own."""
+    columns = ["c" if name == "n" else "l" for name in grid.leading]
+    for i, further in enumerate(beside):
+        means = [line.cells[i].mean for line in grid.lines if line.cells[i].mean]
+        before = max((len(text.partition(".")[0]) for text in means), default=1)
+        after = max((len(text.partition(".")[2]) for text in means), default=0)
+        columns.append(f"S[table-format={before}.{after}]" + ("@{}l" if further else ""))
+    return "".join(columns)
+
+
+def _head(grid: Grid, beside: Sequence[bool]) -> list[str]:
     """Two lines: groups with a rule below each, then the metrics."""
     leading = len(grid.leading)
-    groups = [rf"\multicolumn{{{span}}}{{c}}{{{escape_latex(name)}}}" for name, span in grid.groups]
-    ends = list(accumulate(span for _, span in grid.groups))
-    rules = " ".join(
-        rf"\cmidrule(lr){{{leading + end - span + 1}-{leading + end}}}"
-        for (_, span), end in zip(grid.groups, ends, strict=True)
-    )
+    spans = [2 if further else 1 for further in beside]
+    groups, rules, start, first = [], [], leading + 1, 0
+    for name, count in grid.groups:
+        width = sum(spans[first : first + count])
+        groups.append(rf"\multicolumn{{{width}}}{{c}}{{{escape_latex(name)}}}")
+        rules.append(rf"\cmidrule(lr){{{start}-{start + width - 1}}}")
+        start, first = start + width, first + count
     names = ["$n$" if name == "n" else name for name in grid.leading]
+    metrics = [
+        rf"\multicolumn{{{span}}}{{c}}{{{escape_latex(name)}}}"
+        for name, span in zip(grid.metrics, spans, strict=True)
+    ]
     return [
         "    " + " & ".join([*[""] * leading, *groups]).strip() + r" \\",
-        f"    {rules}",
-        "    " + " & ".join([*names, *map(escape_latex, grid.metrics)]) + r" \\",
+        f"    {' '.join(rules)}",
+        "    " + " & ".join([*names, *metrics]) + r" \\",
+        r"    \midrule",
     ]
 
 
-def _row(grid: Grid, line: Line) -> str:
+def _body(grid: Grid, beside: Sequence[bool], kept: dict[int, int]) -> list[str]:
+    """The rows, with rules before the published ones, groups, and where a row asks for one."""
+    columns = list(accumulate([2 if further else 1 for further in beside], initial=0))[-1]
+    columns += len(grid.leading)
+    lines: list[str] = []
+    published, group = False, ""
+    for line in grid.lines:
+        heading = line.group if line.group != group else ""
+        if line.published and not published:
+            heading = heading or "published"
+        if lines and (heading or line.rule or line.group != group):
+            lines.append(r"    \midrule")
+        if heading:
+            text = rf"\textit{{{escape_latex(heading)}}}"
+            lines.append(rf"    \multicolumn{{{columns}}}{{l}}{{{text}}} \\")
+        published, group = line.published, line.group
+        lines.append("    " + _row(grid, line, beside, kept) + r" \\")
+    return lines
+
+
+def _row(grid: Grid, line: Line, beside: Sequence[bool], kept: dict[int, int]) -> str:
     name = escape_latex(line.name)
     name = rf"\textit{{{name}}}" if line.published else name
-    if line.notes:
-        name += rf"\textsuperscript{{{','.join(map(str, line.notes))}}}"
+    if line.cite:
+        name += rf"~\cite{{{line.cite}}}"
+    if numbers := [str(n) for n in sorted(kept[k] for k in line.notes if k in kept)]:
+        name += rf"\textsuperscript{{{','.join(numbers)}}}"
     leading = {
         "initialisation": name,
         "pretraining": escape_latex(line.detail),
@@ -138,9 +237,24 @@ def _row(grid: Grid, line: Line) -> str:
     # A row that begins with a bracket would be read as an argument of the \\ before it.
     first = f"{{}}{name}" if name.startswith(("[", "*")) else name
     leading["initialisation"] = first
-    return " & ".join([*(leading[key] for key in grid.leading), *map(_cell, line.cells)])
+    figures = [
+        text
+        for cell, further in zip(line.cells, beside, strict=True)
+        for text in (_mean(cell), *([_beside(cell)] if further else []))
+    ]
+    return " & ".join([*(leading[key] for key in grid.leading), *figures])
 
 
-def _cell(cell: Cell) -> str:
-    text = escape_latex(cell.text)
-    return rf"\textbf{{{text}}}" if cell.best and text else text
+def _mean(cell: Cell) -> str:
+    return rf"\bfseries {cell.mean}" if cell.best and cell.mean else cell.mean
+
+
+def _plain(cell: Cell) -> str:
+    """What stands beside a mean: marks, spread, number of runs."""
+    count = f"({cell.n})" if cell.n else ""
+    return " ".join(part for part in (cell.alone, cell.spread, count, cell.arrow) if part)
+
+
+def _beside(cell: Cell) -> str:
+    text = escape_latex(_plain(cell))
+    return rf"{{\scriptsize\,{text.replace('$ ', '$' + chr(92) + ',')}}}" if text else ""

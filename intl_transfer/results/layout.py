@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
-from intl_transfer.results.blocks import CHOSEN, NORM, deviations, norm_of, rank
-from intl_transfer.results.published import PublishedRow, published_detection
-from intl_transfer.results.rows import Figures, Row, Table
+from intl_transfer.results.blocks import NORM, deviations, norm_of, rank
+from intl_transfer.results.published import (
+    PublishedRow,
+    published_detection,
+    published_row,
+)
+from intl_transfer.results.rows import CHOSEN, Figures, Part, Row, Table
 from intl_transfer.runs.architectures import RCNN
 
 Layout = Literal["paper", "dataset"]
@@ -29,10 +33,11 @@ def head(dataset: str) -> str:
 def join(tables: Sequence[Table]) -> list[Table]:
     """Sets COCO-layout and VOC-layout tables of one detector and kind of data side by side.
 
-    A VOC table joins every COCO table of its family (``coco_2017_val`` and ``voc_2007_test``;
-    ``shapes_coco_val`` and ``shapes_voc_test``) with the same backbone and head. Where there are
-    several (of several learning rates, say), it joins those of the same batch and rate; what
-    fits no or more than one stays a table of its own.
+    A VOC table joins the COCO table of its family (``coco_2017_val`` and ``voc_2007_test``;
+    ``shapes_coco_val`` and ``shapes_voc_test``) with the same backbone and head, where each has one
+    protocol. Where there are several (of several learning rates, say), those of the same batch and
+    rate are a pair; what has no partner, or more than one, stays a table of its own: figures of
+    one protocol are never shown twice.
 
     Args:
         tables: each of one data set.
@@ -44,20 +49,40 @@ def join(tables: Sequence[Table]) -> list[Table]:
     vocs = [table for table in tables if "voc" in table.tasks]
     joined, used = [], set()
     for table in boxes:
-        family = [other for other in vocs if _family(other) == _family(table)]
-        alike = [
-            other
-            for other in family
-            if (other.parts[0].batch, other.parts[0].lr)
-            == (table.parts[0].batch, table.parts[0].lr)
-        ]
-        partners = family if len(family) == 1 else alike
-        if len(partners) == 1:
-            used.add(id(partners[0]))
-            joined.append(_side_by_side(table, partners[0]))
+        partner = _partner(table, vocs)
+        if partner is not None and _partner(partner, boxes) is table:
+            used.add(id(partner))
+            joined.append(_side_by_side(table, partner))
         else:
             joined.append(_headed(table))
     return [*joined, *(_headed(table) for table in vocs if id(table) not in used)]
+
+
+def _partner(table: Table, others: Sequence[Table]) -> Table | None:
+    """The one table of the other layout that may stand beside a table; None without exactly one."""
+    family = [other for other in others if _family(other) == _family(table)]
+    if len(family) > 1:
+        part = table.parts[0]
+        plan = (part.batch, part.lr)
+        family = [other for other in family if (other.parts[0].batch, other.parts[0].lr) == plan]
+    return family[0] if len(family) == 1 else None
+
+
+def most_standard_first(tables: Sequence[Table]) -> list[Table]:
+    """Tables by how near their protocol is to a published one; of equals, more runs come first.
+
+    Args:
+        tables: measured ones, of the layout in which they are shown.
+    """
+
+    def standing(table: Table) -> tuple[object, ...]:
+        runs = [run for row in table.rows for run in row.runs]
+        published = [_is_published(part) for part in table.parts]
+        against = max((len(deviations(run)) for run in runs), default=0)
+        standard = all(part.standard for part in table.parts)
+        return not all(published), not any(published), not standard, against, -len(runs)
+
+    return sorted(tables, key=standing)
 
 
 def _family(table: Table) -> tuple[object, ...]:
@@ -121,15 +146,20 @@ def _merged(one: Row, other: Row) -> Row:
         foreign=one.foreign or other.foreign,
         baseline=one.baseline or other.baseline,
         marks=one.marks | other.marks,
+        each=one.each | other.each,
+        chosen_over=max(one.chosen_over, other.chosen_over),
     )
 
 
-def with_published(tables: list[Table], layout: Layout) -> list[Table]:
+def with_published(
+    tables: list[Table], layout: Layout, fits: Callable[[Table], bool] = lambda table: True
+) -> list[Table]:
     """Adds published rows: to COCO 1x and 2x and VOC 24 k of R50-C4, else in tables of their own.
 
     Args:
         tables: of measured rows.
         layout: decides whether published rows without a partner share a table across data sets.
+        fits: says of a table of one data set and protocol whether it is to be shown.
     """
     published = published_detection()
     result = list(tables)
@@ -145,22 +175,28 @@ def with_published(tables: list[Table], layout: Layout) -> list[Table]:
                 # What has found its place is not shown again.
                 rows = [dataclasses.replace(e, figures=_others(e, tasks)) for e in rows]
         rows = [entry for entry in rows if entry.figures]
-        result += _published_only(rows, schedule, layout)
+        result += _published_only(rows, schedule, layout, fits)
     return result
 
 
 # By data set, the detector behind its published rows: with masks, boxes score otherwise.
 _PUBLISHED_WITH = {_COCO: "Mask R-CNN resnet50-C4", _VOC: "Faster R-CNN resnet50-C4"}
+_SCHEDULES = {_COCO: ("1x", "2x"), _VOC: ("24k",)}
 
 
 def _takes(table: Table, dataset: str, schedule: str) -> bool:
     """Whether a measured table may hold rows published under the standard protocol."""
-    for part in table.parts:
-        if (part.dataset, part.schedule) != (dataset, schedule):
-            continue
-        usual = part.standard and part.lr in ("0.02", CHOSEN)
-        return usual and part.architecture == _PUBLISHED_WITH[dataset]
-    return False
+    return any(
+        (part.dataset, part.schedule) == (dataset, schedule) and _is_published(part)
+        for part in table.parts
+    )
+
+
+def _is_published(part: Part) -> bool:
+    """Whether rows are published by the protocol of some columns."""
+    usual = part.standard and part.lr in ("0.02", CHOSEN)
+    known = part.schedule in _SCHEDULES.get(part.dataset, ())
+    return usual and known and part.architecture == _PUBLISHED_WITH[part.dataset]
 
 
 def _norms(table: Table, tasks: Sequence[str]) -> tuple[str, ...]:
@@ -194,34 +230,45 @@ def _row(entry: PublishedRow, tasks: Sequence[str], measured: Sequence[str] | No
     alone = f"its authors' fine-tuning files have {entry.norm}" if entry.norm else ""
     beside = alone if measured is None else _norm_note(entry.norm, measured)
     figures = {key: value for key, value in entry.figures.items() if key[0] in tasks}
-    return Row(
-        entry.method,
-        f"{entry.epochs} ep" if entry.epochs else "",
-        figures,
-        max((value.n for value in figures.values()), default=0),
-        True,
-        (f"published: {entry.source}", *(note for note in (beside, entry.note) if note)),
-    )
+    missing = [
+        *(["schedule"] if entry.schedule == "unknown" else []),
+        *(["number of runs"] if not any(value.n for value in figures.values()) else []),
+        *(["batch norm of the fine-tuning"] if measured is None and not entry.norm else []),
+    ]
+    detail = f"{entry.epochs} ep" if entry.epochs else ""
+    return published_row(entry.method, detail, figures, entry.source, (beside, entry.note), missing)
 
 
-def _published_only(rows: Sequence[PublishedRow], schedule: str, layout: Layout) -> list[Table]:
+def _published_only(
+    rows: Sequence[PublishedRow], schedule: str, layout: Layout, fits: Callable[[Table], bool]
+) -> list[Table]:
     """Published rows that no measured table takes."""
+    known = {"unknown": "not stated"}.get(schedule, schedule)
     coco = {"unknown": _NOT_STATED}.get(schedule, f"schedule {schedule}")
     voc = {"24k": "schedule 24k", "1x": "rows with COCO schedule 1x"}.get(schedule, _NOT_STATED)
-    groups: list[tuple[str, tuple[str, ...]]] = [
-        (f"COCO 2017, published only, R50-C4, {coco}", ("box", "mask")),
-        (f"VOC 2007, published only, R50-C4, {voc}", ("voc",)),
+    groups = [
+        (f"COCO 2017, published only, R50-C4, {coco}", ("box", "mask"), _COCO, known),
+        (
+            *(f"VOC 2007, published only, R50-C4, {voc}", ("voc",), _VOC),
+            "24k" if schedule == "24k" else "not stated",
+        ),
     ]
-    present = {key[0] for entry in rows for key in entry.figures}
-    if layout == "paper" and {"box", "voc"} <= present:
-        title = f"COCO 2017, {coco}, and VOC 2007, {_NOT_STATED}; published only, R50-C4"
-        groups = [(title, ("box", "mask", "voc"))]
     tables = []
-    for title, tasks in groups:
+    for title, tasks, dataset, plan in groups:
         here = [_row(e, tasks) for e in rows if any(key[0] in tasks for key in e.figures)]
-        if here:
-            table = Table(title, tasks, here)
-            if layout == "paper":
-                table.headings = {"box": "COCO det.", "mask": "COCO seg.", "voc": "VOC"}
+        table = Table(title, tasks, here, dataset, _PUBLISHED_WITH[dataset], plan)
+        if here and fits(table):
             tables.append(table)
+    if layout == "paper" and len(tables) == 2:
+        tasks = ("box", "mask", "voc")
+        title = f"COCO 2017, {coco}, and VOC 2007, {_NOT_STATED}; published only, R50-C4"
+        here = [_row(e, tasks) for e in rows]
+        dataset, architecture, plan = (
+            " + ".join(dict.fromkeys(getattr(table, name) for table in tables))
+            for name in ("dataset", "architecture", "schedule")
+        )
+        tables = [Table(title, tasks, here, dataset, architecture, plan)]
+    if layout == "paper":
+        for table in tables:
+            table.headings = {"box": "COCO det.", "mask": "COCO seg.", "voc": "VOC"}
     return tables

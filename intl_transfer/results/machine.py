@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from intl_transfer.results.longform import cell
 from intl_transfer.results.rows import Column, Row, Table
 from intl_transfer.results.run import METRICS, TASKS, Run
 
@@ -19,6 +20,7 @@ _FURTHER = ("n", "low", "high", "p", "p_holm", "difference", "difference_low", "
 def as_csv(tables: Sequence[Table]) -> str:
     """One line a row of any table; the figures of the detection tables have fixed columns.
 
+    No control character leaves in it, and no text that a spreadsheet would take for a formula.
     ``low`` and ``high`` are the ends of the 95 % t interval, ``p`` and ``p_holm`` belong to the
     test against the baseline.
     """
@@ -30,28 +32,24 @@ def as_csv(tables: Sequence[Table]) -> str:
     figures = [f"{t}_{m}_{s}" for t, m in columns for s in _STATISTICS]
     further = [f"{t}_{m}_{s}" for t, m in columns for s in _FURTHER]
     head = ["table", "initialisation", "pretraining", "published", "n", *figures]
-    writer.writerow([*head, "notes", "runs", "foreign", "baseline", *further])
+    head += ["notes", "runs", "foreign", "baseline", *further]
+    writer.writerow(map(cell, head))
     for table in tables:
         for row in table.rows:
             described = [_figure(table, row, column) for column in columns]
             runs = " ".join(str(run.path) for run in row.runs)
             first: list[Any] = [
                 table.title,
-                _plain(row.name),
-                _plain(row.detail),
+                row.name,
+                row.detail,
                 int(row.published),
             ]
             usual = [values.get(key) for values in described for key in _STATISTICS]
             more = [values.get(key) for values in described for key in _FURTHER]
             notes = "; ".join(row.notes)
             tail = [notes, runs, int(row.foreign), int(row.baseline), *more]
-            writer.writerow([*first, row.n or None, *usual, *tail])
+            writer.writerow(map(cell, [*first, row.n or None, *usual, *tail]))
     return out.getvalue()
-
-
-def _plain(text: str) -> str:
-    """Text that a spreadsheet does not take for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def as_json(tables: Sequence[Table]) -> str:
@@ -86,7 +84,8 @@ def _row(table: Table, row: Row) -> dict[str, Any]:
         "n": row.n or None,
         "figures": figures,
         "notes": list(row.notes),
-        "runs": [_run(run) for run in row.runs],
+        "source": row.source or None,
+        "runs": [{**_run(run), "figures": _figures_of(row, run)} for run in row.runs],
     }
 
 
@@ -95,6 +94,8 @@ def _figure(table: Table, row: Row, column: Column, wanted: bool = False) -> dic
     if summary is None or not (wanted or column in table.columns()):
         return {}
     value: dict[str, Any] = {"mean": summary.mean, "std": summary.std, "n": summary.n or None}
+    if summary.values:
+        value |= {"values": list(summary.values), "seeds": list(summary.seeds)}
     if summary.each:
         value["runs_of_each_pretraining"] = list(summary.each)
     ends = summary.interval()
@@ -113,6 +114,15 @@ def _figure(table: Table, row: Row, column: Column, wanted: bool = False) -> dic
                 "test": mark.comparison.test,
             }
     return value
+
+
+def _figures_of(row: Row, run: Run) -> dict[str, dict[str, float]]:
+    """The figures of one run, by task and metric."""
+    found: dict[str, dict[str, float]] = {}
+    for (task, metric), values in row.each.items():
+        if run.path in values:
+            found.setdefault(task, {})[metric] = values[run.path]
+    return found
 
 
 def _run(run: Run) -> dict[str, Any]:

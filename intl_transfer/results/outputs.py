@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intl_transfer.errors import UserError
 from intl_transfer.results.collect import Collection
+from intl_transfer.results.published import bibliography
 from intl_transfer.results.render import FORMS, render
 from intl_transfer.results.rows import Table
 from intl_transfer.runs import write_atomically
@@ -16,6 +18,23 @@ from intl_transfer.runs.private import Privacy
 
 if TYPE_CHECKING:
     from intl_transfer.results.report.details import Cache
+
+
+def write_bibliography(tables: Sequence[Table], folder: Path) -> list[Path]:
+    """Writes ``published.bib``, which LaTeX tables cite, where there is anything to cite.
+
+    Args:
+        tables: that are shown.
+        folder: where they are written.
+
+    Returns:
+        The file, or none.
+    """
+    if not any(row.cite for table in tables for row in table.rows):
+        return []
+    file = folder / "published.bib"
+    write_atomically(file, lambda out: out.write(bibliography().encode()))
+    return [file]
 
 
 def write_folder(
@@ -27,7 +46,7 @@ def write_folder(
     cache: Cache | None = None,
     privacy: Privacy | None = None,
 ) -> list[Path]:
-    """Writes ``table.md``, ``.tex``, ``.csv``, ``.json``, ``.txt`` and the report ``index.html``.
+    """Writes ``table.md``, ``.tex``, ``.csv``, ``.json``, ``.txt``, the report ``index.html``.
 
     Args:
         collection: what was found.
@@ -45,20 +64,25 @@ def write_folder(
         UserError: if the folder cannot be written.
     """
     from intl_transfer.results.report import write_report
+    from intl_transfer.results.report.page import PAGE
 
     files = []
     try:
         for form, suffix in FORMS.items():
-            shown = render(tables, form, **rendering)
+            shown = render(tables, form, **{"link": PAGE, **rendering})
             text = (privacy.text(shown) if privacy else shown).encode()
             file = folder / f"table.{suffix}"
             write_atomically(file, lambda out, text=text: out.write(text))  # type: ignore[misc]
             files.append(file)
+        files += write_bibliography(tables, folder)
         files.append(
             write_report(collection, tables, folder, refresh=refresh, cache=cache, privacy=privacy)
         )
     except OSError as error:
         raise UserError(f"--out {folder} cannot be written: {error.strerror or error}") from None
     names = ", ".join(file.name for file in files[:-1])
-    print(f"wrote {files[-1]}, and beside it {names}", file=sys.stderr)
+    rows = sum(len(table.rows) for table in tables)
+    counts = f"{len(tables)} tables, {rows} rows"
+    now = time.strftime("%H:%M:%S")
+    print(f"{now} wrote {files[-1]} ({counts}), and beside it {names}", file=sys.stderr)
     return files

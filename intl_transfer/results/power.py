@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from intl_transfer.results.rounding import rounded
 from intl_transfer.results.rows import Column, Table
 from intl_transfer.results.statistics import Summary
 
@@ -13,17 +14,21 @@ ALPHA, POWER = 0.05, 0.8
 _MOST = 1000
 #: Of AP or top-1, in points, for which the repetitions that are needed are shown.
 DIFFERENCES = (0.1, 0.2, 0.5, 1.0, 2.0)
-#: The metric of a task that is tested; others are described.
-PRIMARY = ("AP", "top1")
+#: The metric of a task that is tested, and whose highest is bold; others are described.
+PRIMARY = ("AP", "top-1", "top1")
 
 
 def primary_columns(table: Table) -> list[Column]:
-    """The one column of each task that is tested: AP, top-1, or the task's first metric.
+    """The column of each task that is tested: AP, top-1, or the task's first metric.
 
-    It does not depend on which columns are shown.
+    Where the columns of a task are all one primary metric (top-1 by epochs of pretraining), all
+    are. It does not depend on which columns are shown.
     """
     found = []
     for task in table.tasks:
+        if table.headings.get(task) in PRIMARY:
+            found += [(task, metric) for metric in table.metrics.get(task, ())]
+            continue
         metrics = list(table.metrics.get(task, ())) or sorted(
             {metric for row in table.rows for name, metric in row.figures if name == task}
         )
@@ -137,9 +142,9 @@ def power_report(tables: Sequence[Table]) -> str:
             lines.append(
                 [
                     f"{table.heading(column[0])} {column[1]}, {table.title}",
-                    f"{spread:.2f} ({freedom} d.f.)",
+                    f"{rounded(spread, 2)} ({freedom} d.f.)",
                     str(fewest),
-                    f"{resolvable(spread, freedom, fewest):.2f}",
+                    rounded(resolvable(spread, freedom, fewest), 2),
                     *("> 1000" if number is None else str(number) for number in need),
                 ]
             )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
 from intl_transfer.files.yamls import parse_yaml
+from intl_transfer.results.rows import Column, Figures, Row
 from intl_transfer.results.run import METRICS
 from intl_transfer.results.statistics import Summary
 
@@ -69,59 +71,158 @@ def published_detection() -> list[PublishedRow]:
 
 
 @dataclass(frozen=True)
-class PublishedLinear:
-    """Published linear top-1 on ImageNet with ResNet-50.
+class PublishedClassification:
+    """A published row of a classification with a frozen or fine-tuned backbone.
 
     Attributes:
         method: its name.
-        epochs: top-1 in % by epochs of pretraining.
-        batch_size: of pretraining; None where not noted.
+        figures: by (task, metric), in %.
         source: where the figures were read.
+        epochs: of pretraining; None where not stated, or where each column has its own.
+        batch_size: of pretraining; None where not stated.
+        evaluation: how it was measured, or "" where that is not stated.
+        note: what to know when comparing, or "".
     """
 
     method: str
-    epochs: dict[int, float]
-    batch_size: int | None
+    figures: dict[Column, float]
     source: str
+    epochs: int | None = None
+    batch_size: int | None = None
+    evaluation: str = ""
+    note: str = ""
+
+    def row(self, *unstated: str) -> Row:
+        """As a row of a table, with what its source does not state.
+
+        Args:
+            unstated: of ``epochs``, ``batch_size`` and ``evaluation``, those that the table's
+                other rows state, or that would have to agree.
+        """
+        words = {
+            "epochs": "epochs of pretraining",
+            "batch_size": "batch size of pretraining",
+            "evaluation": "protocol of the evaluation",
+        }
+        missing = [words[name] for name in unstated if not getattr(self, name)]
+        return published_row(
+            self.method,
+            ", ".join(
+                [
+                    *([f"{self.epochs} ep"] if self.epochs else []),
+                    *([f"batch {self.batch_size}"] if self.batch_size else []),
+                ]
+            ),
+            {key: Summary(value, None, 0) for key, value in self.figures.items()},
+            self.source,
+            (self.evaluation, self.note),
+            (*missing, "number of runs"),
+        )
 
 
-def published_linear() -> list[PublishedLinear]:
-    """Every published row of linear evaluation on ImageNet."""
+def published_row(
+    method: str,
+    detail: str,
+    figures: Figures,
+    source: str,
+    notes: Sequence[str] = (),
+    missing: Sequence[str] = (),
+) -> Row:
+    """A row of a table whose figures were published.
+
+    Args:
+        method: its name.
+        detail: of its pretraining.
+        figures: by (task, metric).
+        source: where they were read.
+        notes: what to know when comparing; "" is left out.
+        missing: what the source does not state.
+    """
+    said = [f"published: {source}", *(note for note in notes if note)]
+    if missing:
+        said.append(f"not stated here: {', '.join(missing)}")
+    n = max((value.n for value in figures.values()), default=0)
+    return Row(method, detail, figures, n, True, tuple(said), source=source, cite=key_of(source))
+
+
+def key_of(source: str) -> str:
+    """The key of a source in ``published.bib``; "" if it has none."""
+    keys: dict[str, str] = read_published()["citations"]
+    return next((key for start, key in keys.items() if source.startswith(start)), "")
+
+
+def bibliography() -> str:
+    """``published.bib``, as it ships."""
+    return resources.files("intl_transfer.results").joinpath("published.bib").read_text()
+
+
+def published_linear() -> list[PublishedClassification]:
+    """Every published row of linear evaluation on ImageNet, a column for each number of epochs."""
     return [
-        PublishedLinear(
+        PublishedClassification(
             entry["method"],
-            {int(e): float(v) for e, v in entry["epochs"].items() if v is not None},
-            entry.get("batch_size"),
+            {("linear", f"{e} ep"): float(v) for e, v in entry["epochs"].items() if v is not None},
             entry["source"],
+            batch_size=entry.get("batch_size"),
         )
         for entry in read_published()["imagenet_linear_top1"]
     ]
 
 
-@dataclass(frozen=True)
-class PublishedSmall:
-    """Published figures of one method on small data sets with ResNet-18.
+def published_small() -> list[PublishedClassification]:
+    """Published figures on small data sets with ResNet-18.
 
-    Attributes:
-        method: its name.
-        figures: by (data set, ``top-1``, ``5-NN`` or ``top-5``), in %.
-        sources: where the figures were read.
+    One row for each method, source, number of epochs and evaluation: of these, none is known to
+    differ within a row.
     """
-
-    method: str
-    figures: dict[tuple[str, str], float]
-    sources: tuple[str, ...]
-
-
-def published_small() -> list[PublishedSmall]:
-    """One row a method of the published figures on small data sets."""
-    rows: dict[str, PublishedSmall] = {}
+    rows: dict[tuple[Any, ...], PublishedClassification] = {}
     for entry in read_published()["small_datasets"]:
-        method, source = entry["method"], entry["source"]
-        row = rows.setdefault(method, PublishedSmall(method, {}, (source,)))
-        if source not in row.sources:
-            rows[method] = row = PublishedSmall(method, row.figures, (*row.sources, source))
+        key = tuple(entry.get(k) for k in ("method", "source", "epochs", "evaluation"))
+        row = rows.setdefault(key, _classification(entry, {}))
         for metric, value in zip(("top-1", "5-NN", "top-5"), entry["values"], strict=True):
             if value is not None:
                 row.figures[entry["dataset"], metric] = float(value)
     return list(rows.values())
+
+
+#: Benchmarks of one code base each, on ImageNet with ResNet-50: their part of the file, whose they
+#: are, and their columns.
+_BENCHMARKS: dict[str, tuple[str, tuple[Column, ...]]] = {
+    "imagenet_100_epochs_lightly": (
+        "lightly",
+        (("linear", "top-1"), ("fine-tuned whole", "top-1"), ("k-NN (InstDisc)", "top-1")),
+    ),
+    "imagenet_100_epochs_solo_learn": ("solo-learn", (("linear", "top-1"), ("linear", "top-5"))),
+}
+
+
+def published_benchmarks() -> dict[str, list[PublishedClassification]]:
+    """Rows of benchmarks that one code base made, by its name; what they share is theirs alone."""
+    found = {}
+    for part, (name, columns) in _BENCHMARKS.items():
+        found[name] = [
+            _classification(
+                entry,
+                {
+                    column: float(value)
+                    for column, value in zip(columns, entry["values"], strict=True)
+                    if value is not None
+                },
+            )
+            for entry in read_published()[part]
+        ]
+    return found
+
+
+def _classification(
+    entry: Mapping[str, Any], figures: dict[Column, float]
+) -> PublishedClassification:
+    return PublishedClassification(
+        entry["method"],
+        figures,
+        entry["source"],
+        entry.get("epochs"),
+        entry.get("batch_size"),
+        entry.get("evaluation", ""),
+        entry.get("note", ""),
+    )

@@ -12,13 +12,20 @@ from tabulate import tabulate
 
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.results.grid import Grid, Line, Spread, make_grid
-from intl_transfer.results.latex import latex
+from intl_transfer.results.latex import Float, LatexOptions, latex
+from intl_transfer.results.longform import as_long_csv
 from intl_transfer.results.machine import as_csv, as_json
 from intl_transfer.results.rows import Table
-from intl_transfer.results.statistics import Summary
 
 #: Forms, and the suffix of a file in each.
-FORMS = {"console": "txt", "md": "md", "latex": "tex", "csv": "csv", "json": "json"}
+FORMS = {
+    "console": "txt",
+    "md": "md",
+    "latex": "tex",
+    "csv": "csv",
+    "json": "json",
+    "long": "long.csv",
+}
 
 _WIDEST = 1000
 
@@ -31,16 +38,25 @@ def render(
     spread: Spread = "std",
     hide: tuple[str, ...] = (),
     standalone: bool = False,
+    captions: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    placement: Float = "auto",
+    link: str = "",
 ) -> str:
     """Writes tables in one of the known forms.
 
     Args:
         tables: from :func:`intl_transfer.results.tables.build_tables`.
-        form: ``md``, ``latex``, ``csv``, ``json`` or ``console``.
+        form: ``md``, ``latex``, ``csv``, ``long`` (CSV, a line per run and metric), ``json`` or
+            ``console``.
         precision: digits after the point (CSV and JSON keep all).
         spread: what stands beside a mean: the standard deviation, a 95 % interval, nothing.
         hide: of ``pretraining`` and ``n``, the columns not to show.
         standalone: LaTeX that compiles as it is, in place of tables to be included.
+        captions: of LaTeX's tables, in their order, in LaTeX; else titles.
+        labels: of LaTeX's tables, in their order; else names of what they show.
+        link: the report's page, where every mark of a table is explained.
+        placement: the float of LaTeX's tables: ``table``, ``table*``, ``auto`` by their width.
 
     Returns:
         The text, ending in a newline.
@@ -52,23 +68,18 @@ def render(
         raise UserError(
             f"no format '{form}'.{did_you_mean(form, FORMS)} Expected one of {', '.join(FORMS)}"
         )
+    if form == "long":
+        return as_long_csv(tables)
     if form == "csv":
         return as_csv(tables)
     if form == "json":
         return as_json(tables) + "\n"
     grids = [make_grid(table, precision, spread, hide) for table in tables]
     if form == "latex":
-        return latex(grids, standalone)
-    text = _markdown(grids) if form == "md" else _console(grids)
+        words = (standalone, tuple(captions), tuple(labels), placement)
+        return latex(grids, LatexOptions(*words, link))
+    text = _markdown(grids, link) if form == "md" else _console(grids)
     return text.rstrip("\n") + "\n"
-
-
-def figure(value: Summary | None, precision: int, sign: str = "±") -> str:
-    """``38.2 ± 0.1``, without spread for a single run; blank where there is no figure."""
-    if value is None:
-        return ""
-    text = f"{value.mean:.{precision}f}"
-    return text if value.std is None else f"{text} {sign} {value.std:.{precision}f}"
 
 
 def escape_markdown(text: str) -> str:
@@ -87,12 +98,17 @@ def _numbers(line: Line) -> str:
     return f" [{','.join(map(str, line.notes))}]" if line.notes else ""
 
 
-def _markdown(grids: Sequence[Grid]) -> str:
+def _markdown(grids: Sequence[Grid], link: str = "") -> str:
     safe = escape_markdown
     parts = []
     for grid in grids:
         rows = []
+        group = ""
         for line in grid.lines:
+            if line.group != group and line.group:
+                blank = [""] * (len(grid.leading) + len(grid.metrics) - 1)
+                rows.append([f"_{safe(line.group)}_", *blank])
+            group = line.group
             name = safe(line.name) + _numbers(line)
             name = f"_{name}_" if line.published else name
             figures = [
@@ -102,11 +118,14 @@ def _markdown(grids: Sequence[Grid]) -> str:
             rows.append(_cells(grid, line, name, figures, safe(line.detail)))
         headings = [safe(name) for name in grid.headings]
         body = tabulate(rows, headings, tablefmt="pipe", disable_numparse=True)
-        footer = [*grid.legend, *(f"[{i}] {safe(note)}" for i, note in enumerate(grid.notes, 1))]
-        if any(cell.best for line in grid.lines for cell in line.cells):
-            footer.insert(0, "**Bold**: best measured mean of its column.")
+        footer = [
+            *map(safe, grid.legend),
+            *(f"[{i}] {safe(note)}" for i, note in enumerate(grid.notes, 1)),
+        ]
         if any(line.published for line in grid.lines):
             footer.insert(0, "_In italics: published._")
+        if link:
+            footer.append(f"[Every mark explained]({link}#/table/{grid.key})")
         # Two blanks at the end keep Markdown's lines apart.
         spaced = [f"{text}  " for text in footer]
         parts.append("\n".join([f"### {safe(grid.title)}", "", body, "", *spaced]))
@@ -129,10 +148,15 @@ def _console(grids: Sequence[Grid]) -> str:
             drawn.add_column(Text(name), justify=justify, min_width=min(len(name), 10))
         for group, metric in zip(groups, grid.metrics, strict=True):
             drawn.add_column(Text(f"{group}\n{metric}"), justify="right")
+        group = ""
         for index, line in enumerate(grid.lines):
+            if line.group != group and line.group:
+                drawn.add_row(Text(line.group, "italic"))
+            group = line.group
             figures = [cell.text + (" *" if cell.best else "") for cell in line.cells]
             cells = _cells(grid, line, line.name + _numbers(line), figures, line.detail)
-            last = index + 1 == len(grid.lines) or grid.lines[index + 1].published
+            after = grid.lines[index + 1] if index + 1 < len(grid.lines) else None
+            last = after is None or after.published or after.rule or after.group != line.group
             style = "dim italic" if line.published else ""
             drawn.add_row(
                 *(Text(cell, style) for cell in cells), end_section=last and not line.published
@@ -142,10 +166,9 @@ def _console(grids: Sequence[Grid]) -> str:
         console.width = max(80, min(natural, terminal or natural))
         console.print(drawn)
         console.width = max(console.width, 120) if terminal is None else console.width
-        if any(cell.best for line in grid.lines for cell in line.cells):
-            console.print(Text("*: best measured mean of its column."))
         for text in grid.legend:
-            console.print(Text(text))
+            # A terminal's text has a star for bold.
+            console.print(Text(f"*:{text[5:]}" if text.startswith("Bold:") else text))
         for number, note in enumerate(grid.notes, 1):
             console.print(Text(f"[{number}] {note}"))
         console.print()

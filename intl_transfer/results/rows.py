@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from intl_transfer.results.run import METRICS, Run
 from intl_transfer.results.statistics import Comparison, Summary
 
+#: In place of a learning rate, where each row has its own.
+CHOSEN = "chosen for each row"
 Column = tuple[str, str]
 Figures = dict[Column, Summary]
 
@@ -16,12 +22,14 @@ class Mark:
     """What the statistics say of one figure.
 
     Attributes:
-        best: the highest mean of its column, among measured rows.
+        best: the highest mean of a primary column, among measured rows.
         comparison: with the baseline, where there is one and it can be tested.
+        alone: a single run that is the highest, or was chosen, over means of several.
     """
 
     best: bool = False
     comparison: Comparison | None = None
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,6 @@ class Row:
     Attributes:
         method: the initialisation.
         detail: of its pretraining.
-        words: what tells it from other rows of the method, or "".
         figures: by (task, metric), in %.
         n: number of repetitions; 0 where a published row does not say.
         published: True for a row from the literature.
@@ -40,6 +47,14 @@ class Row:
         foreign: True for a row from Detectron2 folders that others' scripts wrote.
         baseline: True for the row that the others are tested against.
         marks: by (task, metric), where there is something to mark.
+        words: what tells it from other rows of the method, or "".
+        chosen_over: where a learning rate was chosen, the most runs that another rate has.
+        source: where a published row was read.
+        cite: its key in ``published.bib``.
+        shown: the user's own name for it, in place of method and words.
+        group: rows of one stand together, below its name.
+        rule: whether a rule is above it.
+        each: by (task, metric), the figure of each run that has one, by its path.
     """
 
     method: str
@@ -53,10 +68,19 @@ class Row:
     baseline: bool = False
     marks: dict[Column, Mark] = field(default_factory=dict)
     words: str = ""
+    chosen_over: int = 0
+    source: str = ""
+    cite: str = ""
+    shown: str = ""
+    group: str = ""
+    rule: bool = False
+    each: dict[Column, dict[Path, float]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """Method, and what tells it from others of the method: ``INTL, iterations 8``."""
+        if self.shown:
+            return self.shown
         return f"{self.method}, {self.words}" if self.words else self.method
 
     @property
@@ -139,6 +163,27 @@ class Table:
     shown: tuple[Column, ...] | None = None
     legend: tuple[str, ...] = ()
 
+    @property
+    def key(self) -> str:
+        """A name for it on the report's page: the same as long as it shows the same."""
+        return hashlib.sha256(json.dumps(self.title).encode()).hexdigest()[:12]
+
+    @property
+    def slug(self) -> str:
+        """A short name of what it shows: ``coco 1x voc 24k AP vs baseline``."""
+        if self.parts:
+            words = [f"{_short(part.dataset)} {part.schedule}" for part in self.parts]
+            words += [part.lr for part in self.parts[:1] if not part.standard or part.lr == CHOSEN]
+        else:
+            words = [_short(self.dataset), self.schedule if self.family == "detection" else ""]
+            words += [] if self.family == "detection" else self.tasks
+        measured = any(not row.published for row in self.rows)
+        words += [] if measured else ["published"]
+        if self.shown is not None:
+            words += dict.fromkeys(metric for _, metric in self.shown)
+        words += ["vs baseline"] if any(row.baseline for row in self.rows) else []
+        return " ".join(word for word in words if word)
+
     def columns(self) -> list[Column]:
         """(task, metric) of each figure column, in order."""
         if self.shown is not None:
@@ -148,6 +193,11 @@ class Table:
     def heading(self, task: str) -> str:
         """Of a column group."""
         return self.headings.get(task, {"voc": "VOC"}.get(task, task))
+
+    def dataset_of(self, task: str) -> str:
+        """What a column group was measured on."""
+        found = [part.dataset for part in self.parts if task in part.tasks]
+        return found[0] if found else task if task in self.dataset.split(" + ") else self.dataset
 
     def count(self, row: Row) -> str:
         """Repetitions behind a row, for each part where they differ: ``3`` or ``1, 5``."""
@@ -172,3 +222,8 @@ class Table:
         found = [summary for (task, _), summary in row.figures.items() if task in tasks]
         most = max(found, key=lambda summary: (summary.n, summary.runs), default=None)
         return "" if most is None else most.count
+
+
+def _short(dataset: str) -> str:
+    """``coco`` of ``coco_2017_val``; of several, each."""
+    return re.sub(r"(_\d{4})?_(val|test|minival)\b", "", dataset)

@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.results.power import pooled_spread, primary_columns, resolvable
+from intl_transfer.results.rounding import rounded
 from intl_transfer.results.rows import Column, Mark, Row, Table
 from intl_transfer.results.statistics import Comparison, TestMethod, compare, holm
 
@@ -72,7 +73,7 @@ def _compared(table: Table, baseline: str, method: TestMethod) -> Table:
 
 
 def mark_best(tables: Sequence[Table], baseline: str | None = None) -> list[Table]:
-    """Marks the highest mean of each column that is shown, and says what marks mean.
+    """Marks the highest mean of each primary column that is shown, and says what marks mean.
 
     Args:
         tables: as they will be shown.
@@ -90,36 +91,66 @@ def _marked(table: Table, baseline: str | None) -> Table:
         for column, mean in best.items():
             figure = row.figures.get(column)
             if not row.published and figure is not None and figure.mean == mean:
-                marks[column] = dataclasses.replace(marks.get(column, Mark()), best=True)
-        rows.append(dataclasses.replace(row, marks=marks))
-    legend = [*table.legend, *_of_single_runs(table, rows)]
+                alone = figure.n == 1 and _most(measured, column) > 1
+                mark = marks.get(column, Mark())
+                marks[column] = dataclasses.replace(mark, best=True, alone=alone)
+        rows.append(dataclasses.replace(row, marks=_of_chosen(table, row, marks)))
+    legend = [*table.legend, *_of_best(table, rows), *_of_single_runs(rows)]
     if baseline is not None and measured:
         legend += _of_comparisons(table, rows, baseline)
     return dataclasses.replace(table, rows=rows, legend=tuple(legend))
 
 
 def _best(table: Table, rows: Sequence[Row]) -> dict[Column, float]:
-    """By column, the highest mean, where the rows differ."""
+    """By primary column that is shown, the highest mean, where the rows differ."""
     best = {}
-    for column in table.columns():
+    shown = table.columns()
+    for column in primary_columns(table):
+        if column not in shown:
+            continue
         means = {row.figures[column].mean for row in rows if column in row.figures}
         if len(means) > 1:
             best[column] = max(means)
     return best
 
 
-def _of_single_runs(table: Table, rows: Sequence[Row]) -> list[str]:
-    """A word where the highest of a column is one run beside means of several."""
-    names = []
-    for row in rows:
-        for column, mark in row.marks.items():
-            others = [r.figures[column].n for r in rows if column in r.figures and not r.published]
-            if mark.best and row.figures[column].n == 1 and max(others) > 1:
-                names.append(row.name)
-    if not names:
+def _most(rows: Sequence[Row], column: Column) -> int:
+    """The most repetitions that a row's figure of a column has."""
+    return max((row.figures[column].n for row in rows if column in row.figures), default=0)
+
+
+def _of_chosen(table: Table, row: Row, marks: dict[Column, Mark]) -> dict[Column, Mark]:
+    """Marks of a row whose learning rate was chosen by one run over several of another rate."""
+    if row.chosen_over < 2:
+        return marks
+    for column in primary_columns(table):
+        if column in row.figures and row.figures[column].n == 1:
+            marks[column] = dataclasses.replace(marks.get(column, Mark()), alone=True)
+    return marks
+
+
+def _of_best(table: Table, rows: Sequence[Row]) -> list[str]:
+    """What bold says: of which columns it is the highest."""
+    bold = {column for row in rows for column, mark in row.marks.items() if mark.best}
+    columns = [column for column in table.columns() if column in bold]
+    if not columns:
         return []
-    few = ", ".join(dict.fromkeys(names))
-    return [f"Highest by a single run, beside means of several: {few}."]
+    of = _names(table, columns).removeprefix("each of ")
+    return [f"Bold: highest measured mean of {of}, the primary metric of each task; no test."]
+
+
+def _of_single_runs(rows: Sequence[Row]) -> list[str]:
+    """What the mark says of one run that is shown over means of several."""
+    alone = [(row.name, mark.best) for row in rows for mark in row.marks.values() if mark.alone]
+    names = {
+        "Highest by a single run, beside means of several": [n for n, best in alone if best],
+        "Learning rate chosen by a single run, over means of several": [
+            row.name
+            for row in rows
+            if row.chosen_over > 1 and any(mark.alone for mark in row.marks.values())
+        ],
+    }
+    return [f"†: {words}: {', '.join(dict.fromkeys(n))}." for words, n in names.items() if n]
 
 
 def _baseline(table: Table, rows: Sequence[Row], name: str) -> Row | None:
@@ -202,4 +233,5 @@ def _limit(table: Table, rows: Sequence[Row], column: Column) -> str | None:
         return None
     n = min(summary.n for summary in found if summary.n > 1)
     points = resolvable(*pooled, n)
-    return f"n = {n}: differences of {_names(table, [column])} below {points:.1f} are not resolved"
+    what = _names(table, [column])
+    return f"n = {n}: differences of {what} below {rounded(points)} are not resolved"

@@ -6,10 +6,19 @@ import dataclasses
 from dataclasses import dataclass
 
 from intl_transfer.results.blocks import LrSelection, measured_tables
-from intl_transfer.results.choosing import choose_columns, choose_rows, sort_rows
+from intl_transfer.results.choosing import (
+    choose_columns,
+    choose_rows,
+    choose_tasks,
+    conditions_of,
+    fits,
+    nothing_fits,
+    sort_rows,
+)
 from intl_transfer.results.classification import classification_tables
 from intl_transfer.results.collect import Collection, paused_collector
-from intl_transfer.results.layout import Layout, join, with_published
+from intl_transfer.results.layout import Layout, join, most_standard_first, with_published
+from intl_transfer.results.names import Naming, name_rows
 from intl_transfer.results.rows import Column, Figures, Mark, Part, Row, Table
 from intl_transfer.results.run import Start
 from intl_transfer.results.significance import compare_with_baseline, mark_best
@@ -33,6 +42,7 @@ class TableOptions:
         rows: ``KEY=PATTERN`` or ``KEY!=PATTERN``, all of which a row must fit.
         sort: ``method``, ``pretraining``, ``n`` or a column; best first if None.
         reverse: the other way round.
+        names: what rows are called, in what order and groups.
     """
 
     layout: Layout = "paper"
@@ -44,6 +54,7 @@ class TableOptions:
     rows: tuple[str, ...] = ()
     sort: str | None = None
     reverse: bool = False
+    names: tuple[Naming, ...] = ()
 
 
 def build_tables(
@@ -62,10 +73,10 @@ def build_tables(
         options: layout, selection, sorting and tests.
 
     Returns:
-        Tables sorted by data set and schedule, detection first.
+        Detection first, then classification; of detection, the most standard protocol first.
 
     Raises:
-        UserError: if a column, row or baseline that was asked for does not exist.
+        UserError: if a column, row or baseline that was asked for does not exist, or no row fits.
     """
     with paused_collector():
         return _build_tables(collection, published, options or TableOptions())
@@ -82,14 +93,25 @@ def _build_tables(collection: Collection, published: bool, options: TableOptions
         both = [with_words(table) for table in (*tables, *more)]
         both = compare_with_baseline(both, options.baseline, options.test)
         tables, more = both[: len(tables)], both[len(tables) :]
+    conditions = conditions_of(options.rows)
+    # By data set and protocol before anything is joined: `schedule=1x` is of COCO's columns alone.
+    tables = [table for table in tables if fits(table, conditions)]
+    more = [choose_tasks(table, conditions) for table in more]
     if options.layout == "paper":
         tables = join(tables)
+    tables = most_standard_first(tables)
     if published and "detection" in options.kinds:
-        tables = with_published(tables, options.layout)
+        tables = with_published(tables, options.layout, lambda table: fits(table, conditions))
     tables = [with_words(table) for table in (*tables, *more)]
-    tables = choose_rows(tables, options.rows)
+    tables = choose_rows(tables, conditions)
+    if conditions and not tables:
+        everything = dataclasses.replace(options, rows=(), columns=(), sort=None)
+        if all_tables := _build_tables(collection, published, everything):
+            raise nothing_fits(all_tables, conditions)
     tables = choose_columns(tables, options.columns)
     tables = sort_rows(tables, options.sort, options.reverse)
+    if options.names:
+        tables = name_rows(tables, options.names)
     return mark_best(tables, options.baseline)
 
 

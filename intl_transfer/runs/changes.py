@@ -10,6 +10,7 @@ from intl_transfer.errors import UserError
 from intl_transfer.runs.directory import MANIFEST, read_manifest
 from intl_transfer.runs.records import ImageSet, Manifest
 from intl_transfer.runs.settings import (
+    IMPLIED,
     Differences,
     comparable,
     differences,
@@ -48,6 +49,25 @@ def changes_of(
         if comparable(before.get(key)) != comparable(now.get(key)):
             found[key] = {"before": before.get(key), "now": now.get(key)}
     return found
+
+
+def as_begun(folder: str | Path, stage: str) -> dict[str, Any]:
+    """The settings that a run directory's earlier session was made without, as it had them.
+
+    A run that was begun before a key existed goes on as it began, whatever the key's default is
+    now: these values are :func:`~intl_transfer.runs.config.load_config`'s ``defaults``.
+
+    Args:
+        folder: the run directory, which may be absent.
+        stage: of the run.
+
+    Returns:
+        By dotted key; empty where there is no earlier session, or it records every key.
+    """
+    if not (Path(folder) / MANIFEST).exists():
+        return {}
+    recorded = flatten(read_manifest(folder).config)
+    return {key: value for key, value in IMPLIED[stage].items() if key not in recorded}
 
 
 def changed_data(folder: str | Path, dataset: Mapping[str, ImageSet]) -> Differences:

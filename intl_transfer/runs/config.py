@@ -25,6 +25,7 @@ def load_config(
     name: str,
     overrides: Sequence[str] = (),
     folder: str | Path = ".",
+    defaults: Mapping[str, Any] | None = None,
     own: Collection[str] = (),
 ) -> Schema:
     """Reads a configuration file into a dataclass, every key and type checked.
@@ -38,6 +39,7 @@ def load_config(
         name: a file in ``folder``, with or without ``.yaml``, or a path.
         overrides: ``key=value`` with dotted keys, as on the command line.
         folder: where names resolve.
+        defaults: by dotted key, values in place of the schema's own defaults.
         own: top-level keys that a file does not hand on to those that start from it.
 
     Returns:
@@ -50,6 +52,8 @@ def load_config(
     path = resolve_config(name, folder)
     config = OmegaConf.structured(schema)
     known = list(_dotted_names(schema))
+    for key, value in (defaults or {}).items():
+        OmegaConf.update(config, key, value)
     for file, values in _with_bases(path, folder):
         if not _same_file(file, path):
             values = {key: value for key, value in values.items() if key not in own}

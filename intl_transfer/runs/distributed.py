@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -47,6 +47,24 @@ class Ranks:
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
+
+    def gather_numbers(self, own: Sequence[int]) -> list[int]:
+        """All ranks' whole numbers from 0 on, on every rank; one small exchange if there are none.
+
+        Args:
+            own: this rank's, as many as it has.
+        """
+        if self.world_size == 1:
+            return list(own)
+        most = torch.tensor(len(own), device=self.device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        length = int(most)
+        if not length:
+            return []
+        padded = torch.tensor([*own, *[-1] * (length - len(own))], device=self.device)
+        everyones = [torch.empty_like(padded) for _ in range(self.world_size)]
+        dist.all_gather(everyones, padded)
+        return [number for number in torch.cat(everyones).tolist() if number >= 0]
 
     def barrier(self) -> None:
         """Waits for all ranks."""
@@ -94,20 +112,32 @@ def process_group(device: str = "auto", timeout_minutes: float = 30) -> Iterator
             dist.destroy_process_group()
 
 
-def parallelise(module: nn.Module, ranks: Ranks, share_buffers: bool) -> DistributedDataParallel:
+def parallelise(
+    module: nn.Module, ranks: Ranks, share_buffers: bool, static: bool = False
+) -> DistributedDataParallel:
     """Wraps a module so that its gradients are averaged over ranks.
+
+    Gradients lie in the memory in which they are sent, and are not copied.
 
     Args:
         module: the network, already on this rank's device.
         ranks: this process's place.
         share_buffers: send rank 0's buffers (batch-norm statistics) to all before each forward.
+        static: whether each forward pass is followed by a backward pass, the same parameters in
+            it every time: nothing is looked for in later ones then.
     """
     devices = [ranks.local_rank] if ranks.device.type == "cuda" else None
     # torch 2.14 renamed the argument and warns of the old name.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {name: share_buffers}
-    return DistributedDataParallel(module, device_ids=devices, **options)
+    return DistributedDataParallel(
+        module,
+        device_ids=devices,
+        gradient_as_bucket_view=True,
+        static_graph=static,
+        **options,
+    )
 
 
 def _device(wanted: str, local_rank: int) -> torch.device:

@@ -395,6 +395,8 @@ class Results(Record):
     """Who or what measured this, where that was not this project."""
     source: str | None = None
     """The file that others' metrics were read from."""
+    not_stated: list[str] = Field(default_factory=list)
+    """What is not known of the protocol of others' metrics, in words."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Further settings that decided the result; for runs without a manifest, all of them."""
     wall_time_s: _Seconds | None = None

@@ -88,7 +88,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         *_free(
             _ROUNDING,
             *("engine.device", "engine.channels_last", "engine.compile", "engine.recompute"),
-            "engine.threads",
+            *("engine.lockstep", "engine.threads"),
         ),
         *_free(
             _SAVING,
@@ -160,9 +160,15 @@ RULES: dict[str, tuple[Rule, ...]] = {
 #: By stage, what a configuration that lacks a key has done: keys that came later, with the value
 #: that is the earlier behaviour.
 IMPLIED: dict[str, dict[str, Any]] = {
-    "pretrain": {"data.normalize": "imagenet", "loss.stable": True, "loss.g": None},
+    "pretrain": {
+        "data.normalize": "imagenet",
+        "data.exif_orientation": False,
+        "loss.stable": True,
+        "loss.g": None,
+    },
     "evaluation": {
         "data.normalize": None,
+        "data.exif_orientation": False,
         "data.crop_pct": 0.875,
         "data.interpolation": "bicubic",
         "optim.base_batch_size": None,

@@ -30,6 +30,7 @@ from intl_transfer.spectral.diagnostics import (
     uniformity,
 )
 from intl_transfer.spectral.expression import scalar_expression
+from intl_transfer.spectral.guards import without_waiting
 from intl_transfer.spectral.iternorm import iternorm, iternorm_eigenvalue, iternorm_factor
 from intl_transfer.spectral.losses import (
     INTLLoss,
@@ -94,4 +95,5 @@ __all__ = [
     "uniformity",
     "vicreg_loss",
     "w_mse_loss",
+    "without_waiting",
 ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -12,6 +15,32 @@ from intl_transfer.spectral.modes import forward_mode, is_compiling, is_transfor
 
 class NonFiniteError(FloatingPointError):
     """An embedding holds NaN or infinity, or a result is too large for its precision."""
+
+
+class _Mode(threading.local):
+    waits = True
+
+
+_mode = _Mode()
+
+
+@contextmanager
+def without_waiting() -> Iterator[None]:
+    """Within the block nobody waits for a GPU to answer a check: what is not finite becomes NaN.
+
+    In place of :class:`NonFiniteError` the result is NaN, for the caller to find when it suits.
+    Losses of IterNorm up to T = 6 (Newton's iteration) pass NaN on; decompositions may refuse it.
+    """
+    before, _mode.waits = _mode.waits, False
+    try:
+        yield
+    finally:
+        _mode.waits = before
+
+
+def may_wait() -> bool:
+    """Whether a result may depend on what the device answers."""
+    return _mode.waits
 
 
 def refuse_unless(ok: Tensor, kind: str, message: str) -> None:
@@ -46,6 +75,8 @@ def require(value: Tensor, ok: Tensor, kind: str, message: str) -> Tensor:
         return cast(Tensor, _require_compiled(value, ok, kind, message))
     if is_transformed():
         return cast(Tensor, _Require.apply(value, ok, kind, message))
+    if kind == "nonfinite" and not may_wait():
+        return torch.where(ok.all(), value, torch.full_like(value, torch.nan))
     refuse_unless(ok, kind, message)
     return value
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from intl_transfer.spectral.common import at_least_float32
+from intl_transfer.spectral.guards import may_wait
 from intl_transfer.spectral.modes import is_plain
 
 # Between these, entries, squares and the derivatives of quotients by them are normal numbers with
@@ -49,7 +50,7 @@ def at_safe_scale(
         What ``prepare`` made, and whether every total variance is known to be finite and above
         zero. Scales count as constants: nothing that comes after may depend on them.
     """
-    if is_plain(*batches):
+    if is_plain(*batches) and may_wait():
         made = prepare(batches)
         low, high = _SAFE[made.own.dtype]
         trace = made.own.detach().diagonal(dim1=-2, dim2=-1).sum(-1)
@@ -94,7 +95,7 @@ def unit_rows(z: Tensor, noise: float = 0.0) -> Tensor:
     Returns:
         Rows of length one; a row of zeros stays one, with zero gradient.
     """
-    if is_plain(z):
+    if is_plain(z) and may_wait():
         squared = z.square().sum(-1, keepdim=True)
         low, high = _SAFE[z.dtype]
         smallest, largest = torch.aminmax(squared.detach())

@@ -6,9 +6,14 @@ for; where one is missing, its fixtures are skipped.
 
 from __future__ import annotations
 
+import argparse
+import copy
+import importlib.util
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -218,6 +223,154 @@ def mmengine_runner(folder: Path, hooks: Sequence[dict[str, object]] = ()) -> Ma
     )
 
 
+def trainer_of(lightning, *callbacks):
+    """A Trainer of Lightning for an epoch, which says nothing."""
+    return lightning.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        callbacks=list(callbacks),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def batches():
+    return torch.utils.data.DataLoader(torch.randn(4, 3, 32, 32), batch_size=4)
+
+
+def encoder(seed: int) -> nn.Module:
+    network = resnet(seed)
+    network.fc = nn.Identity()
+    return network
+
+
+def lightly_byol(folder: Path) -> Made:
+    """BYOL of lightly's heads, loss and moving average, saved by Lightning as its examples are."""
+    os.environ.setdefault("LIGHTLY_DID_VERSION_CHECK", "True")  # it would ask its server
+    module = pytest.importorskip("pytorch_lightning")
+    pytest.importorskip("lightly")
+    from lightly.loss import NegativeCosineSimilarity
+    from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
+    from lightly.models.utils import deactivate_requires_grad, update_momentum
+
+    class Model(module.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            body = list(resnet(14).children())[:-1]
+            self.backbone = nn.Sequential(*body)  # numbered names
+            self.projection_head = BYOLProjectionHead(512, 32, 16)
+            self.prediction_head = BYOLPredictionHead(16, 32, 16)
+            self.backbone_momentum = nn.Sequential(*list(resnet(15).children())[:-1])
+            self.projection_head_momentum = copy.deepcopy(self.projection_head)
+            deactivate_requires_grad(self.backbone_momentum)
+            deactivate_requires_grad(self.projection_head_momentum)
+            self.criterion = NegativeCosineSimilarity()
+
+        def training_step(self, batch, index):
+            update_momentum(self.backbone, self.backbone_momentum, m=0.9)
+            update_momentum(self.projection_head, self.projection_head_momentum, m=0.9)
+            online = self.projection_head(self.backbone(batch).flatten(1))
+            with torch.no_grad():
+                target = self.backbone_momentum(batch).flatten(1)
+                target = self.projection_head_momentum(target)
+            return self.criterion(self.prediction_head(online), target)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 1e-3)
+
+    network = Model()
+    trainer_of(module).fit(network, batches())
+    network.trainer.save_checkpoint(folder / "byol.ckpt")
+    online, target = network.backbone[:-1], network.backbone_momentum[:-1]
+    return Made(folder / "byol.ckpt", of(online), ("online", "target"), of(target))
+
+
+def lightly_dino(folder: Path) -> Made:
+    """DINO of lightly, its student beside what is its backbone, as in its benchmarks."""
+    os.environ.setdefault("LIGHTLY_DID_VERSION_CHECK", "True")
+    module = pytest.importorskip("pytorch_lightning")
+    pytest.importorskip("lightly")
+    from lightly.loss import DINOLoss
+    from lightly.models.modules import DINOProjectionHead
+    from lightly.models.utils import update_momentum
+    from lightly.utils.benchmarking import OnlineLinearClassifier
+
+    class Model(module.LightningModule):
+        def __init__(self, num_classes: int) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+            self.backbone, self.student_backbone = encoder(16), encoder(17)
+            head = partial(DINOProjectionHead, 512, 32, 16, 64, freeze_last_layer=1)
+            self.projection_head, self.student_projection_head = head(), head()
+            self.criterion = DINOLoss(output_dim=64)
+            self.online_classifier = OnlineLinearClassifier(512, num_classes=num_classes)
+
+        def training_step(self, batch, index):
+            with torch.no_grad():
+                teacher = self.projection_head(self.backbone(batch))
+            student = self.student_projection_head(self.student_backbone(batch))
+            loss = self.criterion([teacher, teacher], [student, student], epoch=0)
+            update_momentum(self.student_backbone, self.backbone, m=0.9)
+            return loss
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 1e-3)
+
+    network = Model(10)
+    trainer_of(module).fit(network, batches())
+    network.trainer.save_checkpoint(folder / "dino.ckpt")
+    teacher, student = of_torchvision(network.backbone), of_torchvision(network.student_backbone)
+    return Made(folder / "dino.ckpt", teacher, ("target", "online"), student)
+
+
+def solo_learn(folder: Path) -> Made:
+    """solo-learn's own checkpointer in a training by Lightning, its args.json beside the file.
+
+    Its wheel wants torch 1.9 and lies beside the environment (scripts/setup.py); the checkpointer
+    alone is loaded. The network has the names of the version's solo/methods/base.py.
+    """
+    module = pytest.importorskip("pytorch_lightning")
+    file = Path(sys.prefix) / "producers" / "solo" / "utils" / "checkpointer.py"
+    if not file.exists():
+        pytest.skip(f"no {file}: make setup DEV=1 fetches it")
+    spec = importlib.util.spec_from_file_location("solo_checkpointer", file)
+    assert spec is not None
+    assert spec.loader is not None
+    own = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(own)
+
+    class Model(module.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.momentum_encoder = encoder(18), encoder(19)
+            self.classifier = nn.Linear(512, 10)
+            self.projector = nn.Sequential(nn.Linear(512, 32), nn.ReLU(), nn.Linear(32, 16))
+
+        def training_step(self, batch, index):
+            return self.projector(self.encoder(batch)).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 1e-4)
+
+    network = Model()
+    args = argparse.Namespace(name="byol-imagenet", method="byol", encoder="resnet18", epochs=1)
+    checkpointer = own.Checkpointer(args, logdir=folder / "trained_models")
+    trainer_of(module, checkpointer).fit(network, batches())
+    (saved,) = (folder / "trained_models").rglob("*.ckpt")
+    assert (saved.parent / "args.json").exists()
+    return Made(
+        saved,
+        of_torchvision(network.encoder),
+        ("online", "target"),
+        of_torchvision(network.momentum_encoder),
+        method="BYOL",
+        evidence={"method": READ, "pixels": ASSUMED},
+    )
+
+
 def lightning(folder: Path) -> Made:
     """A Trainer of Lightning that saves after an epoch."""
     module = pytest.importorskip("pytorch_lightning")
@@ -235,17 +388,8 @@ def lightning(folder: Path) -> Made:
             return torch.optim.SGD(self.parameters(), 1e-4)
 
     network = Model()
-    trainer = module.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(network, torch.utils.data.DataLoader(torch.randn(2, 3, 32, 32), batch_size=2))
-    trainer.save_checkpoint(folder / "last.ckpt")
+    trainer_of(module).fit(network, batches())
+    network.trainer.save_checkpoint(folder / "last.ckpt")
     return Made(
         folder / "last.ckpt",
         of_torchvision(network.backbone),
@@ -323,6 +467,9 @@ PRODUCERS: dict[str, Callable[[Path], Made]] = {
     "mmengine, Runner": mmengine_runner,
     "mmengine, Runner with EMAHook": mmengine_average,
     "Lightning, Trainer.save_checkpoint": lightning,
+    "lightly, BYOL": lightly_byol,
+    "lightly, DINO": lightly_dino,
+    "solo-learn, Checkpointer": solo_learn,
     "accelerate, save_state": accelerate_folder,
     "torch, torch.compile": compiled,
     "torch, AveragedModel": averaged,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
+import torchvision
 import yaml
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from intl_transfer.conversion import convert, read_backbone
 from intl_transfer.conversion.pipeline import Told
@@ -23,6 +26,15 @@ def source(tmp_path_factory):
     file = tmp_path_factory.mktemp("source") / "in.pth"
     torch.save(network.state_dict(), file)
     return file, of_torchvision(network)(images())
+
+
+def stages_of_torchvision(file):
+    """The features after the stem and every stage, by torchvision's own network."""
+    network = torchvision.models.resnet18()
+    network.load_state_dict(torch.load(file, weights_only=True))
+    taken = {"maxpool": "stem", **{f"layer{i}": f"stage{i}" for i in range(1, 5)}}
+    with torch.no_grad():
+        return create_feature_extractor(network.eval(), taken)(images())
 
 
 def images():
@@ -49,18 +61,29 @@ def test_timm_loads_the_folder(tmp_path, source):
     assert again["converted_before"]
 
 
-def test_transformers_loads_the_folder(tmp_path, source):
+def test_transformers_loads_the_folder(tmp_path, source, monkeypatch):
     transformers = pytest.importorskip("transformers")
     file, expected = source
     convert(file, tmp_path / "model.safetensors", to="transformers")
     model, loaded = transformers.AutoModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(loaded[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    # What AutoBackbone builds; itself, it asks the hub for the folder's name in this version.
-    backbone = transformers.ResNetBackbone.from_pretrained(tmp_path, out_features=["stage4"])
     with torch.no_grad():
         assert relative_error(expected, model.eval()(images()).last_hidden_state) < 1e-5
-        (last,) = backbone.eval()(images()).feature_maps
-    assert relative_error(expected, last) < 1e-5
+    # AutoBackbone asks the hub whether it has the folder's name, and takes no for timm's: this is
+    # what it answers once the folder is pushed.
+    there = SimpleNamespace(repo_exists=lambda name: True)
+    monkeypatch.setattr(transformers.models.auto.auto_factory, "hf_api", lambda: there)
+    stages = ["stem", "stage1", "stage2", "stage3", "stage4"]
+    for auto in (transformers.AutoBackbone, transformers.ResNetBackbone):
+        backbone, loaded = auto.from_pretrained(
+            tmp_path, out_features=stages, output_loading_info=True
+        )
+        assert type(backbone) is transformers.ResNetBackbone
+        assert not any(loaded[key] for key in ("missing_keys", "mismatched_keys"))
+        with torch.no_grad():
+            found = dict(zip(stages, backbone.eval()(images()).feature_maps, strict=True))
+        for name, theirs in stages_of_torchvision(file).items():
+            assert relative_error(theirs, found[name]) < 1e-5
     same(read_backbone(tmp_path).state, read_backbone(file).state)
 
 

@@ -70,6 +70,7 @@ KINDS = {
     "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     "page": (b"\n  <!DOCTYPE html><html>", "HTML page.*fetch it again"),
     "denied": (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "XML.*fetch it again"),
+    "refused": (b"<Error><Code>AccessDenied</Code></Error>", "markup.*fetch it again"),
     "scripted": (_scripted, r"TorchScript.*torch\.jit\.load"),
     "exported": (_exported, r"exported program.*torch\.export\.load"),
     "onnx": (b"\x08\x08\x12\x07pytorch\x1a\x052.1.0" + bytes(40), "ONNX"),
@@ -140,8 +141,50 @@ def test_a_strangers_file_is_listed(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([small_state(), {"epoch": 1}], r"found list of 2: \[0\] with 120 tensors.*\[0\], OUT"),
+        (
+            ({"epoch": 1}, {"net": small_state()}),
+            r"found tuple of 2: \[1\] with 120 tensors.*\[1\], OUT",
+        ),
+        ([1, 2], r"found list of 2 without any named tensors.*torch\.save\(model"),
+        (torch.ones(2, 3), r"one tensor of shape \(2, 3\).*torch\.save\(model"),
+        ({"a": 1, "b": [2]}, r"first keys: a, b\): no tensor in it"),
+        ({"model": {"_fsdp_wrapped_module._flat_param": torch.ones(9)}}, "FSDP.*FULL_STATE_DICT"),
+    ],
+)
+def test_what_has_no_names_is_listed_with_the_line_to_type(tmp_path, values, words):
+    torch.save(values, tmp_path / "in.pth")
+    with pytest.raises(UserError, match=words):
+        load_backbone(tmp_path / "in.pth")
+
+
+@pytest.mark.parametrize(
+    "name", ["model.ckpt-250.data-00000-of-00001", "model.ckpt-250.index", "saved_model.pb"]
+)
+def test_parts_of_tensorflows_files_are_named(tmp_path, name):
+    (tmp_path / name).write_bytes(bytes(range(200, 250)))
+    with pytest.raises(UserError, match=r"TensorFlow's checkpoint.*Next: load it there"):
+        load_backbone(tmp_path / name)
+
+
+def test_folders_say_what_lies_in_them(tmp_path):
+    with pytest.raises(UserError, match="It holds nothing"):
+        load_backbone(tmp_path)
+    (tmp_path / "global_step5").mkdir()
+    (tmp_path / "latest").write_text("global_step5")
+    with pytest.raises(UserError, match="It holds global_step5/, latest"):
+        load_backbone(tmp_path)
+    torch.save({"module": small_state()}, tmp_path / "global_step5" / "mp_rank_00.pt")
+    with pytest.raises(UserError, match=r"It holds global_step5/mp_rank_00\.pt: give one"):
+        load_backbone(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("made", "words"),
     [
+        (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), r"quantized.*dequantize\(\)"),
         (lambda t: t.to_sparse(), "sparse"),
         (lambda t: torch.nn.Parameter(t.to_sparse()), "sparse"),
         (lambda t: t.to("meta"), "meta device"),

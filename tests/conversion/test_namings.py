@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 
 from intl_transfer.conversion import convert, read_backbone
@@ -136,6 +137,33 @@ def test_spellings_go_there_and_back(naming):
     assert [naming.to_torchvision(naming.from_torchvision(name)) for name in state] == list(state)
 
 
+def test_wrappers_within_names_are_none_of_their_own(tmp_path):
+    """Of torch.compile and of activation checkpointing, around parts and the whole."""
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    network = torchvision.models.resnet18()
+    network.load_state_dict(ONLINE, strict=False)
+    network.layer1 = torch.compile(network.layer1)
+    network.layer2[1] = checkpoint_wrapper(network.layer2[1])
+    network.layer3 = checkpoint_wrapper(torch.compile(network.layer3))
+    state = torch.compile(network).state_dict()
+    assert sum("_orig_mod." in key[10:] or "_checkpoint_wrapped" in key for key in state) > 50
+    equal(read_backbone(saved(tmp_path / "a.pth", {"model": state})).state, ONLINE)
+
+    pair = {"net_s": behind("_orig_mod.", ONLINE), "net_teacher": behind("_orig_mod.", TARGET)}
+    file = saved(tmp_path / "b.pth", pair)
+    equal(read_backbone(file, "target").state, TARGET)
+    for prefix in ("net_s/", "net_s/_orig_mod."):  # as listed, and as the file has it
+        equal(read_backbone(file, prefix).state, ONLINE)
+
+
+def test_names_that_differ_by_a_wrapper_alone_are_two_networks(tmp_path):
+    both = {**behind("_orig_mod.", ONLINE), **TARGET}
+    file = saved(tmp_path / "a.pth", {"model": both})
+    equal(read_backbone(file, "model/_orig_mod.").state, ONLINE)
+    equal(read_backbone(file, "model/").state, TARGET)
+
+
 def test_shards_that_are_missing_or_lead_elsewhere(tmp_path):
     state = backbone_state()
     parts = {name: f"model-0000{1 + (name < 'layer3')}-of-00002.safetensors" for name in state}
@@ -146,7 +174,7 @@ def test_shards_that_are_missing_or_lead_elsewhere(tmp_path):
     same(read_backbone(tmp_path).state, state)
     report = convert(tmp_path, tmp_path.parent / "sharded.safetensors")
     assert str(index).endswith(report["provenance"]["source_path"])
-    with pytest.raises(UserError, match=r"model-00001-of-00002|blocks in its four stages"):
+    with pytest.raises(UserError, match=r"blocks in its four.*one of 2 files.*give the fol"):
         read_backbone(tmp_path / "model-00001-of-00002.safetensors")
     for wrong in ("../elsewhere.safetensors", "model-00009-of-00002.safetensors"):
         index.write_text(json.dumps({"weight_map": parts | {"conv1.weight": wrong}}))

@@ -183,13 +183,13 @@ def test_same_seed_same_files(tiny, tmp_path):
 
 
 def test_a_half_written_set_is_not_taken_for_whole(tmp_path, monkeypatch):
-    import intl_transfer.data.shapes as shapes
+    import intl_transfer.data.scenes as scenes
 
     def fail(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(shapes, "_voc_tree", fail)
+        patch.setattr(scenes, "_voc_tree", fail)
         with pytest.raises(KeyboardInterrupt):
             make_shapes(tmp_path / "set", TINY)
     assert list(tmp_path.iterdir()) == []

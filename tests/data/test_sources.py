@@ -8,17 +8,22 @@ import tarfile
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageOps
 from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
+from torchvision.transforms import CenterCrop, Compose, Resize
 
 from intl_transfer.data import cifar
+from intl_transfer.data.datasets import ViewsDataset
 from intl_transfer.data.folders import FolderSource
 from intl_transfer.data.images import UnreadableImageError
 from intl_transfer.data.roots import located
 from intl_transfer.data.shards import TarSource, shard_files
 from intl_transfer.data.source import NameTable
 from intl_transfer.data.sources import open_source
+from intl_transfer.data.views import ViewConfig, build_views
 from intl_transfer.errors import UserError
+from intl_transfer.evaluation.features import EvaluationImages
 
 
 @pytest.fixture(autouse=True)
@@ -135,6 +140,42 @@ def shards(tmp_path):
                 add(archive, f"{key:05d}.cls", str(key % 11).encode())
                 add(archive, f"{key:05d}.json", b"{}")
     return root
+
+
+@pytest.mark.parametrize("upright", [True, False])
+def test_images_lie_the_same_way_for_every_stage(tmp_path, upright):
+    """Class folders, shards, crops, centres and detection, by all values of the tag."""
+    import detection  # noqa: F401 - prepares Detectron2
+    from detection.images import read_as
+
+    folder = tmp_path / "folder" / "cat"
+    folder.mkdir(parents=True)
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        image = Image.fromarray(np.tile(picture(1), (2, 1, 1)))
+        image.save(folder / f"{orientation}.jpg", exif=exif)
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "a.tar", "w") as archive:
+        for file in sorted(folder.iterdir()):
+            archive.add(file, f"cat/{file.name}")
+    plain = build_views([ViewConfig(32, 1.0, flip=0, jitter=0, grey=0, blur=0, solarise=0)])
+    seen = []
+    for root in ("folder", "shards"):
+        source = open_source(tmp_path / root, upright=upright)
+        for i, file in enumerate(sorted(folder.iterdir())):
+            opened = Image.open(file)
+            expected = ImageOps.exif_transpose(opened) if upright else opened
+            assert np.array_equal(source.image(i), expected)
+            centre = EvaluationImages(source, 16)[i][0]
+            reference = Compose([Resize(18), CenterCrop(16)])(expected)
+            assert np.array_equal(centre, reference)
+            if upright:
+                assert np.array_equal(read_as(str(file), "RGB"), expected)
+        for cache in (True, False):
+            data = ViewsDataset(source, plain, seed=0, cache=cache)
+            seen.append(data.__getitems__([(0, i) for i in range(8)]).views[0])
+    assert all(torch.equal(one, seen[0]) for one in seen)
 
 
 @pytest.mark.parametrize("pattern", ["", "/train-{0000..0002}.tar", "/train-*.tar"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import time
@@ -9,12 +10,14 @@ import time
 import pytest
 import torch
 
+from intl_transfer.cli import main
 from intl_transfer.runs import read_manifest, read_metrics, read_results
 from intl_transfer.runs.stopping import CONTINUE
 from tests.detection.conftest import TINY, start_train_net, train_net
 
 ITERATIONS = 10
 BASE = ["--config", "shapes_coco_R18_C4", "--weights", "random", "--seed", "1"]
+BOXES = ["--config", "shapes_coco_R18_C4_boxes", "--weights", "random", "--seed", "1"]
 
 
 def budget(period: int, workers: int, iterations: int = ITERATIONS) -> list[str]:
@@ -33,6 +36,14 @@ def whole(data, tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="module")
+def whole_boxes(data, tmp_path_factory):
+    """The same without masks: the configuration for sets of boxes alone."""
+    out = tmp_path_factory.mktemp("runs") / "boxes"
+    train_net(data, *BOXES, "--output-dir", out, *budget(100, workers=0))
+    return out
+
+
 def final(folder):
     content = torch.load(folder / "model_final.pth", weights_only=True)
     return content["model"], content["trainer"]["optimizer"]["state"]
@@ -47,9 +58,9 @@ def assert_same(one, other):
     assert same[0] == same[1]
 
 
-def interrupt(data, out, number, *arguments):
+def interrupt(data, out, number, *arguments, base=BASE):
     """Sends a signal once the run has a checkpoint; returns the exit status."""
-    process = start_train_net(data, *BASE, "--output-dir", out, *arguments)
+    process = start_train_net(data, *base, "--output-dir", out, *arguments)
     deadline = time.monotonic() + 240
     while not list(out.glob("model_0*.pth")) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -58,12 +69,19 @@ def interrupt(data, out, number, *arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_asked_to_stop_it_saves_and_goes_on_to_the_same_end(data, whole, tmp_path, number):
-    # Loading processes in one session, none in the other.
-    first, second = (2, 0) if number != signal.SIGUSR2 else (0, 2)
+@pytest.mark.parametrize(
+    ("number", "first", "second", "parts"),
+    [(signal.SIGTERM, 2, 0, ["box", "mask"]), (signal.SIGUSR2, 0, 2, ["box"])],
+    ids=["masks", "boxes"],
+)
+def test_asked_to_stop_it_saves_and_goes_on_to_the_same_end(
+    data, request, tmp_path, number, first, second, parts
+):
+    """With loading processes in one session, and none in the other; with masks, and without."""
+    base = BASE if "mask" in parts else BOXES
+    whole = request.getfixturevalue("whole" if "mask" in parts else "whole_boxes")
     out = tmp_path / "run"
-    assert interrupt(data, out, number, *budget(2, first)) == CONTINUE
+    assert interrupt(data, out, number, *budget(2, first), base=base) == CONTINUE
     manifest = read_manifest(out)
     assert manifest["status"] == "interrupted"
     found = re.fullmatch(rf"stopped by {number.name} after iteration (\d+)", manifest["error"])
@@ -71,13 +89,24 @@ def test_asked_to_stop_it_saves_and_goes_on_to_the_same_end(data, whole, tmp_pat
     assert made < ITERATIONS
     assert (out / f"model_{made - 1:07d}.pth").exists()
     assert not (out / "results.json").exists()
-    done = train_net(data, *BASE, "--output-dir", out, "--resume", *budget(100, second))
+    done = train_net(data, *base, "--output-dir", out, "--resume", *budget(100, second))
     assert f"Starting training from iteration {made}" in done.stdout + done.stderr
     assert len(list(out.glob("model_0*.pth"))) <= 2
     assert_same(whole, out)
+    assert sorted(read_results(out)["metrics"]) == parts
     evaluated = [row["iteration"] for row in read_metrics(out) if "evaluation" in row]
     assert evaluated[-1] == ITERATIONS
     assert read_results(out)["wall_time_s"] > read_metrics(out)[-2]["train_seconds"]
+
+
+@pytest.mark.slow
+def test_boxes_alone_land_in_a_table(whole_boxes, capsys):
+    results = read_results(whole_boxes)
+    assert results["architecture"]["meta"] == "Faster R-CNN"
+    assert set(results["metrics"]) == {"box"}
+    assert main(["collect", str(whole_boxes), "--format", "json", "--layout", "dataset"]) == 0
+    (table,) = json.loads(capsys.readouterr().out)
+    assert len(table["rows"]) == 1
 
 
 @pytest.mark.slow

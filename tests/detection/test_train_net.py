@@ -148,17 +148,3 @@ def test_what_cannot_work_is_said_before_anything_is_built(data, tmp_path, argum
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_boxes_alone_in_the_coco_layout(data, tmp_path, capsys):
-    out = tmp_path / "run"
-    options = ["--config", "shapes_coco_R18_C4_boxes", "--weights", "random", "--output-dir", out]
-    train_net(data, *options, *budget(2))
-    results = read_results(out)
-    assert results["architecture"]["meta"] == "Faster R-CNN"
-    assert set(results["metrics"]) == {"box"}
-    assert main(["collect", str(tmp_path), "--format", "json", "--layout", "dataset"]) == 0
-    (table,) = json.loads(capsys.readouterr().out)
-    assert len(table["rows"]) == 1
-    assert "finished; nothing to do" in train_net(data, *options, *budget(2), "--resume").stdout

@@ -20,7 +20,10 @@ from intl_transfer.evaluation.config import protocol
 from intl_transfer.evaluation.learner import schedule
 from intl_transfer.runs.settings import flatten, select
 
-OWN = {"shapes_linear", "shapes_knn", "shapes_semi10"}
+OWN = {
+    *("shapes_linear", "shapes_knn", "shapes_semi10"),
+    *("photo_cutouts_linear", "photo_cutouts_knn"),
+}
 
 TABLE = """
 # recipes                 key                     value
@@ -66,6 +69,7 @@ imagenet*                 optim.head_std          0.01
 imagenet*                 data.size               224
 imagenet*                 data.crop_pct           0.875
 *                         data.interpolation      bilinear
+*                         data.exif_orientation   false
 imagenet*                 data.augment            true
 *                         data.scale_min          0.08
 
@@ -171,7 +175,7 @@ def test_every_line_speaks_of_a_recipe():
 
 @pytest.mark.parametrize("name", sorted(OWN))
 def test_every_other_file_can_be_read(name):
-    assert resolved(name).data.name == "shapes"
+    assert resolved(name).data.name == name.rpartition("_")[0]
 
 
 def test_the_cosine_is_set_once_an_epoch_and_both_schedules_are_offered():

@@ -244,19 +244,28 @@ def test_settings_that_were_changed_on_purpose_count(classes, trained, tmp_path)
     assert read_manifest(output)["config"]["model"]["backbone"] == "resnet18"
 
 
-def test_a_run_of_before_does_not_go_on_with_other_crops(classes, trained, tmp_path, capsys):
-    """Its configuration lacks what was no setting then; crops were bicubic."""
-    output = tmp_path / "run"
-    evaluate(classes, trained, output, "engine.stop_after_steps=1", "data.interpolation=bicubic")
+def test_a_run_of_before_goes_on_as_it_began(classes, trained, tmp_path, capsys):
+    """Its configuration lacks what was no setting then; crops were bicubic, tags left aside."""
+    whole, output = tmp_path / "whole", tmp_path / "run"
+    former = ["data.interpolation=bicubic", "data.exif_orientation=false"]
+    evaluate(classes, trained, whole, *former)
+    evaluate(classes, trained, output, "engine.stop_after_steps=1", *former)
     manifest = json.loads((output / "manifest.json").read_text())
-    for key in ("interpolation", "crop_pct", "normalize"):
+    for key in ("interpolation", "exif_orientation", "crop_pct", "normalize"):
         del manifest["config"]["data"][key]
     del manifest["config"]["optim"]["base_batch_size"]
     (output / "manifest.json").write_text(json.dumps(manifest))
-    evaluate(classes, trained, output, expected=2)
-    assert "data.interpolation: bicubic there, bilinear here" in capsys.readouterr().err
-    evaluate(classes, trained, output, "data.interpolation=bicubic")
-    assert read_manifest(output)["status"] == "finished"
+    changes = ["data.interpolation=bilinear", "data.exif_orientation=true"]
+    evaluate(classes, trained, output, *changes, expected=2)
+    refused = capsys.readouterr().err
+    assert "data.interpolation: bicubic there, bilinear here" in refused
+    assert "data.exif_orientation: False there, True here" in refused
+    evaluate(classes, trained, output)
+    manifest = read_manifest(output)
+    assert manifest["status"] == "finished"
+    assert manifest["config"]["data"]["interpolation"] == "bicubic"
+    assert manifest["config"]["data"]["exif_orientation"] is False
+    assert read_results(output)["metrics"] == read_results(whole)["metrics"]
 
 
 def test_too_large_a_batch_is_refused(classes, trained, tmp_path, capsys):

@@ -39,6 +39,7 @@ SHARES = {
     "tar shards": 8,
     "lists": 5,
     "ledgers": 4,
+    "Qt resources": 5,
 }
 _FORBIDDEN = (
     "os.system",

@@ -28,6 +28,7 @@ from intl_transfer.data.shards import TarSource
 from intl_transfer.data.source import ImageSource
 from intl_transfer.data.sources import select
 from intl_transfer.errors import UserError
+from intl_transfer.files.rcc import RccFile
 from intl_transfer.results import TableOptions, build_tables, collect
 from intl_transfer.results.outputs import write_folder
 from intl_transfer.runs.checkpoint import FORMAT, read_checkpoint
@@ -38,6 +39,7 @@ from slurm.benchmark import read as read_benchmark
 from slurm.ledger import Ledger
 from slurm.resources import profile
 from tests.conversion.layouts import small_state
+from tests.data.test_rcc import compose
 from tests.fuzz import mutations
 from tests.results.synthetic import detection_run, evaluation_run, foreign_run, pretraining_run
 
@@ -261,6 +263,18 @@ def _ledger(rng: random.Random, folder: Path) -> None:
     Ledger.read(folder)
 
 
+def _resources(rng: random.Random, folder: Path) -> None:
+    names = ["/a/b.txt", "/a/c/d.webp", "/e", "/\u00e9/\U0001f600"]
+    files = {name: bytes(rng.choice([0, 9, 300])) for name in names}
+    whole = compose(files, rng.choice([1, 2, 3]), frozenset(names[::2]))
+    file = folder / "a.rcc"
+    file.write_bytes(mutations.damaged(whole, rng))
+    found = RccFile(file)
+    for name in found.names():
+        with contextlib.suppress(UserError):
+            found.read(name)
+
+
 def prepare() -> None:
     """Makes the files that inputs are made of."""
     _checkpoints(), _configurations(), _runs()
@@ -276,4 +290,5 @@ READERS = (
     Reader("tar shards", _shards),
     Reader("lists", _lists),
     Reader("ledgers", _ledger),
+    Reader("Qt resources", _resources),
 )

@@ -162,7 +162,7 @@ def _gradients_on_rank(rank: int, world_size: int) -> dict:
     views = [x[rank * rows : (rank + 1) * rows] for x in _views()]
     outcome = {}
     for method in ("intl", "intl_ema"):
-        encoder = synchronise_batchnorm(_whole_network(), torch.device("cpu"))
+        encoder = synchronise_batchnorm(_whole_network())
         ranks = Ranks(rank, world_size, rank, torch.device("cpu"))
         network = parallelise(encoder, ranks, share_buffers=False)
         loss = _whole_loss(method, network, MovingAverage(encoder), views)
@@ -208,7 +208,7 @@ def _loss(output: torch.Tensor) -> torch.Tensor:
 
 
 def _batchnorm_on_rank(rank: int, world_size: int) -> tuple:
-    network = synchronise_batchnorm(_normalised(), torch.device("cpu"))
+    network = synchronise_batchnorm(_normalised())
     assert isinstance(network[1], CollectiveBatchNorm)
     ranks = Ranks(rank, world_size, rank, torch.device("cpu"))
     parallel = parallelise(network, ranks, share_buffers=False)

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from intl_transfer.data.datasets import Batch
 from intl_transfer.models import (
@@ -88,7 +89,7 @@ def test_recomputation_holds_less():
 
 def test_recomputation_and_evaluation():
     backbone, _ = build_backbone("resnet18")
-    synchronise_batchnorm(backbone, torch.device("cpu"))
+    synchronise_batchnorm(backbone)
     assert any(isinstance(module, CollectiveBatchNorm) for module in backbone.modules())
     reference = copy.deepcopy(backbone).eval()
     recompute_activations(backbone)
@@ -167,3 +168,35 @@ def test_a_step_whose_embeddings_are_not_finite_changes_nothing():
     for name, parameter in made.encoder.named_parameters():
         if not name.endswith("projector.6.bias"):
             assert torch.equal(parameter, before[name]), name
+
+
+class Waits(TorchDispatchMode):
+    """Where the host asks for a number that a GPU would have to be waited for."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::")
+        if name in ("_local_scalar_dense", "nonzero", "equal", "masked_select"):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", ["intl", "intl_ema"])
+def test_a_step_waits_for_the_device_once(method, monkeypatch):
+    """To decide whether it counts; not between forward and backward."""
+    made = learner(f"loss.method={method}", "engine.lockstep=true", "optim.clip_norm=1")
+    made.step(0, batch())
+    before = []
+    real = torch.Tensor.backward
+    with Waits() as waits:
+        monkeypatch.setattr(
+            torch.Tensor,
+            "backward",
+            lambda *arguments: (before.append(len(waits.seen)), real(*arguments))[1],
+        )
+        assert made.step(1, batch(1)).is_finite
+    assert before == [0]
+    assert waits.seen == ["_local_scalar_dense"]

@@ -29,7 +29,7 @@ from pretrain.session import check
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "pretrain"
 IMAGES = {"cifar": 50_000, "imagenet100": 126_689, "imagenet": 1_281_167}
 #: Chosen here; the others are published, or published settings shortened.
-OWN = {"shapes_r18", "shapes_r50"}
+OWN = {"photo_cutouts_r18", "shapes_r18", "shapes_r50"}
 
 # cifar*: CIFAR-10 and -100. imagenet100*: ImageNet-100. *ep???: ImageNet, two views.
 # *_ema: ImageNet, multi-crop with moving average. A view of - is no view's key, * is every view's.
@@ -89,9 +89,9 @@ imagenet_r50*              -     model.projector_hidden  8192
 cifar*                     -     model.embedding         2048
 imagenet*                  -     model.embedding         8192
 
-# precision
+# precision: "mixed" there, by fp16; bf16 has no scale to look for
 cifar*                     -     engine.precision        fp32
-imagenet*                  -     engine.precision        fp16
+imagenet*                  -     engine.precision        bf16
 
 # the loss: INTL, T = 4, the default axis, beta by its formula; m0 of the moving average
 cifar*                     -     loss.method             intl
@@ -172,6 +172,8 @@ imagenet100*               1     solarise                0.2
 cifar10_*                  -     data.normalize          cifar10
 cifar100_*                 -     data.normalize          cifar100
 imagenet*                  -     data.normalize          imagenet
+# images as torchvision's reader has them
+*                          -     data.exif_orientation   false
 
 # k nearest neighbors of CIFAR
 cifar*                     -     knn.k                   5

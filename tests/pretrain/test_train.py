@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -13,12 +14,15 @@ from safetensors import safe_open
 from intl_transfer.errors import UserError
 from intl_transfer.models import Encoder, build_backbone, build_projector
 from intl_transfer.runs import read_manifest, read_metrics, read_results, sha256_file
+from intl_transfer.runs.changes import changes_of
 from intl_transfer.runs.checkpoint import load_newest
 from intl_transfer.runs.config import load_config
 from pretrain.config import OptimConfig, PretrainConfig
 from pretrain.learner import learning_rate, parameter_groups
 from pretrain.session import check
+from pretrain.train import configuration
 from tests.pretrain.running import ROOT, TORCHRUN, assert_same, backbone, train
+from tests.results.synthetic import pretraining_run
 
 
 @pytest.mark.parametrize(
@@ -221,6 +225,25 @@ def test_tar_shards_train_and_resume_bit_identically(images, tmp_path):
     train(shards, tmp_path / "parts", "data.workers=2", "engine.stop_after_steps=4")
     train(shards, tmp_path / "parts", "data.workers=1")
     assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_run_that_is_there_keeps_what_it_began_with(tmp_path):
+    """Manifests of earlier versions lack keys; their runs were made by the defaults of then."""
+    output = str(tmp_path / "run")
+    given = ["data.name=mine", "data.root=images"]
+    assert configuration("shapes_r18", given, output).data.exif_orientation
+    run = pretraining_run(tmp_path, "run")
+    config = dataclasses.asdict(configuration("shapes_r18", given, output))
+    del config["data"]["exif_orientation"]
+    run.manifest.config = config
+    run.save()
+    goes_on = configuration("shapes_r18", given, output)
+    assert not goes_on.data.exif_orientation
+    assert not changes_of(output, "pretrain", dataclasses.asdict(goes_on))
+    other = configuration("shapes_r18", [*given, "data.exif_orientation=true"], output)
+    assert changes_of(output, "pretrain", dataclasses.asdict(other)) == {
+        "data.exif_orientation": {"before": False, "now": True}
+    }
 
 
 def test_a_subset_is_what_is_trained_on(images, tmp_path):

@@ -38,7 +38,10 @@ def test_imagenet_linear_has_a_column_for_each_number_of_epochs(tmp_path):
     byol = next(row for row in table.rows if row.method == "BYOL")
     assert byol.published
     assert byol.figures["linear", "800 ep"].mean == 74.3
-    assert byol.notes == ("published: SimSiam (arXiv 2011.10566) Table 4",)
+    assert byol.notes == (
+        "published: SimSiam (arXiv 2011.10566) Table 4",
+        "not stated here: batch size of pretraining, protocol of the evaluation, number of runs",
+    )
     assert "batch 256" in {row.detail for row in table.rows if row.published}
 
 
@@ -105,7 +108,16 @@ def test_small_data_sets_are_one_row_a_method(tmp_path):
     assert row.detail == (
         "cifar10_r18_ep1000, 1000 ep, cifar10; cifar100_r18_ep1000, 1000 ep, cifar100"
     )
-    table = tables_of(tmp_path, published=True)[-1]
+    tables = tables_of(tmp_path, published=True)
+    table = next(t for t in tables if t.rows[0].method == row.method and "small" in t.title.lower())
+    assert not any("online" in note for r in table.rows for note in r.notes)
+    online = next(t for t in tables if "online linear head" in t.title)
+    assert all(r.published and "online linear head" in r.notes for r in online.rows)
+    lightly = next(t for t in tables if "benchmark of lightly" in t.title)
+    dino = next(r for r in lightly.rows if r.method == "DINO")
+    assert dino.detail == "100 ep, batch 128"
+    assert dino.figures["k-NN (InstDisc)", "top-1"].mean == 49.9
+    assert "settings not tuned" in dino.notes
     assert table.tasks == ("cifar10", "cifar100", "imagenet100")
     cw_rgp = next(row for row in table.rows if row.method == "CW-RGP")
     assert cw_rgp.figures["cifar10", "5-NN"].mean == 89.54

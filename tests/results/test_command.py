@@ -65,6 +65,7 @@ def test_a_folder_gets_every_form_and_the_report(standard, tmp_path, capsys):
         names = {file.name for file in Path(out).iterdir() if file.is_file()}
         assert names == {
             "index.html", "table.md", "table.tex", "table.csv", "table.json", "table.txt",
+            "table.long.csv",
         }  # fmt: skip
         assert "begin{document}" in (Path(out) / "table.tex").read_text()
 
@@ -147,8 +148,16 @@ def test_wrong_values(standard, capsys, options, expected):
 
 def test_conditions_that_nothing_fits(standard, capsys):
     status, _, err = collect(capsys, standard, "--rows", "method=MoCo*")
-    assert status == 1
-    assert "no row fits --rows method=MoCo*" in err
+    assert status == 2
+    assert (
+        "--rows method=MoCo*: no row fits. Values of method here: Barlow Twins, INTL, moco_v2, "
+        "random init"
+    ) in err
+    status, _, err = collect(capsys, standard, "--rows", "schedule=3x")
+    assert status == 2
+    assert "Values of schedule here: 1x, 24k" in err
+    both = ("--rows", "method=moco_v2", "--rows", "source=measured")
+    assert "each fits some rows, but no row fits all of them" in collect(capsys, standard, *both)[2]
 
 
 def test_of_hundreds_left_out_the_first_are_named(tmp_path, capsys):

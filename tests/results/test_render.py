@@ -9,13 +9,15 @@ import os
 import re
 import shutil
 import subprocess
+import unicodedata
 from pathlib import Path
 
 import pytest
 
 from intl_transfer.errors import UserError
 from intl_transfer.results import TableOptions, build_tables, collect, render
-from intl_transfer.results.latex import escape_latex
+from intl_transfer.results.grid import clean
+from intl_transfer.results.latex import PACKAGES, escape_latex
 from intl_transfer.results.templates import render_template
 from tests.results.synthetic import detection_run, evaluation_run, figures, pretraining_run
 
@@ -85,7 +87,7 @@ def test_missing_figures_are_blank_never_zero(tmp_path):
     tables = build_tables(collect([tmp_path]))
     line = next(s for s in render(tables, "md").splitlines() if s.startswith("| INTL"))
     assert [cell.strip() for cell in line.split("|")][3:-1] == ["1", "", "30.0", "20.0"]
-    assert "& 1 &  & 30.0 & 20.0" in render(tables, "latex")
+    assert r"& 1 &  & 30.0 & 20.0" in render(tables, "latex")
     (row,) = csv.DictReader(io.StringIO(render(tables, "csv")))
     assert row["box_AP50_mean"] == ""
     assert row["mask_AP_mean"] == ""
@@ -108,39 +110,50 @@ def test_users_text_is_escaped_in_every_form(tmp_path):
         assert "\x1b" not in render(tables, form)
         assert "\u202e" not in render(tables, form)
     rows = list(csv.DictReader(io.StringIO(render(tables, "csv"))))
-    assert rows[0]["initialisation"] == HOSTILE
+    assert rows[0]["initialisation"] == clean(HOSTILE)
+    for form in ("csv", "long"):
+        text = render(tables, form)
+        assert not any(unicodedata.category(c).startswith("C") for c in text if c != "\n")
+        assert len(text.splitlines()) == 1 + len(list(csv.DictReader(io.StringIO(text))))
 
 
 def test_a_spreadsheet_takes_no_name_for_a_formula(tmp_path):
     detection_run(tmp_path, "run", method='=HYPERLINK("http://x")')
-    (row,) = csv.DictReader(io.StringIO(render(build_tables(collect([tmp_path])), "csv")))
-    assert row["initialisation"].startswith("'=")
+    detection_run(tmp_path, "other", method="\x07@x", metrics={"=1+1": {"-x": 3.0}})
+    for form in ("csv", "long"):
+        lines = list(csv.reader(io.StringIO(render(build_tables(collect([tmp_path])), form))))
+        cells = [cell for line in lines for cell in line]
+        assert sum(cell.startswith(("'=HYPERLINK", "'@x")) for cell in cells) >= 2
+        assert not any(cell.strip().startswith(("=", "+", "@")) for cell in cells)
 
 
 def test_every_latex_row_has_all_columns(tmp_path):
     detection_run(tmp_path, "a_run")
     detection_run(tmp_path, "b", method="random init")
     text = render(build_tables(collect([tmp_path]), published=True), "latex")
-    assert text.count(r"\begin{table}") == text.count(r"\end{table}") > 1
+    assert text.count(r"\begin{table") == text.count(r"\end{table") > 1
     columns = 0
     for line in text.splitlines():
         if line.strip().startswith(r"\begin{tabular}"):
-            columns = len(line.split("{")[-1].rstrip("}"))
+            spec = line.split("{tabular}{")[1].removesuffix("}")
+            columns = len(re.sub(r"\[[^]]*\]|@\{\}", "", spec))
         elif line.endswith(r"\\") and "multicolumn" not in line:
             assert line.replace(r"\&", "").count("&") == columns - 1, line
 
 
-def pdflatex(folder: Path, document: str) -> tuple[int, str]:
-    if shutil.which("pdflatex") is None:
-        pytest.skip("no pdflatex on this machine")
+def pdflatex(folder: Path, document: str, *between: tuple[str, ...]) -> tuple[int, str]:
+    """Compiles a document twice, with other programs in between."""
+    for program in ("pdflatex", "kpsewhich"):
+        if shutil.which(program) is None:
+            pytest.skip(f"no {program} on this machine")
+    if subprocess.run(["kpsewhich", "siunitx.sty"], capture_output=True).returncode:
+        pytest.skip("LaTeX without siunitx on this machine (Debian: texlive-science)")
     (folder / "t.tex").write_text(document)
-    done = subprocess.run(
-        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        errors="replace",
-    )
+    latex = ("pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex")
+    for command in (latex, *between, latex, *([latex] if between else [])):
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
+        if done.returncode:
+            break
     return done.returncode, done.stdout
 
 
@@ -158,7 +171,7 @@ def test_latex_compiles_in_ones_own_document_whatever_the_names(tmp_path):
     detection_run(tmp_path / "runs", "b", method="[x] " + letters)
     detection_run(tmp_path / "runs", "c", method="*")
     body = render(build_tables(collect([tmp_path / "runs"])), "latex", spread="t")
-    head = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}"
+    head = rf"\documentclass{{article}}\usepackage{{{PACKAGES}}}\begin{{document}}"
     status, log = pdflatex(tmp_path, f"{head}{body}\\end{{document}}")
     assert status == 0, log
 

@@ -141,7 +141,11 @@ def test_rules_name_keys_that_exist():
 
 
 def test_what_absent_keys_imply_is_the_default_but_where_that_was_changed():
-    changed = {("evaluation", "data.interpolation")}  # crops were bicubic once
+    changed = {
+        ("evaluation", "data.interpolation"),  # crops were bicubic once
+        ("evaluation", "data.exif_orientation"),  # tags were left aside, as by torchvision
+        ("pretrain", "data.exif_orientation"),
+    }
     for stage, values in IMPLIED.items():
         config = flatten({**CONFIGS, "neighbours": CONFIGS["pretrain"]["knn"]}[stage])
         for key, value in values.items():

@@ -11,6 +11,7 @@ import pytest
 
 from intl_transfer.errors import UserError
 from intl_transfer.runs import read_results
+from intl_transfer.runs.settings import IMPLIED
 from slurm.benchmark import Plan, read
 from tests.detection.conftest import TINY as TINY_DETECTOR
 from tests.pretrain.running import ROOT
@@ -139,14 +140,16 @@ def test_the_shipped_benchmarks_are_the_papers_columns(tmp_path):
     nodes = plan(read("paper_table", []), tmp_path)
     runs = [node for node in nodes if node.stage == "detection"]
     assert {node.key.split("/")[0] for node in runs} == {"coco_2x", "coco_1x", "voc_24k"}
-    assert len(runs) == 3 * 3 * 5  # evaluations, initialisations, seeds
+    # Evaluations, initialisations (four seeds of one, one of the other, none), seeds.
+    assert len(runs) == 3 * (4 + 1 + 1) * 5
     (collect,) = [node for node in nodes if node.stage == "collect"]
     assert (collect.after, set(collect.parents)) == ("any", {node.key for node in runs})
     for node in runs:
-        start = node.key.split("/")[1].split("_seed")[0]
+        start = node.key.split("/")[1].rsplit("_seed", 1)[0]
         assert node.parents == ([] if start == "random" else [f"convert/{start}"])
     pretraining = [node for node in nodes if node.stage == "pretrain"]
-    assert {node.resources["nodes"] for node in pretraining} == {4}
+    assert len(pretraining) == 4 + 1
+    assert {(n.resources["nodes"], n.resources["gpus_per_node"]) for n in pretraining} == {(1, 8)}
     small = [node for node in nodes if node.stage in ("convert", "collect")]
     assert {node.resources["gpus_per_node"] for node in small} == {0}
     assert [n.stage for n in plan(read("shapes_smoke", []), tmp_path)].count("detection") == 6
@@ -255,6 +258,10 @@ def test_only_settings_that_decide_ask_a_stage_again(tmp_path, config):
         node = changed["coco/random_seed0"]
         node.made_with = before[node.key].settings
         assert list(node.changes()) == (["DATALOADER.SAMPLER_TRAIN"] if name == "decides" else [])
+    run = next(node for node in before.values() if node.stage == "pretrain")
+    implied = IMPLIED["pretrain"]  # of a ledger from before these keys: the earlier behavior
+    run.made_with = {key: value for key, value in run.settings.items() if key not in implied}
+    assert list(run.changes()) == ["data.exif_orientation"]  # the one whose default has changed
     node.made_with = ["of", "an", "earlier", "version"]
     assert node.changes() == {}
 

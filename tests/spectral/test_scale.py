@@ -23,6 +23,7 @@ from intl_transfer.spectral import (
     trace_loss,
     uniformity,
     vicreg_loss,
+    without_waiting,
 )
 from tests.ranks import run_ranks
 from tests.spectral.functions import AXES, embeddings, losses, transforms
@@ -223,3 +224,26 @@ def test_iternorm_as_a_transform_is_as_the_loss() -> None:
     torch.testing.assert_close(
         spectral_loss(views, IterNorm(4), 0.05), intl_loss(views, trace_weight=0.05)
     )
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_without_waiting_no_bit_differs_and_bad_values_become_nan(axis: str, shape: tuple) -> None:
+    for scale in (1e-25, 1.0, 1e25):
+        first, second = (scaled(*shape, scale, seed) for seed in (0, 1))
+
+        def loss(z: Tensor, other: Tensor = second) -> Tensor:
+            return intl_loss([z, other], axis, 4, 0.05)
+
+        expected = value_and_gradient(loss, first)
+        with without_waiting():
+            found = value_and_gradient(loss, first)
+            for one, two in zip(found, expected, strict=True):
+                assert torch.equal(one, two)
+            for bad in (float("nan"), float("inf")):
+                broken = first.clone()
+                broken[1, 2] = bad
+                assert loss(broken).isnan()
+                assert intl_ema_loss([first], broken, axis, 4, 0.05).isnan()
+    with pytest.raises(NonFiniteError):
+        loss(broken)

@@ -24,7 +24,7 @@ from intl_transfer.models import Stem
 
 ONLINE, TARGET = "online", "target"
 # Dictionaries and wrappers around a network: DistributedDataParallel's, torch.compile's.
-ANY = r"(?:(?:state_dict|model|model_state_dict|state|net)/)?(?:module\.|_orig_mod\.|model\.)*"
+ANY = r"(?:(?:state_dict|model|model_state_dict|state|net)/)?(?:module\.|model\.)*"
 
 
 @dataclass(frozen=True)

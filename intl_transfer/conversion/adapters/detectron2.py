@@ -30,7 +30,7 @@ from intl_transfer.conversion.settings import CAFFE, IMAGENET, Settings, from_co
 from intl_transfer.errors import UserError
 from intl_transfer.files.yamls import read_yaml
 
-_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
+_WRAPPERS = re.compile(r"^(?:module\.)+")
 _OF_A_DETECTOR = re.compile(r"(?:backbone\.bottom_up\.|backbone\.|roi_heads\.)?")
 
 

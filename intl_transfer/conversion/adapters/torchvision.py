@@ -20,7 +20,7 @@ _AVERAGE = (
 
 LAYOUT = Layout(
     "torchvision",
-    {ONLINE: ANY, TARGET: rf"{_AVERAGE}/(?:module\.|_orig_mod\.|model\.)*"},
+    {ONLINE: ANY, TARGET: rf"{_AVERAGE}/(?:module\.|model\.)*"},
     "",
     pixels=timm_settings,
 )

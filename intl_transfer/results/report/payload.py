@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 from intl_transfer.results.collect import Collection
 from intl_transfer.results.reading import Entry
 from intl_transfer.results.report.details import Cache, describe, provenance_of
+from intl_transfer.results.report.evidence import evidence_of
 from intl_transfer.results.report.series import POINTS
 from intl_transfer.results.report.values import as_text, mapping, number, page_key, text
 from intl_transfer.results.rows import Column, Row, Table
@@ -22,6 +25,8 @@ STATES = ("finished", "running", "stalled", "failed", "interrupted", "superseded
 STAGES = {"detection": 0, "evaluation": 1, "pretrain": 2}
 _PICTURES = 400  # on the whole page
 _PICTURES_A_RUN = 12
+#: Tables that have a picture to be saved.
+_DRAWN = 8
 _CURVES = 60_000  # points of a curve, over all runs
 
 
@@ -74,7 +79,10 @@ def build_payload(
             "parent": keys.get(parent) if parent else None,
         }
     payload.overview = {
-        "tables": [_table(table, keys) for table in tables],
+        "tables": [
+            {**_table(table, keys), "name": name, "pictures": _pictures_of(table, index)}
+            for index, (table, name) in enumerate(zip(tables, _names(tables), strict=True))
+        ],
         "runs": runs,
         "configs": bases,
         "problems": [str(problem) for problem in collection.problems],
@@ -170,12 +178,39 @@ def _short_hash(words: Any) -> str:
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:12]
 
 
+def _pictures_of(table: Table, index: int) -> dict[str, str]:
+    """A measured table as SVG and PDF to be saved, for the first tables of the page."""
+    measured = [row for row in table.rows if not row.published]
+    if index >= _DRAWN or not any(row.figures for row in measured):
+        return {}
+    from intl_transfer.results.figures import draw_table
+
+    return {form: base64.b64encode(content).decode() for form, content in draw_table(table).items()}
+
+
+def _names(tables: Sequence[Table]) -> list[str]:
+    """Short names of tables, no two alike: data set and schedule, else more of the title."""
+    names = []
+    for table in tables:
+        short = [f"{part.dataset}, schedule {part.schedule}" for part in table.parts]
+        names.append(" and ".join(short) or table.title)
+    for name in [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        places = [index for index, other in enumerate(names) if other == name]
+        words = [set(re.split(r"[,;()] *", tables[index].title)) for index in places]
+        shared = set.intersection(*words)
+        for index in places:
+            title = re.split(r"[,;()] *", tables[index].title)
+            own = [word for word in title if word and word not in shared]
+            names[index] = f"{name}: {', '.join(own) or tables[index].key}"
+    return names
+
+
 def _table(table: Table, keys: dict[Path, str]) -> dict[str, Any]:
     notes: list[str] = []
     for row in table.rows:
         notes += [note for note in row.notes if note not in notes]
     return {
-        "key": _short_hash(table.title),
+        "key": table.key,
         "title": table.title,
         "parts": [
             {"title": part.title, "dataset": part.dataset, "tasks": list(part.tasks)}
@@ -200,6 +235,8 @@ def _row(table: Table, row: Row, notes: list[str], keys: dict[Path, str]) -> dic
         "detail": row.detail,
         "n": table.count(row),
         "published": row.published,
+        "group": row.group,
+        "evidence": evidence_of(table, row),
         "notes": [notes.index(note) + 1 for note in row.notes],
         "figures": [_cell(table, row, column) for column in table.columns()],
         "runs": [keys[run.path] for run in runs],
@@ -219,6 +256,7 @@ def _cell(table: Table, row: Row, column: Column) -> dict[str, Any] | None:
         "mean": number(summary.mean, 12),
         "std": number(summary.std, 12),
         "best": bool(mark and mark.best),
+        "alone": bool(mark and mark.alone),
         "arrow": arrow,
         "n": table.fewer(row, column),
     }
@@ -226,7 +264,5 @@ def _cell(table: Table, row: Row, column: Column) -> dict[str, Any] | None:
 
 def _of_each_run(row: Row, runs: Sequence[Run], column: Column) -> list[float | int | None]:
     """A column's figure of every run; None for a run that has none."""
-    summary = row.figures.get(column)
-    if summary is not None and len(summary.values) == len(runs):
-        return [number(value, 6) for value in summary.values]
-    return [number(run.figure(*column), 6) for run in runs]
+    values = row.each.get(column, {})
+    return [number(values.get(run.path), 6) for run in runs]

@@ -39,10 +39,15 @@ def watch(
                 try:
                     build(max(1, round(every)))
                 except (UserError, OSError) as error:
-                    print(f"not rebuilt: {error}", file=sys.stderr, flush=True)
+                    print(stamped(f"not rebuilt: {error}"), file=sys.stderr, flush=True)
             time.sleep(every)
     except KeyboardInterrupt:
         build(None)
+
+
+def stamped(text: str) -> str:
+    """A line of progress with the time of day before it."""
+    return f"{time.strftime('%H:%M:%S')} {text}"
 
 
 def _state(folders: Iterable[Path]) -> dict[Path, Fingerprint]:

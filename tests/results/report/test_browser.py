@@ -168,13 +168,16 @@ def test_tables_are_copied_as_they_are_shown(visit, report):
     cells = [cell.strip() for cell in lines[4].split("|")[1:-1]]
     assert cells[0] == "INTL [1]"
     assert cells[1] == "imagenet\\_r50\\_ep200, 200 ep, imagenet"
-    assert [re.match(r"\*\*([\d.]+) ± [\d.]+\*\*$", cell)[1] for cell in cells[3:]] == shown
+    assert [re.match(r"(?:\*\*)?([\d.]+) ± [\d.]+", cell)[1] for cell in cells[3:]] == shown
+    assert [cell.startswith("**") for cell in cells[3:]] == [False, True, False] * 3
     assert "random init" not in markdown
-    assert latex.count("\\begin{tabular}{llrrrrrrrrrr}") == 1
-    assert "imagenet\\_r50\\_ep200, 200 ep, imagenet & 3 & \\textbf{" in latex
+    figures = "S[table-format=2.1]@{}l" * 9
+    assert latex.count(f"\\begin{{tabular}}{{llr{figures}}}") == 1
+    assert "imagenet\\_r50\\_ep200, 200 ep, imagenet & 3 & " in latex
+    assert latex.count("\\bfseries") == 3
     assert "$\\pm$" in latex
     assert latex.count("\\midrule") == 1
-    assert [line for line in latex.splitlines() if line.endswith("\\\\")][-1].count("&") == 11
+    assert [line for line in latex.splitlines() if line.endswith("\\\\")][-1].count("&") == 20
 
 
 def test_without_a_clipboard_the_text_is_shown_to_be_selected(visit, report):

@@ -2,6 +2,7 @@
 
 const ROUTES = {
   "": { page: () => overviewPage(), title: "Results" },
+  table: { page: (key) => tablePage(key), title: "Results" },
   runs: { page: () => runsPage(), title: "Runs" },
   compare: { page: (a, b) => comparePage(a, b), title: "Compare" },
   "left-out": { page: () => leftOutPage(), title: "Not in the tables" },
@@ -33,7 +34,7 @@ function show(first) {
   document.title = `${title ? title.textContent : "Results"} · Transfer results`;
   document.querySelectorAll("#nav a").forEach((link) => {
     const active =
-      link.getAttribute("href") === `#/${name === "run" ? "runs" : name === "row" ? "" : name}`;
+      link.getAttribute("href") === `#/${name === "run" ? "runs" : name === "row" || name === "table" ? "" : name}`;
     if (active) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   });

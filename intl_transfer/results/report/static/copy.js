@@ -25,6 +25,7 @@ const LATEX = {
   "±": "$\\pm$",
   "−": "$-$",
   "→": "$\\to$",
+  "†": "\\textsuperscript{\\dag}",
   "↑": "$\\uparrow$",
   "↓": "$\\downarrow$",
   "≤": "$\\leq$",
@@ -93,76 +94,104 @@ function asMarkdown(sheet) {
   const italics = sheet.blocks.flat().some((row) => row.italic)
     ? ["_In italics: published._  "]
     : [];
-  const bold = sheet.blocks.flat().some((row) => row.bold.some(Boolean))
-    ? ["**Bold**: best measured mean of its column.  "]
-    : [];
   const legend = (sheet.legend || []).map((line) => `${markdownText(line)}  `);
   const foot = [
     ...italics,
-    ...bold,
     ...legend,
     ...texts.map((note, i) => `[${i + 1}] ${markdownText(note)}  `),
   ];
   return `${[...lines, ...(foot.length ? ["", ...foot] : [])].join("\n")}\n`;
 }
 
+/** Columns of figures at the decimal point, with what stands beside a mean in a column of its own. */
+function latexColumns(sheet) {
+  const rows = sheet.blocks.flat();
+  return sheet.columns.map((column, i) => {
+    const means = rows.map((row) => row.means[i]).filter(Boolean);
+    if (!means.length) return { spec: column.numeric ? "r" : "l", span: 1, figure: false };
+    const digits = (part) => Math.max(...means.map((m) => (m.split(".")[part] || "").length));
+    const beside = rows.some((row) => row.beside[i]);
+    return {
+      spec: `S[table-format=${digits(0)}.${digits(1)}]${beside ? "@{}l" : ""}`,
+      span: beside ? 2 : 1,
+      figure: true,
+    };
+  });
+}
+
+/** A row's cells, each figure as the mean and what stands beside it. */
+function latexCells(row, columns, marks) {
+  return row.cells.flatMap((cell, i) => {
+    if (columns[i].figure) {
+      const mean = row.bold[i] && row.means[i] ? `\\bfseries ${row.means[i]}` : row.means[i] || "";
+      const beside = row.beside[i] ? `{\\scriptsize\\,${latexText(row.beside[i])}}` : "";
+      return columns[i].span === 2 ? [mean, beside] : [mean];
+    }
+    let text = latexText(cell);
+    // What begins with a bracket would be an argument of the \\ before it.
+    if (i === 0 && /^[[*]/.test(text)) text = `{}${text}`;
+    if (i === 0 && row.italic && text) text = `\\textit{${text}}`;
+    return [i === 0 && row.notes.length ? `${text}\\textsuperscript{${marks(row)}}` : text];
+  });
+}
+
 /** @param {Sheet} sheet */
 function asLatex(sheet) {
   const { texts, marks } = usedNotes(sheet);
   const end = " \\\\";
+  const columns = latexColumns(sheet);
+  const wide = sheet.columns.length > 6 ? "table*" : "table";
+  const over = (column, i) =>
+    columns[i].figure
+      ? `\\multicolumn{${columns[i].span}}{c}{${latexText(column.name)}}`
+      : column.name === "n"
+        ? "$n$"
+        : latexText(column.name);
   const lines = [
-    "% needs \\usepackage{booktabs}",
-    "\\begin{table}",
+    "% needs \\usepackage{booktabs,graphicx,siunitx}",
+    `\\begin{${wide}}`,
     "  \\centering",
     `  \\caption{${latexText(sheet.title)}}`,
-    `  \\begin{tabular}{${sheet.columns.map((c) => (c.numeric ? "r" : "l")).join("")}}`,
+    "  \\footnotesize\\setlength{\\tabcolsep}{3pt}\\sisetup{detect-weight=true}%",
+    "  \\sbox0{%",
+    `  \\begin{tabular}{${columns.map((c) => c.spec).join("")}}`,
     "    \\toprule",
   ];
   if (sheet.columns.some((c) => c.group)) {
     const groups = [];
-    for (const column of sheet.columns) {
+    sheet.columns.forEach((column, i) => {
       const last = groups.at(-1);
-      if (last && column.group && last.name === column.group) last.span += 1;
-      else groups.push({ name: column.group || "", span: 1 });
-    }
+      if (last && column.group && last.name === column.group) last.span += columns[i].span;
+      else groups.push({ name: column.group || "", span: columns[i].span });
+    });
     lines.push(
       `    ${groups.map((g) => (g.name ? `\\multicolumn{${g.span}}{c}{${latexText(g.name)}}` : "")).join(" & ")}${end}`,
     );
   }
-  lines.push(
-    `    ${sheet.columns.map((c) => (c.name === "n" ? "$n$" : latexText(c.name))).join(" & ")}${end}`,
-    "    \\midrule",
-  );
+  lines.push(`    ${sheet.columns.map(over).join(" & ")}${end}`, "    \\midrule");
   sheet.blocks
     .filter((block) => block.length)
     .forEach((block, k) => {
       if (k) lines.push("    \\midrule");
-      for (const row of block) {
-        lines.push(
-          `    ${row.cells
-            .map((cell, i) => {
-              let text = latexText(cell);
-              // What begins with a bracket would be an argument of the \\ before it.
-              if (i === 0 && /^[[*]/.test(text)) text = `{}${text}`;
-              if (i === 0 && row.italic && text) text = `\\textit{${text}}`;
-              if (row.bold[i] && text) text = `\\textbf{${text}}`;
-              return i === 0 && row.notes.length ? `${text}\\textsuperscript{${marks(row)}}` : text;
-            })
-            .join(" & ")}${end}`,
-        );
-      }
+      for (const row of block)
+        lines.push(`    ${latexCells(row, columns, marks).join(" & ")}${end}`);
     });
-  lines.push("    \\bottomrule", "  \\end{tabular}");
-  const bold = sheet.blocks.flat().some((row) => row.bold.some(Boolean))
-    ? ["\\textbf{Bold}: best measured mean of its column."]
-    : [];
-  [...bold, ...(sheet.legend || []).map(latexText)].forEach((line) =>
-    lines.push(`  \\par\\footnotesize ${line}`),
+  lines.push(
+    "    \\bottomrule",
+    "  \\end{tabular}}%",
+    "  \\ifdim\\wd0>\\linewidth\\resizebox{\\linewidth}{!}{\\usebox0}\\else\\usebox0\\fi",
   );
-  texts.forEach((note, i) =>
-    lines.push(`  \\par\\footnotesize\\textsuperscript{${i + 1}}${latexText(note)}`),
-  );
-  return `${[...lines, "\\end{table}"].join("\n")}\n`;
+  const notes = [
+    ...(sheet.legend || []).map((line) => latexText(line).replace(/^Bold:/, "\\textbf{Bold}:")),
+    ...texts.map((note, i) => `\\textsuperscript{${i + 1}}${latexText(note)}`),
+  ];
+  if (notes.length)
+    lines.push(
+      "  \\par\\smallskip\\begin{minipage}{\\linewidth}\\scriptsize\\raggedright",
+      `    ${notes.join(" \\par\n    ")}`,
+      "  \\end{minipage}",
+    );
+  return `${[...lines, `\\end{${wide}}`].join("\n")}\n`;
 }
 
 async function toClipboard(text, what) {

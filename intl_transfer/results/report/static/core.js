@@ -84,8 +84,25 @@ const place = remembered("sessionStorage", `intl-transfer ${location.pathname}`,
 
 // -- numbers and words ---------------------------------------------------------------------
 
+/**
+ * A figure with so many digits after the point, halves away from zero: of the number as it is
+ * written (12 significant digits), not of its binary form. The same rule as `rounded` in
+ * rounding.py, by which the tables beside this page are written.
+ */
+function roundedText(value, digits) {
+  const [mantissa, power] = Math.abs(value).toExponential(11).split("e");
+  const all = mantissa.replace(".", ""); // d.ddd…e±p as digits, the point after 1 + p of them
+  const kept = 1 + Number(power) + digits;
+  const whole = kept < 0 ? "" : all.slice(0, kept).padEnd(Math.max(kept, 0), "0");
+  let number = BigInt(whole || "0");
+  if (kept >= 0 && kept < all.length && all[kept] >= "5") number += 1n;
+  const text = String(number).padStart(digits + 1, "0");
+  const sign = value < 0 && number > 0n ? "-" : "";
+  return sign + (digits ? `${text.slice(0, -digits)}.${text.slice(-digits)}` : text);
+}
+
 const fixed = (value, digits) =>
-  value === null || value === undefined ? "" : value.toFixed(digits);
+  value === null || value === undefined ? "" : roundedText(value, digits);
 
 /** A number of any size in about four digits. */
 function short(value) {

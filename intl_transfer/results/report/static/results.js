@@ -2,7 +2,7 @@
 
 /** What stands behind a figure: how few runs have it, where others of the row do, and its signs. */
 const marksOf = (value) =>
-  [value.n && ` (n = ${value.n})`, value.arrow].filter(Boolean).join(" ");
+  [value.alone && "†", value.n && ` (n = ${value.n})`, value.arrow].filter(Boolean).join(" ");
 
 function figureText(value) {
   if (!value) return "";
@@ -53,13 +53,19 @@ const tableColumns = (table) => [
 ];
 
 function tableLine(row, widths) {
+  const evidence = row.evidence.lines;
   return {
+    evidence,
     italic: row.published,
     notes: row.notes,
     words: row.runs.map((key) => DATA.runs[key].name).join(" "),
     cells: [
       cell(row.method, {
-        node: [row.runs.length ? h("a", { href: `#/row/${row.key}` }, row.method) : row.method],
+        node: [
+          row.runs.length
+            ? h("a", { href: `#/row/${row.key}`, ...evidenceOf(evidence) }, row.method)
+            : h("span", { tabindex: "0", class: "source", ...evidenceOf(evidence) }, row.method),
+        ],
         under: row.detail,
       }),
       cell(row.detail),
@@ -67,6 +73,8 @@ function tableLine(row, widths) {
       ...row.figures.map((value, i) => ({
         value: value?.mean,
         text: figureText(value),
+        mean: value ? fixed(value.mean, place.digits) : "",
+        beside: value ? figureText(value).slice(fixed(value.mean, place.digits).length).trim() : "",
         node: figureNode(value, widths[i]),
         best: Boolean(value?.best),
       })),
@@ -79,6 +87,41 @@ function titleParts(title) {
   const comma = title.indexOf(", ");
   return comma < 0 ? [title, ""] : [title.slice(0, comma), title.slice(comma + 2)];
 }
+
+// -- evidence: what stands behind a row, on hover and on keyboard focus ----------------------
+
+let evidenceBox;
+/** The box, below what it explains, inside the window. */
+function showEvidence(anchor, lines) {
+  if (!evidenceBox) {
+    evidenceBox = h("dl", { id: "evidence", class: "evidence", role: "tooltip", hidden: true });
+    document.body.append(evidenceBox);
+    addEventListener("keydown", (event) => event.key === "Escape" && hideEvidence());
+    addEventListener("scroll", hideEvidence, { passive: true });
+    addEventListener("hashchange", hideEvidence);
+  }
+  evidenceBox.replaceChildren(
+    ...lines.flatMap(([name, text]) => [h("dt", null, name || "note"), h("dd", null, text)]),
+  );
+  evidenceBox.hidden = false;
+  const place_ = anchor.getBoundingClientRect();
+  const size = evidenceBox.getBoundingClientRect();
+  const below = place_.bottom + 6 + size.height < innerHeight;
+  evidenceBox.style.top = `${below ? place_.bottom + 6 : Math.max(4, place_.top - size.height - 6)}px`;
+  evidenceBox.style.left = `${Math.max(8, Math.min(place_.left + 24, innerWidth - size.width - 8))}px`;
+}
+
+function hideEvidence() {
+  if (evidenceBox) evidenceBox.hidden = true;
+}
+
+/** Listeners of a name that shows its evidence on focus, and has it read out. */
+const evidenceOf = (lines) => ({
+  "aria-description": lines.map(([name, text]) => `${name} ${text}`.trim()).join("; "),
+  focus: (event) =>
+    event.currentTarget.matches(":focus-visible") && showEvidence(event.currentTarget, lines),
+  blur: hideEvidence,
+});
 
 const partTitles = (table) =>
   table.parts.length ? table.parts.map((part) => part.title) : [table.title];
@@ -111,12 +154,12 @@ function resultTable(table) {
   const parts = partTitles(table);
   const node = h(
     "section",
-    { class: "card" },
+    { class: "card", id: `table-${table.key}`, mouseleave: hideEvidence },
     h(
       "div",
       { class: "card-head" },
-      heading(2, tableNames(table)),
-      copyButtons(made.sheet),
+      heading(2, table.name),
+      h("div", { class: "copy-all" }, copyButtons(made.sheet), saveLinks(table)),
       parts.map((title) =>
         h(
           "p",
@@ -132,6 +175,65 @@ function resultTable(table) {
     measured.length > 0 && h("div", { class: "folds" }, seedFold(table), curveFold(table)),
   );
   return { node, filter: made.filter };
+}
+
+/** A picture of the table, with error bars, to be saved. */
+function saveLinks(table) {
+  const kinds = { svg: "image/svg+xml", pdf: "application/pdf" };
+  const forms = Object.keys(kinds).filter((form) => own(table.pictures, form));
+  if (!forms.length) return null;
+  const name = table.name.replace(/[^\w.-]+/g, "_");
+  return h(
+    "div",
+    { class: "copy" },
+    h("span", { "aria-hidden": "true" }, "Picture"),
+    forms.map((form) =>
+      h(
+        "a",
+        {
+          class: "button small",
+          href: `data:${kinds[form]};base64,${table.pictures[form]}`,
+          download: `${name}.${form}`,
+          "aria-label": `Save a picture of ${table.name} as ${form.toUpperCase()}`,
+        },
+        form.toUpperCase(),
+      ),
+    ),
+  );
+}
+
+/** What leads to each table, where there are several. */
+function contents(tables) {
+  if (tables.length < 2) return null;
+  return h(
+    "nav",
+    { class: "contents", "aria-label": "Tables" },
+    h(
+      "details",
+      null,
+      h("summary", null, several(tables.length, "table")),
+      h(
+        "ol",
+        null,
+        tables.map((table) => h("li", null, h("a", { href: `#/table/${table.key}` }, table.name))),
+      ),
+    ),
+  );
+}
+
+/** The first page, at one of its tables: where a table in a paper leads to. */
+function tablePage(key) {
+  const found = DATA.tables.some((table) => table.key === key);
+  if (!found) return missingPage("table");
+  requestAnimationFrame(() =>
+    requestAnimationFrame(() => {
+      const card = document.getElementById(`table-${key}`);
+      card?.scrollIntoView();
+      card?.querySelector("h2")?.setAttribute("tabindex", "-1");
+      card?.querySelector("h2")?.focus({ preventScroll: true });
+    }),
+  );
+  return overviewPage();
 }
 
 /** A part that is made when it is first opened. */
@@ -220,7 +322,8 @@ const overviewNote = () =>
     { class: "legend-note" },
     "Figures in %, of the last iteration, mean ± sample standard deviation over n runs. A blank is a figure that does not exist. ",
     h("b", { class: "best" }, "Bold"),
-    ": the highest measured mean of its column. ",
+    ": the highest measured mean of a primary metric (AP; top-1); no test. ",
+    "†: a single run, beside means of several. ↑, ↓: significantly above, below the baseline. Small numbers lead to the notes below a table. ",
     h("i", null, "Italics"),
     ": published, with their source.",
   );
@@ -255,6 +358,7 @@ function overviewPage() {
       h("li", { class: "built" }, `built ${when(DATA.built)}`),
     ),
     DATA.tables.length > 0 && overviewTools(draw, apply),
+    contents(DATA.tables),
     cards,
     nothing,
     DATA.tables.length > 0

@@ -59,7 +59,15 @@ function rowPage(key) {
     h("p", { class: "lead" }, row.detail),
     row.notes.map((n) => h("p", { class: "notice" }, table.notes[n - 1])),
     h("div", { class: "cards" }, cards),
-    section("Curves, seeds as bands", rowCurves([row], true)),
+    row.runs.length > 0 && section("Curves, seeds as bands", rowCurves([row], true)),
+    section(
+      "Evidence",
+      factsTable("Evidence", row.evidence.lines),
+      row.evidence.decided.length > 0 &&
+        fold(`What decided its start: ${several(row.evidence.decided.length, "setting")}`, () =>
+          factsTable("What decided its start", row.evidence.decided),
+        ),
+    ),
   ];
 }
 

@@ -83,7 +83,7 @@ function bodyCell(content, column, first, notes) {
     content.node ?? content.text,
     notes,
     content.under && h("span", { class: "under", "aria-hidden": "true" }, content.under),
-    content.best && h("span", { class: "sr" }, " (best)"),
+    content.best && h("span", { class: "sr" }, " (bold)"),
   );
 }
 
@@ -93,7 +93,7 @@ function bodyRow(line, spec) {
     : null;
   return h(
     "tr",
-    null,
+    line.evidence && { mouseenter: (event) => showEvidence(event.currentTarget, line.evidence) },
     line.cells.map((content, i) =>
       bodyCell(content, spec.columns[i], i === (spec.head || 0), i === 0 && notes),
     ),
@@ -138,6 +138,8 @@ function sheetOf(spec, blocks) {
     .filter((i) => i !== null);
   const row = (line) => ({
     cells: kept.map((i) => line.cells[i].text),
+    means: kept.map((i) => line.cells[i].mean),
+    beside: kept.map((i) => line.cells[i].beside),
     bold: kept.map((i) => Boolean(line.cells[i].best)),
     italic: Boolean(line.italic),
     notes: line.notes || [],

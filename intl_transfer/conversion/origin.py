@@ -1,0 +1,52 @@
+"""Where a network comes from, as reports, converted files and results say it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from intl_transfer.conversion.formats import Backbone
+from intl_transfer.runs.private import portable_path
+from intl_transfer.runs.records import Initialisation, Provenance
+
+
+def provenance_of(backbone: Backbone, architecture: str) -> dict[str, Any]:
+    """Where a backbone comes from, as reports, converted files and results tell it."""
+    return {
+        "source_path": portable_path(backbone.source_path),
+        "source_sha256": backbone.source_sha256,
+        "source_format": backbone.source_format,
+        "branch": backbone.branch,
+        "backbone": architecture,
+        "method": backbone.method,
+        "pretrain_run": backbone.pretrain_run,
+        **({"label": backbone.label} if backbone.label is not None else {}),
+        "stem": backbone.stem,
+        "stem_source": backbone.stem_source,
+        "pixels": {**backbone.settings.described(), "source": backbone.settings.said_by},
+        "evidence": {fact: source.as_json() for fact, source in backbone.evidence().items()},
+    }
+
+
+def initialisation(
+    weights_sha256: str | None = None, provenance: Mapping[str, Any] | None = None
+) -> Initialisation:
+    """What results say a network began with.
+
+    Args:
+        weights_sha256: of the file that was loaded; None for random initialisation.
+        provenance: where the file comes from, if it says.
+
+    Returns:
+        With the kind ``random``, ``pretrained`` or ``supervised``.
+    """
+    method: str | None = "random init"
+    kind = "random"
+    if weights_sha256 is not None:
+        method = provenance.get("method") if provenance else None
+        supervised = method is not None and "supervised" in method.lower().split("-")
+        kind = "supervised" if supervised else "pretrained"
+    origin = None if provenance is None else Provenance.of(dict(provenance), "provenance")
+    return Initialisation(
+        kind=kind, method=method, weights_sha256=weights_sha256, provenance=origin
+    )

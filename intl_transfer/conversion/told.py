@@ -1,0 +1,93 @@
+"""What the user says of a checkpoint that does not say it itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from intl_transfer.conversion.audit import has_small_stem
+from intl_transfer.conversion.evidence import told as told_by
+from intl_transfer.conversion.formats import Backbone
+from intl_transfer.conversion.settings import PIXELS
+from intl_transfer.errors import UserError
+from intl_transfer.models import Stem
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the user says of a checkpoint that does not say it itself.
+
+    Attributes:
+        method: the pretraining method, for tables.
+        name: of the pretraining, in place of a configuration's name.
+        epochs: of pretraining.
+        dataset: it was pretrained on.
+        pixels: how it takes its images, by a name of
+            :data:`intl_transfer.conversion.settings.PIXELS`.
+        label: a word of one's own for it, which tables use where nothing else tells rows apart.
+        stem: of a network for small images, ``cifar`` or ``cifar_published``.
+    """
+
+    method: str | None = None
+    name: str | None = None
+    epochs: int | None = None
+    dataset: str | None = None
+    pixels: str | None = None
+    label: str | None = None
+    stem: Stem | None = None
+
+
+def with_told(backbone: Backbone, told: Told) -> Backbone:
+    """The backbone with what the user says of it; what a run of this project says stays.
+
+    Raises:
+        UserError: if the file says itself what the user says.
+    """
+    changes: dict[str, Any] = {}
+    sources = dict(backbone.sources)
+    if told.method is not None:
+        changes["method"] = told.method
+        sources["method"] = told_by("--method")
+    if told.label is not None:
+        changes["label"] = told.label
+    if told.pixels is not None:
+        changes["settings"] = PIXELS[told.pixels].known_by(told_by(f"--pixels {told.pixels}"))
+    if told.stem is not None:
+        _check_stem(backbone, told.stem)
+        changes["stem"] = told.stem
+        sources["stem"] = told_by(f"--stem {told.stem}")
+    if told.name is not None or told.epochs is not None or told.dataset is not None:
+        if backbone.pretrain_run is not None and backbone.pretrain_run.get("id") is not None:
+            raise UserError(
+                f"{backbone.source_path} says itself that it is of run "
+                f"'{backbone.pretrain_run.get('name')}'; leave --name, --epochs and --dataset away"
+            )
+        name = told.name or Path(backbone.source_path).stem
+        epochs = told.epochs if told.epochs is not None else backbone.epochs
+        changes["pretrain_run"] = {
+            "id": None,
+            "name": name,
+            "config_name": name,
+            "epochs": "?" if epochs is None else epochs,
+            "dataset": told.dataset or "unknown data",
+            "seed": None,
+        }
+        if told.epochs is not None:
+            sources["epochs"] = told_by("--epochs")
+        if told.dataset is not None:
+            sources["dataset"] = told_by("--dataset")
+    return replace(backbone, **changes, sources=sources)
+
+
+def _check_stem(backbone: Backbone, stem: Stem) -> None:
+    """Refuses a stem that a file contradicts."""
+    if not has_small_stem(backbone.state):
+        raise UserError(
+            f"--stem {stem}: the first convolution of {backbone.place} is no 3x3; leave --stem away"
+        )
+    if backbone.sources["stem"].is_known and backbone.stem != stem:
+        raise UserError(
+            f"--stem {stem}: {backbone.source_path} says itself that its stem is "
+            f"'{backbone.stem}'; leave --stem away"
+        )

@@ -1,0 +1,115 @@
+"""Views that go through a network together, layer by layer.
+
+One by one, every batch norm of the network exchanges its statistics once a view: of six crops, six
+times a layer. In lockstep each layer is applied to all views before the next one is, so that one
+exchange serves them all. Nothing else changes: each view has the statistics of its own rows, and
+running statistics are updated view by view in their order.
+
+Views of one size are one batch between batch norms. A view can go through a copy of the network
+(the moving average) and still share the exchange.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from intl_transfer.models.recomputation import is_recomputed, recomputed
+from intl_transfer.models.sync_batchnorm import normalise_together
+
+#: The layers of torchvision's networks, in the order of their ``forward``.
+_RESNET = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool")
+_BRANCH: dict[type[nn.Module], tuple[str, ...]] = {
+    BasicBlock: ("conv1", "bn1", "relu", "conv2", "bn2"),
+    Bottleneck: ("conv1", "bn1", "relu", "conv2", "bn2", "relu", "conv3", "bn3"),
+}
+
+
+def walk_together(networks: Sequence[nn.Module], views: Sequence[Tensor]) -> list[Tensor]:
+    """Each view through its network, as ``network(view)`` one after the other.
+
+    Args:
+        networks: one a view: the same, or copies of one another. Torchvision's ResNets, sequences
+            of them and of layers, and any modules without batch norm.
+        views: tensors (B, ...); sizes may differ.
+
+    Returns:
+        One tensor a view.
+
+    Raises:
+        TypeError: for a network with batch norms whose layers are not known.
+    """
+    numbers: dict[tuple[int, torch.Size, torch.dtype], list[int]] = {}
+    for number, (network, view) in enumerate(zip(networks, views, strict=True)):
+        numbers.setdefault((id(network), view.shape, view.dtype), []).append(number)
+    together = list(numbers.values())
+    walk = _Walk(together)
+    outputs = walk.through(
+        [networks[group[0]] for group in together],
+        [_joined([views[number] for number in group]) for group in together],
+    )
+    found = {
+        number: output
+        for group, batch in zip(together, outputs, strict=True)
+        for number, output in zip(group, batch.chunk(len(group)), strict=True)
+    }
+    return [found[number] for number in range(len(views))]
+
+
+def _joined(views: list[Tensor]) -> Tensor:
+    return views[0] if len(views) == 1 else torch.cat(views)
+
+
+class _Walk:
+    """Applies corresponding modules of networks to a batch each.
+
+    Args:
+        views: the numbers of the views in each batch.
+    """
+
+    def __init__(self, views: Sequence[Sequence[int]]) -> None:
+        self._views = views
+
+    def through(self, modules: Sequence[nn.Module], batches: Sequence[Tensor]) -> list[Tensor]:
+        """Module i on batch i."""
+        first = modules[0]
+        if isinstance(first, _BatchNorm) and first.training:
+            return normalise_together(modules, batches, self._views)  # type: ignore[arg-type]
+        if not any(
+            isinstance(module, _BatchNorm) and module.training for module in first.modules()
+        ):
+            return [module(batch) for module, batch in zip(modules, batches, strict=True)]
+        if any(map(is_recomputed, modules)) and torch.is_grad_enabled():
+            return recomputed(modules, lambda *inputs: self._inside(modules, inputs), batches)
+        return self._inside(modules, batches)
+
+    def _inside(self, modules: Sequence[nn.Module], batches: Sequence[Tensor]) -> list[Tensor]:
+        """Through the layers that modules are made of."""
+        first = modules[0]
+        if isinstance(first, nn.Sequential):
+            return self._named(modules, [name for name, _ in first.named_children()], batches)
+        if isinstance(first, ResNet):
+            pooled = self._named(modules, _RESNET, batches)
+            return self._named(modules, ["fc"], [batch.flatten(1) for batch in pooled])
+        if type(first) in _BRANCH:
+            branch = self._named(modules, _BRANCH[type(first)], batches)
+            skipped = batches
+            if first.downsample is not None:
+                skipped = self._named(modules, ["downsample"], batches)
+            total = [out.add_(skip) for out, skip in zip(branch, skipped, strict=True)]
+            return self._named(modules, ["relu"], total)
+        raise TypeError(
+            f"{type(first).__name__} has batch norms and layers that views cannot walk through in "
+            "lockstep; known are torchvision's ResNets and nn.Sequential"
+        )
+
+    def _named(
+        self, modules: Sequence[nn.Module], names: Sequence[str], batches: Sequence[Tensor]
+    ) -> list[Tensor]:
+        for name in names:
+            batches = self.through([module.get_submodule(name) for module in modules], batches)
+        return list(batches)

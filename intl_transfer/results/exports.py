@@ -1,0 +1,225 @@
+"""Results for other tools: MLflow, Weights & Biases (offline), and a model card."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from intl_transfer.errors import UserError, did_you_mean
+from intl_transfer.files.yamls import parse_yaml
+from intl_transfer.results.grid import clean
+from intl_transfer.results.longform import records
+from intl_transfer.results.rounding import rounded
+from intl_transfer.results.rows import Table
+from intl_transfer.results.run import Run
+from intl_transfer.runs import write_atomically
+from intl_transfer.runs.atomic import sha256_file
+
+_BEGIN, _END = "<!-- results of intl-transfer -->", "<!-- end of results -->"
+_PROJECT = "intl-transfer"
+# MLflow's names of metrics.
+_NO_NAME = re.compile(r"[^\w./ :-]+")
+
+Text = Callable[[str], str]
+
+
+def export(tables: Sequence[Table], where: str, text: Text = clean) -> str:
+    """Hands tables to another tool.
+
+    Args:
+        tables: from :func:`intl_transfer.results.tables.build_tables`.
+        where: ``mlflow=FOLDER`` or a tracking address, ``wandb=FOLDER``, ``card=README.md``.
+        text: what becomes of every text, such as :meth:`intl_transfer.runs.private.Privacy.text`.
+
+    Returns:
+        What was done, in a line.
+
+    Raises:
+        UserError: for another tool, one that is not installed, or nothing to hand over.
+    """
+    kind, sign, target = where.partition("=")
+    if kind not in _KINDS or not sign or not target:
+        hint = did_you_mean(kind, _KINDS)
+        raise UserError(f"--export {where}: expected KIND=TARGET, of {', '.join(_KINDS)}.{hint}")
+    return _KINDS[kind](tables, target, text)
+
+
+def _runs(tables: Sequence[Table], text: Text) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
+    """Of each run in each table: what it is, and its figures by ``task.metric``."""
+    grouped: dict[tuple[str, str], tuple[dict[str, Any], dict[str, float]]] = {}
+    for one in records(tables, lambda value: clean(text(value))):
+        if one["run"] is None:
+            continue  # published: no run of anybody's
+        kept = ("task", "metric", "value", "std", "n", "notes")
+        described = {k: v for k, v in one.items() if k not in kept and v is not None}
+        _, figures = grouped.setdefault((one["table"], one["run"]), (described, {}))
+        figures[f"{one['task']}.{one['metric']}"] = one["value"]
+    if not grouped:
+        raise UserError("nothing to export: no run of the tables has a figure")
+    yield from grouped.values()
+
+
+def _name(described: dict[str, Any]) -> str:
+    return f"{described['initialisation']}, {described['dataset']}, seed {described['seed']}"
+
+
+def _to_mlflow(tables: Sequence[Table], target: str, text: Text) -> str:
+    """A run of MLflow for each run of each table, in one experiment."""
+    if "://" not in target:
+        target = Path(target).resolve().as_uri()
+        # A folder that MLflow's readers open; since version 3.10 it wants this said.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    try:
+        from mlflow import MlflowClient
+    except ImportError:
+        raise UserError(
+            f"--export mlflow={target}: MLflow is not installed; install it with `pip install "
+            "'intl-transfer[mlflow]'`"
+        ) from None
+    client = MlflowClient(tracking_uri=target)
+    known = client.get_experiment_by_name(_PROJECT)
+    experiment = known.experiment_id if known else client.create_experiment(_PROJECT)
+    count = 0
+    for described, figures in _runs(tables, text):
+        run = client.create_run(experiment, run_name=_name(described)).info.run_id
+        for key, value in described.items():
+            client.log_param(run, key, value)
+        for key, value in figures.items():
+            client.log_metric(run, _NO_NAME.sub("_", key), value)
+        client.set_terminated(run)
+        count += 1
+    return f"{count} runs written to MLflow's experiment '{_PROJECT}' at {target}"
+
+
+def _to_wandb(tables: Sequence[Table], target: str, text: Text) -> str:
+    """An offline run of Weights & Biases for each run of each table; nothing is sent."""
+    try:
+        import wandb
+    except ImportError:
+        raise UserError(
+            f"--export wandb={target}: Weights & Biases is not installed; install it with `pip "
+            "install 'intl-transfer[wandb]'`"
+        ) from None
+    Path(target).mkdir(parents=True, exist_ok=True)
+    count = 0
+    for described, figures in _runs(tables, text):
+        with wandb.init(
+            project=_PROJECT,
+            dir=target,
+            mode="offline",
+            name=_name(described),
+            config=described,
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                save_code=False,
+                disable_git=True,
+                x_disable_meta=True,
+                x_disable_stats=True,
+                x_disable_machine_info=True,
+            ),
+        ) as run:
+            run.summary.update(figures)
+        count += 1
+    # Its service writes the last file behind our back: waiting for its end, the files are whole.
+    wandb.teardown()
+    return f"{count} offline runs written to {target}; `wandb sync` sends them, if you want that"
+
+
+def _to_card(tables: Sequence[Table], target: str, text: Text) -> str:
+    """The results of one backbone in its model card: a table, and an index for hubs."""
+    file = Path(target)
+    if not file.is_file():
+        raise UserError(f"--export card={target}: expected a model card, found none")
+    hashes = {sha256_file(one) for one in sorted(file.parent.glob("*.safetensors"))}
+    folder = file.parent.resolve()
+    rows = [
+        (table, row)
+        for table in tables
+        for row in table.rows
+        if any(
+            hashes & _hashes(run) or (run.parent is not None and run.parent.resolve() == folder)
+            for run in row.runs
+        )
+    ]
+    if not rows:
+        raise UserError(
+            f"--export card={target}: no row of the tables began with a backbone of this folder; "
+            "expected its pretraining run, or its weights (*.safetensors), beside the card"
+        )
+    lines = [
+        "",
+        _BEGIN,
+        "",
+        "## Results",
+        "",
+        "| data | figure | mean ± std | n |",
+        "|---|---|---|---|",
+    ]
+    index = []
+    for table, row in rows:
+        for column in table.columns():
+            if (summary := row.figures.get(column)) is None:
+                continue
+            part = next((p for p in table.parts if column[0] in p.tasks), table)
+            what = f"{part.dataset}, {part.architecture}, {part.schedule}".strip(", ")
+            shown = rounded(summary.mean, 2)
+            shown += f" ± {rounded(summary.std, 2)}" if summary.std is not None else ""
+            name = f"{table.heading(column[0])} {column[1]}"
+            safe = [clean(text(part_)).replace("|", "\\|") for part_ in (what, name)]
+            lines.append(f"| {safe[0]} | {safe[1]} | {shown} | {summary.short_count} |")
+            index.append(_hub_entry(text, part.dataset, name, summary.mean))
+    lines += ["", _END, ""]
+    content = _with_index(file, row.method, index, text)
+    section = "\n".join(lines)
+    known = re.compile(rf"\n?{re.escape(_BEGIN)}.*?{re.escape(_END)}\n?", re.DOTALL)
+    content = known.sub("", content).rstrip("\n") + "\n" + section
+    write_atomically(file, lambda out: out.write(content.encode()))
+    return f"{len(index)} figures written to {target}"
+
+
+def _hashes(run: Run) -> set[str]:
+    """Of the weights that a run began with, and of what those were converted from."""
+    start = run.results.initialisation
+    source = start.provenance.source_sha256 if start.provenance else None
+    return {sha for sha in (start.weights_sha256, source) if sha}
+
+
+def _hub_entry(text: Text, dataset: str, name: str, value: float) -> dict[str, Any]:
+    """One result in the form of model hubs' ``model-index``."""
+    data = clean(text(dataset))
+    return {
+        "task": {"type": "object-detection" if "AP" in name else "image-classification"},
+        "dataset": {"type": data, "name": data},
+        "metrics": [{"type": name.split()[-1], "name": clean(text(name)), "value": value}],
+    }
+
+
+def _with_index(file: Path, method: str, index: list[dict[str, Any]], text: Text) -> str:
+    """The card, its front matter (where it has one) with the results."""
+    content = file.read_text(encoding="utf-8")
+    match = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
+    if match is None:
+        return content
+    matter: Any = None
+    with contextlib.suppress(UserError):
+        matter = parse_yaml(match.group(1), str(file))
+    if not isinstance(matter, dict):
+        raise UserError(f"{file}: its front matter is no YAML mapping")
+    matter["model-index"] = [{"name": clean(text(method)), "results": index}]
+    written = yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)
+    return f"---\n{written}---\n{content[match.end() :]}"
+
+
+_KINDS: dict[str, Callable[[Sequence[Table], str, Text], str]] = {
+    "mlflow": _to_mlflow,
+    "wandb": _to_wandb,
+    "card": _to_card,
+}

@@ -1,0 +1,166 @@
+"""Others' logs and results as rows of the tables, marked as external.
+
+intl-transfer import openmmlab work_dirs/mask_rcnn --out runs/external/mask_rcnn --method "MoCo v2"
+intl-transfer import coco detections.json --annotations instances.json --out runs/x --method A
+intl-transfer import lightning metrics.csv --out runs/external/byol --method BYOL --dataset cifar10
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from intl_transfer.errors import UserError
+from intl_transfer.results.arguments import one_of
+from intl_transfer.results.checks import problem_of
+from intl_transfer.results.importers import coco, lightning, openmmlab, vissl
+from intl_transfer.results.importers.found import Found
+from intl_transfer.runs import RESULTS, write_json
+from intl_transfer.runs.records import SCHEMA, results_of
+
+FORMS = ("openmmlab", "vissl", "lightning", "coco")
+_UNKNOWN = "not stated"
+# What a table wants to know, by option, in words.
+_WORDS = {
+    "dataset": "data set",
+    "seed": "seed",
+    "backbone": "backbone",
+    "detector": "detector",
+    "head": "head",
+    "schedule": "schedule",
+    "iterations": "iterations",
+    "batch_size": "batch size",
+    "lr": "learning rate",
+    "epochs": "epochs of the evaluation",
+    "detail": "pretraining",
+}
+_DETECTION = (
+    *("dataset", "seed", "backbone", "detector", "head", "schedule", "iterations"),
+    *("batch_size", "lr", "detail"),
+)
+_CLASSIFICATION = ("dataset", "seed", "backbone", "epochs", "batch_size", "lr", "detail")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of ``intl-transfer import``."""
+    add = parser.add_argument
+    add("form", type=one_of(*FORMS), metavar="|".join(FORMS), help="what wrote it")
+    add("source", type=Path, help="the file, or a folder with only one of its kind")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="of the row's results.json")
+    add("--method", required=True, help="as tables name it")
+    add("--annotations", type=Path, metavar="FILE", help="of coco: what is detected")
+    add("--layer", help="of vissl: the head that counts")
+    add("--column", help="of lightning: the column with top-1, where it is not solo-learn's")
+    add("--unit", type=one_of("percent", "fraction"), metavar="percent|fraction", help="of it")
+    kinds = ("linear", "knn", "semi")
+    add("--kind", type=one_of(*kinds), default="linear", metavar="|".join(kinds))
+    facts = parser.add_argument_group("what is known of the protocol, and the file does not state")
+    for name in _WORDS:
+        whole = name in ("seed", "iterations", "batch_size", "epochs")
+        kind = int if whole else float if name == "lr" else str
+        facts.add_argument(f"--{name.replace('_', '-')}", type=kind, help=_WORDS[name])
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Imports; returns 0."""
+    facts = {name: getattr(arguments, name) for name in _WORDS}
+    found = _read(arguments)
+    folder = import_results(
+        found, arguments.out, arguments.method, arguments.source.name, facts, arguments.kind
+    )
+    tasks = ", ".join(found.metrics)
+    print(f"wrote {folder / RESULTS}: {tasks}, {found.at or 'as it is'}", file=sys.stderr)
+    return 0
+
+
+def _read(arguments: argparse.Namespace) -> Found:
+    source = arguments.source
+    if arguments.form == "openmmlab":
+        return openmmlab.read(source)
+    if arguments.form == "vissl":
+        return vissl.read(source, arguments.layer)
+    if arguments.form == "lightning":
+        return lightning.read(source, arguments.kind, arguments.column, arguments.unit)
+    return coco.read(source, arguments.annotations)
+
+
+def import_results(
+    found: Found,
+    folder: Path,
+    method: str,
+    source: str = "",
+    facts: Mapping[str, Any] | None = None,
+    kind: str = "linear",
+) -> Path:
+    """Writes what was found as external results, with what is not known of its protocol.
+
+    Args:
+        found: from one of the importers.
+        folder: of the new run; must hold no results.
+        method: as tables name it.
+        source: the file's name.
+        facts: what is known beside what the file states, by option; None where it is not.
+        kind: of a classification.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: if the folder has results already, the figures are no percentages, or what is
+            given contradicts the file.
+    """
+    if (folder / RESULTS).exists() or (folder / "manifest.json").exists():
+        raise UserError(f"{folder} holds a run already; give another --out")
+    given = {name: value for name, value in (facts or {}).items() if value is not None}
+    for name, value in found.stated.items():
+        if name in given and given[name] != value:
+            raise UserError(f"--{name} {given[name]}: the file states {value}")
+    known = {**given, **found.stated}
+    names = _DETECTION if found.detection else _CLASSIFICATION
+    missing = [_WORDS[name] for name in names if name not in known]
+    common = {
+        "schema": SCHEMA,
+        "external": found.producer,
+        "source": source or None,
+        "seed": known.get("seed", 0),
+        "not_stated": missing,
+        "dataset": {
+            "name": known.get("dataset", _UNKNOWN),
+            **({"images": known["images"]} if "images" in known else {}),
+        },
+        "initialisation": {"kind": "pretrained", "method": method, "detail": known.get("detail")},
+        "metrics": found.metrics,
+    }
+    if found.detection:
+        built = {"backbone": known.get("backbone", _UNKNOWN)}
+        built |= {"meta": known.get("detector", ""), "head": known.get("head", "")}
+        content = {
+            "stage": "detection",
+            **common,
+            "architecture": built,
+            "schedule": {
+                "name": known.get("schedule", _UNKNOWN),
+                "iterations": known.get("iterations"),
+                "batch_size": known.get("batch_size"),
+                "base_lr": known.get("lr"),
+            },
+        }
+    else:
+        protocol = {key: known[key] for key in ("epochs", "batch_size", "lr") if key in known}
+        content = {
+            "stage": "evaluation",
+            "kind": kind,
+            **common,
+            "architecture": {"backbone": known.get("backbone", _UNKNOWN)},
+            "protocol": protocol,
+            "epoch": found.epoch,
+        }
+    results = results_of(content, str(folder))
+    if problem := problem_of(results):
+        raise UserError(f"{source}: {problem}")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / RESULTS, results.as_json())
+    return folder

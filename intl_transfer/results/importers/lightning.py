@@ -1,0 +1,105 @@
+"""``metrics.csv`` of Lightning's CSV logger, as solo-learn and others write it.
+
+One line for each time something was logged, blank where a column was not: the last line that has
+a validation figure counts. solo-learn's ``val_acc1``, ``val_acc5`` and ``val_knn_acc1`` are in %;
+whether other columns are is not said by the file, and has to be.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+
+from intl_transfer.errors import UserError
+from intl_transfer.results.importers.found import Found, figure, only_file
+from intl_transfer.results.reading import check_plain
+
+#: Columns whose unit is known, by metric.
+SOLO_LEARN = {
+    "val_acc1": "top1",
+    "val_acc5": "top5",
+    "val_knn_acc1": "knn_top1",
+    "val_knn_acc5": "knn_top5",
+}
+_KNN = "knn_"
+
+
+def read(
+    source: Path, kind: str = "linear", column: str | None = None, unit: str | None = None
+) -> Found:
+    """The last validation in a file, never the best one.
+
+    Args:
+        source: the file, or a folder with only one.
+        kind: ``knn`` takes the figures of nearest neighbours, else those of a head.
+        column: the column with top-1, where it is not solo-learn's.
+        unit: of that column: ``percent`` or ``fraction``.
+
+    Raises:
+        UserError: if there is no such column or figure, its unit is not known, or training went
+            on for whole epochs after the last one.
+    """
+    patterns = ("metrics.csv", "*/metrics.csv", "*/*/metrics.csv")
+    file = only_file(source, patterns, "metrics.csv of Lightning")
+    check_plain(file, file.stat())
+    with open(file, newline="", encoding="utf-8", errors="replace") as lines:
+        reader = csv.DictReader(lines)
+        heads = [name for name in reader.fieldnames or () if name]
+        wanted = _wanted(file, heads, kind, column, unit)
+        scale = 100.0 if unit == "fraction" else 1.0
+        last: dict[str, float] = {}
+        epoch, reached = None, -1
+        for line in reader:
+            now = _number(line.get("epoch"))
+            reached = max(reached, int(now) if now is not None else -1)
+            values = {m: _number(line.get(name)) for name, m in wanted.items()}
+            known = {m: v for m, v in values.items() if figure(v) is not None and v is not None}
+            if known:
+                last = {m: v * scale for m, v in known.items()}
+                epoch = int(now) if now is not None else None
+    if not last:
+        raise UserError(f"{file}: no figure in {', '.join(wanted)}")
+    if epoch is not None and epoch < reached:
+        raise UserError(
+            f"{file}: its last validation is of epoch {epoch}, and training went on to {reached}; "
+            "only the final one counts"
+        )
+    at = "not stated" if epoch is None else f"epoch {epoch + 1}"
+    return Found(last, "Lightning", at, None if epoch is None else epoch + 1, detection=False)
+
+
+def _wanted(
+    file: Path, heads: Iterable[str], kind: str, column: str | None, unit: str | None
+) -> dict[str, str]:
+    """Columns to read, and the metric that each is."""
+    heads = list(heads)
+    if column is not None:
+        if column not in heads:
+            raise UserError(f"{file}: no column '{column}'; there are {', '.join(heads)}")
+        if unit is None and column not in SOLO_LEARN:
+            raise UserError(
+                f"{file}: whether {column} is in percent or a fraction is not known; give --unit "
+                "percent or --unit fraction"
+            )
+        return {column: "top1"}
+    nearest = kind == "knn"
+    found = {
+        name: metric.removeprefix(_KNN)
+        for name, metric in SOLO_LEARN.items()
+        if name in heads and metric.startswith(_KNN) == nearest
+    }
+    if not found:
+        names = [n for n, m in SOLO_LEARN.items() if m.startswith(_KNN) == nearest]
+        raise UserError(
+            f"{file}: none of solo-learn's columns {', '.join(names)}; there are "
+            f"{', '.join(heads)}. Give the one with top-1: --column NAME --unit percent|fraction"
+        )
+    return found
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None

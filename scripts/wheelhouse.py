@@ -1,0 +1,212 @@
+"""Gathers everything that `make setup` installs, for machines without network; writes the lock.
+
+    make wheelhouse [DEV=1] [WHEELHOUSE=wheelhouse]   # where there is a network
+    make setup WHEELHOUSE=wheelhouse                  # where there is none
+    make lock                                         # after a change of constraints.txt
+
+A wheelhouse is a folder of archives and `lock.txt`, a line for each with its SHA-256, which pip
+then demands. Where `locks/` has the hashes of what was tested for this Python and machine, every
+archive must be one of those. `make lock` writes them, as pip finds them on its index.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name, parse_sdist_filename, parse_wheel_filename
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import install_detectron2
+
+CONSTRAINTS = ROOT / "constraints.txt"
+#: What builds the project itself and the pure Python packages that come as sources.
+BUILD_TOOLS = ("setuptools", "wheel")
+LOCK = "lock.txt"
+
+Hashes = dict[str, str]  # "name==version" to SHA-256
+
+
+class WheelhouseError(Exception):
+    """One clear line about why there is no wheelhouse."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, nargs="?", help="of the wheelhouse")
+    parser.add_argument("--dev", action="store_true", help="also what tests and linters need")
+    parser.add_argument("--lock", action="store_true", help="write the lock of this Python instead")
+    arguments = parser.parse_args()
+    if (arguments.folder is None) != arguments.lock:
+        parser.error("give the wheelhouse's folder, or --lock")
+    try:
+        if arguments.lock:
+            write_lock(tested_lock(), locked_by_pip(applicable(CONSTRAINTS.read_text())))
+            print(f"{tested_lock().relative_to(ROOT)} written")
+        else:
+            make(arguments.folder, arguments.dev)
+    except (WheelhouseError, install_detectron2.InstallError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def make(folder: Path, dev: bool) -> None:
+    """Downloads everything into ``folder``, checks it, writes its lock."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / LOCK).unlink(missing_ok=True)  # until all is there
+    wanted = [*BUILD_TOOLS, *requirements(metadata.requires("intl-transfer") or [], dev)]
+    print(
+        f"  {len(wanted)} packages and what they need, into {folder} (several GB) ...", flush=True
+    )
+    pip("download", "-c", str(CONSTRAINTS), "-d", str(folder), *wanted)
+    sdist = install_detectron2.download(folder)
+    sdist.replace(folder / sdist.name)
+    sdist.parent.rmdir()
+    (folder / "requirement.txt").unlink()
+    detectron2 = f"{install_detectron2.NAME}=={install_detectron2.VERSION}"
+    found = {key: value for key, value in hashes(folder).items() if key != detectron2}
+    compare(found, read_lock(tested_lock()) if tested_lock().exists() else None)
+    write_lock(folder / LOCK, found, dev)
+    size = sum(file.stat().st_size for file in folder.iterdir()) / 1e9
+    print(
+        f"{folder}: {len(found) + 1} archives, {size:.1f} GB; elsewhere, with this clone and this"
+    )
+    print(f"folder: make setup WHEELHOUSE={folder}{' DEV=1' if dev else ''}")
+
+
+def requirements(declared: Iterable[str], dev: bool) -> list[str]:
+    """Those of a distribution's requirements that count here."""
+    found = []
+    for text in declared:
+        requirement = Requirement(text)
+        marker = requirement.marker
+        if marker is None or marker.evaluate({"extra": "dev" if dev else ""}):
+            requirement.marker = None
+            found.append(str(requirement))
+    return found
+
+
+def hashes(folder: Path) -> Hashes:
+    """SHA-256 of every archive in a folder.
+
+    Raises:
+        WheelhouseError: if a file is no archive of a package, or a package is there twice.
+    """
+    found: Hashes = {}
+    for file in sorted(folder.iterdir()):
+        try:
+            name, version = (
+                parse_wheel_filename(file.name)[:2]
+                if file.suffix == ".whl"
+                else parse_sdist_filename(file.name)
+            )
+        except ValueError:
+            raise WheelhouseError(
+                f"{file} is no wheel and no source archive; give a folder of its own"
+            ) from None
+        key = f"{name}=={version}"
+        if any(other.split("==")[0] == name for other in found):
+            raise WheelhouseError(
+                f"{folder} holds {name} twice; remove the older one, or start anew"
+            )
+        with open(file, "rb") as opened:
+            digest = hashlib.sha256()
+            while block := opened.read(1 << 22):
+                digest.update(block)
+        found[key] = digest.hexdigest()
+    return found
+
+
+def compare(found: Mapping[str, str], tested: Mapping[str, str] | None) -> None:
+    """Holds what was downloaded against what was tested; None where nothing was, for this Python.
+
+    Raises:
+        WheelhouseError: naming what differs.
+    """
+    if tested is None:
+        print(f"  no {tested_lock().relative_to(ROOT)}: hashes are those of what was downloaded")
+        return
+    differ = [key for key, value in found.items() if tested.get(key) != value]
+    if differ:
+        raise WheelhouseError(
+            f"not what was tested ({tested_lock().relative_to(ROOT)}): {', '.join(differ)}; pip's "
+            "settings may name another index, or another build"
+        )
+
+
+def tested_lock() -> Path:
+    """The lock of this Python on this kind of machine."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return ROOT / "locks" / f"python{version}-{sys.platform}-{platform.machine()}.txt"
+
+
+def applicable(constraints: str) -> list[str]:
+    """The pins that count for this Python."""
+    lines = (line.partition("#")[0].strip() for line in constraints.splitlines())
+    pins = [Requirement(line) for line in lines if line]
+    return [f"{p.name}{p.specifier}" for p in pins if p.marker is None or p.marker.evaluate()]
+
+
+def locked_by_pip(pins: list[str]) -> Hashes:
+    """What pip would install for some pins, with the hashes of its index."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        options = ["--dry-run", "--ignore-installed", "--no-deps", "--quiet", "--report"]
+        pip("install", *options, str(report), *pins)
+        chosen = json.loads(report.read_text())["install"]
+    found: Hashes = {}
+    for item in chosen:
+        said, where = item["metadata"], item["download_info"]
+        key = f"{canonicalize_name(said['name'])}=={said['version']}"
+        found[key] = where["archive_info"]["hashes"]["sha256"]
+    return found
+
+
+def write_lock(file: Path, found: Mapping[str, str], dev: bool = True) -> None:
+    """A requirements file with hashes; its first line names Python and machine, and for whom."""
+    lines = [f"# {tested_lock().stem}{' dev' if dev else ''}"]
+    lines += [f"{key} --hash=sha256:{value}" for key, value in sorted(found.items())]
+    file.parent.mkdir(exist_ok=True)
+    part = file.with_suffix(".part")
+    part.write_text("\n".join(lines) + "\n")
+    os.replace(part, file)
+
+
+def read_lock(file: Path) -> Hashes:
+    """The hashes of a lock."""
+    return dict(_entries(file.read_text()))
+
+
+def _entries(text: str) -> Iterator[tuple[str, str]]:
+    for line in text.splitlines():
+        if line and not line.startswith("#"):
+            key, _, value = line.partition(" --hash=sha256:")
+            yield key, value
+
+
+def pip(*arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stdout + done.stderr).splitlines()
+        errors = [line for line in said if line.startswith("ERROR")] or said or ["no output"]
+        raise WheelhouseError(f"pip {arguments[0]}: {errors[-1].removeprefix('ERROR: ')}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

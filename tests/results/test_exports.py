@@ -1,0 +1,180 @@
+"""What is exported, read by the readers of those whose form it is."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import json
+import struct
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from intl_transfer.cli import main
+from intl_transfer.errors import UserError
+from intl_transfer.results import build_tables, collect, render
+from intl_transfer.results.exports import export
+from intl_transfer.results.longform import COLUMNS, as_parquet
+from tests.results.synthetic import detection_run, evaluation_run, pretraining_run
+
+APS = (38.0, 38.4, 38.9)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    pretraining_run(root)
+    (root / "pretrain" / "README.md").write_text("---\nlibrary_name: timm\n---\n\n# INTL\n")
+    for seed, ap in enumerate(APS):
+        detection_run(root, f"coco{seed}", ap, seed=seed)
+    evaluation_run(root, "linear", dataset="cifar10", top1=91.5)
+    return root
+
+
+@pytest.fixture(scope="module")
+def tables(runs):
+    return build_tables(collect([runs], cache=False), published=True)
+
+
+def test_pandas_reads_one_line_per_run_and_metric(tables):
+    frame = pd.read_csv(io.StringIO(render(tables, "long")))
+    assert list(frame) == list(COLUMNS)
+    own = frame[(frame.source == "measured") & (frame.task == "box") & (frame.metric == "AP")]
+    assert own.value.tolist() == list(APS)
+    assert own.seed.tolist() == [0, 1, 2]
+    assert own.value.std() == pytest.approx(np.std(APS, ddof=1))
+    assert (frame[frame.dataset == "cifar10"].query("source == 'measured'").value.max()) == 99.5
+    moco = frame[(frame.initialisation == "MoCo v2") & (frame.schedule == "24k")]
+    assert moco[moco.metric == "AP"]["std"].tolist() == [0.2, 0.2]
+    assert moco.n.tolist() == [5] * 6
+    assert moco.source.unique().tolist() == ["MoCo detection README"]
+    keys = ["table", "initialisation", "pretraining", "source", "run", "task", "metric"]
+    assert not frame.duplicated(keys).any()
+
+
+def test_parquet_is_typed_and_the_same(tables, tmp_path):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "runs.parquet").write_bytes(as_parquet(tables))
+    frame = pd.read_parquet(tmp_path / "runs.parquet")
+    assert {name: str(kind) for name, kind in frame.dtypes.items()} == COLUMNS
+    text = pd.read_csv(io.StringIO(render(tables, "long")))
+    assert np.array_equal(frame.value, text.value)
+    assert frame.seed.isna().sum() == text.seed.isna().sum() > 0
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tables, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"pip install 'intl-transfer\[parquet\]'"):
+        as_parquet(tables)
+
+
+def test_files_by_their_names(runs, tmp_path, capsys):
+    assert main(["collect", str(runs), "--out", str(tmp_path / "runs.long.csv")]) == 0
+    assert (tmp_path / "runs.long.csv").read_text().startswith("table,family,dataset")
+    assert str(runs) not in (tmp_path / "runs.long.csv").read_text()
+    assert main(["collect", str(runs), "--format", "parquet"]) == 2
+    assert "needs a file" in capsys.readouterr().err
+    if importlib.util.find_spec("pyarrow"):
+        assert main(["collect", str(runs), "--out", str(tmp_path / "r.parquet")]) == 0
+        frame = pd.read_parquet(tmp_path / "r.parquet")
+        assert set(frame.run.dropna()) >= {"coco0", "linear"}
+
+
+def test_json_has_the_figures_of_every_seed(tables):
+    table = json.loads(render(tables, "json"))[0]
+    row = table["rows"][0]
+    assert row["figures"]["box"]["AP"]["values"] == list(APS)
+    assert row["figures"]["box"]["AP"]["seeds"] == [0, 1, 2]
+    assert [run["figures"]["box"]["AP"] for run in row["runs"]] == list(APS)
+
+
+def test_mlflow_reads_what_is_exported(tables, tmp_path):
+    mlflow = pytest.importorskip("mlflow")
+    assert "4 runs" in export(tables, f"mlflow={tmp_path / 'mlruns'}")
+    client = mlflow.MlflowClient(tracking_uri=(tmp_path / "mlruns").as_uri())
+    (experiment,) = client.search_experiments(filter_string="name = 'intl-transfer'")
+    found = client.search_runs([experiment.experiment_id])
+    aps = {run.data.params["seed"]: run.data.metrics.get("box.AP") for run in found
+           if run.data.params["dataset"] == "coco_2017_val"}  # fmt: skip
+    assert aps == {str(seed): ap for seed, ap in enumerate(APS)}
+    linear = next(run for run in found if run.data.params["dataset"] == "cifar10")
+    assert linear.data.metrics == {"cifar10.top-1": 91.5, "cifar10.top-5": 99.5}
+    assert linear.info.status == "FINISHED"
+
+
+def wandb_records(data):
+    """A .wandb file's records: after 7 bytes, LevelDB's log in blocks of 32 KiB."""
+    at, whole = 7, b""
+    while at + 7 <= len(data):
+        if (room := 32768 - at % 32768) < 7:
+            at += room
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or its last part
+            yield whole
+            whole = b""
+
+
+def test_wandbs_messages_hold_what_is_exported(tables, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    from wandb.proto import wandb_internal_pb2
+
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    detection = [table for table in tables if any(not row.published for row in table.rows)][:1]
+    assert "3 offline runs" in export(detection, f"wandb={tmp_path / 'w'}")
+    files = sorted((tmp_path / "w").rglob("*.wandb"))
+    assert len(files) == 3
+    found = set()
+    for file in files:
+        for data in wandb_records(file.read_bytes()):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            for item in record.summary.update:
+                name = item.key or ".".join(item.nested_key)
+                if name == "box.AP":
+                    found.add(json.loads(item.value_json))
+    assert found == set(APS)
+
+
+def test_the_model_card_has_the_results_once(runs, tables, tmp_path):
+    card = runs / "pretrain" / "README.md"
+    for _ in range(2):
+        assert "figures written" in export(tables, f"card={card}")
+    text = card.read_text()
+    matter = yaml.safe_load(text.split("---")[1])
+    assert matter["library_name"] == "timm"
+    values = {
+        result["metrics"][0]["name"]: result["metrics"][0]["value"]
+        for result in matter["model-index"][0]["results"]
+    }
+    assert values["COCO det. AP"] == pytest.approx(np.mean(APS))
+    assert text.count("## Results") == 1
+    assert "| coco_2017_val, Mask R-CNN resnet50-C4, 1x | COCO det. AP | 38.43 ± 0.45 | 3 |" in text
+    assert text.count("# INTL") == 1
+    # Beside the weights themselves, wherever they were copied.
+    (tmp_path / "README.md").write_text("# mine\n")
+    with pytest.raises(UserError, match="no row of the tables began with a backbone"):
+        export(tables, f"card={tmp_path / 'README.md'}")
+    (tmp_path / "w.safetensors").write_bytes(b"weights")
+    sha = hashlib.sha256(b"weights").hexdigest()
+    evaluation_run(tmp_path / "runs", "l", origin={"sha": sha})
+    mine = build_tables(collect([tmp_path / "runs"], cache=False))
+    assert "2 figures" in export(mine, f"card={tmp_path / 'README.md'}")
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("mlfow=x", "expected KIND=TARGET.* Did you mean 'mlflow'"),
+        ("mlflow", "expected KIND=TARGET"),
+        ("card=absent.md", "found none"),
+    ],
+)
+def test_what_is_refused(tables, where, expected):
+    with pytest.raises(UserError, match=expected):
+        export(tables, where)

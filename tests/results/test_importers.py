@@ -1,0 +1,219 @@
+"""Others' logs, in the forms that their programs write, and what is said of them in tables."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from intl_transfer.cli import main
+from intl_transfer.errors import UserError
+from intl_transfer.results import build_tables, collect, render
+from intl_transfer.results.importers import coco, import_results, lightning, openmmlab, vissl
+
+ENGINE = [
+    {"lr": 0.02, "data_time": 0.01, "loss": 0.9, "epoch": 11, "iter": 80630, "memory": 5000,
+     "step": 80630},
+    {"coco/bbox_mAP": 0.4, "coco/bbox_mAP_50": 0.61, "coco/bbox_mAP_75": 0.44, "step": 11},
+    {"lr": 0.0002, "data_time": 0.01, "loss": 0.7, "epoch": 12, "iter": 87950, "memory": 5000,
+     "step": 87950},
+    {"coco/bbox_mAP": 0.382, "coco/bbox_mAP_50": 0.588, "coco/bbox_mAP_75": 0.414,
+     "coco/bbox_mAP_s": 0.219, "coco/bbox_mAP_m": 0.409, "coco/bbox_mAP_l": -1.0,
+     "coco/segm_mAP": 0.347, "coco/segm_mAP_50": 0.557, "coco/segm_mAP_75": 0.372,
+     "data_time": 0.03, "time": 0.2, "step": 12},
+]  # fmt: skip
+OLD = [
+    {"env_info": "sys.platform: linux", "config": "model = dict()", "seed": 7, "exp_name": "m.py"},
+    {"mode": "train", "epoch": 12, "iter": 7300, "lr": 0.0002, "memory": 3800, "loss": 0.6},
+    {"mode": "val", "epoch": 12, "iter": 625, "lr": 0.0002, "bbox_mAP": 0.374,
+     "bbox_mAP_50": 0.581, "bbox_mAP_75": 0.404, "bbox_mAP_copypaste": "0.374 0.581 0.404"},
+]  # fmt: skip
+VISSL = [
+    {"iteration": 8000, "phase_idx": 52, "train_accuracy_list_meter": {"top_1": {"0": 60.0}},
+     "train_phase_idx": 26},
+    {"iteration": 8000, "phase_idx": 53, "test_accuracy_list_meter": {"top_1": {"0": 71.0},
+     "top_5": {"0": 90.0}}, "train_phase_idx": 26},
+    {"iteration": 9000, "phase_idx": 54, "train_accuracy_list_meter": {"top_1": {"0": 61.0}},
+     "train_phase_idx": 27},
+    {"iteration": 9000, "phase_idx": 55, "test_accuracy_list_meter": {"top_1": {"0": 69.9},
+     "top_5": {"0": 89.4}}, "train_phase_idx": 27},
+]  # fmt: skip
+SOLO = """epoch,step,train_loss,val_acc1,val_acc5,val_knn_acc1
+998,194999,0.5,,,
+998,194999,,93.1,99.9,90.0
+999,195199,0.4,,,
+999,195199,,92.58,99.79,88.6
+"""
+
+
+def lines(folder, name, content):
+    file = folder / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(one) + "\n" for one in content))
+    return file
+
+
+def test_openmmlabs_engine(tmp_path):
+    lines(tmp_path, "20240101_000000/vis_data/scalars.json", ENGINE)
+    found = openmmlab.read(tmp_path)
+    assert found.metrics["box"] == pytest.approx(
+        {"AP": 38.2, "AP50": 58.8, "AP75": 41.4, "APs": 21.9, "APm": 40.9, "APl": None}
+    )
+    assert found.metrics["mask"]["AP"] == pytest.approx(34.7)
+    file = lines(tmp_path, "cut.json", ENGINE[:3])
+    with pytest.raises(UserError, match=r"at 11\) is not of the end: training went on to epoch 12"):
+        openmmlab.read(file)
+    lines(tmp_path, "20240102_000000/vis_data/scalars.json", ENGINE)
+    with pytest.raises(UserError, match=r"found 2: .*Give the one that counts"):
+        openmmlab.read(tmp_path)
+    with pytest.raises(UserError, match="no evaluation"):
+        openmmlab.read(lines(tmp_path, "none.json", ENGINE[:1]))
+
+
+def test_openmmlabs_older_logs(tmp_path):
+    file = lines(tmp_path, "20200101_000000.log.json", OLD)
+    with open(file, "a") as out:
+        out.write('{"mode": "train", "ep')  # killed while it wrote
+    found = openmmlab.read(tmp_path)
+    assert found.metrics == {"box": pytest.approx({"AP": 37.4, "AP50": 58.1, "AP75": 40.4})}
+    assert (found.stated, found.epoch) == ({"seed": 7}, 12)
+    file.write_text("nonsense\n" + json.dumps(OLD[2]) + "\n")
+    with pytest.raises(UserError, match=r"line 1 is not valid JSON"):
+        openmmlab.read(file)
+
+
+def test_vissl(tmp_path):
+    file = lines(tmp_path, "metrics.json", VISSL)
+    found = vissl.read(tmp_path)
+    assert (found.metrics, found.epoch) == ({"top1": 69.9, "top5": 89.4}, 28)
+    with pytest.raises(UserError, match="went on to 27"):
+        vissl.read(lines(tmp_path, "cut.json", VISSL[:3]))
+    several = [{**VISSL[3], "test_accuracy_list_meter": {"top_1": {"res4": 60.0, "res5": 70.0}}}]
+    lines(tmp_path, "metrics.json", several)
+    with pytest.raises(UserError, match="found 2: res4, res5; give --layer"):
+        vissl.read(file)
+    assert vissl.read(file, "res5").metrics == {"top1": 70.0}
+
+
+def test_lightning(tmp_path):
+    file = tmp_path / "version_0" / "metrics.csv"
+    file.parent.mkdir()
+    file.write_text(SOLO)
+    assert lightning.read(tmp_path).metrics == {"top1": 92.58, "top5": 99.79}
+    assert lightning.read(tmp_path, "knn").metrics == {"top1": 88.6}
+    file.write_text(SOLO + "1000,195399,0.4,,,\n")
+    with pytest.raises(UserError, match="went on to 1000"):
+        lightning.read(file)
+    file.write_text("epoch,step,val/acc\n0,9,0.5\n1,19,0.625\n")
+    with pytest.raises(UserError, match=r"none of solo-learn's columns .* epoch, step, val/acc"):
+        lightning.read(file)
+    with pytest.raises(UserError, match="percent or a fraction is not known"):
+        lightning.read(file, column="val/acc")
+    assert lightning.read(file, column="val/acc", unit="fraction").metrics == {"top1": 62.5}
+
+
+def test_lightning_as_its_own_logger_writes_it(tmp_path):
+    loggers = pytest.importorskip("lightning_fabric.loggers")
+    logger = loggers.CSVLogger(tmp_path, name="logs")
+    for epoch, acc in enumerate((50.0, 61.0, 60.5)):
+        logger.log_metrics({"epoch": epoch, "train_loss": 1.0}, step=10 * epoch)
+        logger.log_metrics({"epoch": epoch, "val_acc1": acc, "val_acc5": 90.0}, step=10 * epoch + 9)
+    logger.save()
+    found = lightning.read(tmp_path / "logs")
+    assert (found.metrics, found.epoch) == ({"top1": 60.5, "top5": 90.0}, 3)
+
+
+TRUTH = {
+    "images": [{"id": 1, "width": 100, "height": 100}, {"id": 2, "width": 100, "height": 100}],
+    "annotations": [
+        {"id": 1, "image_id": 1, "category_id": 3, "bbox": [10, 10, 40, 40], "area": 1600,
+         "iscrowd": 0, "segmentation": [[10, 10, 50, 10, 50, 50, 10, 50]]},
+        {"id": 2, "image_id": 2, "category_id": 3, "bbox": [20, 20, 40, 40], "area": 1600,
+         "iscrowd": 0, "segmentation": [[20, 20, 60, 20, 60, 60, 20, 60]]},
+    ],
+    "categories": [{"id": 3, "name": "cat"}],
+}  # fmt: skip
+
+
+def boxes(*found):
+    return [
+        {"image_id": image, "category_id": 3, "bbox": box, "score": score}
+        for image, box, score in found
+    ]
+
+
+def test_cocos_results(tmp_path):
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    (tmp_path / "gt.json").write_text(json.dumps(TRUTH))
+    detections = boxes((1, [10, 10, 40, 40], 0.9), (2, [24, 20, 40, 40], 0.8),
+                       (2, [70, 70, 9, 9], 0.85))  # fmt: skip
+    (tmp_path / "dt.json").write_text(json.dumps(detections))
+    found = coco.read(tmp_path / "dt.json", tmp_path / "gt.json")
+    truth = COCO(str(tmp_path / "gt.json"))
+    other = COCOeval_faster(
+        truth, truth.loadRes(str(tmp_path / "dt.json")), "bbox", print_function=str
+    )
+    other.run()
+    assert found.metrics["box"]["AP"] == pytest.approx(100 * other.stats[0], abs=1e-9)
+    assert found.metrics["box"]["AP50"] == pytest.approx(100 * other.stats[1], abs=1e-9)
+    # By hand: a hit, a false alarm, a hit at IoU 0.82: 51 recalls at precision 1, 50 at 2/3.
+    assert found.metrics["box"]["AP50"] == pytest.approx(100 * (51 + 50 * 2 / 3) / 101)
+    assert found.metrics["box"]["per_class"] == {"cat": pytest.approx(found.metrics["box"]["AP"])}
+    assert found.metrics["box"]["APs"] is None  # no small object
+    assert set(found.metrics) == {"box"}
+    masks = [{**one, "segmentation": truth_["segmentation"]}
+             for one, truth_ in zip(detections[:2], TRUTH["annotations"], strict=True)]  # fmt: skip
+    (tmp_path / "m.json").write_text(json.dumps(masks))
+    found = coco.read(tmp_path / "m.json", tmp_path / "gt.json")
+    assert found.metrics["mask"]["AP"] == pytest.approx(100)
+    assert found.metrics["box"]["AP"] < 100
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"annotations": []}, "expected a JSON list of detections, found dict"),
+        ([], "expected detections with bbox or segmentation"),
+        ([{"image_id": 1, "score": 1}], "detection 0: no category_id"),
+        (boxes((9, [1, 1, 2, 2], 0.5)), "image 9, category 3 is not in"),
+        ([{"image_id": 1, "category_id": 3, "score": 1, "bbox": "x"}], "pycocotools cannot read"),
+    ],
+)
+def test_results_that_are_no_cocos(tmp_path, content, expected):
+    (tmp_path / "gt.json").write_text(json.dumps(TRUTH))
+    (tmp_path / "dt.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=expected):
+        coco.read(tmp_path / "dt.json", tmp_path / "gt.json")
+
+
+def test_they_become_rows_that_say_what_is_not_known(tmp_path, capsys):
+    lines(tmp_path, "a.log.json", OLD)
+    out = tmp_path / "runs" / "mmdet"
+    words = ["import", "openmmlab", str(tmp_path), "--out", str(out), "--method", "MoCo v2"]
+    assert main([*words, "--dataset", "coco_2017_val", "--schedule", "1x", "--seed", "3"]) == 2
+    assert "--seed 3: the file states 7" in capsys.readouterr().err
+    assert main([*words, "--dataset", "coco_2017_val", "--schedule", "1x"]) == 0
+    assert main(words) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert main(["check", str(out)]) == 0
+    (tmp_path / "metrics.csv").write_text(SOLO)
+    found = lightning.read(tmp_path / "metrics.csv")
+    import_results(found, tmp_path / "runs" / "solo", "BYOL", "metrics.csv", {"dataset": "cifar10"})
+    tables = build_tables(collect([tmp_path / "runs"], cache=False))
+    assert all(row.foreign for table in tables for row in table.rows)
+    text = render(tables, "md")
+    assert "foreign: measured by OpenMMLab, not by this project" in text
+    assert (
+        "not stated: backbone, detector, head, iterations, batch size, learning rate, pretraining"
+    ) in text
+    assert "37.4" in text
+    assert "92.6" in text
+    assert "not stated: seed, backbone, epochs of the evaluation" in text
+
+
+def test_percentages_alone_become_rows(tmp_path):
+    file = lines(tmp_path, "m.json", [{"bbox_mAP": 37.4, "mode": "val", "epoch": 1}])
+    with pytest.raises(UserError, match="expected a percentage"):
+        import_results(openmmlab.read(file), tmp_path / "x", "A", "m.json")
+    assert not (tmp_path / "x").exists()
