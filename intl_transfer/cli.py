@@ -29,6 +29,7 @@ COMMANDS = {
         "others' logs and results as rows, marked as external",
     ),
     "collect": ("intl_transfer.results.command", "collect run directories into a results table"),
+    "completion": ("intl_transfer.completion", "print what makes bash or zsh complete commands"),
 }
 
 
@@ -47,12 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__.splitlines()[0] if __doc__ else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="commands:\n"
-        + "\n".join(f"  {name:10s} {text}" for name, (_, text) in COMMANDS.items())
+        + "\n".join(f"  {name:11s} {text}" for name, (_, text) in COMMANDS.items())
         + "\n\n`intl-transfer COMMAND --help` explains each.",
     )
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("command", metavar="COMMAND", help="one of the commands below")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    if not arguments:
+        # As git: the table, and a status that says that nothing was done.
+        parser.print_help()
+        return 2
     parsed = parser.parse_args(arguments)
     if parsed.command not in COMMANDS:
         hint = did_you_mean(parsed.command, COMMANDS)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from intl_transfer.errors import UserError
+from intl_transfer.places import NEEDS_CLONE, clone
 
 _PACKAGES = (
     "intl-transfer",
@@ -110,11 +111,13 @@ def _check_gpus(as_object: bool) -> int:
 
 def _check_cluster(arguments: argparse.Namespace) -> int:
     """Hands over to the launch layer, which lies in the clone and knows SLURM."""
-    script = Path(__file__).resolve().parents[1] / "slurm" / "check_cluster.py"
-    if not script.is_file():
+    root = clone()
+    if root is None:
         raise UserError(
-            f"--cluster needs a clone of the repository, whose slurm/ launches the job: no {script}"
+            "--cluster needs a clone of the repository, whose slurm/ launches the job; this is an "
+            "installed package"
         )
+    script = root / "slurm" / "check_cluster.py"
     command = [sys.executable, str(script), "--cluster", arguments.cluster]
     command += ["--profile", arguments.profile] if arguments.profile else []
     command += ["--json"] if arguments.json else []
@@ -125,8 +128,9 @@ def examine() -> dict[str, Any]:
     """Looks at everything that the stages need.
 
     Returns:
-        ``versions``, ``detectron2``, ``devices``, ``slurm``, ``datasets``, ``disk_free_gb`` and
-        ``problems``: one line for each thing that keeps the main job from running.
+        ``versions``, ``revision``, ``clone`` (None for an installed package), ``detectron2``,
+        ``devices``, ``slurm``, ``datasets``, ``disk_free_gb`` and ``problems``: one line for each
+        thing that keeps the main job from running.
     """
     problems: list[str] = []
     versions: dict[str, str | None] = {"python": platform.python_version()}
@@ -142,8 +146,13 @@ def examine() -> dict[str, Any]:
         problems.append(f"{free} GB free in {Path.cwd()}; checkpoints need at least 1 GB")
     if not os.access(".", os.W_OK):
         problems.append(f"{Path.cwd()} cannot be written to; runs are kept below it")
+    from intl_transfer.runs.directory import git_state
+
+    root = clone()
     return {
         "versions": versions,
+        "revision": git_state(),
+        "clone": str(root) if root else None,
         "detectron2": detectron2,
         "devices": _devices(problems),
         "slurm": {name: shutil.which(name) for name in _SLURM},
@@ -231,6 +240,11 @@ def _show(report: dict[str, Any]) -> None:
         console.print(f"[bold]{title:<12}[/bold] {escape(text)}")
 
     line("versions", ", ".join(f"{k} {v or 'MISSING'}" for k, v in report["versions"].items()))
+    revision = report["revision"]["revision"] or "not known"
+    dirty = ", with changes" if report["revision"]["dirty"] else ""
+    line("sources", f"revision {revision}{dirty}, {report['clone'] or 'an installed package'}")
+    if report["clone"] is None:
+        line("", f"a clone of the repository is needed for {NEEDS_CLONE}")
     d2 = report["detectron2"]
     if d2["installed"]:
         kind = "compiled operators" if d2["compiled_ops"] else "no compiled operators (stand-in)"

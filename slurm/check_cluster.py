@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -76,11 +76,10 @@ def check(arguments: argparse.Namespace) -> int:
     try:
         wait(job, wanted, folder, tasks, arguments.queue_minutes)
         leave = time.monotonic() + _FAREWELL
-        while not job.done(force_check=True) and time.monotonic() < leave:
+        while not state(job, wanted).ended and time.monotonic() < leave:
             time.sleep(_POLL_SECONDS)
     finally:
-        if not job.done():
-            job.cancel(check=False)
+        end(job, wanted)
     asked = Requested(tasks, wanted.cpus_per_gpu, wanted.gpus_per_node, wanted.cluster)
     checks = judge(read_tasks(folder, tasks), asked)
     if arguments.json:
@@ -115,6 +114,32 @@ def submit_tasks(wanted: Resources, folder: Path) -> Any:
     return submit(executor, [work])[0]
 
 
+class State(NamedTuple):
+    """How the job stands: over, in the queue, and why."""
+
+    ended: bool
+    pending: bool = False
+    reason: str = ""
+
+
+def state(job: Any, wanted: Resources) -> State:
+    """Asks the queue, and on this machine the process; never ``sacct``, which many sites lack."""
+    if wanted.cluster != "slurm":
+        return State(job.done())
+    row = controller.queue().get(str(job.job_id))
+    if row is None or not row.alive:
+        return State(True)
+    return State(False, row.state == "PENDING", row.reason)
+
+
+def end(job: Any, wanted: Resources) -> None:
+    """Ends the job, if it has not ended."""
+    if wanted.cluster == "slurm":
+        controller.cancel([str(job.job_id)])
+    elif not job.done():
+        job.cancel(check=False)
+
+
 def wait(job: Any, wanted: Resources, folder: Path, tasks: int, queue_minutes: float) -> None:
     """Waits until all tasks have reported, or the job has ended.
 
@@ -129,15 +154,7 @@ def wait(job: Any, wanted: Resources, folder: Path, tasks: int, queue_minutes: f
         return len(found) == tasks and all(task["done"] for task in found)
 
     while not reported():
-        if wanted.cluster == "slurm":
-            row = controller.queue().get(str(job.job_id))
-            ended, pending = (
-                row is None or not row.alive,
-                row is not None and row.state == "PENDING",
-            )
-            reason = row.reason if row is not None else ""
-        else:
-            ended, pending, reason = job.done(), False, ""
+        ended, pending, reason = state(job, wanted)
         if ended:
             wait_until(reported, folder, LATE)
             return

@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from intl_transfer.errors import UserError
@@ -20,6 +20,7 @@ ENDED = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
     *("PREEMPTED", "REVOKED", "TIMEOUT"),
 )
+_AT_ONCE = 5  # seconds, where run directories can answer in its place
 _TIMEOUT = 30  # seconds that one question may take
 _WAITS = (1, 3, 10)  # seconds before it is asked again
 _DEFAULT_ARRAY = 1001  # SLURM's own
@@ -54,14 +55,19 @@ def available() -> bool:
     return shutil.which("squeue") is not None
 
 
-def queue() -> dict[str, Row]:
+def queue(patient: bool = True) -> dict[str, Row]:
     """This user's jobs, those that ended a short while ago among them, by id.
+
+    Args:
+        patient: ask a busy controller again and wait for it; False asks once, for an answer at
+            once.
 
     Raises:
         UserError: if SLURM does not answer, with its own words.
     """
     form = "%i|%T|%N|%r|%j"
-    text = ask("squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), "-o", form)
+    words = ("squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), "-o", form)
+    text = ask(*words) if patient else ask(*words, waits=(), timeout=_AT_ONCE)
     rows = (Row(*line.split("|", 4)) for line in text.splitlines() if line.count("|") >= 4)
     return {row.job: row for row in rows}
 
@@ -86,22 +92,27 @@ def largest_array() -> int:
     return max(1, int(found[1])) if found else _DEFAULT_ARRAY
 
 
-def ask(*command: str) -> str:
+def ask(*command: str, waits: Sequence[float] = _WAITS, timeout: float = _TIMEOUT) -> str:
     """Runs one of SLURM's commands, several times if the controller is busy; its output.
+
+    Args:
+        command: with its arguments.
+        waits: seconds before each time that it is asked again.
+        timeout: seconds that it may take.
 
     Raises:
         UserError: with SLURM's own words, if it keeps failing.
     """
     words = ""
-    for wait in (*_WAITS, None):
+    for wait in (*waits, None):
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
         except FileNotFoundError:
             raise UserError(
                 f"`{command[0]}` is not installed here; is this a login node?"
             ) from None
         except subprocess.TimeoutExpired:
-            words = f"no answer within {_TIMEOUT} s"
+            words = f"no answer within {timeout:g} s"
         else:
             if done.returncode == 0:
                 return done.stdout

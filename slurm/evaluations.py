@@ -20,7 +20,7 @@ from intl_transfer.runs.settings import identity
 from slurm import launch_detection
 from slurm.executors import with_sources
 from slurm.ledger import WEIGHTS, Node
-from slurm.resources import Resources, tasks_per_node
+from slurm.resources import Resources, fitting, tasks_per_node
 
 RANDOM = launch_detection.RANDOM
 
@@ -163,7 +163,8 @@ class Classification:
             overrides.append(f"optim.lr={rate:g}")
         command = [sys.executable, "-m", "intl_transfer", "evaluate"]
         command += ["--weights", weights, "--config", named]
-        command += ["--output-dir", str(folder), *overrides]
+        command += ["--output-dir", str(folder)]
+        command += [*fitting(settings.data.workers, "data.workers", overrides, wanted), *overrides]
         environment = with_sources(wanted.environment, code)
         return Node(
             key=f"evaluation/{folder.name}",

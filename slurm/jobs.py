@@ -143,7 +143,8 @@ def rank_environment(restarts: int = 0) -> dict[str, str]:
     """torch.distributed's variables for this task, from submitit's job environment.
 
     The port is this job's own and another one at each start: a variable of the shell that launched
-    would be the same for all jobs, and the port of an earlier start may not be free yet.
+    would be the same for all jobs, and the port of an earlier start may not be free yet. A stage
+    that knows ``INTL_RENDEZVOUS`` takes a free one (:mod:`intl_transfer.runs.rendezvous`).
 
     Args:
         restarts: how often the job was put back into the queue.
@@ -157,7 +158,7 @@ def rank_environment(restarts: int = 0) -> dict[str, str]:
     place = TorchDistributedEnvironment()
     # Below the ports that Linux gives to outgoing connections.
     port = random.Random(f"{JobEnvironment().job_id}:{restarts}")
-    return {
+    found = {
         "MASTER_ADDR": reachable(place.master_addr),
         "MASTER_PORT": str(port.randint(20000, 32000)),
         "RANK": str(place.rank),
@@ -165,6 +166,11 @@ def rank_environment(restarts: int = 0) -> dict[str, str]:
         "LOCAL_RANK": str(place.local_rank),
         "LOCAL_WORLD_SIZE": str(place.local_world_size),
     }
+    if "SUBMITIT_FOLDER" in os.environ:  # not where a job runs in its launcher's process
+        # Where rank 0 says which port it has: one file for each start.
+        folder = Path(JobEnvironment().paths.folder)
+        found["INTL_RENDEZVOUS"] = str(folder / f"rendezvous-{restarts}")
+    return found
 
 
 def require_finished(folder: Path) -> None:

@@ -18,12 +18,12 @@ sys.path.insert(0, str(ROOT))
 
 from intl_transfer.boundary import Boundary
 from intl_transfer.runs import write_atomically
-from slurm import controller
 from slurm.benchmark import Benchmark, Plan, make_data, read, resolved
 from slurm.executors import batch_script, make_executor, say, snapshot_beside
-from slurm.graph import missing, stage_job
+from slurm.graph import stage_job
 from slurm.launching import launch as launch_nodes
-from slurm.ledger import Ledger, Node
+from slurm.launching import something_missing
+from slurm.ledger import Node
 from slurm.local import visible_gpus
 from slurm.resources import Resources, add_arguments, given, profile, resources
 
@@ -70,15 +70,6 @@ def launch(arguments: argparse.Namespace, benchmark: Benchmark, wanted: Resource
         text = resolved(benchmark)
         write_atomically(folder / "benchmark.yaml", lambda out: out.write(text.encode()))
     return launch_nodes(folder, wanted.cluster, nodes, arguments.wait, wanted.parallel)
-
-
-def something_missing(nodes: list[Node], folder: Path, cluster: str) -> bool:
-    """Whether a copy of the sources is needed."""
-    ledger = Ledger.read(folder)
-    if ledger is None:
-        return True
-    taken = ledger.take_up(nodes)
-    return bool(missing(ledger, taken, controller.queue() if cluster == "slurm" else {}))
 
 
 def counts(nodes: list[Node]) -> str:

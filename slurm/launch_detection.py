@@ -37,12 +37,14 @@ from slurm.executors import (
 )
 from slurm.graph import stage_job
 from slurm.launching import launch as launch_nodes
+from slurm.launching import something_missing
 from slurm.ledger import WEIGHTS, Node
 from slurm.local import fit, visible_gpus
-from slurm.resources import Resources, add_arguments, resources
+from slurm.resources import Resources, add_arguments, fitting, resources
 
 RANDOM = "random"
 CONFIGS = ROOT / "configs" / "detection"
+_LOADERS = "DATALOADER.NUM_WORKERS"
 
 
 def main() -> int:
@@ -76,24 +78,26 @@ def launch(arguments: argparse.Namespace, wanted: Resources) -> int:
     wanted = one_task_a_node(wanted)
     parent = Path(arguments.output_dir).resolve()
     start = weights_name(arguments.weights)
-    code = ROOT
     weights = arguments.weights
     if not arguments.dry_run:
-        code = snapshot_beside(parent, ROOT)
         weights = converted(arguments.weights, parent / "weights" / f"{start}.pth")
-    nodes = [
-        fine_tuning(
-            arguments.config,
-            weights,
-            seed,
-            list(arguments.opts),
-            parent / f"{config.stem}_{start}_seed{seed}",
-            wanted,
-            code,
-            f"detection-{config.stem}-{start}",
-        )
-        for seed in seeds
-    ]
+
+    def made(code: Path) -> list[Node]:
+        return [
+            fine_tuning(
+                arguments.config,
+                weights,
+                seed,
+                list(arguments.opts),
+                parent / f"{config.stem}_{start}_seed{seed}",
+                wanted,
+                code,
+                f"detection-{config.stem}-{start}",
+            )
+            for seed in seeds
+        ]
+
+    nodes = made(ROOT)
     say(
         f"{wanted.cluster}: {len(nodes)} job(s) of {wanted.nodes} node(s) x {wanted.gpus_per_node} "
         "GPU(s)"
@@ -104,6 +108,8 @@ def launch(arguments: argparse.Namespace, wanted: Resources) -> int:
         for node in nodes:
             say("# " + " ".join(node.command))
         return 0
+    if something_missing(nodes, parent, wanted.cluster):
+        nodes = made(snapshot_beside(parent, ROOT))
     return launch_nodes(parent, wanted.cluster, nodes, arguments.wait, wanted.parallel)
 
 
@@ -130,6 +136,15 @@ def settings_of(config: str, opts: tuple[str, ...]) -> dict[str, Any]:
     pairs = list(itertools.takewhile(lambda word: not word.startswith("--"), opts))
     settings = identity("detection", as_dict(load_config(config, pairs)))
     return {**settings, **({"flags": list(opts[len(pairs) :])} if len(opts) > len(pairs) else {})}
+
+
+@functools.cache
+def loaders_of(config: str) -> int:
+    """Loading processes of each of Detectron2's, by the configuration."""
+    import detection  # noqa: F401 - prepares Detectron2
+    from detection.config import load_config
+
+    return int(load_config(config).DATALOADER.NUM_WORKERS)
 
 
 def one_task_a_node(wanted: Resources) -> Resources:
@@ -180,6 +195,7 @@ def fine_tuning(
         *("--num-gpus", str(max(1, wanted.gpus_per_node))),
         *("--num-machines", "{num_machines}", "--machine-rank", "{machine_rank}"),
         *("--dist-url", "{dist_url}", "--resume"),
+        *fitting(loaders_of(config), _LOADERS, opts, wanted, max(1, wanted.gpus_per_node)),
         *opts,
     ]
     return Node(

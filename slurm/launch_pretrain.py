@@ -37,9 +37,10 @@ from slurm.executors import (
 )
 from slurm.graph import stage_job
 from slurm.launching import launch as launch_nodes
+from slurm.launching import something_missing
 from slurm.ledger import Node
 from slurm.local import fit, visible_gpus
-from slurm.resources import Resources, add_arguments, resources, tasks_per_node
+from slurm.resources import Resources, add_arguments, crowded, fitting, resources, tasks_per_node
 
 
 def main() -> int:
@@ -72,19 +73,24 @@ def launch(arguments: argparse.Namespace, wanted: Resources) -> int:
     for config, _ in runs:
         rank_batch_size(config.optim.batch_size, wanted.nodes * tasks)
     parent = runs[0][1] if len(runs) == 1 else runs[0][1].parent
-    code = ROOT if arguments.dry_run else snapshot_beside(parent, ROOT)
-    nodes = [
-        pretraining(
-            arguments.config,
-            [*arguments.overrides, f"seed={config.seed}"],
-            folder,
-            wanted,
-            code,
-            f"pretrain-{name}" + (f"-seed{config.seed}" if len(runs) == 1 else ""),
-            config,
-        )
-        for config, folder in runs
-    ]
+
+    def made(code: Path) -> list[Node]:
+        return [
+            pretraining(
+                arguments.config,
+                [*arguments.overrides, f"seed={config.seed}"],
+                folder,
+                wanted,
+                code,
+                f"pretrain-{name}" + (f"-seed{config.seed}" if len(runs) == 1 else ""),
+                config,
+            )
+            for config, folder in runs
+        ]
+
+    nodes = made(ROOT)
+    if words := crowded(runs[0][0].data.workers, "data.workers", arguments.overrides, wanted):
+        say(words)
     say(
         f"{wanted.cluster}: {len(nodes)} job(s) of {wanted.nodes} node(s) x {tasks} rank(s), "
         f"{wanted.gpus_per_node} GPU(s) a node"
@@ -96,6 +102,8 @@ def launch(arguments: argparse.Namespace, wanted: Resources) -> int:
             say("# " + " ".join(node.command))
         say("# the resolved configuration:\n" + OmegaConf.to_yaml(OmegaConf.structured(runs[0][0])))
         return 0
+    if something_missing(nodes, parent, wanted.cluster):
+        nodes = made(snapshot_beside(parent, ROOT))
     return launch_nodes(parent, wanted.cluster, nodes, arguments.wait, wanted.parallel)
 
 
@@ -129,6 +137,7 @@ def pretraining(
         str(code / "pretrain" / "train.py"),
         *("--config", named),
         *("--output-dir", str(folder)),
+        *fitting(resolved.data.workers, "data.workers", overrides, wanted),
         *overrides,
     ]
     return Node(

@@ -22,8 +22,9 @@ from omegaconf import OmegaConf
 from intl_transfer.boundary import Boundary
 from intl_transfer.runs import write_atomically
 from slurm.executors import say, snapshot_beside
-from slurm.launch_benchmark import counts, something_missing
+from slurm.launch_benchmark import counts
 from slurm.launching import launch as launch_nodes
+from slurm.launching import something_missing
 from slurm.local import visible_gpus
 from slurm.resources import Resources, add_arguments, given, profile, resources
 from slurm.sweep import Plan, make_shapes_of, read

@@ -76,6 +76,19 @@ def launch(
     return _verdict(ledger, taken, {})
 
 
+def something_missing(nodes: list[Node], folder: Path, cluster: str) -> bool:
+    """Whether there is anything to submit, and a copy of the sources is needed.
+
+    Args:
+        nodes: parents before children.
+        folder: where the ledger is.
+        cluster: ``slurm``, ``local`` or ``debug``.
+    """
+    ledger = Ledger.read(folder) or Ledger(folder, cluster)
+    taken = ledger.take_up(nodes)
+    return bool(missing(ledger, taken, controller.queue() if cluster == "slurm" else {}))
+
+
 def _check_cluster(ledger: Ledger, cluster: str, rows: dict[str, Row]) -> None:
     """Refuses to run the same work in two places at once."""
     if ledger.cluster == cluster:

@@ -29,7 +29,8 @@ class Status:
 
     Attributes:
         state: ``finished``, ``running``, ``queued``, ``waiting`` (for its parents), ``failed``,
-            ``interrupted``, ``cancelled`` or ``not submitted``.
+            ``interrupted``, ``cancelled``, ``not submitted``, or ``submitted`` where SLURM does not
+            say what became of a job and its run directory says nothing yet.
         detail: the last error line, or why it waits or was cancelled.
         where: the node that runs it.
     """
@@ -132,7 +133,8 @@ def status(node: Node, ledger: Ledger, rows: dict[str, Row] | None) -> Status:
     Args:
         node: one of the ledger's.
         ledger: all of them.
-        rows: the queue; None where there is none.
+        rows: the queue; None where there is none, or where SLURM does not answer: a job of SLURM's
+            then stands as its run directory has it.
     """
     row = row_of(node, rows)
     if row is not None and row.alive:
@@ -154,7 +156,20 @@ def status(node: Node, ledger: Ledger, rows: dict[str, Row] | None) -> Status:
         return Status("waiting", _open_parents(node, ledger) or "for its turn")
     if node.job is None and node.outcome != "cancelled":
         return Status("not submitted")
+    if rows is None and ledger.cluster == "slurm":
+        return _by_directory(node)
     return _ended_badly(node, ledger, row)
+
+
+def _by_directory(node: Node) -> Status:
+    """How a job of SLURM's stands as far as its run directory and log say."""
+    state = run_status(Path(node.target)) if node.stage in RUNS else None
+    told = f"job {node.job}, by its run directory"
+    if state in ("running", "interrupted", "failed"):
+        words = last_error(node) if state == "failed" else unsaved(node)
+        return Status(state, "; ".join(text for text in (words, told) if text))
+    began = "its log has begun" if log_files(node) else "no log yet"
+    return Status("submitted", f"job {node.job}, {began}")
 
 
 def row_of(node: Node, rows: dict[str, Row] | None) -> Row | None:

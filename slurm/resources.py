@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -251,3 +252,50 @@ def small(values: Mapping[str, Any], where: str) -> Resources:
 def tasks_per_node(wanted: Resources) -> int:
     """Ranks of each node."""
     return wanted.ranks_per_node or max(1, wanted.gpus_per_node)
+
+
+def cores_of_process(wanted: Resources, processes: int = 1) -> int:
+    """CPU cores that a training process and its loading processes share.
+
+    Args:
+        wanted: its job's; on this machine, tasks share the cores that there are.
+        processes: that each task starts.
+    """
+    cpus = wanted.cpus_per_gpu
+    if wanted.cluster != "slurm":
+        cpus = min(cpus, len(os.sched_getaffinity(0)) // tasks_per_node(wanted))
+    return max(1, cpus // processes)
+
+
+def fitting(
+    workers: int, key: str, overrides: Sequence[str], wanted: Resources, processes: int = 1
+) -> list[str]:
+    """Words of a command that give a process no more loaders than it has cores.
+
+    Loaders change no result. A number on the command line stays as it is.
+
+    Args:
+        workers: of the configuration.
+        key: that sets them: ``data.workers``, or a key of Detectron2's.
+        overrides: of the command line.
+        wanted: resources of the job.
+        processes: that each task starts.
+    """
+    if _sets(overrides, key) or workers <= cores_of_process(wanted, processes):
+        return []
+    cores = str(cores_of_process(wanted, processes))
+    return [key, cores] if key.isupper() else [f"{key}={cores}"]
+
+
+def crowded(workers: int, key: str, overrides: Sequence[str], wanted: Resources) -> str | None:
+    """What there is to say of a rank's loaders: fitted to its cores, or more than those."""
+    cores = cores_of_process(wanted)
+    if workers <= cores:
+        return None
+    if _sets(overrides, key):
+        return f"{key}={workers}, and a rank has {cores} core(s): its loaders wait for each other"
+    return f"{key}: {cores} in place of {workers}, the cores of a rank (cpus_per_gpu)"
+
+
+def _sets(overrides: Sequence[str], key: str) -> bool:
+    return any(word == key or word.startswith(f"{key}=") for word in overrides)

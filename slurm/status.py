@@ -42,9 +42,17 @@ _COLOURS = {
     "interrupted": "yellow",
     "cancelled": "red",
 }
-_ORDER = {"finished": 0, "not submitted": 1, "waiting": 2, "queued": 3, "running": 4}
+_ORDER = {
+    "finished": 0,
+    "not submitted": 1,
+    "submitted": 2,
+    "waiting": 3,
+    "queued": 4,
+    "running": 5,
+}
 _BY_HAND = "started by hand"
 _SECONDS = 5
+_told: set[str] = set()
 
 
 def main() -> int:
@@ -133,11 +141,20 @@ class Entry:
 def survey(runs: list[Path]) -> list[Entry]:
     """All jobs of all ledgers, and all runs that are in none.
 
+    Where SLURM does not answer at once, run directories alone say how its jobs stand.
+
     Raises:
-        UserError: if a folder does not exist, a ledger is damaged or SLURM does not answer.
+        UserError: if a folder does not exist or a ledger is damaged.
     """
     ledgers = list(find(runs))
-    rows = queue(ledgers)
+    try:
+        rows = queue(ledgers, patient=False)
+    except UserError as error:
+        rows = None
+        words = str(error).removesuffix("; try again later")
+        if words not in _told:  # once, however often the table is renewed
+            _told.add(words)
+            print(f"{words}; jobs are shown as their run directories have them", file=sys.stderr)
     entries, known = [], set()
     for ledger in ledgers:
         for node in ledger.nodes.values():
@@ -160,10 +177,10 @@ def survey(runs: list[Path]) -> list[Entry]:
     return entries
 
 
-def queue(ledgers: list[Ledger]) -> dict[str, Row] | None:
+def queue(ledgers: list[Ledger], patient: bool = True) -> dict[str, Row] | None:
     """The queue, if any ledger has jobs there."""
     if any(ledger.cluster == "slurm" for ledger in ledgers):
-        return controller.queue()
+        return controller.queue(patient)
     return None
 
 
@@ -187,7 +204,7 @@ def table(entries: list[Entry], width: int) -> Group:
         width: of the terminal; the last column takes what the others leave.
     """
     groups: dict[str, list[tuple[str, ...]]] = {}
-    for entry in sorted(entries, key=lambda e: (e.group, _ORDER.get(e.status.state, 5))):
+    for entry in sorted(entries, key=lambda e: (e.group, _ORDER.get(e.status.state, 6))):
         groups.setdefault(entry.group, []).append(entry.cells())
     titles = ("stage", "name", "state", "progress", "ETA", "node")
     rows = [row for cells in groups.values() for row in cells]

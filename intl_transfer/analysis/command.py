@@ -18,7 +18,9 @@ import shlex
 import time
 from pathlib import Path
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "analysis"
+from intl_transfer.places import config_folder
+
+CONFIGS = config_folder("analysis")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

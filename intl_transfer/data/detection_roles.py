@@ -13,8 +13,9 @@ from typing import Any
 from intl_transfer.data.annotations import Contents, listed
 from intl_transfer.errors import did_you_mean
 from intl_transfer.files.yamls import read_yaml
+from intl_transfer.places import config_folder
 
-_CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "detection"
+_CONFIGS = config_folder("detection")
 
 
 @dataclass

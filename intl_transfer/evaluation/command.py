@@ -17,10 +17,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from intl_transfer.places import config_folder
+
 if TYPE_CHECKING:
     from intl_transfer.evaluation.config import EvaluationConfig, Expectation
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "evaluation"
+CONFIGS = config_folder("evaluation")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

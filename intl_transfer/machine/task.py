@@ -170,6 +170,9 @@ def meet(then: Callable[[], float | None]) -> dict[str, Any]:
     import torch
     import torch.distributed as dist
 
+    from intl_transfer.runs.rendezvous import meet as rendezvous
+    from intl_transfer.runs.rendezvous import place_in_environment
+
     ranks = int(os.environ["WORLD_SIZE"])
     found: dict[str, Any] = {"seconds": {}, "seen": None, "problem": None}
     gpu = torch.cuda.device_count() and torch.cuda.is_available()
@@ -181,7 +184,13 @@ def meet(then: Callable[[], float | None]) -> dict[str, Any]:
                 local = int(os.environ.get("LOCAL_RANK", "0"))
                 device = torch.device("cuda", local if torch.cuda.device_count() > 1 else 0)
                 torch.cuda.set_device(device)
-            dist.init_process_group(backend, timeout=timedelta(seconds=RENDEZVOUS_SECONDS))
+            limit, place = float(RENDEZVOUS_SECONDS), place_in_environment()
+            options: dict[str, Any] = {}
+            if place is not None:
+                file, rank = place.with_name(f"{place.name}-{backend}"), int(os.environ["RANK"])
+                store = rendezvous(file, rank, ranks, os.environ["MASTER_ADDR"], limit, limit / 3)
+                options = {"store": store, "rank": rank, "world_size": ranks}
+            dist.init_process_group(backend, timeout=timedelta(seconds=limit), **options)
             values = torch.ones(1, device=device)
             dist.all_reduce(values)
             if values.item() != ranks:

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import socket
@@ -270,14 +269,28 @@ def read_results(path: str | Path) -> AnyResults | None:
     return results_of(read_json_object(file), str(file)) if file.exists() else None
 
 
+#: Written into the package when it is built (``setup.py``).
+STAMP = "_revision.json"
+_OWN_FILE = "intl_transfer/runs/directory.py"
+
+
 def git_state(folder: str | Path | None = None) -> dict[str, Any]:
-    """The revision of the source tree: ``{"revision": str | None, "dirty": bool | None}``."""
+    """The revision of the sources: ``{"revision": str | None, "dirty": bool | None}``.
+
+    In this order: of a copy of the sources, made for a job, what it was copied from; of an
+    installed package, what was stamped when it was built; of a clone, what git says, if the
+    repository tracks the package's own files. A package may well lie in a repository that is
+    somebody else's.
+
+    Args:
+        folder: that holds the package; this one's by default.
+    """
     folder = Path(folder) if folder else Path(__file__).resolve().parents[2]
-    copied = folder / "REVISION.json"  # a copy of the sources, made for a job
-    if copied.is_file():
-        with contextlib.suppress(OSError, json.JSONDecodeError):
-            state = json.loads(copied.read_text())
-            return {"revision": state.get("revision"), "dirty": state.get("dirty")}
+    for stamp in (folder / "REVISION.json", folder / "intl_transfer" / STAMP):
+        if stamp.is_file():
+            with contextlib.suppress(UserError, OSError):
+                state = read_json_object(stamp)
+                return {"revision": state.get("revision"), "dirty": state.get("dirty")}
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -289,6 +302,7 @@ def git_state(folder: str | Path | None = None) -> dict[str, Any]:
         ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", _OWN_FILE)
         return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return {"revision": None, "dirty": None}

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from intl_transfer.devices import cannot_start
 from intl_transfer.errors import UserError
+from intl_transfer.runs.rendezvous import meet, place_in_environment
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,14 @@ def process_group(device: str = "auto", timeout_minutes: float = 30) -> Iterator
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     ranks = Ranks(rank, world_size, local_rank, _device(device, local_rank))
     if world_size > 1:
+        place, options = place_in_environment(), dict[str, Any]()
+        if place is not None:
+            store = meet(place, rank, world_size, os.environ["MASTER_ADDR"])
+            options = {"store": store, "rank": rank, "world_size": world_size}
         dist.init_process_group(
             "nccl" if ranks.device.type == "cuda" else "gloo",
             timeout=timedelta(minutes=timeout_minutes),
+            **options,
         )
     try:
         yield ranks

@@ -56,7 +56,7 @@ class Trackers:
             except ImportError:
                 raise UserError(
                     f"log.wandb={wandb_project}: Weights & Biases is not installed; install it "
-                    "with `pip install 'intl-transfer[wandb]'`, or leave log.wandb=null"
+                    "with `pip install wandb`, or leave log.wandb=null"
                 ) from None
             try:
                 self._wandb = wandb.init(

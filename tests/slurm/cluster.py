@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel")
@@ -56,6 +56,24 @@ PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMo
 """
 
 
+def like_a_site(conf: str) -> str:
+    """Tasks bound to the cores that they asked for, of which there are two, and no requeueing of
+    what is preempted: it is cancelled, after five seconds of grace.
+    """
+    changes = {
+        "TaskPlugin=task/none": "TaskPlugin=task/affinity",
+        "SlurmdParameters=config_overrides\n": "",
+        "CPUs=8 RealMemory=16000": "CPUs=2 Boards=1 SocketsPerBoard=1 CoresPerSocket=2 "
+        "ThreadsPerCore=1 RealMemory=1000",
+        "PreemptMode=REQUEUE\nReturn": "PreemptMode=CANCEL\nReturn",
+        "PreemptMode=REQUEUE GraceTime=10": "PreemptMode=CANCEL GraceTime=5",
+    }
+    for old, new in changes.items():
+        assert old in conf, old
+        conf = conf.replace(old, new)
+    return conf
+
+
 def why_not() -> str | None:
     """Why no SLURM can be started here; None if one can."""
     absent = [name for name in PROGRAMS if shutil.which(name) is None and not _sbin(name)]
@@ -87,14 +105,15 @@ def _free_ports(count: int) -> list[int]:
 class Cluster:
     """Starts the daemons in the foreground, keeps them by process, and stops them in order."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, conf: str = CONF) -> None:
         self.root = root
         for name in ("run", "state", "spool", "log"):
             (root / name).mkdir(parents=True)
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._nodes: dict[str, subprocess.Popen[bytes]] = {}
         ports = _free_ports(3)
         names = ("ctld_port", "node_port_1", "node_port_2")
-        text = CONF.format(root=root, **dict(zip(names, ports, strict=True)))
+        text = conf.format(root=root, **dict(zip(names, ports, strict=True)))
         (root / "slurm.conf").write_text(text)
         (root / "gres.conf").write_text("AutoDetect=off\nName=gpu File=/dev/null,/dev/zero\n")
 
@@ -123,10 +142,35 @@ class Cluster:
         self._wait(lambda: (run / "munge.sock").exists(), "munged")
         self._start("slurmctld", "-D")
         for node in ("127.0.0.11", "127.0.0.12"):
-            self._start("slurmd", "-D", "-N", node)
+            self.start_node(node)
         self._wait(
             lambda: self.run("scontrol", "show", "node", "-o").count("State=IDLE") == 2, "nodes"
         )
+
+    def start_node(self, node: str) -> None:
+        """Starts a node's daemon."""
+        self._start("slurmd", "-D", "-N", node)
+        self._nodes[node] = self._processes[-1]
+
+    def kill_node(self, node: str, job: str, mark: str) -> None:
+        """Ends a node as a loss of power would, and tells the controller.
+
+        Args:
+            node: its name.
+            job: that runs there.
+            mark: in the command lines of the job's processes, and of no other.
+        """
+        daemon = self._nodes.pop(node)
+        self._processes.remove(daemon)
+        daemon.kill()
+        daemon.wait()
+        for pattern in (rf"slurmstepd: \[{job}\.", mark):
+            found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True)
+            for pid in map(int, found.stdout.split()):
+                if pid != os.getpid():
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+        self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=died", check=True)
 
     def _start(self, name: str, *arguments: str) -> None:
         program = shutil.which(name) or _sbin(name)

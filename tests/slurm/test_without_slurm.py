@@ -47,6 +47,10 @@ def test_this_machine_takes_jobs_where_there_is_no_slurm(images, tmp_path):
     assert "local: 1 job(s) of 1 node(s) x 2 rank(s)" in done.stdout
     assert done.stdout.rstrip().endswith("finished")
     assert read_results(tmp_path / "run")["steps"] == 6
+    again = launch(images, tmp_path / "run", *wanted, path=tmp_path)
+    assert "nothing to submit" in again.stdout
+    # One copy of the sources, of the launch that submitted something.
+    assert [path.name for path in (tmp_path / "run").glob("code*")] == ["code"]
 
 
 @pytest.mark.slow

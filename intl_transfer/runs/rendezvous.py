@@ -1,0 +1,88 @@
+"""How the ranks of a launched job find each other: at a port that is surely free.
+
+A port chosen beforehand may belong to somebody else's program by the time that rank 0 opens it. So
+rank 0 takes whichever port the system gives it, and writes the place into a file that the launch
+layer names, on the disk that all nodes share; the others read it there.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from intl_transfer.errors import UserError, first_line
+from intl_transfer.runs.atomic import write_atomically
+from intl_transfer.runs.late import wait_until
+
+#: Names the file, in the environment of a rank.
+VARIABLE = "INTL_RENDEZVOUS"
+#: How often a rank tries to reach rank 0.
+ATTEMPTS = 3
+_CONNECT_SECONDS = 60.0
+_store: Any = dist.TCPStore  # type: ignore[attr-defined]
+_START_SECONDS = 600.0  # that rank 0 may begin later than others: a slow node, a cold disk
+
+
+def place_in_environment() -> Path | None:
+    """The file that the launch layer names; None for ranks that something else started."""
+    named = os.environ.get(VARIABLE)
+    return Path(named) if named else None
+
+
+def meet(
+    file: Path,
+    rank: int,
+    world_size: int,
+    host: str,
+    start_seconds: float = _START_SECONDS,
+    connect_seconds: float = _CONNECT_SECONDS,
+) -> Any:
+    """The store by which ranks form their process group.
+
+    Args:
+        file: where rank 0 writes its place; another one for each start of a job.
+        rank: this process's.
+        world_size: number of ranks.
+        host: rank 0's node, as the others reach it.
+        start_seconds: to wait for the file.
+        connect_seconds: of each of :data:`ATTEMPTS` tries to reach rank 0.
+
+    Returns:
+        torch's ``TCPStore``.
+
+    Raises:
+        UserError: if rank 0 does not begin or cannot be reached.
+    """
+    if rank == 0:
+        store = _store(host, 0, world_size, is_master=True, wait_for_workers=False)
+        text = f"{host} {store.port}\n".encode()
+        write_atomically(file, lambda out: out.write(text))
+        return store
+    if not wait_until(file.exists, file.parent, start_seconds):
+        raise UserError(
+            f"rank {rank}: rank 0 did not write {file} within {start_seconds:.0f} s; its log says "
+            "why. Do all nodes share that disk?"
+        )
+    reason = place = ""
+    for _ in range(ATTEMPTS):
+        place = file.read_text().strip()  # again each time: rank 0 may have begun again
+        address, _, port = place.rpartition(" ")
+        try:
+            return _store(
+                address,
+                int(port),
+                world_size,
+                is_master=False,
+                timeout=timedelta(seconds=connect_seconds),
+                wait_for_workers=False,
+            )
+        except (RuntimeError, ValueError) as error:
+            reason = first_line(error)
+    raise UserError(
+        f"rank {rank} cannot reach rank 0 at {place.replace(' ', ':')}, tried {ATTEMPTS} times "
+        f"({reason}); `intl-transfer doctor --cluster` looks at names and interfaces"
+    )

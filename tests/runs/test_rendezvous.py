@@ -1,0 +1,79 @@
+"""Ranks that find each other by a file; every port here is the system's."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import threading
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from intl_transfer.errors import UserError
+from intl_transfer.runs.distributed import process_group
+from intl_transfer.runs.rendezvous import VARIABLE, meet
+
+
+def join(rank, file, port, answers):
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
+    os.environ.update({"MASTER_PORT": str(port), VARIABLE: file, "GLOO_SOCKET_IFNAME": "lo"})
+    with process_group("cpu", timeout_minutes=1):
+        value = torch.tensor([rank + 1.0])
+        dist.all_reduce(value)
+        answers.put(value.item())
+        dist.barrier()
+
+
+@pytest.mark.slow
+def test_ranks_meet_although_the_port_is_somebody_elses(tmp_path):
+    """A program that accepts and says nothing: by torch's own way, rank 1 would wait for ever."""
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    with socket.socket() as theirs:
+        theirs.bind(("127.0.0.1", 0))
+        theirs.listen()
+        arguments = (str(tmp_path / "place"), theirs.getsockname()[1], answers)
+        ranks = [context.Process(target=join, args=(rank, *arguments)) for rank in range(2)]
+        for process in ranks:
+            process.start()
+        assert [answers.get(timeout=60) for _ in ranks] == [3.0, 3.0]
+        for process in ranks:
+            process.join(30)
+    assert [process.exitcode for process in ranks] == [0, 0]
+
+
+def closed_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_place_that_is_out_of_date_is_read_again(tmp_path):
+    """The file names a port that nobody listens at until rank 0 has begun again."""
+    file = tmp_path / "place"
+    file.write_text(f"127.0.0.1 {closed_port()}\n")
+    made = []
+
+    def begin():
+        time.sleep(0.5)
+        made.append(meet(file, 0, 2, "127.0.0.1"))
+        made[0].set("key", "value")
+
+    late = threading.Thread(target=begin)
+    late.start()
+    store = meet(file, 1, 2, "127.0.0.1", connect_seconds=2)
+    late.join()
+    assert store.get("key") == b"value"
+
+
+def test_attempts_are_bounded_and_the_end_is_one_line(tmp_path):
+    file = tmp_path / "place"
+    with pytest.raises(UserError, match=r"rank 0 did not write .*place within 0 s"):
+        meet(file, 1, 2, "127.0.0.1", start_seconds=0)
+    port = closed_port()
+    file.write_text(f"127.0.0.1 {port}\n")
+    with pytest.raises(UserError, match=rf"cannot reach rank 0 at 127.0.0.1:{port}, tried 3"):
+        meet(file, 1, 2, "127.0.0.1", connect_seconds=0.5)

@@ -1,0 +1,195 @@
+"""A site that binds tasks to cores, cancels what it preempts, and whose nodes die; seconds each."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from slurm import launching
+from slurm import status as shown
+from slurm.ledger import Ledger
+from slurm.outcomes import status
+from slurm.resources import Resources, crowded, fitting
+from tests.pretrain.running import ROOT
+from tests.slurm.work import MANIFEST, node, starts
+
+
+@pytest.fixture
+def here(site, monkeypatch):
+    """This process talks to the cluster."""
+    for name in [name for name in os.environ if name.startswith(("SLURM", "SBATCH"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SLURM_CONF", str(site.root / "slurm.conf"))
+    return site
+
+
+def wait_for(condition, what, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+def job_of(root, key="one"):
+    return Ledger.read(root).nodes[key].job
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("srun", "cores"), [([], 2), (["--cpus-per-task=1"], 1)])
+def test_a_task_is_bound_to_all_the_cores_it_asked_for(here, tmp_path, srun, cores):
+    """Without handing the number on to srun, SLURM 22.05 binds it to one; doctor says so."""
+    profile = tmp_path / "site.yaml"
+    words = json.dumps(["--cpu-bind=cores", *srun])
+    profile.write_text(f"nodes: 2\ngpus_per_node: 0\ncpus_per_gpu: 2\nsrun: {words}\n")
+    command = [sys.executable, str(ROOT / "slurm" / "check_cluster.py"), "--cluster=slurm"]
+    done = subprocess.run(
+        [*command, "--json", f"--profile={profile}", f"--output-dir={tmp_path}"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=here.environment(),
+    )
+    rows = {row["name"]: row for row in json.loads(done.stdout)["checks"]}
+    assert done.returncode == (0 if cores == 2 else 1), done.stdout + done.stderr
+    if cores == 2:
+        assert rows["affinity"]["figure"] == "2 core(s) a task"
+    else:
+        assert "may use 1 of the 2 that were asked for" in rows["affinity"]["detail"]
+
+
+@pytest.mark.slow
+def test_a_job_that_is_preempted_is_cancelled_and_launched_again(here, tmp_path):
+    (tmp_path / "HOLD").touch()
+    work = node(tmp_path, "one", partition="main")
+    assert launching.launch(tmp_path, "slurm", [work]) == 0
+    job = job_of(tmp_path)
+    here.wait_for(job, "RUNNING")
+    blocking = ["sbatch", "--parsable", "-p", "high", "-N2", "--exclusive", "--wrap", "sleep 1"]
+    high = here.run(*blocking, "-o", "/dev/null", check=True)
+    here.wait_for(job, "PREEMPTED", "CANCELLED", "FAILED", seconds=60)
+    here.wait_for(high, "COMPLETED")
+    ledger = Ledger.read(tmp_path)
+    rows = launching.controller.queue()
+    assert status(ledger.nodes["one"], ledger, rows).bad
+    (tmp_path / "HOLD").unlink()
+    assert launching.launch(tmp_path, "slurm", [node(tmp_path, "one", partition="main")], True) == 0
+    assert job_of(tmp_path) != job
+    assert starts(tmp_path / "one") == 1
+
+
+@pytest.mark.slow
+def test_a_node_that_dies_gives_its_job_to_another(here, tmp_path):
+    """Daemon and processes are gone without a word; SLURM requeues once it knows."""
+    (tmp_path / "HOLD").touch()
+    assert launching.launch(tmp_path, "slurm", [node(tmp_path, "one")]) == 0
+    job = job_of(tmp_path)
+    here.wait_for(job, "RUNNING")
+    name = here.run("squeue", "-h", "-o", "%N", "-j", job)
+    here.kill_node(name, job, str(tmp_path / "one"))
+    try:
+        here.wait_for(job, "PENDING", "CONFIGURING", "RUNNING")
+        (tmp_path / "HOLD").unlink()
+        here.wait_for(job, "COMPLETED", "FAILED")
+        ledger = Ledger.read(tmp_path)
+        found = status(ledger.nodes["one"], ledger, launching.controller.queue())
+        assert found.state == "finished"
+        assert here.run("squeue", "-h", "-t", "all", "-o", "%N", "-j", job) != name
+        assert starts(tmp_path / "one") == 1
+    finally:
+        here.start_node(name)
+
+
+STOPS_ONCE = """
+import json, sys
+from pathlib import Path
+folder = Path(sys.argv[1])
+folder.mkdir(exist_ok=True)
+manifest = json.loads(sys.argv[2])
+again = (folder / "starts").exists()
+manifest["status"] = "finished" if again else "interrupted"
+(folder / "manifest.json").write_text(json.dumps(manifest))
+with open(folder / "starts", "a") as file:
+    file.write("start\\n")
+sys.exit(0 if again else 75)
+"""
+
+
+@pytest.mark.slow
+def test_within_salloc_jobs_of_this_machine_leave_the_allocation_alone(here, tmp_path):
+    """A run that wants to be continued is, and the shell's own job is not put into the queue."""
+    code = (
+        "import os, sys; from pathlib import Path; from slurm import launching;"
+        "from tests.slurm import work, test_site; work.SCRIPT = test_site.STOPS_ONCE;"
+        "root = Path(sys.argv[1]); (root / 'job').write_text(os.environ['SLURM_JOB_ID']);"
+        "sys.exit(launching.launch(root, 'local', [work.node(root, 'one', cluster='local')]))"
+    )
+    done = subprocess.run(
+        ["salloc", "-N1", "-n1", sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=here.environment(),
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "saved at its time limit, goes on" in done.stdout
+    assert starts(tmp_path / "one") == 2
+    allocation = (tmp_path / "job").read_text()
+    assert here.state(allocation) == "COMPLETED"
+    assert "Restarts=0" in here.run("scontrol", "show", "job", allocation)
+
+
+@pytest.mark.slow
+def test_status_without_a_controller_is_what_run_directories_say(tmp_path, capfd, monkeypatch):
+    """At once: it does not wait for a controller that is not there."""
+    ledger = Ledger(tmp_path, "slurm")
+    names = ("done", "runs", "new", "absent")
+    nodes = ledger.take_up([node(tmp_path, name) for name in names])
+    for number, item in enumerate(nodes):
+        item.job = None if item.key == "absent" else str(number)
+    for name, state in (("done", "finished"), ("runs", "running")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(json.dumps({**MANIFEST, "status": state}))
+    (tmp_path / "done" / "results.json").write_text("{}")
+    ledger.write()
+    (tmp_path / "squeue").write_text(
+        "#!/bin/sh\necho 'slurm_load_jobs error: no route' >&2\nexit 1\n"
+    )
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    began = time.monotonic()
+    assert shown.show([tmp_path], watch=False) == 0
+    assert time.monotonic() - began < 5
+    out, err = capfd.readouterr()
+    assert "SLURM does not answer `squeue`: slurm_load_jobs error: no route; jobs are shown" in err
+    lines = {line.split()[1]: line for line in out.splitlines() if line.startswith("pretrain")}
+    assert " finished " in lines["done"]
+    assert " running " in lines["runs"]
+    assert "by its run directory" in lines["runs"]
+    assert " submitted " in lines["new"]
+    assert "not submitted" in lines["absent"]
+
+
+def test_loaders_fit_the_cores_of_a_rank():
+    wanted = Resources(cluster="slurm", gpus_per_node=4, cpus_per_gpu=4)
+    assert fitting(8, "data.workers", ["seed=1"], wanted) == ["data.workers=4"]
+    assert fitting(4, "data.workers", [], wanted) == []
+    assert fitting(8, "data.workers", ["data.workers=8"], wanted) == []  # as the user has it
+    assert "a rank has 4 core(s)" in crowded(8, "data.workers", ["data.workers=8"], wanted)
+    assert crowded(4, "data.workers", [], wanted) is None
+    # One task a node starts four processes.
+    whole = dataclasses.replace(wanted, ranks_per_node=1, cpus_per_gpu=16)
+    key = "DATALOADER.NUM_WORKERS"
+    assert fitting(8, key, [], whole, 4) == [key, "4"]
+    assert fitting(8, key, [key, "6"], whole, 4) == []
+    # On this machine, tasks share what there is.
+    here = Resources(cluster="local", gpus_per_node=0, cpus_per_gpu=10)
+    assert fitting(1000, "data.workers", [], here) == [
+        f"data.workers={min(10, len(os.sched_getaffinity(0)))}"
+    ]
