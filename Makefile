@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BACKBONE ?= resnet18
 SCALE ?= 1
+QUICK ?=
 # Tests: two workers with one thread each are faster than one worker with two.
 WORKERS ?= 2
 # Of the fuzzing campaign.
@@ -16,6 +17,7 @@ help:
 	@echo "make setup                     make .venv and install what the suite needs (PYTHON=/path/to/python3)"
 	@echo "make setup DEV=1               and what tests and linters need, as make test and make lint do"
 	@echo "make demo                      pretrain, convert, fine-tune, collect on the embedded data"
+	@echo "make demo QUICK=1              the same in under two minutes, at the smallest size"
 	@echo "make demo BACKBONE=resnet50 SCALE=2"
 	@echo "make test                      all tests (WORKERS=2)"
 	@echo "make lint                      ruff and mypy"
@@ -31,7 +33,7 @@ setup-dev:
 	@$(PYTHON) scripts/setup.py --dev
 
 demo: setup
-	@$(PY) scripts/demo.py --backbone $(BACKBONE) --scale $(SCALE)
+	@$(PY) scripts/demo.py --backbone $(BACKBONE) --scale $(SCALE) $(if $(QUICK),--quick)
 
 test: setup-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal

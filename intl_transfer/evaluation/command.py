@@ -54,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     from intl_transfer.evaluation.stage import evaluate
     from intl_transfer.evaluation.subject import load_subject
     from intl_transfer.runs.changes import changes_of, unfinished
+    from intl_transfer.runs.controls import permuted
     from intl_transfer.runs.distributed import process_group
     from intl_transfer.runs.lock import directory_lock
 
@@ -74,6 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
                 told_of(arguments),
                 data_statistics(config.data),
             )
+            if config.control.permute_weights:
+                network = subject.network
+                network.load_state_dict(permuted(network.state_dict(), config.seed))
             # The configuration says what is evaluated, also where a file decides.
             config.model = ModelConfig(subject.architecture, subject.stem)
             allow = arguments.allow_config_change

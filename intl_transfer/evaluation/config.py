@@ -11,6 +11,7 @@ from intl_transfer.data.augment import Interpolation
 from intl_transfer.data.statistics import Statistics, statistics_of
 from intl_transfer.models import PRECISIONS, STEMS
 from intl_transfer.runs.config import check_values
+from intl_transfer.runs.controls import ControlConfig
 
 KINDS = {
     "linear": "linear evaluation",
@@ -175,6 +176,7 @@ class EvaluationConfig:
         k: neighbours of ``knn``.
         engine: how the machine is used.
         log: what is told.
+        control: what is taken from the evaluation, of a control.
     """
 
     kind: str = MISSING
@@ -186,6 +188,7 @@ class EvaluationConfig:
     k: int = 5
     engine: EngineConfig = field(default_factory=EngineConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
 
 
 def check(config: EvaluationConfig) -> None:
@@ -229,6 +232,7 @@ def check(config: EvaluationConfig) -> None:
         "data.workers": (data.workers, data.workers >= 0, "0 or more"),
         "data.scale_min": (data.scale_min, 0 < data.scale_min <= 1, "a share above 0, up to 1"),
         "data.max_unreadable": (data.max_unreadable, 0 <= data.max_unreadable <= 1, "0 to 1"),
+        "control.noise": (config.control.noise, 0 <= config.control.noise <= 1, "0 to 1"),
         "log.test_epochs": (config.log.test_epochs, config.log.test_epochs >= 0, "0 or more"),
     }
     if optim.schedule == "exponential":

@@ -89,8 +89,13 @@ def _build_tables(collection: Collection, published: bool, options: TableOptions
     tables = [with_words(table) for table in (*tables, *more)]
     tables = choose_rows(tables, options.rows)
     tables = choose_columns(tables, options.columns)
-    tables = sort_rows(tables, options.sort, options.reverse)
+    tables = [_controls_last(table) for table in sort_rows(tables, options.sort, options.reverse)]
     return mark_best(tables, options.baseline)
+
+
+def _controls_last(table: Table) -> Table:
+    """Rows that are controls stand below those that they are of."""
+    return dataclasses.replace(table, rows=sorted(table.rows, key=lambda row: row.control))
 
 
 def with_words(table: Table) -> Table:
