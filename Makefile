@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BACKBONE ?= resnet18
 SCALE ?= 1
+QUICK ?=
 # Tests: two workers with one thread each are faster than one worker with two.
 WORKERS ?= 2
 # Of the fuzzing campaign.
@@ -21,6 +22,7 @@ help:
 	@echo "make wheelhouse                gather all of it in WHEELHOUSE=wheelhouse (DEV=1), for no network"
 	@echo "make setup WHEELHOUSE=DIR      install from there alone, every hash checked"
 	@echo "make demo                      pretrain, convert, fine-tune, collect on the embedded data"
+	@echo "make demo QUICK=1              the same in under two minutes, at the smallest size"
 	@echo "make demo BACKBONE=resnet50 SCALE=2"
 	@echo "make test                      all tests (WORKERS=2)"
 	@echo "make lint                      ruff, mypy, links of the documentation"
@@ -44,7 +46,7 @@ setup-dev:
 	@$(PYTHON) scripts/setup.py --dev $(if $(WHEELHOUSE),--wheelhouse "$(WHEELHOUSE)")
 
 demo: setup
-	@$(PY) scripts/demo.py --backbone $(BACKBONE) --scale $(SCALE)
+	@$(PY) scripts/demo.py --backbone $(BACKBONE) --scale $(SCALE) $(if $(QUICK),--quick)
 
 test: setup-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal

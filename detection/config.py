@@ -6,6 +6,7 @@ import copy
 import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from intl_transfer.files.texts import is_file
 from intl_transfer.files.yamls import read_yaml
 from intl_transfer.runs import schedules
 from intl_transfer.runs.config import resolve_config
+from intl_transfer.runs.controls import ControlConfig
 from intl_transfer.runs.settings import IMPLIED, comparable, flatten
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "detection"
@@ -91,6 +93,8 @@ def _blank() -> CfgNode:
     cfg.CUSTOM_DATASETS = CfgNode(new_allowed=True)
     # The training images whose labels are used (detection.labels).
     cfg.DATASETS.LABELS = CfgNode({"FRACTION": 1.0, "SEED": 0, "LIST": ""})
+    # What is taken from the run where it is a control (intl_transfer.runs.controls).
+    cfg.CONTROL = CfgNode({key.upper(): v for key, v in asdict(ControlConfig()).items()})
     return cfg
 
 

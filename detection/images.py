@@ -20,6 +20,7 @@ from PIL import Image
 
 from intl_transfer.data.images import read_image
 from intl_transfer.errors import UserError
+from intl_transfer.runs.controls import noisy
 
 
 class OneRankError(UserError):
@@ -31,7 +32,16 @@ class ImageError(OneRankError):
 
 
 class Mapper(DatasetMapper):
-    """Makes a model's input from one of Detectron2's records, as its own mapper does."""
+    """Makes a model's input from one of Detectron2's records, as its own mapper does.
+
+    Args:
+        cfg: the configuration; ``CONTROL.NOISE`` is put into every image.
+        is_train: whether for training.
+    """
+
+    def __init__(self, cfg: Any, is_train: bool) -> None:
+        super().__init__(cfg, is_train)
+        self._noise = float(cfg.CONTROL.NOISE)
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Reads, augments and packs one image; draws from the global generators.
@@ -45,7 +55,7 @@ class Mapper(DatasetMapper):
             ValueError: if it is of another size.
         """
         record = copy.deepcopy(dataset_dict)
-        image = read_as(record["file_name"], self.image_format)
+        image = noisy(read_as(record["file_name"], self.image_format), self._noise)
         utils.check_image_size(record, image)
         given = T.AugInput(image)
         transforms = self.augmentations(given)

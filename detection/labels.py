@@ -18,6 +18,7 @@ from detectron2.data.build import filter_images_with_only_crowd_annotations
 from intl_transfer.data.roots import data_root
 from intl_transfer.errors import UserError
 from intl_transfer.runs import write_atomically
+from intl_transfer.runs.controls import shuffled
 from intl_transfer.runs.records import Labels
 
 #: The ids in a run directory, one a line, as ``DATASETS.LABELS.LIST`` reads them.
@@ -153,7 +154,7 @@ def training_records(cfg: Any) -> tuple[list[dict[str, Any]], dict[str, list[str
     """
     names, drop_empty = cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     if not cfg.DATASETS.LABELS.LIST and cfg.DATASETS.LABELS.FRACTION == 1.0:
-        return get_detection_dataset_dicts(names, filter_empty=drop_empty), {}
+        return _controlled(cfg, get_detection_dataset_dicts(names, filter_empty=drop_empty)), {}
     sets = {name: get_detection_dataset_dicts([name], filter_empty=False) for name in names}
     lists = chosen(cfg, {name: [r["image_id"] for r in own] for name, own in sets.items()})
     records = []
@@ -167,4 +168,18 @@ def training_records(cfg: Any) -> tuple[list[dict[str, Any]], dict[str, list[str
             f"none of the {sum(map(len, lists.values()))} images whose labels are used has an "
             "object; take more of them, or another DATASETS.LABELS.SEED"
         )
-    return records, lists
+    return _controlled(cfg, records), lists
+
+
+def _controlled(cfg: Any, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records; of a control whose labels are shuffled, classes dealt out anew.
+
+    Boxes and masks stay where they are: what is left to be learned is where objects are.
+    """
+    if not cfg.CONTROL.SHUFFLE_LABELS:
+        return records
+    objects = [annotation for record in records for annotation in record["annotations"]]
+    names = shuffled([one["category_id"] for one in objects], cfg.SEED)
+    for annotation, name in zip(objects, names, strict=True):
+        annotation["category_id"] = name
+    return records

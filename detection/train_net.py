@@ -374,6 +374,8 @@ def train(
             trainer.load(None)
         if content is not None and trainer.start_iter == 0:
             weights.check_loaded(trainer.model, content["model"], cfg.MODEL.WEIGHTS)
+        if cfg.CONTROL.PERMUTE_WEIGHTS and trainer.start_iter == 0:
+            weights.permute_backbone(trainer.model, cfg.SEED)
         try:
             if trainer.start_iter < trainer.max_iter:
                 trainer.train()

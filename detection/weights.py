@@ -18,6 +18,7 @@ from intl_transfer.conversion.settings import config_values
 from intl_transfer.errors import UserError
 from intl_transfer.files.yamls import read_yaml
 from intl_transfer.runs.config import resolve_config
+from intl_transfer.runs.controls import permuted
 from intl_transfer.runs.settings import flatten
 
 # The parts of a detector that a backbone checkpoint fills.
@@ -263,6 +264,14 @@ def check_loaded(model: nn.Module, weights: dict[str, Tensor], path: str) -> Non
         expected = match(name, weights)
         if expected is None or not torch.equal(tensor.cpu(), expected.to(tensor.dtype)):
             raise UserError(f"weights {path}: {name} was not loaded as it is in the file")
+
+
+def permute_backbone(model: nn.Module, seed: int) -> None:
+    """Puts the elements of each layer of a backbone in another order, for a control."""
+    own = _backbone_tensors(model)
+    with torch.no_grad():
+        for name, tensor in permuted(own, seed).items():
+            own[name].copy_(tensor)
 
 
 def check_whole(weights: Mapping[str, Tensor], path: str) -> None:

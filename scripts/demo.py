@@ -1,7 +1,10 @@
 """The whole pipeline on the embedded data set: pretrain, convert, fine-tune, collect.
 
     python scripts/demo.py [--backbone resnet18|resnet50] [--scale 1] [--out runs/demo]
+    python scripts/demo.py --quick
 
+The quick one takes the smallest size of everything, for under two minutes on two cores; the row of
+a control (labels shuffled) says what a score is when there is nothing to be learned.
 Every step leaves its result behind; run again after any interruption, finished steps are not
 repeated. The figures check that the pipeline works; they do not compare methods.
 """
@@ -32,6 +35,42 @@ from intl_transfer.runs.progress import format_seconds
 EPOCHS = 20
 ITERATIONS = 160
 CONFIGS = {"resnet18": "R18", "resnet50": "R50"}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is done.
+
+    Attributes:
+        spec: of the embedded data set.
+        epochs: of pretraining.
+        iterations: of each fine-tuning.
+        layouts: of the scenes, each with its seeds.
+        settings: of fine-tuning, ``KEY VALUE KEY VALUE ...``.
+        control: settings of a control beside the others, ``KEY VALUE``; empty for none.
+    """
+
+    spec: ShapesSpec
+    epochs: int
+    iterations: int
+    layouts: dict[str, tuple[int, ...]]
+    settings: tuple[str, ...] = ()
+    control: tuple[str, ...] = ()
+
+    @classmethod
+    def scaled(cls, scale: float) -> Size:
+        """The demo's size, both budgets times a factor."""
+        epochs, iterations = max(1, round(EPOCHS * scale)), max(20, round(ITERATIONS * scale))
+        return cls(ShapesSpec(), epochs, iterations, {"coco": (0, 1), "voc": (0,)})
+
+    @classmethod
+    def quick(cls) -> Size:
+        """The smallest at which a detector finds something."""
+        spec = ShapesSpec(objects_train=640, objects_val=40, scenes_train=120, scenes_val=40)
+        settings = ("SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "10")
+        settings += ("TEST.PRECISE_BN.NUM_ITER", "10")
+        control = ("CONTROL.SHUFFLE_LABELS", "True")
+        return cls(spec, 6, 60, {"coco": (0,)}, settings, control)
 
 
 @dataclass
@@ -89,18 +128,20 @@ class Job:
 class Demo:
     """All steps of one demo folder."""
 
-    def __init__(self, backbone: str, scale: float, out: Path) -> None:
+    def __init__(self, backbone: str, scale: float, out: Path, quick: bool = False) -> None:
         self.start = time.monotonic()
-        self.backbone, self.scale = backbone, scale
-        self.folder = out / f"{backbone}_scale{scale:g}"
-        self.datasets = out / "datasets"
+        self.backbone = backbone
+        self.size = Size.quick() if quick else Size.scaled(scale)
+        self.title = "quick" if quick else f"scale{scale:g}"
+        self.folder = out / f"{backbone}_{self.title}"
+        self.datasets = out / ("datasets_quick" if quick else "datasets")
         self.cores = len(os.sched_getaffinity(0))
 
     def say(self, text: str) -> None:
         print(f"[{format_seconds(time.monotonic() - self.start):>5}] {text}", flush=True)
 
     def run(self) -> None:
-        self.say(f"demo with {self.backbone}, scale {self.scale:g}, on {self.cores} core(s)")
+        self.say(f"demo with {self.backbone}, {self.title}, on {self.cores} core(s)")
         self.make_data()
         self.run_jobs([self.pretraining()], "1/4 pretraining with INTL", 1)
         weights = self.convert()
@@ -114,11 +155,10 @@ class Demo:
                 self.say(f"    {part}: {total}")
 
         self.say("0/4 embedded data set")
-        make_shapes(self.datasets / "shapes", ShapesSpec(), report)
+        make_shapes(self.datasets / "shapes", self.size.spec, report)
 
     def pretraining(self) -> Job:
-        epochs = max(1, round(EPOCHS * self.scale))
-        spec = ShapesSpec()
+        epochs = self.size.epochs
         config = f"shapes_{CONFIGS[self.backbone].lower()}"
         command = [
             sys.executable,
@@ -128,7 +168,7 @@ class Demo:
             f"optim.epochs={epochs}",
             f"engine.checkpoint_epochs={max(1, epochs // 10)}",
         ]
-        total = epochs * (spec.objects_train // 64)
+        total = epochs * (self.size.spec.objects_train // 64)
         return Job("INTL", self.folder / "pretrain", command, total, "step")
 
     def convert(self) -> Path:
@@ -151,19 +191,23 @@ class Demo:
         return {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def finetuning(self, weights: Path) -> list[Job]:
-        iterations = max(20, round(ITERATIONS * self.scale))
+        iterations = self.size.iterations
         os.environ["DETECTRON2_DATASETS"] = str(self.datasets)
         jobs = []
-        for layout, seeds in (("coco", (0, 1)), ("voc", (0,))):
+        starts: list[tuple[str, str, tuple[str, ...]]]
+        starts = [("INTL", str(weights), ()), ("random", "random", ())]
+        if self.size.control:
+            starts.append(("control", str(weights), self.size.control))
+        for layout, seeds in self.size.layouts.items():
             config = f"shapes_{layout}_{CONFIGS[self.backbone]}_C4.yaml"
             for seed in seeds:
-                for name, start in (("INTL", str(weights)), ("random", "random")):
+                for name, start, further in starts:
                     folder = self.folder / "detection" / f"{layout}_{name}_seed{seed}"
                     command = [
                         sys.executable,
                         str(ROOT / "detection" / "train_net.py"),
                         *["--config", config, "--weights", start, "--seed", str(seed)],
-                        *["--output-dir", str(folder), "--resume"],
+                        *["--output-dir", str(folder), "--resume", *self.size.settings, *further],
                         *["SOLVER.MAX_ITER", str(iterations)],
                         *["SOLVER.STEPS", f"({round(iterations * 0.85)},)"],
                     ]
@@ -240,15 +284,18 @@ def main() -> int:
         "--backbone", choices=sorted(CONFIGS), default="resnet18", help="of all runs"
     )
     parser.add_argument("--scale", type=float, default=1.0, help="factor on both training budgets")
+    parser.add_argument("--quick", action="store_true", help="the smallest size of everything")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/demo"), help="folder of all that the demo makes"
     )
     arguments = parser.parse_args()
     if arguments.scale <= 0:
         parser.error(f"--scale is {arguments.scale:g}; expected a number above 0")
+    if arguments.quick and arguments.scale != 1:
+        parser.error("--quick and --scale are two sizes; give one of them")
     with Boundary("the same command continues") as boundary:
         try:
-            Demo(arguments.backbone, arguments.scale, arguments.out).run()
+            Demo(arguments.backbone, arguments.scale, arguments.out, arguments.quick).run()
         except subprocess.CalledProcessError as error:
             raise UserError(f"the step ended with status {error.returncode}") from None
     return boundary.status

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 
 from intl_transfer.data.loaders import rank_batch_size
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.runs.config import load_config
+from intl_transfer.runs.controls import ControlConfig
 from intl_transfer.runs.settings import deciding, fingerprint
 from pretrain.config import PretrainConfig
 from pretrain.session import check
@@ -63,6 +64,21 @@ class Made:
 
 
 @dataclass
+class Control(ControlConfig):
+    """Evaluations of one initialisation again, with something taken from them; exactly one thing.
+
+    Attributes:
+        of: the initialisation; of several pretrainings, the first.
+        evaluations: names of the evaluations; empty takes all.
+        seeds: one run each; empty takes the first of the evaluation.
+    """
+
+    of: str = MISSING
+    evaluations: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+
+
+@dataclass
 class Benchmark:
     """A whole benchmark.
 
@@ -73,6 +89,7 @@ class Benchmark:
         photo_cutouts: the set of photographs below it (docs/photo-cutouts.md).
         initialisations: by name; a row of the table each.
         evaluations: by name; a block of the table each.
+        controls: by name; a row of their own kind each.
         resources: by stage (``pretrain``, ``convert``, ``collect``) fields of ``Resources`` that
             its jobs need; those of an evaluation are its own.
         published: show published rows in the report.
@@ -84,6 +101,7 @@ class Benchmark:
     photo_cutouts: Made = field(default_factory=Made)
     initialisations: dict[str, Initialisation] = field(default_factory=dict)
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
+    controls: dict[str, Control] = field(default_factory=dict)
     resources: dict[str, dict[str, Any]] = field(default_factory=dict)
     published: bool = True
 
@@ -124,6 +142,8 @@ def read(name: str, overrides: list[str]) -> Benchmark:
         if not evaluation.seeds:
             raise UserError(f"{where}: seeds is empty; expected at least one")
         checked({**evaluation.resources, "cluster": "slurm"}, f"{where}.resources")
+    for key, control in benchmark.controls.items():
+        _check_control(benchmark, key, control, f"{name}: controls.{key}")
     for stage, values in benchmark.resources.items():
         if stage not in _STAGES:
             raise UserError(
@@ -132,6 +152,30 @@ def read(name: str, overrides: list[str]) -> Benchmark:
             )
         checked({**values, "cluster": "slurm"}, f"{name}: resources.{stage}")
     return benchmark
+
+
+def _check_control(benchmark: Benchmark, key: str, control: Control, where: str) -> None:
+    """Refuses a control of nothing, of what is not there, or of more than one thing."""
+    _check_name(key, where)
+    if control.of not in benchmark.initialisations:
+        known = list(benchmark.initialisations)
+        hint = did_you_mean(control.of, known)
+        raise UserError(f"{where}: of is '{control.of}'; expected one of {', '.join(known)}.{hint}")
+    for name in control.evaluations:
+        if name not in benchmark.evaluations:
+            hint = did_you_mean(name, list(benchmark.evaluations))
+            raise UserError(f"{where}: no evaluation '{name}'.{hint}")
+    if not 0 <= control.noise <= 1:
+        raise UserError(f"{where}: noise is {control.noise}; expected 0 to 1")
+    if sum((control.shuffle_labels, control.noise > 0, control.permute_weights)) != 1:
+        raise UserError(
+            f"{where}: expected exactly one of shuffle_labels, noise (above 0) and permute_weights"
+        )
+    if control.permute_weights and benchmark.initialisations[control.of].random:
+        raise UserError(
+            f"{where}: permute_weights of '{control.of}', which has learned nothing; expected an "
+            "initialisation with weights"
+        )
 
 
 def _check_distinct(benchmark: Benchmark, name: str) -> None:
@@ -197,6 +241,8 @@ class Plan:
         evaluated: list[Node] = []
         for name, evaluation in self.benchmark.evaluations.items():
             evaluated += self._evaluation(name, evaluation, starts)
+        for name, control in self.benchmark.controls.items():
+            evaluated += self._control(name, control, starts)
         return [*nodes, *evaluated, self._collecting(evaluated)]
 
     def _initialisation(
@@ -261,6 +307,25 @@ class Plan:
                     node.key = f"{name}/{leaf}"
                     node.parents, node.must_finish = parents, True
                     made.append(node)
+        return made
+
+    def _control(
+        self, name: str, control: Control, starts: list[tuple[str, str, list[str]]]
+    ) -> list[Node]:
+        """The evaluations that a control repeats."""
+        seeds = self.benchmark.initialisations[control.of].seeds
+        label = control.of if len(seeds) == 1 else f"{control.of}_seed{seeds[0]}"
+        known = {own: rest for own, *rest in starts}
+        weights, parents = known.get(label) or known[control.of]
+        made = []
+        for key in control.evaluations or self.benchmark.evaluations:
+            evaluation = self.benchmark.evaluations[key]
+            changed = dataclasses.replace(
+                evaluation,
+                overrides=[*evaluation.overrides, *kind_of(evaluation, key).control(control)],
+                seeds=control.seeds or evaluation.seeds[:1],
+            )
+            made += self._evaluation(key, changed, [(f"control_{name}", str(weights), parents)])
         return made
 
     def _collecting(self, evaluated: list[Node]) -> Node:

@@ -16,6 +16,7 @@ from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.evaluation.command import configuration
 from intl_transfer.evaluation.config import EvaluationConfig
 from intl_transfer.runs.changes import as_begun
+from intl_transfer.runs.controls import ControlConfig
 from intl_transfer.runs.settings import identity
 from slurm import launch_detection
 from slurm.executors import with_sources
@@ -60,6 +61,9 @@ class Kind(Protocol):
     def resources(self, wanted: Resources) -> Resources:
         """What its jobs ask for, given what one process a GPU would."""
 
+    def control(self, control: ControlConfig) -> list[str]:
+        """The overrides that make a control of an evaluation."""
+
     def node(
         self,
         evaluation: Evaluation,
@@ -72,6 +76,14 @@ class Kind(Protocol):
         title: str,
     ) -> Node:
         """The node of one run, from converted weights or ``random``."""
+
+
+def _taken(control: ControlConfig) -> dict[str, Any]:
+    """What a control takes, without what it leaves."""
+    found = {
+        field.name: getattr(control, field.name) for field in dataclasses.fields(ControlConfig)
+    }
+    return {key: value for key, value in found.items() if value}
 
 
 class Detection:
@@ -89,6 +101,10 @@ class Detection:
     def resources(self, wanted: Resources) -> Resources:
         """One task a node."""
         return launch_detection.one_task_a_node(wanted)
+
+    def control(self, control: ControlConfig) -> list[str]:
+        """``CONTROL.*``."""
+        return [f"CONTROL.{key.upper()} {value}" for key, value in _taken(control).items()]
 
     def node(
         self,
@@ -134,6 +150,10 @@ class Classification:
     def resources(self, wanted: Resources) -> Resources:
         """One task a GPU."""
         return wanted
+
+    def control(self, control: ControlConfig) -> list[str]:
+        """``control.*``."""
+        return [f"control.{key}={value}" for key, value in _taken(control).items()]
 
     def node(
         self,

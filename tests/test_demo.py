@@ -69,3 +69,19 @@ def test_commands_follow_backbone_and_scale(demo_module, tmp_path):
         # Equal budgets for both initialisations.
         assert {tuple(j.command[-4:]) for j in jobs} == {tuple(jobs[0].command[-4:])}
         assert {j.total for j in jobs} == {round(demo_module.ITERATIONS / 2)}
+
+
+def test_the_quick_demo_has_the_same_stages_and_a_control(demo_module, tmp_path):
+    demo = demo_module.Demo("resnet18", 1.0, tmp_path, quick=True)
+    jobs = demo.finetuning(tmp_path / "w.pth")
+    assert [j.name for j in jobs] == [
+        *("coco INTL seed 0", "coco random seed 0", "coco control seed 0"),
+    ]
+    with_labels, _, control = (j.command for j in jobs)
+    assert set(control) - set(with_labels) == {
+        *("CONTROL.SHUFFLE_LABELS", "True", str(jobs[2].folder)),
+    }
+    full = demo_module.Demo("resnet18", 1.0, tmp_path)
+    assert demo.folder != full.folder
+    assert demo.datasets != full.datasets  # a set of another size is never taken for it
+    assert demo.pretraining().total < full.pretraining().total / 5

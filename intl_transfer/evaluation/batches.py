@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from intl_transfer.data.augment import Pixels
 from intl_transfer.data.datasets import ViewsDataset
 from intl_transfer.data.loaders import GlobalBatchSampler, build_loader
 from intl_transfer.data.source import ImageSource, Subset
@@ -17,6 +18,7 @@ from intl_transfer.data.unreadable import Unreadable
 from intl_transfer.data.views import View, ViewConfig
 from intl_transfer.errors import UserError
 from intl_transfer.evaluation.config import DataConfig, interpolation_of
+from intl_transfer.runs.controls import ControlConfig, noisy, shuffled
 from intl_transfer.runs.distributed import Ranks
 from intl_transfer.runs.records import ImageSet
 
@@ -81,6 +83,41 @@ def drawn_labels(labels: NDArray[np.int64], percent: float) -> NDArray[np.int64]
         count = max(1, round(len(own) * percent / 100))
         chosen.append(generator.permutation(own)[:count])
     return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+
+class Controlled(ImageSource):
+    """A source from which a control takes something; its content and digest stay the source's.
+
+    Args:
+        source: the images.
+        control: what is taken.
+        seed: of the run.
+        trained: whether it is learned from: labels of tests stay.
+    """
+
+    def __init__(
+        self, source: ImageSource, control: ControlConfig, seed: int, trained: bool
+    ) -> None:
+        self._source, self._noise = source, control.noise
+        self.classes, self.labels = source.classes, source.labels
+        if control.shuffle_labels and trained:
+            self.labels = np.array(shuffled(source.labels.tolist(), seed), dtype=np.int64)
+
+    def name(self, index: int) -> str:
+        """As the source's."""
+        return self._source.name(index)
+
+    def image(self, index: int) -> Pixels:
+        """The source's, with its share of noise."""
+        return noisy(self._source.image(index), self._noise)
+
+    def content(self, index: int) -> bytes:
+        """As the source's."""
+        return self._source.content(index)
+
+    def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """As the source's."""
+        return self._source.epoch_order(seed, epoch)
 
 
 class CroppedImages:

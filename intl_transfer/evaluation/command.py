@@ -64,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     from intl_transfer.evaluation.stage import evaluate
     from intl_transfer.evaluation.subject import load_subject
     from intl_transfer.runs.changes import as_begun, changes_of, unfinished
+    from intl_transfer.runs.controls import permuted
     from intl_transfer.runs.distributed import process_group
     from intl_transfer.runs.lock import directory_lock
 
@@ -92,6 +93,9 @@ def run(arguments: argparse.Namespace) -> int:
             if arguments.check_expected:
                 recipe = configuration(arguments.config, [])
                 expected = expectations(name, config, recipe, arguments.weights, subject)
+            if config.control.permute_weights:
+                network = subject.network
+                network.load_state_dict(permuted(network.state_dict(), config.seed))
             # The configuration says what is evaluated, also where a file decides.
             config.model = ModelConfig(subject.architecture, subject.stem)
             allow = arguments.allow_config_change

@@ -11,6 +11,7 @@ from intl_transfer.data.augment import Interpolation
 from intl_transfer.data.statistics import Statistics, statistics_of
 from intl_transfer.models import PRECISIONS, STEMS
 from intl_transfer.runs.config import check_values
+from intl_transfer.runs.controls import ControlConfig
 
 KINDS = {
     "linear": "linear evaluation",
@@ -200,6 +201,7 @@ class EvaluationConfig:
         log: what is told.
         expected: results that the configuration, as it is, should give. A configuration that
             starts from this one does not take them over.
+        control: what is taken from the evaluation, of a control.
     """
 
     kind: str = MISSING
@@ -212,6 +214,7 @@ class EvaluationConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     log: LogConfig = field(default_factory=LogConfig)
     expected: list[Expectation] = field(default_factory=list)
+    control: ControlConfig = field(default_factory=ControlConfig)
 
 
 def check(config: EvaluationConfig) -> None:
@@ -255,6 +258,7 @@ def check(config: EvaluationConfig) -> None:
         "data.workers": (data.workers, data.workers >= 0, "0 or more"),
         "data.scale_min": (data.scale_min, 0 < data.scale_min <= 1, "a share above 0, up to 1"),
         "data.max_unreadable": (data.max_unreadable, 0 <= data.max_unreadable <= 1, "0 to 1"),
+        "control.noise": (config.control.noise, 0 <= config.control.noise <= 1, "0 to 1"),
         "log.test_epochs": (config.log.test_epochs, config.log.test_epochs >= 0, "0 or more"),
     }
     if optim.schedule == "exponential":

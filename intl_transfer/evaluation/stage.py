@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import torch
 
 from intl_transfer.data.source import ImageSource
-from intl_transfer.evaluation.batches import described, open_sets
+from intl_transfer.evaluation.batches import Controlled, described, open_sets
 from intl_transfer.evaluation.config import KINDS, EvaluationConfig
 from intl_transfer.evaluation.knn import knn_accuracy
 from intl_transfer.evaluation.learner import FeatureNetwork
@@ -24,6 +25,7 @@ from intl_transfer.evaluation.session import (
 from intl_transfer.evaluation.subject import Subject
 from intl_transfer.evaluation.training import Training
 from intl_transfer.runs.changes import changed_data, unfinished
+from intl_transfer.runs.controls import in_words
 from intl_transfer.runs.distributed import Ranks
 from intl_transfer.runs.settings import Differences
 from intl_transfer.runs.stopping import StopRequest
@@ -55,6 +57,12 @@ def evaluate(
     torch.backends.cudnn.benchmark = True
     train, test = open_sets(config.data, ranks)
     images = described(train, test, ranks)
+    control = in_words(dataclasses.asdict(config.control))
+    if control:
+        train, test = (
+            Controlled(source, config.control, config.seed, trained)
+            for source, trained in ((train, True), (test, False))
+        )
     output = Path(config.output_dir or "")
     changes = changes | changed_data(output, images)
     unfinished(output, changes, allow_change)  # refuses other images
@@ -69,6 +77,7 @@ def evaluate(
                 f"({subject.initialisation.method or 'method unknown'}) on {config.data.name}: "
                 f"{len(train)} + {len(test)} images, {len(train.classes)} classes, "
                 f"{ranks.world_size} rank(s) on {ranks.device.type}",
+                *([f"control: {control}"] if control else []),
                 *(f"assumed, the weights do not say: {text}" for text in subject.assumptions()),
                 sep="\n",
                 flush=True,

@@ -84,6 +84,11 @@ class Row:
         return f"{self.method}, {self.words}" if self.words else self.method
 
     @property
+    def control(self) -> bool:
+        """Whether something was taken from its runs: it competes with no row."""
+        return any(run.start.control for run in self.runs)
+
+    @property
     def label(self) -> str:
         """Name and detail: ``INTL (shapes_r18, 20 ep, shapes)``."""
         return f"{self.name} ({self.detail})" if self.detail else self.name

@@ -33,6 +33,7 @@ class Start:
         unit: the pretraining among repetitions; None where each run is its own.
         unit_seed: of that pretraining, where known.
         notes: footnotes that its row needs.
+        control: what was taken from the run, of a control (:mod:`intl_transfer.runs.controls`).
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Start:
     unit: str | None = None
     unit_seed: int | None = None
     notes: tuple[str, ...] = ()
+    control: str = ""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def compare_with_baseline(
     """Tests every measured row against one, in the primary metric of each task.
 
     The family that Holm's correction is over is the rows of one such column. Published rows take no
-    part: their single figures are not known.
+    part: their single figures are not known; and controls none, which compete with nobody.
 
     Args:
         tables: of one data set and protocol each, all of their rows.
@@ -53,7 +53,7 @@ def compare_with_baseline(
 
 
 def _compared(table: Table, baseline: str, method: TestMethod) -> Table:
-    measured = [row for row in table.rows if not row.published]
+    measured = [row for row in table.rows if not (row.published or row.control)]
     chosen = _baseline(table, measured, baseline)
     found: dict[int, dict[Column, Mark]] = {}
     for column in primary_columns(table):
@@ -83,14 +83,14 @@ def mark_best(tables: Sequence[Table], baseline: str | None = None) -> list[Tabl
 
 
 def _marked(table: Table, baseline: str | None) -> Table:
-    measured = [row for row in table.rows if not row.published]
+    measured = [row for row in table.rows if not (row.published or row.control)]
     best = _best(table, measured)
     rows = []
     for row in table.rows:
         marks = dict(row.marks)
         for column, mean in best.items():
             figure = row.figures.get(column)
-            if not row.published and figure is not None and figure.mean == mean:
+            if not (row.published or row.control) and figure is not None and figure.mean == mean:
                 alone = figure.n == 1 and _most(measured, column) > 1
                 mark = marks.get(column, Mark())
                 marks[column] = dataclasses.replace(mark, best=True, alone=alone)

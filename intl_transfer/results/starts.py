@@ -14,6 +14,7 @@ from typing import Any
 
 from intl_transfer.results.run import Run, Start
 from intl_transfer.runs.changes import changed_midway
+from intl_transfer.runs.controls import in_words
 from intl_transfer.runs.private import portable
 from intl_transfer.runs.records import (
     Initialisation,
@@ -60,6 +61,9 @@ def start_of(
     provenance = initialisation.provenance or Provenance()
     origin = provenance.pretrain_run or PretrainRun()
     settings = select(stage, config, "weights")
+    controls = {key: value for key, value in select(stage, config, "control").items() if value}
+    settings |= controls
+    control = in_words(controls)
     settings |= below("pixels", initialisation.pixels or {})
     method = initialisation.method or "unknown"
     weights = provenance.source_sha256 or initialisation.weights_sha256
@@ -84,7 +88,7 @@ def start_of(
             settings["weights"] = weights or initialisation.detail or "not stated"
     return Start(
         initialisation.kind,
-        method,
+        f"control: {control} ({method})" if control else method,
         _detail(initialisation, provenance, origin, bool(made)),
         settings,
         label=provenance.label,
@@ -92,6 +96,7 @@ def start_of(
         unit=None if initialisation.kind == "random" else weights,
         unit_seed=origin.seed if origin.seed is not None else parent.seed if parent else None,
         notes=notes,
+        control=control,
     )
 
 

@@ -109,10 +109,15 @@ def _build_tables(collection: Collection, published: bool, options: TableOptions
         if all_tables := _build_tables(collection, published, everything):
             raise nothing_fits(all_tables, conditions)
     tables = choose_columns(tables, options.columns)
-    tables = sort_rows(tables, options.sort, options.reverse)
+    tables = [_controls_last(table) for table in sort_rows(tables, options.sort, options.reverse)]
     if options.names:
         tables = name_rows(tables, options.names)
     return mark_best(tables, options.baseline)
+
+
+def _controls_last(table: Table) -> Table:
+    """Rows that are controls stand below those that they are of."""
+    return dataclasses.replace(table, rows=sorted(table.rows, key=lambda row: row.control))
 
 
 def with_words(table: Table) -> Table:

@@ -6,6 +6,8 @@ that is not named below decides**: a new option sets runs apart until somebody s
 
 - ``decides``: two runs that differ in it are two experiments.
 - ``weights``: it belongs to the weights that a run began from, and sets rows apart, not tables.
+- ``control``: it makes a control of a run (:mod:`intl_transfer.runs.controls`): a row of its own
+  kind in the same table.
 - ``seed``: a repetition of one experiment.
 - ``free``: it changes no result; sessions of one run may differ in it.
 """
@@ -22,7 +24,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Final, Generic, Literal, TypeVar
 
-Role = Literal["decides", "weights", "seed", "free"]
+Role = Literal["decides", "weights", "control", "seed", "free"]
 T = TypeVar("T")
 
 
@@ -74,6 +76,7 @@ _SESSION = "ends a session, not the run"
 _TELLING = "what is reported while a run goes on"
 _MONITOR = "k nearest neighbours beside the training: changes no weight; decides the k-NN figure"
 _KNN_ONLY = "nearest neighbours learn nothing"
+_CONTROL = "makes a control of the run, which is a row of its own kind beside the others"
 _ALL_LABELS = "draws nothing where all labels are used"
 
 #: By stage, what is known not to decide. ``neighbours`` is the k-NN figure that pretraining
@@ -124,6 +127,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         ),
         *_free("compared with the results at the end", "expected*"),
         Rule("model.*", "weights", "describes the backbone that is evaluated"),
+        Rule("control.*", "control", _CONTROL),
         *_free(
             _KNN_ONLY,
             *("optim.*", "data.augment", "data.scale_min"),
@@ -142,6 +146,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         *_free("evaluations on the way change no weight; the last one counts", "TEST.EVAL_PERIOD"),
         *_free("compared with the figures at the end", "TEST.EXPECTED_RESULTS"),
         *_free(_TELLING, "VIS_PERIOD"),
+        Rule("CONTROL.*", "control", _CONTROL),
         *_free(_ALL_LABELS, "DATASETS.LABELS.SEED", when=("DATASETS.LABELS.FRACTION", (1, 1.0))),
         *_free(
             _CONTENT,
@@ -172,12 +177,18 @@ IMPLIED: dict[str, dict[str, Any]] = {
         "data.crop_pct": 0.875,
         "data.interpolation": "bicubic",
         "optim.base_batch_size": None,
+        "control.shuffle_labels": False,
+        "control.noise": 0.0,
+        "control.permute_weights": False,
     },
     "neighbours": {"crop_pct": 0.875},
     "detection": {
         "DATASETS.LABELS.FRACTION": 1.0,
         "DATASETS.LABELS.SEED": 0,
         "DATASETS.LABELS.LIST": "",
+        "CONTROL.SHUFFLE_LABELS": False,
+        "CONTROL.NOISE": 0.0,
+        "CONTROL.PERMUTE_WEIGHTS": False,
         # Of Detectron2's main branch, which v0.6 lacks.
         "FLOAT32_PRECISION": "",
         "DATALOADER.REPEAT_SQRT": True,
@@ -307,11 +318,11 @@ def deciding(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def identity(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that make a run the one it is: those that decide, and its seed.
+    """The settings that make a run the one it is: those that decide, its control, and its seed.
 
     Those of the weights are left out; they are known where the weights are.
     """
-    return select(stage, config, "decides", "seed")
+    return select(stage, config, "decides", "control", "seed")
 
 
 def comparable(value: Any) -> Any:
@@ -351,7 +362,7 @@ def differences(stage: str, before: Mapping[str, Any], now: Mapping[str, Any]) -
         By dotted key ``{"before", "now"}``, None where a configuration lacks the key; free keys are
         left out.
     """
-    kept: tuple[Role, ...] = ("decides", "weights", "seed")
+    kept: tuple[Role, ...] = ("decides", "weights", "control", "seed")
     return contrast(select(stage, before, *kept), select(stage, now, *kept))
 
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from intl_transfer.cli import main
+from intl_transfer.data.shapes import ShapesSpec, make_shapes
 from intl_transfer.evaluation.batches import drawn_labels
 from intl_transfer.evaluation.features import EvaluationImages, extract_features, on_every_rank
 from intl_transfer.results import TableOptions, build_tables, collect
@@ -42,6 +43,7 @@ SMALL = [
     "log.steps=1",
     "log.tensorboard=false",
 ]
+SPLITS = {"train": "train", "test": "val"}
 KINDS = {
     "linear": [],
     "cached": ["data.augment=false"],
@@ -312,3 +314,42 @@ def test_the_classifier_says_what_it_is(classes, trained, tmp_path):
         facts = file.metadata()
     assert facts["architecture"] == "resnet18"
     assert json.loads(facts["classes"]) == ["blue", "green", "red"]
+
+
+def test_scores_fall_to_chance_as_the_signal_goes(tmp_path, trained, capsys):
+    """A benchmark that does not move is not measuring; and controls are rows of their own kind."""
+    data = make_shapes(
+        tmp_path / "shapes",
+        ShapesSpec(objects_train=128, objects_val=160, scenes_train=1, scenes_val=1),
+    )
+    controls = {
+        "none": [],
+        "some": ["control.noise=0.6"],
+        "noise": ["control.noise=1.0"],
+        "labels": ["control.shuffle_labels=true"],
+        "weights": ["control.permute_weights=true"],
+    }
+    scores = {}
+    for name, words in controls.items():
+        output = tmp_path / "runs" / name
+        arguments = ["evaluate", "--weights", str(trained), "--config", "shapes_knn"]
+        arguments += ["--output-dir", str(output), "engine.threads=1"]
+        arguments += [f"data.{k}={data}/classification/{v}" for k, v in SPLITS.items()]
+        assert main([*arguments, *words]) == 0
+        scores[name] = read_results(output)["metrics"]["top1"]
+    assert "control: noise 1" in capsys.readouterr().out
+    chance, spread = 100 / 8, 100 * (1 / 8 * 7 / 8 / 160) ** 0.5
+    for name in ("noise", "labels"):
+        assert abs(scores[name] - chance) < 3.5 * spread, scores
+    assert scores["none"] > chance + 8 * spread, scores
+    assert scores["noise"] < scores["some"] < scores["none"], scores
+    # The same table, below the row that they are of; the best of the column is none of them.
+    (table,) = build_tables(collect([tmp_path / "runs"], cache=False))
+    ordinary, *others = table.rows
+    assert not ordinary.control
+    assert all(row.control for row in others)
+    assert sorted(row.method.split(" (")[0] for row in others) == [
+        *("control: labels shuffled", "control: noise 0.6", "control: noise 1"),
+        "control: weights permuted",
+    ]
+    assert not any(mark.best for row in others for mark in row.marks.values())

@@ -115,6 +115,12 @@ def test_from_pretraining_to_the_table_and_then_nothing_more(cluster, config, tm
             "evaluations: {x: {config: coco_R50_C4, resources: {gpu_per_node: 1}}}",
             r"evaluations.x.resources: no key 'gpu_per_node'. Did you mean 'gpus_per_node'",
         ),
+        ("controls: {x: {of: randm, noise: 1.0}}", "controls.x: of is 'randm'; .*mean 'random'"),
+        ("controls: {x: {noise: 1.0}}", "no value for controls.x.of"),
+        ("controls: {x: {of: random}}", "expected exactly one of shuffle_labels, noise"),
+        ("controls: {x: {of: random, noise: 1.5}}", "noise is 1.5; expected 0 to 1"),
+        ("controls: {x: {of: random, permute_weights: true}}", "which has learned nothing"),
+        ("controls: {x: {of: random, noise: 1, evaluations: [coko]}}", "no evaluation 'coko'"),
         ("resources: {pretraining: {}}", "no stage 'pretraining'; .*Did you mean 'pretrain'"),
     ],
 )
@@ -140,11 +146,14 @@ def test_the_shipped_benchmarks_are_the_papers_columns(tmp_path):
     nodes = plan(read("paper_table", []), tmp_path)
     runs = [node for node in nodes if node.stage == "detection"]
     assert {node.key.split("/")[0] for node in runs} == {"coco_2x", "coco_1x", "voc_24k"}
+    controls = [node for node in runs if "/control_" in node.key]
+    assert len(controls) == 3 * 2  # labels, noise and weights, of COCO 1x and VOC
+    assert {node.parents[0] for node in controls} == {"convert/intl_ep200_seed0"}
     # Evaluations, initialisations (four seeds of one, one of the other, none), seeds.
-    assert len(runs) == 3 * (4 + 1 + 1) * 5
+    assert len(runs) == 3 * (4 + 1 + 1) * 5 + len(controls)
     (collect,) = [node for node in nodes if node.stage == "collect"]
     assert (collect.after, set(collect.parents)) == ("any", {node.key for node in runs})
-    for node in runs:
+    for node in [node for node in runs if node not in controls]:
         start = node.key.split("/")[1].rsplit("_seed", 1)[0]
         assert node.parents == ([] if start == "random" else [f"convert/{start}"])
     pretraining = [node for node in nodes if node.stage == "pretrain"]
@@ -152,7 +161,7 @@ def test_the_shipped_benchmarks_are_the_papers_columns(tmp_path):
     assert {(n.resources["nodes"], n.resources["gpus_per_node"]) for n in pretraining} == {(1, 8)}
     small = [node for node in nodes if node.stage in ("convert", "collect")]
     assert {node.resources["gpus_per_node"] for node in small} == {0}
-    assert [n.stage for n in plan(read("shapes_smoke", []), tmp_path)].count("detection") == 6
+    assert [n.stage for n in plan(read("shapes_smoke", []), tmp_path)].count("detection") == 9
 
 
 def test_learning_rates_and_seeds_multiply(tmp_path, config):
@@ -280,7 +289,7 @@ def test_a_checkpoint_of_any_method_is_converted_and_nothing_else_is_made(tmp_pa
     assert "pretrain/moco" not in nodes
 
 
-def test_small_jobs_go_where_the_site_wants_them(tmp_path, config):
+def test_small_jobs_go_where_the_site_wants_them(tmp_path, config, data):
     site = {
         "partition": "gpu",
         "gres": "gpu:a100:4",
@@ -292,7 +301,7 @@ def test_small_jobs_go_where_the_site_wants_them(tmp_path, config):
     assert nodes["collect"]["gres"] is None
     assert nodes["coco/intl_seed0"]["partition"] == "gpu"
     assert nodes["coco/intl_seed0"]["environment"]["NCCL_IB_HCA"] == "mlx5"
-    assert nodes["coco/intl_seed0"]["environment"]["DETECTRON2_DATASETS"].endswith("datasets0")
+    assert nodes["coco/intl_seed0"]["environment"]["DETECTRON2_DATASETS"] == str(data.resolve())
     asked = plan(read(str(config), []), tmp_path, site, partition="other", time=5)
     assert {node.resources["time"] for node in asked if node.stage == "pretrain"} == {5}
     assert {node.resources["time"] for node in asked if node.stage == "collect"} == {60}
@@ -314,3 +323,36 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(config, tmp_path):
     done = run(LAUNCH, dict(os.environ), *command)
     assert done.returncode == 2
     assert re.fullmatch(r"error: .*file/runs cannot be written \(Not a directory\)\n", done.stderr)
+
+
+def test_a_control_is_an_evaluation_with_one_thing_taken_from_it(tmp_path):
+    text = """
+initialisations:
+  a: {pretrain: shapes_r18, seeds: [3, 4]}
+  random: {random: true}
+evaluations:
+  coco: {config: shapes_coco_R18_C4, seeds: [0, 1]}
+  knn: {kind: classification, config: shapes_knn, seeds: [0, 1]}
+controls:
+  labels: {of: a, shuffle_labels: true}
+  dim: {of: random, noise: 0.5, evaluations: [coco], seeds: [7, 8]}
+"""
+    file = tmp_path / "controls.yaml"
+    file.write_text(text)
+    nodes = {node.key: node for node in plan(read(str(file), []), tmp_path)}
+    made = [key for key in nodes if "control_" in key]
+    assert made == [
+        *("coco/control_labels_seed0", "knn/control_labels_seed0"),
+        *("coco/control_dim_seed7", "coco/control_dim_seed8"),
+    ]
+    coco, knn, dim = (nodes[key] for key in made[:3])
+    assert coco.parents == knn.parents == ["convert/a_seed3"]
+    assert dim.parents == []
+    assert coco.command[-2:] == ["CONTROL.SHUFFLE_LABELS", "True"]
+    assert "control.shuffle_labels=True" in knn.command
+    assert dim.command[-2:] == ["CONTROL.NOISE", "0.5"]
+    for node in (coco, knn, dim):  # the launcher, too, knows it from an ordinary run
+        usual = next(n for k, n in nodes.items() if k.split("/")[0] == node.key.split("/")[0])
+        differing = {k for k in node.settings if node.settings[k] != usual.settings.get(k)}
+        assert any("control." in key.lower() for key in differing)
+    assert set(made) <= set(nodes["collect"].parents)
