@@ -143,7 +143,7 @@ def test_every_latex_row_has_all_columns(tmp_path):
 
 def pdflatex(folder: Path, document: str, *between: tuple[str, ...]) -> tuple[int, str]:
     """Compiles a document twice, with other programs in between."""
-    for program in ("pdflatex", "kpsewhich"):
+    for program in ("pdflatex", "kpsewhich", *(command[0] for command in between)):
         if shutil.which(program) is None:
             pytest.skip(f"no {program} on this machine")
     if subprocess.run(["kpsewhich", "siunitx.sty"], capture_output=True).returncode:
