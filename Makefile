@@ -14,7 +14,7 @@ BUILD_SITE = NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 WITH = $(if $(DEV),--dev)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev wheelhouse lock site demo test lint bench faults fuzz clean
+.PHONY: help setup setup-dev wheelhouse lock site tables demo test lint bench faults fuzz clean
 
 help:
 	@echo "make setup                     make .venv and install what the suite needs (PYTHON=/path/to/python3)"
@@ -26,6 +26,7 @@ help:
 	@echo "make demo BACKBONE=resnet50 SCALE=2"
 	@echo "make test                      all tests (WORKERS=2)"
 	@echo "make lint                      ruff, mypy, links of the documentation"
+	@echo "make tables                    the documentation's tables from the data beside it"
 	@echo "make site                      the documentation, site/index.html"
 	@echo "make bench                     every benchmark"
 	@echo "make faults                    kill, cut off and fill the disk at every file operation (hours)"
@@ -56,6 +57,9 @@ lint: setup-dev
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	@$(BUILD_SITE)
+
+tables: setup-dev
+	@$(PY) scripts/write_tables.py
 
 site: setup-dev
 	@$(BUILD_SITE)

@@ -1,0 +1,133 @@
+"""Writes the tables of the documentation from the data that is kept beside it: `make tables`.
+
+A table stands in a page between two comments; the first says what it is made of:
+
+    <!-- table results/power_summary.csv
+    where: {loss.stable: "True"}
+    names: {loss.trace_weight: {"": by formula}}
+    columns:
+      p: loss.options.p
+      top-1: top1 .1
+    -->
+    | p | top-1 |
+    ...
+    <!-- end of table -->
+
+`top1 .1` is that column in one digit, with its standard deviation where the file has `top1_std`;
+without digits the text is taken as it is. With `--check` nothing is written, and pages that
+disagree with their data are named (status 1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+_TABLE = re.compile(r"(<!-- table (\S+)\n(.*?)-->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
+
+Row = Mapping[str, str]
+
+
+class TableError(Exception):
+    """One clear line about a table that cannot be made."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing, compare")
+    arguments = parser.parse_args()
+    try:
+        differ = [page for page, text in rewritten(DOCS) if page.read_text() != text]
+        if not arguments.check:
+            for page, text in rewritten(DOCS):
+                page.write_text(text)
+    except (TableError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for page in differ:
+        verdict = "disagrees with its data; run `make tables`" if arguments.check else "written"
+        print(f"{page}: {verdict}")
+    return 1 if arguments.check and differ else 0
+
+
+def rewritten(docs: Path) -> Iterator[tuple[Path, str]]:
+    """Every page that has such tables, and its text with all of them made anew."""
+    for page in sorted(docs.rglob("*.md")):
+        text = page.read_text()
+        if _TABLE.search(text):
+            yield page, _TABLE.sub(lambda found, page=page: _made(page, found), text)
+
+
+def _made(page: Path, found: re.Match[str]) -> str:
+    head, source, said, _, end = found.groups()
+    try:
+        with open(page.parent / source, newline="") as opened:
+            rows = list(csv.DictReader(opened))
+        return head + table(rows, yaml.safe_load(said)) + end
+    except (TableError, OSError, yaml.YAMLError) as error:
+        raise TableError(f"{page}, table of {source}: {error}") from None
+
+
+def table(rows: list[dict[str, str]], said: Mapping[str, Any]) -> str:
+    """A table in Markdown.
+
+    Args:
+        rows: of the data.
+        said: ``columns`` by title, ``where``, ``names`` of values, by column.
+
+    Raises:
+        TableError: for a column that the data have not, or where no row is left.
+    """
+    columns = {title: str(text).split() for title, text in said["columns"].items()}
+    where, names = said.get("where", {}), said.get("names", {})
+    for name in [*(words[0] for words in columns.values()), *where, *names]:
+        if not rows or name not in rows[0]:
+            known = ", ".join(rows[0]) if rows else "no row at all"
+            raise TableError(f"no column {name}; there are {known}")
+    rows = [row for row in rows if all(row[key] == str(value) for key, value in where.items())]
+    if not rows:
+        raise TableError(f"no row with {where}")
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for row in rows:
+        cells = [_cell(row, words, names.get(words[0], {})) for words in columns.values()]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: Row, words: list[str], names: Mapping[Any, str]) -> str:
+    """One value: by its name, as it is, or in some digits with its standard deviation."""
+    key, text = words[0], row[words[0]]
+    named = {str(value): name for value, name in names.items()}
+    if text in named:
+        return named[text]
+    if len(words) == 1 or not text:
+        return text
+    digits = int(words[1].removeprefix("."))
+    mean, spread = float(text), float(row.get(f"{key}_std") or "nan")
+    if not math.isfinite(mean):
+        return str(mean).replace("-", "−")
+    shown = _number(mean, digits)
+    if math.isfinite(spread):
+        return f"{shown} ± {_number(spread, digits)}"
+    # A deviation that could not be had although there are several: of one run alone.
+    return f"{shown} (n = 1)" if row.get("n", "1") != "1" else shown
+
+
+def _number(value: float, digits: int) -> str:
+    text = f"{value:.{digits}f}"
+    return (text.removeprefix("-") if float(text) == 0 else text).replace("-", "−")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
