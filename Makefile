@@ -14,7 +14,7 @@ BUILD_SITE = NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 WITH = $(if $(DEV),--dev)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev wheelhouse lock site tables demo test lint bench faults fuzz clean
+.PHONY: help setup setup-dev wheelhouse lock site tables release-check demo test lint bench faults fuzz clean
 
 help:
 	@echo "make setup                     make .venv and install what the suite needs (PYTHON=/path/to/python3)"
@@ -31,6 +31,7 @@ help:
 	@echo "make bench                     every benchmark"
 	@echo "make faults                    kill, cut off and fill the disk at every file operation (hours)"
 	@echo "make fuzz                      damaged files for every reader (INPUTS=20000 SEED=0), counts to docs"
+	@echo "make release-check             lint, tests, version, changelog, wheel and sdist"
 	@echo "make clean                     remove caches (not .venv, runs or datasets)"
 
 setup:
@@ -57,6 +58,9 @@ lint: setup-dev
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	@$(BUILD_SITE)
+
+release-check: lint test
+	@$(PY) scripts/release_check.py
 
 tables: setup-dev
 	@$(PY) scripts/write_tables.py
