@@ -39,10 +39,14 @@ def git_state() -> dict[str, object]:
         return {"revision": None, "dirty": None}
 
 
+#: Looked up before a build leaves its own files beside the sources.
+STATE = git_state()
+
+
 def write_stamp(folder: Path) -> None:
     """Writes the revision where the package looks for it."""
     (folder / STAMP).parent.mkdir(parents=True, exist_ok=True)
-    (folder / STAMP).write_text(json.dumps(git_state()) + "\n")
+    (folder / STAMP).write_text(json.dumps(STATE) + "\n")
 
 
 class BuildPy(build_py):

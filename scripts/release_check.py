@@ -41,10 +41,10 @@ def main() -> int:
 
 def problems_of(root: Path) -> Iterator[str]:
     """What keeps the sources from being released."""
-    version = _version((root / "pyproject.toml").read_text())
+    version = _version((root / "intl_transfer" / "__init__.py").read_text())
     cited = str(yaml.safe_load((root / "CITATION.cff").read_text()).get("version"))
     if cited != version:
-        yield f"CITATION.cff has version {cited}, pyproject.toml {version}"
+        yield f"CITATION.cff has version {cited}, the package {version}"
     heading = re.search(r"^## (.*)$", (root / "CHANGELOG.md").read_text(), re.MULTILINE)
     newest = heading[1] if heading else "no entry"
     if not re.fullmatch(rf"{re.escape(version)} \(\d{{4}}-\d\d-\d\d\)", newest):
@@ -57,8 +57,8 @@ def problems_of(root: Path) -> Iterator[str]:
             yield f"{name} is larger than 1 MB"
 
 
-def _version(pyproject: str) -> str:
-    found = re.search(r'^version = "(.+)"$', pyproject, re.MULTILINE)
+def _version(package: str) -> str:
+    found = re.search(r'^__version__ = "(.+)"$', package, re.MULTILINE)
     return found[1] if found else "none"
 
 

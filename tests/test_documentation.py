@@ -1,8 +1,9 @@
-"""The documentation's tables are those of the data that is kept beside it."""
+"""The documentation's tables are those of the data beside it; releases are held."""
 
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,16 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="module")
-def tables():
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "scripts" / "write_tables.py")
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return load("write_tables")
 
 
 def test_pages_agree_with_their_data(tables):
@@ -50,3 +55,29 @@ def test_a_changed_number_is_found_and_put_right(tables, tmp_path, monkeypatch, 
 def test_what_cannot_be_made_is_said(tables, said, expected):
     with pytest.raises(tables.TableError, match=expected):
         tables.table([{"k": "1"}], said)
+
+
+def test_what_keeps_a_release_back_is_named(tmp_path):
+    check = load("release_check")
+    files = {
+        "intl_transfer/__init__.py": '__version__ = "1.2.0"\n',
+        "CITATION.cff": "version: 1.2.0\n",
+        "CHANGELOG.md": "# Changelog\n\n## 1.2.0 (2026-01-31)\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-C", str(tmp_path)]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all"]):
+        subprocess.run([*git, *words], check=True)
+    assert list(check.problems_of(tmp_path)) == []
+    (tmp_path / "CITATION.cff").write_text("version: 1.1.0\n")
+    (tmp_path / "CHANGELOG.md").write_text("# Changelog\n\n## 1.2.0 (unreleased)\n")
+    (tmp_path / "big.bin").write_bytes(bytes((1 << 20) + 1))
+    subprocess.run([*git, "add", "big.bin"], check=True)
+    assert list(check.problems_of(tmp_path)) == [
+        "CITATION.cff has version 1.1.0, the package 1.2.0",
+        "CHANGELOG.md begins with '1.2.0 (unreleased)'; expected '1.2.0 (YYYY-MM-DD)'",
+        "not committed: CHANGELOG.md, CITATION.cff, big.bin",
+        "big.bin is larger than 1 MB",
+    ]

@@ -58,8 +58,12 @@ def installed(tmp_path_factory):
     theirs = tmp_path_factory.mktemp("theirs")
     (theirs / "their.txt").write_text("theirs")
     committed(theirs)
+    # By way of an sdist, which has no git: what an index would serve.
+    build = [sys.executable, "setup.py", "-q", "sdist"]
+    subprocess.run(build, cwd=sources, capture_output=True, check=True, timeout=200)
+    (packed,) = (sources / "dist").glob("*.tar.gz")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q", "--no-deps"]
-    pip += ["--no-build-isolation", "--no-index", "--target", str(theirs / "site"), str(sources)]
+    pip += ["--no-build-isolation", "--no-index", "--target", str(theirs / "site"), str(packed)]
     done = subprocess.run(pip, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return theirs / "site", revision
