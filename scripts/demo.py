@@ -146,7 +146,9 @@ class Demo:
         self.run_jobs([self.pretraining()], "1/4 pretraining with INTL", 1)
         weights = self.convert()
         jobs = self.finetuning(weights)
-        self.run_jobs(jobs, "3/4 fine-tuning", max(1, min(len(jobs), self.cores)))
+        # Three short runs share two cores better than two, and then one alone.
+        at_once = self.cores + (1 if self.size.control else 0)
+        self.run_jobs(jobs, "3/4 fine-tuning", max(1, min(len(jobs), at_once)))
         self.table(jobs)
 
     def make_data(self) -> None:

@@ -286,6 +286,8 @@ def test_files_over_files_are_detectron2s(tmp_path):
         expected = get_cfg()
         expected.CUSTOM_DATASETS = CfgNode(new_allowed=True)
         expected.DATASETS.LABELS = CfgNode({"FRACTION": 1.0, "SEED": 0, "LIST": ""})
+        off = {"SHUFFLE_LABELS": False, "NOISE": 0.0, "PERMUTE_WEIGHTS": False}
+        expected.CONTROL = CfgNode(off)
         expected.merge_from_other_cfg(CfgNode(CfgNode.load_yaml_with_base(str(file))))
         assert load_config(str(file)) == expected
 
