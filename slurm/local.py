@@ -100,7 +100,8 @@ class Local:
                         self._reap(key, running, waiting)
                     if running and time.monotonic() - shown > _REPORT_SECONDS:
                         shown = time.monotonic()
-                        executors.say("    " + "; ".join(self._line(key) for key in running))
+                        now = time.strftime("%H:%M:%S")
+                        executors.say(f"{now}     " + "; ".join(map(self._line, running)))
             finally:
                 self._stop(running)
                 for node in waiting:

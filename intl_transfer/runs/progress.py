@@ -58,7 +58,7 @@ class Progress:
         return (step - before) / max(1e-9, now - then)
 
     def show(self, step: int, text: str, images_per_second: float) -> None:
-        """Prints one line if one is due, or at the last step."""
+        """Prints one line, with the time of day, if one is due, or at the last step."""
         if not self.due() and step != self._total:
             return
         self._shown = time.perf_counter()
@@ -67,7 +67,7 @@ class Progress:
         if self._live is not None:
             self._live.update(self._task, description=line, completed=step, eta=left)
         else:
-            print(f"{line} ETA {left}", flush=True)
+            print(f"{time.strftime('%H:%M:%S')} {line} ETA {left}", flush=True)
 
     def say(self, text: str) -> None:
         """Prints a line of its own, above the live one."""
