@@ -92,19 +92,19 @@ def largest_array() -> int:
     return max(1, int(found[1])) if found else _DEFAULT_ARRAY
 
 
-def ask(*command: str, waits: Sequence[float] = _WAITS, timeout: float = _TIMEOUT) -> str:
+def ask(*command: str, waits: Sequence[float] | None = None, timeout: float = _TIMEOUT) -> str:
     """Runs one of SLURM's commands, several times if the controller is busy; its output.
 
     Args:
         command: with its arguments.
-        waits: seconds before each time that it is asked again.
+        waits: seconds before each time that it is asked again; None takes the usual ones.
         timeout: seconds that it may take.
 
     Raises:
         UserError: with SLURM's own words, if it keeps failing.
     """
     words = ""
-    for wait in (*waits, None):
+    for wait in (*(_WAITS if waits is None else waits), None):
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
         except FileNotFoundError:

@@ -13,18 +13,25 @@ from intl_transfer.evaluation.command import CONFIGS, configuration
 from intl_transfer.evaluation.config import Expectation
 from intl_transfer.evaluation.expected import compare, expectations
 from intl_transfer.evaluation.subject import Subject
-from intl_transfer.results.published import published_linear, published_small
+from intl_transfer.results.published import read_published
 from intl_transfer.runs.records import Initialisation, PretrainRun, Provenance
 from tests.evaluation.test_stage import words
 
 
 def test_values_of_recipes_are_the_published_ones():
+    published = read_published()
     linear = {
-        (row.method, epochs): value
-        for row in published_linear()
-        for epochs, value in row.epochs.items()
+        (row["method"], epochs): value
+        for row in published["imagenet_linear_top1"]
+        if row["method"].startswith("INTL")
+        for epochs, value in row["epochs"].items()
     }
-    (small,) = [row.figures for row in published_small() if row.method == "INTL"]
+    small = {
+        (row["dataset"], kind): value
+        for row in published["small_datasets"]
+        if row["method"] == "INTL"
+        for kind, value in zip(("top-1", "5-NN", "top-5"), row["values"], strict=True)
+    }
     pretrainings = {path.stem for path in (CONFIGS.parent / "pretrain").glob("*.yaml")}
     checked = 0
     for path in CONFIGS.glob("*.yaml"):
