@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib.font_manager  # noqa: F401  (its first import lists the fonts and keeps them)
 import numpy as np
 import torch
 import yaml

@@ -34,7 +34,7 @@ def test_without_a_gpu_each_is_listed_and_all_else_is_checked(capsys, monkeypatc
     assert here.pop("torch.compile")["outcome"] == "skipped"
     assert {row["outcome"] for row in here.values()} == {"ok"}, here
     assert all(row["figure"] for row in here.values())
-    assert all(row["seconds"] > 0 for name, row in here.items() if name != "sharded loss head")
+    assert all(row["seconds"] >= 0 for name, row in here.items() if name != "sharded loss head")
     assert "no expectation recorded" in here["throughput"]["figure"]
     assert report["failed"] == 0
 

@@ -167,7 +167,9 @@ def _gradients_on_rank(rank: int, world_size: int) -> dict:
         network = parallelise(encoder, ranks, share_buffers=False)
         loss = _whole_loss(method, network, MovingAverage(encoder), views)
         loss.backward()
-        outcome[method] = loss.item(), {k: p.grad for k, p in encoder.named_parameters()}
+        # Copies: gradients are views of buckets, of which each would be pickled whole.
+        gradients = {name: p.grad.clone() for name, p in encoder.named_parameters()}
+        outcome[method] = loss.item(), gradients
     return outcome
 
 
