@@ -12,7 +12,6 @@ archive must be one of those. `make lock` writes them, as pip finds them on its 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import platform
@@ -30,6 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import install_detectron2
+
+from intl_transfer.runs import sha256_file
 
 CONSTRAINTS = ROOT / "constraints.txt"
 #: What builds the project itself and the pure Python packages that come as sources.
@@ -124,11 +125,7 @@ def hashes(folder: Path) -> Hashes:
             raise WheelhouseError(
                 f"{folder} holds {name} twice; remove the older one, or start anew"
             )
-        with open(file, "rb") as opened:
-            digest = hashlib.sha256()
-            while block := opened.read(1 << 22):
-                digest.update(block)
-        found[key] = digest.hexdigest()
+        found[key] = sha256_file(file)
     return found
 
 

@@ -48,9 +48,9 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
     arguments = parser.parse_args()
     try:
-        differ = [page for page, text in rewritten(DOCS) if page.read_text() != text]
+        differ = {page: text for page, text in rewritten(DOCS) if page.read_text() != text}
         if not arguments.check:
-            for page, text in rewritten(DOCS):
+            for page, text in differ.items():
                 page.write_text(text)
     except (TableError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -14,6 +14,7 @@ from typing import Any
 import submitit
 
 from intl_transfer.errors import UserError
+from intl_transfer.runs.progress import timed
 from slurm import executors
 from slurm.graph import plain_title, record, stage_job
 from slurm.ledger import RUNS, Ledger, Node, who
@@ -100,8 +101,8 @@ class Local:
                         self._reap(key, running, waiting)
                     if running and time.monotonic() - shown > _REPORT_SECONDS:
                         shown = time.monotonic()
-                        now = time.strftime("%H:%M:%S")
-                        executors.say(f"{now}     " + "; ".join(map(self._line, running)))
+                        lines = "; ".join(map(self._line, running))
+                        executors.say(timed(f"    {lines}"))
             finally:
                 self._stop(running)
                 for node in waiting:

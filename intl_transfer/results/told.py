@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-import time
+
+from intl_transfer.runs.progress import timed
 
 
 def tell_line(text: str) -> None:
     """Writes a line to stderr at once, with the time of day before it."""
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+    print(timed(text), file=sys.stderr, flush=True)

@@ -67,7 +67,7 @@ class Progress:
         if self._live is not None:
             self._live.update(self._task, description=line, completed=step, eta=left)
         else:
-            print(f"{time.strftime('%H:%M:%S')} {line} ETA {left}", flush=True)
+            print(timed(f"{line} ETA {left}"), flush=True)
 
     def say(self, text: str) -> None:
         """Prints a line of its own, above the live one."""
@@ -80,6 +80,11 @@ class Progress:
         """Leaves the live line as it is."""
         if self._live is not None:
             self._live.stop()
+
+
+def timed(text: str) -> str:
+    """A line of progress with the time of day before it."""
+    return f"{time.strftime('%H:%M:%S')} {text}"
 
 
 def format_seconds(seconds: float) -> str:

@@ -8,8 +8,9 @@ import signal
 import socket
 import subprocess
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel")
 
@@ -57,16 +58,12 @@ PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMo
 
 
 def like_a_site(conf: str) -> str:
-    """Tasks bound to the cores that they asked for, of which there are two, and no requeueing of
-    what is preempted: it is cancelled, after five seconds of grace.
-    """
+    """Tasks bound to the cores that they asked for, of which there are two."""
     changes = {
         "TaskPlugin=task/none": "TaskPlugin=task/affinity",
         "SlurmdParameters=config_overrides\n": "",
         "CPUs=8 RealMemory=16000": "CPUs=2 Boards=1 SocketsPerBoard=1 CoresPerSocket=2 "
         "ThreadsPerCore=1 RealMemory=1000",
-        "PreemptMode=REQUEUE\nReturn": "PreemptMode=CANCEL\nReturn",
-        "PreemptMode=REQUEUE GraceTime=10": "PreemptMode=CANCEL GraceTime=5",
     }
     for old, new in changes.items():
         assert old in conf, old
@@ -110,7 +107,6 @@ class Cluster:
         for name in ("run", "state", "spool", "log"):
             (root / name).mkdir(parents=True)
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._nodes: dict[str, subprocess.Popen[bytes]] = {}
         ports = _free_ports(3)
         names = ("ctld_port", "node_port_1", "node_port_2")
         text = conf.format(root=root, **dict(zip(names, ports, strict=True)))
@@ -142,35 +138,10 @@ class Cluster:
         self._wait(lambda: (run / "munge.sock").exists(), "munged")
         self._start("slurmctld", "-D")
         for node in ("127.0.0.11", "127.0.0.12"):
-            self.start_node(node)
+            self._start("slurmd", "-D", "-N", node)
         self._wait(
             lambda: self.run("scontrol", "show", "node", "-o").count("State=IDLE") == 2, "nodes"
         )
-
-    def start_node(self, node: str) -> None:
-        """Starts a node's daemon."""
-        self._start("slurmd", "-D", "-N", node)
-        self._nodes[node] = self._processes[-1]
-
-    def kill_node(self, node: str, job: str, mark: str) -> None:
-        """Ends a node as a loss of power would, and tells the controller.
-
-        Args:
-            node: its name.
-            job: that runs there.
-            mark: in the command lines of the job's processes, and of no other.
-        """
-        daemon = self._nodes.pop(node)
-        self._processes.remove(daemon)
-        daemon.kill()
-        daemon.wait()
-        for pattern in (rf"slurmstepd: \[{job}\.", mark):
-            found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True)
-            for pid in map(int, found.stdout.split()):
-                if pid != os.getpid():
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-        self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=died", check=True)
 
     def _start(self, name: str, *arguments: str) -> None:
         program = shutil.which(name) or _sbin(name)
@@ -225,3 +196,11 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def addressed(cluster: Cluster, monkeypatch: Any) -> Cluster:
+    """Makes this process talk to a cluster, whatever it was started in."""
+    for name in [name for name in os.environ if name.startswith(("SLURM", "SBATCH"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SLURM_CONF", str(cluster.root / "slurm.conf"))
+    return cluster

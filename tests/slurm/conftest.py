@@ -18,7 +18,7 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """A cluster that binds to cores and cancels what it preempts."""
+    """A cluster that binds tasks to cores."""
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("a node of two cores needs two")
     yield from started(tmp_path_factory.mktemp("site"), like_a_site(CONF))

@@ -15,16 +15,14 @@ from slurm import controller, graph, launching
 from slurm.ledger import Ledger, Node, close_to_others
 from slurm.outcomes import status
 from tests.pretrain.running import ROOT
+from tests.slurm.cluster import addressed
 from tests.slurm.work import MANIFEST, chain, node, starts
 
 
 @pytest.fixture
 def here(cluster, monkeypatch):
     """This process talks to the cluster."""
-    for name in [name for name in os.environ if name.startswith(("SLURM", "SBATCH"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("SLURM_CONF", str(cluster.root / "slurm.conf"))
-    return cluster
+    return addressed(cluster, monkeypatch)
 
 
 def launch(root, nodes, wait=False, capsys=None):

@@ -1,4 +1,4 @@
-"""A site that binds tasks to cores, cancels what it preempts, and whose nodes die; seconds each."""
+"""A site that binds tasks to cores; seconds each."""
 
 from __future__ import annotations
 
@@ -15,27 +15,14 @@ from slurm import status as shown
 from slurm.ledger import Ledger
 from slurm.resources import Resources, crowded, fitting
 from tests.pretrain.running import ROOT
+from tests.slurm.cluster import addressed
 from tests.slurm.work import MANIFEST, node, starts
 
 
 @pytest.fixture
 def here(site, monkeypatch):
     """This process talks to the cluster."""
-    for name in [name for name in os.environ if name.startswith(("SLURM", "SBATCH"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("SLURM_CONF", str(site.root / "slurm.conf"))
-    return site
-
-
-def wait_for(condition, what, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
-
-
-def job_of(root, key="one"):
-    return Ledger.read(root).nodes[key].job
+    return addressed(site, monkeypatch)
 
 
 @pytest.mark.slow
