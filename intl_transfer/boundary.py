@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import sys
@@ -69,6 +70,25 @@ _PEER = re.compile(
 _SHARED_MEMORY = re.compile(r"shared memory|/torch_\d|shm_open|Bus error|/dev/shm")
 
 
+_python_handles_error = logging.Handler.handleError
+_told_of: set[str] = set()
+
+
+def _tell_of_lost_lines(handler: logging.Handler, record: logging.LogRecord) -> None:
+    """In place of logging's own traceback for every line that a disk does not take."""
+    error = sys.exc_info()[1]
+    if not isinstance(error, OSError):
+        _python_handles_error(handler, record)
+        return
+    log = str(getattr(handler, "baseFilename", "")) or str(
+        getattr(getattr(handler, "stream", None), "name", "the log")
+    )
+    if log not in _told_of:
+        _told_of.add(log)
+        what = explain(error)
+        _say(f"warning: lines of {log} are lost: {what}; said once")
+
+
 class Boundary:
     """Turns whatever ends a command into one line and an exit status.
 
@@ -95,6 +115,8 @@ class Boundary:
         self.folder: Path | None = None
 
     def __enter__(self) -> Boundary:
+        # Detectron2 and others log to files; a lost line ends no run, and is told of once.
+        logging.Handler.handleError = _tell_of_lost_lines  # type: ignore[assignment, method-assign]
         return self
 
     def __exit__(

@@ -83,6 +83,7 @@ class Job:
         command: the command line.
         total: steps or iterations in all.
         unit: the key that counts them in ``metrics.jsonl``.
+        environment: variables beside those of this process.
         process: while it runs.
     """
 
@@ -91,6 +92,7 @@ class Job:
     command: list[str]
     total: int
     unit: str
+    environment: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -105,6 +107,7 @@ class Job:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         environment = {
             **os.environ,
+            **self.environment,
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
             # On a busy machine, threads that spin while they wait slow all others down tenfold.
@@ -190,11 +193,14 @@ class Demo:
         return out
 
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "PYTHONPATH": str(ROOT)}
+        return {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "DETECTRON2_DATASETS": str(self.datasets),
+        }
 
     def finetuning(self, weights: Path) -> list[Job]:
         iterations = self.size.iterations
-        os.environ["DETECTRON2_DATASETS"] = str(self.datasets)
         jobs = []
         starts: list[tuple[str, str, tuple[str, ...]]]
         starts = [("INTL", str(weights), ()), ("random", "random", ())]
@@ -214,7 +220,9 @@ class Demo:
                         *["SOLVER.STEPS", f"({round(iterations * 0.85)},)"],
                     ]
                     title = f"{layout} {name} seed {seed}"
-                    jobs.append(Job(title, folder, command, iterations, "iteration"))
+                    jobs.append(
+                        Job(title, folder, command, iterations, "iteration", self.environment())
+                    )
         return jobs
 
     def run_jobs(self, jobs: list[Job], title: str, parallel: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import multiprocessing
 import os
 import resource
@@ -258,3 +259,22 @@ def test_safetensors_errors_carry_the_systems_number():
     line = explain(error)
     assert line is not None
     assert "does not exist" in line
+
+
+def test_a_log_on_a_full_disk_loses_lines_and_no_run(capsys):
+    """Detectron2 writes its log with Python's logging, which prints a traceback for each line."""
+    handler = logging.FileHandler(FULL)
+    logger = logging.getLogger("a_full_log")
+    logger.addHandler(handler)
+    with Boundary() as boundary:
+        for _ in range(3):
+            logger.warning("a line")
+        logger.removeHandler(handler)
+    assert boundary.status == 0
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert said.count(f"warning: lines of {FULL} are lost: the disk is full (errno 28)") == 1
+    with Boundary():  # a fault of the program's own is shown as Python shows it
+        logging.getLogger("a_full_log").addHandler(logging.StreamHandler())
+        logging.getLogger("a_full_log").warning("%d", "no number")
+    assert "Traceback" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -72,6 +73,7 @@ def test_commands_follow_backbone_and_scale(demo_module, tmp_path):
 
 
 def test_the_quick_demo_has_the_same_stages_and_a_control(demo_module, tmp_path):
+    before = os.environ.get("DETECTRON2_DATASETS")
     demo = demo_module.Demo("resnet18", 1.0, tmp_path, quick=True)
     jobs = demo.finetuning(tmp_path / "w.pth")
     assert [j.name for j in jobs] == [
@@ -84,4 +86,6 @@ def test_the_quick_demo_has_the_same_stages_and_a_control(demo_module, tmp_path)
     full = demo_module.Demo("resnet18", 1.0, tmp_path)
     assert demo.folder != full.folder
     assert demo.datasets != full.datasets  # a set of another size is never taken for it
+    assert all(j.environment["DETECTRON2_DATASETS"] == str(demo.datasets) for j in jobs)
+    assert os.environ.get("DETECTRON2_DATASETS") == before  # the demo's own stays its own
     assert demo.pretraining().total < full.pretraining().total / 5
