@@ -103,6 +103,8 @@ SWEEPS = [
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_sweep_in_the_repository_can_be_planned(tmp_path, name):
     assert plan(tmp_path, read(name, [])).nodes()
+    # On a cluster, as written: its GPUs divide every batch.
+    assert Plan(read(name, []), name, tmp_path, ROOT, {}, {}, 8).nodes()
 
 
 def test_names_are_short_and_safe():

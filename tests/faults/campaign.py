@@ -144,9 +144,10 @@ class Stand:
         return f"left over: {', '.join(left)}" if left else None
 
     def all_of(self, name: str) -> Iterator[tuple[int, str]]:
-        """Every chosen site with every mode."""
-        for site in self.chosen(name):
-            for mode in MODES:
+        """Every chosen site with every mode; of the chain with one, each in its turn."""
+        for index, site in enumerate(self.chosen(name)):
+            modes = list(MODES)
+            for mode in modes if name != "chain" else [modes[index % len(modes)]]:
                 yield site, mode
 
     def close(self) -> None:

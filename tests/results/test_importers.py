@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from intl_transfer.errors import UserError
 from intl_transfer.results import build_tables, collect, render
 from intl_transfer.results.importers import coco, import_results, lightning, openmmlab, vissl
 
+LOGS = Path(__file__).parent / "logs"
 ENGINE = [
     {"lr": 0.02, "data_time": 0.01, "loss": 0.9, "epoch": 11, "iter": 80630, "memory": 5000,
      "step": 80630},
@@ -61,7 +63,7 @@ def test_openmmlabs_engine(tmp_path):
     )
     assert found.metrics["mask"]["AP"] == pytest.approx(34.7)
     file = lines(tmp_path, "cut.json", ENGINE[:3])
-    with pytest.raises(UserError, match=r"at 11\) is not of the end: training went on to epoch 12"):
+    with pytest.raises(UserError, match=r"at epoch 11\) is not of the end: training .* epoch 12"):
         openmmlab.read(file)
     lines(tmp_path, "20240102_000000/vis_data/scalars.json", ENGINE)
     with pytest.raises(UserError, match=r"found 2: .*Give the one that counts"):
@@ -80,6 +82,35 @@ def test_openmmlabs_older_logs(tmp_path):
     file.write_text("nonsense\n" + json.dumps(OLD[2]) + "\n")
     with pytest.raises(UserError, match=r"line 1 is not valid JSON"):
         openmmlab.read(file)
+
+
+def test_logs_that_the_programs_wrote():
+    """MMEngine 0.10.7's Runner and VISSL 0.1.6's meters and hook, with made-up models."""
+    found = openmmlab.read(LOGS / "mmengine_epochs.json")
+    assert found.metrics["box"] == pytest.approx(
+        {"AP": 33, "AP50": 53, "AP75": 34, "APs": 18, "APm": 36, "APl": 45}
+    )
+    assert (found.metrics["mask"]["APl"], found.at, found.epoch) == (42, "epoch 3", 3)
+    # A loop of iterations: the engine writes step 0 beside each evaluation.
+    found = openmmlab.read(LOGS / "mmengine_iterations.json")
+    assert (found.metrics["box"]["AP"], found.at, found.epoch) == (32, "iteration 12", None)
+    found = openmmlab.read(LOGS / "mmengine_voc.json")
+    assert found.metrics == {"voc": {"mAP": pytest.approx(54.3), "AP50": pytest.approx(54.3)}}
+    found = vissl.read(LOGS / "vissl_two_heads.json", "res5")
+    assert (found.metrics, found.epoch) == ({"top1": 71.875, "top5": 95.3125}, 3)
+
+
+@pytest.mark.parametrize("name", ["mmengine_epochs", "mmengine_iterations", "mmengine_voc"])
+@pytest.mark.parametrize("kept", range(1, 9))
+def test_a_log_cut_anywhere_gives_its_end_or_nothing(tmp_path, name, kept):
+    lines = (LOGS / f"{name}.json").read_text().splitlines(keepends=True)
+    kept = min(kept, len(lines))
+    (tmp_path / "scalars.json").write_text("".join(lines[:kept]))
+    if "mAP" in lines[kept - 1]:
+        openmmlab.read(tmp_path)
+    else:
+        with pytest.raises(UserError, match=r"not of the end|no evaluation"):
+            openmmlab.read(tmp_path)
 
 
 def test_vissl(tmp_path):

@@ -1,13 +1,16 @@
 """OpenMMLab's logs: ``vis_data/scalars.json`` of MMEngine, ``*.log.json`` of MMCV before it.
 
-Both have one JSON object a line. MMEngine's evaluations have keys ``coco/bbox_mAP`` and a
-``step``, its training lines ``loss``, ``epoch``, ``iter``, ``step``; MMCV's lines say ``mode``
-(``train`` or ``val``), and the first of them describes the machine. Figures are fractions.
+Both have one JSON object a line, in the order of time. MMEngine's evaluations have keys
+``coco/bbox_mAP`` and a ``step``, which counts epochs, and is 0 where a loop of iterations has none;
+its training lines have ``loss``, ``iter``, ``step`` and, in a loop of epochs, ``epoch``. MMCV's
+lines say ``mode`` (``train`` or ``val``), and the first of them describes the machine. Figures are
+fractions.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,32 +35,51 @@ def read(source: Path) -> Found:
     patterns = ("*.log.json", "scalars.json", "vis_data/scalars.json", "*/vis_data/scalars.json")
     file = only_file(source, patterns, "log of OpenMMLab (vis_data/scalars.json or *.log.json)")
     last: dict[str, Any] = {}
-    trained, seed = 0, None
-    trained_epoch = 0
+    before, after = _Training(), _Training()  # the last evaluation
+    seed = None
     for line in json_lines(file):
         seed = line.get("seed", seed)
         if any(_KEY.match(key) or _VOC.match(key) for key in line):
-            last = line
+            last, before, after = line, before.later(after), _Training()
         elif "loss" in line:
-            trained = max(trained, _whole(line.get("step"), line.get("iter")))
-            trained_epoch = max(trained_epoch, _whole(line.get("epoch")))
+            after = after.later(_Training.of(line))
     metrics = _metrics(last)
     if not metrics:
         raise UserError(
             f"{file}: no evaluation; expected lines with keys such as coco/bbox_mAP or bbox_mAP"
         )
-    step, epoch = _whole(last.get("step")), _whole(last.get("epoch"))
-    old = "mode" in last
-    # MMEngine counts evaluations in epochs where training is, else in iterations.
-    reached = epoch >= trained_epoch if old else step >= (trained_epoch or trained)
-    if not reached:
+    # Both count epochs where training does; else only training's own lines say how far it was.
+    epoch = _whole(last.get("epoch"), last.get("step") if "mode" not in last else None)
+    epoch = epoch if before.epoch or after.epoch or "mode" in last else 0
+    at = f"epoch {epoch}" if epoch else f"iteration {before.iteration or 'not stated'}"
+    if after != _Training() or before.epoch > epoch > 0:
+        on = before.later(after)
         raise UserError(
-            f"{file}: its last evaluation (at {epoch or step}) is not of the end: training went "
-            f"on to epoch {trained_epoch}, iteration {trained}; only the final one counts"
+            f"{file}: its last evaluation (at {at}) is not of the end: training went on to "
+            f"{on}; only the final one counts"
         )
-    at = f"epoch {epoch}" if old else f"step {step}" if step else "not stated"
     stated = {"seed": seed} if isinstance(seed, int) and not isinstance(seed, bool) else {}
     return Found(metrics, "OpenMMLab", at, epoch or None, stated)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """How far training was."""
+
+    epoch: int = 0
+    iteration: int = 0
+
+    @classmethod
+    def of(cls, line: dict[str, Any]) -> _Training:
+        # MMEngine's step is the iteration of all; its iter, and MMCV's in epochs, of the epoch.
+        return cls(_whole(line.get("epoch")), _whole(line.get("step"), line.get("iter")) or 1)
+
+    def later(self, other: _Training) -> _Training:
+        return _Training(max(self.epoch, other.epoch), max(self.iteration, other.iteration))
+
+    def __str__(self) -> str:
+        epoch = f"epoch {self.epoch}, " if self.epoch else ""
+        return f"{epoch}iteration {self.iteration}"
 
 
 def _whole(*values: Any) -> int:
