@@ -28,7 +28,7 @@ help:
 	@echo "make lint                      ruff, mypy, links of the documentation"
 	@echo "make tables                    the documentation's tables from the data beside it"
 	@echo "make site                      the documentation, site/index.html"
-	@echo "make bench                     every benchmark"
+	@echo "make bench                     every benchmark, kept in docs/results/corpus (NAMES=\"head views\" for some)"
 	@echo "make faults                    kill, cut off and fill the disk at every file operation (hours)"
 	@echo "make fuzz                      damaged files for every reader (INPUTS=20000 SEED=0), counts to docs"
 	@echo "make release-check             lint, tests, version, changelog, wheel and sdist"
@@ -70,7 +70,7 @@ site: setup-dev
 	@echo "open site/index.html"
 
 bench: setup-dev
-	@for file in $(filter-out benchmarks/__init__.py benchmarks/reference.py,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(PY) $$file || exit 1; done
+	@$(PY) scripts/run_benchmarks.py $(NAMES)
 
 faults: setup-dev
 	OMP_NUM_THREADS=1 $(PY) -m tests.faults.campaign $(COMMANDS)
