@@ -8,7 +8,8 @@ import signal
 import socket
 import subprocess
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,16 @@ PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMo
 
 
 def like_a_site(conf: str) -> str:
-    """Tasks bound to the cores that they asked for, of which there are two."""
+    """Tasks bound to the cores that they asked for, of which there are two, and no requeueing of
+    what is preempted: it is cancelled, after five seconds of grace.
+    """
     changes = {
         "TaskPlugin=task/none": "TaskPlugin=task/affinity",
         "SlurmdParameters=config_overrides\n": "",
         "CPUs=8 RealMemory=16000": "CPUs=2 Boards=1 SocketsPerBoard=1 CoresPerSocket=2 "
         "ThreadsPerCore=1 RealMemory=1000",
+        "PreemptMode=REQUEUE\nReturn": "PreemptMode=CANCEL\nReturn",
+        "PreemptMode=REQUEUE GraceTime=10": "PreemptMode=CANCEL GraceTime=5",
     }
     for old, new in changes.items():
         assert old in conf, old
@@ -107,6 +112,7 @@ class Cluster:
         for name in ("run", "state", "spool", "log"):
             (root / name).mkdir(parents=True)
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._nodes: dict[str, subprocess.Popen[bytes]] = {}
         ports = _free_ports(3)
         names = ("ctld_port", "node_port_1", "node_port_2")
         text = conf.format(root=root, **dict(zip(names, ports, strict=True)))
@@ -138,10 +144,45 @@ class Cluster:
         self._wait(lambda: (run / "munge.sock").exists(), "munged")
         self._start("slurmctld", "-D")
         for node in ("127.0.0.11", "127.0.0.12"):
-            self._start("slurmd", "-D", "-N", node)
+            self.start_node(node)
         self._wait(
             lambda: self.run("scontrol", "show", "node", "-o").count("State=IDLE") == 2, "nodes"
         )
+
+    def start_node(self, node: str) -> None:
+        """Starts a node's daemon; one that was lost takes jobs again."""
+        self._start("slurmd", "-D", "-N", node)
+        self._nodes[node] = self._processes[-1]
+
+    def lose_node(self, node: str, job: str) -> None:
+        """Ends a node as a loss of power would, and tells the controller what it would find out.
+
+        Args:
+            node: its name.
+            job: that runs there alone.
+        """
+        daemon = self._nodes.pop(node)
+        self._processes.remove(daemon)
+        daemon.kill()
+        daemon.wait()
+        while found := list(self._processes_of(job)):
+            for pid in found:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+        self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost", check=True)
+
+    def _processes_of(self, job: str) -> Iterator[int]:
+        """By what SLURM sets in the environment of all that it starts for a job, and its daemon."""
+        marks = f"SLURM_JOB_ID={job}".encode(), f"SLURM_CONF={self.root}/slurm.conf".encode()
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                words = (folder / "environ").read_bytes().split(b"\0")
+                title = (folder / "cmdline").read_bytes()
+                if all(mark in words for mark in marks) or title.startswith(
+                    f"slurmstepd: [{job}.".encode()
+                ):
+                    yield int(folder.name)
 
     def _start(self, name: str, *arguments: str) -> None:
         program = shutil.which(name) or _sbin(name)

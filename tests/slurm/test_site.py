@@ -11,8 +11,10 @@ import time
 
 import pytest
 
+from slurm import launching
 from slurm import status as shown
 from slurm.ledger import Ledger
+from slurm.outcomes import status
 from slurm.resources import Resources, crowded, fitting
 from tests.pretrain.running import ROOT
 from tests.slurm.cluster import addressed
@@ -46,6 +48,55 @@ def test_a_task_is_bound_to_all_the_cores_it_asked_for(here, tmp_path, srun, cor
         assert rows["affinity"]["figure"] == "2 core(s) a task"
     else:
         assert "may use 1 of the 2 that were asked for" in rows["affinity"]["detail"]
+
+
+def job_of(root):
+    return str(Ledger.read(root).nodes["one"].job)
+
+
+def state_of(root):
+    ledger = Ledger.read(root)
+    return status(ledger.nodes["one"], ledger, launching.controller.queue())
+
+
+@pytest.mark.slow
+def test_a_job_that_is_preempted_is_cancelled_and_launched_again(here, tmp_path):
+    (tmp_path / "HOLD").touch()
+    assert launching.launch(tmp_path, "slurm", [node(tmp_path, "one", partition="main")]) == 0
+    job = job_of(tmp_path)
+    here.wait_for(job, "RUNNING")
+    high = ["sbatch", "--parsable", "-p", "high", "-N2", "--exclusive", "--wrap", "sleep 1"]
+    high = here.run(*high, "-o", "/dev/null", check=True)
+    here.wait_for(high, "COMPLETED")  # both nodes were its own
+    restarted = "Restarts=0" not in here.run("scontrol", "show", "job", job)
+    # By SLURM's word it was PREEMPTED, or FAILED where the first signal met Python's start; or the
+    # job had time to put itself back into the queue.
+    assert restarted or state_of(tmp_path).bad
+    (tmp_path / "HOLD").unlink()
+    assert launching.launch(tmp_path, "slurm", [node(tmp_path, "one", partition="main")], True) == 0
+    assert state_of(tmp_path).state == "finished"
+    assert restarted or job_of(tmp_path) != job
+    assert starts(tmp_path / "one") == 1
+
+
+@pytest.mark.slow
+def test_a_node_that_is_lost_gives_its_job_to_another(here, tmp_path):
+    """Daemon and processes are gone at once; SLURM requeues when it knows."""
+    (tmp_path / "HOLD").touch()
+    assert launching.launch(tmp_path, "slurm", [node(tmp_path, "one")]) == 0
+    job = job_of(tmp_path)
+    here.wait_for(job, "RUNNING")
+    lost = here.run("squeue", "-h", "-o", "%N", "-j", job)
+    here.lose_node(lost, job)
+    try:
+        here.wait_for(job, "PENDING", "CONFIGURING", "RUNNING")
+        (tmp_path / "HOLD").unlink()
+        here.wait_for(job, "COMPLETED", "FAILED")
+        assert state_of(tmp_path).state == "finished"
+        assert here.run("squeue", "-h", "-t", "all", "-o", "%N", "-j", job) not in ("", lost)
+        assert starts(tmp_path / "one") == 1
+    finally:
+        here.start_node(lost)
 
 
 STOPS_ONCE = """
