@@ -188,8 +188,8 @@ def test_the_type_checker_knows_the_page_s_data(report):
 def test_a_module_runs_once_after_what_it_imports():
     texts = {
         "app.js": 'import { b, c } from "./b.js";\n\nexport const a = b;\n',
-        "b.js": 'import {\n  c,\n} from "./c.js";\nimport { d } from "./d.js";\n\nexport let b = 1;\n'
-        "export async function e() {}\n",
+        "b.js": 'import {\n  c,\n} from "./c.js";\nimport { d } from "./d.js";\n\n'
+        "export let b = 1;\nexport async function e() {}\n",
         "c.js": 'import { b } from "./b.js";\n\nexport const c = () => b; // export const\n',
         "d.js": "const own = 1;\nexport function d() {}\n",
     }
