@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def demo_module(monkeypatch):
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # it tells its stages where data lie
     spec = importlib.util.spec_from_file_location("demo", ROOT / "scripts" / "demo.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "demo", module)  # dataclasses look their module up
