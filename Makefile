@@ -14,7 +14,11 @@ BUILD_SITE = NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 WITH = $(if $(DEV),--dev)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev wheelhouse lock site tables release-check demo test lint bench faults fuzz clean
+# What checks the report's JavaScript, from npm; the page needs none of it.
+JAVASCRIPT = scripts/javascript
+CHECKERS = $(JAVASCRIPT)/node_modules/.package-lock.json
+
+.PHONY: help setup setup-dev wheelhouse lock site tables release-check demo test lint lint-javascript bench faults fuzz clean
 
 help:
 	@echo "make setup                     make .venv and install what the suite needs (PYTHON=/path/to/python3)"
@@ -25,7 +29,8 @@ help:
 	@echo "make demo QUICK=1              the same in under two minutes, at the smallest size"
 	@echo "make demo BACKBONE=resnet50 SCALE=2"
 	@echo "make test                      all tests (WORKERS=2)"
-	@echo "make lint                      ruff, mypy, links of the documentation"
+	@echo "make lint                      ruff, mypy, links of the documentation; the report's JavaScript with npm"
+	@echo "make lint-javascript           the report's JavaScript alone"
 	@echo "make tables                    the documentation's tables from the data beside it"
 	@echo "make site                      the documentation, site/index.html"
 	@echo "make bench                     every benchmark, kept in docs/results/corpus (NAMES=\"head views\" for some)"
@@ -53,11 +58,19 @@ demo: setup
 test: setup-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
-lint: setup-dev
+lint: setup-dev $(if $(shell command -v npm),lint-javascript)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	@$(BUILD_SITE)
+	$(if $(shell command -v npm),,@echo "npm is not here: the report's JavaScript was not checked")
+
+lint-javascript: $(CHECKERS)
+	npm --prefix $(JAVASCRIPT) run --silent lint
+
+$(CHECKERS): $(JAVASCRIPT)/package-lock.json
+	npm --prefix $(JAVASCRIPT) ci --no-audit --no-fund
+	@touch $@
 
 release-check: lint test
 	@$(PY) scripts/release_check.py

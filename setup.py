@@ -13,11 +13,14 @@ from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
+from setuptools.command.editable_wheel import editable_wheel
 from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
 #: Folders of ``configs/`` that commands of the installed package read.
 STAGES = ("analysis", "detection", "evaluation")
+#: What a clone has beside the library, and no wheel.
+OF_A_CLONE = ("pretrain", "detection", "slurm", "scripts", "benchmarks")
 STAMP = Path("intl_transfer") / "_revision.json"
 
 
@@ -66,6 +69,15 @@ class BuildPy(build_py):
         write_stamp(Path(self.build_lib))
 
 
+class EditableWheel(editable_wheel):
+    """Makes stages, launchers and benchmarks importable too, from the clone that they lie in."""
+
+    def run(self) -> None:
+        """Installs."""
+        self.distribution.packages = [*(self.distribution.packages or []), *OF_A_CLONE]
+        super().run()
+
+
 class Sdist(sdist):
     """Stamps the revision: an unpacked sdist has no git."""
 
@@ -75,4 +87,4 @@ class Sdist(sdist):
         write_stamp(Path(base_dir))
 
 
-setup(cmdclass={"build_py": BuildPy, "sdist": Sdist})
+setup(cmdclass={"build_py": BuildPy, "editable_wheel": EditableWheel, "sdist": Sdist})

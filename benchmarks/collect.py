@@ -19,9 +19,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+try:
+    from intl_transfer.places import use_own_sources
+
+    use_own_sources(__name__, __file__)
+except ModuleNotFoundError:
+    sys.exit("error: not set up; run `make setup`, then use .venv/bin/python or activate .venv")
 
 from detection import datasets  # isort: skip  # first: prepares Detectron2
 from detection.config import as_dict, load_config
@@ -61,14 +66,14 @@ def make_runs(root: Path, count: int) -> None:
     first.path.rmdir()
 
 
-def write_text(file: Path, value: dict) -> None:
+def write_text(file: Path, value: dict[str, Any]) -> None:
     """Plainly: thousands of flushes to disk take longer than all that is measured."""
     file.write_text(json.dumps(value, indent=2))
     an_hour_ago = time.time() - 3600  # what has just been written is never cached
     os.utime(file, (an_hour_ago, an_hour_ago))
 
 
-def results(method: int, seed: int) -> dict:
+def results(method: int, seed: int) -> dict[str, Any]:
     """Of one run; figures without a meaning."""
     ap = 30 + method / 10 + seed / 100
     figures = {"AP": ap, "AP50": ap + 20, "AP75": ap + 2, "per_class": dict.fromkeys(CLASSES, ap)}
@@ -109,7 +114,7 @@ def seconds(
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def measure(root: Path, count: int, repeats: int) -> dict:
+def measure(root: Path, count: int, repeats: int) -> dict[str, Any]:
     """Times of each way, and whether they agree."""
     plain = collect([root], cache=False)
     assert len(plain.runs) == count, (len(plain.runs), plain.problems[:3])

@@ -33,6 +33,14 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+try:
+    from intl_transfer.places import use_own_sources
+
+    use_own_sources(__name__, __file__)
+except ModuleNotFoundError:
+    sys.exit("error: not set up; run `make setup`, then use .venv/bin/python or activate .venv")
 
 import torch
 import torch.distributed as dist
@@ -41,9 +49,6 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 import intl_transfer.data.unreadable
 import intl_transfer.runs.stopping
@@ -57,6 +62,7 @@ from intl_transfer.runs.distributed import Ranks
 from intl_transfer.runs.finite import StepGuard
 from pretrain.config import PretrainConfig
 
+ROOT = Path(__file__).resolve().parents[1]
 RANKS = 2
 BATCH = 128  # with 8192 columns: enough that ranks share the loss head, as at 256
 #: Steps before those that are counted: DistributedDataParallel sets itself up in the first ones.
@@ -96,12 +102,13 @@ class Counts(TorchDispatchMode):
     """Counts what is dispatched within its block, by part of the step."""
 
     def __init__(self, kinds: Counter[tuple[str, str]], counts: Counter[tuple[str, str]]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.part = "the rest"
         self.counts, self.kinds = counts, kinds
 
     def add(self, column: str, number: float = 1) -> None:
         """Adds to the present part of the step."""
+        # Bytes are counted in MiB.
         self.counts[self.part, column] += number  # type: ignore[assignment]
 
     def __torch_dispatch__(
@@ -219,9 +226,9 @@ def on_a_rank(rank: int, folder: str, name: str, overrides: list[str]) -> None:
     ]
     counted = {step: Counts(Counter(), Counter()) for step in (WARM_UP + 1, WARM_UP + 2)}
     loader = CountedBatches(Batch(views, torch.arange(rows), [], False), counted)
-    pretrain.train.build_loader = lambda *_: loader  # type: ignore[assignment]
     ranks = Ranks(rank, RANKS, rank, torch.device("cpu"))
-    with contextlib.redirect_stdout(io.StringIO()):
+    feed = mock.patch.object(pretrain.train, "build_loader", return_value=loader)
+    with feed, contextlib.redirect_stdout(io.StringIO()):
         pretrain.train.train(config, recipe, ranks)
     plain, logged = (counted[step] for step in sorted(counted))
     found = {
@@ -265,7 +272,8 @@ def log(found: dict[str, Any]) -> list[tuple[str, float]]:
 
 def total(found: dict[str, Any], column: str) -> float:
     """Of all parts of a step."""
-    return sum(n for (_, own), n in found["counts"].items() if own == column)
+    found_in_all: float = sum(n for (_, own), n in found["counts"].items() if own == column)
+    return found_in_all
 
 
 def main() -> int:

@@ -23,6 +23,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+try:
+    from intl_transfer.places import use_own_sources
+
+    use_own_sources(__name__, __file__)
+except ModuleNotFoundError:
+    sys.exit("error: not set up; run `make setup`, then use .venv/bin/python or activate .venv")
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own messages
 
@@ -33,16 +41,14 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
 from benchmarks import reference
 from intl_transfer.spectral import diagnose, intl_loss
 from intl_transfer.spectral.collectives import Exchange
 from intl_transfer.spectral.head import view_statistics
 
 # name, axis, N, d, V, ratio aimed at
-CASES = [
+Case = tuple[str, str, int, int, int, str]
+CASES: list[Case] = [
     ("channel, N=256, d=8192, V=2", "channel", 256, 8192, 2, "2.5"),
     ("channel, N=256, d=8192, V=6", "channel", 256, 8192, 6, "2.5"),
     ("channel, N=1024, d=8192, V=2", "channel", 1024, 8192, 2, "2"),
@@ -66,6 +72,12 @@ def step(loss: Callable[..., Tensor], views: list[Tensor], axis: str) -> Tensor:
     value = loss(views, axis)
     value.backward()
     return value.detach()
+
+
+def gradient_of(view: Tensor) -> Tensor:
+    """What :func:`step` has left on a view."""
+    assert view.grad is not None
+    return view.grad
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -108,7 +120,7 @@ def gemm_rate() -> float:
     return 2 * 2048**3 / median([seconds(lambda: a @ b) for _ in range(9)])
 
 
-def compare(case: tuple, repeats: int) -> dict:
+def compare(case: Case, repeats: int) -> dict[str, Any]:
     """One row: times in turn, memory, FLOPs, and whether both agree."""
     name, axis, n, d, count, aim = case
     views = make_views(count, n, d)
@@ -123,11 +135,11 @@ def compare(case: tuple, repeats: int) -> dict:
         return step(partial(reference.intl, gathers=False), views, axis)
 
     expected = theirs()
-    gradients = [view.grad for view in views]
+    gradients = [gradient_of(view) for view in views]
     value = ours()
     assert torch.isclose(value, expected, rtol=1e-4), (value, expected)
     error = max(
-        float((view.grad - gradient).abs().max() / gradient.abs().max())
+        float((gradient_of(view) - gradient).abs().max() / gradient.abs().max())
         for view, gradient in zip(views, gradients, strict=True)
     )
     del gradients
@@ -154,7 +166,7 @@ def compare(case: tuple, repeats: int) -> dict:
     }
 
 
-def wide_batch_axis(repeats: int) -> dict:
+def wide_batch_axis(repeats: int) -> dict[str, Any]:
     """The batch axis at d = 8192, which the formula cannot do, against the channel axis."""
     views = make_views(2, 256, 8192)
     step(intl_loss, views, "batch")
@@ -176,7 +188,7 @@ def wide_batch_axis(repeats: int) -> dict:
     }
 
 
-def diagnostics(repeats: int) -> dict:
+def diagnostics(repeats: int) -> dict[str, Any]:
     """What `diagnose` adds to the head when called every 50 steps."""
     views = make_views(2, 256, 8192)
     step(intl_loss, views, "channel")
@@ -226,7 +238,7 @@ def small_flops(n: int, count: int) -> int:
     return (newton + match) * 2 * n**3
 
 
-def sharding(shape: tuple[int, int, int] = (256, 8192, 2)) -> list[dict]:
+def sharding(shape: tuple[int, int, int] = (256, 8192, 2)) -> list[dict[str, Any]]:
     """FLOPs and bytes of each of W ranks, counted on W processes."""
     n, d, count = shape
     rows = []
@@ -307,7 +319,7 @@ def measure(arguments: argparse.Namespace) -> int:
         f"\nDiagnostics at N=256, d=8192: {watched['diagnose_ms']:.0f} ms; every 50 steps "
         f"{watched['share']:.1%} of the head alone ({watched['head_ms']:.0f} ms)"
     )
-    table: list[dict] = []
+    table: list[dict[str, Any]] = []
     if not arguments.no_sharding:
         table = sharding()
         print("\nEach rank's part, N=256, d=8192, V=2, channel axis (counted)")

@@ -13,11 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
+from typing import Any
+
+try:
+    from intl_transfer.places import use_own_sources
+
+    use_own_sources(__name__, __file__)
+except ModuleNotFoundError:
+    sys.exit("error: not set up; run `make setup`, then use .venv/bin/python or activate .venv")
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from intl_transfer.results.rows import Row, Table
 from intl_transfer.results.significance import compare_with_baseline
@@ -44,8 +49,9 @@ def study(
     figures = 40 + common + own
     figures[-1] += better
     made = [
-        Row(f"m{i}", "", {("box", "AP"): summarise(list(row), range(seeds))}, seeds)
+        Row(f"m{i}", "", {("box", "AP"): summary}, seeds)
         for i, row in enumerate(figures)
+        if (summary := summarise(list(row), range(seeds))) is not None
     ]
     table = Table("simulated", ("box",), made, metrics={"box": ("AP",)})
     (marked,) = compare_with_baseline([table], "m0")
@@ -60,14 +66,14 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
-    cases = []
+    cases: list[dict[str, Any]] = []
     for shared in (0.0, 0.5):
         for rows in ROWS:
             for seeds in SEEDS:
                 repeats = range(arguments.studies)
                 false = [any(study(rng, rows, seeds, 0.0, shared)) for _ in repeats]
                 found = [study(rng, rows, seeds, 0.5, shared)[-1] for _ in repeats]
-                case = {
+                case: dict[str, Any] = {
                     "case": f"{rows} rows, n = {seeds}, {100 * shared:.0f} % shared by seeds",
                     "false": float(np.mean(false)),
                     "found": float(np.mean(found)),

@@ -23,11 +23,16 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+try:
+    from intl_transfer.places import use_own_sources
+
+    use_own_sources(__name__, __file__)
+except ModuleNotFoundError:
+    sys.exit("error: not set up; run `make setup`, then use .venv/bin/python or activate .venv")
 
 import torch
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 import intl_transfer.data.unreadable
 import pretrain.learner
@@ -45,6 +50,7 @@ from intl_transfer.runs.stopping import StopRequest
 from intl_transfer.spectral import intl_loss
 from pretrain.config import PretrainConfig
 
+ROOT = Path(__file__).resolve().parents[1]
 #: Parts of a step that the bare one does not have.
 PARTS = {
     "bytes to floats (normalise)": (pretrain.learner, "normalise"),
@@ -207,11 +213,14 @@ def measure(
         save(*args)
         saving.append(time.perf_counter() - start)
 
-    pretrain.learner.Learner.prepare = prepare_both  # type: ignore[method-assign]
-    pretrain.session.State.save = timed_save  # type: ignore[method-assign, assignment]
-    pretrain.train.build_loader = lambda *_: loader  # type: ignore[assignment]
     ranks = Ranks(0, 1, 0, torch.device("cpu"))
-    with timed_parts() as seconds, contextlib.redirect_stdout(io.StringIO()):
+    with (
+        mock.patch.object(pretrain.learner.Learner, "prepare", prepare_both),
+        mock.patch.object(pretrain.session.State, "save", timed_save),
+        mock.patch.object(pretrain.train, "build_loader", return_value=loader),
+        timed_parts() as seconds,
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
         pretrain.train.train(config, "shapes_r50", ranks)
     return loader, dict(seconds), statistics.median(saving)
 

@@ -19,12 +19,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
+try:
+    from intl_transfer.places import use_own_sources
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+    use_own_sources(__name__, __file__)
+except ModuleNotFoundError:
+    sys.exit("error: not set up; run `make setup`, then use .venv/bin/python or activate .venv")
+
+import numpy as np
 
 from slurm import controller
 from slurm.launching import launch
@@ -178,7 +183,7 @@ def to_the_end(folder: Path, jobs: int) -> None:
 
 
 @contextlib.contextmanager
-def timed(taken: list[float]):  # type: ignore[no-untyped-def]
+def timed(taken: list[float]) -> Iterator[None]:
     """Appends the seconds that the block took."""
     start = time.perf_counter()
     yield

@@ -17,6 +17,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+try:
+    from intl_transfer.places import use_own_sources
+
+    use_own_sources(__name__, __file__)
+except ModuleNotFoundError:
+    sys.exit("error: not set up; run `make setup`, then use .venv/bin/python or activate .venv")
 
 import cv2
 import numpy as np
@@ -24,9 +32,6 @@ import skimage.data
 import torch
 from PIL import Image, ImageFilter
 from torchvision import transforms
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 from intl_transfer.data import augment
 from intl_transfer.data.datasets import ViewsDataset
@@ -36,6 +41,7 @@ from intl_transfer.data.views import IMAGENET_MEAN, IMAGENET_STD, ViewConfig, bu
 from intl_transfer.runs.config import load_config
 from pretrain.config import PretrainConfig
 
+ROOT = Path(__file__).resolve().parents[1]
 # name, configuration whose views are drawn, ratio aimed at
 CASES = [
     ("two views", "imagenet_r50_ep800", "4"),
@@ -71,7 +77,7 @@ def reference_view(config: ViewConfig) -> Callable[[Image.Image], torch.Tensor]:
     jitter = transforms.ColorJitter(
         config.brightness, config.contrast, config.saturation, config.hue
     )
-    return transforms.Compose(
+    composed: Callable[[Image.Image], torch.Tensor] = transforms.Compose(
         [
             transforms.RandomResizedCrop(
                 config.size,
@@ -87,6 +93,7 @@ def reference_view(config: ViewConfig) -> Callable[[Image.Image], torch.Tensor]:
             transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
         ]
     )
+    return composed
 
 
 def main() -> int:
@@ -127,7 +134,7 @@ def main() -> int:
 
 def compare(
     source: FolderSource, name: str, config_name: str, aim: str, repeats: int
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Milliseconds an image of both pipelines, in turns."""
     config = load_config(PretrainConfig, config_name, [], ROOT / "configs" / "pretrain")
     ours = ViewsDataset(source, build_views(config.views), seed=0)
@@ -146,7 +153,7 @@ def compare(
         for column in zip(*rows, strict=True):
             torch.stack(column)
 
-    times = {run_ours: [], run_theirs: []}  # type: ignore[var-annotated]
+    times: dict[Callable[[int], None], list[float]] = {run_ours: [], run_theirs: []}
     for epoch in range(-1, repeats):
         for run, taken in times.items():
             start = time.perf_counter()

@@ -1,6 +1,11 @@
 """The fine-tuning stage."""
 
+import warnings
+
 from intl_transfer import detectron2_compat
 
+# Of what Detectron2 and fvcore call when they are imported and built.
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
+warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")
 # Before any module of this package imports Detectron2.
 detectron2_compat.install()

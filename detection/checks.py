@@ -101,10 +101,10 @@ def _problems(values: dict[str, Any]) -> Iterator[str]:
     steps = list(values["SOLVER.STEPS"])
     if steps != sorted(set(steps)):
         yield f"SOLVER.STEPS is {steps}; expected iterations in rising order, none twice"
-    for keys, least, words in ((_ABOVE, math.ulp(0), "above 0"), (_NOT_BELOW, 0, "of 0 or more")):
+    for keys, bound, words in ((_ABOVE, math.ulp(0), "above 0"), (_NOT_BELOW, 0, "of 0 or more")):
         for key in keys:
             value = values.get(key)
-            if value is not None and not least <= value < math.inf:
+            if value is not None and not bound <= value < math.inf:
                 yield f"{key} is {value}; expected a finite number {words}"
     for key in _SHARES:
         if not 0 <= values.get(key, 0) <= 1:

@@ -253,7 +253,7 @@ def _evaluate_reference(truth: COCO, detections: _Detections, task: str) -> Coco
             side.dataset = _dataset(truth, rows)
             side.createIndex()
             sides.append(side)
-        api = COCOeval(*sides, task)
+        api = COCOeval(sides[0], sides[1], task)
         api.params.maxDets = list(LIMITS)
         api.evaluate()
         api.accumulate()
@@ -273,10 +273,12 @@ class _Side:
         self._rows = rows
 
     def getImgIds(self) -> list[int]:
-        return self._truth.getImgIds()
+        ids: list[int] = self._truth.getImgIds()
+        return ids
 
     def getCatIds(self) -> list[int]:
-        return self._truth.getCatIds()
+        ids: list[int] = self._truth.getCatIds()
+        return ids
 
     def getAnnIds(self, imgIds: Any = None, catIds: Any = None) -> Sequence[int]:
         return range(len(self._rows))
@@ -286,7 +288,7 @@ class _Side:
 
 
 def _evaluate_fast(truth: COCO, detections: _Detections, task: str) -> CocoFigures:
-    class Evaluation(faster_coco_eval.COCOeval_faster):
+    class Evaluation(faster_coco_eval.COCOeval_faster):  # type: ignore[misc]  # of no known type
         """Matches by overlaps that are handed to it."""
 
         def computeIoU(self, imgId: int, catId: int) -> Any:
@@ -343,6 +345,8 @@ def _overlaps(truth: COCO, detections: _Detections, task: str) -> dict[tuple[int
         # Stable, as the protocol has it: equal scores stay in their order.
         ranked = sorted(indices, key=lambda index: -score[index])[: LIMITS[-1]]
         things = objects[key]
+        ours: Any
+        theirs: Any
         if task == "bbox":
             ours, theirs = detections.shapes[ranked], boxes[things]
         else:

@@ -224,4 +224,5 @@ def classes_key(cfg: CfgNode) -> str:
 
 
 def _classes(cfg: CfgNode) -> CfgNode:
-    return cfg.MODEL[classes_key(cfg).split(".")[1]]
+    head: CfgNode = cfg.MODEL[classes_key(cfg).split(".")[1]]
+    return head

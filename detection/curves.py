@@ -118,8 +118,8 @@ def _legends(axes: Sequence[Axes], text: Sequence[str]) -> None:
         text: font families that have the classes' names.
     """
     for axis in axes:
-        lines = [line for line in axis.lines if not line.get_label().startswith("_")]
-        means = [line for line in lines if line.get_label().startswith("mean at")]
+        lines = [line for line in axis.lines if not str(line.get_label()).startswith("_")]
+        means = [line for line in lines if str(line.get_label()).startswith("mean at")]
         classes = [line for line in lines if line not in means]
         inside = axis.legend(handles=means, loc="lower left", fontsize=8)
         if axis is axes[-1] and classes:

@@ -65,7 +65,8 @@ def _register(one: DetectionSet) -> None:
     if _sets.get(one.name) == one and one.name in DatasetCatalog.list():
         return
     known = MetadataCatalog.get(one.name).get("thing_classes")  # of Detectron2, without the data
-    for catalog in (DatasetCatalog, MetadataCatalog):
+    catalogs: tuple[Any, ...] = (DatasetCatalog, MetadataCatalog)
+    for catalog in catalogs:
         if one.name in catalog.list():
             catalog.remove(one.name)
     _sets[one.name] = one

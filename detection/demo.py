@@ -146,8 +146,10 @@ class Detector:
         planned = resize.get_transform(pixels)
         if isinstance(planned, T.ResizeTransform):  # else the size stays as it is
             # Of a picture a thousand times as wide as it is high, a line remains.
-            size = max(1, planned.new_h), max(1, planned.new_w)
-            pixels = T.ResizeTransform(*pixels.shape[:2], *size).apply_image(pixels)
+            new: Any = planned  # its attributes are set by name
+            height, width = max(1, new.new_h), max(1, new.new_w)
+            whole = T.ResizeTransform(pixels.shape[0], pixels.shape[1], height, width)
+            pixels = whole.apply_image(pixels)
         if sizes.FORMAT == "BGR":
             pixels = pixels[:, :, ::-1]
         return torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype("float32"))

@@ -176,7 +176,8 @@ class VOCEvaluator(DatasetEvaluator):
             x0, y0, x1, y1 = d["box"]
             # VOC counts pixels from 1; Detectron2 took 1 from the first corner on loading.
             corners = (x0 + 1, y0 + 1, x1, y1)
-            box = tuple(float(f"{np.float32(value):.1f}") for value in corners)
+            left, top, right, bottom = (float(f"{np.float32(value):.1f}") for value in corners)
+            box = (left, top, right, bottom)
             detection = VocDetection(d["image_id"], float(f"{d['score']:.3f}"), box)
             of_class[d["category_id"]].append(detection)
         curves = {

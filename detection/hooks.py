@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from detectron2.engine import HookBase
@@ -20,6 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 from detection.stream import TrainingStream, seed_iteration
 from intl_transfer.runs import RunDirectory
 from intl_transfer.runs.stopping import Stopped, StopRequest
+
+if TYPE_CHECKING:
+    from detection.trainer import Trainer
 
 PERIOD = 20  # iterations between progress lines
 _KEPT = 2  # checkpoints, the last iteration's aside
@@ -45,7 +48,13 @@ def set_moving_averages(model: torch.nn.Module, values: Mapping[str, float]) -> 
         setattr(model, name, value)
 
 
-class Seeds(HookBase):
+class _Hook(HookBase):
+    """A hook of this project's trainer."""
+
+    trainer: Trainer  # set when the training begins
+
+
+class Seeds(_Hook):
     """Random numbers of an iteration follow from seed, rank and iteration."""
 
     def __init__(self, seed: int) -> None:
@@ -56,7 +65,7 @@ class Seeds(HookBase):
         seed_iteration(self._seed, self.trainer.iter)
 
 
-class Costs(HookBase):
+class Costs(_Hook):
     """Writes ``metrics.jsonl`` and keeps account of time and memory over all sessions.
 
     Attributes:
@@ -101,7 +110,7 @@ class Costs(HookBase):
 
     def images_per_second(self) -> float:
         """Over the whole training; evaluations, statistics and checkpoints left out."""
-        images = self._iterations * self.trainer.cfg.SOLVER.IMS_PER_BATCH
+        images: int = self._iterations * self.trainer.cfg.SOLVER.IMS_PER_BATCH
         return images / max(1e-9, self.seconds)
 
     def data_share(self) -> float:
@@ -137,7 +146,7 @@ class Costs(HookBase):
         self._peak = state["peak_memory_mb"]
 
 
-class PreciseStatistics(HookBase):
+class PreciseStatistics(_Hook):
     """Batch-norm statistics as true averages, before each evaluation.
 
     As Detectron2's hook, but on the same images every time, so that they do not depend on how
@@ -161,7 +170,7 @@ class PreciseStatistics(HookBase):
             set_moving_averages(self.trainer.model, kept)
 
 
-class Checkpoints(HookBase):
+class Checkpoints(_Hook):
     """Saves periodically, before evaluations, at the end, and when the run is asked to stop."""
 
     def __init__(
@@ -229,7 +238,7 @@ class Checkpoints(HookBase):
         return True
 
 
-class Evaluation(HookBase):
+class Evaluation(_Hook):
     """Evaluates periodically and after the last iteration; its weights are saved before."""
 
     def __init__(self, stop: StopRequest, period: int) -> None:
@@ -242,7 +251,7 @@ class Evaluation(HookBase):
                 self.trainer.evaluate(self.trainer.iter + 1)
 
 
-def evaluation_due(trainer: Any, period: int) -> bool:
+def evaluation_due(trainer: Trainer, period: int) -> bool:
     """Whether the iteration that has just been made is evaluated."""
     iteration = trainer.iter + 1
     return iteration == trainer.max_iter or (period > 0 and iteration % period == 0)

@@ -55,7 +55,8 @@ def _worker(
 ) -> None:
     dist.init_process_group("gloo", dist_url, _TIMEOUT, num_machines, machine_rank)
     groups = [dist.new_group([rank]) for rank in range(num_machines)]
-    comm._LOCAL_PROCESS_GROUP = groups[machine_rank]  # as Detectron2's launcher does
+    # As Detectron2's launcher does.
+    comm._LOCAL_PROCESS_GROUP = groups[machine_rank]  # type: ignore[assignment]  # it begins as None
     # It would name a GPU.
     defaults.create_ddp_model = functools.partial(defaults.create_ddp_model, device_ids=None)
     comm.synchronize()

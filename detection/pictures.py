@@ -242,8 +242,8 @@ def _light(outline: Sequence[float]) -> list[float]:
     """An outline without the points that nobody sees."""
     points = np.array(outline, dtype=np.float32).reshape(-1, 1, 2)
     fewer = cv2.approxPolyDP(points, 0.7, closed=True)
-    points = fewer if len(fewer) >= 3 else points
-    return [round(float(value), 1) for value in points.reshape(-1)]
+    kept = fewer if len(fewer) >= 3 else points
+    return [round(float(value), 1) for value in kept.reshape(-1)]
 
 
 def _sheet(

@@ -56,7 +56,7 @@ def batch_that_fits(cfg: Any, gpus: int, memory_gb: float) -> int:
     Returns:
         A multiple of ``gpus``: one image each at least.
     """
-    rows = cfg.SOLVER.IMS_PER_BATCH // gpus
+    rows: int = cfg.SOLVER.IMS_PER_BATCH // gpus
     # Counted for: every layer trained, float32.
     if cfg.MODEL.BACKBONE.FREEZE_AT == 0 and not cfg.SOLVER.AMP.ENABLED:
         head = architecture(as_dict(cfg)).head

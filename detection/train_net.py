@@ -15,16 +15,16 @@ import argparse
 import os
 import signal
 import sys
-import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-# In place of this script's own folder, whose modules are `detection.*`.
-sys.path[0] = str(ROOT)
-warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
-warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")
+try:
+    from intl_transfer.places import use_own_sources
+
+    use_own_sources(__name__, __file__)
+except ModuleNotFoundError:
+    sys.exit("error: not set up; run `make setup`, then use .venv/bin/python or activate .venv")
 
 from detection import datasets, detector, labels, weights  # isort: skip  # first: prepares Detectron2
 import torch

@@ -95,6 +95,13 @@ class Trainer(DefaultTrainer):
         costs: of this training, once it has run.
     """
 
+    # Made by the base class, in ways that do not show what they are.
+    cfg: Any
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    data_loader: TrainingStream
+    checkpointer: AtomicCheckpointer
+
     def __init__(
         self,
         cfg: Any,
@@ -107,7 +114,7 @@ class Trainer(DefaultTrainer):
         self.evaluation: dict[str, Any] = {}
         self.saved = True
         self.costs = Costs(run)
-        super().__init__(cfg)
+        super().__init__(cfg)  # type: ignore[no-untyped-call]  # Detectron2's
         # In place of the one that the base class made.
         self.checkpointer = AtomicCheckpointer(
             self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
@@ -152,7 +159,9 @@ class Trainer(DefaultTrainer):
         """Evaluates a model; with ``TEST.AUG.ENABLED``, over sizes and flips of each image."""
         if cfg.TEST.AUG.ENABLED:
             model = GeneralizedRCNNWithTTA(cfg, model)
-        found: dict[str, Any] = super().test(cfg, model, evaluators)
+        test = super().test
+        # Detectron2's.
+        found: dict[str, Any] = test(cfg, model, evaluators)  # type: ignore[no-untyped-call]
         return found
 
     def build_hooks(self) -> list[HookBase]:
@@ -186,7 +195,7 @@ class Trainer(DefaultTrainer):
             self.checkpointer.load(str(checkpoint))
             self.start_iter = self.iter + 1  # it holds the iteration that was made last
 
-    def train(self) -> None:
+    def train(self) -> None:  # type: ignore[override]  # as DefaultTrainer's
         """Trains from ``start_iter`` on, on the images that an uninterrupted run would see."""
         self.data_loader.start = self.start_iter
         TrainerBase.train(self, self.start_iter, self.max_iter)

@@ -143,4 +143,5 @@ def _iou(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     high = np.minimum(ours[:, None, 2:], theirs[None, :, 2:])
     common = np.prod(np.maximum(high - low + 1.0, 0.0), axis=2)
     sizes = [np.prod(boxes[:, 2:] - boxes[:, :2] + 1.0, axis=1) for boxes in (ours, theirs)]
-    return common / (sizes[0][:, None] + sizes[1][None, :] - common)
+    overlap: np.ndarray = common / (sizes[0][:, None] + sizes[1][None, :] - common)
+    return overlap

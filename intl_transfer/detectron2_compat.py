@@ -183,6 +183,7 @@ def _restore_pkg_resources() -> None:
         return str(Path(spec.origin).parent / resource)
 
     module = types.ModuleType("pkg_resources", "One function of setuptools' former pkg_resources.")
+    # A module of our making.
     module.resource_filename = resource_filename  # type: ignore[attr-defined]
     module.__spec__ = importlib.machinery.ModuleSpec("pkg_resources", None)
     sys.modules["pkg_resources"] = module
@@ -194,7 +195,7 @@ def status() -> Detectron2Status:
     try:
         import detectron2
         import detectron2.layers  # the first import that needs the operators
-        from detectron2 import _C
+        from detectron2 import _C  # type: ignore[attr-defined]  # compiled, or ours
     except Exception as error:
         return Detectron2Status(False, error=f"{type(error).__name__}: {error}")
     return Detectron2Status(

@@ -38,7 +38,7 @@ def gpus() -> Gpus:
         count = torch.cuda.device_count()
         if not count:
             return Gpus()
-        torch.cuda.init()  # type: ignore[no-untyped-call]
+        torch.cuda.init()
         return Gpus(tuple(torch.cuda.get_device_name(index) for index in range(count)))
     except Exception as error:  # torch raises RuntimeError, AssertionError and its own
         return Gpus((), cannot_start(error))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from torch import Tensor
 
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.spectral import (
+    Axis,
     IterNorm,
     PowerTransform,
     ScalarTransform,
@@ -75,13 +77,13 @@ def transform_of(loss: LossConfig) -> SpectralTransform | None:
         ValueError: if p or g cannot be.
     """
     floor = loss.options.get("floor", 1e-14)
-    axis = loss.axis
+    axis = cast(Axis, loss.axis)  # `pretrain.session.check` refuses others
     if loss.method in ("intl", "intl_ema"):
-        return IterNorm(loss.iterations, axis, loss.stable)  # type: ignore[arg-type]
+        return IterNorm(loss.iterations, axis, loss.stable)
     if loss.method in ("power", "power_ema"):
-        return PowerTransform(loss.options["p"], axis, floor)  # type: ignore[arg-type]
+        return PowerTransform(loss.options["p"], axis, floor)
     if loss.method in ("spectral", "spectral_ema"):
-        return ScalarTransform(scalar_expression(loss.g or ""), axis, floor=floor)  # type: ignore[arg-type]
+        return ScalarTransform(scalar_expression(loss.g or ""), axis, floor=floor)
     return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from intl_transfer.models import (
     PRECISIONS,
     Encoder,
     MovingAverage,
+    Stem,
     build_backbone,
     build_projector,
     check_precision,
@@ -96,7 +97,10 @@ class Learner:
         # ImageNet's are what images are normalized by unless others are given.
         usual = statistics == STATISTICS["imagenet"]
         self._statistics = () if usual else (statistics.mean, statistics.std)
-        self.encoder = build_encoder(config, ranks).to(ranks.device, memory_format=self._memory)
+        # Both at once, which torch takes and its annotations leave out.
+        self.encoder = build_encoder(config, ranks).to(  # type: ignore[call-overload]
+            ranks.device, memory_format=self._memory
+        )
         self.target = MovingAverage(self.encoder) if config.loss.method in MOVING_AVERAGE else None
         self.network: nn.Module = self.encoder
         is_fp16 = self._half == torch.float16
@@ -201,7 +205,8 @@ class Learner:
 def build_encoder(config: PretrainConfig, ranks: Ranks) -> Encoder:
     """Backbone and projector, with batch norm over the global batch if asked for."""
     model = config.model
-    backbone, width = build_backbone(model.backbone, model.stem, model.zero_init_residual)
+    stem = cast(Stem, model.stem)  # what is none is refused there
+    backbone, width = build_backbone(model.backbone, stem, model.zero_init_residual)
     projector = build_projector(
         width, model.projector_hidden, model.embedding, model.projector_layers
     )

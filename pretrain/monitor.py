@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from intl_transfer.runs.progress import Progress
 from intl_transfer.runs.records import ImageSet
 from intl_transfer.runs.trackers import Trackers
 from intl_transfer.spectral import (
+    Axis,
     IterNorm,
     NonFiniteError,
     SpectralTransform,
@@ -127,7 +128,7 @@ class Monitor:
             return
         loss = self._config.loss
         try:
-            figures = diagnose(pair, loss.axis, loss.iterations)  # type: ignore[arg-type]
+            figures = diagnose(pair, cast(Axis, loss.axis), loss.iterations)
         except NonFiniteError:
             return
         epoch = step / self._steps_per_epoch

@@ -18,11 +18,15 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+try:
+    from intl_transfer.places import use_own_sources
+
+    use_own_sources(__name__, __file__)
+except ModuleNotFoundError:
+    sys.exit("error: not set up; run `make setup`, then use .venv/bin/python or activate .venv")
+
 import numpy as np
 import torch
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 from intl_transfer.boundary import Boundary
 from intl_transfer.data.datasets import ViewsDataset
@@ -51,6 +55,7 @@ from pretrain.monitor import (
 from pretrain.nonfinite import NonFiniteWatch
 from pretrain.session import State, check, open_run
 
+ROOT = Path(__file__).resolve().parents[1]
 AGAIN = "the same command continues"
 
 
@@ -72,9 +77,10 @@ def main() -> int:
     with Boundary(AGAIN) as boundary:
         config = configuration(arguments.config, arguments.overrides, arguments.output_dir)
         with process_group(config.engine.device) as ranks, ExitStack() as stack:
+            folder = Path(config.output_dir or "")  # which `configuration` has set
             if ranks.is_main:
-                stack.enter_context(directory_lock(config.output_dir))
-            boundary.folder = Path(config.output_dir)
+                stack.enter_context(directory_lock(folder))
+            boundary.folder = folder
             boundary.status = train(config, name, ranks, arguments.allow_config_change)
     return boundary.status
 

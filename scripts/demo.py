@@ -20,8 +20,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+try:
+    from intl_transfer.places import use_own_sources
+
+    use_own_sources(__name__, __file__)
+except ModuleNotFoundError:
+    sys.exit("error: not set up; run `make setup`, then use .venv/bin/python or activate .venv")
 
 from intl_transfer.boundary import Boundary
 from intl_transfer.data.shapes import ShapesSpec, make_shapes
@@ -31,6 +35,7 @@ from intl_transfer.results.outputs import write_folder
 from intl_transfer.runs import read_manifest, read_metrics, read_results
 from intl_transfer.runs.progress import format_seconds
 
+ROOT = Path(__file__).resolve().parents[1]
 # At scale 1, chosen for ten minutes on two cores.
 EPOCHS = 20
 ITERATIONS = 160
@@ -67,7 +72,7 @@ class Size:
     def quick(cls) -> Size:
         """The smallest at which a detector finds something."""
         spec = ShapesSpec(objects_train=640, objects_val=40, scenes_train=120, scenes_val=40)
-        settings = ("SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "10")
+        settings: tuple[str, ...] = ("SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "10")
         settings += ("TEST.PRECISE_BN.NUM_ITER", "10")
         control = ("CONTROL.SHUFFLE_LABELS", "True")
         return cls(spec, 6, 60, {"coco": (0,)}, settings, control)

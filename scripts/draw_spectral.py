@@ -6,12 +6,20 @@ import argparse
 import sys
 from pathlib import Path
 
+try:
+    from intl_transfer.places import use_own_sources
+
+    use_own_sources(__name__, __file__)
+except ModuleNotFoundError:
+    sys.exit("error: not set up; run `make setup`, then use .venv/bin/python or activate .venv")
+
 import matplotlib
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 
 from intl_transfer.spectral import iternorm, iternorm_eigenvalue, trace_loss_bound
 
@@ -40,7 +48,7 @@ def main() -> int:
     return 0
 
 
-def scalar_map() -> plt.Figure:
+def scalar_map() -> Figure:
     """h_T over x, on a linear and a logarithmic axis."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.5, 2.8), sharey=True)
     for axis, x in (
@@ -58,7 +66,7 @@ def scalar_map() -> plt.Figure:
     return figure
 
 
-def stability() -> plt.Figure:
+def stability() -> Figure:
     """The largest error of the output's singular values over T, direct and stable."""
     n, d = 256, 512
     generator = torch.Generator().manual_seed(0)
@@ -99,7 +107,7 @@ def stability() -> plt.Figure:
     return figure
 
 
-def trace_bound() -> plt.Figure:
+def trace_bound() -> Figure:
     """The least trace loss of each rank, at T = 4."""
     figure, axis = plt.subplots(figsize=(3.8, 2.8))
     n = 256

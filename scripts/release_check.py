@@ -16,6 +16,13 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+try:
+    from intl_transfer.places import use_own_sources
+
+    use_own_sources(__name__, __file__)
+except ModuleNotFoundError:
+    sys.exit("error: not set up; run `make setup`, then use .venv/bin/python or activate .venv")
+
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,8 +21,9 @@ import site
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
@@ -46,7 +47,7 @@ class SetupError(Exception):
     """One clear line about why the set-up cannot go on."""
 
 
-def main(arguments: Sequence = ()) -> int:
+def main(arguments: "Sequence[str]" = ()) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -92,7 +93,7 @@ def venv_python() -> Path:
     return VENV / "bin" / "python"
 
 
-def stamp(dev: bool) -> dict:
+def stamp(dev: bool) -> "dict[str, Any]":
     """What was set up: from which files, for whom, by which Python."""
     digest = hashlib.sha256(str(ROOT).encode())
     for name in INPUTS:
@@ -101,7 +102,7 @@ def stamp(dev: bool) -> dict:
     return {"inputs": digest.hexdigest(), "dev": dev, "python": python}
 
 
-def read_stamp() -> dict:
+def read_stamp() -> "dict[str, Any]":
     """The stamp of the last whole set-up; empty where there is none that can be read."""
     try:
         found = json.loads(STAMP.read_text())
@@ -129,21 +130,21 @@ def is_inside() -> bool:
     return os.path.realpath(sys.prefix) == os.path.realpath(str(VENV))
 
 
-def outside() -> object:
+def outside() -> "str | None":
     """From within `.venv`, the Python that it was made by; else None."""
     if not is_inside():
         return None
     made_by = read_stamp().get("python", {}).get("executable")
     for python in (made_by, getattr(sys, "_base_executable", None)):
         if python and os.path.exists(python) and not str(python).startswith(str(VENV)):
-            return python
+            return str(python)
     raise SetupError(
         f"this is the Python of {VENV} itself, and the one that made it is gone; `deactivate`, "
         "then `make setup`"
     )
 
 
-def without_venv() -> dict:
+def without_venv() -> "dict[str, str]":
     """The environment as before `source .venv/bin/activate`."""
     hidden = ("VIRTUAL_ENV", "VIRTUAL_ENV_PROMPT", "PYTHONHOME")
     environment = {key: value for key, value in os.environ.items() if key not in hidden}
@@ -161,7 +162,7 @@ def installed() -> str:
     return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
 
 
-def check_python(version: Sequence) -> None:
+def check_python(version: "Sequence[int]") -> None:
     if tuple(version[:2]) < MINIMUM_PYTHON:
         found = ".".join(map(str, version))
         wanted = ".".join(map(str, MINIMUM_PYTHON))
@@ -191,7 +192,7 @@ def check_disk(free_bytes: int, installed_bytes: int = 0) -> None:
         )
 
 
-def whole_wheelhouse(folder: object, dev: bool = False) -> object:
+def whole_wheelhouse(folder: "str | None", dev: bool = False) -> "Path | None":
     """The lock of a wheelhouse that was made for this Python; None where none was given."""
     if not folder:
         return None
@@ -216,7 +217,7 @@ def whole_wheelhouse(folder: object, dev: bool = False) -> object:
     return lock
 
 
-def install(dev: bool, lock: object = None) -> None:
+def install(dev: bool, lock: "Path | None" = None) -> None:
     LOG.parent.mkdir(exist_ok=True)
     LOG.write_text("")
     # A compiled Detectron2 belongs to the torch it was built for: both are used as they are.
@@ -284,7 +285,12 @@ def has_compiled_detectron2(python: str) -> bool:
     return subprocess.run([python, "-c", code], capture_output=True).returncode == 0
 
 
-def run(title: str, command: Sequence, environment: object = None, shown: bool = False) -> None:
+def run(
+    title: str,
+    command: "Sequence[str]",
+    environment: "Mapping[str, str] | None" = None,
+    shown: bool = False,
+) -> None:
     """Runs one step, its output in the log, with a sign of life while it lasts."""
     print(f"  {title} ...", flush=True)
     began = last = time.monotonic()
@@ -308,7 +314,7 @@ def run(title: str, command: Sequence, environment: object = None, shown: bool =
         print(f"  {said[-1]}", flush=True)
 
 
-def reason(lines: Sequence) -> str:
+def reason(lines: "Sequence[str]") -> str:
     """The line of a failed step's output that says most."""
     if any("ensurepip is not available" in line for line in lines):
         return (

@@ -22,16 +22,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
+try:
+    from intl_transfer.places import use_own_sources
+
+    use_own_sources(__name__, __file__)
+except ModuleNotFoundError:
+    sys.exit("error: not set up; run `make setup`, then use .venv/bin/python or activate .venv")
+
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_sdist_filename, parse_wheel_filename
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import install_detectron2
-
 from intl_transfer.runs import sha256_file
+from scripts import install_detectron2
 
+ROOT = Path(__file__).resolve().parents[1]
 CONSTRAINTS = ROOT / "constraints.txt"
 #: What builds the project itself and the pure Python packages that come as sources.
 BUILD_TOOLS = ("setuptools", "wheel")

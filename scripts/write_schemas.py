@@ -1,7 +1,15 @@
 """Writes the JSON schemas of a run directory's files to `docs/schema/`."""
 
 import argparse
+import sys
 from pathlib import Path
+
+try:
+    from intl_transfer.places import use_own_sources
+
+    use_own_sources(__name__, __file__)
+except ModuleNotFoundError:
+    sys.exit("error: not set up; run `make setup`, then use .venv/bin/python or activate .venv")
 
 from intl_transfer.runs.records import write_schemas
 

@@ -26,8 +26,16 @@ import math
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+try:
+    from intl_transfer.places import use_own_sources
+
+    use_own_sources(__name__, __file__)
+except ModuleNotFoundError:
+    sys.exit("error: not set up; run `make setup`, then use .venv/bin/python or activate .venv")
 
 import yaml
 
@@ -66,7 +74,7 @@ def rewritten(docs: Path) -> Iterator[tuple[Path, str]]:
     for page in sorted(docs.rglob("*.md")):
         text = page.read_text()
         if _TABLE.search(text):
-            yield page, _TABLE.sub(lambda found, page=page: _made(page, found), text)
+            yield page, _TABLE.sub(partial(_made, page), text)
 
 
 def _made(page: Path, found: re.Match[str]) -> str:

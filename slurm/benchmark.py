@@ -294,7 +294,8 @@ class Plan:
         wanted = kind.resources(self._resources(f"evaluations.{name}", evaluation.resources))
         made = []
         for label, weights, parents in starts:
-            for rate in evaluation.learning_rates or [None]:
+            rates: list[float | None] = [*evaluation.learning_rates] or [None]
+            for rate in rates:
                 for seed in evaluation.seeds:
                     leaf = (
                         f"{label}_seed{seed}" if rate is None else f"{label}_lr{rate:g}_seed{seed}"
@@ -315,7 +316,7 @@ class Plan:
         """The evaluations that a control repeats."""
         seeds = self.benchmark.initialisations[control.of].seeds
         label = control.of if len(seeds) == 1 else f"{control.of}_seed{seeds[0]}"
-        known = {own: rest for own, *rest in starts}
+        known = {own: (weights, parents) for own, weights, parents in starts}
         weights, parents = known.get(label) or known[control.of]
         made = []
         for key in control.evaluations or self.benchmark.evaluations:
@@ -325,7 +326,7 @@ class Plan:
                 overrides=[*evaluation.overrides, *kind_of(evaluation, key).control(control)],
                 seeds=control.seeds or evaluation.seeds[:1],
             )
-            made += self._evaluation(key, changed, [(f"control_{name}", str(weights), parents)])
+            made += self._evaluation(key, changed, [(f"control_{name}", weights, parents)])
         return made
 
     def _collecting(self, evaluated: list[Node]) -> Node:

@@ -18,8 +18,14 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+try:
+    from intl_transfer.places import use_own_sources
+
+    use_own_sources(__name__, __file__)
+except ModuleNotFoundError:
+    sys.exit("error: not set up; run `make setup`, then use .venv/bin/python or activate .venv")
+
+import submitit
 
 from intl_transfer.boundary import Boundary
 from intl_transfer.errors import UserError
@@ -33,6 +39,7 @@ from slurm.local import fit, visible_gpus
 from slurm.outcomes import LATE
 from slurm.resources import Resources, add_arguments, given, resources, tasks_per_node
 
+ROOT = Path(__file__).resolve().parents[1]
 _MINUTES = 2  # of the job
 _LONGEST = 180  # seconds until a job that runs must have reported
 _FAREWELL = 10  # seconds that a job has to end once all tasks have reported
@@ -104,7 +111,7 @@ def small_job(wanted: Resources, asked: dict[str, Any]) -> Resources:
     return wanted
 
 
-def submit_tasks(wanted: Resources, folder: Path) -> Any:
+def submit_tasks(wanted: Resources, folder: Path) -> submitit.Job[str]:
     """Submits the job; gives back submitit's."""
     command = [sys.executable, "-m", "intl_transfer.machine.task", str(folder)]
     command += ["--slurm"] if wanted.cluster == "slurm" else []
@@ -122,7 +129,7 @@ class State(NamedTuple):
     reason: str = ""
 
 
-def state(job: Any, wanted: Resources) -> State:
+def state(job: submitit.Job[str], wanted: Resources) -> State:
     """Asks the queue, and on this machine the process; never ``sacct``, which many sites lack."""
     if wanted.cluster != "slurm":
         return State(job.done())
@@ -132,7 +139,7 @@ def state(job: Any, wanted: Resources) -> State:
     return State(False, row.state == "PENDING", row.reason)
 
 
-def end(job: Any, wanted: Resources) -> None:
+def end(job: submitit.Job[str], wanted: Resources) -> None:
     """Ends the job, if it has not ended."""
     if wanted.cluster == "slurm":
         controller.cancel([str(job.job_id)])
@@ -140,7 +147,9 @@ def end(job: Any, wanted: Resources) -> None:
         job.cancel(check=False)
 
 
-def wait(job: Any, wanted: Resources, folder: Path, tasks: int, queue_minutes: float) -> None:
+def wait(
+    job: submitit.Job[str], wanted: Resources, folder: Path, tasks: int, queue_minutes: float
+) -> None:
     """Waits until all tasks have reported, or the job has ended.
 
     Raises:

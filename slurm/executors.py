@@ -162,9 +162,10 @@ def snapshot_beside(parent: Path, root: Path) -> Path:
 
 
 def with_sources(environment: Mapping[str, str], code: Path) -> dict[str, str]:
-    """An environment in which ``python -m`` finds the copy of the sources.
+    """An environment in which a job finds the copy of the sources.
 
-    A module is looked for there, not where the launcher stands.
+    Modules are looked for there, not where the launcher stands nor where the editable install
+    leads, whatever has become of either while the job waited.
     """
     paths = [str(code), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**environment, "PYTHONPATH": os.pathsep.join(paths)}

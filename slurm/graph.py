@@ -135,11 +135,15 @@ def plain_title(node: Node) -> str:
 def stage_job(node: Node) -> StageJob:
     """What the node's job runs."""
     resources = Resources(**node.resources)
+    environment: dict[str, str] = {**resources.environment, "PYTHONUNBUFFERED": "1"}
+    script = Path(node.command[1])
+    if script.suffix == ".py":  # of a copy of the sources, which comes before the installed ones
+        environment = executors.with_sources(environment, script.parents[1])
     return StageJob(
         node.command,
         node.folder,
         resources.max_requeues,
-        {**resources.environment, "PYTHONUNBUFFERED": "1"},
+        environment,
         per_node=node.per_node,
         must_finish=node.target if node.must_finish else None,
     )

@@ -13,8 +13,12 @@ import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+try:
+    from intl_transfer.places import use_own_sources
+
+    use_own_sources(__name__, __file__)
+except ModuleNotFoundError:
+    sys.exit("error: not set up; run `make setup`, then use .venv/bin/python or activate .venv")
 
 from intl_transfer.boundary import Boundary
 from intl_transfer.runs import write_atomically
@@ -26,6 +30,8 @@ from slurm.launching import something_missing
 from slurm.ledger import Node
 from slurm.local import visible_gpus
 from slurm.resources import Resources, add_arguments, given, profile, resources
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:

@@ -18,8 +18,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+try:
+    from intl_transfer.places import use_own_sources
+
+    use_own_sources(__name__, __file__)
+except ModuleNotFoundError:
+    sys.exit("error: not set up; run `make setup`, then use .venv/bin/python or activate .venv")
 
 from intl_transfer.boundary import Boundary
 from intl_transfer.errors import UserError
@@ -42,6 +46,7 @@ from slurm.ledger import WEIGHTS, Node
 from slurm.local import fit, visible_gpus
 from slurm.resources import Resources, add_arguments, fitting, resources
 
+ROOT = Path(__file__).resolve().parents[1]
 RANDOM = "random"
 CONFIGS = ROOT / "configs" / "detection"
 _LOADERS = "DATALOADER.NUM_WORKERS"

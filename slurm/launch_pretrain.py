@@ -15,8 +15,12 @@ import dataclasses
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+try:
+    from intl_transfer.places import use_own_sources
+
+    use_own_sources(__name__, __file__)
+except ModuleNotFoundError:
+    sys.exit("error: not set up; run `make setup`, then use .venv/bin/python or activate .venv")
 
 from omegaconf import OmegaConf
 
@@ -41,6 +45,8 @@ from slurm.launching import something_missing
 from slurm.ledger import Node
 from slurm.local import fit, visible_gpus
 from slurm.resources import Resources, add_arguments, crowded, fitting, resources, tasks_per_node
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
@@ -155,10 +161,10 @@ def pretraining(
 def configurations(arguments: argparse.Namespace) -> list[PretrainConfig]:
     """The run's configuration, once a seed, checked before anything is submitted."""
     folder = ROOT / "configs" / "pretrain"
-    seeds = parse_seeds(arguments.seeds, "--seeds")
+    seeds: list[int | None] = [*parse_seeds(arguments.seeds, "--seeds")] or [None]
     overrides = arguments.overrides
     made = []
-    for seed in seeds or [None]:
+    for seed in seeds:
         more = [] if seed is None else [f"seed={seed}"]
         config = load_config(PretrainConfig, arguments.config, [*overrides, *more], folder)
         check(config)

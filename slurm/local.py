@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import submitit
 
@@ -51,7 +50,7 @@ def fit(wanted: Resources, gpus: int | None) -> Resources:
 
 @dataclass
 class _Running:
-    job: Any
+    job: submitit.Job[str]
     gpus: list[int]
     failed_since: float | None = None
 
@@ -136,7 +135,7 @@ class Local:
             waiting.remove(node)
             running[node.key] = _Running(self._submit(node, gpus), gpus)
 
-    def _submit(self, node: Node, gpus: list[int]) -> Any:
+    def _submit(self, node: Node, gpus: list[int]) -> submitit.Job[str]:
         resources = Resources(**node.resources)
         work = stage_job(node)
         threads = max(1, len(os.sched_getaffinity(0)) // self._limit)
@@ -215,13 +214,13 @@ class Local:
                 self.ledger.nodes[key].outcome = "interrupted"
 
 
-def _signal(job: Any, number: int) -> None:
+def _signal(job: submitit.Job[str], number: int) -> None:
     if isinstance(job, submitit.LocalJob):
         with suppress(ProcessLookupError):
             os.kill(int(job.job_id), number)
 
 
-def _failed(job: Any) -> bool:
+def _failed(job: submitit.Job[str]) -> bool:
     """Whether one of its ranks has left an error."""
     for rank in range(job.num_tasks):
         task = job.task(rank)
@@ -230,7 +229,7 @@ def _failed(job: Any) -> bool:
     return False
 
 
-def _result(job: Any) -> str:
+def _result(job: submitit.Job[str]) -> str:
     """``finished``, ``interrupted`` or ``failed``, by what its ranks left."""
     if not isinstance(job, submitit.DebugJob):
         pickles = [job.task(rank).paths.result_pickle for rank in range(job.num_tasks)]

@@ -109,3 +109,16 @@ def _is_explained(call: ast.Call) -> bool:
     named = {word.arg: word.value for word in call.keywords}
     action = named.get("action")
     return "help" in named or (isinstance(action, ast.Constant) and action.value == "version")
+
+
+def test_what_the_type_checker_is_to_ignore_has_a_reason():
+    bare = []
+    for part in (*PARTS, "scripts", "benchmarks"):
+        for file in (ROOT / part).rglob("*.py"):
+            lines = file.read_text().splitlines()
+            for number, line in enumerate(lines):
+                found = re.search(r"# type: ignore(\[[\w, -]+\])?(  # \S)?", line)
+                above = lines[number - 1].lstrip().startswith("# ")
+                if found and not (found[1] and (found[2] or above)):
+                    bare.append(f"{file.relative_to(ROOT)}:{number + 1}")
+    assert bare == []

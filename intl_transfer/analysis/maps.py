@@ -156,6 +156,7 @@ def _eigenvalues(z: Tensor, iterations: int, axis: str) -> tuple[Tensor, Tensor]
     over = 1 if axis == "channel" else 0
     centered = z - z.mean(over, keepdim=True)
     values = torch.linalg.svdvals(centered).square()
+    # `axis` is one of the two names.
     z_hat = iternorm(z, axis, iterations, stable=False)  # type: ignore[arg-type]
     found = torch.linalg.svdvals(z_hat).square() / (z.shape[over] - 1)
     return values / values.sum(), found

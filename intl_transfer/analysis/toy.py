@@ -172,7 +172,7 @@ def train(variant: Variant, config: ToyConfig) -> Trained:
             loss = loss + variant.trace_weight * sum(row_trace_loss(z, "batch") for z in (a, b))
         optimizer.zero_grad()
         # Each seed's network has its own.
-        loss.sum().backward()  # type: ignore[no-untyped-call]
+        loss.sum().backward()
         optimizer.step()
     return Trained(torch.stack(frames), variant.transform.apply_to(frames[-1]))
 

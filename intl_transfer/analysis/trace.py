@@ -128,10 +128,10 @@ def descend(z: Tensor, iterations: int, steps: int) -> tuple[list[Row], Tensor]:
             lg = float(condition_indicator(spectrum(z.detach())))
             rows.append({"evaluation": evaluations, "loss": now, "lg_condition": lg})
         evaluations += 1
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    optimizer.step(loss)
     return rows, spectrum(z.detach())
 
 

@@ -76,6 +76,7 @@ def _inner(content: Content) -> Mapping[str, Any]:
     """The dictionary of tensors, for messages."""
     for wrapper in ("state_dict", "model"):
         if isinstance(content.values.get(wrapper), Mapping):
+            # The line above has looked.
             return content.values[wrapper]  # type: ignore[no-any-return]
     return content.values
 

@@ -145,7 +145,7 @@ def torchvision_network(
     """Torchvision's ResNet with these weights, without classifier, in evaluation."""
     import torchvision
 
-    network = torchvision.models.get_model(architecture, weights=None)
+    network: Any = torchvision.models.get_model(architecture, weights=None)
     network.fc = nn.Identity()
     network.load_state_dict(dict(state), strict=False)
     if settings.stride_in_1x1:

@@ -132,4 +132,4 @@ def _affine(image: Pixels, matrix: npt.NDArray[Any], offset: float) -> Pixels:
 
 def _image(array: Any) -> Pixels:
     """OpenCV's result, whose type its stubs leave open."""
-    return array  # type: ignore[no-any-return]
+    return array  # type: ignore[no-any-return]  # its stubs say more types than it gives

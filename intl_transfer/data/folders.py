@@ -224,4 +224,5 @@ def _write_cache(file: Path, listings: list[_Class]) -> None:
     text = json.dumps({"version": _VERSION, "classes": classes}).encode()
     arrays = {"classes": np.frombuffer(text, np.uint8), "files": names.text, "ends": names.ends}
     with contextlib.suppress(OSError):  # no cache, then
+        # Numpy takes names by keyword.
         write_atomically(file, lambda out: np.savez(out, **arrays))  # type: ignore[arg-type]

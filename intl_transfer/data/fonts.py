@@ -48,6 +48,7 @@ def draw_text(
     x, y = place
     for part, face in parts(text):
         chosen = font(size, face)
+        # A color of any length.
         pen.text((x, y), part, font=chosen, fill=fill, anchor="ls")  # type: ignore[arg-type]
         x += chosen.getlength(part)
 

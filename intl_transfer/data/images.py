@@ -245,6 +245,7 @@ def _bytes_a_pixel(image: Image.Image) -> int:
     held = {"1": 1, "L": 1, "P": 1, **dict.fromkeys(_SIXTEEN_BIT, 2)}.get(image.mode, 4)
     decoder = _DECODER.get(image.format or "", 0)
     if image.format == "TIFF":  # a strip, which may be all of it, as it is stored
+        # A TIFF has them.
         decoder = -(-sum(image.tag_v2.get(258, (1,))) // 8)  # type: ignore[attr-defined]
     return held + decoder + 3
 
@@ -318,7 +319,7 @@ def _with_pillow(image: Image.Image) -> Pixels:
 def _shift(image: Image.Image) -> int:
     """By how many bits deep pixels are too deep: 8, fewer for 12-bit files, 0 for 8-bit values."""
     if image.format == "TIFF":
-        bits: int = image.tag_v2.get(258, (16,))[0]  # type: ignore[attr-defined]
+        bits: int = image.tag_v2.get(258, (16,))[0]  # type: ignore[attr-defined]  # a TIFF has them
         if 8 < bits < 16:
             return bits - 8
     most = max(int(np.asarray(strip).max(initial=0)) for _, strip in _strips(image))

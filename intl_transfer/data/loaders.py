@@ -116,7 +116,7 @@ def on_device(loader: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     if device.type != "cuda":
         yield from loader
         return
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream = torch.cuda.Stream(device)
     before: tuple[Batch, torch.cuda.Event] | None = None
     for batch in loader:
         with torch.cuda.stream(stream):

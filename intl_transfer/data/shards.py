@@ -186,6 +186,7 @@ def _index(file: str) -> dict[str, NDArray[Any]]:
         return dict(saved)
     table = _read_headers(file)
     with contextlib.suppress(OSError):
+        # Numpy takes names by keyword.
         write_atomically(cache, lambda out: np.savez(out, **table))  # type: ignore[arg-type]
     return table
 

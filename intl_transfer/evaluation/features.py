@@ -83,7 +83,8 @@ def centre_crop(
     """
     short_side = math.floor(size / crop_pct + 1e-6)
     mode = InterpolationMode(interpolation)
-    resized = TF.resize(Image.fromarray(image), [short_side], mode)
+    # It takes Pillow images too, which its annotations leave out.
+    resized = TF.resize(Image.fromarray(image), [short_side], mode)  # type: ignore[arg-type]
     return np.array(TF.center_crop(resized, [size, size]))
 
 

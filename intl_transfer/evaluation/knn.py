@@ -49,6 +49,7 @@ def knn_predict(
     several = ranks is not None and ranks.world_size > 1
     classes = int(train_labels.max()) + 1 if len(train_labels) else 0
     if several:
+        # `several` holds that there are some.
         classes = max(ranks.gather_objects(classes))  # type: ignore[union-attr]
     if classes == 0:
         raise ValueError("no training features; k nearest neighbours need at least one")

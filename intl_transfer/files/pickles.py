@@ -225,6 +225,7 @@ class Machine:
         elif type(target) is OrderedDict:
             # What torch keeps beside a state dict. Any other name could hide a method of it.
             if isinstance(state, dict) and isinstance(state.get("_metadata"), dict):
+                # As torch sets it.
                 target._metadata = state["_metadata"]  # type: ignore[attr-defined]
         elif not isinstance(target, torch.Tensor):  # whose attributes are of no interest
             raise PickleError(f"a state for {_kind(target)}")
@@ -273,7 +274,7 @@ class Machine:
                 raise PickleError(f"{_kind(part)} as key")
         if seen > 1 or isinstance(value, complex):  # a file can choose many that have one hash
             self.budget.spend(_CHOSEN_KEY)
-        return value  # type: ignore[no-any-return]
+        return value  # type: ignore[no-any-return]  # one of _KEYS
 
 
 _KEYS = (

@@ -67,7 +67,7 @@ def as_mapping(stored: Stored) -> StoredMapping:
     """The same object, from now on with entries."""
     if not isinstance(stored, StoredMapping):
         stored.__class__ = StoredMapping
-        stored._entries = {}  # type: ignore[attr-defined]
+        stored._entries = {}  # type: ignore[attr-defined]  # its class has just been changed
     assert isinstance(stored, StoredMapping)
     return stored
 

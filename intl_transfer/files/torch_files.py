@@ -240,7 +240,7 @@ class _Archive:
         if self._swapped:
             copied = _empty(size)
             copied.copy_(found)
-            copied.byteswap(dtype)  # type: ignore[no-untyped-call]
+            copied.byteswap(dtype)
             return copied
         return found
 
@@ -251,6 +251,7 @@ def _empty(size: int) -> torch.UntypedStorage:
 
 def _filled(file: IO[bytes], size: int) -> torch.UntypedStorage:
     buffer = torch.empty(size, dtype=torch.uint8)
+    # Every binary file has it; IO[bytes] does not say so.
     if file.readinto(buffer.numpy()) != size:  # type: ignore[attr-defined]
         raise PickleError("it ends too early")
     return buffer.untyped_storage()

@@ -27,7 +27,7 @@ _OWN_TAGS = {
 _Parser: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class _Loader(_Parser):  # type: ignore[misc]
+class _Loader(_Parser):  # type: ignore[misc]  # one of two classes
     """The safe loader, without dates, which no configuration has and JSON cannot hold."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - as the base class has it

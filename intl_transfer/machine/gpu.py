@@ -160,7 +160,7 @@ def pretraining_losses(device: torch.device, half: torch.dtype | None) -> list[f
         with torch.autocast(device.type, dtype=half, enabled=half is not None):
             loss = intl_loss(encoder(views), distributed=False)
         optimiser.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        scaler.scale(loss).backward()
         scaler.step(optimiser)
         scaler.update()
         losses.append(loss.item())

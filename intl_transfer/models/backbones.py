@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torchvision
 from torch import nn
@@ -46,7 +46,7 @@ def build_backbone(
         raise UserError(
             f"no stem '{stem}'; expected {', '.join(STEMS)}.{did_you_mean(stem, STEMS)}"
         )
-    network = torchvision.models.get_model(
+    network: Any = torchvision.models.get_model(
         name, weights=None, zero_init_residual=zero_init_residual
     )
     width = int(network.fc.in_features)

@@ -78,6 +78,7 @@ class _Walk:
         """Module i on batch i."""
         first = modules[0]
         if isinstance(first, _BatchNorm) and first.training:
+            # All are of the kind of the first.
             return normalise_together(modules, batches, self._views)  # type: ignore[arg-type]
         if not any(
             isinstance(module, _BatchNorm) and module.training for module in first.modules()

@@ -207,6 +207,7 @@ def make_row(
         for metric in dict.fromkeys(
             metric
             for run in members
+            # Detection runs alone have tasks.
             for metric, value in (run.results.metrics.get(task) or {}).items()  # type: ignore[union-attr]
             if isinstance(value, (int, float)) and not isinstance(value, bool)
         )

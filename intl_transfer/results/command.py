@@ -263,6 +263,7 @@ def _write(
         text, hidden = "", privacy.text if privacy else str
         content = as_parquet(tables, lambda value: clean(hidden(value)))
     else:
+        # The parser knows the forms.
         text = render(tables, form, **_rendering(arguments))  # type: ignore[arg-type]
     text = privacy.text(text) if privacy else text
     if arguments.out is None:

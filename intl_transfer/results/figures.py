@@ -286,6 +286,7 @@ def _classes(
     figures: dict[str, dict[str, list[float | None]]] = {}
     for label, runs in shown.items():
         for run in runs:
+            # What is no dictionary is left out below.
             found = (run.results.metrics.get(task) or {}).get("per_class")  # type: ignore[union-attr]
             for name, value in (found or {}).items() if isinstance(found, dict) else ():
                 good = isinstance(value, (int, float)) and np.isfinite(value)

@@ -71,6 +71,7 @@ def write_folder(
             shown = render(tables, form, **{"link": PAGE, **rendering})
             text = (privacy.text(shown) if privacy else shown).encode()
             file = folder / f"table.{suffix}"
+            # A default is part of no known type.
             write_atomically(file, lambda out, text=text: out.write(text))  # type: ignore[misc]
             files.append(file)
         files += write_bibliography(tables, folder)

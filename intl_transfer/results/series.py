@@ -61,6 +61,7 @@ def curve(
     for row in rows:
         position, figure = row.get(x), value(row)
         if all(isinstance(v, (int, float)) and np.isfinite(v) for v in (position, figure)):
+            # Both are numbers, by the line above.
             found[float(position)] = float(figure)  # type: ignore[arg-type]
     if len(found) < 2:
         return None

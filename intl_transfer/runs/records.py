@@ -89,7 +89,7 @@ class Record(BaseModel):
     def __eq__(self, other: object) -> bool:
         return self.as_json() == other if isinstance(other, dict) else super().__eq__(other)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # as Python marks what cannot be hashed
 
     def __getitem__(self, key: str) -> Any:
         name = self._files.get(key, key)

@@ -23,7 +23,7 @@ VARIABLE = "INTL_RENDEZVOUS"
 #: How often a rank tries to reach rank 0.
 ATTEMPTS = 3
 _CONNECT_SECONDS = 60.0
-_store: Any = dist.TCPStore  # type: ignore[attr-defined]
+_store: Any = dist.TCPStore
 _START_SECONDS = 600.0  # that rank 0 may begin later than others: a slow node, a cold disk
 
 

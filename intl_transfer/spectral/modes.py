@@ -42,7 +42,7 @@ def is_plain(*tensors: Tensor) -> bool:
 
 
 def _unpacked(tensor: Tensor) -> Any:
-    return forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
+    return forward_ad.unpack_dual(tensor)
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[Any]:

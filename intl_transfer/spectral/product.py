@@ -131,7 +131,7 @@ def _product_compiled(left: Tensor, right: Tensor) -> Tensor:
 
 @_product_compiled.register_fake
 def _(left: Tensor, right: Tensor) -> Tensor:
-    leading = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])  # type: ignore[no-untyped-call]
+    leading = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
     return left.new_empty(*leading, left.shape[-2], right.shape[-1])
 
 

@@ -58,6 +58,7 @@ def parsed(text: str) -> dict[str, Any]:
             name = ""
         else:
             name = None
+        # An assignment or an expression has a value, and others have no name here.
         value = _literal(statement.value) if name is not None else _MISSING  # type: ignore[attr-defined]
         if name is not None and value is not _MISSING:
             found[name] = value

@@ -16,6 +16,7 @@ from intl_transfer.results.collect import Collection
 from intl_transfer.results.render import render
 from intl_transfer.results.report.details import Cache
 from intl_transfer.results.report.drawn import pictures_of
+from intl_transfer.results.report.modules import one_script
 from intl_transfer.results.report.payload import build_payload
 from intl_transfer.results.tables import Table
 from intl_transfer.runs import write_atomically
@@ -23,26 +24,6 @@ from intl_transfer.runs.private import Privacy
 
 PAGE = "index.html"
 NOTHING = "No finished detection run."
-# In the order in which they build on each other.
-SCRIPTS = (
-    "core.js",
-    "scale.js",
-    "readout.js",
-    "lines.js",
-    "bars.js",
-    "copy.js",
-    "tables.js",
-    "evidence.js",
-    "results.js",
-    "curves.js",
-    "rows.js",
-    "provenance.js",
-    "pictures.js",
-    "run.js",
-    "compare.js",
-    "runs.js",
-    "app.js",
-)
 STYLES = (
     "theme.css",
     "layout.css",
@@ -103,7 +84,7 @@ def write_report(
         overview=inline_json(overview),
         details={key: inline_json(detail) for key, detail in details.items()},
         style=Markup("\n".join(map(_static, STYLES))),
-        script=Markup("\n".join(map(_static, SCRIPTS))),
+        script=Markup(one_script(_static)),
         plain=plain,
     )
     path = Path(folder) / PAGE

@@ -6,6 +6,8 @@ import json
 import re
 import threading
 import time
+from importlib import resources
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from intl_transfer.cli import main
 from intl_transfer.errors import UserError
 from intl_transfer.results import build_tables, collect
 from intl_transfer.results.report import watch, write_report
+from intl_transfer.results.report.modules import as_script, in_order, one_script
 from tests.results.report.conftest import report_of
 from tests.results.report.study import detection, write_lines
 
@@ -129,15 +132,75 @@ def test_a_failed_rebuild_is_told(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", ["core.js", "run.js", "app.js"])
 def test_scripts_never_make_markup_of_text(name):
-    from intl_transfer.results.report.page import SCRIPTS, _static
+    from intl_transfer.results.report.page import _static
 
-    assert name in SCRIPTS
-    for script in SCRIPTS:
-        text = _static(script)
+    scripts = in_order(_static)
+    assert name in scripts
+    for script, text in scripts.items():
         for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
             assert word not in text, (script, word)
         assert "</script" not in text
         assert len(text.splitlines()) < 400
+
+
+def test_modules_become_one_script(report):
+    """All of them, in an order that needs nothing too early; no name twice, nothing left over."""
+    from intl_transfer.results.report.page import _static
+
+    texts = in_order(_static)
+    folder = resources.files("intl_transfer.results.report") / "static"
+    files = {file.name for file in folder.iterdir()}
+    assert set(texts) == {name for name in files if name.endswith(".js")}
+    assert next(iter(texts)) == "core.js"
+    assert list(texts)[-1] == "app.js"
+    script = one_script(_static)
+    assert not re.search(r"^\s*(import|export)\b", script, re.MULTILINE)
+    assert script in report.read_text()
+    names = re.findall(r"^(?:async )?(?:function|class|const|let) (\w+)", script, re.MULTILINE)
+    assert len(names) > 150
+    assert sorted(set(names)) == sorted(names)
+
+
+def declared(interface):
+    """The names of an interface of the page's data, as the type checker is told them."""
+    file = Path(__file__).resolve().parents[3] / "scripts" / "javascript" / "payload.d.ts"
+    (body,) = re.findall(rf"^interface {interface} \{{\n(.*?)^}}", file.read_text(), re.M | re.S)
+    return set(re.findall(r"^  (\w+)\??:", body, re.M))
+
+
+def test_the_type_checker_knows_the_page_s_data(report):
+    page = report.read_text()
+    overview = part(page, "overview")
+    assert set(overview) == declared("Overview")
+    for key, run in overview["runs"].items():
+        assert set(run) == declared("Run")
+        detail = part(page, f"run-{key}")
+        assert set(detail) == declared("Details")
+        assert set(detail["provenance"]) == declared("Provenance")
+        assert all(set(session) == declared("Session") for session in detail["sessions"])
+    for table in overview["tables"]:
+        assert set(table) == declared("Table")
+        assert all(set(row) == declared("Row") for row in table["rows"])
+        figures = [figure for row in table["rows"] for figure in row["figures"] if figure]
+        assert all(set(figure) == declared("Figure") for figure in figures)
+
+
+def test_a_module_runs_once_after_what_it_imports():
+    texts = {
+        "app.js": 'import { b, c } from "./b.js";\n\nexport const a = b;\n',
+        "b.js": 'import {\n  c,\n} from "./c.js";\nimport { d } from "./d.js";\n\n'
+        "export let b = 1;\nexport async function e() {}\n",
+        "c.js": 'import { b } from "./b.js";\n\nexport const c = () => b; // export const\n',
+        "d.js": "const own = 1;\nexport function d() {}\n",
+    }
+    found = in_order(texts.__getitem__)
+    assert list(found) == ["c.js", "d.js", "b.js", "app.js"]
+    assert [as_script(text) for text in found.values()] == [
+        "const c = () => b; // export const\n",
+        "const own = 1;\nfunction d() {}\n",
+        "let b = 1;\nasync function e() {}\n",
+        "const a = b;\n",
+    ]
 
 
 def test_the_command_watches_a_folder(study, tmp_path, monkeypatch, capsys):

@@ -1,5 +1,12 @@
 // Addresses, theme, and the page that keeps itself up to date.
 
+import { comparePage } from "./compare.js";
+import { DATA, choices, delivered, h, own, several, when } from "./core.js";
+import { overviewPage, tablePage } from "./results.js";
+import { rowPage } from "./rows.js";
+import { runPage } from "./run.js";
+import { leftOutPage, missingPage, runsPage } from "./runs.js";
+
 const ROUTES = {
   "": { page: () => overviewPage(), title: "Results" },
   table: { page: (key) => tablePage(key), title: "Results" },
@@ -10,7 +17,7 @@ const ROUTES = {
   row: { page: (key) => rowPage(key) },
 };
 
-const main = document.getElementById("main");
+const main = delivered("main");
 
 function route() {
   return location.hash
@@ -35,7 +42,8 @@ function show(first) {
   document.title = `${title ? title.textContent : "Results"} · Transfer results`;
   document.querySelectorAll("#nav a").forEach((link) => {
     const active =
-      link.getAttribute("href") === `#/${name === "run" ? "runs" : name === "row" || name === "table" ? "" : name}`;
+      link.getAttribute("href") ===
+      `#/${name === "run" ? "runs" : name === "row" || name === "table" ? "" : name}`;
     if (active) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   });
@@ -52,7 +60,7 @@ function show(first) {
 const waiting =
   Object.values(DATA.runs).filter((run) => !["finished", "superseded"].includes(run.status))
     .length + DATA.problems.length;
-document.getElementById("nav").append(
+delivered("nav").append(
   ...[
     ["#/", "Results"],
     ["#/runs", "Runs"],
@@ -87,13 +95,14 @@ function setTheme() {
   themeButton.textContent = `Theme: ${theme}`;
 }
 setTheme();
-document.getElementById("tools").append(themeButton);
+delivered("tools").append(themeButton);
 
 // -- keeping up to date --------------------------------------------------------------------
 
 /** Notes how far this page is scrolled, for a reload and for the way back. */
 const keepScroll = () => history.replaceState({ scroll: scrollY }, "");
 history.scrollRestoration = "manual";
+/** @type {number | undefined} */
 let resting;
 addEventListener("scroll", () => {
   clearTimeout(resting);
@@ -107,22 +116,20 @@ function busy() {
     document.hidden ||
     document.querySelector("dialog[open]") ||
     /^(INPUT|SELECT|TEXTAREA)$/.test(active?.tagName || "") ||
-    !getSelection().isCollapsed
+    getSelection()?.isCollapsed === false
   );
 }
 
 const built = h("span", null, `Built ${when(DATA.built)}`);
-document
-  .getElementById("footer")
-  .append(
-    built,
-    h(
-      "span",
-      null,
-      several(Object.keys(DATA.runs).length, "run"),
-      `, ${several(DATA.tables.length, "table")}`,
-    ),
-  );
+delivered("footer").append(
+  built,
+  h(
+    "span",
+    null,
+    several(Object.keys(DATA.runs).length, "run"),
+    `, ${several(DATA.tables.length, "table")}`,
+  ),
+);
 if (DATA.refresh) {
   let live = true;
   const button = h(
@@ -140,7 +147,7 @@ if (DATA.refresh) {
     },
     "Live",
   );
-  document.getElementById("tools").prepend(button);
+  delivered("tools").prepend(button);
   setInterval(() => {
     if (live && !busy()) {
       keepScroll();
@@ -150,9 +157,12 @@ if (DATA.refresh) {
 }
 
 // What is folded would be missing on paper.
+/** @type {HTMLDetailsElement[]} */
 let folded = [];
 addEventListener("beforeprint", () => {
-  folded = [...document.querySelectorAll("details.log:not([open])")];
+  folded = /** @type {HTMLDetailsElement[]} */ ([
+    ...document.querySelectorAll("details.log:not([open])"),
+  ]);
   folded.forEach((d) => {
     d.open = true;
   });
@@ -164,7 +174,7 @@ addEventListener("afterprint", () =>
 );
 
 addEventListener("hashchange", () => show(false));
-document.querySelector(".skip").addEventListener("click", (event) => {
+document.querySelector(".skip")?.addEventListener("click", (event) => {
   event.preventDefault(); // addresses after # are pages here
   main.focus();
 });

@@ -1,5 +1,8 @@
 // Horizontal charts of named figures: bars for one run, pairs of points for two, seeds as points.
 
+import { fixed, h, place, s, signed } from "./core.js";
+import { colour, framed, linear, tickText, ticks } from "./scale.js";
+
 const clipped = (text, room) =>
   text.length > room ? `${text.slice(0, Math.max(1, room - 1))}…` : text;
 
@@ -34,7 +37,7 @@ function rowName(item, y, room, letters) {
  * @param {string} title
  * @param {{name: string, value: number|null}[]} items
  */
-function barChart(title, items, options = {}) {
+export function barChart(title, items, options = {}) {
   return framed(
     title,
     (width) => {
@@ -101,7 +104,7 @@ function barChart(title, items, options = {}) {
  * @param {{name: string, a: number|null, b: number|null}[]} items
  * @param {string[]} names of the two runs
  */
-function pairChart(title, items, names) {
+export function pairChart(title, items, names) {
   const legend = h(
     "ul",
     { class: "legend" },
@@ -168,7 +171,7 @@ function pairChart(title, items, names) {
                   dy: "0.34em",
                   "text-anchor": "end",
                 },
-                signed(item.b - item.a, 1),
+                signed(Number(item.b) - Number(item.a), 1),
               ),
           );
         }),
@@ -191,7 +194,7 @@ function point(k, x, y) {
   });
 }
 
-const pointSwatch = (k) =>
+export const pointSwatch = (k) =>
   s(
     "svg",
     { class: "swatch", viewBox: "0 0 14 14", width: 14, height: 14, "aria-hidden": "true" },
@@ -202,7 +205,7 @@ const pointSwatch = (k) =>
  * Rows of a table: the mean, its spread and every seed.
  * @param {{name: string, mean: number, std: number|null, seeds: number[], published: boolean, href?: string}[]} items
  */
-function seedChart(title, items, options = {}) {
+export function seedChart(title, items, options = {}) {
   return framed(
     title,
     (width) => {

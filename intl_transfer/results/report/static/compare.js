@@ -1,5 +1,25 @@
 // Two runs side by side: what was set otherwise, and what came of it.
 
+import { pairChart, pointSwatch } from "./bars.js";
+import { copyButtons } from "./copy.js";
+import {
+  DATA,
+  badge,
+  details,
+  h,
+  heading,
+  own,
+  place,
+  runLink,
+  section,
+  settings,
+  signed,
+  taskName,
+} from "./core.js";
+import { byImportance, curve, curveName, curveNames, unitOf } from "./curves.js";
+import { lineChart } from "./lines.js";
+import { cell, choice, figure, sortable } from "./tables.js";
+
 function compareChooser(a, b) {
   const options = [
     ["", "choose a run"],
@@ -160,7 +180,10 @@ function curveDifference(a, b, names) {
     body.replaceChildren(
       lineChart(
         curveName(name),
-        [a, b].map((key, index) => ({ name: names[index], index, ...curve(key, name) })),
+        [a, b].flatMap((key, index) => {
+          const found = curve(key, name);
+          return found ? [{ name: names[index], index, ...found }] : [];
+        }),
         { x: unitOf([a]), switchable: /loss|mismatch/.test(name) },
       ),
     );
@@ -177,7 +200,7 @@ function curveDifference(a, b, names) {
   );
 }
 
-function comparePage(a, b) {
+export function comparePage(a, b) {
   const [first, second] = [own(DATA.runs, a), own(DATA.runs, b)];
   const head = [heading(1, "Compare two runs"), compareChooser(first && a, second && b)];
   if (!first || !second)

@@ -1,8 +1,11 @@
 // Figures out of the page, as Markdown or LaTeX: the rows that are shown, in the order shown.
 
+import { h, say } from "./core.js";
+
 /**
  * @typedef {{title: string, columns: {name: string, group?: string, numeric?: boolean}[],
- *   blocks: {cells: string[], bold: boolean[], italic: boolean, notes: number[]}[][], notes: string[]}} Sheet
+ *   blocks: {cells: string[], bold: boolean[], italic: boolean, notes: number[]}[][], notes: string[],
+ *   legend?: string[]}} Sheet
  */
 
 const markdownText = (text) =>
@@ -212,7 +215,7 @@ function showText(text, what) {
 }
 
 /** A modal window that Escape closes, and that gives the focus back. */
-function openDialog(title, ...children) {
+export function openDialog(title, ...children) {
   const dialog = h(
     "dialog",
     { "aria-label": title, close: () => dialog.remove() },
@@ -233,7 +236,7 @@ function openDialog(title, ...children) {
  * "Copy as Markdown" and "as LaTeX".
  * @param {() => Sheet} sheet
  */
-function copyButtons(sheet) {
+export function copyButtons(sheet) {
   const button = (name, write) =>
     h(
       "button",

@@ -3,11 +3,19 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
-function fill(element, props, children) {
+/**
+ * Sets properties and adds children; functions among the properties become listeners.
+ * @template {Element} E
+ * @param {E} element
+ * @param {Props} props
+ * @param {Child[]} children
+ * @returns {E}
+ */
+export function fill(element, props, children) {
   for (const [name, value] of Object.entries(props || {})) {
     if (value === null || value === undefined || value === false) continue;
     if (typeof value === "function") element.addEventListener(name, value);
-    else if (name === "value") element.value = value;
+    else if (name === "value") Object.assign(element, { value });
     else element.setAttribute(name, value === true ? "" : String(value));
   }
   for (const child of children.flat(3)) {
@@ -17,26 +25,63 @@ function fill(element, props, children) {
   return element;
 }
 
-/** An HTML element; functions among the properties become listeners. */
-const h = (tag, props, ...children) => fill(document.createElement(tag), props, children);
+/**
+ * An HTML element.
+ * @template {keyof HTMLElementTagNameMap} T
+ * @param {T} tag
+ * @param {Props} [props]
+ * @param {...Child} children
+ */
+export const h = (tag, props, ...children) => fill(document.createElement(tag), props, children);
 
-/** An SVG element. */
-const s = (tag, props, ...children) => fill(document.createElementNS(SVG, tag), props, children);
+/**
+ * An SVG element.
+ * @template {keyof SVGElementTagNameMap} T
+ * @param {T} tag
+ * @param {Props} [props]
+ * @param {...Child} children
+ */
+export const s = (tag, props, ...children) =>
+  fill(document.createElementNS(SVG, tag), props, children);
 
-const parse = (id) => JSON.parse(document.getElementById(id).textContent);
-const DATA = parse("overview");
-// Keys come from files: a plain object's own names ("constructor") must not be met by accident.
-const own = (object, key) => (object && Object.hasOwn(object, key) ? object[key] : undefined);
+/** One of the elements that the page is delivered with. */
+export function delivered(id) {
+  const element = document.getElementById(id);
+  if (!element) throw new Error(`no element #${id}`);
+  return element;
+}
+
+const parse = (id) => JSON.parse(delivered(id).textContent || "");
+/** @type {Overview} */
+export const DATA = parse("overview");
+/**
+ * A value by a key that comes from a file: names that every object has ("constructor") must not be
+ * met by accident.
+ * @template V
+ * @param {Record<string, V> | null | undefined} object
+ * @param {string | null | undefined} key
+ * @returns {V | undefined}
+ */
+export const own = (object, key) =>
+  object && Object.hasOwn(object, String(key)) ? object[String(key)] : undefined;
 
 const parsed = new Map();
-/** What a run's own page shows, read when it is first asked for. */
-function details(key) {
+/**
+ * What a run's own page shows, read when it is first asked for.
+ * @param {string} key
+ * @returns {Details}
+ */
+export function details(key) {
   if (!parsed.has(key)) parsed.set(key, parse(`run-${key}`));
   return parsed.get(key);
 }
 
-/** All settings of a run by dotted name: those its stage shares, with its own changes. */
-function settings(key) {
+/**
+ * All settings of a run by dotted name: those its stage shares, with its own changes.
+ * @param {string} key
+ * @returns {Record<string, string>}
+ */
+export function settings(key) {
   const run = DATA.runs[key];
   const { changed, absent } = details(key).config;
   const all = { ...own(DATA.configs, String(run.stage)), ...changed };
@@ -48,30 +93,33 @@ function settings(key) {
 
 /**
  * Values kept in the browser; where that is not allowed for files, the page forgets.
+ * @template {object} T
  * @param {"localStorage"|"sessionStorage"} kind
  * @param {string} name
- * @param {object} start values to begin with
+ * @param {T} start values to begin with
+ * @returns {T & Remembered}
  */
 function remembered(kind, name, start) {
-  let value = { ...start };
-  try {
-    value = { ...start, ...JSON.parse(window[kind].getItem(name)) };
-  } catch {
-    /* not allowed, or not ours */
-  }
-  value.keep = () => {
+  const keep = () => {
     try {
       window[kind].setItem(name, JSON.stringify(value));
     } catch {
       /* not allowed, or full */
     }
   };
+  const value = Object.assign({}, start, { keep });
+  try {
+    Object.assign(value, JSON.parse(window[kind].getItem(name) ?? "null"), { keep });
+  } catch {
+    /* not allowed, or not ours */
+  }
   return value;
 }
 
 // The theme is chosen for all reports; what is sorted and filtered belongs to one, and a reload.
-const choices = remembered("localStorage", "intl-transfer", { theme: "auto" });
-const place = remembered("sessionStorage", `intl-transfer ${location.pathname}`, {
+export const choices = remembered("localStorage", "intl-transfer", { theme: "auto" });
+/** @type {Place} */
+export const place = remembered("sessionStorage", `intl-transfer ${location.pathname}`, {
   filter: "",
   published: true,
   spread: true,
@@ -88,6 +136,8 @@ const place = remembered("sessionStorage", `intl-transfer ${location.pathname}`,
  * A figure with so many digits after the point, halves away from zero: of the number as it is
  * written (12 significant digits), not of its binary form. The same rule as `rounded` in
  * rounding.py, by which the tables beside this page are written.
+ * @param {number} value
+ * @param {number} digits
  */
 function roundedText(value, digits) {
   const [mantissa, power] = Math.abs(value).toExponential(11).split("e");
@@ -101,11 +151,14 @@ function roundedText(value, digits) {
   return sign + (digits ? `${text.slice(0, -digits)}.${text.slice(-digits)}` : text);
 }
 
-const fixed = (value, digits) =>
+export const fixed = (value, digits) =>
   value === null || value === undefined ? "" : roundedText(value, digits);
 
-/** A number of any size in about four digits. */
-function short(value) {
+/**
+ * A number of any size in about four digits.
+ * @param {Value | undefined} value
+ */
+export function short(value) {
   if (value === null || value === undefined) return "";
   const size = Math.abs(value);
   if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(2).replace("e+", "e");
@@ -113,12 +166,12 @@ function short(value) {
   return String(Number(value.toPrecision(4)));
 }
 
-const signed = (value, digits) => {
+export const signed = (value, digits) => {
   const text = fixed(Math.abs(value), digits);
   return Number(text) === 0 ? text : (value < 0 ? "−" : "+") + text;
 };
 
-function duration(seconds) {
+export function duration(seconds) {
   if (seconds === null || seconds === undefined) return "";
   if (seconds < 90) return `${Math.round(seconds)} s`;
   if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
@@ -126,8 +179,11 @@ function duration(seconds) {
   return hours < 48 ? `${hours} h` : `${Math.floor(hours / 24)} d ${hours % 24} h`;
 }
 
-/** "25 Nov 2026, 02:19 UTC"; anything that is no time, as it is. */
-function when(text) {
+/**
+ * "25 Nov 2026, 02:19 UTC"; anything that is no time, as it is.
+ * @param {FileText | undefined} text
+ */
+export function when(text) {
   const time = text ? new Date(text) : null;
   if (!time || Number.isNaN(time.getTime())) return text || "";
   const day = time.toLocaleDateString("en-GB", {
@@ -139,22 +195,26 @@ function when(text) {
   return `${day}, ${time.toISOString().slice(11, 16)} UTC`;
 }
 
-const several = (count, one, more = `${one}s`) =>
+export const several = (count, one, more = `${one}s`) =>
   `${count.toLocaleString("en-GB")} ${count === 1 ? one : more}`;
 const TASKS = { box: "box", mask: "mask", voc: "VOC" };
-const taskName = (task) => own(TASKS, task) || task;
+export const taskName = (task) => own(TASKS, task) || task;
 
-const say = (text) => {
-  document.getElementById("live").textContent = text;
+export const say = (text) => {
+  delivered("live").textContent = text;
 };
 
-/** The run's link, with its status where that is not "finished". */
-function runLink(key, words) {
-  const run = own(DATA.runs, key);
+/**
+ * The run's link.
+ * @param {string} key of a run that is there
+ * @param {Child} [words] in place of its name
+ */
+export function runLink(key, words) {
+  const run = DATA.runs[key];
   return h("a", { href: `#/run/${key}` }, words || run.name);
 }
 
-const badge = (status) =>
+export const badge = (status) =>
   h(
     "span",
     {
@@ -163,11 +223,14 @@ const badge = (status) =>
     status || "unknown",
   );
 
-const hash = (sha) => (sha ? h("code", { class: "hash", title: sha }, sha.slice(0, 12)) : "");
+export const hash = (sha) =>
+  sha ? h("code", { class: "hash", title: sha }, sha.slice(0, 12)) : "";
 
-const heading = (level, text, ...more) => h(`h${level}`, null, text, ...more);
+/** @type {(level: 1 | 2 | 3, text: Child, ...more: Child[]) => HTMLElement} */
+export const heading = (level, text, ...more) =>
+  h(/** @type {"h1"} */ (`h${level}`), null, text, ...more);
 
 /** A part of a page with its heading. */
-function section(title, ...children) {
+export function section(title, ...children) {
   return h("section", { class: "part" }, heading(2, title), children);
 }

@@ -1,5 +1,10 @@
 // Curves of single runs and of groups of runs.
 
+import { details, h, own, short, taskName } from "./core.js";
+import { lineChart } from "./lines.js";
+import { nearest } from "./readout.js";
+import { choice } from "./tables.js";
+
 const CURVE_NAMES = {
   total_loss: "Loss",
   loss: "Loss",
@@ -20,15 +25,20 @@ const CURVE_NAMES = {
   loss_rpn_loc: "proposals: boxes",
 };
 
-function curveName(name) {
+export function curveName(name) {
   const known = own(CURVE_NAMES, name);
   if (known) return known;
   const [kind, task, metric] = name.split("/");
   return kind === "evaluation" ? `${taskName(task)} ${metric}, %` : name;
 }
 
-/** One curve of a run, or null. */
-function curve(key, name) {
+/**
+ * One curve of a run, or null.
+ * @param {string} key
+ * @param {string} name
+ * @returns {{x: number[], y: Value[]} | null}
+ */
+export function curve(key, name) {
   for (const group of details(key).series.curves) {
     const y = own(group.y, name);
     if (y) return { x: group.x, y };
@@ -36,7 +46,8 @@ function curve(key, name) {
   return null;
 }
 
-const curveNames = (key) => details(key).series.curves.flatMap((group) => Object.keys(group.y));
+export const curveNames = (key) =>
+  details(key).series.curves.flatMap((group) => Object.keys(group.y));
 
 function interpolated(line, at) {
   const { x, y } = line;
@@ -49,18 +60,21 @@ function interpolated(line, at) {
   return a + ((b - a) * (at - x[i])) / (x[i + 1] - x[i]);
 }
 
-/** Mean, lowest and highest of several runs' curves, at the steps of the longest. */
+/**
+ * Mean, lowest and highest of several runs' curves, at the steps of the longest.
+ * @param {string[]} keys
+ * @param {string} name
+ */
 function together(keys, name) {
-  const lines = keys.map((key) => curve(key, name)).filter(Boolean);
+  const lines = keys.map((key) => curve(key, name)).filter((line) => line !== null);
   if (!lines.length) return null;
   if (lines.length === 1) return lines[0];
   const { x } = lines.reduce((best, line) => (line.x.length > best.x.length ? line : best));
   const same = lines.every(
     (line) => line.x.length === x.length && line.x.every((v, i) => v === x[i]),
   );
-  const y = [];
-  const low = [];
-  const high = [];
+  /** @type {Value[][]} */
+  const [y, low, high] = [[], [], []];
   x.forEach((at, i) => {
     const values = lines
       .map((line) => (same ? line.y[i] : interpolated(line, at)))
@@ -72,7 +86,7 @@ function together(keys, name) {
   return { x, y, low, high };
 }
 
-const byImportance = (names) => {
+export const byImportance = (names) => {
   const order = [
     "total_loss",
     "loss",
@@ -88,29 +102,27 @@ const byImportance = (names) => {
   );
 };
 
-const unitOf = (keys) => (keys.length ? details(keys[0]).series.unit : "step");
+export const unitOf = (keys) => (keys.length ? details(keys[0]).series.unit : "step");
 
 /**
  * Curves of groups of runs, a band a group; one figure chosen from all there are, or the main ones at once.
  * @param {{name: string, runs: string[]}[]} groups
  */
-function groupCurves(groups, all = false) {
+export function groupCurves(groups, all = false) {
   const keys = groups.flatMap((group) => group.runs);
   const names = byImportance(keys.flatMap(curveNames));
   if (!names.length) return h("p", { class: "empty" }, "These runs have no metrics.jsonl.");
   const draw = (name) => {
-    const series = groups
-      .map((group, index) => ({
-        name: `${group.name}${group.runs.length > 1 ? ` (${group.runs.length})` : ""}`,
-        index,
-        ...together(group.runs, name),
-      }))
-      .filter((line) => line.x);
-    const banded = series.some((line) => line.low);
+    const series = groups.flatMap((group, index) => {
+      const curves = together(group.runs, name);
+      const count = group.runs.length > 1 ? ` (${group.runs.length})` : "";
+      return curves ? [{ name: `${group.name}${count}`, index, ...curves }] : [];
+    });
+    const banded = series.some((line) => "low" in line);
     return lineChart(curveName(name), series, {
       x: unitOf(keys),
       switchable: /loss|mismatch/.test(name),
-      note: banded ? "Line: mean over runs; band: from the lowest to the highest." : null,
+      note: banded ? "Line: mean over runs; band: from the lowest to the highest." : undefined,
     });
   };
   if (all)
@@ -141,7 +153,7 @@ const single = (key, names, title, options = {}) => {
   return series.length ? lineChart(title, series, { x: unitOf([key]), ...options }) : null;
 };
 
-function detectionCurves(key) {
+export function detectionCurves(key) {
   const names = curveNames(key);
   const parts = names.filter((name) => name.startsWith("loss_"));
   const evaluated = (metric) =>
@@ -155,7 +167,7 @@ function detectionCurves(key) {
   ].filter(Boolean);
 }
 
-function pretrainingCurves(key) {
+export function pretrainingCurves(key) {
   return [
     single(key, ["loss"], "Loss", { switchable: true }),
     single(key, ["mismatch"], "Mismatch of the views", { switchable: true }),
@@ -167,7 +179,7 @@ function pretrainingCurves(key) {
 }
 
 /** Also of runs that others made in this form, under names of their own. */
-function classificationCurves(key) {
+export function classificationCurves(key) {
   const known = ["loss", "test_top1", "train_top1", "test_top5", "lr", "images_per_second"];
   const others = byImportance(curveNames(key)).filter((name) => !known.includes(name));
   return [
@@ -181,7 +193,7 @@ function classificationCurves(key) {
 }
 
 /** Of a stage that is not known here: all there is. */
-const otherCurves = (key) =>
+export const otherCurves = (key) =>
   byImportance(curveNames(key))
     .slice(0, 12)
     .map((name) => single(key, [name], curveName(name)));
@@ -211,7 +223,7 @@ function spectraChart(key) {
 }
 
 /** What tells whether the embeddings keep their directions. */
-function spectrumCurves(key) {
+export function spectrumCurves(key) {
   const { collapse } = details(key);
   const bounds = collapse
     ? [
@@ -243,6 +255,6 @@ function spectrumCurves(key) {
     line("spectrum/feature_std", "Deviation of normalised features"),
   ].filter(Boolean);
   const alarms = curve(key, "spectrum/collapsed");
-  const raised = alarms ? alarms.x.filter((_, i) => alarms.y[i] > 0) : [];
+  const raised = alarms ? alarms.x.filter((_, i) => (alarms.y[i] ?? 0) > 0) : [];
   return { charts, raised, looked: alarms ? alarms.x.length : 0 };
 }

@@ -1,9 +1,11 @@
 // What stands behind a row, on hover and on keyboard focus; and a table as a picture.
 
+import { h, own } from "./core.js";
+
 let evidenceBox;
 let explained;
 /** The box, below what it explains, inside the window. */
-function showEvidence(anchor, lines) {
+export function showEvidence(anchor, lines) {
   if (!evidenceBox) {
     evidenceBox = h("dl", { id: "evidence", class: "evidence", role: "tooltip", hidden: true });
     document.body.append(evidenceBox);
@@ -31,12 +33,12 @@ function placeEvidence() {
   evidenceBox.style.left = `${Math.max(8, Math.min(place_.left + 24, innerWidth - size.width - 8))}px`;
 }
 
-function hideEvidence() {
+export function hideEvidence() {
   if (evidenceBox) evidenceBox.hidden = true;
 }
 
 /** Listeners of a name that shows its evidence on focus, and has it read out. */
-const evidenceOf = (lines) => ({
+export const evidenceOf = (lines) => ({
   "aria-description": lines.map(([name, text]) => `${name} ${text}`.trim()).join("; "),
   focus: (event) =>
     event.currentTarget.matches(":focus-visible") && showEvidence(event.currentTarget, lines),
@@ -44,7 +46,7 @@ const evidenceOf = (lines) => ({
 });
 
 /** A picture of the table, with error bars, to be saved. */
-function saveLinks(table) {
+export function saveLinks(table) {
   const kinds = { svg: "image/svg+xml", pdf: "application/pdf" };
   const forms = Object.keys(kinds).filter((form) => own(table.pictures, form));
   if (!forms.length) return null;

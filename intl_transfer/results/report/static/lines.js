@@ -1,13 +1,28 @@
 // Curves: lines over steps, bands over seeds, a read-out under the pointer or the arrow keys.
 
+import { h, s, short } from "./core.js";
+import { attachReadout } from "./readout.js";
+import {
+  axes,
+  colour,
+  dash,
+  framed,
+  linear,
+  logTicks,
+  logarithmic,
+  tickText,
+  ticks,
+} from "./scale.js";
+
 /**
  * A line chart.
  * @param {string} title
- * @param {{name: string, x: number[], y: (number|null)[], low?: number[], high?: number[], index?: number}[]} series
+ * @param {Series[]} series
  * @param {{x?: string, y?: string, log?: boolean, logX?: boolean, switchable?: boolean, range?: number[], domain?: number[],
  *   references?: {value: number, name: string}[], note?: string}} options
+ * @returns {Chart}
  */
-function lineChart(title, series, options = {}) {
+export function lineChart(title, series, options = {}) {
   const state = { log: Boolean(options.log), hidden: new Set() };
   series.forEach((line, i) => {
     line.index ??= i;
@@ -71,7 +86,7 @@ const legendButton = (line, hidden, redraw) =>
     { title: "Show or hide this curve" },
   );
 
-function swatch(line) {
+export function swatch(line) {
   return s(
     "svg",
     { class: "swatch", viewBox: "0 0 24 10", width: 24, height: 10, "aria-hidden": "true" },

@@ -1,5 +1,9 @@
 // What a detector saw: pictures with boxes and masks that can be shown or not.
 
+import { openDialog } from "./copy.js";
+import { details, h, s, section, several, short } from "./core.js";
+import { tick } from "./tables.js";
+
 const LAYERS = [
   ["truth-box", "true boxes", true],
   ["truth-mask", "true masks", false],
@@ -8,7 +12,7 @@ const LAYERS = [
   ["label", "names", true],
 ];
 
-function pictureSection(key) {
+export function pictureSection(key) {
   const { pictures } = details(key);
   if (pictures.sheet) {
     return section(
@@ -148,7 +152,7 @@ function pictureFrame(image, classes, index) {
           class: "small",
           "aria-label": `enlarge picture ${index + 1}`,
           click: () => {
-            const large = drawing.cloneNode(true);
+            const large = /** @type {SVGSVGElement} */ (drawing.cloneNode(true));
             large.classList.add("large");
             openDialog(`Picture ${index + 1}`, large);
           },
@@ -163,7 +167,7 @@ function pictureFrame(image, classes, index) {
     for (const { object, node: group } of found) {
       const visible = object.score === null || object.score >= score;
       group.style.display = visible ? "" : "none";
-      shown += visible;
+      if (visible) shown += 1;
     }
     count.textContent = `${several(image.truth.length, "object")}, ${shown} of ${several(found.length, "prediction")}`;
   };

@@ -1,8 +1,12 @@
 // Where a figure comes from: from the pretraining run to the row of the table.
 
+import { DATA, details, h, hash, runLink, several } from "./core.js";
+import { tableNames } from "./results.js";
+
 function tableOf(rowKey) {
-  const table = DATA.tables.find((t) => t.rows.some((row) => row.key === rowKey));
-  return table && { table, row: table.rows.find((row) => row.key === rowKey) };
+  for (const table of DATA.tables)
+    for (const row of table.rows) if (row.key === rowKey) return { table, row };
+  return null;
 }
 
 /** One station: what it is, its name, and facts; `state` is "", "missing" or "here". */
@@ -19,15 +23,13 @@ const station = (kind, name, facts, state) =>
 
 const hashFact = (sha) => sha && ["sha256 ", hash(sha)];
 
-function provenanceChain(key) {
+export function provenanceChain(key) {
   const run = DATA.runs[key];
   const { provenance: from } = details(key);
   return h(
     "ol",
     { class: "chain" },
-    run.stage === "pretrain"
-      ? pretrainingStations(key, run, from)
-      : detectionStations(key, run, from),
+    run.stage === "pretrain" ? pretrainingStations(key, run, from) : detectionStations(run, from),
   );
 }
 
@@ -35,7 +37,7 @@ function pretrainingStations(key, run, from) {
   const children = Object.entries(DATA.runs).filter(([, other]) => other.parent === key);
   const rows = [...new Set(children.map(([, child]) => child.row).filter(Boolean))]
     .map(tableOf)
-    .filter(Boolean);
+    .filter((found) => found !== null);
   return [
     station("pretraining run", run.name, [run.config_name, run.dataset], "here"),
     station(
@@ -49,7 +51,7 @@ function pretrainingStations(key, run, from) {
       children.length ? several(children.length, "run") : "none among the folders read",
       children
         .slice(0, 12)
-        .map(([child]) => runLink(child))
+        .map(([child]) => /** @type {Child} */ (runLink(child)))
         .concat(children.length > 12 ? [`and ${children.length - 12} more`] : []),
       children.length ? "" : "missing",
     ),
@@ -109,7 +111,7 @@ function rowStation(run) {
   ]);
 }
 
-function detectionStations(key, run, from) {
+function detectionStations(run, from) {
   const facts = [run.config_name, `seed ${run.seed}`, run.schedule && `schedule ${run.schedule}`];
   const end = [station(`${run.stage} run`, run.name, facts, "here"), rowStation(run)];
   if (!from.weights_sha256 && !from.source_sha256) return [startStation(run, from), ...end];

@@ -1,6 +1,10 @@
 // What is under the pointer, or under the arrow keys, in numbers.
 
-function nearest(sorted, value) {
+import { fill, h, own, s, say, short } from "./core.js";
+import { swatch } from "./lines.js";
+import { colour } from "./scale.js";
+
+export function nearest(sorted, value) {
   let low = 0;
   let high = sorted.length - 1;
   while (high - low > 1) {
@@ -42,7 +46,7 @@ function readoutRow({ line, value, low, high }) {
 
 const STEPS = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -1e9, End: 1e9 };
 
-function attachReadout(root, marks, readout, series, view) {
+export function attachReadout(root, marks, readout, series, view) {
   const { x, y, box, width, first, last, log, unit } = view;
   if (!series.length) return;
   const longest = series.reduce((best, line) => (line.x.length > best.x.length ? line : best));

@@ -1,10 +1,18 @@
 // The first page: tables of results, and what one row of them is made of.
 
+import { seedChart } from "./bars.js";
+import { copyButtons } from "./copy.js";
+import { DATA, fixed, h, heading, place, several, when } from "./core.js";
+import { evidenceOf, hideEvidence, saveLinks } from "./evidence.js";
+import { rowCurves } from "./rows.js";
+import { missingPage } from "./runs.js";
+import { cell, choice, filterField, sortable, tick } from "./tables.js";
+
 /** What stands behind a figure: how few runs have it, where others of the row do, and its signs. */
 const marksOf = (value) =>
   [value.alone && "†", value.n && ` (n = ${value.n})`, value.arrow].filter(Boolean).join(" ");
 
-function figureText(value) {
+export function figureText(value) {
   if (!value) return "";
   const spread = place.spread && value.std !== null && `± ${fixed(value.std, place.digits)}`;
   return [fixed(value.mean, place.digits), spread, marksOf(value).trim()].filter(Boolean).join(" ");
@@ -22,7 +30,7 @@ function columnWidths(rows, i) {
   };
 }
 
-function figureNode(value, widths = {}) {
+export function figureNode(value, widths = {}) {
   if (!value) return "";
   const part = (name, text) =>
     text
@@ -37,7 +45,7 @@ function figureNode(value, widths = {}) {
 
 const columnName = (column) => `${column.group} ${column.metric}`;
 
-const figureColumns = (table) =>
+export const figureColumns = (table) =>
   table.columns.map((column, i) => ({
     name: column.metric,
     group: column.group,
@@ -91,7 +99,7 @@ function titleParts(title) {
 const partTitles = (table) =>
   table.parts.length ? table.parts.map((part) => part.title) : [table.title];
 /** The data sets of a table: its short name. */
-const tableNames = (table) =>
+export const tableNames = (table) =>
   partTitles(table)
     .map((title) => titleParts(title)[0])
     .join(" and ");
@@ -162,7 +170,7 @@ function contents(tables) {
 }
 
 /** The first page, at one of its tables: where a table in a paper leads to. */
-function tablePage(key) {
+export function tablePage(key) {
   const found = DATA.tables.some((table) => table.key === key);
   if (!found) return missingPage("table");
   requestAnimationFrame(() =>
@@ -177,7 +185,7 @@ function tablePage(key) {
 }
 
 /** A part that is made when it is first opened. */
-function fold(title, make) {
+export function fold(title, make) {
   const body = h("div", { class: "fold-body" });
   return h(
     "details",
@@ -227,11 +235,13 @@ function seedFold(table) {
 const curveFold = (table) =>
   fold("Curves over the training", () => rowCurves(table.rows.filter((row) => row.runs.length)));
 
+/** Link, kind and name of each count that is not 0. */
 function counts() {
   const runs = Object.values(DATA.runs);
-  const number = (status, stage) =>
+  const number = (status, stage = "") =>
     runs.filter((run) => run.status === status && (!stage || run.stage === stage)).length;
-  return [
+  /** @type {[number, string, string, string][]} */
+  const all = [
     [number("finished", "detection"), "detection run", "#/runs", "ok"],
     [number("finished", "pretrain"), "pretraining run", "#/runs", "ok"],
     [number("finished", "evaluation"), "evaluation run", "#/runs", "ok"],
@@ -240,7 +250,8 @@ function counts() {
     [number("interrupted"), "interrupted", "#/left-out", "warn"],
     [number("failed"), "failed", "#/left-out", "bad"],
     [DATA.problems.length, "left out", "#/left-out", "warn"],
-  ]
+  ];
+  return all
     .filter(([count]) => count > 0)
     .map(([count, name, href, kind]) =>
       h(
@@ -268,7 +279,7 @@ const overviewNote = () =>
     ": published, with their source.",
   );
 
-function overviewPage() {
+export function overviewPage() {
   const cards = h("div", { class: "cards" });
   const nothing = h(
     "p",

@@ -1,5 +1,13 @@
 // Rows of tables: their runs, and curves with a band a row.
 
+import { copyButtons } from "./copy.js";
+import { DATA, duration, h, heading, place, runLink, section, several } from "./core.js";
+import { groupCurves } from "./curves.js";
+import { figureColumns, figureNode, figureText, fold } from "./results.js";
+import { factsTable } from "./run.js";
+import { missingPage } from "./runs.js";
+import { cell, choice, figure, sortable } from "./tables.js";
+
 /** Runs that may share a chart: of the same stage, data, detector and schedule. */
 function protocolOf(key) {
   const run = DATA.runs[key];
@@ -9,7 +17,7 @@ function protocolOf(key) {
 }
 
 /** Curves of rows, each a band over its runs; what was not trained alike is kept apart. */
-function rowCurves(rows, all = false) {
+export function rowCurves(rows, all = false) {
   const groups = new Map();
   for (const row of rows) {
     for (const key of row.runs) {
@@ -47,10 +55,10 @@ function rowCurves(rows, all = false) {
   ].filter(Boolean);
 }
 
-function rowPage(key) {
+export function rowPage(key) {
   const table = DATA.tables.find((t) => t.rows.some((row) => row.key === key));
-  if (!table) return missingPage("row of a table");
-  const row = table.rows.find((r) => r.key === key);
+  const row = table?.rows.find((r) => r.key === key);
+  if (!table || !row) return missingPage("row of a table");
   const parts = table.parts.length ? table.parts : [{ title: table.title, tasks: null }];
   const cards = parts.map((part, k) => rowCard(table, row, part, k)).filter(Boolean);
   return [

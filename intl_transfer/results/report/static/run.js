@@ -1,6 +1,37 @@
 // The page of one run.
 
-function factsTable(title, entries) {
+import { barChart } from "./bars.js";
+import { copyButtons } from "./copy.js";
+import {
+  DATA,
+  badge,
+  details,
+  duration,
+  h,
+  heading,
+  own,
+  place,
+  section,
+  settings,
+  several,
+  short,
+  taskName,
+  when,
+} from "./core.js";
+import {
+  classificationCurves,
+  detectionCurves,
+  otherCurves,
+  pretrainingCurves,
+  spectrumCurves,
+} from "./curves.js";
+import { lineChart } from "./lines.js";
+import { pictureSection } from "./pictures.js";
+import { provenanceChain } from "./provenance.js";
+import { missingPage } from "./runs.js";
+import { cell, choice, figure, filterField, sortable } from "./tables.js";
+
+export function factsTable(title, entries) {
   if (!entries.length) return h("p", { class: "empty" }, "Nothing recorded.");
   return h(
     "div",
@@ -44,7 +75,7 @@ function settingsTable(key) {
 }
 
 /** How far a run is, in words. */
-function progress(run) {
+export function progress(run) {
   const { last, total } = run;
   if (last.step === undefined) return "no line in metrics.jsonl yet";
   if (total.iterations) return `iteration ${short(last.step)} of ${short(total.iterations)}`;
@@ -53,7 +84,7 @@ function progress(run) {
   return `step ${short(last.step)}`;
 }
 
-function progressBar(run) {
+export function progressBar(run) {
   const { last, total } = run;
   const share = total.iterations
     ? last.step / total.iterations
@@ -64,7 +95,7 @@ function progressBar(run) {
   return h("progress", { max: 1, value: Math.min(1, share), "aria-label": progress(run) });
 }
 
-function headFacts(key, run) {
+function headFacts(run) {
   return h(
     "dl",
     { class: "head-facts" },
@@ -156,26 +187,15 @@ function precisionSection(key) {
   ];
   const classes = h("span");
   const draw = () => {
-    const series = Object.entries(precision[state.task])
-      .map(([overlap, found], index) => ({
-        name: `${state.name}, IoU ${overlap}`,
-        x: found.recall,
-        y: own(found.precision, state.name),
-        index,
-      }))
-      .filter((line) => line.y);
-    const others =
-      state.name !== "mean" &&
-      Object.entries(precision[state.task])
-        .map(([overlap, found], i) => ({
-          name: `mean, IoU ${overlap}`,
-          x: found.recall,
-          y: own(found.precision, "mean"),
-          index: 4 + i,
-        }))
-        .filter((line) => line.y);
+    const curvesOf = (name, first) =>
+      Object.entries(precision[state.task]).flatMap(([overlap, found], i) => {
+        const y = own(found.precision, name);
+        return y ? [{ name: `${name}, IoU ${overlap}`, x: found.recall, y, index: first + i }] : [];
+      });
+    const series = curvesOf(state.name, 0);
+    const others = state.name !== "mean" ? curvesOf("mean", 4) : [];
     body.replaceChildren(
-      lineChart(`Precision over recall, ${taskName(state.task)}`, [...series, ...(others || [])], {
+      lineChart(`Precision over recall, ${taskName(state.task)}`, [...series, ...others], {
         x: "recall",
         y: "precision",
         range: [0, 1],
@@ -187,7 +207,7 @@ function precisionSection(key) {
     state.task = task;
     state.name = "mean";
     const names = namesOf(task).sort(
-      (a, b) => (b === "mean") - (a === "mean") || a.localeCompare(b),
+      (a, b) => Number(b === "mean") - Number(a === "mean") || a.localeCompare(b),
     );
     classes.replaceChildren(
       choice(
@@ -222,7 +242,7 @@ function precisionSection(key) {
 }
 
 /** The end of a log, scrolled to its end. */
-function logBox(name, lines, label, open) {
+export function logBox(name, lines, label, open) {
   const box = h("pre", { tabindex: "0", "aria-label": label }, lines.join("\n"));
   return h(
     "details",
@@ -304,7 +324,7 @@ function comparePicker(key) {
   return h("div", { class: "toolbar" }, select);
 }
 
-function runPage(key) {
+export function runPage(key) {
   const run = own(DATA.runs, key);
   if (!run) return missingPage("run");
   const pretraining = run.stage === "pretrain";
@@ -329,7 +349,7 @@ function runPage(key) {
     words.length > 0 && h("p", { class: "lead" }, words.join(" · ")),
     run.status !== "finished" && progressBar(run),
     h("p", { class: "path" }, run.path),
-    headFacts(key, run),
+    headFacts(run),
     comparePicker(key),
     run.status !== "finished" && logSection(key),
     metricTable(key, run),

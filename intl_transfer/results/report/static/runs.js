@@ -1,5 +1,25 @@
 // The list of all runs, and of those that are in no table.
 
+import { copyButtons } from "./copy.js";
+import {
+  DATA,
+  badge,
+  details,
+  duration,
+  fixed,
+  h,
+  heading,
+  own,
+  place,
+  runLink,
+  section,
+  short,
+  taskName,
+  when,
+} from "./core.js";
+import { logBox, progress, progressBar } from "./run.js";
+import { cell, choice, filterField, sortable } from "./tables.js";
+
 function headline(run) {
   for (const name of ["box/AP", "voc/AP", "mask/AP", "top1", "knn_accuracy"]) {
     const value = own(run.figures, name);
@@ -88,11 +108,13 @@ function pickHint() {
   );
 }
 
-function runsPage() {
+export function runsPage() {
   const bar = h("div", { class: "pick-bar" }, pickHint());
   const changed = () => {
-    for (const box of document.querySelectorAll("[data-pick]"))
-      box.checked = place.chosen.includes(box.getAttribute("data-pick"));
+    /** @type {NodeListOf<HTMLInputElement>} */
+    const boxes = document.querySelectorAll("[data-pick]");
+    for (const box of boxes)
+      box.checked = place.chosen.includes(box.getAttribute("data-pick") || "");
     bar.replaceChildren(pickHint());
   };
   const lines = Object.entries(DATA.runs).map(([key, run]) => runLine(key, run, changed));
@@ -136,7 +158,7 @@ function runsPage() {
   ];
 }
 
-function leftOutPage() {
+export function leftOutPage() {
   const waiting = Object.entries(DATA.runs).filter(
     ([, run]) => !["finished", "superseded"].includes(run.status),
   );
@@ -204,7 +226,7 @@ function leftOutPage() {
   ];
 }
 
-function missingPage(what) {
+export function missingPage(what) {
   return [
     heading(1, "Not here"),
     h(

@@ -1,24 +1,30 @@
 // What all charts share: ticks, scales, colours, and a frame that is drawn at the width it has.
 
+import { h, s } from "./core.js";
+
 const COLOURS = 8;
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "5 2", "1 2", "12 4", "4 4"];
-const colour = (index) => `c${index % COLOURS}`;
+export const colour = (index) => `c${index % COLOURS}`;
 // Colours come again after eight series; the dashes then differ.
-const dash = (index) => DASHES[(index + Math.floor(index / COLOURS)) % DASHES.length];
+export const dash = (index) => DASHES[(index + Math.floor(index / COLOURS)) % DASHES.length];
 
-/** Round values that span a range, about so many. */
-function ticks(low, high, count = 5) {
+/**
+ * Round values that span a range, about so many.
+ * @param {number} low
+ * @param {number} high
+ */
+export function ticks(low, high, count = 5) {
   if (!(high > low)) return [low];
   const raw = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((m) => m >= raw * 0.999);
+  const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((m) => m >= raw * 0.999) ?? power;
   const made = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1)
     made.push(i * step);
   return made;
 }
 
-function logTicks(low, high) {
+export function logTicks(low, high) {
   const made = [];
   const steps =
     Math.log10(high / low) > 2.5
@@ -34,7 +40,7 @@ function logTicks(low, high) {
 }
 
 /** Ticks as text, with as many digits as tell them apart. */
-function tickText(values) {
+export function tickText(values) {
   const largest = Math.max(...values.map(Math.abs));
   if (largest >= 1e6 || (largest > 0 && largest < 1e-3))
     return values.map((v) =>
@@ -50,18 +56,24 @@ function tickText(values) {
   return values.map((v) => String(Number(v.toPrecision(6))).replace("-", "−"));
 }
 
-function linear(low, high, from, to) {
+export function linear(low, high, from, to) {
   const span = high - low || 1;
   return (value) => from + ((value - low) / span) * (to - from);
 }
 
-function logarithmic(low, high, from, to) {
+export function logarithmic(low, high, from, to) {
   const inner = linear(Math.log(low), Math.log(high), from, to);
   return (value) => inner(Math.log(value));
 }
 
-/** A chart that is drawn anew when its width changes. */
-function framed(title, draw, options = {}) {
+/**
+ * A chart that is drawn anew when its width changes.
+ * @param {Child} title
+ * @param {(width: number) => (Node | string) | (Node | string)[]} draw
+ * @param {{class?: string, legend?: Child, controls?: Child, note?: Child}} options
+ * @returns {Chart}
+ */
+export function framed(title, draw, options = {}) {
   const canvas = h("div", { class: "canvas" });
   const figure = h(
     "figure",
@@ -80,12 +92,11 @@ function framed(title, draw, options = {}) {
     const width = Math.floor(entry.contentRect.width);
     if (width > 0 && Math.abs(width - drawn) > 1) redraw(width);
   }).observe(canvas);
-  figure.redraw = () => drawn && redraw(drawn);
-  return figure;
+  return Object.assign(figure, { redraw: () => void (drawn && redraw(drawn)) });
 }
 
 /** Axes with ticks, grid lines and names. */
-function axes(box, x, y) {
+export function axes(box, x, y) {
   const xTexts = tickText(x.ticks);
   const yTexts = tickText(y.ticks);
   return s(

@@ -1,12 +1,20 @@
 // Tables that sort by a press on a column's name, and filter by words.
 
+import { fixed, h, place, say } from "./core.js";
+import { showEvidence } from "./evidence.js";
+
 /**
- * @typedef {{value?: number|string|null, text: string, node?: Node|Node[], best?: boolean, class?: string}} Cell
- * @typedef {{cells: Cell[], words?: string, italic?: boolean, notes?: number[]}} Line
+ * @typedef {{value?: number|string|null, text: string, node?: Child, best?: boolean, class?: string}} Cell
+ * @typedef {{cells: Cell[], words?: string, italic?: boolean, notes?: number[], evidence?: any}} Line
+ * @typedef {{name?: string, class?: string, lines: Line[]}} Block
  */
 
-const cell = (text, more = {}) => ({ text: text ?? "", value: text, ...more });
-const figure = (value, digits, more = {}) => ({ value, text: fixed(value, digits), ...more });
+export const cell = (text, more = {}) => ({ text: text ?? "", value: text, ...more });
+export const figure = (value, digits, more = {}) => ({
+  value,
+  text: fixed(value, digits),
+  ...more,
+});
 
 function compareCells(a, b, direction) {
   const [x, y] = [a.value, b.value];
@@ -123,8 +131,13 @@ const emptyBody = (width) =>
     h("tr", null, h("td", { colspan: width, class: "empty" }, "No row has all of these words.")),
   );
 
-/** A block's rows that fit the filter, in the order asked for. */
-function arranged(block, filter, [column, direction]) {
+/**
+ * A block's rows that fit the filter, in the order asked for.
+ * @param {Block} block
+ * @param {string} filter
+ * @param {[number, number] | []} order column and direction
+ */
+function arranged(block, filter, [column, direction = 1]) {
   const lines = block.lines.filter((line) => matches(line, filter));
   if (column !== undefined)
     lines.sort((a, b) => compareCells(a.cells[column], b.cells[column], direction));
@@ -157,16 +170,18 @@ function sheetOf(spec, blocks) {
  * A table in a box that scrolls sideways.
  * @param {{id: string, title: string, class?: string, head?: number, notes?: string[], legend?: string[],
  *   columns: {name: string, group?: string, numeric?: boolean, fixed?: boolean, silent?: boolean, hint?: string, up?: boolean}[],
- *   blocks: {name?: string, class?: string, lines: Line[]}[]}} spec
+ *   blocks: Block[]}} spec
  * @returns its node, a filter that tells how many rows it leaves, and what is to be copied.
  */
-function sortable(spec) {
+export function sortable(spec) {
   const { columns } = spec;
   const table = h("table", { class: spec.class });
   let filter = "";
+  /** @returns {[number, number] | []} */
   const sorting = () => {
     const [column, direction] = place.sorts[spec.id] || [];
-    return column < columns.length ? [column, direction] : [];
+    const known = column !== undefined && direction !== undefined && column < columns.length;
+    return known ? [column, direction] : [];
   };
   const visible = () => spec.blocks.map((block) => arranged(block, filter, sorting()));
 
@@ -178,8 +193,10 @@ function sortable(spec) {
     else delete place.sorts[spec.id]; // the third press gives the table's own order back
     place.keep();
     draw();
-    table.querySelector(`[data-column="${i}"]`).focus();
-    const [now, way] = sorting();
+    /** @type {HTMLElement | null} */
+    const pressed = table.querySelector(`[data-column="${i}"]`);
+    pressed?.focus();
+    const [now, way = 1] = sorting();
     say(
       now === undefined
         ? "in the table's own order"
@@ -189,7 +206,7 @@ function sortable(spec) {
 
   function draw() {
     const blocks = visible().filter((block) => block.lines.length);
-    const [sorted, direction] = sorting();
+    const [sorted, direction = 1] = sorting();
     const order = (i) => (i !== sorted ? "none" : direction > 0 ? "ascending" : "descending");
     table.replaceChildren(
       h("caption", { class: "sr" }, spec.title),
@@ -226,7 +243,7 @@ function sortable(spec) {
 }
 
 /** A field to filter by, which calls back at every key. */
-function filterField(label, value, changed) {
+export function filterField(label, value, changed) {
   const input = h("input", {
     type: "search",
     value,
@@ -238,7 +255,7 @@ function filterField(label, value, changed) {
   return h("label", { class: "field" }, h("span", null, label), input);
 }
 
-function choice(label, options, value, changed) {
+export function choice(label, options, value, changed) {
   const select = h(
     "select",
     { "aria-label": label, change: () => changed(select.value) },
@@ -248,7 +265,7 @@ function choice(label, options, value, changed) {
   return h("label", { class: "field" }, h("span", null, label), select);
 }
 
-function tick(label, on, changed) {
+export function tick(label, on, changed) {
   const box = h("input", { type: "checkbox", change: () => changed(box.checked) });
   box.checked = on;
   return h("label", { class: "tick" }, box, label);

@@ -1,0 +1,1 @@
+"""The launchers, and what runs on a node."""
