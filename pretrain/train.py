@@ -38,6 +38,7 @@ from intl_transfer.runs.lock import directory_lock
 from intl_transfer.runs.progress import Progress
 from intl_transfer.runs.records import ImageSet
 from intl_transfer.runs.stopping import StopRequest, ending
+from pretrain.checks import check
 from pretrain.config import PretrainConfig
 from pretrain.export import export
 from pretrain.learner import Learner
@@ -49,7 +50,7 @@ from pretrain.monitor import (
     open_trackers,
 )
 from pretrain.nonfinite import NonFiniteWatch
-from pretrain.session import State, check, open_run
+from pretrain.session import State, open_run
 
 AGAIN = "the same command continues"
 

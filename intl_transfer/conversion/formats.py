@@ -46,6 +46,7 @@ from intl_transfer.models import STEMS, Stem
 from intl_transfer.runs import MANIFEST, RESULTS, read_manifest, read_results, sha256_file
 from intl_transfer.runs.checkpoint import FORMAT, load_newest
 from intl_transfer.runs.checkpoint import read_checkpoint as read_own_checkpoint
+from intl_transfer.runs.settings import flatten
 
 # Other words for the two networks of a method with a moving average.
 _ALIASES = {
@@ -318,7 +319,9 @@ def _from_own(path: Path, content: Mapping[str, Any], branch: str) -> Backbone:
     key = "model" if branch == ONLINE else "target"
     source = content.get(key)
     if branch == TARGET and source is None:
-        raise UserError(f"{path} has no moving-average copy (trained with loss.method=intl)")
+        config = content.get("config")
+        method = flatten(config if isinstance(config, dict) else {}).get("loss.method", "intl")
+        raise UserError(f"{path} has no moving-average copy (trained with loss.method={method})")
     if not isinstance(source, dict):
         raise UserError(f"{path} is not a whole checkpoint: expected a state dict as '{key}'")
     prefix = "backbone."
