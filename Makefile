@@ -26,7 +26,7 @@ help:
 	@echo "make demo BACKBONE=resnet50 SCALE=2"
 	@echo "make test                      all tests (WORKERS=2)"
 	@echo "make lint                      ruff, mypy, links of the documentation"
-	@echo "make tables                    the documentation's tables from the data beside it"
+	@echo "make tables                    the documentation's tables and code from their files"
 	@echo "make site                      the documentation, site/index.html"
 	@echo "make bench                     every benchmark"
 	@echo "make faults                    kill, cut off and fill the disk at every file operation (hours)"

@@ -136,7 +136,8 @@ def configuration(
     Raises:
         UserError: for an unknown name, key or value.
     """
-    from intl_transfer.evaluation.config import EvaluationConfig, check
+    from intl_transfer.evaluation.checks import check
+    from intl_transfer.evaluation.config import EvaluationConfig
     from intl_transfer.runs.config import load_config
 
     config = load_config(EvaluationConfig, name, overrides, CONFIGS, defaults, own=("expected",))
