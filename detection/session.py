@@ -24,17 +24,16 @@ from intl_transfer.errors import UserError
 from intl_transfer.runs import (
     MANIFEST,
     RunDirectory,
-    architectures,
     read_manifest,
     sha256_file,
     write_atomically,
 )
+from intl_transfer.runs.architectures import architecture
 from intl_transfer.runs.atomic import clear_leftovers
 from intl_transfer.runs.changes import changed_data, changes_of, refuse
 from intl_transfer.runs.checkpoint import take_newest
 from intl_transfer.runs.records import (
     SCHEMA,
-    Architecture,
     Dataset,
     DetectionResults,
     Evaluator,
@@ -181,7 +180,7 @@ def results_of(
             images=images[name].images,
             **({} if used is None else {"labels": used}),
         ),
-        architecture=architecture(cfg),
+        architecture=architecture(as_dict(cfg)),
         schedule=Schedule(
             name=schedule_name(cfg) + labels.suffix(used),
             iterations=solver.MAX_ITER,
@@ -206,11 +205,6 @@ def evaluator(name: str) -> Evaluator:
         return Evaluator(name="intl-transfer", metric="COCO")
     points = "11 points" if MetadataCatalog.get(name).year == 2007 else "area under the curve"
     return Evaluator(name="intl-transfer", metric=f"VOC, {points}")
-
-
-def architecture(cfg: Any) -> Architecture:
-    """The detector's kind, backbone and head."""
-    return architectures.architecture(as_dict(cfg))
 
 
 def resume(trainer: Trainer, folder: Path) -> bool:
@@ -242,7 +236,7 @@ def resume(trainer: Trainer, folder: Path) -> bool:
 
 def introduce(cfg: Any, start: Initialisation, used: Labels | None = None) -> None:
     """One line of what is going to be trained, and one of the labels where they are not all."""
-    built = architecture(cfg)
+    built = architecture(as_dict(cfg))
     print(
         f"{built.meta} {built.backbone}-{built.head} on "
         f"{', '.join(cfg.DATASETS.TRAIN)} from {cfg.MODEL.WEIGHTS or start.method}: "

@@ -34,7 +34,7 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from detection.checks import check_settings
-from detection.config import CONFIGS, RANDOM, config_of, load_config
+from detection.config import CONFIGS, RANDOM, as_dict, config_of, load_config
 from detection.curves import draw_curves
 from detection.demo import demonstrate
 from detection.evaluators import summarise
@@ -42,7 +42,6 @@ from detection.expected import check_expected, is_asked_for
 from detection.machines import launch
 from detection.pictures import write_pictures
 from detection.session import (
-    architecture,
     check_same_run,
     finished,
     initialisation,
@@ -62,6 +61,7 @@ from intl_transfer.boundary import Boundary
 from intl_transfer.data.detection_roles import asked_of_masks
 from intl_transfer.errors import UserError
 from intl_transfer.runs import RunDirectory, sha256_file, write_json
+from intl_transfer.runs.architectures import architecture
 from intl_transfer.runs.config import resolve_config
 from intl_transfer.runs.lock import directory_lock
 from intl_transfer.runs.records import Detector, ImageSet, Initialisation
@@ -337,7 +337,7 @@ def evaluate(cfg: Any, content: dict[str, Any], verify: bool = False) -> None:
         found = {
             "metrics": metrics,
             "dataset": name,
-            "architecture": architecture(cfg).as_json(),
+            "architecture": architecture(as_dict(cfg)).as_json(),
             "weights": {"path": cfg.MODEL.WEIGHTS, "sha256": sha256_file(cfg.MODEL.WEIGHTS)},
             "test_augmentation": cfg.TEST.AUG.ENABLED,
         }

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from intl_transfer.conversion.adapters import recognise
+from intl_transfer.conversion.adapters import Adapter, recognise
 from intl_transfer.conversion.adapters.base import ONLINE, TARGET, chosen
 from intl_transfer.conversion.audit import check_whole, has_small_stem
 from intl_transfer.conversion.evidence import (
@@ -212,17 +212,7 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
     if found is None:
         raise UserError(f"{path}: {unknown(content)}")
     adapter, branches = found
-    if branch is not None and branch not in branches:
-        branch = unwrapped(branch)  # as whoever knows the file writes it
-    if branch is None and len(branches) > 1 and not {ONLINE, TARGET}.issuperset(branches):
-        counts = ", ".join(f"'{name}' ({count(content, name)} tensors)" for name in branches)
-        raise UserError(
-            f"{path}: tensors of {len(branches)} ResNets, or of one whose names are mixed, behind "
-            f"the prefixes {counts}. Choose one with --branch PREFIX, as in: intl-transfer convert "
-            f"{path} OUT --branch {shlex.quote(branches[0].strip(chr(39)))}"
-        )
-    wish = branch
-    branch = chosen(branches, branch, f"{path} ({adapter.name})")
+    branch, wish = _branch_of(path, content, adapter, branches, branch)
     try:
         state, dropped = adapter.to_torchvision(content, branch)
     except UserError as error:
@@ -271,6 +261,26 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
         sources=sources,
         sha256=sha256,
     )
+
+
+def _branch_of(
+    path: Path, content: Content, adapter: Adapter, branches: list[str], branch: str | None
+) -> tuple[str, str | None]:
+    """The network to read, and the one that was asked for, as the file spells it.
+
+    Raises:
+        UserError: if there are several and none is the default, or not the one asked for.
+    """
+    if branch is not None and branch not in branches:
+        branch = unwrapped(branch)  # as whoever knows the file writes it
+    if branch is None and len(branches) > 1 and not {ONLINE, TARGET}.issuperset(branches):
+        counts = ", ".join(f"'{name}' ({count(content, name)} tensors)" for name in branches)
+        raise UserError(
+            f"{path}: tensors of {len(branches)} ResNets, or of one whose names are mixed, behind "
+            f"the prefixes {counts}. Choose one with --branch PREFIX, as in: intl-transfer convert "
+            f"{path} OUT --branch {shlex.quote(branches[0].strip(chr(39)))}"
+        )
+    return chosen(branches, branch, f"{path} ({adapter.name})"), branch
 
 
 def _opened(path: Path) -> tuple[Content, str | None]:
