@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from torch import Tensor
 from intl_transfer.runs import RunDirectory
 from intl_transfer.runs.changes import changed_midway
 from intl_transfer.runs.checkpoint import (
-    CheckpointNotWrittenError,
     list_checkpoints,
     resume,
     save_checkpoint,
+    try_to_save,
 )
 from intl_transfer.runs.distributed import Ranks
 from intl_transfer.runs.finite import first_nonfinite
@@ -88,17 +88,9 @@ class State:
             "config": dataclasses.asdict(self.config),
             "run": describe(run, self.config, self.name),
         }
-        try:
-            keep = self.config.engine.keep_checkpoints
-            save_checkpoint(folder, step, state, keep, self.is_milestone)
-        except CheckpointNotWrittenError as error:
-            older = list_checkpoints(folder)
-            has = f"the newest is {older[0].name}" if older else "there is none yet"
-            print(f"warning: {error}; the run goes on, {has}", file=sys.stderr, flush=True)
-            run.save_failed(str(error))
-            return False
-        run.save_succeeded()
-        return True
+        keep = self.config.engine.keep_checkpoints
+        save = partial(save_checkpoint, folder, step, state, keep, self.is_milestone)
+        return try_to_save(run, save, lambda: list_checkpoints(folder))
 
     def is_milestone(self, step: int) -> bool:
         """Whether the checkpoint of a step stays for good."""

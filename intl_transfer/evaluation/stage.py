@@ -13,10 +13,9 @@ from intl_transfer.evaluation.config import EvaluationConfig
 from intl_transfer.evaluation.kinds import KINDS
 from intl_transfer.evaluation.session import Session, open_run
 from intl_transfer.evaluation.subject import Subject
-from intl_transfer.runs.changes import changed_data, unfinished
+from intl_transfer.runs.changes import Continuation
 from intl_transfer.runs.controls import in_words
 from intl_transfer.runs.distributed import Ranks
-from intl_transfer.runs.settings import Differences
 from intl_transfer.runs.stopping import StopRequest
 
 
@@ -25,8 +24,7 @@ def evaluate(
     name: str,
     subject: Subject,
     ranks: Ranks,
-    changes: Differences,
-    allow_change: bool = False,
+    earlier: Continuation,
 ) -> int:
     """One evaluation from start, or from its newest checkpoint, to its results.
 
@@ -35,8 +33,7 @@ def evaluate(
         name: the configuration's.
         subject: the backbone.
         ranks: this process's place.
-        changes: settings in which the run's last session differs.
-        allow_change: whether the run may go on with other images.
+        earlier: what the run directory held.
 
     Returns:
         An exit status: 0, or 75 for a run that was asked to stop and can be continued.
@@ -53,13 +50,12 @@ def evaluate(
             for source, trained in ((train, True), (test, False))
         )
     output = Path(config.output_dir or "")
-    changes = changes | changed_data(output, images)
-    unfinished(output, changes, allow_change)  # refuses other images
+    earlier.add_images(images)
     session = Session(config, name, subject, ranks, output, KINDS[config.kind])
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         if ranks.is_main:
-            session.run = open_run(session, changes, images)
+            session.run = open_run(session, earlier.changes, images)
             stack.enter_context(session.run.recording())
             print(
                 f"{session.kind.title}, {subject.architecture} "
