@@ -31,7 +31,7 @@ help:
 	@echo "make test                      all tests (WORKERS=2)"
 	@echo "make lint                      ruff, mypy, links of the documentation; the report's JavaScript with npm"
 	@echo "make lint-javascript           the report's JavaScript alone"
-	@echo "make tables                    the documentation's tables from the data beside it"
+	@echo "make tables                    the documentation's tables and code from their files"
 	@echo "make site                      the documentation, site/index.html"
 	@echo "make bench                     every benchmark, kept in docs/results/corpus (NAMES=\"head views\" for some)"
 	@echo "make faults                    kill, cut off and fill the disk at every file operation (hours)"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import resource
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +15,14 @@ from detectron2.utils.events import EventStorage
 from fvcore.nn.precise_bn import update_bn_stats
 from torch.nn.parallel import DistributedDataParallel
 
+from detection.checkpoints import checkpoints
 from detection.stream import TrainingStream, seed_iteration
 from intl_transfer.runs import RunDirectory
+from intl_transfer.runs.checkpoint import (
+    CheckpointNotWrittenError,
+    keep_newest,
+    try_to_save,
+)
 from intl_transfer.runs.stopping import Stopped, StopRequest
 
 if TYPE_CHECKING:
@@ -214,28 +218,18 @@ class Checkpoints(_Hook):
     def _save(self, name: str, last: bool) -> bool:
         checkpointer = self.trainer.checkpointer
         folder = Path(checkpointer.save_dir)
-        try:
-            checkpointer.save(name, iteration=self.trainer.iter)
-        except OSError as error:  # a full disk
-            text = f"{folder / name}.pth was not written ({error.strerror or error})"
-            if self._run is not None:
-                self._run.save_failed(text)
-            if last:
-                raise
-            print(
-                f"warning: {text}; the run goes on with the checkpoints that it has",
-                file=sys.stderr,
-                flush=True,
-            )
-            return False
-        if self._run is not None:
-            self._run.save_succeeded()
-        if not last:
-            passing = sorted(folder.glob("model_[0-9]*.pth"), key=lambda p: p.stat().st_mtime)
-            for old in passing[:-_KEPT]:
-                with contextlib.suppress(OSError):  # one too many does no harm
-                    old.unlink()
-        return True
+
+        def save() -> None:
+            try:
+                checkpointer.save(name, iteration=self.trainer.iter)
+            except OSError as error:  # a full disk
+                text = f"{folder / name}.pth was not written ({error.strerror or error})"
+                raise CheckpointNotWrittenError(text) from error
+
+        written = try_to_save(self._run, save, lambda: checkpoints(folder), is_needed=last)
+        if written and not last:
+            keep_newest([p for p in checkpoints(folder) if p.stem[6:].isdigit()], _KEPT)
+        return written
 
 
 class Evaluation(_Hook):

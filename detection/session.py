@@ -24,17 +24,15 @@ from intl_transfer.errors import UserError
 from intl_transfer.runs import (
     MANIFEST,
     RunDirectory,
-    architectures,
-    read_manifest,
     sha256_file,
     write_atomically,
 )
+from intl_transfer.runs.architectures import architecture
 from intl_transfer.runs.atomic import clear_leftovers
-from intl_transfer.runs.changes import changed_data, changes_of, refuse
+from intl_transfer.runs.changes import Continuation
 from intl_transfer.runs.checkpoint import take_newest
 from intl_transfer.runs.records import (
     SCHEMA,
-    Architecture,
     Dataset,
     DetectionResults,
     Evaluator,
@@ -43,6 +41,7 @@ from intl_transfer.runs.records import (
     Labels,
     Schedule,
 )
+from intl_transfer.runs.settings import Differences
 
 
 def set_up(cfg: Any, training: bool) -> None:
@@ -77,20 +76,12 @@ def set_up(cfg: Any, training: bool) -> None:
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
 
 
-def finished(cfg: Any) -> bool:
-    """Whether the output folder's run is done."""
-    folder = Path(cfg.OUTPUT_DIR)
-    return (folder / MANIFEST).exists() and read_manifest(folder).status == "finished"
-
-
-def check_same_run(
-    cfg: Any, content: dict[str, Any] | None, images: Mapping[str, ImageSet]
-) -> None:
-    """Refuses to continue a run under settings, from weights or on images that are not its own."""
-    config, folder = as_dict(cfg), cfg.OUTPUT_DIR
-    changes = changes_of(folder, "detection", config, inputs(cfg, initialisation(cfg, content)))
-    remedy = "Give another folder with --output-dir, or remove that one"
-    refuse(folder, {**changes, **changed_data(folder, images)}, remedy)
+def continuation(
+    cfg: Any, content: dict[str, Any] | None, images: Mapping[str, ImageSet], allow: bool
+) -> Continuation:
+    """What the output folder holds; refuses other settings, weights and images than its run's."""
+    files = inputs(cfg, initialisation(cfg, content))
+    return Continuation(cfg.OUTPUT_DIR, "detection", as_dict(cfg), files, images, allow=allow)
 
 
 def initialisation(cfg: Any, content: dict[str, Any] | None) -> Initialisation:
@@ -121,7 +112,11 @@ def inputs(cfg: Any, start: Initialisation) -> list[dict[str, Any]]:
 
 
 def open_run(
-    cfg: Any, start: Initialisation, name: str, images: Mapping[str, ImageSet]
+    cfg: Any,
+    start: Initialisation,
+    name: str,
+    images: Mapping[str, ImageSet],
+    changes: Differences | None = None,
 ) -> RunDirectory:
     """Opens the run directory for a new session.
 
@@ -130,6 +125,7 @@ def open_run(
         start: from :func:`initialisation`.
         name: the configuration's name.
         images: what the data sets hold.
+        changes: settings in which this session differs from the one before.
     """
     return RunDirectory.start(
         cfg.OUTPUT_DIR,
@@ -142,6 +138,7 @@ def open_run(
         inputs=inputs(cfg, start),
         world_size=comm.get_world_size(),
         dataset=images,
+        changes=changes,
     )
 
 
@@ -181,7 +178,7 @@ def results_of(
             images=images[name].images,
             **({} if used is None else {"labels": used}),
         ),
-        architecture=architecture(cfg),
+        architecture=architecture(as_dict(cfg)),
         schedule=Schedule(
             name=schedule_name(cfg) + labels.suffix(used),
             iterations=solver.MAX_ITER,
@@ -208,17 +205,14 @@ def evaluator(name: str) -> Evaluator:
     return Evaluator(name="intl-transfer", metric=f"VOC, {points}")
 
 
-def architecture(cfg: Any) -> Architecture:
-    """The detector's kind, backbone and head."""
-    return architectures.architecture(as_dict(cfg))
-
-
-def resume(trainer: Trainer, folder: Path) -> bool:
+def resume(trainer: Trainer, folder: Path, is_begun: bool) -> bool:
     """Takes up the newest whole checkpoint, on every rank; others are named and passed over.
 
     Args:
         trainer: of the run.
         folder: the run directory.
+        is_begun: whether a run is there that checkpoints may be of; rank 0's word counts, since a
+            node that comes later finds what rank 0 has just begun.
 
     Returns:
         Whether there was one.
@@ -235,14 +229,14 @@ def resume(trainer: Trainer, folder: Path) -> bool:
     paths: list[Path] = []
     if comm.is_main_process():
         clear_leftovers(folder)
-        paths = checkpoints(folder)
+        paths = checkpoints(folder) if is_begun else []
     found = take_newest(paths, take, folder, comm.all_gather, comm.is_main_process())
     return found is not None
 
 
 def introduce(cfg: Any, start: Initialisation, used: Labels | None = None) -> None:
     """One line of what is going to be trained, and one of the labels where they are not all."""
-    built = architecture(cfg)
+    built = architecture(as_dict(cfg))
     print(
         f"{built.meta} {built.backbone}-{built.head} on "
         f"{', '.join(cfg.DATASETS.TRAIN)} from {cfg.MODEL.WEIGHTS or start.method}: "

@@ -14,7 +14,7 @@ from detection.config import RANDOM, load_config
 from detection.scaling import batch_that_fits, scale_to_batch
 from intl_transfer.devices import Gpus, gpus
 from intl_transfer.errors import UserError
-from intl_transfer.runs import read_manifest
+from intl_transfer.runs import MANIFEST, read_manifest
 
 NORMS = ("naiveSyncBN", "SyncBN", "BN")
 
@@ -131,7 +131,7 @@ def _choose_batch(cfg: Any, arguments: argparse.Namespace) -> None:
     """Scales to the batch asked for, to that of the run continued, or to what these GPUs hold."""
     before = cfg.SOLVER.IMS_PER_BATCH
     wanted, why = arguments.scale_to_batch, ""
-    if wanted is None and arguments.resume and (Path(cfg.OUTPUT_DIR) / "manifest.json").exists():
+    if wanted is None and not arguments.eval_only and (Path(cfg.OUTPUT_DIR) / MANIFEST).exists():
         wanted = int(read_manifest(cfg.OUTPUT_DIR).config["SOLVER"]["IMS_PER_BATCH"])
     elif wanted is None and not arguments.eval_only:
         processes, memory = arguments.num_machines, math.inf

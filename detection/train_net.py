@@ -5,8 +5,8 @@
     python detection/train_net.py --weights RUN --eval-only
     python detection/train_net.py --weights RUN --demo picture.jpg
 
-Any of Detectron2's options can follow as KEY VALUE. Run again with --resume to continue; exit
-status 75 says that a run was asked to stop, has saved, and wants to be continued.
+Any of Detectron2's options can follow as KEY VALUE. Run the same command again to continue a run
+that was stopped; exit status 75 says that it was asked to, has saved, and wants to be continued.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from detection.checks import check_settings
-from detection.config import CONFIGS, RANDOM, config_of, load_config
+from detection.config import CONFIGS, RANDOM, as_dict, config_of, load_config
 from detection.curves import draw_curves
 from detection.demo import demonstrate
 from detection.evaluators import summarise
@@ -42,9 +42,7 @@ from detection.expected import check_expected, is_asked_for
 from detection.machines import launch
 from detection.pictures import write_pictures
 from detection.session import (
-    architecture,
-    check_same_run,
-    finished,
+    continuation,
     initialisation,
     introduce,
     labels_used,
@@ -62,12 +60,12 @@ from intl_transfer.boundary import Boundary
 from intl_transfer.data.detection_roles import asked_of_masks
 from intl_transfer.errors import UserError
 from intl_transfer.runs import RunDirectory, sha256_file, write_json
+from intl_transfer.runs.architectures import architecture
+from intl_transfer.runs.changes import Continuation
 from intl_transfer.runs.config import resolve_config
 from intl_transfer.runs.lock import directory_lock
 from intl_transfer.runs.records import Detector, ImageSet, Initialisation
-from intl_transfer.runs.stopping import Stopped, StopRequest, ending, passed_on
-
-AGAIN = "--resume continues"
+from intl_transfer.runs.stopping import AGAIN, Stopped, StopRequest, ending, passed_on
 
 
 def main() -> int:
@@ -80,15 +78,15 @@ def main() -> int:
                 folder=arguments.output_dir or ".",
             )
             return 0
-        cfg, content, images = prepare(arguments)
-        if arguments.resume and not arguments.eval_only and finished(cfg):
+        cfg, content, images, earlier = prepare(arguments)
+        if earlier is not None and earlier.is_finished:
             print(f"{cfg.OUTPUT_DIR} is finished; nothing to do")
             return 0
         with ExitStack() as stack:
             if arguments.machine_rank == 0 and not arguments.eval_only:
                 stack.enter_context(directory_lock(cfg.OUTPUT_DIR))
             boundary.folder = Path(cfg.OUTPUT_DIR)
-            boundary.status = start_processes(cfg, content, images, arguments)
+            boundary.status = start_processes(cfg, content, images, earlier, arguments)
     return boundary.status
 
 
@@ -96,6 +94,7 @@ def start_processes(
     cfg: Any,
     content: dict[str, Any] | None,
     images: dict[str, ImageSet],
+    earlier: Continuation | None,
     arguments: argparse.Namespace,
 ) -> int:
     """Runs :func:`worker` in one process a GPU; returns an exit status."""
@@ -111,7 +110,7 @@ def start_processes(
                 num_machines=arguments.num_machines,
                 machine_rank=arguments.machine_rank,
                 dist_url=arguments.dist_url,
-                args=(cfg, content, images, arguments),
+                args=(cfg, content, images, earlier, arguments),
             )
         except ProcessExitedException as error:  # one of several processes has said why
             status: int = error.exit_code
@@ -135,8 +134,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output-dir", help="run directory, as OUTPUT_DIR")
     add_arguments(parser)
     parser.add_argument(
-        "--resume", action="store_true", help="continue the run in the output folder"
+        "--resume",
+        action="store_true",
+        help="continue the run in the output folder, which the same command does without it, too; "
+        "also take up checkpoints of a run whose manifest.json is gone",
     )
+    Continuation.add_option(parser)
     parser.add_argument(
         "--eval-only",
         action="store_true",
@@ -169,15 +172,15 @@ def parse() -> argparse.Namespace:
 
 def prepare(
     arguments: argparse.Namespace,
-) -> tuple[Any, dict[str, Any] | None, dict[str, ImageSet]]:
+) -> tuple[Any, dict[str, Any] | None, dict[str, ImageSet], Continuation | None]:
     """Resolves the configuration and checks weights and data, before anything is built.
 
     Returns:
-        The configuration, the weights file's content (None for random initialisation), and what
-        the data sets hold.
+        The configuration, the weights file's content (None for random initialisation), what the
+        data sets hold, and what the run directory does (None of an evaluation).
     """
     if arguments.eval_only:
-        return prepare_evaluation(arguments)
+        return *prepare_evaluation(arguments), None
     cfg = resolve(arguments)
     check_expected(cfg, arguments)
     require_one_test_set(cfg)
@@ -200,14 +203,8 @@ def prepare(
         if changed:
             print(f"as belongs to {cfg.MODEL.WEIGHTS}: {', '.join(changed)}")
     cfg.freeze()
-    if (Path(cfg.OUTPUT_DIR) / "manifest.json").exists():
-        if not arguments.resume:
-            raise UserError(
-                f"{cfg.OUTPUT_DIR} holds a run already. Continue it with --resume, give another "
-                "folder with --output-dir, or remove it"
-            )
-        check_same_run(cfg, content, images)
-    return cfg, content, images
+    allow = getattr(arguments, "allow_config_change", False)
+    return cfg, content, images, continuation(cfg, content, images, allow)
 
 
 def require_one_test_set(cfg: Any) -> None:
@@ -284,6 +281,7 @@ def worker(
     cfg: Any,
     content: dict[str, Any] | None,
     images: dict[str, ImageSet],
+    earlier: Continuation | None,
     arguments: argparse.Namespace,
 ) -> None:
     """What each process does."""
@@ -291,11 +289,11 @@ def worker(
     set_up(cfg, training=not arguments.eval_only)
     status = 0
     try:
-        if arguments.eval_only:
+        if earlier is None:
             assert content is not None
             evaluate(cfg, content, is_asked_for(arguments))
         else:
-            status = train(cfg, content, images, arguments)
+            status = train(cfg, content, images, earlier, arguments)
     except UserError as error:
         if comm.get_world_size() == 1:
             raise
@@ -337,7 +335,7 @@ def evaluate(cfg: Any, content: dict[str, Any], verify: bool = False) -> None:
         found = {
             "metrics": metrics,
             "dataset": name,
-            "architecture": architecture(cfg).as_json(),
+            "architecture": architecture(as_dict(cfg)).as_json(),
             "weights": {"path": cfg.MODEL.WEIGHTS, "sha256": sha256_file(cfg.MODEL.WEIGHTS)},
             "test_augmentation": cfg.TEST.AUG.ENABLED,
         }
@@ -353,6 +351,7 @@ def train(
     cfg: Any,
     content: dict[str, Any] | None,
     images: dict[str, ImageSet],
+    earlier: Continuation,
     arguments: argparse.Namespace,
 ) -> int:
     """Trains, evaluates the last iteration, writes results; returns an exit status."""
@@ -361,7 +360,8 @@ def train(
         stop = stack.enter_context(StopRequest())
         run = None
         if comm.is_main_process():
-            run = open_run(cfg, start, Path(arguments.config).stem, images)
+            name = Path(arguments.config).stem
+            run = open_run(cfg, start, name, images, earlier.changes)
             stack.enter_context(run.recording())
         trainer = Trainer(cfg, run, stop, start, images)
         used = labels_used(cfg, trainer, images)
@@ -370,7 +370,8 @@ def train(
             labels.write_list(cfg.OUTPUT_DIR, trainer.data_loader.lists)
         if content is not None:
             weights.check_backbone(trainer.model, content["model"], cfg.MODEL.WEIGHTS)
-        if not arguments.resume or not resume(trainer, Path(cfg.OUTPUT_DIR)):
+        is_begun = earlier.exists or arguments.resume
+        if not resume(trainer, Path(cfg.OUTPUT_DIR), is_begun):
             trainer.load(None)
         if content is not None and trainer.start_iter == 0:
             weights.check_loaded(trainer.model, content["model"], cfg.MODEL.WEIGHTS)

@@ -44,7 +44,8 @@ from intl_transfer.runs.stopping import StopRequest
 #: What can be done about a training that is not finite.
 ADVICE = (
     "Take a lower learning rate (--lr), a longer warm-up (SOLVER.WARMUP_ITERS) or clip gradients "
-    "(SOLVER.CLIP_GRADIENTS.ENABLED True); --resume goes on from the last checkpoint"
+    "(SOLVER.CLIP_GRADIENTS.ENABLED True); --allow-config-change goes on from the "
+    "last checkpoint"
 )
 
 # The box head is named so that importing the trainer registers it with Detectron2.

@@ -88,54 +88,21 @@ def model_card(manifest: Manifest, config: PretrainConfig, results: PretrainResu
         config: of the run.
         results: of the run.
     """
-    optim, model = config.optim, config.model
+    backbone, stem = config.model.backbone, config.model.stem
+    rows = [f"| {key} | {value} |" for key, value in _facts(manifest, config, results).items()]
     views = [
         f"| {index} | {v.size} | {v.scale_min:g} to {v.scale_max:g} | {v.blur:g} | {v.solarise:g} |"
         for index, v in enumerate(config.views)
     ]
-    git = manifest.git
-    revision = git.revision or "not known"
-    facts = {
-        "method": results.method,
-        "backbone": f"{model.backbone}, {model.stem} stem",
-        "pretraining data": config.data.name + (", a subset" if config.data.subset else ""),
-        "epochs, steps": f"{optim.epochs}, {results.steps}",
-        "batch size": f"{optim.batch_size} (global)",
-        "optimiser": (
-            f"{optim.optimizer}, base rate {optim.base_lr:g} x N/256, {optim.warmup_epochs:g} "
-            f"epochs of warm-up, cosine, weight decay {optim.weight_decay:g}"
-        ),
-        "projector": (
-            f"{model.projector_layers} layers, {model.projector_hidden} to {model.embedding}"
-        ),
-        "seed": config.seed,
-        "final loss": f"{results.final_loss:.4f}",
-        **(
-            {f"{config.knn.k}-NN accuracy": f"{results.knn_accuracy:.2f} %"}
-            if results.knn_accuracy is not None
-            else {}
-        ),
-        "run": f"`{manifest.id}`",
-        "source revision": f"`{revision}`" + (" with local changes" if git.dirty else ""),
-        "SHA-256 of the file": f"`{results.backbone_sha256}`",
-    }
-    rows = [f"| {key} | {value} |" for key, value in facts.items()]
-    network = f'resnet = torchvision.models.get_model("{model.backbone}")'
-    if model.stem in _SMALL_STEMS:
-        network += (
-            f"\nresnet.conv1 = torch.nn.Conv2d(3, 64, 3, {_SMALL_STEMS[model.stem]}"
-            "\nresnet.maxpool = torch.nn.Identity()"
-        )
-    timm = [
-        f'timm: `timm.create_model("{model.backbone}", num_classes=0)'
-        f'.load_state_dict(load_file("{BACKBONE}"))`.',
-        "",
-    ]
+    timm = (
+        f'timm: `timm.create_model("{backbone}", num_classes=0)'
+        f'.load_state_dict(load_file("{BACKBONE}"))`.'
+    )
     return "\n".join(
         [
             f"# {manifest.name}",
             "",
-            f"A {model.backbone} backbone without classifier, under torchvision's names. Images "
+            f"A {backbone} backbone without classifier, under torchvision's names. Images "
             f"are RGB in [0, 1], normalized by {statistics_of(config.data.normalize)}.",
             "",
             "Method, epochs, data, stem, order of channels and statistics are stated in the file: "
@@ -153,11 +120,52 @@ def model_card(manifest: Manifest, config: PretrainConfig, results: PretrainResu
             "import torch, torchvision",
             "from safetensors.torch import load_file",
             "",
-            network,
+            _network_as_code(backbone, stem),
             f'weights = load_file("{BACKBONE}")',
             "print(resnet.load_state_dict(weights, strict=False))  # fc alone is missing",
             "```",
             "",
-            *(timm if model.stem == "imagenet" else []),
+            *([timm, ""] if stem == "imagenet" else []),
         ]
+    )
+
+
+def _facts(manifest: Manifest, config: PretrainConfig, results: PretrainResults) -> dict[str, Any]:
+    """What the card's first table says, by its first column."""
+    optim, model, git = config.optim, config.model, manifest.git
+    facts = {
+        "method": results.method,
+        "backbone": f"{model.backbone}, {model.stem} stem",
+        "pretraining data": config.data.name + (", a subset" if config.data.subset else ""),
+        "epochs, steps": f"{optim.epochs}, {results.steps}",
+        "batch size": f"{optim.batch_size} (global)",
+        "optimiser": (
+            f"{optim.optimizer}, base rate {optim.base_lr:g} x N/256, {optim.warmup_epochs:g} "
+            f"epochs of warm-up, cosine, weight decay {optim.weight_decay:g}"
+        ),
+        "projector": (
+            f"{model.projector_layers} layers, {model.projector_hidden} to {model.embedding}"
+        ),
+        "seed": config.seed,
+        "final loss": f"{results.final_loss:.4f}",
+    }
+    if results.knn_accuracy is not None:
+        facts[f"{config.knn.k}-NN accuracy"] = f"{results.knn_accuracy:.2f} %"
+    revision = f"`{git.revision or 'not known'}`" + (" with local changes" if git.dirty else "")
+    return {
+        **facts,
+        "run": f"`{manifest.id}`",
+        "source revision": revision,
+        "SHA-256 of the file": f"`{results.backbone_sha256}`",
+    }
+
+
+def _network_as_code(backbone: str, stem: str) -> str:
+    """How a reader of the card builds the network that the weights fit."""
+    network = f'resnet = torchvision.models.get_model("{backbone}")'
+    if stem not in _SMALL_STEMS:
+        return network
+    return (
+        f"{network}\nresnet.conv1 = torch.nn.Conv2d(3, 64, 3, {_SMALL_STEMS[stem]}"
+        "\nresnet.maxpool = torch.nn.Identity()"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,6 +13,7 @@ from intl_transfer.data.datasets import Batch
 from intl_transfer.data.statistics import STATISTICS, statistics_of
 from intl_transfer.data.views import normalise
 from intl_transfer.errors import UserError
+from intl_transfer.methods import METHODS
 from intl_transfer.models import (
     PRECISIONS,
     Encoder,
@@ -29,9 +29,7 @@ from intl_transfer.models import (
 from intl_transfer.optim import LARS
 from intl_transfer.runs.distributed import Ranks, parallelise
 from intl_transfer.runs.finite import StepGuard
-from intl_transfer.spectral import NonFiniteError, intl_ema_loss, intl_loss, without_waiting
-from intl_transfer.spectral.iternorm import NEWTON_UP_TO
-from pretrain.baselines import MOVING_AVERAGE, baseline_loss, framework_loss, transform_of
+from intl_transfer.spectral import NonFiniteError
 from pretrain.config import OptimConfig, PretrainConfig
 
 #: So many steps in a row may overflow while the scale is looked for: it begins at 2^16, and below
@@ -101,7 +99,8 @@ class Learner:
         self.encoder = build_encoder(config, ranks).to(  # type: ignore[call-overload]
             ranks.device, memory_format=self._memory
         )
-        self.target = MovingAverage(self.encoder) if config.loss.method in MOVING_AVERAGE else None
+        has_target = METHODS[config.loss.method].has_target
+        self.target = MovingAverage(self.encoder) if has_target else None
         self.network: nn.Module = self.encoder
         is_fp16 = self._half == torch.float16
         self.optimiser = build_optimiser(self.encoder, config.optim, is_fp16)
@@ -226,21 +225,9 @@ def loss_of(views: list[Tensor], config: PretrainConfig) -> tuple[Tensor, dict[s
     Returns:
         The loss, NaN where the embeddings are not finite, and the same with its parts.
     """
-    loss, parts = config.loss, dict[str, Tensor]()
-    settings: Any = (loss.axis, loss.iterations, loss.trace_weight)
+    method, parts = METHODS[config.loss.method], dict[str, Tensor]()
     try:
-        transform = transform_of(loss)
-        if transform is not None and not (loss.method.startswith("intl") and loss.stable):
-            value = framework_loss(views, transform, config, parts)
-        elif transform is not None:
-            newton = loss.iterations <= NEWTON_UP_TO
-            with without_waiting() if newton else nullcontext():
-                if loss.method == "intl_ema":
-                    value = intl_ema_loss(views[1:], views[0], *settings, parts=parts)
-                else:
-                    value = intl_loss(views, *settings, parts=parts)
-        else:
-            value = baseline_loss(views, loss)
+        value = method.loss(views, config.loss, config.optim.batch_size, parts)
     except NonFiniteError:
         # Made of the views, so that the backward pass, in which all ranks meet, is as always.
         value = math.nan * torch.stack([view.float().sum() for view in views]).sum()

@@ -21,6 +21,7 @@ from intl_transfer.data.views import normalise
 from intl_transfer.errors import UserError
 from intl_transfer.evaluation import EvaluationImages, extract_features, knn_accuracy
 from intl_transfer.evaluation.features import check_features
+from intl_transfer.methods import METHODS
 from intl_transfer.runs import RunDirectory
 from intl_transfer.runs.distributed import Ranks
 from intl_transfer.runs.finite import StateNotFiniteError
@@ -40,7 +41,6 @@ from intl_transfer.spectral import (
 )
 from intl_transfer.spectral.collectives import gather_rows
 from intl_transfer.spectral.common import at_least_float32
-from pretrain.baselines import transform_of
 from pretrain.config import PretrainConfig
 
 _SPECTRUM_POINTS = 32  # of a spectrum that is kept
@@ -77,7 +77,7 @@ class Monitor:
         self._steps_per_epoch = steps_per_epoch
         self._run, self._trackers = run, trackers
         self._waited = 0.0
-        self._transform = transform_of(config.loss)
+        self._transform = METHODS[config.loss.method].transform_under(config.loss)
 
     def waited(self, seconds: float) -> None:
         """Adds to the time that the training waited for data."""
@@ -386,7 +386,8 @@ def introduce(
         f"images x {len(config.views)} views, {ranks.world_size} rank(s) on {ranks.device.type}"
         + (f", from step {step}" if step else "")
     )
-    if ranks.world_size > 1 and config.loss.method.startswith("intl") and config.loss.stable:
+    is_intl = METHODS[config.loss.method].is_iternorm and config.loss.stable
+    if ranks.world_size > 1 and is_intl:
         width = config.model.embedding
         plan = plan_head(len(config.views), batch, width, ranks.world_size)
         monitor.say(f"loss head of {batch} x {width}: {plan}")

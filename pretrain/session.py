@@ -1,37 +1,30 @@
-"""What surrounds the loop: checks, checkpoints, the run directory, the exported backbone."""
+"""What surrounds the loop: checkpoints, the run directory, what a backbone says of its run."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from intl_transfer.data.statistics import statistics_of
-from intl_transfer.data.views import build_views
-from intl_transfer.errors import UserError
-from intl_transfer.models import PRECISIONS, STEMS
 from intl_transfer.runs import RunDirectory
 from intl_transfer.runs.changes import changed_midway
 from intl_transfer.runs.checkpoint import (
-    CheckpointNotWrittenError,
     list_checkpoints,
     resume,
     save_checkpoint,
+    try_to_save,
 )
-from intl_transfer.runs.config import check_values
 from intl_transfer.runs.distributed import Ranks
 from intl_transfer.runs.finite import first_nonfinite
 from intl_transfer.runs.private import portable
 from intl_transfer.runs.progress import Progress
 from intl_transfer.runs.records import ImageSet
 from intl_transfer.runs.settings import Differences, below, deciding
-from intl_transfer.runs.wording import METHODS, method_title
-from intl_transfer.spectral import default_trace_weight
-from pretrain.baselines import check_options
+from intl_transfer.runs.wording import method_title
 from pretrain.config import PretrainConfig
 from pretrain.learner import Learner
 
@@ -95,17 +88,9 @@ class State:
             "config": dataclasses.asdict(self.config),
             "run": describe(run, self.config, self.name),
         }
-        try:
-            keep = self.config.engine.keep_checkpoints
-            save_checkpoint(folder, step, state, keep, self.is_milestone)
-        except CheckpointNotWrittenError as error:
-            older = list_checkpoints(folder)
-            has = f"the newest is {older[0].name}" if older else "there is none yet"
-            print(f"warning: {error}; the run goes on, {has}", file=sys.stderr, flush=True)
-            run.save_failed(str(error))
-            return False
-        run.save_succeeded()
-        return True
+        keep = self.config.engine.keep_checkpoints
+        save = partial(save_checkpoint, folder, step, state, keep, self.is_milestone)
+        return try_to_save(run, save, lambda: list_checkpoints(folder))
 
     def is_milestone(self, step: int) -> bool:
         """Whether the checkpoint of a step stays for good."""
@@ -145,99 +130,6 @@ def restore_random_state(state: dict[str, Tensor], device: torch.device) -> None
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def check(config: PretrainConfig) -> None:
-    """Refuses values that no training could use, before anything is built."""
-    loss, optim, engine = config.loss, config.optim, config.engine
-    choices = {
-        "loss.method": (loss.method, METHODS),
-        "loss.axis": (loss.axis, ("channel", "batch")),
-        "model.stem": (config.model.stem, STEMS),
-        "engine.precision": (engine.precision, PRECISIONS),
-        "optim.optimizer": (optim.optimizer, ("sgd", "lars")),
-    }
-    rules = {
-        "optim.epochs": (optim.epochs, optim.epochs >= 1, "at least 1"),
-        "optim.batch_size": (optim.batch_size, optim.batch_size >= 2, "at least 2"),
-        "optim.base_lr": (optim.base_lr, 0 < optim.base_lr < float("inf"), "a positive number"),
-        "optim.final_lr_factor": (optim.final_lr_factor, 0 <= optim.final_lr_factor <= 1, "0 to 1"),
-        "optim.warmup_epochs": (optim.warmup_epochs, optim.warmup_epochs >= 0, "0 or more"),
-        "optim.momentum": (optim.momentum, 0 <= optim.momentum < 1, "0 to below 1"),
-        "optim.weight_decay": (optim.weight_decay, optim.weight_decay >= 0, "0 or more"),
-        "optim.clip_norm": (
-            optim.clip_norm,
-            optim.clip_norm is None or optim.clip_norm > 0,
-            "null or a positive number",
-        ),
-        "loss.iterations": (
-            loss.iterations,
-            loss.iterations >= 1,
-            "at least 1 (0 only centres and scales; for that take loss.method=power "
-            "loss.options.p=0)",
-        ),
-        "loss.ema_momentum": (loss.ema_momentum, 0 <= loss.ema_momentum <= 1, "0 to 1"),
-        "data.workers": (config.data.workers, config.data.workers >= 0, "0 or more"),
-        "data.max_unreadable": (
-            config.data.max_unreadable,
-            0 <= config.data.max_unreadable <= 1,
-            "a share from 0 to 1",
-        ),
-        "log.steps": (config.log.steps, config.log.steps >= 1, "at least 1"),
-        "log.diagnostics_steps": (
-            config.log.diagnostics_steps,
-            config.log.diagnostics_steps >= 0,
-            "0 or more",
-        ),
-        "knn.epochs": (config.knn.epochs, config.knn.epochs >= 0, "0 or more"),
-        "knn.k": (config.knn.k, config.knn.k >= 1, "at least 1"),
-        "knn.crop_pct": (
-            config.knn.crop_pct,
-            0 < config.knn.crop_pct <= 1,
-            "a share above 0, up to 1",
-        ),
-        **{
-            f"engine.{key}": (
-                getattr(engine, key),
-                getattr(engine, key) is None or getattr(engine, key) >= 1,
-                "at least 1",
-            )
-            for key in (
-                "checkpoint_steps",
-                "checkpoint_epochs",
-                "keep_checkpoints",
-                "milestone_epochs",
-                "nonfinite_steps",
-                "stop_after_steps",
-                "threads",
-            )
-        },
-    }
-    check_values(choices, rules)
-    if engine.recompute and engine.compile is not None:
-        raise UserError(
-            "engine.recompute and engine.compile exclude each other: torch.compile cannot trace "
-            "the recomputation. Leave one of them out"
-        )
-    if engine.lockstep and engine.compile is not None:
-        raise UserError(
-            "engine.lockstep and engine.compile exclude each other: the compiler takes the network "
-            "as a whole, one view after the other. Leave one of them out"
-        )
-    check_options(loss)
-    if loss.method in ("intl", "intl_ema") and loss.trace_weight is None:
-        try:
-            axis: Any = loss.axis
-            default_trace_weight(optim.batch_size, config.model.embedding, axis)
-        except ValueError as error:
-            raise UserError(f"loss.trace_weight is null: {error}") from None
-    statistics_of(config.data.normalize)
-    if len(config.views) < 2:
-        raise UserError(f"views has {len(config.views)} entry; INTL needs at least two views")
-    try:
-        build_views(config.views)
-    except ValueError as error:
-        raise UserError(f"views: {error}") from None
 
 
 def open_run(

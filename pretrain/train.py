@@ -14,7 +14,9 @@ import dataclasses
 import math
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -27,24 +29,26 @@ except ModuleNotFoundError:
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from intl_transfer.boundary import Boundary
-from intl_transfer.data.datasets import ViewsDataset
+from intl_transfer.data.datasets import Batch, ViewsDataset
 from intl_transfer.data.loaders import GlobalBatchSampler, build_loader, on_device
 from intl_transfer.data.source import ImageSource
 from intl_transfer.data.sources import open_source
 from intl_transfer.data.unreadable import Unreadable
 from intl_transfer.data.views import build_views
-from intl_transfer.runs.changes import as_begun, changed_data, changes_of, unfinished
+from intl_transfer.runs.changes import Continuation, as_begun
 from intl_transfer.runs.config import load_config
 from intl_transfer.runs.distributed import Ranks, process_group
 from intl_transfer.runs.lock import directory_lock
 from intl_transfer.runs.progress import Progress
 from intl_transfer.runs.records import ImageSet
-from intl_transfer.runs.stopping import StopRequest, ending
+from intl_transfer.runs.stopping import AGAIN, StopRequest, ending
+from pretrain.checks import check
 from pretrain.config import PretrainConfig
 from pretrain.export import export
-from pretrain.learner import Learner
+from pretrain.learner import Learner, Step
 from pretrain.monitor import (
     KnnSets,
     Monitor,
@@ -53,10 +57,9 @@ from pretrain.monitor import (
     open_trackers,
 )
 from pretrain.nonfinite import NonFiniteWatch
-from pretrain.session import State, check, open_run
+from pretrain.session import State, open_run
 
 ROOT = Path(__file__).resolve().parents[1]
-AGAIN = "the same command continues"
 
 
 def main() -> int:
@@ -66,11 +69,7 @@ def main() -> int:
     )
     parser.add_argument("--config", required=True, help="name in configs/pretrain/, or a path")
     parser.add_argument("--output-dir", help="run directory, as output_dir=DIR")
-    parser.add_argument(
-        "--allow-config-change",
-        action="store_true",
-        help="continue a run with other settings than it began with",
-    )
+    Continuation.add_option(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example seed=1")
     arguments = parser.parse_intermixed_args()
     name = Path(arguments.config).stem
@@ -103,37 +102,24 @@ def configuration(name: str, overrides: list[str], output_dir: str | None) -> Pr
 
 def train(config: PretrainConfig, name: str, ranks: Ranks, allow_change: bool = False) -> int:
     """One run from start, or from its newest checkpoint, to its results; returns an exit status."""
-    engine, optim, output = config.engine, config.optim, Path(config.output_dir or "")
-    changes = changes_of(output, "pretrain", dataclasses.asdict(config))
-    if not unfinished(output, changes, allow_change):
+    output, settings = Path(config.output_dir or ""), dataclasses.asdict(config)
+    earlier = Continuation(output, "pretrain", settings, allow=allow_change)
+    if earlier.is_finished:
         if ranks.is_main:
             print(f"{output} is finished; nothing to do")
         return 0
-    if engine.threads is not None:
-        torch.set_num_threads(engine.threads)
+    if config.engine.threads is not None:
+        torch.set_num_threads(config.engine.threads)
     # Images come in a few sizes that never change: the fastest kernels are looked for once.
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(config.seed)
     np.random.seed(config.seed)
 
     # Images become views.
-    source = open_images(config, ranks)
-    dataset = ViewsDataset(source, build_views(config.views), config.seed, config.data.cache)
-    sampler = GlobalBatchSampler(
-        len(dataset),
-        optim.batch_size,
-        config.seed,
-        ranks.rank,
-        ranks.world_size,
-        source.epoch_order,
-    )
-    loader = build_loader(dataset, sampler, config.data.workers, ranks.device.type == "cuda")
-    knn = KnnSets(config, source) if config.knn.epochs else None
-    images = describe_images(source, knn, ranks)
-    changes |= changed_data(output, images)
-    unfinished(output, changes, allow_change)  # refuses other images
-    per_epoch = sampler.steps_per_epoch
-    total_steps = optim.epochs * per_epoch
+    data = open_data(config, ranks)
+    earlier.add_images(data.images)
+    per_epoch = data.sampler.steps_per_epoch
+    total_steps = config.optim.epochs * per_epoch
 
     # Views become embeddings, embeddings a loss.
     learner = Learner(config, ranks, per_epoch)
@@ -144,83 +130,188 @@ def train(config: PretrainConfig, name: str, ranks: Ranks, allow_change: bool = 
     state = State(learner, config, name, per_epoch)
 
     step = state.resume(output / "checkpoints", ranks)
-    session_end = min(total_steps, step + (engine.stop_after_steps or total_steps))
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         trackers = None
         if ranks.is_main:
-            state.run = open_run(config, name, ranks, changes, details, images)
+            state.run = open_run(config, name, ranks, earlier.changes, details, data.images)
             stack.enter_context(state.run.recording())
             trackers = open_trackers(state.run, config, step)
             stack.callback(trackers.close)
         live = None if ranks.is_main else False
         progress = Progress(total_steps, step, config.log.seconds, live)
         stack.callback(progress.close)
-        monitor = Monitor(config, ranks, progress, per_epoch, state.run, trackers, knn)
-        watch = NonFiniteWatch(output, engine.nonfinite_steps, ranks.is_main, state.last)
-        unreadable = Unreadable(dataset, config.data.max_unreadable, ranks)
+        monitor = Monitor(config, ranks, progress, per_epoch, state.run, trackers, data.knn)
+        watch = NonFiniteWatch(output, config.engine.nonfinite_steps, ranks.is_main, state.last)
         if state.run is not None:
-            introduce(config, dataset, state.run, ranks, step, total_steps, monitor)
-
-        loss, stopped, owed = torch.tensor(math.nan), False, False
-        saved = step  # after which the newest checkpoint was taken
-        while step < session_end and not stopped:
-            sampler.epoch, sampler.start = divmod(step, per_epoch)
-            waiting = time.perf_counter()
-            for batch in on_device(loader, ranks.device):
-                monitor.waited(time.perf_counter() - waiting)
-                unreadable.note(batch)
-                done = learner.step(step, batch)
-                step += 1
-                at_end = step == session_end
-                if done.skipped is not None:  # as if the step's data had not been there
-                    monitor.skipped(step, done.skipped, watch.total + 1)
-                watch.note(step, done, learner.encoder)
-                if done.is_finite:
-                    loss = done.parts["loss"]
-                    if monitor.due(step, at_end):
-                        values = {"lr": done.lr, "ema_momentum": done.momentum}
-                        monitor.step(step, done.parts, values)
-                    monitor.diagnostics(step, done.views)
-                if step % config.log.steps == 0 or at_end:
-                    unreadable.check(state.last)
-                epoch, within = divmod(step, per_epoch)
-                if within == 0 and monitor.neighbours_due(epoch):
-                    accuracy = monitor.neighbours(step, learner.encoder.backbone)
-                    state.last.pop("knn_accuracy", None)
-                    state.last |= {} if accuracy is None else {"knn_accuracy": accuracy}
-                stopped = stop.agreed()
-                owed = owed or due(step, per_epoch, config) or at_end or stopped
-                if owed and done.is_finite:  # not among skipped steps: after the next that counts
-                    broken = state.not_finite(ranks)
-                    if broken is not None:
-                        watch.end(step, f"NaN or infinity in {broken}", done, learner.encoder)
-                    state.last["final_loss"] = float(loss)
-                    if state.save(output / "checkpoints", step, progress, ranks):
-                        saved = step
-                    watch.saved(step)
-                    owed = False
-                if within == 0 or at_end or stopped:
-                    break
-                waiting = time.perf_counter()
+            introduce(config, data.dataset, state.run, ranks, step, total_steps, monitor)
+        session = Session(config, ranks, data, learner, state, progress, monitor, watch, stop)
+        reached = learn(session, step, total_steps)
         stop.close()
-
-        if step < total_steps:
-            end = ending(stopped, stop.signal, f"step {step}", saved == step, AGAIN)
-            if state.run is not None:
-                state.run.interrupt(end.reason)
-            monitor.say(end.line)
-            return end.status
-        if watch.in_a_row and math.isfinite(float(loss)):  # not saved, for want of a last step
-            state.last["final_loss"] = float(loss)
-        watch.finish(total_steps)
-        if state.run is not None:
-            seconds = round(state.seconds + progress.elapsed(), 3)
-            figures = {"steps": total_steps, **state.last, "wall_time_s": seconds}
-            file = export(state.run, learner.encoder.backbone, config, name, figures)
-            monitor.finished(file, watch.total, watch.in_a_row)
+        if reached.step < total_steps:
+            return interrupted(session, reached)
+        conclude(session, reached, name)
     ranks.barrier()
     return 0
+
+
+def learn(session: Session, step: int, total_steps: int) -> Reached:
+    """From a step to the session's end, or to a request to stop: one step for each batch."""
+    config, ranks, data, state = session.config, session.ranks, session.data, session.state
+    checkpoints, per_epoch = Path(config.output_dir or "") / "checkpoints", session.per_epoch
+    end = min(total_steps, step + (config.engine.stop_after_steps or total_steps))
+    unreadable = Unreadable(data.dataset, config.data.max_unreadable, ranks)
+    loss, stopped, owed = torch.tensor(math.nan), False, False
+    saved = step  # after which the newest checkpoint was taken
+    while step < end and not stopped:
+        data.sampler.epoch, data.sampler.start = divmod(step, per_epoch)
+        waiting = time.perf_counter()
+        for batch in on_device(data.loader, ranks.device):
+            session.monitor.waited(time.perf_counter() - waiting)
+            unreadable.note(batch)
+            done = session.learner.step(step, batch)
+            step += 1
+            at_end = step == end
+            if done.is_finite:
+                loss = done.parts["loss"]
+            tell(session, step, done, at_end)
+            if step % config.log.steps == 0 or at_end:
+                unreadable.check(state.last)
+            if step % per_epoch == 0:
+                classify_neighbours(session, step)
+            stopped = session.stop.agreed()
+            owed = owed or due(step, per_epoch, config) or at_end or stopped
+            if owed and done.is_finite:  # not among skipped steps: after the next that counts
+                broken = state.not_finite(ranks)
+                if broken is not None:
+                    reason = f"NaN or infinity in {broken}"
+                    session.watch.end(step, reason, done, session.learner.encoder)
+                state.last["final_loss"] = float(loss)
+                if state.save(checkpoints, step, session.progress, ranks):
+                    saved = step
+                session.watch.saved(step)
+                owed = False
+            if step % per_epoch == 0 or at_end or stopped:
+                break
+            waiting = time.perf_counter()
+    return Reached(step, loss, stopped, is_saved=saved == step)
+
+
+def tell(session: Session, step: int, done: Step, at_end: bool) -> None:
+    """What a step came to; ends the run after too many skipped ones."""
+    monitor, watch = session.monitor, session.watch
+    if done.skipped is not None:  # as if the step's data had not been there
+        monitor.skipped(step, done.skipped, watch.total + 1)
+    watch.note(step, done, session.learner.encoder)
+    if done.is_finite:
+        if monitor.due(step, at_end):
+            monitor.step(step, done.parts, {"lr": done.lr, "ema_momentum": done.momentum})
+        monitor.diagnostics(step, done.views)
+
+
+def classify_neighbours(session: Session, step: int) -> None:
+    """k-NN at the end of an epoch, where it is due; the last accuracy goes to the results."""
+    if session.monitor.neighbours_due(step // session.per_epoch):
+        accuracy = session.monitor.neighbours(step, session.learner.encoder.backbone)
+        session.state.last.pop("knn_accuracy", None)
+        session.state.last |= {} if accuracy is None else {"knn_accuracy": accuracy}
+
+
+def interrupted(session: Session, reached: Reached) -> int:
+    """Notes and says that the session ended before its run; returns an exit status."""
+    place = f"step {reached.step}"
+    end = ending(reached.is_stopped, session.stop.signal, place, reached.is_saved, AGAIN)
+    if session.state.run is not None:
+        session.state.run.interrupt(end.reason)
+    session.monitor.say(end.line)
+    return end.status
+
+
+def conclude(session: Session, reached: Reached, name: str) -> None:
+    """The backbone and the results, after the last step."""
+    state, watch, loss = session.state, session.watch, float(reached.loss)
+    if watch.in_a_row and math.isfinite(loss):  # not saved, for want of a last step
+        state.last["final_loss"] = loss
+    watch.finish(reached.step)
+    if state.run is not None:
+        seconds = round(state.seconds + session.progress.elapsed(), 3)
+        figures = {"steps": reached.step, **state.last, "wall_time_s": seconds}
+        backbone = session.learner.encoder.backbone
+        file = export(state.run, backbone, session.config, name, figures)
+        session.monitor.finished(file, watch.total, watch.in_a_row)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Views of the training images, batch by batch, and what is evaluated on the way.
+
+    Attributes:
+        dataset: views of single images.
+        sampler: which images each batch of this rank has.
+        loader: batches of views.
+        knn: the labelled images of the k-NN evaluation, where there is one.
+        images: what the sets of images hold, by name, for the manifest.
+    """
+
+    dataset: ViewsDataset
+    sampler: GlobalBatchSampler
+    loader: Iterable[Batch]
+    knn: KnnSets | None
+    images: dict[str, ImageSet]
+
+
+@dataclass(frozen=True)
+class Session:
+    """What one session of a run works with."""
+
+    config: PretrainConfig
+    ranks: Ranks
+    data: Data
+    learner: Learner
+    state: State
+    progress: Progress
+    monitor: Monitor
+    watch: NonFiniteWatch
+    stop: StopRequest
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps of an epoch."""
+        return self.data.sampler.steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Reached:
+    """How far a session came.
+
+    Attributes:
+        step: number of steps made, in all sessions.
+        loss: of the last step of this one that counts; NaN where there was none.
+        is_stopped: whether it was asked to stop.
+        is_saved: whether a checkpoint holds all that was made.
+    """
+
+    step: int
+    loss: Tensor
+    is_stopped: bool
+    is_saved: bool
+
+
+def open_data(config: PretrainConfig, ranks: Ranks) -> Data:
+    """The training images as batches of views, and the images of the k-NN evaluation."""
+    source = open_images(config, ranks)
+    dataset = ViewsDataset(source, build_views(config.views), config.seed, config.data.cache)
+    sampler = GlobalBatchSampler(
+        len(dataset),
+        config.optim.batch_size,
+        config.seed,
+        ranks.rank,
+        ranks.world_size,
+        source.epoch_order,
+    )
+    loader = build_loader(dataset, sampler, config.data.workers, ranks.device.type == "cuda")
+    knn = KnnSets(config, source) if config.knn.epochs else None
+    return Data(dataset, sampler, loader, knn, describe_images(source, knn, ranks))
 
 
 def open_images(config: PretrainConfig, ranks: Ranks) -> ImageSource:

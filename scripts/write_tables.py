@@ -1,4 +1,4 @@
-"""Writes the tables of the documentation from the data that is kept beside it: `make tables`.
+"""Writes tables and code of the documentation from the files that hold them: `make tables`.
 
 A table stands in a page between two comments; the first says what it is made of:
 
@@ -12,6 +12,14 @@ A table stands in a page between two comments; the first says what it is made of
     | p | top-1 |
     ...
     <!-- end of table -->
+
+A file of code stands in a page as it is:
+
+    <!-- code ../tests/examples/method.py -->
+    ```python
+    ...
+    ```
+    <!-- end of code -->
 
 `top1 .1` is that column in one digit, with its standard deviation where the file has `top1_std`;
 without digits the text is taken as it is. With `--check` nothing is written, and pages that
@@ -41,6 +49,7 @@ import yaml
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 _TABLE = re.compile(r"(<!-- table (\S+)\n(.*?)-->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
+_CODE = re.compile(r"(<!-- code (\S+) -->\n```python\n)(.*?)(```\n<!-- end of code -->)", re.DOTALL)
 
 Row = Mapping[str, str]
 
@@ -70,11 +79,12 @@ def main() -> int:
 
 
 def rewritten(docs: Path) -> Iterator[tuple[Path, str]]:
-    """Every page that has such tables, and its text with all of them made anew."""
+    """Every page that has such tables or code, and its text with all of them made anew."""
     for page in sorted(docs.rglob("*.md")):
         text = page.read_text()
-        if _TABLE.search(text):
-            yield page, _TABLE.sub(partial(_made, page), text)
+        if _TABLE.search(text) or _CODE.search(text):
+            made = _TABLE.sub(partial(_made, page), text)
+            yield page, _CODE.sub(partial(_shown, page), made)
 
 
 def _made(page: Path, found: re.Match[str]) -> str:
@@ -85,6 +95,14 @@ def _made(page: Path, found: re.Match[str]) -> str:
         return head + table(rows, yaml.safe_load(said)) + end
     except (TableError, OSError, yaml.YAMLError) as error:
         raise TableError(f"{page}, table of {source}: {error}") from None
+
+
+def _shown(page: Path, found: re.Match[str]) -> str:
+    head, source, _, end = found.groups()
+    try:
+        return head + (page.parent / source).read_text() + end
+    except OSError as error:
+        raise TableError(f"{page}, code of {source}: {error}") from None
 
 
 def table(rows: list[dict[str, str]], said: Mapping[str, Any]) -> str:

@@ -16,8 +16,8 @@ from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.runs.config import load_config
 from intl_transfer.runs.controls import ControlConfig
 from intl_transfer.runs.settings import deciding, fingerprint
+from pretrain.checks import check
 from pretrain.config import PretrainConfig
-from pretrain.session import check
 from slurm.convert import command as conversion
 from slurm.evaluations import RANDOM, Evaluation, kind_of
 from slurm.executors import with_sources

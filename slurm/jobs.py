@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from intl_transfer.runs.late import LATE_SECONDS, wait_until
 
@@ -73,25 +74,48 @@ class StageJob:
         # Not by SLURM_JOB_ID: within `salloc` it belongs to the shell, whose job is not ours.
         on_slurm = job.cluster == "slurm"
         restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0) if on_slurm else 0
-        ranks = rank_environment(restarts)
-        environment, command = {**os.environ, **self.environment}, self.command
-        if self.per_node:
-            host = ranks["MASTER_ADDR"]
-            host = f"[{host}]" if ":" in host else host
-            places = {
-                "{num_machines}": ranks["WORLD_SIZE"],
-                "{machine_rank}": ranks["RANK"],
-                "{dist_url}": f"tcp://{host}:{ranks['MASTER_PORT']}",
-            }
-            command = [places.get(word, word) for word in command]
-            for name in ranks:  # of the shell that launched, perhaps
-                environment.pop(name, None)
-        else:
-            environment.update(ranks)
+        command, environment = self._on_this_rank(rank_environment(restarts))
         where = f"rank {job.global_rank} of {job.num_tasks} on {socket.gethostname()}"
         print(f"{where}, start {restarts + 1}: {' '.join(command)}", flush=True)
-        child = subprocess.Popen(command, cwd=self.folder, env=environment)
+        status, received = self._run(command, environment, on_slurm)
+        if status == 0:
+            if self.must_finish is not None and job.global_rank == 0:
+                require_finished(Path(self.must_finish))
+            return "finished"
+        # A stage that does not answer the signal is ended by it, and resumes all the same.
+        if status not in (CONTINUE, -signal.SIGUSR2, -signal.SIGTERM):
+            reason = f"signal {-status}" if status < 0 else f"exit status {status}"
+            raise StageFailedError(f"{where}: the stage ended with {reason}")
+        if on_slurm:
+            if status == CONTINUE and not received:
+                # Another rank was told, and the stage has told all ranks; a word to this one may
+                # still be on its way.
+                time.sleep(_LAG)
+            told = received or {signal.SIGUSR2 if status == CONTINUE else -status}
+            self._leave(job, where, told, restarts)
+        return "interrupted"
 
+    def _on_this_rank(self, ranks: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+        """The command and its environment, told which rank it is."""
+        environment = {**os.environ, **self.environment}
+        if not self.per_node:
+            return self.command, environment | ranks
+        host = ranks["MASTER_ADDR"]
+        host = f"[{host}]" if ":" in host else host
+        places = {
+            "{num_machines}": ranks["WORLD_SIZE"],
+            "{machine_rank}": ranks["RANK"],
+            "{dist_url}": f"tcp://{host}:{ranks['MASTER_PORT']}",
+        }
+        for name in ranks:  # of the shell that launched, perhaps
+            environment.pop(name, None)
+        return [places.get(word, word) for word in self.command], environment
+
+    def _run(
+        self, command: list[str], environment: dict[str, str], on_slurm: bool
+    ) -> tuple[int, set[int]]:
+        """Runs the command, signals passed on to it; gives its status, and which there were."""
+        child = subprocess.Popen(command, cwd=self.folder, env=environment)
         received: set[int] = set()
 
         def forward(number: int, _: object) -> None:
@@ -105,27 +129,20 @@ class StageJob:
         for number, handler in before.items():
             if not on_slurm:  # in a launcher's own process, perhaps
                 signal.signal(number, handler)
-        if status == 0:
-            if self.must_finish is not None and job.global_rank == 0:
-                require_finished(Path(self.must_finish))
-            return "finished"
-        # A stage that does not answer the signal is ended by it, and resumes all the same.
-        if status not in (CONTINUE, -signal.SIGUSR2, -signal.SIGTERM):
-            reason = f"signal {-status}" if status < 0 else f"exit status {status}"
-            raise StageFailedError(f"{where}: the stage ended with {reason}")
-        if not on_slurm:
-            return "interrupted"
-        if status == CONTINUE and not received:
-            # Another rank was told, and the stage has told all ranks; a word to this one may still
-            # be on its way.
-            time.sleep(_LAG)
-        told = received or {signal.SIGUSR2 if status == CONTINUE else -status}
+        return status, received
+
+    def _leave(self, job: Any, where: str, told: set[int], restarts: int) -> None:
+        """Puts the job back into the queue, or waits for the controller to do so or end it.
+
+        Raises:
+            StageFailedError: if it was put back as often as allowed.
+        """
         if signal.SIGUSR2 not in told:
             # SIGTERM alone: either scancel, whose word is final, or a preemption, after which the
             # controller itself puts the job back. It ends this task in both cases.
             print(f"{where}: saved; waiting for SLURM to end or requeue the job", flush=True)
             time.sleep(_PATIENCE)
-            return "interrupted"
+            return
         if restarts >= self.max_requeues:
             raise StageFailedError(
                 f"{where}: put back into the queue {restarts} times, as often as allowed; launch "
@@ -136,7 +153,6 @@ class StageJob:
             subprocess.run(["scontrol", "requeue", job.job_id], check=True, timeout=60)
         # The controller ends this task; a job whose tasks had all ended would be complete.
         time.sleep(_PATIENCE)
-        return "interrupted"
 
 
 def rank_environment(restarts: int = 0) -> dict[str, str]:

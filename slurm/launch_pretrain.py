@@ -29,8 +29,8 @@ from intl_transfer.data.loaders import rank_batch_size
 from intl_transfer.runs.changes import as_begun
 from intl_transfer.runs.config import load_config
 from intl_transfer.runs.settings import identity
+from pretrain.checks import check
 from pretrain.config import PretrainConfig
-from pretrain.session import check
 from slurm.executors import (
     SEEDS_HELP,
     batch_script,

@@ -14,8 +14,8 @@ from intl_transfer.data.loaders import rank_batch_size
 from intl_transfer.errors import UserError
 from intl_transfer.runs.config import load_config
 from intl_transfer.runs.settings import deciding, fingerprint
+from pretrain.checks import check
 from pretrain.config import PretrainConfig
-from pretrain.session import check
 from slurm.benchmark import Benchmark, Made, make_data
 from slurm.evaluations import Classification, Evaluation
 from slurm.executors import with_sources

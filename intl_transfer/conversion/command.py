@@ -1,7 +1,7 @@
 """Converts a ResNet checkpoint of any known format, and proves the conversion right.
 
     intl-transfer convert RUN weights/intl_r50.pth            for Detectron2 (or .pkl)
-    intl-transfer convert moco_v2_200ep.pth.tar weights/moco.pth --name moco_v2 --dataset ImageNet
+    intl-transfer convert moco_v2_200ep.pth.tar weights/moco.pth --name moco_v2 --epochs 200
     intl-transfer convert DETECTOR.pth backbone.safetensors   back to torchvision's names
 
 Writes OUT, its settings OUT.yaml and the report OUT.json, or nothing if any check fails.
@@ -48,15 +48,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"write another format's .pth: {', '.join(WRITTEN)}; for timm and transformers as "
         "FOLDER/model.safetensors the whole folder",
     )
-    add_told(parser, "--dataset")
+    add_told(parser, "--dataset")  # of earlier versions
 
 
-def add_told(parser: argparse.ArgumentParser, dataset_option: str) -> None:
+def add_told(parser: argparse.ArgumentParser, *former: str) -> None:
     """Adds the arguments of what a checkpoint does not say itself.
 
     Args:
         parser: whose arguments they become.
-        dataset_option: what the data set of the pretraining is called.
+        former: further names of ``--pretraining-dataset``.
     """
     said = parser.add_argument_group("what the file does not say, for tables and for training")
     said.add_argument("--method", help="pretraining method, as in 'MoCo v2'")
@@ -65,7 +65,7 @@ def add_told(parser: argparse.ArgumentParser, dataset_option: str) -> None:
     )
     said.add_argument("--label", help="a word that tells its row from others of the method")
     said.add_argument("--epochs", type=int, help="of pretraining")
-    said.add_argument(dataset_option, dest="dataset", help="it was pretrained on")
+    said.add_argument("--pretraining-dataset", *former, dest="dataset", help="it was pretrained on")
     said.add_argument(
         "--pixels",
         choices=list(PIXELS),

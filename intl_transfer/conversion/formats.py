@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from intl_transfer.conversion.adapters import recognise
+from intl_transfer.conversion.adapters import Adapter, recognise
 from intl_transfer.conversion.adapters.base import ONLINE, TARGET, chosen
 from intl_transfer.conversion.audit import check_whole, has_small_stem
 from intl_transfer.conversion.evidence import (
@@ -46,6 +46,7 @@ from intl_transfer.models import STEMS, Stem
 from intl_transfer.runs import MANIFEST, RESULTS, read_manifest, read_results, sha256_file
 from intl_transfer.runs.checkpoint import FORMAT, load_newest
 from intl_transfer.runs.checkpoint import read_checkpoint as read_own_checkpoint
+from intl_transfer.runs.settings import flatten
 
 # Other words for the two networks of a method with a moving average.
 _ALIASES = {
@@ -211,17 +212,7 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
     if found is None:
         raise UserError(f"{path}: {unknown(content)}")
     adapter, branches = found
-    if branch is not None and branch not in branches:
-        branch = unwrapped(branch)  # as whoever knows the file writes it
-    if branch is None and len(branches) > 1 and not {ONLINE, TARGET}.issuperset(branches):
-        counts = ", ".join(f"'{name}' ({count(content, name)} tensors)" for name in branches)
-        raise UserError(
-            f"{path}: tensors of {len(branches)} ResNets, or of one whose names are mixed, behind "
-            f"the prefixes {counts}. Choose one with --branch PREFIX, as in: intl-transfer convert "
-            f"{path} OUT --branch {shlex.quote(branches[0].strip(chr(39)))}"
-        )
-    wish = branch
-    branch = chosen(branches, branch, f"{path} ({adapter.name})")
+    branch, wish = _branch_of(path, content, adapter, branches, branch)
     try:
         state, dropped = adapter.to_torchvision(content, branch)
     except UserError as error:
@@ -272,6 +263,26 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
     )
 
 
+def _branch_of(
+    path: Path, content: Content, adapter: Adapter, branches: list[str], branch: str | None
+) -> tuple[str, str | None]:
+    """The network to read, and the one that was asked for, as the file spells it.
+
+    Raises:
+        UserError: if there are several and none is the default, or not the one asked for.
+    """
+    if branch is not None and branch not in branches:
+        branch = unwrapped(branch)  # as whoever knows the file writes it
+    if branch is None and len(branches) > 1 and not {ONLINE, TARGET}.issuperset(branches):
+        counts = ", ".join(f"'{name}' ({count(content, name)} tensors)" for name in branches)
+        raise UserError(
+            f"{path}: tensors of {len(branches)} ResNets, or of one whose names are mixed, behind "
+            f"the prefixes {counts}. Choose one with --branch PREFIX, as in: intl-transfer convert "
+            f"{path} OUT --branch {shlex.quote(branches[0].strip(chr(39)))}"
+        )
+    return chosen(branches, branch, f"{path} ({adapter.name})"), branch
+
+
 def _opened(path: Path) -> tuple[Content, str | None]:
     """A file's content, or that of the files that an index names; the latter with their hash."""
     if path.name.endswith(".index.json"):
@@ -318,7 +329,9 @@ def _from_own(path: Path, content: Mapping[str, Any], branch: str) -> Backbone:
     key = "model" if branch == ONLINE else "target"
     source = content.get(key)
     if branch == TARGET and source is None:
-        raise UserError(f"{path} has no moving-average copy (trained with loss.method=intl)")
+        config = content.get("config")
+        method = flatten(config if isinstance(config, dict) else {}).get("loss.method", "intl")
+        raise UserError(f"{path} has no moving-average copy (trained with loss.method={method})")
     if not isinstance(source, dict):
         raise UserError(f"{path} is not a whole checkpoint: expected a state dict as '{key}'")
     prefix = "backbone."

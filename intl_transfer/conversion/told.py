@@ -61,7 +61,8 @@ def with_told(backbone: Backbone, told: Told) -> Backbone:
         if backbone.pretrain_run is not None and backbone.pretrain_run.get("id") is not None:
             raise UserError(
                 f"{backbone.source_path} says itself that it is of run "
-                f"'{backbone.pretrain_run.get('name')}'; leave --name, --epochs and --dataset away"
+                f"'{backbone.pretrain_run.get('name')}'; leave --name, --epochs and "
+                "--pretraining-dataset away"
             )
         name = told.name or Path(backbone.source_path).stem
         epochs = told.epochs if told.epochs is not None else backbone.epochs
@@ -76,7 +77,7 @@ def with_told(backbone: Backbone, told: Told) -> Backbone:
         if told.epochs is not None:
             sources["epochs"] = told_by("--epochs")
         if told.dataset is not None:
-            sources["dataset"] = told_by("--dataset")
+            sources["dataset"] = told_by("--pretraining-dataset")
     return replace(backbone, **changes, sources=sources)
 
 

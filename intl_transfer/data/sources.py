@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,37 @@ from intl_transfer.data.roots import located
 from intl_transfer.data.source import ImageSource, Subset
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.files.texts import lines_of
+
+
+@dataclass(frozen=True)
+class SourceKind:
+    """One layout in which labelled images lie on a disk.
+
+    Attributes:
+        fits: whether it is what lies at a place: a folder or file, or a pattern of files.
+        open: reads it, given the place, ``train`` or ``test`` of a set that has both, and whether
+            images are turned upright.
+    """
+
+    fits: Callable[[str], bool]
+    open: Callable[[str, str, bool], ImageSource]
+
+
+#: Every layout, the most particular first; class folders are what is left.
+SOURCES: tuple[SourceKind, ...] = (
+    SourceKind(
+        lambda place: shards.are_shards(place) and not folders.has_classes(place),
+        lambda place, part, upright: shards.TarSource(place, upright),
+    ),
+    SourceKind(
+        lambda place: cifar.find(place) is not None,
+        lambda place, part, upright: cifar.CifarSource(place, part),
+    ),
+    SourceKind(
+        lambda place: idx.find(place) is not None,
+        lambda place, part, upright: idx.IdxSource(place, part),
+    ),
+)
 
 
 def select(source: ImageSource, listing: str | Path) -> Subset:
@@ -78,17 +111,14 @@ def open_source(
         UserError: if nothing of the kind is there.
     """
     part = "train"
-    text = located(root)
+    place = located(root)
     for name in ("train", "test"):
-        if text.endswith(f":{name}"):
-            text, part = text.removesuffix(f":{name}"), name
+        if place.endswith(f":{name}"):
+            place, part = place.removesuffix(f":{name}"), name
+    kind = next((kind for kind in SOURCES if kind.fits(place)), None)
     source: ImageSource
-    if shards.are_shards(text) and not folders.has_classes(text):
-        source = shards.TarSource(text, upright)
-    elif cifar.find(text) is not None:
-        source = cifar.CifarSource(text, part)
-    elif idx.find(text) is not None:
-        source = idx.IdxSource(text, part)
+    if kind is not None:
+        source = kind.open(place, part, upright)
     else:
-        source = folders.FolderSource(text, key, upright)
+        source = folders.FolderSource(place, key, upright)
     return select(source, subset) if subset else source

@@ -28,6 +28,7 @@ CONFIGS = config_folder("evaluation")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``intl-transfer evaluate``."""
     from intl_transfer.conversion.command import add_told
+    from intl_transfer.runs.changes import Continuation
 
     parser.add_argument(
         "--weights",
@@ -38,18 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="name in configs/evaluation/, or a path")
     parser.add_argument("--output-dir", help="run directory, as output_dir=DIR")
     parser.add_argument("--branch", metavar="online|target", help="which of two networks")
-    parser.add_argument(
-        "--allow-config-change",
-        action="store_true",
-        help="continue a run with other settings than it began with",
-    )
+    Continuation.add_option(parser)
     parser.add_argument(
         "--check-expected",
         action="store_true",
         help="compare the results with those that the configuration expects; exit status 1 if "
         "they differ",
     )
-    add_told(parser, "--pretraining-dataset")
+    add_told(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example seed=1")
 
 
@@ -63,13 +60,14 @@ def run(arguments: argparse.Namespace) -> int:
     from intl_transfer.evaluation.expected import expectations
     from intl_transfer.evaluation.stage import evaluate
     from intl_transfer.evaluation.subject import load_subject
-    from intl_transfer.runs.changes import as_begun, changes_of, unfinished
+    from intl_transfer.runs.changes import Continuation, as_begun
     from intl_transfer.runs.controls import permuted
     from intl_transfer.runs.distributed import process_group
     from intl_transfer.runs.lock import directory_lock
+    from intl_transfer.runs.stopping import AGAIN
 
     name = Path(arguments.config).stem
-    with Boundary("the same command continues") as boundary:
+    with Boundary(AGAIN) as boundary:
         config = configuration(arguments.config, arguments.overrides)
         label = f"{name}_{weights_label(arguments.weights)}_seed{config.seed}"
         output = arguments.output_dir or config.output_dir or f"runs/evaluation/{label}"
@@ -98,14 +96,15 @@ def run(arguments: argparse.Namespace) -> int:
                 network.load_state_dict(permuted(network.state_dict(), config.seed))
             # The configuration says what is evaluated, also where a file decides.
             config.model = ModelConfig(subject.architecture, subject.stem)
-            allow = arguments.allow_config_change
-            settings = dataclasses.asdict(config)
-            changes = changes_of(config.output_dir, "evaluation", settings, subject.inputs)
-            if not unfinished(config.output_dir, changes, allow):
+            earlier = Continuation(
+                *(config.output_dir, "evaluation", dataclasses.asdict(config), subject.inputs),
+                allow=arguments.allow_config_change,
+            )
+            if earlier.is_finished:
                 if ranks.is_main:
                     print(f"{config.output_dir} is finished; nothing to do")
             else:
-                boundary.status = evaluate(config, name, subject, ranks, changes, allow)
+                boundary.status = evaluate(config, name, subject, ranks, earlier)
             if boundary.status == 0 and ranks.is_main and expected:
                 boundary.status = _compare(config.output_dir, expected)
     return boundary.status
@@ -136,7 +135,8 @@ def configuration(
     Raises:
         UserError: for an unknown name, key or value.
     """
-    from intl_transfer.evaluation.config import EvaluationConfig, check
+    from intl_transfer.evaluation.checks import check
+    from intl_transfer.evaluation.config import EvaluationConfig
     from intl_transfer.runs.config import load_config
 
     config = load_config(EvaluationConfig, name, overrides, CONFIGS, defaults, own=("expected",))

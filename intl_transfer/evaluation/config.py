@@ -9,15 +9,8 @@ from omegaconf import MISSING
 
 from intl_transfer.data.augment import Interpolation
 from intl_transfer.data.statistics import Statistics, statistics_of
-from intl_transfer.models import PRECISIONS, STEMS
-from intl_transfer.runs.config import check_values
 from intl_transfer.runs.controls import ControlConfig
 
-KINDS = {
-    "linear": "linear evaluation",
-    "semi": "fine-tuning on a part of the labels",
-    "knn": "k nearest neighbours",
-}
 OPTIMISERS = ("sgd", "adam")
 SCHEDULES = ("steps", "cosine", "cosine_steps", "exponential")
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
@@ -190,7 +183,7 @@ class EvaluationConfig:
     """A whole evaluation.
 
     Attributes:
-        kind: ``linear``, ``semi`` or ``knn``.
+        kind: ``linear``, ``semi`` or ``knn`` (:data:`intl_transfer.evaluation.kinds.KINDS`).
         seed: decides the head's first weights, order and crops.
         output_dir: the run directory; null makes ``runs/evaluation/CONFIG_WEIGHTS_seedN``.
         data: labelled images.
@@ -217,79 +210,6 @@ class EvaluationConfig:
     control: ControlConfig = field(default_factory=ControlConfig)
 
 
-def check(config: EvaluationConfig) -> None:
-    """Refuses values that no evaluation could use, before anything is built.
-
-    Raises:
-        UserError: naming the key, what it is and what was expected.
-    """
-    data, optim, engine = config.data, config.optim, config.engine
-    choices = {
-        "kind": (config.kind, KINDS),
-        "optim.optimizer": (optim.optimizer, OPTIMISERS),
-        "optim.schedule": (optim.schedule, SCHEDULES),
-        "data.interpolation": (data.interpolation, INTERPOLATIONS),
-        "engine.precision": (engine.precision, PRECISIONS),
-        "model.stem": (config.model.stem, STEMS),
-    }
-    positive = {
-        "k": config.k,
-        "data.size": data.size,
-        "optim.epochs": optim.epochs,
-        "optim.batch_size": optim.batch_size,
-        "optim.base_batch_size": optim.base_batch_size,
-        "engine.checkpoint_epochs": engine.checkpoint_epochs,
-        "engine.nonfinite_steps": engine.nonfinite_steps,
-        "engine.stop_after_steps": engine.stop_after_steps,
-        "engine.threads": engine.threads,
-        "log.steps": config.log.steps,
-    }
-    rules: dict[str, tuple[Any, bool, str]] = {
-        **{key: (n, n is None or n >= 1, "at least 1") for key, n in positive.items()},
-        "optim.lr": (optim.lr, 0 < optim.lr < float("inf"), "a positive number"),
-        "optim.momentum": (optim.momentum, 0 <= optim.momentum < 1, "0 to below 1"),
-        "optim.weight_decay": (optim.weight_decay, optim.weight_decay >= 0, "0 or more"),
-        "optim.head_std": (
-            optim.head_std,
-            optim.head_std is None or optim.head_std >= 0,
-            "null or 0 or more",
-        ),
-        "data.crop_pct": (data.crop_pct, 0 < data.crop_pct <= 1, "a share above 0, up to 1"),
-        "data.workers": (data.workers, data.workers >= 0, "0 or more"),
-        "data.scale_min": (data.scale_min, 0 < data.scale_min <= 1, "a share above 0, up to 1"),
-        "data.max_unreadable": (data.max_unreadable, 0 <= data.max_unreadable <= 1, "0 to 1"),
-        "control.noise": (config.control.noise, 0 <= config.control.noise <= 1, "0 to 1"),
-        "log.test_epochs": (config.log.test_epochs, config.log.test_epochs >= 0, "0 or more"),
-    }
-    if optim.schedule == "exponential":
-        final = optim.final_lr
-        is_good = final is not None and 0 < final <= optim.lr
-        rules["optim.final_lr"] = (final, is_good, f"above 0, up to optim.lr ({optim.lr:g})")
-    if config.kind == "semi":
-        rate, share = optim.backbone_lr, data.labels_percent
-        rules["optim.backbone_lr"] = (rate, rate is not None and rate > 0, "a positive number")
-        rules["data.labels_percent"] = (
-            share,
-            share is not None and 0 < share <= 100,
-            "the per cent of the labels that are seen, above 0, up to 100",
-        )
-        augmented = "true: what learns as a whole needs crops that change"
-        rules["data.augment"] = (data.augment, data.augment, augmented)
-    else:
-        rules["optim.backbone_lr"] = (
-            optim.backbone_lr,
-            optim.backbone_lr is None,
-            "null: only kind=semi trains the backbone",
-        )
-        rules["data.labels_percent"] = (
-            data.labels_percent,
-            data.labels_percent is None,
-            "null: it belongs to kind=semi",
-        )
-    check_values(choices, rules)
-    data_statistics(data)
-
-
 def interpolation_of(data: DataConfig) -> Interpolation:
     """The interpolation of crops and resizes, once it is checked."""
     return cast(Interpolation, data.interpolation)
@@ -305,10 +225,8 @@ def data_statistics(data: DataConfig) -> Statistics:
 
 
 def protocol(config: EvaluationConfig) -> dict[str, Any]:
-    """What must agree for two evaluations' figures to be compared."""
+    """What must agree for the figures of two evaluations that train to be compared."""
     data, optim = config.data, config.optim
-    if config.kind == "knn":
-        return {"k": config.k}
     values: dict[str, Any] = {
         "epochs": optim.epochs,
         "batch_size": optim.batch_size,

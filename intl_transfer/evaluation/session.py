@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,27 @@ from intl_transfer.runs.records import (
     ImageSet,
 )
 from intl_transfer.runs.settings import Differences
+from intl_transfer.runs.stopping import StopRequest
 
 ROWS = 128  # images or features at a time where nothing is learned
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of evaluation.
+
+    Attributes:
+        title: in words, for the screen.
+        run: evaluates, given the session, images to learn from, images to be tested on, what hears
+            of a request to stop, and a stack for what has to be closed; returns an exit status.
+        trains: whether something learns, by ``optim``.
+        protocol: what must agree for two evaluations' figures to be compared.
+    """
+
+    title: str
+    run: Callable[[Session, ImageSource, ImageSource, StopRequest, ExitStack], int]
+    trains: bool = True
+    protocol: Callable[[EvaluationConfig], dict[str, Any]] = protocol
 
 
 @dataclass
@@ -43,7 +64,8 @@ class Session:
         subject: the backbone.
         ranks: this process's place.
         output: the run directory.
-        run: the same, open, on rank 0.
+        kind: of the evaluation.
+        run: the run directory, open, on rank 0.
     """
 
     config: EvaluationConfig
@@ -51,6 +73,7 @@ class Session:
     subject: Subject
     ranks: Ranks
     output: Path
+    kind: Kind
     run: RunDirectory | None = None
 
     def finish(self, metrics: dict[str, float | None], seconds: float, **figures: Any) -> None:
@@ -58,7 +81,6 @@ class Session:
         if self.run is None:
             return
         config = self.config
-        learns = config.kind != "knn"
         self.run.finish(
             EvaluationResults(
                 schema_version=SCHEMA,
@@ -66,8 +88,8 @@ class Session:
                 kind=config.kind,
                 dataset=Dataset(name=config.data.name),
                 architecture=Architecture(backbone=self.subject.architecture),
-                protocol=protocol(config),
-                epoch=config.optim.epochs if learns else None,
+                protocol=self.kind.protocol(config),
+                epoch=config.optim.epochs if self.kind.trains else None,
                 initialisation=self.subject.initialisation,
                 seed=config.seed,
                 metrics=metrics,

@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
-from intl_transfer.data.source import ImageSource
 from intl_transfer.evaluation.batches import Controlled, described, open_sets
-from intl_transfer.evaluation.config import KINDS, EvaluationConfig
-from intl_transfer.evaluation.knn import knn_accuracy
-from intl_transfer.evaluation.learner import FeatureNetwork
-from intl_transfer.evaluation.session import (
-    Session,
-    check_readable,
-    count_over,
-    frozen_features,
-    images_of,
-    open_run,
-)
+from intl_transfer.evaluation.config import EvaluationConfig
+from intl_transfer.evaluation.kinds import KINDS
+from intl_transfer.evaluation.session import Session, open_run
 from intl_transfer.evaluation.subject import Subject
-from intl_transfer.evaluation.training import Training
-from intl_transfer.runs.changes import changed_data, unfinished
+from intl_transfer.runs.changes import Continuation
 from intl_transfer.runs.controls import in_words
 from intl_transfer.runs.distributed import Ranks
-from intl_transfer.runs.settings import Differences
 from intl_transfer.runs.stopping import StopRequest
 
 
@@ -36,8 +24,7 @@ def evaluate(
     name: str,
     subject: Subject,
     ranks: Ranks,
-    changes: Differences,
-    allow_change: bool = False,
+    earlier: Continuation,
 ) -> int:
     """One evaluation from start, or from its newest checkpoint, to its results.
 
@@ -46,8 +33,7 @@ def evaluate(
         name: the configuration's.
         subject: the backbone.
         ranks: this process's place.
-        changes: settings in which the run's last session differs.
-        allow_change: whether the run may go on with other images.
+        earlier: what the run directory held.
 
     Returns:
         An exit status: 0, or 75 for a run that was asked to stop and can be continued.
@@ -64,16 +50,15 @@ def evaluate(
             for source, trained in ((train, True), (test, False))
         )
     output = Path(config.output_dir or "")
-    changes = changes | changed_data(output, images)
-    unfinished(output, changes, allow_change)  # refuses other images
-    session = Session(config, name, subject, ranks, output)
+    earlier.add_images(images)
+    session = Session(config, name, subject, ranks, output, KINDS[config.kind])
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         if ranks.is_main:
-            session.run = open_run(session, changes, images)
+            session.run = open_run(session, earlier.changes, images)
             stack.enter_context(session.run.recording())
             print(
-                f"{KINDS[config.kind]}, {subject.architecture} "
+                f"{session.kind.title}, {subject.architecture} "
                 f"({subject.initialisation.method or 'method unknown'}) on {config.data.name}: "
                 f"{len(train)} + {len(test)} images, {len(train.classes)} classes, "
                 f"{ranks.world_size} rank(s) on {ranks.device.type}",
@@ -82,25 +67,4 @@ def evaluate(
                 sep="\n",
                 flush=True,
             )
-        if config.kind == "knn":
-            return neighbours(session, train, test)
-        return Training(session, train, test).run(stop, stack)
-
-
-def neighbours(session: Session, train: ImageSource, test: ImageSource) -> int:
-    """The k nearest neighbours on frozen features; nothing learns."""
-    began = time.perf_counter()
-    config, ranks = session.config, session.ranks
-    network = FeatureNetwork(session.subject, config, ranks)
-    sets = [images_of(config, source) for source in (train, test)]
-    parts = [frozen_features(session, network, images) for images in sets]
-    missing = sum(
-        check_readable(session, images, count_over(ranks, part))
-        for images, part in zip(sets, parts, strict=True)
-    )
-    accuracy = knn_accuracy(*parts[0], *parts[1], k=config.k, ranks=ranks)
-    session.finish({"top1": accuracy}, time.perf_counter() - began, unreadable_images=missing)
-    if ranks.is_main:
-        print(f"finished: {config.k}-NN accuracy {accuracy:.2f} %: {session.output}/results.json")
-    ranks.barrier()
-    return 0
+        return session.kind.run(session, train, test, stop, stack)

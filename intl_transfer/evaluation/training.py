@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,15 @@ from intl_transfer.evaluation.session import (
 )
 from intl_transfer.runs import write_atomically
 from intl_transfer.runs.checkpoint import (
-    CheckpointNotWrittenError,
+    list_checkpoints,
     resume,
     save_checkpoint,
     set_aside,
+    try_to_save,
 )
 from intl_transfer.runs.finite import Skips, require_finite
 from intl_transfer.runs.progress import Progress
-from intl_transfer.runs.stopping import StopRequest, ending
+from intl_transfer.runs.stopping import AGAIN, StopRequest, ending
 from intl_transfer.runs.trackers import Trackers
 
 CLASSIFIER = "classifier.safetensors"
@@ -114,8 +115,7 @@ class Training:
         stop.close()
         if step < self._total:
             saved = ranks.gather_objects(self._saved == step)[0]  # rank 0 knows
-            again = "the same command continues"
-            left = ending(stopped, stop.signal, f"step {step}", saved, again)
+            left = ending(stopped, stop.signal, f"step {step}", saved, AGAIN)
             if self._session.run is not None:
                 self._session.run.interrupt(left.reason)
                 self._progress.say(left.line)
@@ -247,13 +247,9 @@ class Training:
         figures = {**self.batches.figures, "skipped_steps": skips.total}
         progress = {"step": step, "seconds": self._seconds + self._progress.elapsed()}
         state = {**learned, "progress": progress, "figures": figures}
-        try:
-            save_checkpoint(folder, step, state, _KEPT)
+        save = partial(save_checkpoint, folder, step, state, _KEPT)
+        if try_to_save(self._session.run, save, lambda: list_checkpoints(folder)):
             self._saved = step
-            self._session.run.save_succeeded()
-        except CheckpointNotWrittenError as error:
-            print(f"warning: {error}; the run goes on", file=sys.stderr, flush=True)
-            self._session.run.save_failed(str(error))
         return True
 
     def _resume(self, folder: Path) -> int:

@@ -122,7 +122,7 @@ def check(folder: Path) -> Findings:
     if manifest is not None:
         _check_status(manifest, content if results is not None else None, content, found)
     if results is not None:
-        problem = problem_of(results)
+        problem = problem_of(results, manifest.config if manifest is not None else None)
         if problem:
             found.errors.append(f"{RESULTS}: {problem}")
         found.warnings += [f"{RESULTS}: {text}" for text in warnings_of(results)]

@@ -17,12 +17,18 @@ from intl_transfer.runs.records import (
 EVALUATION_KINDS = ("linear", "knn", "semi")
 
 
-def problem_of(results: AnyResults) -> str | None:
-    """What makes results of the right form unusable, in one sentence; None for good ones."""
+def problem_of(results: AnyResults, config: Mapping[str, Any] | None = None) -> str | None:
+    """What makes results of the right form unusable, in one sentence; None for good ones.
+
+    Args:
+        results: of a run.
+        config: of the run, where it is known. A kind of evaluation that the run's own
+            configuration asked for is one, whether or not it is known here.
+    """
     if isinstance(results, DetectionResults):
         return _detection_problem(results)
     if isinstance(results, EvaluationResults):
-        return _evaluation_problem(results)
+        return _evaluation_problem(results, (config or {}).get("kind"))
     return None
 
 
@@ -54,8 +60,8 @@ def _detection_problem(results: DetectionResults) -> str | None:
     return _percentages(results)
 
 
-def _evaluation_problem(results: EvaluationResults) -> str | None:
-    if results.external is None and results.kind not in EVALUATION_KINDS:
+def _evaluation_problem(results: EvaluationResults, asked: Any) -> str | None:
+    if results.external is None and results.kind not in (*EVALUATION_KINDS, asked):
         return (
             f"kind is {results.kind!r}, expected one of {', '.join(EVALUATION_KINDS)} (others come "
             "with `external`)"

@@ -355,7 +355,7 @@ def _problem(entry: Entry) -> str | None:
     if entry.stage not in STAGES:
         return f"stage is '{entry.stage}', expected one of {', '.join(STAGES)}"
     assert entry.results is not None
-    return problem_of(entry.results)
+    return problem_of(entry.results, entry.manifest.config if entry.manifest else None)
 
 
 class _Origins:

@@ -11,6 +11,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from intl_transfer.runs.architectures import architecture
 from intl_transfer.runs.metrics import end_of
 from intl_transfer.runs.records import (
     SCHEMA,
+    Architecture,
     Dataset,
     DetectionResults,
     Initialisation,
@@ -76,25 +78,14 @@ def read_foreign(
     if not config:
         raise UserError(f"{path / CONFIG}: expected keys and values, found nothing")
     given = read_yaml(path / LABEL) if LABEL in files else {}
-    try:
-        solver, model = config["SOLVER"], config["MODEL"]
-        iterations, batch = int(solver["MAX_ITER"]), int(solver["IMS_PER_BATCH"])
-        base_lr, steps = float(solver["BASE_LR"]), tuple(map(int, solver["STEPS"]))
-        train, test = list(config["DATASETS"]["TRAIN"]), list(config["DATASETS"]["TEST"])
-        built = architecture({**config, "MODEL": {**model, "RESNETS": {**model["RESNETS"]}}})
-        weights = str(model.get("WEIGHTS") or "")
-        seed = int(config.get("SEED", -1))
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise UserError(
-            f"{path / CONFIG} is not a whole Detectron2 configuration ({error!r})"
-        ) from None
+    stated = _stated(path, config)
     name, number = _named(path.name)
     try:
-        seed = int(given.get("seed", seed if seed >= 0 else number))
+        seed = int(given.get("seed", stated.seed if stated.seed >= 0 else number))
     except (TypeError, ValueError):
         found = given.get("seed")
         raise UserError(f"{path / LABEL}: seed is {found!r}, expected a number") from None
-    metrics, source = _final_metrics(path, files, str(test[0]), iterations)
+    metrics, source = _final_metrics(path, files, stated.dataset.name, stated.iterations)
     method = label or str(given.get("method") or name)
     manifest = Manifest(
         schema_version=SCHEMA,
@@ -106,35 +97,73 @@ def read_foreign(
         config_name=CONFIG,
         config=config,
         seed=seed,
-        inputs=[Input(role="weights", path=weights)] if weights else [],
+        inputs=[Input(role="weights", path=stated.weights)] if stated.weights else [],
         sessions=[],
     )
     if metrics is None:
         return manifest, None
-    name = str(test[0])
     results = DetectionResults(
         schema_version=SCHEMA,
         stage="detection",
-        dataset=Dataset(name=name, train=list(map(str, train)), layout=_layout(name)),
-        architecture=built,
-        schedule=Schedule(
-            name=schedule_name(str(train[0]), iterations, steps, batch),
-            iterations=iterations,
-            batch_size=batch,
-            base_lr=base_lr,
-        ),
+        dataset=stated.dataset,
+        architecture=stated.architecture,
+        schedule=stated.schedule,
         initialisation=Initialisation(
             kind="foreign",
             method=method,
-            detail=str(given.get("detail") or _weights_name(weights)),
+            detail=str(given.get("detail") or _weights_name(stated.weights)),
         ),
         seed=seed,
-        iteration=iterations,
+        iteration=stated.iterations,
         metrics=metrics,
         external="Detectron2",
         source=source,
     )
     return manifest, results
+
+
+@dataclass(frozen=True)
+class _Stated:
+    """What Detectron2's configuration says of a training; the seed is -1 where it is drawn."""
+
+    architecture: Architecture
+    dataset: Dataset
+    schedule: Schedule
+    iterations: int
+    weights: str
+    seed: int
+
+
+def _stated(path: Path, config: Mapping[str, Any]) -> _Stated:
+    """Reads a folder's configuration.
+
+    Raises:
+        UserError: if it is not a whole one.
+    """
+    try:
+        solver, model = config["SOLVER"], config["MODEL"]
+        iterations, batch = int(solver["MAX_ITER"]), int(solver["IMS_PER_BATCH"])
+        base_lr, steps = float(solver["BASE_LR"]), tuple(map(int, solver["STEPS"]))
+        train, test = list(config["DATASETS"]["TRAIN"]), list(config["DATASETS"]["TEST"])
+        built = architecture({**config, "MODEL": {**model, "RESNETS": {**model["RESNETS"]}}})
+        name, first = str(test[0]), str(train[0])
+        return _Stated(
+            built,
+            Dataset(name=name, train=list(map(str, train)), layout=_layout(name)),
+            Schedule(
+                name=schedule_name(first, iterations, steps, batch),
+                iterations=iterations,
+                batch_size=batch,
+                base_lr=base_lr,
+            ),
+            iterations,
+            weights=str(model.get("WEIGHTS") or ""),
+            seed=int(config.get("SEED", -1)),
+        )
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise UserError(
+            f"{path / CONFIG} is not a whole Detectron2 configuration ({error!r})"
+        ) from None
 
 
 def _named(folder: str) -> tuple[str, int]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from intl_transfer.methods import METHODS
 from intl_transfer.results.run import Run, Start
 from intl_transfer.runs.changes import changed_midway
 from intl_transfer.runs.controls import in_words
@@ -33,7 +34,7 @@ from intl_transfer.runs.settings import (
     nested,
     select,
 )
-from intl_transfer.runs.wording import METHODS, method_title, setting_in_words
+from intl_transfer.runs.wording import method_title, setting_in_words
 
 #: A row's footnote where files of one ``--name`` are taken as repetitions.
 STATED = (
@@ -78,7 +79,8 @@ def start_of(
         if made:
             settings |= made
             # As told by the run, not by its user.
-            if "loss.method" in made and method in METHODS.values():
+            titles = [one.full_title for one in METHODS.values()]
+            if "loss.method" in made and method in titles:
                 method = method_title(nested(made).get("loss", {}))
         elif origin.name is not None and origin.id is None:  # `convert --name`
             stated = {"name": origin.name, "epochs": origin.epochs, "dataset": origin.dataset}

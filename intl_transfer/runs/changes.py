@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,38 +122,72 @@ def in_lines(changes: Differences) -> str:
     return "; ".join(f"{k}: {v['before']} there, {v['now']} here" for k, v in changes.items())
 
 
-def refuse(folder: str | Path, changes: Differences, remedy: str) -> None:
-    """Refuses to go on with a run under other settings.
+class Continuation:
+    """What a session finds in its run directory, held against what it is about to do.
 
-    Args:
-        folder: the run directory.
-        changes: in what they differ.
-        remedy: what to do, as a sentence.
-
-    Raises:
-        UserError: if they differ.
-    """
-    if changes:
-        raise UserError(f"{folder} holds a run with other settings ({in_lines(changes)}). {remedy}")
-
-
-def unfinished(folder: str | Path, changes: Differences, allow: bool) -> bool:
-    """Whether a run directory still wants work.
+    Every stage asks it: the same command continues a run; one with other settings, inputs or
+    images is refused unless ``--allow-config-change`` was given, and then recorded.
 
     Args:
         folder: the run directory, which may be absent.
-        changes: from :func:`changes_of` and :func:`changed_data`.
-        allow: whether it may go on with other settings.
+        stage: of the run.
+        config: the resolved configuration, nested.
+        inputs: the files that the run begins from, as for the manifest.
+        images: what the sets of images hold, by name, where that is known already.
+        allow: whether the run may go on with other settings or images.
+
+    Attributes:
+        exists: whether there was an earlier session.
+        changes: in what this one differs from it (:func:`changes_of`, :func:`changed_data`).
 
     Raises:
-        UserError: if it holds a run with other settings, and that was not allowed.
+        UserError: if they differ, and that was not allowed.
     """
-    if not allow:
-        remedy = (
-            "Give another directory with output_dir=DIR, or go on with the new settings by "
-            "--allow-config-change"
+
+    def __init__(
+        self,
+        folder: str | Path,
+        stage: str,
+        config: Mapping[str, Any],
+        inputs: Sequence[Mapping[str, Any]] = (),
+        images: Mapping[str, ImageSet] | None = None,
+        *,
+        allow: bool = False,
+    ) -> None:
+        self._folder, self._allow = Path(folder), allow
+        self.exists = (self._folder / MANIFEST).exists()
+        self.changes = changes_of(folder, stage, config, inputs)
+        self.add_images(images or {})
+
+    def add_images(self, images: Mapping[str, ImageSet]) -> None:
+        """Holds sets of images against those of the earlier session.
+
+        Args:
+            images: what they hold, by name.
+
+        Raises:
+            UserError: if they differ, and that was not allowed.
+        """
+        self.changes = {**self.changes, **changed_data(self._folder, images)}
+        if self.changes and not self._allow:
+            raise UserError(
+                f"{self._folder} holds a run with other settings ({in_lines(self.changes)}). Give "
+                "another directory with --output-dir DIR, or go on with the new settings by "
+                "--allow-config-change"
+            )
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do: the run is finished, with these settings."""
+        if not self.exists or self.changes:
+            return False
+        return read_manifest(self._folder).status == "finished"
+
+    @staticmethod
+    def add_option(parser: argparse.ArgumentParser) -> None:
+        """Adds ``--allow-config-change`` to a stage's command line."""
+        parser.add_argument(
+            "--allow-config-change",
+            action="store_true",
+            help="continue a run with other settings than it began with",
         )
-        refuse(folder, changes, remedy)
-    if not (Path(folder) / MANIFEST).exists():
-        return True
-    return bool(changes) or read_manifest(folder).status != "finished"

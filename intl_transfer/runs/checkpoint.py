@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from intl_transfer.errors import UserError, first_line
 from intl_transfer.files.pickles import PickleError
 from intl_transfer.files.torch_files import read_pickled
 from intl_transfer.runs.atomic import clear_leftovers, write_atomically
+from intl_transfer.runs.directory import RunDirectory
 from intl_transfer.runs.distributed import Ranks
 from intl_transfer.runs.finite import require_finite
 from intl_transfer.runs.late import wait_until
@@ -71,11 +73,51 @@ def save_checkpoint(
     except OSError as error:
         why = error.strerror or error
         raise CheckpointNotWrittenError(f"{path} was not written ({why})") from error
-    passing = [old for old in list_checkpoints(folder) if not is_milestone(step_of(old))]
-    for old in passing[keep:]:
+    keep_newest([old for old in list_checkpoints(folder) if not is_milestone(step_of(old))], keep)
+    return path
+
+
+def keep_newest(paths: Sequence[Path], keep: int) -> None:
+    """Removes all but the first few of some files, the newest first."""
+    for old in paths[keep:]:
         with contextlib.suppress(OSError):  # one too many does no harm
             old.unlink()
-    return path
+
+
+def try_to_save(
+    run: RunDirectory | None,
+    save: Callable[[], Any],
+    existing: Callable[[], Sequence[Path]],
+    is_needed: bool = False,
+) -> bool:
+    """Writes a checkpoint; where that fails (a full disk), the run goes on with those that it has.
+
+    Args:
+        run: whose manifest counts checkpoints that were not written.
+        save: writes it.
+        existing: the run's checkpoints, the newest first, for the warning.
+        is_needed: whether the run cannot go on without.
+
+    Returns:
+        Whether it was written.
+
+    Raises:
+        OSError: where it was needed, what kept it from being written.
+    """
+    try:
+        save()
+    except CheckpointNotWrittenError as error:
+        if run is not None:
+            run.save_failed(str(error))
+        if is_needed:
+            raise (error.__cause__ or error) from None
+        older = existing()
+        has = f"the newest is {older[0].name}" if older else "there is none yet"
+        print(f"warning: {error}; the run goes on, {has}", file=sys.stderr, flush=True)
+        return False
+    if run is not None:
+        run.save_succeeded()
+    return True
 
 
 def set_aside(folder: str | Path, step: int) -> Path | None:

@@ -471,7 +471,7 @@ class EvaluationResults(Results):
     stage: Literal["evaluation"]
     """`evaluation`."""
     kind: str
-    """`linear`, `knn` or `semi`; others with `external`."""
+    """`linear`, `knn`, `semi` or a kind of your own; of other evaluators with `external`."""
     dataset: Dataset
     """What was tested on."""
     architecture: Architecture

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+#: What continues a run, of any stage, for messages.
+AGAIN = "the same command continues"
 #: Exit status of a run that was asked to stop and wants to be continued by the same command
 #: (EX_TEMPFAIL of sysexits.h).
 CONTINUE = 75

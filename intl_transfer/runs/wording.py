@@ -6,22 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from intl_transfer.methods import METHODS
 from intl_transfer.runs.settings import NOT_STATED
 
-#: Pretraining methods as tables name them, by ``loss.method``.
-METHODS = {
-    "intl": "INTL",
-    "intl_ema": "INTL + EMA",
-    "power": "Spectral power",
-    "power_ema": "Spectral power + EMA",
-    "spectral": "Spectral transformation",
-    "spectral_ema": "Spectral transformation + EMA",
-    "w_mse": "W-MSE",
-    "barlow_twins": "Barlow Twins",
-    "vicreg": "VICReg",
-    "simclr": "SimCLR",
-}
-_WITHOUT_TRACE = {"intl": "IterNorm", "intl_ema": "IterNorm + EMA"}
 _INDEX = re.compile(r"\[(\d+)\]")
 # Folders of pretraining's and evaluation's configurations, which add nothing to a key's meaning.
 _FOLDERS = ("data.", "model.", "loss.options.", "loss.", "optim.", "engine.", "evaluator.")
@@ -34,18 +21,11 @@ def method_title(loss: Mapping[str, Any]) -> str:
     function its formula.
 
     Args:
-        loss: the part ``loss`` of a pretraining's configuration.
+        loss: the part ``loss`` of a pretraining's configuration. A method that is not known here
+            keeps its name.
     """
     method = str(loss.get("method", "intl"))
-    weight, options = loss.get("trace_weight"), loss.get("options") or {}
-    title = METHODS.get(method, method)
-    if method in ("power", "power_ema", "spectral", "spectral_ema"):
-        power, formula = options.get("p"), loss.get("g")
-        said = f" p = {power:g}" if power is not None else f" g(x) = {formula}" if formula else ""
-        title, _, average = title.partition(" + ")
-        parts = [title + said, *([average] * bool(average)), *(["trace loss"] * bool(weight))]
-        return " + ".join(parts)
-    return _WITHOUT_TRACE.get(method, title) if weight == 0 else title
+    return METHODS[method].title_under(loss) if method in METHODS else method
 
 
 def setting_in_words(key: str, value: Any) -> str:

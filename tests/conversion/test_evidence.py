@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 
 import pytest
 import torch
 
 from intl_transfer.cli import main
+from intl_transfer.conversion import command as convert_command
 from intl_transfer.conversion import convert, read_backbone
 from intl_transfer.conversion.adapters.mm_config import parsed
 from intl_transfer.conversion.pipeline import Told
+from intl_transfer.evaluation import command as evaluate_command
 from intl_transfer.results.blocks import INFERRED_NOTE
 from intl_transfer.runs.records import Initialisation, Provenance
 from tests.conversion.layouts import LAYOUTS, behind, head, small_state
@@ -149,3 +152,16 @@ def test_evidence_is_no_better_for_being_converted(tmp_path, capsys):
     )
     begun.provenance = Provenance.of(report["provenance"], "report")
     assert not begun.method_is_inferred
+
+
+def test_what_it_was_pretrained_on_is_said_by_one_option_everywhere():
+    """And by `--dataset` to `convert`, as earlier versions had it."""
+    words = {convert_command: ["a.pth", "b.pth"], evaluate_command: ["--weights=a", "--config=b"]}
+    for command, needed in words.items():
+        parser = argparse.ArgumentParser()
+        command.add_arguments(parser)
+        arguments = parser.parse_args([*needed, "--pretraining-dataset", "ImageNet"])
+        assert convert_command.told_of(arguments) == Told(dataset="ImageNet")
+        if command is convert_command:
+            former = parser.parse_args([*needed, "--dataset", "ImageNet"])
+            assert convert_command.told_of(former) == Told(dataset="ImageNet")

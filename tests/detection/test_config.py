@@ -5,10 +5,10 @@ from detectron2.config import CfgNode, get_cfg
 
 from detection.checks import check_settings
 from detection.config import CONFIGS, as_dict, load_config, number_of_classes, schedule_name
-from detection.session import architecture
 from detection.weights import follow_settings
 from intl_transfer.conversion.settings import CAFFE, config_values
 from intl_transfer.errors import UserError
+from intl_transfer.runs.architectures import architecture
 
 COCO_SIZES = (640, 672, 704, 736, 768, 800)
 VOC_SIZES = (480, 512, 544, 576, 608, *COCO_SIZES)

@@ -154,9 +154,11 @@ def test_a_run_keeps_its_batch_when_it_is_resumed(tmp_path, monkeypatch):
     solver = {"SOLVER": {"IMS_PER_BATCH": 8}}
     manifest = {"schema": 1, "stage": "detection", "status": "interrupted", "config": solver}
     write_json(tmp_path / "manifest.json", {**before, **manifest, "inputs": [], "sessions": []})
-    cfg = resolve(arguments(resume=True, output_dir=str(tmp_path)))
+    cfg = resolve(arguments(output_dir=str(tmp_path)))
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER) == (8, 180_000)
-    assert resolve(arguments(output_dir=str(tmp_path))).SOLVER.IMS_PER_BATCH == 16
+    assert resolve(arguments(output_dir=str(tmp_path / "new"))).SOLVER.IMS_PER_BATCH == 16
+    evaluated = resolve(arguments(output_dir=str(tmp_path), eval_only=True))
+    assert evaluated.SOLVER.IMS_PER_BATCH == 16
 
 
 @pytest.mark.parametrize("name", ["shapes_coco_R18_C4", "shapes_coco_R18_FPN"])

@@ -109,14 +109,12 @@ def test_voc_layout_from_scratch_resumes(data, tmp_path):
     manifest = (part / "manifest.json").read_text()
     (part / "manifest.json").write_text(manifest.replace('"finished"', '"running"'))
     (part / "model_0000099.pth").write_bytes(b"half")
-    again = train_net(data, *base, "--output-dir", part, *budget(4), check=False)
-    assert again.returncode == 2
-    assert "holds a run already. Continue it with --resume" in again.stderr
-    other = ["--output-dir", part, "--resume", "--seed", 1, *budget(4), "SOLVER.BASE_LR", "0.1"]
+    other = ["--output-dir", part, "--seed", 1, *budget(4), "SOLVER.BASE_LR", "0.1"]
     refused = train_net(data, *base, *other, check=False)
     assert refused.returncode == 2
     assert "SEED: 0 there, 1 here; SOLVER.BASE_LR: 0.02 there, 0.1 here" in refused.stderr
-    resumed = train_net(data, *base, "--output-dir", part, "--resume", *budget(4))
+    assert "--allow-config-change" in refused.stderr
+    resumed = train_net(data, *base, "--output-dir", part, *budget(4))
     assert "model_0000099.pth is damaged" in resumed.stderr
     assert "Starting training from iteration 3" in resumed.stdout + resumed.stderr
     states = [
@@ -126,8 +124,16 @@ def test_voc_layout_from_scratch_resumes(data, tmp_path):
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
     assert read_results(part)["iteration"] == 4
     assert len(read_manifest(part)["sessions"]) == 2
-    done = train_net(data, *base, "--output-dir", part, "--resume", *budget(4))
-    assert "is finished; nothing to do" in done.stdout
+    for word in ((), ("--resume",)):  # of earlier versions
+        done = train_net(data, *base, "--output-dir", part, *word, *budget(4))
+        assert "is finished; nothing to do" in done.stdout
+
+    # More iterations are other settings; allowed, they go on from what there is.
+    more = [*base, "--output-dir", part, *budget(5)]
+    train_net(data, *more, "--allow-config-change")
+    assert read_results(part)["iteration"] == 5
+    changed = read_manifest(part)["sessions"][-1]["changes"]
+    assert changed["SOLVER.MAX_ITER"] == {"before": 4, "now": 5}
 
 
 @pytest.mark.parametrize(

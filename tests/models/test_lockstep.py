@@ -25,8 +25,8 @@ from intl_transfer.models import (
 from intl_transfer.models.sync_batchnorm import CollectiveBatchNorm, normalise_together
 from intl_transfer.runs.distributed import Ranks, parallelise
 from intl_transfer.spectral import intl_ema_loss, intl_loss
+from pretrain.checks import check
 from pretrain.config import PretrainConfig
-from pretrain.session import check
 from tests.ranks import run_ranks
 
 ROWS = 12

@@ -22,9 +22,9 @@ from intl_transfer.data.statistics import STATISTICS
 from intl_transfer.runs.config import load_config
 from intl_transfer.runs.settings import flatten, role_of
 from intl_transfer.spectral import default_trace_weight
+from pretrain.checks import check
 from pretrain.config import PretrainConfig
 from pretrain.learner import learning_rate, parameter_groups
-from pretrain.session import check
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "pretrain"
 IMAGES = {"cifar": 50_000, "imagenet100": 126_689, "imagenet": 1_281_167}

@@ -17,9 +17,9 @@ from intl_transfer.runs import read_manifest, read_metrics, read_results, sha256
 from intl_transfer.runs.changes import changes_of
 from intl_transfer.runs.checkpoint import load_newest
 from intl_transfer.runs.config import load_config
+from pretrain.checks import check
 from pretrain.config import OptimConfig, PretrainConfig
 from pretrain.learner import learning_rate, parameter_groups
-from pretrain.session import check
 from pretrain.train import configuration
 from tests.pretrain.running import ROOT, TORCHRUN, assert_same, backbone, train
 from tests.results.synthetic import pretraining_run

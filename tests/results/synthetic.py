@@ -10,13 +10,13 @@ from unittest import mock
 
 import yaml
 
+from intl_transfer.methods import METHODS
 from intl_transfer.runs import RunDirectory, write_json
 from intl_transfer.runs.records import GitState
-from intl_transfer.runs.wording import METHODS
 
 TIME = "2024-05-01T12:00:00+00:00"
 SHA = "a" * 64
-LOSSES = {title: method for method, title in METHODS.items()}
+LOSSES = {method.full_title: name for name, method in METHODS.items()}
 
 
 def figures(ap: float) -> dict:

@@ -6,7 +6,9 @@ import dataclasses
 import functools
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from slurm.ledger import Node
 from slurm.resources import checked
@@ -47,7 +49,14 @@ def _checked(wanted: str) -> str:
     return json.dumps(dataclasses.asdict(checked(json.loads(wanted), "test")))
 
 
-def node(root: Path, name: str, parents=(), cluster="slurm", after="ok", **resources) -> Node:
+def node(
+    root: Path,
+    name: str,
+    parents: Sequence[str] = (),
+    cluster: str = "slurm",
+    after: str = "ok",
+    **resources: Any,
+) -> Node:
     """A node whose job takes as long as Python's start."""
     wanted = {"cluster": cluster, "gpus_per_node": 0, "cpus_per_gpu": 1, "time": 60, **resources}
     return Node(
@@ -65,7 +74,7 @@ def node(root: Path, name: str, parents=(), cluster="slurm", after="ok", **resou
     )
 
 
-def chain(root: Path, cluster="slurm") -> list[Node]:
+def chain(root: Path, cluster: str = "slurm") -> list[Node]:
     """One parent, two children that are alike, and one that takes whatever they leave."""
     return [
         node(root, "parent", cluster=cluster),

@@ -134,33 +134,40 @@ def import_results(
         "initialisation": {"kind": "pretrained", "method": method, "detail": known.get("detail")},
         "metrics": found.metrics,
     }
-    if found.detection:
-        built = {"backbone": known.get("backbone", _UNKNOWN)}
-        built |= {"meta": known.get("detector", ""), "head": known.get("head", "")}
-        content = {
-            "stage": "detection",
-            **common,
-            "architecture": built,
-            "schedule": {
-                "name": known.get("schedule", _UNKNOWN),
-                "iterations": known.get("iterations"),
-                "batch_size": known.get("batch_size"),
-                "base_lr": known.get("lr"),
-            },
-        }
-    else:
-        protocol = {key: known[key] for key in ("epochs", "batch_size", "lr") if key in known}
-        content = {
-            "stage": "evaluation",
-            "kind": kind,
-            **common,
-            "architecture": {"backbone": known.get("backbone", _UNKNOWN)},
-            "protocol": protocol,
-            "epoch": found.epoch,
-        }
+    content = {**common, **(_detection(known) if found.detection else _classification(known, kind))}
+    if not found.detection:
+        content["epoch"] = found.epoch
     results = results_of(content, str(folder))
     if problem := problem_of(results):
         raise UserError(f"{source}: {problem}")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RESULTS, results.as_json())
     return folder
+
+
+def _detection(known: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a detection's results that its protocol makes."""
+    return {
+        "stage": "detection",
+        "architecture": {
+            "backbone": known.get("backbone", _UNKNOWN),
+            "meta": known.get("detector", ""),
+            "head": known.get("head", ""),
+        },
+        "schedule": {
+            "name": known.get("schedule", _UNKNOWN),
+            "iterations": known.get("iterations"),
+            "batch_size": known.get("batch_size"),
+            "base_lr": known.get("lr"),
+        },
+    }
+
+
+def _classification(known: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The part of a classification's results that its protocol makes."""
+    return {
+        "stage": "evaluation",
+        "kind": kind,
+        "architecture": {"backbone": known.get("backbone", _UNKNOWN)},
+        "protocol": {key: known[key] for key in ("epochs", "batch_size", "lr") if key in known},
+    }

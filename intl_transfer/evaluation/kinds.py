@@ -1,0 +1,58 @@
+"""Kinds of evaluation, one row each: what it is called, how it is done, what has to agree."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+
+from intl_transfer.data.source import ImageSource
+from intl_transfer.evaluation.knn import knn_accuracy
+from intl_transfer.evaluation.learner import FeatureNetwork
+from intl_transfer.evaluation.session import (
+    Kind,
+    Session,
+    check_readable,
+    count_over,
+    frozen_features,
+    images_of,
+)
+from intl_transfer.evaluation.training import Training
+from intl_transfer.runs.stopping import StopRequest
+
+
+def _train(
+    session: Session, train: ImageSource, test: ImageSource, stop: StopRequest, stack: ExitStack
+) -> int:
+    """A head, with or without its backbone, learns; then it is tested."""
+    return Training(session, train, test).run(stop, stack)
+
+
+def _neighbours(
+    session: Session, train: ImageSource, test: ImageSource, stop: StopRequest, stack: ExitStack
+) -> int:
+    """The k nearest neighbours on frozen features; nothing learns."""
+    began = time.perf_counter()
+    config, ranks = session.config, session.ranks
+    network = FeatureNetwork(session.subject, config, ranks)
+    sets = [images_of(config, source) for source in (train, test)]
+    parts = [frozen_features(session, network, images) for images in sets]
+    missing = sum(
+        check_readable(session, images, count_over(ranks, part))
+        for images, part in zip(sets, parts, strict=True)
+    )
+    accuracy = knn_accuracy(*parts[0], *parts[1], k=config.k, ranks=ranks)
+    session.finish({"top1": accuracy}, time.perf_counter() - began, unreadable_images=missing)
+    if ranks.is_main:
+        print(f"finished: {config.k}-NN accuracy {accuracy:.2f} %: {session.output}/results.json")
+    ranks.barrier()
+    return 0
+
+
+#: Every kind, by its name (``kind`` of a configuration).
+KINDS: dict[str, Kind] = {
+    "linear": Kind("linear evaluation", _train),
+    "semi": Kind("fine-tuning on a part of the labels", _train),
+    "knn": Kind(
+        "k nearest neighbours", _neighbours, trains=False, protocol=lambda config: {"k": config.k}
+    ),
+}

@@ -1,0 +1,174 @@
+"""Settings that could not be trained with, in words, before anything is built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from intl_transfer.data.statistics import statistics_of
+from intl_transfer.data.views import build_views
+from intl_transfer.errors import UserError, did_you_mean
+from intl_transfer.methods import METHODS
+from intl_transfer.models import PRECISIONS, STEMS
+from intl_transfer.runs.config import check_values
+from intl_transfer.spectral import default_trace_weight
+from pretrain.config import (
+    DataConfig,
+    EngineConfig,
+    KnnConfig,
+    LogConfig,
+    LossConfig,
+    OptimConfig,
+    PretrainConfig,
+)
+
+# By key the value, whether it is good, and what was expected.
+_Rules = dict[str, tuple[Any, bool, str]]
+
+
+def check(config: PretrainConfig) -> None:
+    """Refuses values that no training could use, before anything is built.
+
+    Raises:
+        UserError: naming the key, what it is and what was expected.
+    """
+    choices = {
+        "loss.method": (config.loss.method, METHODS),
+        "loss.axis": (config.loss.axis, ("channel", "batch")),
+        "model.stem": (config.model.stem, STEMS),
+        "engine.precision": (config.engine.precision, PRECISIONS),
+        "optim.optimizer": (config.optim.optimizer, ("sgd", "lars")),
+    }
+    rules = {
+        **_optim_rules(config.optim),
+        **_loss_rules(config.loss),
+        **_data_rules(config.data),
+        **_log_rules(config.log),
+        **_knn_rules(config.knn),
+        **_engine_rules(config.engine),
+    }
+    check_values(choices, rules)
+    _check_engine(config.engine)
+    _check_method(config.loss)
+    _check_trace_weight(config)
+    statistics_of(config.data.normalize)
+    _check_views(config)
+
+
+def _optim_rules(optim: OptimConfig) -> _Rules:
+    clip = optim.clip_norm
+    return {
+        "optim.epochs": (optim.epochs, optim.epochs >= 1, "at least 1"),
+        "optim.batch_size": (optim.batch_size, optim.batch_size >= 2, "at least 2"),
+        "optim.base_lr": (optim.base_lr, 0 < optim.base_lr < float("inf"), "a positive number"),
+        "optim.final_lr_factor": (optim.final_lr_factor, 0 <= optim.final_lr_factor <= 1, "0 to 1"),
+        "optim.warmup_epochs": (optim.warmup_epochs, optim.warmup_epochs >= 0, "0 or more"),
+        "optim.momentum": (optim.momentum, 0 <= optim.momentum < 1, "0 to below 1"),
+        "optim.weight_decay": (optim.weight_decay, optim.weight_decay >= 0, "0 or more"),
+        "optim.clip_norm": (clip, clip is None or clip > 0, "null or a positive number"),
+    }
+
+
+def _loss_rules(loss: LossConfig) -> _Rules:
+    few = "at least 1 (0 only centres and scales; for that take loss.method=power loss.options.p=0)"
+    return {
+        "loss.iterations": (loss.iterations, loss.iterations >= 1, few),
+        "loss.ema_momentum": (loss.ema_momentum, 0 <= loss.ema_momentum <= 1, "0 to 1"),
+    }
+
+
+def _data_rules(data: DataConfig) -> _Rules:
+    share = data.max_unreadable
+    return {
+        "data.workers": (data.workers, data.workers >= 0, "0 or more"),
+        "data.max_unreadable": (share, 0 <= share <= 1, "a share from 0 to 1"),
+    }
+
+
+def _log_rules(log: LogConfig) -> _Rules:
+    every = log.diagnostics_steps
+    return {
+        "log.steps": (log.steps, log.steps >= 1, "at least 1"),
+        "log.diagnostics_steps": (every, every >= 0, "0 or more"),
+    }
+
+
+def _knn_rules(knn: KnnConfig) -> _Rules:
+    crop = knn.crop_pct
+    return {
+        "knn.epochs": (knn.epochs, knn.epochs >= 0, "0 or more"),
+        "knn.k": (knn.k, knn.k >= 1, "at least 1"),
+        "knn.crop_pct": (crop, 0 < crop <= 1, "a share above 0, up to 1"),
+    }
+
+
+def _engine_rules(engine: EngineConfig) -> _Rules:
+    counts = (
+        *("checkpoint_steps", "checkpoint_epochs", "keep_checkpoints", "milestone_epochs"),
+        *("nonfinite_steps", "stop_after_steps", "threads"),
+    )
+    found = {key: getattr(engine, key) for key in counts}
+    return {
+        f"engine.{key}": (count, count is None or count >= 1, "at least 1")
+        for key, count in found.items()
+    }
+
+
+def _check_engine(engine: EngineConfig) -> None:
+    """Refuses what torch.compile cannot do."""
+    if engine.recompute and engine.compile is not None:
+        raise UserError(
+            "engine.recompute and engine.compile exclude each other: torch.compile cannot trace "
+            "the recomputation. Leave one of them out"
+        )
+    if engine.lockstep and engine.compile is not None:
+        raise UserError(
+            "engine.lockstep and engine.compile exclude each other: the compiler takes the network "
+            "as a whole, one view after the other. Leave one of them out"
+        )
+
+
+def _check_method(loss: LossConfig) -> None:
+    """Refuses what the method's row does not have, or lacks, and values that it cannot take."""
+    method = METHODS[loss.method]
+    known, name = list(method.options), method.name
+    for key in loss.options:
+        if key not in known:
+            takes = f"takes {', '.join(known)}" if known else "takes none"
+            raise UserError(f"loss.options.{key}: {name} {takes}.{did_you_mean(key, known)}")
+    for key, option in method.options.items():
+        if option.required is not None and key not in loss.options:
+            raise UserError(f"loss.method={name} needs {option.required}")
+    if method.takes_g and loss.g is None:
+        raise UserError(f"loss.method={name} needs a function: loss.g='1 / (1 + x)'")
+    if loss.g is not None and not method.takes_g:
+        raise UserError(f"loss.g is the function of loss.method=spectral; {name} takes none")
+    if not loss.stable and not method.is_iternorm:
+        raise UserError(f"loss.stable is IterNorm's; loss.method={name} has no iteration")
+    try:
+        method.transform_under(loss)
+    except ValueError as error:
+        raise UserError(f"loss.{'g' if loss.g is not None else 'options'}: {error}") from None
+    for key, value in loss.options.items():
+        option = method.options[key]
+        if not option.is_good(value):
+            raise UserError(f"loss.options.{key} is {value}; expected {option.expected}")
+
+
+def _check_trace_weight(config: PretrainConfig) -> None:
+    """Refuses a batch for which the published trace weight would reward collapse."""
+    loss = config.loss
+    if METHODS[loss.method].is_iternorm and loss.trace_weight is None:
+        axis: Any = loss.axis
+        try:
+            default_trace_weight(config.optim.batch_size, config.model.embedding, axis)
+        except ValueError as error:
+            raise UserError(f"loss.trace_weight is null: {error}") from None
+
+
+def _check_views(config: PretrainConfig) -> None:
+    if len(config.views) < 2:
+        raise UserError(f"views has {len(config.views)} entry; INTL needs at least two views")
+    try:
+        build_views(config.views)
+    except ValueError as error:
+        raise UserError(f"views: {error}") from None

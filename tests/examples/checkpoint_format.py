@@ -1,0 +1,14 @@
+"""A checkpoint format: two ResNets below `networks`, beside a memory that only it has."""
+
+from __future__ import annotations
+
+from intl_transfer.conversion.adapters.base import ONLINE, TARGET, Layout
+
+LAYOUT = Layout(
+    "memory bank",
+    {ONLINE: r"networks/live\.trunk\.", TARGET: r"networks/slow\.trunk\."},
+    "networks/live.trunk.",
+    marks=(r"^memory$",),
+    top=("networks", "memory"),
+    means="Memory bank",
+)
