@@ -34,6 +34,7 @@ _PACKAGES = (
     "scikit-image",
     "shapely",
     "opencv-python-headless",
+    "simplejpeg",
 )
 _SLURM = ("sbatch", "srun", "squeue", "sacct", "scancel", "scontrol")
 

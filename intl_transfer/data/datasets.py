@@ -75,14 +75,17 @@ class ViewsDataset(Dataset[Batch]):
         arrays = [tensor.numpy() for tensor in tensors]
         unreadable: list[tuple[int, str]] = []
         gone = False
-        shown = torch.empty(len(keys), dtype=torch.int64)
+        shown = np.empty(len(keys), np.int64)
         for row, (epoch, index) in enumerate(keys):
             generator = np.random.default_rng((self._seed, epoch, index))
             image, shown[row] = self._image(epoch, index, unreadable)
             gone |= image is None
             for array, view in zip(arrays, self._views, strict=True):
-                array[row] = 0 if image is None else view(image, generator)
-        return Batch(tensors, shown, unreadable, gone)
+                if image is None:
+                    array[row] = 0
+                else:
+                    view(image, generator, array[row])
+        return Batch(tensors, torch.from_numpy(shown), unreadable, gone)
 
     def name(self, index: int) -> str:
         """What to call an image in a message."""

@@ -85,7 +85,7 @@ class FolderSource(ImageSource):
 
     def name(self, index: int) -> str:
         """The image's path."""
-        return str(self._root / self._names[index])
+        return os.path.join(self._root, self._names[index])
 
     def image(self, index: int) -> Pixels:
         """Reads and decodes the file."""

@@ -26,7 +26,8 @@ _LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
 _SIGMA = (0.1, 2.0)
 # Uniform numbers that one view consumes, whatever it does with them: so that no draw depends on
 # the outcome of another.
-_DRAWS = 2 * _CROP_TRIES + 14
+_BOX_DRAWS = 2 * _CROP_TRIES + 2
+_DRAWS = _BOX_DRAWS + 12  # the last is not used
 _ORDERS = [
     (a, b, c, d)
     for a in range(4)
@@ -123,44 +124,53 @@ class View:
     def draw(self, height: int, width: int, generator: np.random.Generator) -> ViewParameters:
         """Draws the parameters for an image of this size."""
         config = self.config
-        u = generator.random(_DRAWS)
-        rest = u[2 * _CROP_TRIES + 2 :].tolist()
+        u: list[float] = generator.random(_DRAWS).tolist()
+        flip, jittered, *values, ordered, greyed, strength, blurred, solarised = u[_BOX_DRAWS:-1]
         jitter: tuple[tuple[int, float], ...] = ()
-        if rest[1] < config.jitter:
+        if jittered < config.jitter:
             spread = (config.brightness, config.contrast, config.saturation, config.hue)
-            values = [(2 * r - 1) * s for r, s in zip(rest[2:6], spread, strict=True)]
-            order = _ORDERS[int(rest[6] * len(_ORDERS))]
-            jitter = tuple((i, values[i] + (i < 3)) for i in order if spread[i] > 0)
-        sigma = _SIGMA[0] + rest[8] * (_SIGMA[1] - _SIGMA[0])
+            drawn = [(2 * r - 1) * s for r, s in zip(values, spread, strict=True)]
+            order = _ORDERS[int(ordered * len(_ORDERS))]
+            jitter = tuple([(i, drawn[i] + (i < 3)) for i in order if spread[i] > 0])
+        sigma = _SIGMA[0] + strength * (_SIGMA[1] - _SIGMA[0])
         return ViewParameters(
-            box=_draw_box(height, width, config, u[: 2 * _CROP_TRIES + 2].tolist()),
-            flip=rest[0] < config.flip,
+            box=_draw_box(height, width, config, u),
+            flip=flip < config.flip,
             jitter=jitter,
-            grey=rest[7] < config.grey,
-            sigma=sigma if rest[9] < config.blur else None,
-            solarise=rest[10] < config.solarise,
+            grey=greyed < config.grey,
+            sigma=sigma if blurred < config.blur else None,
+            solarise=solarised < config.solarise,
         )
 
-    def apply(self, image: Pixels, parameters: ViewParameters) -> Pixels:
-        """The view (size, size, 3) of a uint8 image (H, W, 3) that these parameters make."""
+    def apply(self, image: Pixels, parameters: ViewParameters, out: Pixels | None = None) -> Pixels:
+        """The view (size, size, 3) of a uint8 image (H, W, 3) that these parameters make.
+
+        Args:
+            image: the whole one; it stays as it is.
+            parameters: of :meth:`draw`.
+            out: where to, (size, size, 3) and contiguous: all operations after the resize are in
+                place, so that no memory is asked for.
+        """
         view = augment.crop_and_resize(
-            image, *parameters.box, self.config.size, self._interpolation
+            image, *parameters.box, self.config.size, self._interpolation, out
         )
         if parameters.flip:
-            view = augment.flip_horizontally(view)
+            augment.flip_horizontally(view, view)
         for operation, value in parameters.jitter:
-            view = _JITTER[operation](view, value)
+            _JITTER[operation](view, value, view)
         if parameters.grey:
-            view = augment.to_grey(view)
+            augment.to_grey(view, view)
         if parameters.sigma is not None:
-            view = augment.gaussian_blur(view, parameters.sigma)
+            augment.gaussian_blur(view, parameters.sigma, view)
         if parameters.solarise:
-            view = augment.solarise(view)
+            augment.solarise(view, view)
         return view
 
-    def __call__(self, image: Pixels, generator: np.random.Generator) -> Pixels:
-        """A random view (size, size, 3) of a uint8 image (H, W, 3)."""
-        return self.apply(image, self.draw(image.shape[0], image.shape[1], generator))
+    def __call__(
+        self, image: Pixels, generator: np.random.Generator, out: Pixels | None = None
+    ) -> Pixels:
+        """A random view (size, size, 3) of a uint8 image (H, W, 3), made in ``out`` if given."""
+        return self.apply(image, self.draw(image.shape[0], image.shape[1], generator), out)
 
 
 _JITTER = (
@@ -176,7 +186,7 @@ def _draw_box(
 ) -> tuple[int, int, int, int]:
     """A random box of some area and aspect ratio, as ``RandomResizedCrop`` draws it."""
     area = height * width
-    position = u[2 * _CROP_TRIES :]
+    position = u[2 * _CROP_TRIES : _BOX_DRAWS]
     for tried in range(_CROP_TRIES):
         share = config.scale_min + u[2 * tried] * (config.scale_max - config.scale_min)
         low, high = _LOG_RATIO

@@ -45,6 +45,7 @@ _LIBRARIES = (
     "numpy",
     "pillow",
     "opencv-python-headless",
+    "simplejpeg",
     "fvcore",
     "pycocotools",
     "submitit",

@@ -144,6 +144,76 @@ def test_damage_gives_an_image_or_the_one_error(which, changes, cut):
     assert image.shape[2] == 3
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    mode=st.sampled_from(["RGB", "L"]),
+    options=st.fixed_dictionaries(
+        {
+            "quality": st.integers(1, 100),
+            "subsampling": st.integers(0, 2),
+            "progressive": st.booleans(),
+            "keep_rgb": st.booleans(),
+            "restart_marker_blocks": st.integers(0, 3),
+            "comment": st.sampled_from([b"", b"Exif\0\0 is no tag here"]),
+        }
+    ),
+    upright=st.booleans(),
+)
+def test_any_jpeg_is_what_pillow_makes_of_it(size, mode, options, upright):
+    if options["keep_rgb"]:  # not converted, so that no channel can be halved
+        options["subsampling"] = 0
+    data = encode(PHOTOGRAPH.resize(size).convert(mode), "JPEG", **options)
+    image = decode_image(data, "x", upright)
+    assert image.flags.writeable
+    assert np.array_equal(image, pillow(data))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    progressive=st.booleans(),
+    changes=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=4),
+)
+def test_a_damaged_jpeg_is_pillows_image_or_refused_as_by_pillow(progressive, changes):
+    data = bytearray(encode(PHOTOGRAPH.resize((40, 30)), "JPEG", progressive=progressive))
+    for place, value in changes:
+        data[int(place * len(data))] = value
+    try:
+        expected = pillow(bytes(data))
+    except Exception:
+        return  # others may read it all the same
+    assert np.array_equal(decode_image(bytes(data), "x", upright=False), expected)
+
+
+def with_segment(data, marker, content):
+    """A JPEG with one more segment, as the first."""
+    return data[:2] + struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content + data[2:]
+
+
+XMP = (
+    b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta xmlns:x='adobe:ns:meta/'><rdf:RDF xmlns:rdf='http://"
+)
+XMP += b"www.w3.org/1999/02/22-rdf-syntax-ns#'><rdf:Description xmlns:tiff='http://ns.adobe.com/tiff/1.0/'"
+XMP += b' tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        with_segment(JPEG, 0xE1, XMP),
+        with_segment(with_segment(JPEG, 0xE1, XMP), 0xED, b"Photoshop 3.0\0\xff\xda\0\2"),
+        # Fill bytes before a marker are allowed (T.81, B.1.1.2).
+        JPEG[:2] + b"\xff\xff" + with_segment(JPEG, 0xE1, XMP)[2:],
+    ],
+    ids=["xmp", "after-another-segment", "fill-bytes"],
+)
+def test_tags_are_found_wherever_a_jpeg_has_them(data):
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    assert expected.shape == (160, 120, 3)
+    assert np.array_equal(decode_image(data, "x"), expected)
+    assert np.array_equal(decode_image(data, "x", upright=False), pillow(data))
+
+
 def test_files_that_cannot_be_opened(tmp_path):
     with pytest.raises(UnreadableImageError, match=r"absent\.jpg cannot be read .No such file"):
         read_image(tmp_path / "absent.jpg")

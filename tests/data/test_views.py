@@ -77,22 +77,50 @@ def test_resized_crop_is_torchvisions(photograph, box, size):
     assert difference(augment.crop_and_resize(photograph, *box, size), theirs) <= 0.5
 
 
+OPERATIONS = {
+    "brightness": lambda x, out=None: augment.adjust_brightness(x, 1.3, out),
+    "contrast": lambda x, out=None: augment.adjust_contrast(x, 1.3, out),
+    "saturation": lambda x, out=None: augment.adjust_saturation(x, 1.3, out),
+    "hue": lambda x, out=None: augment.adjust_hue(x, 0.1, out),
+    "grey": augment.to_grey,
+    "solarise": augment.solarise,
+    "flip": augment.flip_horizontally,
+    "blur": lambda x, out=None: augment.gaussian_blur(x, 1.9, out),
+}
+
+
 def test_no_operation_changes_its_input(photograph):
     before = photograph.copy()
-    for operation in (
-        lambda x: augment.adjust_brightness(x, 1.3),
-        lambda x: augment.adjust_contrast(x, 1.3),
-        lambda x: augment.adjust_saturation(x, 1.3),
-        lambda x: augment.adjust_hue(x, 0.1),
-        augment.to_grey,
-        augment.solarise,
-        augment.flip_horizontally,
-        lambda x: augment.gaussian_blur(x, 1.0),
+    crops = [
         lambda x: augment.crop_and_resize(x, 0, 0, 300, 300, 300),
-    ):
+        lambda x: augment.crop_and_resize(x, 0, 0, 300, 400, 300),
+        lambda x: augment.crop_and_resize(x, 0, 0, 300, 400, 300, "bilinear"),
+    ]
+    for operation in [*OPERATIONS.values(), *crops]:
         result = operation(photograph)
         result[:] = 0
         assert np.array_equal(photograph, before)
+
+
+@settings(max_examples=40, deadline=None)
+@given(height=st.integers(1, 80), width=st.integers(1, 80), seed=st.integers(0, 1000))
+def test_operations_in_place_give_the_same_values(height, width, seed):
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    for name, operation in OPERATIONS.items():
+        expected, within = operation(image), image.copy()
+        assert operation(within, within) is within, name
+        assert np.array_equal(within, expected), name
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_a_view_is_made_in_the_memory_it_is_given(photograph, interpolation):
+    view = View(ViewConfig(size=64, blur=0.5, solarise=0.3), interpolation)
+    batch = np.full((12, 64, 64, 3), 7, np.uint8)
+    for row in range(10):
+        made = view(photograph, np.random.default_rng(row), batch[row])
+        assert made.base is batch
+        assert np.array_equal(batch[row], view(photograph, np.random.default_rng(row)))
+    assert (batch[10:] == 7).all()
 
 
 def same_distribution(ours, theirs):
