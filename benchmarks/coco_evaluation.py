@@ -36,7 +36,7 @@ import pycocotools.mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detection.coco_figures import FIGURES, coco_figures
+from detection.coco_metrics import FIGURES, coco_metrics
 
 WIDTH, HEIGHT, CLASSES, DETECTIONS = 640, 480, 80, 100
 AIMS = {"bbox": ("boxes", 8), "segm": ("masks", 3)}
@@ -155,7 +155,7 @@ def time_ours(
     """Times and figures of this project's evaluation, and what it was done with."""
     truth = load(content)
     start = now()
-    result = coco_figures(truth, found, task)
+    result = coco_metrics(truth, found, task)
     figures = list(result.figures().values())
     return now() - start, figures, result.engine
 

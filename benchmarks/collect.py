@@ -38,7 +38,7 @@ CLASSES = [f"class {index}" for index in range(80)]
 
 
 def make_runs(root: Path, count: int) -> None:
-    """Finished runs: 50 initialisations of equal numbers of seeds."""
+    """Finished runs: 50 initializations of equal numbers of seeds."""
     assert datasets  # imported for what it prepares
     config = as_dict(load_config("coco_R50_C4_1x.yaml"))
     first = RunDirectory.start(
@@ -84,7 +84,7 @@ def results(method: int, seed: int) -> dict[str, Any]:
         "dataset": {"name": "coco_2017_val", "train": [], "layout": "coco", "images": 5000},
         "architecture": {"meta": "Mask R-CNN", "backbone": "resnet50", "head": "C4"},
         "schedule": {"name": "1x", "iterations": 90000, "batch_size": 16, "base_lr": 0.02},
-        "initialisation": {
+        "initialization": {
             "kind": "pretrained",
             "method": f"method {method}",
             "weights_sha256": f"{method:064x}",

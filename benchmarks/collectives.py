@@ -72,7 +72,7 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "forward": [(pretrain.learner.Learner, "_embed"), (pretrain.learner, "loss_of")],
     "backward": [(torch.Tensor, "backward")],
     "finite?": [(StepGuard, "remember"), (StepGuard, "is_finite")],
-    "optimizer": [(pretrain.learner.Learner, "_step_optimiser")],
+    "optimizer": [(pretrain.learner.Learner, "_step_optimizer")],
     "log line": [
         (pretrain.monitor.Monitor, "step"),
         (intl_transfer.data.unreadable.Unreadable, "check"),

@@ -26,7 +26,7 @@ import numpy as np
 
 from intl_transfer.results.rows import Row, Table
 from intl_transfer.results.significance import compare_with_baseline
-from intl_transfer.results.statistics import summarise
+from intl_transfer.results.statistics import summarize
 
 ROWS, SPREAD = (2, 5, 9), 0.2
 SEEDS = (3, 5, 10)
@@ -51,7 +51,7 @@ def study(
     made = [
         Row(f"m{i}", "", {("box", "AP"): summary}, seeds)
         for i, row in enumerate(figures)
-        if (summary := summarise(list(row), range(seeds))) is not None
+        if (summary := summarize(list(row), range(seeds))) is not None
     ]
     table = Table("simulated", ("box",), made, metrics={"box": ("AP",)})
     (marked,) = compare_with_baseline([table], "m0")

@@ -1,4 +1,4 @@
-"""What the training loop costs beyond forward, backward and optimiser step.
+"""What the training loop costs beyond forward, backward and optimizer step.
 
     python benchmarks/step.py [--json] [--steps 50] [--backbone resnet50] [--batch 32] [--size 64]
 
@@ -41,7 +41,7 @@ import pretrain.session
 import pretrain.train
 from intl_transfer.data.datasets import Batch
 from intl_transfer.data.shapes import ShapesSpec, make_shapes
-from intl_transfer.data.views import normalise
+from intl_transfer.data.views import normalize
 from intl_transfer.models import Encoder
 from intl_transfer.runs.config import load_config
 from intl_transfer.runs.distributed import Ranks
@@ -53,7 +53,7 @@ from pretrain.config import PretrainConfig
 ROOT = Path(__file__).resolve().parents[1]
 #: Parts of a step that the bare one does not have.
 PARTS = {
-    "bytes to floats (normalise)": (pretrain.learner, "normalise"),
+    "bytes to floats (normalize)": (pretrain.learner, "normalize"),
     "keep statistics of batch norm": (StepGuard, "remember"),
     "look at loss, gradients, statistics": (StepGuard, "is_finite"),
     "metrics, progress, TensorBoard": (pretrain.monitor.Monitor, "step"),
@@ -65,19 +65,19 @@ WARM_UP = 3
 
 
 class BareStep:
-    """Forward, loss, backward and optimiser step, and nothing else."""
+    """Forward, loss, backward and optimizer step, and nothing else."""
 
     def __init__(self, encoder: Encoder, config: PretrainConfig) -> None:
         self._encoder = copy.deepcopy(encoder)
         groups = pretrain.learner.parameter_groups(self._encoder, config.optim)
-        self._optimiser = torch.optim.SGD(groups, lr=0.01, momentum=0.9, fused=True)
+        self._optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9, fused=True)
 
     def __call__(self, views: list[torch.Tensor]) -> None:
         """Learns from views that are floats in memory."""
         loss = intl_loss(self._encoder(views))
-        self._optimiser.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self._optimiser.step()
+        self._optimizer.step()
 
 
 class ReadyBatches:
@@ -85,7 +85,7 @@ class ReadyBatches:
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
-        self._floats = [normalise(view) for view in batch.views]
+        self._floats = [normalize(view) for view in batch.views]
         self.bare_step: BareStep | None = None
         self.ours: list[float] = []
         self.bare: list[float] = []

@@ -1,15 +1,15 @@
-"""The input pipeline against torchvision's on Pillow images: images a second on one core.
+"""The input pipeline against torchvision's on Pillow images: images per second on one core.
 
     taskset -c 1 python benchmarks/views.py [--json] [--repeats 15] [--images 24]
 
 JPEGs of 500 x 375 cut from the photographs that scikit-image ships; read, decoded, augmented by the
 published recipes, and put into a batch. The reference is written from torchvision's own transforms
-as they are commonly put together for this: Pillow images, a float tensor per view, normalised on
+as they are commonly put together for this: Pillow images, a float tensor per view, normalized on
 the host, stacked. Both take turns in one process, in an order that changes from round to round.
 
 The ratio is that of processor time, the process's own: other work on the core does not count. The
 wall clock's is printed beside it, and means something on an idle core only. Both are medians over
-the rounds' ratios, each of neighbouring measurements.
+the rounds' ratios, each of neighboring measurements.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from intl_transfer.data import augment
 from intl_transfer.data.datasets import ViewsDataset
 from intl_transfer.data.folders import FolderSource
 from intl_transfer.data.images import read_image
-from intl_transfer.data.views import IMAGENET_MEAN, IMAGENET_STD, ViewConfig, build_views, normalise
+from intl_transfer.data.views import IMAGENET_MEAN, IMAGENET_STD, ViewConfig, build_views, normalize
 from intl_transfer.runs.config import load_config
 from pretrain.config import PretrainConfig
 
@@ -90,9 +90,9 @@ def reference_view(config: ViewConfig) -> Callable[[Image.Image], torch.Tensor]:
             ),
             transforms.RandomHorizontalFlip(config.flip),
             transforms.RandomApply([jitter], config.jitter),
-            transforms.RandomGrayscale(config.grey),
+            transforms.RandomGrayscale(config.grayscale),
             transforms.RandomApply([pillow_blur], config.blur),
-            transforms.RandomSolarize(128, config.solarise),
+            transforms.RandomSolarize(128, config.solarize),
             transforms.ToTensor(),
             transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
         ]
@@ -217,15 +217,15 @@ def stages(source: FolderSource) -> None:
         ("contrast", lambda: augment.adjust_contrast(view, 1.2, out)),
         ("saturation", lambda: augment.adjust_saturation(view, 1.2, out)),
         ("hue", lambda: augment.adjust_hue(view, 0.05, out)),
-        ("grey", lambda: augment.to_grey(view, out)),
+        ("grayscale", lambda: augment.to_gray(view, out)),
         ("blur, sigma 1.05", lambda: augment.gaussian_blur(view, 1.05, out)),
-        ("solarise", lambda: augment.solarise(view, out)),
+        ("solarize", lambda: augment.solarize(view, out)),
     ]
     print(f"\nStages, ms a 224 px view ({len(data) / 1024:.0f} KiB a file)")
     for name, run in table:
         print(f"{name:36s} {median_ms(run):6.3f}")
-    normalising = median_ms(lambda: normalise(batch)) / 16
-    print(f"{'normalise (on the device; here CPU)':36s} {normalising:6.3f}")
+    normalizing = median_ms(lambda: normalize(batch)) / 16
+    print(f"{'normalize (on the device; here CPU)':36s} {normalizing:6.3f}")
     decode = median_ms(lambda: read_image(file))
     print(f"\nDecoding alone: {1e3 / decode:.0f} images/s, whatever the views ({counts})")
 

@@ -11,15 +11,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from intl_transfer.data.drawing import colour
+from intl_transfer.data.drawing import color
 from intl_transfer.data.fonts import families
 from intl_transfer.runs import read_metrics, write_atomically
 
 RECALL = [round(point / 100, 2) for point in range(101)]
-_NAMED = 12  # more classes are not told apart by colour and legend
+_NAMED = 12  # more classes are not told apart by color and legend
 _TITLES = {"box": "boxes", "mask": "masks", "voc": "boxes (VOC)"}
 _STYLE = {"AP": "o-", "AP50": "s--", "AP75": "^:"}
-_COLOURS = {"box": "#0072d2", "mask": "#e66100", "voc": "#0072d2"}
+_COLORS = {"box": "#0072d2", "mask": "#e66100", "voc": "#0072d2"}
 
 
 def curve_entry(curves: Mapping[str, np.ndarray | None]) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def _precision_recall(curves: Mapping[str, Any]) -> Figure:
         for label, (name, values) in enumerate(classes.items()):
             if values is not None:
                 few = len(classes) <= _NAMED
-                shade = tuple(v / 255 for v in colour(label)) if few else "#b8b8b8"
+                shade = tuple(v / 255 for v in color(label)) if few else "#b8b8b8"
                 shown = _as_it_is(name) if few else None
                 axis.plot(RECALL, values, color=shade, lw=1, alpha=0.9, label=shown)
         if len(classes) > _NAMED:
@@ -143,7 +143,7 @@ def _training(rows: list[dict[str, Any]]) -> Figure:
     parts = sorted({k for row in losses.values() for k in row if k.startswith("loss_")})
     for index, key in enumerate(parts):
         values = [losses[i].get(key, np.nan) for i in iterations]
-        shade = tuple(v / 255 for v in colour(index))
+        shade = tuple(v / 255 for v in color(index))
         axes[0].plot(iterations, values, color=shade, lw=1, label=key.removeprefix("loss_"))
     total = [losses[i]["total_loss"] for i in iterations]
     axes[0].plot(iterations, total, color="black", lw=1.8, label="total")
@@ -164,7 +164,7 @@ def _average_precision(axis: Axes, scores: Mapping[int, dict[str, Any]]) -> None
             numbers = np.array([np.nan if value is None else value for value in values])
             axis.plot(
                 *(iterations, numbers, style),
-                color=_COLOURS[task],
+                color=_COLORS[task],
                 ms=4.5,
                 lw=1.5,
                 label=f"{key} {_TITLES[task]}",

@@ -19,7 +19,7 @@ from detection.checks import check_settings
 from detection.config import config_of, load_config, number_of_classes
 from detection.weights import load_detector, read_weights
 from intl_transfer.data.class_names import told_apart
-from intl_transfer.data.drawing import Thing, draw_things, mask_outlines
+from intl_transfer.data.drawing import DrawnObject, draw_objects, mask_outlines
 from intl_transfer.data.images import read_image
 from intl_transfer.devices import Gpus, gpus
 from intl_transfer.errors import UserError
@@ -81,16 +81,16 @@ def demonstrate(
     found = Detector(cfg, class_names(cfg, content, file), content["model"])
     written: list[Path] = []
     for picture, image in opened.items():
-        things = found(image)
+        objects = found(image)
         target = _target(Path(folder), picture, written)
         drawn, factor = _drawable(image)
         text = min(28, max(12, round(max(drawn.size) / 60)))
         target.parent.mkdir(parents=True, exist_ok=True)
         names = found.classes
-        shown = [thing.scaled(factor) for thing in things if (thing.score or 0) >= SCORE]
-        draw_things(drawn, shown, names, text).save(target, optimize=True)
+        shown = [object_.scaled(factor) for object_ in objects if (object_.score or 0) >= SCORE]
+        draw_objects(drawn, shown, names, text).save(target, optimize=True)
         written.append(target)
-        print(report(picture, image, things, names, target), flush=True)
+        print(report(picture, image, objects, names, target), flush=True)
     return written
 
 
@@ -116,7 +116,7 @@ class Detector:
         load_detector(self._model, dict(state), cfg.MODEL.WEIGHTS)
         self._model.eval()
 
-    def __call__(self, image: Image.Image) -> list[Thing]:
+    def __call__(self, image: Image.Image) -> list[DrawnObject]:
         """All detections, by falling score, in pixels of the picture."""
         # Masks are pasted at the size that is drawn: at that of a camera, a hundred of them would
         # fill the memory.
@@ -125,8 +125,8 @@ class Detector:
         with torch.no_grad():
             found = self._model([given])[0]["instances"].to("cpu")
         masks = found.pred_masks.numpy() if found.has("pred_masks") else [None] * len(found)
-        things = [
-            Thing(label, tuple(box), () if mask is None else mask_outlines(mask), score)
+        objects = [
+            DrawnObject(label, tuple(box), () if mask is None else mask_outlines(mask), score)
             for box, label, score, mask in zip(
                 found.pred_boxes.tensor.tolist(),
                 found.pred_classes.tolist(),
@@ -136,7 +136,9 @@ class Detector:
             )
         ]
         factor = image.width / width
-        return [thing.scaled(factor) for thing in sorted(things, key=lambda t: -(t.score or 0))]
+        return [
+            object_.scaled(factor) for object_ in sorted(objects, key=lambda t: -(t.score or 0))
+        ]
 
     def _tensor(self, image: Image.Image) -> torch.Tensor:
         """The picture as the model was tested on it."""
@@ -156,21 +158,25 @@ class Detector:
 
 
 def report(
-    picture: str, image: Image.Image, things: Sequence[Thing], classes: Sequence[str], target: Path
+    picture: str,
+    image: Image.Image,
+    objects: Sequence[DrawnObject],
+    classes: Sequence[str],
+    target: Path,
 ) -> str:
     """What was found, in lines."""
-    shown = [thing for thing in things if (thing.score or 0) >= SCORE]
+    shown = [object_ for object_ in objects if (object_.score or 0) >= SCORE]
     head = f"{picture} ({image.width} x {image.height}): "
     if not shown:
-        best = things[0] if things else None
+        best = objects[0] if objects else None
         nearest = f"; the best: {classes[best.label]} {best.score:.2f}" if best else ""
         return f"{head}nothing with a score of {SCORE} or more{nearest} ({target})"
-    width = max(len(classes[thing.label]) for thing in shown)
+    width = max(len(classes[object_.label]) for object_ in shown)
     lines = [f"{head}{len(shown)} found, drawn in {target}"]
-    for thing in shown:
-        x0, y0, x1, y1 = (round(value) for value in thing.box)
+    for object_ in shown:
+        x0, y0, x1, y1 = (round(value) for value in object_.box)
         lines.append(
-            f"  {classes[thing.label]:{width}s} {thing.score:.2f}  x {x0} to {x1}, y {y0} to {y1}"
+            f"  {classes[thing.label]:{width}s} {object_.score:.2f}  x {x0} to {x1}, y {y0} to {y1}"
         )
     return "\n".join(lines)
 

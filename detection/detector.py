@@ -39,7 +39,7 @@ def statement(record: Detector) -> dict[str, Any]:
     return {
         KEY: record.as_json(),
         "config": {key: settings[key] for key in config_values("resnet50")},
-        "config_said_by": "the detector's configuration",
+        "config_source": "the detector's configuration",
     }
 
 
@@ -106,7 +106,7 @@ def class_names(content: Mapping[str, Any], path: Path) -> list[str] | None:
 def follow_detector(cfg: Any, record: Detector, given: Sequence[str] = ()) -> list[str]:
     """Makes a configuration build the detector that a file holds.
 
-    All of ``MODEL`` belongs to a detector, and the order of its colours: with other anchors or
+    All of ``MODEL`` belongs to a detector, and the order of its colors: with other anchors or
     another stride the same weights load, and find nothing.
 
     Args:

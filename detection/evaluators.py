@@ -20,10 +20,10 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 
-from detection import coco_figures
+from detection import coco_metrics
 from detection.curves import curve_entry, write_curves
 from detection.datasets import contents, layout
-from detection.voc_figures import THRESHOLDS, VocDetection, VocObject, voc_curves
+from detection.voc_metrics import THRESHOLDS, VocDetection, VocObject, voc_curves
 from intl_transfer.data.annotations import Annotation
 from intl_transfer.data.class_names import told_apart
 from intl_transfer.data.detection_contents import truth_of
@@ -82,7 +82,7 @@ class CocoEvaluator(DatasetEvaluator):
     def evaluate(self) -> dict[str, Any]:
         """Returns ``{"bbox": {...}, "segm": {...}}`` in %, on the main process.
 
-        Each task has the twelve figures of :data:`detection.coco_figures.FIGURES` and
+        Each task has the twelve figures of :data:`detection.coco_metrics.FIGURES` and
         ``AP-CLASS``; what does not exist is NaN. Nothing detected scores 0.
         """
         gathered = comm.gather((self._found, self._masks), dst=0)
@@ -104,7 +104,7 @@ class CocoEvaluator(DatasetEvaluator):
             print(f"boxes alone are evaluated: {self._without_masks} objects have no mask")
         for task in ("bbox", *(["segm"] if masks and not self._without_masks else [])):
             began = time.perf_counter()
-            figures = coco_figures.coco_figures(self._truth, found, task)
+            figures = coco_metrics.coco_metrics(self._truth, found, task)
             _LOG.info(
                 "%s: %d detections evaluated by %s in %.1f s",
                 *(task, len(found), figures.engine, time.perf_counter() - began),
@@ -231,7 +231,7 @@ def _write(file: Path, found: list[dict[str, Any]]) -> None:
     write_atomically(file, lambda out: out.write(json.dumps(found).encode()))
 
 
-def summarise(results: dict[str, Any], name: str) -> dict[str, Any]:
+def summarize(results: dict[str, Any], name: str) -> dict[str, Any]:
     """Brings an evaluator's output into the form of ``results.json``.
 
     Args:

@@ -73,7 +73,7 @@ class Costs(_Hook):
     """Writes ``metrics.jsonl`` and keeps account of time and memory over all sessions.
 
     Attributes:
-        seconds: spent in iterations: data, forward, backward, optimiser.
+        seconds: spent in iterations: data, forward, backward, optimizer.
         data_seconds: of these, waited for data.
     """
 

@@ -172,7 +172,7 @@ def training_records(cfg: Any) -> tuple[list[dict[str, Any]], dict[str, list[str
 
 
 def _controlled(cfg: Any, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records; of a control whose labels are shuffled, classes dealt out anew.
+    """The records; of a control whose labels are shuffled, classes shuffled.
 
     Boxes and masks stay where they are: what is left to be learned is where objects are.
     """

@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw
 from detection.datasets import contents, in_order, layout
 from detection.evaluators import results_file
 from intl_transfer.data.class_names import told_apart
-from intl_transfer.data.drawing import Thing, draw_things, mask_outlines
+from intl_transfer.data.drawing import DrawnObject, draw_objects, mask_outlines
 from intl_transfer.data.fonts import draw_text, font
 from intl_transfer.data.images import read_image
 from intl_transfer.runs import write_atomically
@@ -39,27 +39,27 @@ _TILE, _GAP, _TEXT = 340, 12, 14  # of the sheet
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageDetections:
     """One test image: its truth beside its predictions.
 
     Attributes:
         file: the image.
-        truth: its objects; ``right`` says whether each was found.
-        predictions: its detections; ``right`` says whether each is right.
+        truth: its objects; ``is_match`` says whether each was found.
+        predictions: its detections; ``is_match`` says whether each is right.
         masks: COCO segmentations of both, or None.
     """
 
     file: str
-    truth: list[Thing]
-    predictions: list[Thing]
+    truth: list[DrawnObject]
+    predictions: list[DrawnObject]
     masks: tuple[list[Any], list[Any]]
 
     @property
     def counts(self) -> tuple[int, int, int]:
         """Objects found, objects missed, false detections."""
-        found = sum(thing.right is True for thing in self.truth)
-        missed = sum(thing.right is False for thing in self.truth)
-        return found, missed, sum(thing.right is False for thing in self.predictions)
+        found = sum(object_.is_match is True for object_ in self.truth)
+        missed = sum(object_.is_match is False for object_ in self.truth)
+        return found, missed, sum(object_.is_match is False for object_ in self.predictions)
 
     @property
     def error(self) -> float:
@@ -107,7 +107,7 @@ def _chosen(count: int) -> list[int]:
     return [*range(worst), *(round(step) for step in steps.tolist())]
 
 
-def pictures(folder: Path, name: str) -> list[Picture]:
+def pictures(folder: Path, name: str) -> list[ImageDetections]:
     """All images of a test set with the detections that a run has left."""
     by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for d in json.loads(results_file(folder, name).read_bytes()):
@@ -118,11 +118,11 @@ def pictures(folder: Path, name: str) -> list[Picture]:
     found = []
     for key in in_order(truths, layout(name)):
         annotations = truths.annotations.get(key, [])
-        truth = [Thing(label=a.label, box=a.box) for a in annotations]
+        truth = [DrawnObject(label=a.label, box=a.box) for a in annotations]
         ignored, masks = [a.ignored for a in annotations], [a.segmentation for a in annotations]
         detections = sorted(by_image[key], key=lambda d: -d["score"])
         predictions = [
-            Thing(
+            DrawnObject(
                 label=places[d["category_id"]],
                 box=_corners(d["bbox"]),
                 score=d["score"],
@@ -130,14 +130,14 @@ def pictures(folder: Path, name: str) -> list[Picture]:
             for d in detections
         ]
         theirs = [d.get("segmentation") for d in detections]
-        judged = judge(truth, ignored, predictions)
-        found.append(Picture(str(truths.images[key].file), *judged, (masks, theirs)))
+        matched = match_detections(truth, ignored, predictions)
+        found.append(ImageDetections(str(truths.images[key].file), *matched, (masks, theirs)))
     return found
 
 
-def judge(
-    truth: Sequence[Thing], ignored: Sequence[bool], predictions: Sequence[Thing]
-) -> tuple[list[Thing], list[Thing]]:
+def match_detections(
+    truth: Sequence[DrawnObject], ignored: Sequence[bool], predictions: Sequence[DrawnObject]
+) -> tuple[list[DrawnObject], list[DrawnObject]]:
     """Decides what is right.
 
     Each detection, by falling score, takes the free object of its class that it overlaps most, if
@@ -149,39 +149,39 @@ def judge(
         predictions: by falling score.
 
     Returns:
-        Both, with ``right`` set.
+        Both, with ``is_match`` set.
     """
     boxes = [
-        np.array([[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in (t.box for t in things)])
-        for things in (predictions, truth)
+        np.array([[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in (t.box for t in objects)])
+        for objects in (predictions, truth)
     ]
     overlaps = np.zeros((len(predictions), len(truth)))
     if overlaps.size:
         overlaps = mask_util.iou(boxes[0], boxes[1], [int(i) for i in ignored])
     taken = [False] * len(truth)
-    judged = []
+    matched = []
     for row, prediction in zip(overlaps, predictions, strict=True):
-        right: bool | None = False
+        is_match: bool | None = False
         alike = [i for i, t in enumerate(truth) if t.label == prediction.label and row[i] >= IOU]
         free = [i for i in alike if not ignored[i] and not taken[i]]
         if free:
             taken[max(free, key=lambda i: row[i])] = True
-            right = True
+            is_match = True
         elif any(ignored[i] for i in alike):
-            right = None
-        judged.append(replace(prediction, right=right))
+            is_match = None
+        matched.append(replace(prediction, is_match=is_match))
     objects = [
-        replace(thing, right=None if out else hit)
-        for thing, out, hit in zip(truth, ignored, taken, strict=True)
+        replace(object_, is_match=None if out else hit)
+        for object_, out, hit in zip(truth, ignored, taken, strict=True)
     ]
-    return objects, judged
+    return objects, matched
 
 
-def _outlined(picture: Picture) -> Picture:
+def _outlined(picture: ImageDetections) -> ImageDetections:
     """With the outlines of the masks, which only the pictures that are shown need."""
     truth, predictions = (
-        [replace(t, polygons=_outlines(m)) for t, m in zip(things, masks, strict=True)]
-        for things, masks in zip((picture.truth, picture.predictions), picture.masks, strict=True)
+        [replace(t, polygons=_outlines(m)) for t, m in zip(objects, masks, strict=True)]
+        for objects, masks in zip((picture.truth, picture.predictions), picture.masks, strict=True)
     )
     return replace(picture, truth=truth, predictions=predictions)
 
@@ -201,8 +201,8 @@ def _outlines(segmentation: Any) -> list[list[float]]:
 
 
 def _resized(
-    image: Image.Image, picture: Picture, side: int, most: float = 1.0
-) -> tuple[Image.Image, Picture]:
+    image: Image.Image, picture: ImageDetections, side: int, most: float = 1.0
+) -> tuple[Image.Image, ImageDetections]:
     """Both with this longest side, enlarged at most so many times."""
     factor = min(most, side / max(image.size))
     if factor == 1.0:
@@ -210,31 +210,31 @@ def _resized(
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     return image.resize(size, Image.Resampling.LANCZOS), replace(
         picture,
-        truth=[thing.scaled(factor) for thing in picture.truth],
-        predictions=[thing.scaled(factor) for thing in picture.predictions],
+        truth=[object_.scaled(factor) for object_ in picture.truth],
+        predictions=[object_.scaled(factor) for object_ in picture.predictions],
     )
 
 
-def _entry(place: str, image: Image.Image, picture: Picture) -> dict[str, Any]:
+def _entry(place: str, image: Image.Image, picture: ImageDetections) -> dict[str, Any]:
     return {
         "file": place,
         "width": image.width,
         "height": image.height,
         "error": round(picture.error, 4),
-        "truth": [_thing(thing) for thing in picture.truth],
+        "truth": [_object(object_) for object_ in picture.truth],
         "predictions": [
-            {**_thing(thing), "score": round(float(thing.score or 0), 4)}
-            for thing in picture.predictions
+            {**_object(object_), "score": round(float(object_.score or 0), 4)}
+            for object_ in picture.predictions
         ],
     }
 
 
-def _thing(thing: Thing) -> dict[str, Any]:
+def _object(object_: DrawnObject) -> dict[str, Any]:
     return {
-        "class": thing.label,
-        "right": thing.right,
-        "box": [round(value, 1) for value in thing.box],
-        "polygons": [_light(outline) for outline in thing.polygons],
+        "class": object_.label,
+        "right": object_.is_match,
+        "box": [round(value, 1) for value in object_.box],
+        "polygons": [_light(outline) for outline in object_.polygons],
     }
 
 
@@ -247,7 +247,7 @@ def _light(outline: Sequence[float]) -> list[float]:
 
 
 def _sheet(
-    entries: Sequence[tuple[Image.Image, Picture]], classes: Sequence[str], name: str
+    entries: Sequence[tuple[Image.Image, ImageDetections]], classes: Sequence[str], name: str
 ) -> Image.Image:
     """Pairs of truth and predictions, two pairs in a row."""
     small = [_resized(image, picture, _TILE, most=3) for image, picture in entries]
@@ -273,8 +273,8 @@ def _sheet(
             found, missed, false = picture.counts
             caption = f"error {picture.error:.2f}: {found} found, {missed} missed, {false} false"
             pen.text((x, y), caption, font=font(_TEXT), fill="black")
-            for things in (picture.truth, picture.predictions):
-                sheet.paste(draw_things(image, things, classes), (x, y + line))
+            for objects in (picture.truth, picture.predictions):
+                sheet.paste(draw_objects(image, objects, classes), (x, y + line))
                 x += _TILE + _GAP // 2
         y += tall + line + _GAP
     return sheet

@@ -17,7 +17,7 @@ _BLOCKS = {18: 2, 34: 3, 50: 3, 101: 3, 152: 3}
 class Res5ROIHeadsExtraNorm(Res5ROIHeads):
     """Res5 as box head, followed by a batch norm.
 
-    The norm makes a randomly initialised or self-supervised res5 trainable at the supervised
+    The norm makes a randomly initialized or self-supervised res5 trainable at the supervised
     baseline's learning rate (MoCo, He et al. 2020, appendix). Detectron2's own class builds three
     bottlenecks whatever the depth; this one also builds the basic blocks of ResNet-18 and 34.
     """

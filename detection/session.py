@@ -19,7 +19,7 @@ from detection.checkpoints import check_whole, checkpoints
 from detection.config import as_dict, schedule_name
 from detection.detector import stated
 from detection.trainer import ADVICE, Trainer
-from intl_transfer.conversion.pipeline import initialisation as described
+from intl_transfer.conversion.pipeline import initialization as described
 from intl_transfer.errors import UserError
 from intl_transfer.runs import (
     MANIFEST,
@@ -37,7 +37,7 @@ from intl_transfer.runs.records import (
     DetectionResults,
     Evaluator,
     ImageSet,
-    Initialisation,
+    Initialization,
     Labels,
     Schedule,
 )
@@ -80,18 +80,18 @@ def continuation(
     cfg: Any, content: dict[str, Any] | None, images: Mapping[str, ImageSet], allow: bool
 ) -> Continuation:
     """What the output folder holds; refuses other settings, weights and images than its run's."""
-    files = inputs(cfg, initialisation(cfg, content))
+    files = inputs(cfg, initialization(cfg, content))
     return Continuation(cfg.OUTPUT_DIR, "detection", as_dict(cfg), files, images, allow=allow)
 
 
-def initialisation(cfg: Any, content: dict[str, Any] | None) -> Initialisation:
+def initialization(cfg: Any, content: dict[str, Any] | None) -> Initialization:
     """Where the backbone comes from, as far as the weights file says."""
     if content is None:
         return described()
     provenance = content.get("provenance")
     record = stated(content, cfg.MODEL.WEIGHTS)
     if record is not None:  # what was pretrained is not what is begun with
-        before, built = record.initialisation.method or "unknown", record.architecture
+        before, built = record.initialization.method or "unknown", record.architecture
         provenance = {
             "source_format": "intl-transfer detector",
             "backbone": built.backbone,
@@ -102,8 +102,8 @@ def initialisation(cfg: Any, content: dict[str, Any] | None) -> Initialisation:
     )
 
 
-def inputs(cfg: Any, start: Initialisation) -> list[dict[str, Any]]:
-    """The file that a run begins from, for the manifest; empty for random initialisation."""
+def inputs(cfg: Any, start: Initialization) -> list[dict[str, Any]]:
+    """The file that a run begins from, for the manifest; empty for random initialization."""
     if start.kind == "random":
         return []
     provenance = None if start.provenance is None else start.provenance.as_json()
@@ -113,7 +113,7 @@ def inputs(cfg: Any, start: Initialisation) -> list[dict[str, Any]]:
 
 def open_run(
     cfg: Any,
-    start: Initialisation,
+    start: Initialization,
     name: str,
     images: Mapping[str, ImageSet],
     changes: Differences | None = None,
@@ -122,7 +122,7 @@ def open_run(
 
     Args:
         cfg: the configuration.
-        start: from :func:`initialisation`.
+        start: from :func:`initialization`.
         name: the configuration's name.
         images: what the data sets hold.
         changes: settings in which this session differs from the one before.
@@ -160,7 +160,7 @@ def labels_used(cfg: Any, trainer: Trainer, images: Mapping[str, ImageSet]) -> L
 
 def results_of(
     cfg: Any,
-    start: Initialisation,
+    start: Initialization,
     trainer: Trainer,
     metrics: dict[str, Any],
     images: Mapping[str, ImageSet],
@@ -185,7 +185,7 @@ def results_of(
             batch_size=solver.IMS_PER_BATCH,
             base_lr=solver.BASE_LR,
         ),
-        initialisation=start,
+        initialization=start,
         evaluator=evaluator(name),
         seed=cfg.SEED,
         iteration=trainer.max_iter,
@@ -234,7 +234,7 @@ def resume(trainer: Trainer, folder: Path, is_begun: bool) -> bool:
     return found is not None
 
 
-def introduce(cfg: Any, start: Initialisation, used: Labels | None = None) -> None:
+def introduce(cfg: Any, start: Initialization, used: Labels | None = None) -> None:
     """One line of what is going to be trained, and one of the labels where they are not all."""
     built = architecture(as_dict(cfg))
     print(

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scale-to-batch",
         type=int,
         metavar="B",
-        help="images a batch; learning rate and schedule are scaled linearly",
+        help="images per batch; learning rate and schedule are scaled linearly",
     )
 
 
@@ -41,7 +41,7 @@ def resolve(arguments: argparse.Namespace, own: Any = None) -> Any:
             named.
 
     Returns:
-        The configuration, not frozen. ``MODEL.WEIGHTS`` is empty for random initialisation.
+        The configuration, not frozen. ``MODEL.WEIGHTS`` is empty for random initialization.
 
     Raises:
         UserError: for what cannot be run, with what would.

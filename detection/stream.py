@@ -47,7 +47,7 @@ class TrainingStream:
 
     Args:
         examples: the images; may be shared between streams.
-        rows: images a batch of this rank.
+        rows: images per batch of this rank.
         seed: decides the order.
         workers: loading processes; 0 loads in this process.
 

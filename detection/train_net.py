@@ -37,13 +37,13 @@ from detection.checks import check_settings
 from detection.config import CONFIGS, RANDOM, as_dict, config_of, load_config
 from detection.curves import draw_curves
 from detection.demo import demonstrate
-from detection.evaluators import summarise
+from detection.evaluators import summarize
 from detection.expected import check_expected, is_asked_for
 from detection.machines import launch
 from detection.pictures import write_pictures
 from detection.session import (
     continuation,
-    initialisation,
+    initialization,
     introduce,
     labels_used,
     not_finite,
@@ -64,7 +64,7 @@ from intl_transfer.runs.architectures import architecture
 from intl_transfer.runs.changes import Continuation
 from intl_transfer.runs.config import resolve_config
 from intl_transfer.runs.lock import directory_lock
-from intl_transfer.runs.records import Detector, ImageSet, Initialisation
+from intl_transfer.runs.records import Detector, ImageSet, Initialization
 from intl_transfer.runs.stopping import AGAIN, Stopped, StopRequest, ending, passed_on
 
 
@@ -176,7 +176,7 @@ def prepare(
     """Resolves the configuration and checks weights and data, before anything is built.
 
     Returns:
-        The configuration, the weights file's content (None for random initialisation), what the
+        The configuration, the weights file's content (None for random initialization), what the
         data sets hold, and what the run directory does (None of an evaluation).
     """
     if arguments.eval_only:
@@ -285,7 +285,7 @@ def worker(
     arguments: argparse.Namespace,
 ) -> None:
     """What each process does."""
-    datasets.register(cfg.CUSTOM_DATASETS)  # a process that was started anew knows none
+    datasets.register(cfg.CUSTOM_DATASETS)  # a process that was started afresh knows none
     set_up(cfg, training=not arguments.eval_only)
     status = 0
     try:
@@ -330,7 +330,7 @@ def evaluate(cfg: Any, content: dict[str, Any], verify: bool = False) -> None:
         evaluator = detector.InClassesOf(evaluator, places)
     results = Trainer.test(cfg, model, [evaluator])
     if comm.is_main_process():
-        metrics = summarise(results, name)
+        metrics = summarize(results, name)
         show(metrics)
         found = {
             "metrics": metrics,
@@ -355,7 +355,7 @@ def train(
     arguments: argparse.Namespace,
 ) -> int:
     """Trains, evaluates the last iteration, writes results; returns an exit status."""
-    start = initialisation(cfg, content)
+    start = initialization(cfg, content)
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         run = None
@@ -402,13 +402,13 @@ def train(
 def conclude(
     cfg: Any,
     run: RunDirectory,
-    start: Initialisation,
+    start: Initialization,
     trainer: Trainer,
     images: dict[str, ImageSet],
 ) -> None:
     """Pictures and ``results.json``, after the last evaluation."""
     name = cfg.DATASETS.TEST[0]
-    metrics = summarise(trainer.evaluation, name)
+    metrics = summarize(trainer.evaluation, name)
     try:
         write_pictures(cfg.OUTPUT_DIR, name)
         draw_curves(cfg.OUTPUT_DIR)

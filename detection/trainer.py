@@ -20,7 +20,7 @@ from fvcore.nn.precise_bn import get_bn_modules
 
 from detection.config import as_dict
 from detection.detector import statement
-from detection.evaluators import build_evaluator, summarise
+from detection.evaluators import build_evaluator, summarize
 from detection.hooks import (
     PERIOD,
     Checkpoints,
@@ -38,13 +38,13 @@ from detection.weights import read_weights
 from intl_transfer.runs import RunDirectory, write_atomically
 from intl_transfer.runs.architectures import architecture
 from intl_transfer.runs.finite import require_finite
-from intl_transfer.runs.records import Detector, ImageSet, Initialisation
+from intl_transfer.runs.records import Detector, ImageSet, Initialization
 from intl_transfer.runs.stopping import StopRequest
 
 #: What can be done about a training that is not finite.
 ADVICE = (
     "Take a lower learning rate (--lr), a longer warm-up (SOLVER.WARMUP_ITERS) or clip gradients "
-    "(SOLVER.CLIP_GRADIENTS.ENABLED True); --allow-config-change goes on from the "
+    "(SOLVER.CLIP_GRADIENTS.ENABLED True); --allow-config-change continues from the "
     "last checkpoint"
 )
 
@@ -108,7 +108,7 @@ class Trainer(DefaultTrainer):
         cfg: Any,
         run: RunDirectory | None,
         stop: StopRequest,
-        start: Initialisation | None = None,
+        start: Initialization | None = None,
         images: Mapping[str, ImageSet] | None = None,
     ) -> None:
         self._run, self._stop = run, stop
@@ -126,7 +126,7 @@ class Trainer(DefaultTrainer):
             # As the records that were trained on number them.
             classes=list(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes),
             architecture=architecture(config),
-            initialisation=start or Initialisation(),
+            initialization=start or Initialization(),
             train=list(cfg.DATASETS.TRAIN),
             dataset={name: sets[name] for name in cfg.DATASETS.TRAIN if name in sets},
             seed=cfg.SEED,
@@ -202,9 +202,9 @@ class Trainer(DefaultTrainer):
         TrainerBase.train(self, self.start_iter, self.max_iter)
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: iteration, hooks, optimiser, scaler, moving averages of the model.
+        """For a checkpoint: iteration, hooks, optimizer, scaler, moving averages of the model.
 
-        Detectron2 v0.6 leaves out all but the first two, and goes on without momentum.
+        Detectron2 v0.6 leaves out all but the first two, and continues without momentum.
         """
         state: dict[str, Any] = TrainerBase.state_dict(self)
         state |= {name: part.state_dict() for name, part in self._parts().items()}
@@ -226,7 +226,7 @@ class Trainer(DefaultTrainer):
         """Evaluates the weights as they are, and notes the figures as those of an iteration."""
         self.evaluation = self.test(self.cfg, self.model) or {}
         if self._run is not None:
-            metrics = summarise(self.evaluation, self.cfg.DATASETS.TEST[0])
+            metrics = summarize(self.evaluation, self.cfg.DATASETS.TEST[0])
             short = {
                 task: {key: figures[key] for key in ("AP", "AP50", "AP75")}
                 for task, figures in metrics.items()

@@ -41,7 +41,7 @@ def read_weights(path: str) -> dict[str, Any]:
 
     Returns:
         The file's content; ``model`` maps Detectron2's names to tensors. Where it is known how the
-        weights take their images, ``settings`` says it: ``values`` by key, and ``said_by``.
+        weights take their images, ``settings`` says it: ``values`` by key, and ``source``.
 
     Raises:
         UserError: if the file is absent, damaged, or not a Detectron2 checkpoint.
@@ -90,19 +90,19 @@ def _settings_of(read: Content) -> dict[str, Any] | None:
                 f"{values[key]}. Remove the one that is of other weights, or convert again"
             )
     if values:
-        return {"values": {**beside, **values}, "said_by": "the file"}
+        return {"values": {**beside, **values}, "source": "the file"}
     if beside:
-        return {"values": beside, "said_by": str(fragment)}
+        return {"values": beside, "source": str(fragment)}
     adapter = CAFFE2 if CAFFE2.branches(read) else DETECTRON2
     known = adapter.settings(read)
-    if known.said_by is None:
+    if known.source is None:
         return None
     values = config_values("resnet50", known)  # of these, what does not depend on the architecture
-    by = known.said_by if known.pixels_source.is_known else str(known.pixels_source)
+    by = known.source if known.pixels_source.is_known else str(known.pixels_source)
     said = ["INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"]
     if not known.strides_source.is_assumed:
         said.append("MODEL.RESNETS.STRIDE_IN_1X1")
-    return {"values": {key: values[key] for key in said}, "said_by": by}
+    return {"values": {key: values[key] for key in said}, "source": by}
 
 
 def _fragment(file: Path) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def follow_settings(cfg: Any, content: Mapping[str, Any], given: set[str]) -> li
 
     Raises:
         UserError: if the configuration contradicts the weights: pixels in another order or
-            normalisation, another stride or depth.
+            normalization, another stride or depth.
     """
     settings = content.get("settings")
     changed, contradicting = [], []
@@ -196,14 +196,14 @@ def _as(example: Any, value: Any, key: str, content: Mapping[str, Any]) -> Any:
         return type(example)(value)
     except (TypeError, ValueError, OverflowError):
         raise UserError(
-            f"{content['settings']['said_by']}, which is to say how the weights take images: {key} "
+            f"{content['settings']['source']}, which is to say how the weights take images: {key} "
             f"is {str(value)[:60]!r}; expected {_shown(example)} or another of its kind"
         ) from None
 
 
 def _known_by(settings: Mapping[str, Any] | None) -> str:
     """By what evidence weights say their settings."""
-    by = str(settings["said_by"]) if settings else "nothing"
+    by = str(settings["source"]) if settings else "nothing"
     return by if by.startswith("inferred") else f"known from {by}"
 
 

@@ -184,7 +184,7 @@ def explain(error: BaseException) -> str | None:
                 break
             return (
                 f"the GPU is out of memory ({first_line(link)}); take a smaller batch, "
-                "engine.recompute=true, or more GPUs"
+                "engine.activation_checkpointing=true, or more GPUs"
             )
     for link, text in zip(chain, texts, strict=True):
         if isinstance(link, MemoryError) or "DefaultCPUAllocator" in text:

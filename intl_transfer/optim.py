@@ -26,9 +26,9 @@ class LARS(torch.optim.Optimizer):
     Example:
         >>> import torch
         >>> layer = torch.nn.Linear(4, 2)
-        >>> optimiser = LARS(layer.parameters(), lr=0.1)
+        >>> optimizer = LARS(layer.parameters(), lr=0.1)
         >>> layer(torch.ones(3, 4)).sum().backward()
-        >>> optimiser.step()
+        >>> optimizer.step()
     """
 
     def __init__(

@@ -69,7 +69,7 @@ def _optim_rules(optim: OptimConfig) -> _Rules:
 
 
 def _loss_rules(loss: LossConfig) -> _Rules:
-    few = "at least 1 (0 only centres and scales; for that take loss.method=power loss.options.p=0)"
+    few = "at least 1 (0 only centers and scales; for that take loss.method=power loss.options.p=0)"
     return {
         "loss.iterations": (loss.iterations, loss.iterations >= 1, few),
         "loss.ema_momentum": (loss.ema_momentum, 0 <= loss.ema_momentum <= 1, "0 to 1"),
@@ -115,9 +115,9 @@ def _engine_rules(engine: EngineConfig) -> _Rules:
 
 def _check_engine(engine: EngineConfig) -> None:
     """Refuses what torch.compile cannot do."""
-    if engine.recompute and engine.compile is not None:
+    if engine.activation_checkpointing and engine.compile is not None:
         raise UserError(
-            "engine.recompute and engine.compile exclude each other: torch.compile cannot trace "
+            "engine.activation_checkpointing and engine.compile exclude each other: torch.compile cannot trace "
             "the recomputation. Leave one of them out"
         )
     if engine.lockstep and engine.compile is not None:

@@ -108,7 +108,7 @@ class OptimConfig:
         warmup_epochs: epochs of linear warm-up.
         momentum: of SGD.
         weight_decay: L2 penalty.
-        decay_1d: also penalise 1-D parameters (biases and batch norms).
+        decay_1d: also penalize 1-D parameters (biases and batch norms).
         clip_norm: largest norm of the gradient; null does not clip.
     """
 
@@ -134,11 +134,11 @@ class EngineConfig:
             loss is always float32.
         channels_last: memory layout of images and convolutions.
         compile: a backend of ``torch.compile`` (``inductor``); null does not compile.
-        recompute: keep activations between the backbone's stages only and compute the others
+        activation_checkpointing: keep activations between the backbone's stages only and compute the others
             again (activation checkpointing): less memory, a third more time.
         lockstep: views walk through the network together, layer by layer, so that one exchange
             between ranks serves the batch norms of all of them; false takes them one by one, to
-            the same result up to rounding. Null takes lockstep where batch norms are synchronised
+            the same result up to rounding. Null takes lockstep where batch norms are synchronized
             over several ranks and nothing is compiled.
         threads: CPU threads; null leaves torch's choice.
         checkpoint_steps: steps between checkpoints within an epoch; null saves at the end of
@@ -156,7 +156,7 @@ class EngineConfig:
     precision: str = "fp32"
     channels_last: bool = True
     compile: str | None = None
-    recompute: bool = False
+    activation_checkpointing: bool = False
     lockstep: bool | None = None
     threads: int | None = None
     checkpoint_steps: int | None = None
@@ -169,7 +169,7 @@ class EngineConfig:
 
 @dataclass
 class LogConfig:
-    """What is told while a run goes on.
+    """What is told while a run is in progress.
 
     Attributes:
         seconds: time between progress lines.
@@ -190,16 +190,16 @@ class LogConfig:
 
 @dataclass
 class KnnConfig:
-    """k nearest neighbours on the backbone's features while a run goes on.
+    """k nearest neighbors on the backbone's features while a run is in progress.
 
     Attributes:
         epochs: epochs between evaluations; 0 never evaluates.
-        train: labelled images to learn from, as ``data.root``; null takes the training images.
-        test: labelled images to classify.
-        k: neighbours.
+        train: labeled images to learn from, as ``data.root``; null takes the training images.
+        test: labeled images to classify.
+        k: neighbors.
         size: side of the images, in pixels; null takes that of view 0.
         crop_pct: what ``size`` is of the short side that images are resized to before their
-            centre is cut out: 224 of 256. 1 leaves images of that size as they are.
+            center is cut out: 224 of 256. 1 leaves images of that size as they are.
     """
 
     epochs: int = 0
@@ -215,7 +215,7 @@ class PretrainConfig:
     """A whole pretraining run.
 
     Attributes:
-        seed: decides initialisation, order and views.
+        seed: decides initialization, order and views.
         output_dir: the run directory; null makes ``runs/pretrain/CONFIG_seedN``.
         data: where images come from.
         views: one entry a view, view 0 the target.
@@ -224,7 +224,7 @@ class PretrainConfig:
         optim: SGD and its schedule.
         engine: how the machine is used.
         log: what is told.
-        knn: k nearest neighbours now and then.
+        knn: k nearest neighbors now and then.
     """
 
     seed: int = 0

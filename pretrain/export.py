@@ -91,7 +91,7 @@ def model_card(manifest: Manifest, config: PretrainConfig, results: PretrainResu
     backbone, stem = config.model.backbone, config.model.stem
     rows = [f"| {key} | {value} |" for key, value in _facts(manifest, config, results).items()]
     views = [
-        f"| {index} | {v.size} | {v.scale_min:g} to {v.scale_max:g} | {v.blur:g} | {v.solarise:g} |"
+        f"| {index} | {v.size} | {v.scale_min:g} to {v.scale_max:g} | {v.blur:g} | {v.solarize:g} |"
         for index, v in enumerate(config.views)
     ]
     timm = (
@@ -112,7 +112,7 @@ def model_card(manifest: Manifest, config: PretrainConfig, results: PretrainResu
             "|---|---|",
             *rows,
             "",
-            "| view | pixels | crop scale | blur | solarise |",
+            "| view | pixels | crop scale | blur | solarize |",
             "|---|---|---|---|---|",
             *views,
             "",
@@ -139,7 +139,7 @@ def _facts(manifest: Manifest, config: PretrainConfig, results: PretrainResults)
         "pretraining data": config.data.name + (", a subset" if config.data.subset else ""),
         "epochs, steps": f"{optim.epochs}, {results.steps}",
         "batch size": f"{optim.batch_size} (global)",
-        "optimiser": (
+        "optimizer": (
             f"{optim.optimizer}, base rate {optim.base_lr:g} x N/256, {optim.warmup_epochs:g} "
             f"epochs of warm-up, cosine, weight decay {optim.weight_decay:g}"
         ),

@@ -1,4 +1,4 @@
-"""What learns: the networks, the optimiser, and one step of training."""
+"""What learns: the networks, the optimizer, and one step of training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from intl_transfer.data.datasets import Batch
 from intl_transfer.data.statistics import STATISTICS, statistics_of
-from intl_transfer.data.views import normalise
+from intl_transfer.data.views import normalize
 from intl_transfer.errors import UserError
 from intl_transfer.methods import METHODS
 from intl_transfer.models import (
@@ -22,12 +22,12 @@ from intl_transfer.models import (
     build_backbone,
     build_projector,
     check_precision,
+    checkpoint_activations,
     ema_momentum,
-    recompute_activations,
-    synchronise_batchnorm,
+    synchronize_batchnorm,
 )
 from intl_transfer.optim import LARS
-from intl_transfer.runs.distributed import Ranks, parallelise
+from intl_transfer.runs.distributed import Ranks, parallelize
 from intl_transfer.runs.finite import StepGuard
 from intl_transfer.spectral import NonFiniteError
 from pretrain.config import OptimConfig, PretrainConfig
@@ -66,7 +66,7 @@ class Step:
 
 
 class Learner:
-    """The encoder, its moving average, the optimiser and the scaler.
+    """The encoder, its moving average, the optimizer and the scaler.
 
     Args:
         config: the run's.
@@ -103,7 +103,7 @@ class Learner:
         self.target = MovingAverage(self.encoder) if has_target else None
         self.network: nn.Module = self.encoder
         is_fp16 = self._half == torch.float16
-        self.optimiser = build_optimiser(self.encoder, config.optim, is_fp16)
+        self.optimizer = build_optimizer(self.encoder, config.optim, is_fp16)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=is_fp16)
         self._named = list(self.encoder.named_parameters())
         self._overflows_in_a_row = 0
@@ -115,18 +115,18 @@ class Learner:
     def prepare(self) -> None:
         """Makes the networks recompute, compiled, and parallel, as the configuration asks."""
         engine = self._config.engine
-        if engine.recompute:
-            recompute_activations(self.encoder.backbone)
+        if engine.activation_checkpointing:
+            checkpoint_activations(self.encoder.backbone)
         if engine.compile is not None:
             for encoder in (self.encoder, *([self.target.encoder] if self.target else [])):
                 encoder.backbone.compile(backend=engine.compile)
                 encoder.projector.compile(backend=engine.compile)
         if self._ranks.world_size > 1:
-            # Synchronised batch norms are equal on all ranks as they are.
+            # Synchronized batch norms are equal on all ranks as they are.
             shared = not self._config.model.sync_batchnorm
             # Every step's backward pass is the same; not known of compiled ones.
             static = engine.compile is None
-            self.network = parallelise(self.encoder, self._ranks, shared, static)
+            self.network = parallelize(self.encoder, self._ranks, shared, static)
 
     def step(self, step: int, batch: Batch) -> Step:
         """Learns from one batch.
@@ -137,21 +137,21 @@ class Learner:
         """
         optim, device = self._config.optim, self._ranks.device
         lr = learning_rate(step, self._total, self._warmup, optim)
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = lr
         momentum = None
         if self.target is not None:
             momentum = ema_momentum(step, self._total, self._config.loss.ema_momentum)
         self._guard.remember()
         images = [
-            normalise(view, device, *self._statistics).to(memory_format=self._memory)
+            normalize(view, device, *self._statistics).to(memory_format=self._memory)
             for view in batch.views
         ]
         with torch.autocast(device.type, dtype=self._half, enabled=self._half is not None):
             views = self._embed(images, momentum)
             loss, parts = loss_of(views, self._config)
 
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         # Also of a loss that is not finite, which is not known yet: nobody waits for it here.
         self.scaler.scale(loss).backward()
         # Scaled gradients overflow now and then, which is the scaler's to see.
@@ -161,7 +161,7 @@ class Learner:
         if self._guard.is_finite(loss, [gradient for _, gradient in seen]):
             if self.target is not None and momentum is not None:
                 self.target.update(self.encoder, momentum)
-            overflowed = self._step_optimiser()
+            overflowed = self._step_optimizer()
             if self._overflows_in_a_row > OVERFLOWS:
                 skipped = f"gradients overflow float16, {self._overflows_in_a_row} steps in a row"
         else:
@@ -177,7 +177,7 @@ class Learner:
         # The copy is updated before each forward pass; for good only once the step counts.
         with self.target.ahead(self.encoder, momentum):
             # Recomputed, the copy would be so in vain: it walks alone.
-            if self.encoder.lockstep and not self._config.engine.recompute:
+            if self.encoder.lockstep and not self._config.engine.activation_checkpointing:
                 return list(self.network(images, self.target.encoder))
             first = self.target(images[0])
         return [first, *self.network(images[1:])]
@@ -185,15 +185,15 @@ class Learner:
     def _gradients(self) -> list[tuple[str, Tensor]]:
         return [(name, p.grad) for name, p in self._named if p.grad is not None]
 
-    def _step_optimiser(self) -> bool:
+    def _step_optimizer(self) -> bool:
         """Clips and steps; gives back whether scaled gradients overflowed, and nothing changed."""
         if self._config.optim.clip_norm is not None:
-            self.scaler.unscale_(self.optimiser)
+            self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.encoder.parameters(), self._config.optim.clip_norm)
-        # A scaler leaves the optimiser alone where gradients overflowed.
+        # A scaler leaves the optimizer alone where gradients overflowed.
         stepped: list[bool] = []
-        hook = self.optimiser.register_step_post_hook(lambda *_: stepped.append(True))
-        self.scaler.step(self.optimiser)
+        hook = self.optimizer.register_step_post_hook(lambda *_: stepped.append(True))
+        self.scaler.step(self.optimizer)
         self.scaler.update()
         hook.remove()
         overflowed = not stepped
@@ -209,13 +209,13 @@ def build_encoder(config: PretrainConfig, ranks: Ranks) -> Encoder:
     projector = build_projector(
         width, model.projector_hidden, model.embedding, model.projector_layers
     )
-    synchronised = model.sync_batchnorm and ranks.world_size > 1
+    synchronized = model.sync_batchnorm and ranks.world_size > 1
     lockstep = config.engine.lockstep
     if lockstep is None:  # where it saves something, and the compiler does not do without
-        lockstep = synchronised and config.engine.compile is None
+        lockstep = synchronized and config.engine.compile is None
     encoder = Encoder(backbone, projector, lockstep)
-    if synchronised:
-        synchronise_batchnorm(encoder)
+    if synchronized:
+        synchronize_batchnorm(encoder)
     return encoder
 
 
@@ -234,7 +234,7 @@ def loss_of(views: list[Tensor], config: PretrainConfig) -> tuple[Tensor, dict[s
     return value, {"loss": value.detach(), **parts}
 
 
-def build_optimiser(
+def build_optimizer(
     encoder: nn.Module, optim: OptimConfig, is_scaled: bool
 ) -> torch.optim.Optimizer:
     """SGD, or LARS.
@@ -249,7 +249,7 @@ def build_optimiser(
         return LARS(groups, lr=0.0, momentum=optim.momentum)
     # One fused step for all parameters; not under gradient scaling, where the fused step decides
     # itself whether a step is skipped, and where it skips the first leaves its momentum
-    # uninitialised and goes on from whatever was in memory (torch 2.14).
+    # uninitialized and continues from whatever was in memory (torch 2.14).
     fused = None if is_scaled else True
     return torch.optim.SGD(groups, lr=0.0, momentum=optim.momentum, fused=fused)
 

@@ -1,4 +1,4 @@
-"""What is told of a run while it goes on, and what makes it stop."""
+"""What is told of a run while it is in progress, and what makes it stop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from intl_transfer.data.datasets import ViewsDataset
 from intl_transfer.data.source import ImageSource
 from intl_transfer.data.sources import open_source
 from intl_transfer.data.statistics import statistics_of
-from intl_transfer.data.views import normalise
+from intl_transfer.data.views import normalize
 from intl_transfer.errors import UserError
 from intl_transfer.evaluation import EvaluationImages, extract_features, knn_accuracy
 from intl_transfer.evaluation.features import check_features
@@ -59,7 +59,7 @@ class Monitor:
         steps_per_epoch: of the run.
         run: the run directory, on rank 0.
         trackers: TensorBoard and the like, on rank 0.
-        knn: the labelled images of the k-NN evaluation, where there is one.
+        knn: the labeled images of the k-NN evaluation, where there is one.
     """
 
     def __init__(
@@ -143,14 +143,14 @@ class Monitor:
         if figures.alarm.verdict == "collapsed" and epoch > self._config.optim.warmup_epochs:
             self._progress.say(f"step {step}: {figures.alarm}")
 
-    def neighbours_due(self, epoch: int) -> bool:
+    def neighbors_due(self, epoch: int) -> bool:
         """Whether k-NN is evaluated at the end of an epoch: every ``knn.epochs``, and the last."""
         if self._knn is None:
             return False
         return epoch % self._config.knn.epochs == 0 or epoch == self._config.optim.epochs
 
-    def neighbours(self, step: int, backbone: nn.Module) -> float | None:
-        """Classifies by k nearest neighbours of frozen features; accuracy in per cent.
+    def neighbors(self, step: int, backbone: nn.Module) -> float | None:
+        """Classifies by k nearest neighbors of frozen features; accuracy in per cent.
 
         Returns:
             None, with a word on it, where the features are not finite.
@@ -264,20 +264,20 @@ def sampled_spectrum(eigenvalues: Tensor, prefix: str = "spectrum/") -> dict[str
 
 
 class KnnSets:
-    """The labelled images of the k-NN evaluation.
+    """The labeled images of the k-NN evaluation.
 
     Args:
         config: the run's.
         train: the training images, for where no others are given.
 
     Raises:
-        UserError: if the labelled images are not there, or their classes differ.
+        UserError: if the labeled images are not there, or their classes differ.
     """
 
     def __init__(self, config: PretrainConfig, train: ImageSource) -> None:
         knn = config.knn
         if knn.test is None:
-            raise UserError("knn.epochs needs labelled images to classify: knn.test=DIR")
+            raise UserError("knn.epochs needs labeled images to classify: knn.test=DIR")
         size = knn.size or config.views[0].size
         read = partial(open_source, upright=config.data.exif_orientation)
         own = read(knn.train, key="knn.train") if knn.train else train
@@ -291,7 +291,7 @@ class KnnSets:
         self._sets = [EvaluationImages(source, size, knn.crop_pct) for source in sources]
         self._k, self._workers = knn.k, config.data.workers
         statistics = statistics_of(config.data.normalize)
-        self._prepare = partial(normalise, mean=statistics.mean, std=statistics.std)
+        self._prepare = partial(normalize, mean=statistics.mean, std=statistics.std)
 
     def described(self) -> dict[str, ImageSet]:
         """What the sets hold, for the manifest."""

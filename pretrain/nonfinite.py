@@ -79,7 +79,7 @@ class NonFiniteWatch:
     def end(self, step: int, reason: str, done: Step, encoder: Encoder) -> None:
         """Ends the run: what is not finite will not become so by itself.
 
-        A checkpoint after which no step counted any more is set aside, so that the run can go on
+        A checkpoint after which no step counted any more is set aside, so that the run can continue
         from the one before.
 
         Raises:
@@ -107,9 +107,9 @@ class NonFiniteWatch:
         raise UserError(
             f"step {step}: {reason}; {file} has the spectrum and the gradients. {ADVICE}"
             + (
-                f". The last checkpoint, {good}, is whole; --allow-config-change goes on from it"
+                f". The last checkpoint, {good}, is whole; --allow-config-change continues from it"
                 if good
-                else "; there is no checkpoint to go on from"
+                else "; there is no checkpoint to continue from"
             )
         )
 

@@ -41,7 +41,7 @@ class State:
         self, learner: Learner, config: PretrainConfig, name: str, steps_per_epoch: int
     ) -> None:
         self.encoder, self.target = learner.encoder, learner.target
-        self.optimiser, self.scaler = learner.optimiser, learner.scaler
+        self.optimizer, self.scaler = learner.optimizer, learner.scaler
         self.config, self.name = config, name
         self.run: RunDirectory | None = None
         self.last: dict[str, float] = {}
@@ -49,11 +49,11 @@ class State:
         self.seconds = 0.0  # of training in earlier sessions
 
     def _trained(self) -> dict[str, Any]:
-        """What has been learned, and what learning needs to go on."""
+        """What has been learned, and what learning needs to continue."""
         return {
             "model": self.encoder.state_dict(),
             "target": self.target.encoder.state_dict() if self.target else None,
-            "optimizer": self.optimiser.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
 
@@ -65,7 +65,7 @@ class State:
     def save(self, folder: Path, step: int, progress: Progress, ranks: Ranks) -> bool:
         """Writes a checkpoint from global rank 0; every rank contributes its random state.
 
-        Where that fails (a full disk), the run goes on with the checkpoints that it has.
+        Where that fails (a full disk), the run continues with the checkpoints that it has.
 
         Returns:
             Whether it was written, the same on every rank.
@@ -106,7 +106,7 @@ class State:
         self.encoder.load_state_dict(state["model"])
         if self.target is not None:
             self.target.encoder.load_state_dict(state["target"])
-        self.optimiser.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         # The random streams of a run on another number of ranks have no owner here; views and
         # order do not depend on them.

@@ -178,7 +178,7 @@ def learn(session: Session, step: int, total_steps: int) -> Reached:
             if step % config.log.steps == 0 or at_end:
                 unreadable.check(state.last)
             if step % per_epoch == 0:
-                classify_neighbours(session, step)
+                classify_neighbors(session, step)
             stopped = session.stop.agreed()
             owed = owed or due(step, per_epoch, config) or at_end or stopped
             if owed and done.is_finite:  # not among skipped steps: after the next that counts
@@ -209,10 +209,10 @@ def tell(session: Session, step: int, done: Step, at_end: bool) -> None:
         monitor.diagnostics(step, done.views)
 
 
-def classify_neighbours(session: Session, step: int) -> None:
+def classify_neighbors(session: Session, step: int) -> None:
     """k-NN at the end of an epoch, where it is due; the last accuracy goes to the results."""
-    if session.monitor.neighbours_due(step // session.per_epoch):
-        accuracy = session.monitor.neighbours(step, session.learner.encoder.backbone)
+    if session.monitor.neighbors_due(step // session.per_epoch):
+        accuracy = session.monitor.neighbors(step, session.learner.encoder.backbone)
         session.state.last.pop("knn_accuracy", None)
         session.state.last |= {} if accuracy is None else {"knn_accuracy": accuracy}
 
@@ -249,7 +249,7 @@ class Data:
         dataset: views of single images.
         sampler: which images each batch of this rank has.
         loader: batches of views.
-        knn: the labelled images of the k-NN evaluation, where there is one.
+        knn: the labeled images of the k-NN evaluation, where there is one.
         images: what the sets of images hold, by name, for the manifest.
     """
 

@@ -55,13 +55,13 @@ def scalar_map() -> Figure:
         (left, torch.linspace(0, 1, 400).double()),
         (right, torch.logspace(-6, 0, 400).double()),
     ):
-        for colour, t in zip(INK, (0, 1, 2, 4, 9, 20), strict=True):
-            axis.plot(x, iternorm_eigenvalue(x, t), color=colour, label=f"T = {t}", lw=1.6)
+        for color, t in zip(INK, (0, 1, 2, 4, 9, 20), strict=True):
+            axis.plot(x, iternorm_eigenvalue(x, t), color=color, label=f"T = {t}", lw=1.6)
         axis.set_xlabel("x = λ / tr Σ")
     right.set_xscale("log")
     left.set_ylabel("output eigenvalue h_T(x)")
-    right.axvline(1 / 256, color="grey", lw=0.8, ls=":")
-    right.text(1 / 256 * 1.15, 0.93, "1/256", color="grey", fontsize=8)
+    right.axvline(1 / 256, color="gray", lw=0.8, ls=":")
+    right.text(1 / 256 * 1.15, 0.93, "1/256", color="gray", fontsize=8)
     left.legend(frameon=False, fontsize=8)
     return figure
 
@@ -78,7 +78,7 @@ def stability() -> Figure:
         values = torch.logspace(0, -0.5 * float(torch.tensor(condition).log10()), n).double()
         z = (left @ (values[:, None] * right)).float()
         x = torch.linalg.svdvals((z - z.mean(1, keepdim=True)).double()).square()
-        for stable, colour, label in (
+        for stable, color, label in (
             (False, "#d95f02", "direct (stable=False)"),
             (True, "#08519c", "ours"),
         ):
@@ -93,11 +93,11 @@ def stability() -> Figure:
                 expected = iternorm_eigenvalue(x / x.sum(), t).sqrt()
                 expected = expected.sort(descending=True).values
                 errors.append(float((found - expected).abs().max() / expected.max()))
-            axis.plot(steps, errors, color=colour, marker=".", lw=1.4, label=label)
+            axis.plot(steps, errors, color=color, marker=".", lw=1.4, label=label)
             gone = next((t for t, e in zip(steps, errors, strict=True) if e != e), None)
             if gone is not None:
-                axis.axvline(gone, color=colour, lw=0.8, ls=":")
-                axis.text(gone + 0.4, 1e2, f"NaN from\nT = {gone}", color=colour, fontsize=8)
+                axis.axvline(gone, color=color, lw=0.8, ls=":")
+                axis.text(gone + 0.4, 1e2, f"NaN from\nT = {gone}", color=color, fontsize=8)
         axis.set_yscale("log")
         axis.set_ylim(1e-9, 1e6)
         axis.set_xlabel("iterations T")
@@ -113,8 +113,8 @@ def trace_bound() -> Figure:
     n = 256
     ranks = list(range(1, n + 1))
     axis.plot(ranks, [trace_loss_bound(n, rank=k) for k in ranks], color="#08519c")
-    axis.axhline(trace_loss_bound(n), color="grey", lw=0.8, ls=":")
-    axis.text(256, trace_loss_bound(n) - 2.5, "floor 209.60", ha="right", color="grey", fontsize=8)
+    axis.axhline(trace_loss_bound(n), color="gray", lw=0.8, ls=":")
+    axis.text(256, trace_loss_bound(n) - 2.5, "floor 209.60", ha="right", color="gray", fontsize=8)
     axis.axvline(n // 32, color="#d95f02", lw=0.8, ls=":")
     axis.text(n // 32 * 1.15, 250, "alarm at rank 8", color="#d95f02", fontsize=8)
     axis.set_ylim(203, 258)

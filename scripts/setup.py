@@ -44,7 +44,7 @@ NOT_FOUND = r"No matching distribution|ResolutionImpossible|Max retries exceeded
 
 
 class SetupError(Exception):
-    """One clear line about why the set-up cannot go on."""
+    """One clear line about why the set-up cannot continue."""
 
 
 def main(arguments: "Sequence[str]" = ()) -> int:
@@ -63,7 +63,7 @@ def main(arguments: "Sequence[str]" = ()) -> int:
             return 0
         wheelhouse = whole_wheelhouse(given.wheelhouse, dev)
         maker = outside()
-        if maker is not None:  # `.venv` cannot be made anew from within
+        if maker is not None:  # `.venv` cannot be made again from within
             command = [maker, str(Path(__file__).resolve()), *arguments]
             return subprocess.run(command, env=without_venv()).returncode
         check_disk(shutil.disk_usage(VENV if VENV.exists() else ROOT).free, size(VENV))

@@ -127,7 +127,7 @@ def hashes(folder: Path) -> Hashes:
         key = f"{name}=={version}"
         if any(other.split("==")[0] == name for other in found):
             raise WheelhouseError(
-                f"{folder} holds {name} twice; remove the older one, or start anew"
+                f"{folder} holds {name} twice; remove the older one, or start over"
             )
         found[key] = sha256_file(file)
     return found

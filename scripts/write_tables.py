@@ -79,7 +79,7 @@ def main() -> int:
 
 
 def rewritten(docs: Path) -> Iterator[tuple[Path, str]]:
-    """Every page that has such tables or code, and its text with all of them made anew."""
+    """Every page that has such tables or code, and its text with all of them made again."""
     for page in sorted(docs.rglob("*.md")):
         text = page.read_text()
         if _TABLE.search(text) or _CODE.search(text):

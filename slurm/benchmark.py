@@ -1,4 +1,4 @@
-"""A benchmark: initialisations x evaluations x seeds x learning rates, as a graph of jobs."""
+"""A benchmark: initializations x evaluations x seeds x learning rates, as a graph of jobs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _STAGES = ("pretrain", "convert", "collect")
 
 
 @dataclass
-class Initialisation:
+class Initialization:
     """Where fine-tuning starts; exactly one of the first three.
 
     Attributes:
@@ -65,10 +65,10 @@ class Made:
 
 @dataclass
 class Control(ControlConfig):
-    """Evaluations of one initialisation again, with something taken from them; exactly one thing.
+    """Evaluations of one initialization again, with something taken from them; exactly one thing.
 
     Attributes:
-        of: the initialisation; of several pretrainings, the first.
+        of: the initialization; of several pretrainings, the first.
         evaluations: names of the evaluations; empty takes all.
         seeds: one run each; empty takes the first of the evaluation.
     """
@@ -87,7 +87,7 @@ class Benchmark:
         datasets: root of the data sets (``DETECTRON2_DATASETS``); null leaves the environment's.
         shapes: the embedded data set below it.
         photo_cutouts: the set of photographs below it (docs/photo-cutouts.md).
-        initialisations: by name; a row of the table each.
+        initializations: by name; a row of the table each.
         evaluations: by name; a block of the table each.
         controls: by name; a row of their own kind each.
         resources: by stage (``pretrain``, ``convert``, ``collect``) fields of ``Resources`` that
@@ -99,7 +99,7 @@ class Benchmark:
     datasets: str | None = None
     shapes: Made = field(default_factory=Made)
     photo_cutouts: Made = field(default_factory=Made)
-    initialisations: dict[str, Initialisation] = field(default_factory=dict)
+    initializations: dict[str, Initialization] = field(default_factory=dict)
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     controls: dict[str, Control] = field(default_factory=dict)
     resources: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -117,10 +117,10 @@ def read(name: str, overrides: list[str]) -> Benchmark:
         UserError: for an unknown name, key, type, kind or combination; names the near matches.
     """
     benchmark = load_config(Benchmark, name, overrides, ROOT / "configs" / "benchmark")
-    if not benchmark.initialisations or not benchmark.evaluations:
-        raise UserError(f"{name}: expected at least one of each of initialisations and evaluations")
-    for key, start in benchmark.initialisations.items():
-        where = f"{name}: initialisations.{key}"
+    if not benchmark.initializations or not benchmark.evaluations:
+        raise UserError(f"{name}: expected at least one of each of initializations and evaluations")
+    for key, start in benchmark.initializations.items():
+        where = f"{name}: initializations.{key}"
         _check_name(key, where)
         named = [start.pretrain is not None, start.checkpoint is not None, start.random]
         if sum(named) != 1:
@@ -157,8 +157,8 @@ def read(name: str, overrides: list[str]) -> Benchmark:
 def _check_control(benchmark: Benchmark, key: str, control: Control, where: str) -> None:
     """Refuses a control of nothing, of what is not there, or of more than one thing."""
     _check_name(key, where)
-    if control.of not in benchmark.initialisations:
-        known = list(benchmark.initialisations)
+    if control.of not in benchmark.initializations:
+        known = list(benchmark.initializations)
         hint = did_you_mean(control.of, known)
         raise UserError(f"{where}: of is '{control.of}'; expected one of {', '.join(known)}.{hint}")
     for name in control.evaluations:
@@ -171,17 +171,17 @@ def _check_control(benchmark: Benchmark, key: str, control: Control, where: str)
         raise UserError(
             f"{where}: expected exactly one of shuffle_labels, noise (above 0) and permute_weights"
         )
-    if control.permute_weights and benchmark.initialisations[control.of].random:
+    if control.permute_weights and benchmark.initializations[control.of].random:
         raise UserError(
             f"{where}: permute_weights of '{control.of}', which has learned nothing; expected an "
-            "initialisation with weights"
+            "initialization with weights"
         )
 
 
 def _check_distinct(benchmark: Benchmark, name: str) -> None:
-    """Refuses two initialisations that would be one row of the table."""
+    """Refuses two initializations that would be one row of the table."""
     seen: dict[Any, str] = {}
-    for key, start in benchmark.initialisations.items():
+    for key, start in benchmark.initializations.items():
         made: Any = "random"
         if start.checkpoint is not None:
             made = Path(start.checkpoint).resolve()
@@ -189,7 +189,7 @@ def _check_distinct(benchmark: Benchmark, name: str) -> None:
             made = fingerprint(deciding("pretrain", dataclasses.asdict(pretraining_config(start))))
         if made in seen:
             raise UserError(
-                f"{name}: initialisations.{key} is the same experiment as {seen[made]}: nothing "
+                f"{name}: initializations.{key} is the same experiment as {seen[made]}: nothing "
                 "that decides a result differs. Give one of them, with both seeds"
             )
         seen[made] = key
@@ -200,7 +200,7 @@ def _check_name(name: str, where: str) -> None:
         raise UserError(f"{where}: names of folders are made of it; use letters, digits, _ - .")
 
 
-def pretraining_config(start: Initialisation) -> PretrainConfig:
+def pretraining_config(start: Initialization) -> PretrainConfig:
     """What a pretraining run of the benchmark will be."""
     folder = ROOT / "configs" / "pretrain"
     config = load_config(PretrainConfig, start.pretrain or "", start.overrides, folder)
@@ -218,7 +218,7 @@ class Plan:
         folder: of all its runs.
         code: the sources that jobs run.
         site: resources of the profile.
-        asked: resources of the command line, which win over all others.
+        options: resources of the command line, which win over all others.
         gpus: of this machine where jobs run here; None on SLURM.
     """
 
@@ -227,15 +227,15 @@ class Plan:
     folder: Path
     code: Path
     site: Mapping[str, Any]
-    asked: Mapping[str, Any]
+    options: Mapping[str, Any]
     gpus: int | None = None
 
     def nodes(self) -> list[Node]:
         """All nodes, parents before children."""
         starts: list[tuple[str, str, list[str]]] = []
         nodes: list[Node] = []
-        for name, start in self.benchmark.initialisations.items():
-            for label, weights, made in self._initialisation(name, start):
+        for name, start in self.benchmark.initializations.items():
+            for label, weights, made in self._initialization(name, start):
                 nodes += made
                 starts.append((label, weights, [node.key for node in made[-1:]]))
         evaluated: list[Node] = []
@@ -245,8 +245,8 @@ class Plan:
             evaluated += self._control(name, control, starts)
         return [*nodes, *evaluated, self._collecting(evaluated)]
 
-    def _initialisation(
-        self, name: str, start: Initialisation
+    def _initialization(
+        self, name: str, start: Initialization
     ) -> list[tuple[str, str, list[Node]]]:
         """(name in folders, weights, the nodes that make them) of each start."""
         if start.random:
@@ -255,9 +255,9 @@ class Plan:
             node = self._conversion(name, name, str(Path(start.checkpoint).resolve()), [])
             return [(name, node.target, [node])]
         found = []
-        wanted = self._resources("pretrain", self.benchmark.resources.get("pretrain", {}))
+        requested = self._resources("pretrain", self.benchmark.resources.get("pretrain", {}))
         batch = pretraining_config(start).optim.batch_size
-        rank_batch_size(batch, wanted.nodes * tasks_per_node(wanted))
+        rank_batch_size(batch, requested.nodes * tasks_per_node(requested))
         for seed in start.seeds:
             label = f"{name}_seed{seed}" if len(start.seeds) > 1 else name
             folder = self.folder / "pretrain" / label
@@ -265,7 +265,7 @@ class Plan:
             title = f"{self.name}-pretrain-{name}"
             config = start.pretrain or ""
             resolved = dataclasses.replace(pretraining_config(start), seed=seed)
-            run = pretraining(config, overrides, folder, wanted, self.code, title, resolved)
+            run = pretraining(config, overrides, folder, requested, self.code, title, resolved)
             run.must_finish = True
             node = self._conversion(name, label, str(folder), [run.key])
             found.append((label, node.target, [run, node]))
@@ -273,13 +273,13 @@ class Plan:
 
     def _conversion(self, name: str, label: str, source: str, parents: list[str]) -> Node:
         target = self.folder / "weights" / f"{label}.pth"
-        wanted = self._resources("convert", self.benchmark.resources.get("convert", {}), True)
+        requested = self._resources("convert", self.benchmark.resources.get("convert", {}), True)
         return Node(
             key=f"convert/{label}",
             stage="convert",
             target=str(target),
             command=conversion(self.code, source, target, name),
-            resources=dataclasses.asdict(wanted),
+            resources=dataclasses.asdict(requested),
             parents=parents,
             source=source,
             folder=str(Path.cwd()),
@@ -291,7 +291,7 @@ class Plan:
         self, name: str, evaluation: Evaluation, starts: list[tuple[str, str, list[str]]]
     ) -> list[Node]:
         kind = kind_of(evaluation, name)
-        wanted = kind.resources(self._resources(f"evaluations.{name}", evaluation.resources))
+        requested = kind.resources(self._resources(f"evaluations.{name}", evaluation.resources))
         made = []
         for label, weights, parents in starts:
             rates: list[float | None] = [*evaluation.learning_rates] or [None]
@@ -303,7 +303,7 @@ class Plan:
                     folder = self.folder / kind.stage / name / leaf
                     title = f"{self.name}-{name}"
                     node = kind.node(
-                        evaluation, weights, seed, rate, folder, wanted, self.code, title
+                        evaluation, weights, seed, rate, folder, requested, self.code, title
                     )
                     node.key = f"{name}/{leaf}"
                     node.parents, node.must_finish = parents, True
@@ -314,7 +314,7 @@ class Plan:
         self, name: str, control: Control, starts: list[tuple[str, str, list[str]]]
     ) -> list[Node]:
         """The evaluations that a control repeats."""
-        seeds = self.benchmark.initialisations[control.of].seeds
+        seeds = self.benchmark.initializations[control.of].seeds
         label = control.of if len(seeds) == 1 else f"{control.of}_seed{seeds[0]}"
         known = {own: (weights, parents) for own, weights, parents in starts}
         weights, parents = known.get(label) or known[control.of]
@@ -330,17 +330,17 @@ class Plan:
         return made
 
     def _collecting(self, evaluated: list[Node]) -> Node:
-        wanted = self._resources("collect", self.benchmark.resources.get("collect", {}), True)
+        requested = self._resources("collect", self.benchmark.resources.get("collect", {}), True)
         target = self.folder / "report"
         command = [sys.executable, "-m", "intl_transfer.results", str(self.folder)]
         command += ["--out", f"{target}/"] + (["--published"] if self.benchmark.published else [])
-        wanted.environment = with_sources(wanted.environment, self.code)
+        requested.environment = with_sources(requested.environment, self.code)
         return Node(
             key="collect",
             stage="collect",
             target=str(target),
             command=command,
-            resources=dataclasses.asdict(wanted),
+            resources=dataclasses.asdict(requested),
             parents=[node.key for node in evaluated],
             after="any",
             folder=str(Path.cwd()),
@@ -349,19 +349,19 @@ class Plan:
 
     def _resources(self, where: str, own: Mapping[str, Any], is_small: bool = False) -> Resources:
         """The site's values, over them the work's own, over them the command line's."""
-        asked = {k: v for k, v in self.asked.items() if not (is_small and k in SMALL)}
+        options = {k: v for k, v in self.options.items() if not (is_small and k in SMALL)}
         if is_small:
-            base = small(layered(self.site, asked), f"{self.name}: {where}")
+            base = small(layered(self.site, options), f"{self.name}: {where}")
             values = layered(dataclasses.asdict(base), own)
         else:
-            values = layered(self.site, own, asked)
+            values = layered(self.site, own, options)
         if self.gpus is not None:  # one machine; batches are global, so that results stay the same
-            values["nodes"] = self.asked.get("nodes", 1)
+            values["nodes"] = self.options.get("nodes", 1)
         environment = dict(values.get("environment") or {})
         if self.benchmark.datasets is not None:
             environment["DETECTRON2_DATASETS"] = str(Path(self.benchmark.datasets).resolve())
-        wanted = checked({**values, "environment": environment}, f"{self.name}: {where}")
-        return fit(wanted, self.gpus)
+        requested = checked({**values, "environment": environment}, f"{self.name}: {where}")
+        return fit(requested, self.gpus)
 
 
 def make_data(benchmark: Benchmark, say: Any) -> None:
@@ -378,14 +378,14 @@ def make_data(benchmark: Benchmark, say: Any) -> None:
     from intl_transfer.data.made import MADE
 
     for name, made in MADE.items():
-        wanted: Made = getattr(benchmark, name)
-        if not wanted.make:
+        made_set: Made = getattr(benchmark, name)
+        if not made_set.make:
             continue
         known = [item.name for item in dataclasses.fields(made.spec)]
-        for key in wanted.spec:
+        for key in made_set.spec:
             if key not in known:
                 raise UserError(f"{name}.spec: no key '{key}'.{did_you_mean(key, known)}")
-        spec = made.spec(**wanted.spec)
+        spec = made.spec(**made_set.spec)
         root = Path(benchmark.datasets or "datasets") / name
         if not made.is_complete(root, spec):
             say(f"making the data set {name} in {root}")

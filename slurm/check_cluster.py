@@ -29,7 +29,7 @@ import submitit
 
 from intl_transfer.boundary import Boundary
 from intl_transfer.errors import UserError
-from intl_transfer.machine.cluster import Requested, judge, read_tasks
+from intl_transfer.machine.cluster import Requested, check_tasks, read_tasks
 from intl_transfer.machine.outcomes import as_json, show
 from intl_transfer.runs.late import wait_until
 from slurm import controller
@@ -37,7 +37,7 @@ from slurm.executors import make_executor, say, submit, with_sources
 from slurm.jobs import StageJob
 from slurm.local import fit, visible_gpus
 from slurm.outcomes import LATE
-from slurm.resources import Resources, add_arguments, given, resources, tasks_per_node
+from slurm.resources import Resources, add_arguments, given_options, resources, tasks_per_node
 
 ROOT = Path(__file__).resolve().parents[1]
 _MINUTES = 2  # of the job
@@ -70,7 +70,7 @@ def main() -> int:
 
 def check(arguments: argparse.Namespace) -> int:
     """Runs the job and judges what its tasks found."""
-    wanted = small_job(resources(arguments), given(arguments))
+    wanted = small_job(resources(arguments), given_options(arguments))
     folder = (arguments.output_dir / time.strftime("%Y%m%d-%H%M%S")).resolve()
     try:
         folder.mkdir(parents=True)
@@ -88,7 +88,7 @@ def check(arguments: argparse.Namespace) -> int:
     finally:
         end(job, wanted)
     asked = Requested(tasks, wanted.cpus_per_gpu, wanted.gpus_per_node, wanted.cluster)
-    checks = judge(read_tasks(folder, tasks), asked)
+    checks = check_tasks(read_tasks(folder, tasks), asked)
     if arguments.json:
         print(json.dumps(as_json(checks)))
     else:

@@ -28,7 +28,7 @@ RANDOM = launch_detection.RANDOM
 
 @dataclass
 class Evaluation:
-    """One evaluation of every initialisation.
+    """One evaluation of every initialization.
 
     Attributes:
         kind: one of ``KINDS``.
@@ -58,7 +58,7 @@ class Kind(Protocol):
     def check(self, evaluation: Evaluation, where: str) -> None:
         """Raises UserError, beginning with ``where``, for what cannot be."""
 
-    def resources(self, wanted: Resources) -> Resources:
+    def resources(self, requested: Resources) -> Resources:
         """What its jobs ask for, given what one process a GPU would."""
 
     def control(self, control: ControlConfig) -> list[str]:
@@ -71,7 +71,7 @@ class Kind(Protocol):
         seed: int,
         rate: float | None,
         folder: Path,
-        wanted: Resources,
+        requested: Resources,
         code: Path,
         title: str,
     ) -> Node:
@@ -98,9 +98,9 @@ class Detection:
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
 
-    def resources(self, wanted: Resources) -> Resources:
+    def resources(self, requested: Resources) -> Resources:
         """One task a node."""
-        return launch_detection.one_task_a_node(wanted)
+        return launch_detection.one_task_a_node(requested)
 
     def control(self, control: ControlConfig) -> list[str]:
         """``CONTROL.*``."""
@@ -113,7 +113,7 @@ class Detection:
         seed: int,
         rate: float | None,
         folder: Path,
-        wanted: Resources,
+        requested: Resources,
         code: Path,
         title: str,
     ) -> Node:
@@ -123,7 +123,7 @@ class Detection:
             opts += ["--lr", f"{rate:g}"]  # as it is, also where a batch is scaled
         config = evaluation.config
         return launch_detection.fine_tuning(
-            config, weights, seed, opts, folder, wanted, code, title
+            config, weights, seed, opts, folder, requested, code, title
         )
 
 
@@ -134,7 +134,7 @@ def _read(name: str, *overrides: str) -> EvaluationConfig:
 
 
 class Classification:
-    """Linear evaluation, few labels or nearest neighbours, by `intl-transfer evaluate`."""
+    """Linear evaluation, few labels or nearest neighbors, by `intl-transfer evaluate`."""
 
     stage = "evaluation"
 
@@ -143,13 +143,13 @@ class Classification:
         try:
             config = _read(evaluation.config, *evaluation.overrides)
             if evaluation.learning_rates and config.kind == "knn":
-                raise UserError("learning_rates: nearest neighbours learn nothing")
+                raise UserError("learning_rates: nearest neighbors learn nothing")
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
 
-    def resources(self, wanted: Resources) -> Resources:
+    def resources(self, requested: Resources) -> Resources:
         """One task a GPU."""
-        return wanted
+        return requested
 
     def control(self, control: ControlConfig) -> list[str]:
         """``control.*``."""
@@ -162,7 +162,7 @@ class Classification:
         seed: int,
         rate: float | None,
         folder: Path,
-        wanted: Resources,
+        requested: Resources,
         code: Path,
         title: str,
     ) -> Node:
@@ -172,7 +172,7 @@ class Classification:
         if begun := as_begun(folder, "evaluation"):
             settings = configuration(config, evaluation.overrides, begun)
         if settings.kind != "knn":
-            rank_batch_size(settings.optim.batch_size, wanted.nodes * tasks_per_node(wanted))
+            rank_batch_size(settings.optim.batch_size, requested.nodes * tasks_per_node(requested))
         decided = {**identity("evaluation", dataclasses.asdict(settings)), "seed": seed}
         if rate is not None:
             decided["optim.lr"] = rate
@@ -184,14 +184,17 @@ class Classification:
         command = [sys.executable, "-m", "intl_transfer", "evaluate"]
         command += ["--weights", weights, "--config", named]
         command += ["--output-dir", str(folder)]
-        command += [*fitting(settings.data.workers, "data.workers", overrides, wanted), *overrides]
-        environment = with_sources(wanted.environment, code)
+        command += [
+            *fitting(settings.data.workers, "data.workers", overrides, requested),
+            *overrides,
+        ]
+        environment = with_sources(requested.environment, code)
         return Node(
             key=f"evaluation/{folder.name}",
             stage=self.stage,
             target=str(folder),
             command=command,
-            resources=dataclasses.asdict(dataclasses.replace(wanted, environment=environment)),
+            resources=dataclasses.asdict(dataclasses.replace(requested, environment=environment)),
             folder=str(Path.cwd()),
             settings={**decided, WEIGHTS: weights},
             title=title,

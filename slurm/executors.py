@@ -24,45 +24,47 @@ cloudpickle.register_pickle_by_value(late)
 
 
 def make_executor(
-    wanted: Resources, folder: Path, name: str, dependency: str | None = None
+    requested: Resources, folder: Path, name: str, dependency: str | None = None
 ) -> submitit.AutoExecutor:
     """An executor whose jobs have these resources.
 
     Args:
-        wanted: what they ask for.
+        requested: what they ask for.
         folder: where logs go.
         name: of the job, for people.
         dependency: on other jobs, as SLURM takes it (``afterok:12``).
     """
-    executor = submitit.AutoExecutor(folder=folder / "%j", cluster=wanted.cluster)
-    tasks = tasks_per_node(wanted)
-    common: dict[str, Any] = {"nodes": wanted.nodes, "tasks_per_node": tasks, "name": name}
-    common["timeout_min"] = wanted.time
-    if wanted.cluster != "slurm":
-        executor.update_parameters(gpus_per_node=wanted.gpus_per_node, **common)
+    executor = submitit.AutoExecutor(folder=folder / "%j", cluster=requested.cluster)
+    tasks = tasks_per_node(requested)
+    common: dict[str, Any] = {"nodes": requested.nodes, "tasks_per_node": tasks, "name": name}
+    common["timeout_min"] = requested.time
+    if requested.cluster != "slurm":
+        executor.update_parameters(gpus_per_node=requested.gpus_per_node, **common)
         return executor
     further = {
-        "account": wanted.account,
-        "mail-user": wanted.mail_user,
-        "mail-type": wanted.mail_type,
+        "account": requested.account,
+        "mail-user": requested.mail_user,
+        "mail-type": requested.mail_type,
         "requeue": True,
         "kill-on-invalid-dep": "yes",
-        **wanted.sbatch,
+        **requested.sbatch,
     }
     options = {
-        "slurm_partition": wanted.partition,
-        "slurm_qos": wanted.qos,
-        "slurm_constraint": wanted.constraint,
-        "slurm_exclude": wanted.exclude,
-        "slurm_gres": wanted.gres,
-        "slurm_mem": wanted.mem,
+        "slurm_partition": requested.partition,
+        "slurm_qos": requested.qos,
+        "slurm_constraint": requested.constraint,
+        "slurm_exclude": requested.exclude,
+        "slurm_gres": requested.gres,
+        "slurm_mem": requested.mem,
         "slurm_dependency": dependency,
-        "slurm_array_parallelism": wanted.parallel,
-        "slurm_setup": wanted.setup or None,
-        "gpus_per_node": wanted.gpus_per_node if wanted.gpus_per_node and not wanted.gres else None,
-        "cpus_per_task": wanted.cpus_per_gpu,
-        "slurm_signal_delay_s": wanted.signal_seconds,
-        "slurm_srun_args": srun_arguments(wanted),
+        "slurm_array_parallelism": requested.parallel,
+        "slurm_setup": requested.setup or None,
+        "gpus_per_node": requested.gpus_per_node
+        if requested.gpus_per_node and not requested.gres
+        else None,
+        "cpus_per_task": requested.cpus_per_gpu,
+        "slurm_signal_delay_s": requested.signal_seconds,
+        "slurm_srun_args": srun_arguments(requested),
         "slurm_additional_parameters": {k: v for k, v in further.items() if v is not None},
     }
     common.update({key: value for key, value in options.items() if value is not None})
@@ -70,15 +72,15 @@ def make_executor(
     return executor
 
 
-def srun_arguments(wanted: Resources) -> list[str]:
+def srun_arguments(requested: Resources) -> list[str]:
     """Options of the ``srun`` that starts a job's tasks, the site's own last."""
     # A rank that dies takes the job along, at once.
     arguments = ["--kill-on-bad-exit=1"]
-    if wanted.cpus_per_gpu:
+    if requested.cpus_per_gpu:
         # From SLURM 22.05 on srun does not take it from sbatch: where a site binds tasks to cores,
         # a rank and all its loading processes would share one.
-        arguments.append(f"--cpus-per-task={wanted.cpus_per_gpu}")
-    return [*arguments, *wanted.srun]
+        arguments.append(f"--cpus-per-task={requested.cpus_per_gpu}")
+    return [*arguments, *requested.srun]
 
 
 def submit(executor: submitit.AutoExecutor, work: list[jobs.StageJob]) -> list[submitit.Job[str]]:

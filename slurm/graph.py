@@ -31,7 +31,7 @@ def missing(ledger: Ledger, nodes: Iterable[Node], rows: dict[str, Row]) -> list
     nodes = list(nodes)
     alive = {node.key for node in nodes if (row := row_of(node, rows)) is not None and row.alive}
     done = {node.key for node in nodes if node.key not in alive and _done(node, ledger)}
-    wanted: set[str] = set()
+    requested: set[str] = set()
     parents = {key for node in nodes if node.after == "ok" for key in node.parents}
     # From the leaves up: who is needed at all?
     needed = {node.key for node in nodes if node.key not in parents}
@@ -40,18 +40,18 @@ def missing(ledger: Ledger, nodes: Iterable[Node], rows: dict[str, Row]) -> list
             needed.update(node.parents)
     # From the roots down: who has no job, or one whose parents come again?
     for node in nodes:
-        again = any(key in wanted for key in node.parents)
+        again = any(key in requested for key in node.parents)
         pending = node.key in alive and rows[node.job or ""].state == "PENDING"
         if node.after == "any":
-            open_parents = any(key in wanted or key in alive for key in node.parents)
+            open_parents = any(key in requested or key in alive for key in node.parents)
             absent = node.key not in alive and (open_parents or node.key not in done)
             if absent or (pending and again):
-                wanted.add(node.key)
+                requested.add(node.key)
         elif node.key in needed and (
             (node.key not in alive and node.key not in done) or (pending and again)
         ):
-            wanted.add(node.key)
-    return [node for node in nodes if node.key in wanted]
+            requested.add(node.key)
+    return [node for node in nodes if node.key in requested]
 
 
 def _done(node: Node, ledger: Ledger) -> bool:
@@ -75,7 +75,7 @@ def _patience(node: Node) -> float:
     return 0.0
 
 
-def submit(ledger: Ledger, wanted: list[Node], rows: dict[str, Row]) -> Iterator[list[Node]]:
+def submit(ledger: Ledger, requested: list[Node], rows: dict[str, Row]) -> Iterator[list[Node]]:
     """Submits nodes to SLURM, those that are alike as arrays; yields each array once it is queued.
 
     The ledger is on disk before and after each submission, so that a launcher that is killed
@@ -83,21 +83,23 @@ def submit(ledger: Ledger, wanted: list[Node], rows: dict[str, Row]) -> Iterator
 
     Args:
         ledger: holds the nodes and their parents.
-        wanted: parents before children.
+        requested: parents before children.
         rows: the queue.
 
     Raises:
         UserError: with SLURM's own words, if it refuses one.
     """
-    doomed = [node.job for node in wanted if (row := row_of(node, rows)) and row.alive and node.job]
-    if doomed:
-        controller.cancel(doomed)
-    for node in wanted:
+    to_cancel = [
+        node.job for node in requested if (row := row_of(node, rows)) and row.alive and node.job
+    ]
+    if to_cancel:
+        controller.cancel(to_cancel)
+    for node in requested:
         node.job = None
-    limit = controller.largest_array() if len(wanted) > 1 else 1
+    limit = controller.largest_array() if len(requested) > 1 else 1
     logs = ledger.folder / "slurm"
     fresh: set[str] = set()
-    for group in groups(wanted, limit):
+    for group in groups(requested, limit):
         first = group[0]
         dependency = depend(first, ledger, rows, fresh)
         name = f"{plain_title(first)}~{uuid.uuid4().hex[:6]}"
@@ -149,19 +151,19 @@ def stage_job(node: Node) -> StageJob:
     )
 
 
-def groups(wanted: list[Node], limit: int) -> list[list[Node]]:
+def groups(requested: list[Node], limit: int) -> list[list[Node]]:
     """Nodes that may share an array: same stage, resources and parents; parents' groups first.
 
     Args:
-        wanted: parents before children.
+        requested: parents before children.
         limit: the largest array.
     """
     depth: dict[str, int] = {}
     found: dict[str, list[Node]] = {}
-    for node in wanted:
+    for node in requested:
         depth[node.key] = 1 + max((depth.get(key, 0) for key in node.parents), default=0)
-        kin = (plain_title(node), node.resources, node.parents, node.after)
-        alike = (depth[node.key], node.stage, *kin)
+        group_key = (plain_title(node), node.resources, node.parents, node.after)
+        alike = (depth[node.key], node.stage, *group_key)
         found.setdefault(repr(alike), []).append(node)
     ordered = sorted(found.values(), key=lambda group: depth[group[0].key])
     return [

@@ -146,7 +146,7 @@ class StageJob:
         if restarts >= self.max_requeues:
             raise StageFailedError(
                 f"{where}: put back into the queue {restarts} times, as often as allowed; launch "
-                "it again to go on"
+                "it again to continue"
             )
         if job.global_rank == 0:
             print(f"{where}: back into the queue, time {restarts + 1}", flush=True)

@@ -29,7 +29,7 @@ from slurm.launching import launch as launch_nodes
 from slurm.launching import something_missing
 from slurm.ledger import Node
 from slurm.local import visible_gpus
-from slurm.resources import Resources, add_arguments, given, profile, resources
+from slurm.resources import Resources, add_arguments, given_options, profile, resources
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,28 +54,28 @@ def main() -> int:
     return boundary.status
 
 
-def launch(arguments: argparse.Namespace, benchmark: Benchmark, wanted: Resources) -> int:
+def launch(arguments: argparse.Namespace, benchmark: Benchmark, requested: Resources) -> int:
     """Submits what is missing."""
     name = Path(arguments.config).stem
     folder = Path(
         arguments.output_dir or benchmark.output_dir or f"runs/benchmark/{name}"
     ).resolve()
-    gpus = None if wanted.cluster == "slurm" else len(visible_gpus())
-    asked = {**given(arguments), "cluster": wanted.cluster}
-    plan = Plan(benchmark, name, folder, ROOT, profile(arguments.profile), asked, gpus)
+    gpus = None if requested.cluster == "slurm" else len(visible_gpus())
+    options = {**given_options(arguments), "cluster": requested.cluster}
+    plan = Plan(benchmark, name, folder, ROOT, profile(arguments.profile), options, gpus)
     nodes = plan.nodes()
     here = "" if gpus is None else f", {gpus} GPU(s) here"
-    say(f"{wanted.cluster}: {name} in {folder}: {counts(nodes)}{here}")
+    say(f"{requested.cluster}: {name} in {folder}: {counts(nodes)}{here}")
     if arguments.dry_run:
         _show(benchmark, nodes, folder)
         return 0
     make_data(benchmark, say)
-    if something_missing(nodes, folder, wanted.cluster):
+    if something_missing(nodes, folder, requested.cluster):
         plan.code = snapshot_beside(folder, ROOT)
         nodes = plan.nodes()
         text = resolved(benchmark)
         write_atomically(folder / "benchmark.yaml", lambda out: out.write(text.encode()))
-    return launch_nodes(folder, wanted.cluster, nodes, arguments.wait, wanted.parallel)
+    return launch_nodes(folder, requested.cluster, nodes, arguments.wait, requested.parallel)
 
 
 def counts(nodes: list[Node]) -> str:
@@ -93,8 +93,8 @@ def _show(benchmark: Benchmark, nodes: list[Node], folder: Path) -> None:
     for node in nodes:
         if node.stage not in shown:
             shown.add(node.stage)
-            wanted = Resources(**node.resources)
-            executor = make_executor(wanted, folder / "slurm", node.title)
+            requested = Resources(**node.resources)
+            executor = make_executor(requested, folder / "slurm", node.title)
             say(f"# {node.stage}:\n" + batch_script(executor, stage_job(node)))
     for node in nodes:
         after = f"  [after {node.after}: {', '.join(node.parents)}]" if node.parents else ""

@@ -73,14 +73,14 @@ def main() -> int:
     return boundary.status
 
 
-def launch(arguments: argparse.Namespace, wanted: Resources) -> int:
+def launch(arguments: argparse.Namespace, requested: Resources) -> int:
     """Submits a job a seed."""
     config = resolve_config(arguments.config, CONFIGS)
     seeds = parse_seeds(arguments.seeds, "--seeds")
     check(arguments.config, arguments.opts)
-    if wanted.cluster != "slurm":
-        wanted = fit(wanted, len(visible_gpus()))
-    wanted = one_task_a_node(wanted)
+    if requested.cluster != "slurm":
+        requested = fit(requested, len(visible_gpus()))
+    requested = one_task_a_node(requested)
     parent = Path(arguments.output_dir).resolve()
     start = weights_name(arguments.weights)
     weights = arguments.weights
@@ -95,7 +95,7 @@ def launch(arguments: argparse.Namespace, wanted: Resources) -> int:
                 seed,
                 list(arguments.opts),
                 parent / f"{config.stem}_{start}_seed{seed}",
-                wanted,
+                requested,
                 code,
                 f"detection-{config.stem}-{start}",
             )
@@ -104,18 +104,18 @@ def launch(arguments: argparse.Namespace, wanted: Resources) -> int:
 
     nodes = made(ROOT)
     say(
-        f"{wanted.cluster}: {len(nodes)} job(s) of {wanted.nodes} node(s) x {wanted.gpus_per_node} "
+        f"{requested.cluster}: {len(nodes)} job(s) of {requested.nodes} node(s) x {requested.gpus_per_node} "
         "GPU(s)"
     )
     if arguments.dry_run:
-        executor = make_executor(wanted, parent / "slurm", nodes[0].title)
+        executor = make_executor(requested, parent / "slurm", nodes[0].title)
         say(batch_script(executor, stage_job(nodes[0])))
         for node in nodes:
             say("# " + " ".join(node.command))
         return 0
-    if something_missing(nodes, parent, wanted.cluster):
+    if something_missing(nodes, parent, requested.cluster):
         nodes = made(snapshot_beside(parent, ROOT))
-    return launch_nodes(parent, wanted.cluster, nodes, arguments.wait, wanted.parallel)
+    return launch_nodes(parent, requested.cluster, nodes, arguments.wait, requested.parallel)
 
 
 def check(config: str, opts: list[str]) -> None:
@@ -152,16 +152,16 @@ def loaders_of(config: str) -> int:
     return int(load_config(config).DATALOADER.NUM_WORKERS)
 
 
-def one_task_a_node(wanted: Resources) -> Resources:
+def one_task_a_node(requested: Resources) -> Resources:
     """One task with the CPUs of all GPUs: Detectron2 starts its processes itself.
 
     Raises:
         UserError: if another number of ranks was asked for.
     """
-    if wanted.ranks_per_node not in (None, 1):
+    if requested.ranks_per_node not in (None, 1):
         raise UserError("--ranks-per-node: detection has one task a node; leave it out")
-    cpus = wanted.cpus_per_gpu * max(1, wanted.gpus_per_node)
-    return dataclasses.replace(wanted, ranks_per_node=1, cpus_per_gpu=cpus)
+    cpus = requested.cpus_per_gpu * max(1, requested.gpus_per_node)
+    return dataclasses.replace(requested, ranks_per_node=1, cpus_per_gpu=cpus)
 
 
 def fine_tuning(
@@ -170,7 +170,7 @@ def fine_tuning(
     seed: int,
     opts: list[str],
     folder: Path,
-    wanted: Resources,
+    requested: Resources,
     code: Path,
     title: str,
 ) -> Node:
@@ -182,7 +182,7 @@ def fine_tuning(
         seed: of heads and order.
         opts: Detectron2's ``KEY VALUE`` pairs.
         folder: the run directory.
-        wanted: from :func:`one_task_a_node`.
+        requested: from :func:`one_task_a_node`.
         code: the sources that it runs.
         title: the job's name.
     """
@@ -197,10 +197,10 @@ def fine_tuning(
         *("--weights", weights),
         *("--seed", str(seed)),
         *("--output-dir", str(folder)),
-        *("--num-gpus", str(max(1, wanted.gpus_per_node))),
+        *("--num-gpus", str(max(1, requested.gpus_per_node))),
         *("--num-machines", "{num_machines}", "--machine-rank", "{machine_rank}"),
         *("--dist-url", "{dist_url}", "--resume"),
-        *fitting(loaders_of(config), _LOADERS, opts, wanted, max(1, wanted.gpus_per_node)),
+        *fitting(loaders_of(config), _LOADERS, opts, requested, max(1, requested.gpus_per_node)),
         *opts,
     ]
     return Node(
@@ -208,7 +208,7 @@ def fine_tuning(
         stage="detection",
         target=str(folder),
         command=command,
-        resources=dataclasses.asdict(wanted),
+        resources=dataclasses.asdict(requested),
         folder=str(Path.cwd()),
         per_node=True,
         settings={**settings_of(config, tuple(opts)), "SEED": seed, WEIGHTS: weights},

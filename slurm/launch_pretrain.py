@@ -4,7 +4,7 @@ r"""Launches pretraining on SLURM, or on this machine.
         --gpus-per-node 8 --partition P [key=value ...]
 
 One task a GPU runs `pretrain/train.py`, from a copy of the sources. Time-outs and preemptions put
-the job back into the queue, where it goes on from its last checkpoint. `--seeds 5` launches
+the job back into the queue, where it continues from its last checkpoint. `--seeds 5` launches
 one job a seed, `--dry-run` shows what would be submitted.
 """
 
@@ -67,17 +67,17 @@ def main() -> int:
     return boundary.status
 
 
-def launch(arguments: argparse.Namespace, wanted: Resources) -> int:
+def launch(arguments: argparse.Namespace, requested: Resources) -> int:
     """Submits a job a seed."""
     name = Path(arguments.config).stem
     runs = [
         (config, output_folder(arguments, name, config)) for config in configurations(arguments)
     ]
-    if wanted.cluster != "slurm":
-        wanted = fit(wanted, len(visible_gpus()))
-    tasks = tasks_per_node(wanted)
+    if requested.cluster != "slurm":
+        requested = fit(requested, len(visible_gpus()))
+    tasks = tasks_per_node(requested)
     for config, _ in runs:
-        rank_batch_size(config.optim.batch_size, wanted.nodes * tasks)
+        rank_batch_size(config.optim.batch_size, requested.nodes * tasks)
     parent = runs[0][1] if len(runs) == 1 else runs[0][1].parent
 
     def made(code: Path) -> list[Node]:
@@ -86,7 +86,7 @@ def launch(arguments: argparse.Namespace, wanted: Resources) -> int:
                 arguments.config,
                 [*arguments.overrides, f"seed={config.seed}"],
                 folder,
-                wanted,
+                requested,
                 code,
                 f"pretrain-{name}" + (f"-seed{config.seed}" if len(runs) == 1 else ""),
                 config,
@@ -95,29 +95,29 @@ def launch(arguments: argparse.Namespace, wanted: Resources) -> int:
         ]
 
     nodes = made(ROOT)
-    if words := crowded(runs[0][0].data.workers, "data.workers", arguments.overrides, wanted):
+    if words := crowded(runs[0][0].data.workers, "data.workers", arguments.overrides, requested):
         say(words)
     say(
-        f"{wanted.cluster}: {len(nodes)} job(s) of {wanted.nodes} node(s) x {tasks} rank(s), "
-        f"{wanted.gpus_per_node} GPU(s) a node"
+        f"{requested.cluster}: {len(nodes)} job(s) of {requested.nodes} node(s) x {tasks} rank(s), "
+        f"{requested.gpus_per_node} GPU(s) a node"
     )
     if arguments.dry_run:
-        executor = make_executor(wanted, parent / "slurm", nodes[0].title)
+        executor = make_executor(requested, parent / "slurm", nodes[0].title)
         say(batch_script(executor, stage_job(nodes[0])))
         for node in nodes:
             say("# " + " ".join(node.command))
         say("# the resolved configuration:\n" + OmegaConf.to_yaml(OmegaConf.structured(runs[0][0])))
         return 0
-    if something_missing(nodes, parent, wanted.cluster):
+    if something_missing(nodes, parent, requested.cluster):
         nodes = made(snapshot_beside(parent, ROOT))
-    return launch_nodes(parent, wanted.cluster, nodes, arguments.wait, wanted.parallel)
+    return launch_nodes(parent, requested.cluster, nodes, arguments.wait, requested.parallel)
 
 
 def pretraining(
     config: str,
     overrides: list[str],
     folder: Path,
-    wanted: Resources,
+    requested: Resources,
     code: Path,
     title: str,
     resolved: PretrainConfig,
@@ -128,7 +128,7 @@ def pretraining(
         config: a name in ``configs/pretrain/`` or a path.
         overrides: ``key=value``.
         folder: the run directory.
-        wanted: what its job asks for.
+        requested: what its job asks for.
         code: the sources that it runs.
         title: the job's name.
         resolved: the run's configuration.
@@ -143,7 +143,7 @@ def pretraining(
         str(code / "pretrain" / "train.py"),
         *("--config", named),
         *("--output-dir", str(folder)),
-        *fitting(resolved.data.workers, "data.workers", overrides, wanted),
+        *fitting(resolved.data.workers, "data.workers", overrides, requested),
         *overrides,
     ]
     return Node(
@@ -151,7 +151,7 @@ def pretraining(
         stage="pretrain",
         target=str(folder),
         command=command,
-        resources=dataclasses.asdict(wanted),
+        resources=dataclasses.asdict(requested),
         folder=str(Path.cwd()),
         settings=identity("pretrain", dataclasses.asdict(resolved)),
         title=title,

@@ -30,7 +30,7 @@ from slurm.launch_benchmark import counts
 from slurm.launching import launch as launch_nodes
 from slurm.launching import something_missing
 from slurm.local import visible_gpus
-from slurm.resources import Resources, add_arguments, given, profile, resources
+from slurm.resources import Resources, add_arguments, given_options, profile, resources
 from slurm.sweep import Plan, make_shapes_of, read
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,16 +53,16 @@ def main() -> int:
     return boundary.status
 
 
-def launch(arguments: argparse.Namespace, wanted: Resources) -> int:
+def launch(arguments: argparse.Namespace, requested: Resources) -> int:
     """Submits what is missing."""
     name = Path(arguments.config).stem
     sweep = read(arguments.config, arguments.overrides)
     folder = Path(arguments.output_dir or sweep.output_dir or f"runs/sweep/{name}").resolve()
-    gpus = None if wanted.cluster == "slurm" else len(visible_gpus())
-    asked = {**given(arguments), "cluster": wanted.cluster}
-    plan = Plan(sweep, name, folder, ROOT, profile(arguments.profile), asked, gpus)
+    gpus = None if requested.cluster == "slurm" else len(visible_gpus())
+    options = {**given_options(arguments), "cluster": requested.cluster}
+    plan = Plan(sweep, name, folder, ROOT, profile(arguments.profile), options, gpus)
     nodes = plan.nodes()
-    say(f"{wanted.cluster}: {name} in {folder}: {counts(nodes)}")
+    say(f"{requested.cluster}: {name} in {folder}: {counts(nodes)}")
     if arguments.dry_run:
         say("# the resolved sweep:\n" + OmegaConf.to_yaml(OmegaConf.structured(sweep)))
         for node in nodes:
@@ -71,11 +71,11 @@ def launch(arguments: argparse.Namespace, wanted: Resources) -> int:
     make_shapes_of(sweep, folder, say)
     text = OmegaConf.to_yaml(OmegaConf.structured(sweep))
     write_atomically(folder / "sweep.yaml", lambda out: out.write(text.encode()))
-    if something_missing(nodes, folder, wanted.cluster):
+    if something_missing(nodes, folder, requested.cluster):
         plan.code = snapshot_beside(folder, ROOT)
         nodes = plan.nodes()
-    parallel = wanted.parallel or sweep.parallel
-    return launch_nodes(folder, wanted.cluster, nodes, arguments.wait, parallel)
+    parallel = requested.parallel or sweep.parallel
+    return launch_nodes(folder, requested.cluster, nodes, arguments.wait, parallel)
 
 
 if __name__ == "__main__":

@@ -55,21 +55,21 @@ def launch(
         _check_cluster(ledger, cluster, rows)
         ledger.cluster = cluster
         taken = ledger.take_up(nodes)
-        wanted = missing(ledger, taken, rows)
-        _tell_what_is_there(taken, wanted, rows)
-        for node in wanted:
+        requested = missing(ledger, taken, rows)
+        _tell_what_is_there(taken, requested, rows)
+        for node in requested:
             if changes := node.changes():
                 say(f"{node.key}: other settings than before ({in_lines(changes)})")
-        if not wanted:
+        if not requested:
             say("nothing to submit")
         elif cluster == "slurm":
-            for group in submit(ledger, wanted, rows):
+            for group in submit(ledger, requested, rows):
                 _tell_submitted(group)
         else:
             try:
-                Local(ledger, parallel, visible_gpus()).run(wanted)
+                Local(ledger, parallel, visible_gpus()).run(requested)
             except KeyboardInterrupt:
-                print("stopped; the same command goes on", file=sys.stderr)
+                print("stopped; the same command continues", file=sys.stderr)
                 return 130
     if cluster == "slurm":
         return _wait(ledger, taken) if wait else 0
@@ -104,8 +104,8 @@ def _check_cluster(ledger: Ledger, cluster: str, rows: dict[str, Row]) -> None:
         node.job = node.outcome = node.reason = None
 
 
-def _tell_what_is_there(nodes: list[Node], wanted: list[Node], rows: dict[str, Row]) -> None:
-    keys = {node.key for node in wanted}
+def _tell_what_is_there(nodes: list[Node], requested: list[Node], rows: dict[str, Row]) -> None:
+    keys = {node.key for node in requested}
     for state, words in (("finished", "finished before"), ("alive", "in the queue already")):
         there = []
         for node in nodes:

@@ -36,16 +36,16 @@ def visible_gpus() -> list[int]:
     return list(range(torch.cuda.device_count()))
 
 
-def fit(wanted: Resources, gpus: int | None) -> Resources:
+def fit(requested: Resources, gpus: int | None) -> Resources:
     """Takes no more GPUs than this machine has; batches are global, so that results stay the same.
 
     Args:
-        wanted: what a job asks for.
+        requested: what a job asks for.
         gpus: that are here; None for jobs that run elsewhere.
     """
-    if gpus is None or wanted.gpus_per_node <= gpus:
-        return wanted
-    return replace(wanted, gpus_per_node=gpus, gres=None)
+    if gpus is None or requested.gpus_per_node <= gpus:
+        return requested
+    return replace(requested, gpus_per_node=gpus, gres=None)
 
 
 @dataclass
@@ -69,22 +69,22 @@ class Local:
     parallel: int | None = None
     gpus: list[int] = field(default_factory=list)
 
-    def run(self, wanted: list[Node]) -> None:
+    def run(self, requested: list[Node]) -> None:
         """Runs nodes to their end.
 
         Args:
-            wanted: parents before children.
+            requested: parents before children.
 
         Raises:
             UserError: if a job wants more GPUs than there are.
             KeyboardInterrupt: after Ctrl-C or SIGTERM, once all jobs have saved.
         """
-        most = max((node.resources["gpus_per_node"] for node in wanted), default=0)
+        most = max((node.resources["gpus_per_node"] for node in requested), default=0)
         if most > len(self.gpus):
             raise UserError(f"a job wants {most} GPU(s), and {len(self.gpus)} are here")
         limit = self.parallel or (max(1, len(self.gpus) // most) if most else 1)
         self._limit, self._free = limit, list(self.gpus)
-        waiting, running = list(wanted), dict[str, _Running]()
+        waiting, running = list(requested), dict[str, _Running]()
         for node in waiting:
             node.outcome, node.reason, node.job = "waiting", None, None
         self.ledger.launcher = who()
@@ -182,7 +182,7 @@ class Local:
         else:
             node.outcome = said
         if said == "interrupted" and node.attempts <= node.resources["max_requeues"]:
-            executors.say(f"{key}: saved at its time limit, goes on")
+            executors.say(f"{key}: saved at its time limit, continues")
             node.outcome = "waiting"
             waiting.insert(0, node)
         else:

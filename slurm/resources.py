@@ -133,7 +133,7 @@ def resources(arguments: argparse.Namespace) -> Resources:
     Raises:
         UserError: if the profile is absent, is no YAML or has a key or a value that cannot be.
     """
-    values = layered(profile(arguments.profile), given(arguments))
+    values = layered(profile(arguments.profile), given_options(arguments))
     return checked(values, arguments.profile or "the command line")
 
 
@@ -151,7 +151,7 @@ def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def given(arguments: argparse.Namespace) -> dict[str, Any]:
+def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options that were given on the command line, by field."""
     names = [item.name for item in dataclasses.fields(Resources) if item.name not in _NOT_OPTIONS]
     return {
@@ -205,38 +205,38 @@ def checked(values: Mapping[str, Any], where: str) -> Resources:
     except Exception as error:  # of what OmegaConf does not expect, such as keys that are no text
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{where}: cannot be taken up ({reason})") from None
-    wanted = resolved(merged, where)
-    assert isinstance(wanted, Resources)
-    if wanted.cluster not in CLUSTERS:
-        hint = did_you_mean(wanted.cluster, CLUSTERS)
+    requested = resolved(merged, where)
+    assert isinstance(requested, Resources)
+    if requested.cluster not in CLUSTERS:
+        hint = did_you_mean(requested.cluster, CLUSTERS)
         raise UserError(
-            f"{where}: cluster is '{wanted.cluster}'; expected {', '.join(CLUSTERS)}.{hint}"
+            f"{where}: cluster is '{requested.cluster}'; expected {', '.join(CLUSTERS)}.{hint}"
         )
     least = {"nodes": 1, "gpus_per_node": 0, "cpus_per_gpu": 1, "time": 1, "max_requeues": 0}
     for name, minimum in {**least, "ranks_per_node": 1, "parallel": 1}.items():
-        value = getattr(wanted, name)
+        value = getattr(requested, name)
         if value is not None and value < minimum:
             raise UserError(f"{where}: {name} is {value}; expected at least {minimum}")
-    _count_gres(wanted, values, where)
-    if wanted.cluster == "auto":
-        wanted.cluster = "slurm" if shutil.which("sbatch") else "local"
-    if wanted.cluster != "slurm" and wanted.nodes > 1:
-        raise UserError(f"--cluster {wanted.cluster} has one node; {wanted.nodes} need SLURM")
-    return wanted
+    _count_gres(requested, values, where)
+    if requested.cluster == "auto":
+        requested.cluster = "slurm" if shutil.which("sbatch") else "local"
+    if requested.cluster != "slurm" and requested.nodes > 1:
+        raise UserError(f"--cluster {requested.cluster} has one node; {requested.nodes} need SLURM")
+    return requested
 
 
-def _count_gres(wanted: Resources, values: Mapping[str, Any], where: str) -> None:
+def _count_gres(requested: Resources, values: Mapping[str, Any], where: str) -> None:
     """Takes the number of GPUs from ``gres``, so that the two cannot differ."""
-    found = _GPUS.search(wanted.gres or "")
+    found = _GPUS.search(requested.gres or "")
     if found is None:
         return
     number = int(found[2])
     if values.get("gpus_per_node") not in (None, number):
         raise UserError(
-            f"{where}: gres {wanted.gres} has {number} GPU(s), gpus_per_node is "
+            f"{where}: gres {requested.gres} has {number} GPU(s), gpus_per_node is "
             f"{values['gpus_per_node']}; give one of them, or the same number"
         )
-    wanted.gpus_per_node = number
+    requested.gpus_per_node = number
 
 
 def small(values: Mapping[str, Any], where: str) -> Resources:
@@ -249,26 +249,26 @@ def small(values: Mapping[str, Any], where: str) -> Resources:
     return checked(layered(values, SMALL, dict(values.get("small") or {})), where)
 
 
-def tasks_per_node(wanted: Resources) -> int:
+def tasks_per_node(requested: Resources) -> int:
     """Ranks of each node."""
-    return wanted.ranks_per_node or max(1, wanted.gpus_per_node)
+    return requested.ranks_per_node or max(1, requested.gpus_per_node)
 
 
-def cores_of_process(wanted: Resources, processes: int = 1) -> int:
+def cores_of_process(requested: Resources, processes: int = 1) -> int:
     """CPU cores that a training process and its loading processes share.
 
     Args:
-        wanted: its job's; on this machine, tasks share the cores that there are.
+        requested: its job's; on this machine, tasks share the cores that there are.
         processes: that each task starts.
     """
-    cpus = wanted.cpus_per_gpu
-    if wanted.cluster != "slurm":
-        cpus = min(cpus, len(os.sched_getaffinity(0)) // tasks_per_node(wanted))
+    cpus = requested.cpus_per_gpu
+    if requested.cluster != "slurm":
+        cpus = min(cpus, len(os.sched_getaffinity(0)) // tasks_per_node(requested))
     return max(1, cpus // processes)
 
 
 def fitting(
-    workers: int, key: str, overrides: Sequence[str], wanted: Resources, processes: int = 1
+    workers: int, key: str, overrides: Sequence[str], requested: Resources, processes: int = 1
 ) -> list[str]:
     """Words of a command that give a process no more loaders than it has cores.
 
@@ -278,18 +278,18 @@ def fitting(
         workers: of the configuration.
         key: that sets them: ``data.workers``, or a key of Detectron2's.
         overrides: of the command line.
-        wanted: resources of the job.
+        requested: resources of the job.
         processes: that each task starts.
     """
-    if _sets(overrides, key) or workers <= cores_of_process(wanted, processes):
+    if _sets(overrides, key) or workers <= cores_of_process(requested, processes):
         return []
-    cores = str(cores_of_process(wanted, processes))
+    cores = str(cores_of_process(requested, processes))
     return [key, cores] if key.isupper() else [f"{key}={cores}"]
 
 
-def crowded(workers: int, key: str, overrides: Sequence[str], wanted: Resources) -> str | None:
+def crowded(workers: int, key: str, overrides: Sequence[str], requested: Resources) -> str | None:
     """What there is to say of a rank's loaders: fitted to its cores, or more than those."""
-    cores = cores_of_process(wanted)
+    cores = cores_of_process(requested)
     if workers <= cores:
         return None
     if _sets(overrides, key):

@@ -39,7 +39,7 @@ from slurm.launching import launch
 from slurm.ledger import RUNS, Ledger, find
 from slurm.outcomes import Progress, Status, progress, row_of, status
 
-_COLOURS = {
+_COLORS = {
     "finished": "green",
     "running": "cyan",
     "failed": "bold red",
@@ -220,7 +220,7 @@ def table(entries: list[Entry], width: int) -> Group:
         for title, column in zip((*titles, "what"), (*widths, left), strict=True):
             made.add_column(title, no_wrap=True, width=column, overflow="ellipsis")
         for row in cells:
-            made.add_row(*map(Text, row[:2]), Text(row[2], _COLOURS.get(row[2], "")), *row[3:])
+            made.add_row(*map(Text, row[:2]), Text(row[2], _COLORS.get(row[2], "")), *row[3:])
         parts += [Text(_short(group), style="bold"), made]
     return Group(*parts)
 
@@ -253,7 +253,7 @@ def cancel(runs: list[Path]) -> int:
             number += len(alive)
         elif ledger.launcher_alive() is None:
             print(f"{ledger.folder}: its launcher is on {ledger.launcher}; cancel it there")
-    print(f"{number} job(s) cancelled; launching again goes on from where they were")
+    print(f"{number} job(s) cancelled; launching again continues from where they were")
     return 0
 
 

@@ -57,7 +57,7 @@ class Plan:
         folder: of all its runs.
         code: the sources that jobs run.
         site: resources of the profile.
-        asked: resources of the command line, which win over all others.
+        options: resources of the command line, which win over all others.
         gpus: of this machine where jobs run here; None on SLURM.
     """
 
@@ -66,7 +66,7 @@ class Plan:
     folder: Path
     code: Path
     site: Mapping[str, Any]
-    asked: Mapping[str, Any]
+    options: Mapping[str, Any]
     gpus: int | None = None
 
     def nodes(self) -> list[Node]:
@@ -84,11 +84,20 @@ class Plan:
                 evaluation = Evaluation("classification", swept.config, self._data(swept))
                 where = f"{self.name}: evaluations.{name}"
                 kind.check(evaluation, where)
-                wanted = self._resources(where)
+                requested = self._resources(where)
                 folder = self.folder / "evaluation" / name / label
                 title = f"{self.name}-{name}"
                 node = kind.node(
-                    *(evaluation, run.target, config.seed, None, folder, wanted, self.code, title)
+                    *(
+                        evaluation,
+                        run.target,
+                        config.seed,
+                        None,
+                        folder,
+                        requested,
+                        self.code,
+                        title,
+                    )
                 )
                 node.key = f"{name}/{label}"
                 node.parents, node.must_finish = [run.key], True
@@ -136,11 +145,13 @@ class Plan:
         return load_config(PretrainConfig, self.sweep.pretrain, words, ROOT / "configs/pretrain")
 
     def _pretraining(self, label: str, settings: dict[str, Any], config: PretrainConfig) -> Node:
-        wanted = self._resources("pretrain")
-        rank_batch_size(config.optim.batch_size, wanted.nodes * tasks_per_node(wanted))
+        requested = self._resources("pretrain")
+        rank_batch_size(config.optim.batch_size, requested.nodes * tasks_per_node(requested))
         overrides = [*self._overrides(settings), f"seed={config.seed}"]
         folder, title = self.folder / "pretrain" / label, f"{self.name}-pretrain"
-        run = pretraining(self.sweep.pretrain, overrides, folder, wanted, self.code, title, config)
+        run = pretraining(
+            self.sweep.pretrain, overrides, folder, requested, self.code, title, config
+        )
         run.must_finish = True
         return run
 
@@ -152,15 +163,15 @@ class Plan:
         }
         for name, words in tools.items():
             target = self.folder / name
-            site = {**self.site, **{k: v for k, v in self.asked.items() if k == "cluster"}}
-            wanted = small(site, f"{self.name}: {name}")
-            wanted.environment = with_sources(wanted.environment, self.code)
+            site = {**self.site, **{k: v for k, v in self.options.items() if k == "cluster"}}
+            requested = small(site, f"{self.name}: {name}")
+            requested.environment = with_sources(requested.environment, self.code)
             yield Node(
                 key=name,
                 stage="collect",
                 target=str(target),
                 command=[sys.executable, "-m", *words, f"{target}/"],
-                resources=dataclasses.asdict(wanted),
+                resources=dataclasses.asdict(requested),
                 parents=[node.key for node in parents],
                 after="any",
                 folder=str(Path.cwd()),
@@ -168,5 +179,5 @@ class Plan:
             )
 
     def _resources(self, where: str) -> Resources:
-        values = layered(self.site, self.sweep.resources, self.asked)
+        values = layered(self.site, self.sweep.resources, self.options)
         return fit(checked(values, f"{self.name}: {where}"), self.gpus)

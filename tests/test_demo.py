@@ -67,7 +67,7 @@ def test_commands_follow_backbone_and_scale(demo_module, tmp_path):
             *("coco INTL seed 0", "coco random seed 0", "coco INTL seed 1", "coco random seed 1"),
             *("voc INTL seed 0", "voc random seed 0"),
         ]
-        # Equal budgets for both initialisations.
+        # Equal budgets for both initializations.
         assert {tuple(j.command[-4:]) for j in jobs} == {tuple(jobs[0].command[-4:])}
         assert {j.total for j in jobs} == {round(demo_module.ITERATIONS / 2)}
 

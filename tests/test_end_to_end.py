@@ -65,7 +65,7 @@ def test_resnet50_from_images_to_the_table(tmp_path):
     pretraining = read_manifest(tmp_path / "runs" / "pretrain")
     for table in tables:
         assert "resnet50-C4" in table["architecture"]
-        rows = {row["initialisation"]: row for row in table["rows"]}
+        rows = {row["initialization"]: row for row in table["rows"]}
         assert set(rows) == {"INTL", "random init"}
         (run,) = rows["INTL"]["runs"]
         assert run["pretraining_run"] == "runs/pretrain"

@@ -19,9 +19,9 @@ from intl_transfer.cli import main
 from intl_transfer.conversion import adapters, load_backbone, read_backbone
 from intl_transfer.data import sources
 from intl_transfer.evaluation import EvaluationImages, extract_features
+from intl_transfer.evaluation.backbone import load_evaluated_backbone
 from intl_transfer.evaluation.config import ModelConfig
 from intl_transfer.evaluation.kinds import KINDS
-from intl_transfer.evaluation.subject import load_subject
 from intl_transfer.methods import METHODS
 from intl_transfer.runs import read_manifest, read_metrics, read_results
 from intl_transfer.runs.distributed import Ranks
@@ -73,7 +73,7 @@ def collected(folder, capsys):
 
 
 def test_a_method_and_a_data_set(pictures, table_source, tmp_path, monkeypatch, capsys):
-    """A method trains on a data set; k nearest neighbours make it a row."""
+    """A method trains on a data set; k nearest neighbors make it a row."""
     monkeypatch.setitem(METHODS, METHOD.name, METHOD)
     settings = [
         *TINY,
@@ -89,9 +89,9 @@ def test_a_method_and_a_data_set(pictures, table_source, tmp_path, monkeypatch, 
     logged = [line for line in read_metrics(tmp_path / "run") if "loss" in line]
     assert len(logged) == 4  # two epochs of two batches
     assert all("ema_momentum" in line for line in logged)  # it has a moving-average target
-    assert results["knn_accuracy"] == 100  # each image is its own neighbour
+    assert results["knn_accuracy"] == 100  # each image is its own neighbor
     (table,) = collected(tmp_path, capsys)
-    assert [row["initialisation"] for row in table["rows"]] == ["Margin matching + EMA"]
+    assert [row["initialization"] for row in table["rows"]] == ["Margin matching + EMA"]
     monkeypatch.setattr(sys, "argv", ["train.py", *words, "loss.options.margin=3"])
     assert pretraining.main() == 2
     refused = "loss.options.margin is 3.0; expected a number from 0 to 2"
@@ -154,7 +154,7 @@ def test_an_evaluation(pictures, table_source, tmp_path, monkeypatch, capsys):
 def accuracy_by_means(pictures) -> float:
     """The same, one image after the other, in float64."""
     torch.manual_seed(0)
-    subject = load_subject("random", ModelConfig("resnet18"))
+    subject = load_evaluated_backbone("random", ModelConfig("resnet18"))
     images = EvaluationImages(sources.open_source(pictures), 32, interpolation="bicubic")
     found, labels = extract_features(subject.network, images, ALONE, prepare=subject.images)
     features = found.double().numpy()

@@ -30,11 +30,11 @@ def test_lars_follows_its_formula(decay):
     gradients[2][0].zero_()
     expected = by_the_formula(weights, gradients, 0.3, 0.9, decay, 0.01)
     parameters = [w.clone().requires_grad_() for w in weights]
-    optimiser = LARS(parameters, lr=0.3, momentum=0.9, weight_decay=decay, eta=0.01)
+    optimizer = LARS(parameters, lr=0.3, momentum=0.9, weight_decay=decay, eta=0.01)
     for step in gradients:
         for parameter, gradient in zip(parameters, step, strict=True):
             parameter.grad = gradient.clone()
-        optimiser.step()
+        optimizer.step()
     for parameter, wanted in zip(parameters, expected, strict=True):
         torch.testing.assert_close(parameter.detach().double(), wanted, rtol=1e-5, atol=1e-6)
 
@@ -49,8 +49,8 @@ def test_lars_continues_from_its_state():
     second.load_state_dict(first.state_dict())
     two = LARS(second.parameters(), lr=0.1)
     two.load_state_dict(copy.deepcopy(one.state_dict()))
-    for layer, optimiser in ((first, one), (second, two)):
+    for layer, optimizer in ((first, one), (second, two)):
         layer.zero_grad()
         layer(torch.full((1, 3), 2.0)).sum().backward()
-        optimiser.step()
+        optimizer.step()
     assert torch.equal(first.weight, second.weight)

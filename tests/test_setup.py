@@ -120,7 +120,7 @@ def test_a_half_made_or_another_environment_is_made_anew(setup, monkeypatch, tmp
     assert setup.is_whole_venv(version, system=False)
     assert not setup.is_whole_venv(version, system=True)
     assert not setup.is_whole_venv("3.99", system=False)
-    monkeypatch.setattr(setup, "run", lambda *a: pytest.fail("a whole environment was made anew"))
+    monkeypatch.setattr(setup, "run", lambda *a: pytest.fail("a whole environment was made again"))
     setup.make_venv(system=False)
 
 
@@ -243,7 +243,7 @@ def test_in_the_activated_environment_nothing_is_installed_anew(setup, monkeypat
     assert run(base) == f"installs\nset up in 0 s: {made}\nNone 0\n"
     again = run(made / "bin" / "python3")
     assert again.startswith(f"set up already: {made}\n")
-    assert str(made) not in again.splitlines()[1]  # and it knows who could make it anew
+    assert str(made) not in again.splitlines()[1]  # and it knows who could make it again
 
 
 def test_a_failing_step_gives_its_own_last_word(setup, monkeypatch, tmp_path):

@@ -46,8 +46,8 @@ def paper_style() -> Iterator[None]:
 
 def line_styles() -> Iterator[dict[str, Any]]:
     """A color, a dash and a marker for one line after another."""
-    for colour, line, marker in zip(cycle(COLORS), cycle(LINES), cycle(MARKERS), strict=False):
-        yield {"color": colour, "linestyle": line, "marker": marker}
+    for color, line, marker in zip(cycle(COLORS), cycle(LINES), cycle(MARKERS), strict=False):
+        yield {"color": color, "linestyle": line, "marker": marker}
 
 
 def ordered_colors(count: int) -> list[Any]:

@@ -28,7 +28,7 @@ _LAUNCHER = ROOT / "slurm" / "launch_sweep.py"
 def made(config: Sweep, runs: Sequence[Path], name: str) -> list[Path]:
     """The folders that a figure is drawn from: those given, or its sweep's, run on this machine.
 
-    A sweep that was stopped goes on; runs that failed are part of what some figures show.
+    A sweep that was stopped continues; runs that failed are part of what some figures show.
 
     Raises:
         UserError: if the launcher is not there or refuses the sweep.

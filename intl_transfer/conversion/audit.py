@@ -216,7 +216,7 @@ def _check_trained(state: Mapping[str, Tensor]) -> None:
     if untouched and all(not bias.any() for bias in biases):
         raise UserError(
             "its batch norms are all as they were made (weight 1, bias 0, mean 0, variance 1): "
-            "this network was never trained. Random initialisation needs no file: train_net.py "
+            "this network was never trained. Random initialization needs no file: train_net.py "
             "--weights random"
         )
     raise UserError(

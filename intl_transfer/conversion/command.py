@@ -48,10 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"write another format's .pth: {', '.join(WRITTEN)}; for timm and transformers as "
         "FOLDER/model.safetensors the whole folder",
     )
-    add_told(parser, "--dataset")  # of earlier versions
+    add_metadata_arguments(parser, "--dataset")  # of earlier versions
 
 
-def add_told(parser: argparse.ArgumentParser, *former: str) -> None:
+def add_metadata_arguments(parser: argparse.ArgumentParser, *former: str) -> None:
     """Adds the arguments of what a checkpoint does not say itself.
 
     Args:
@@ -81,12 +81,12 @@ def add_told(parser: argparse.ArgumentParser, *former: str) -> None:
     )
 
 
-def told_of(arguments: argparse.Namespace) -> Any:
-    """What was said by the arguments of :func:`add_told`."""
-    from intl_transfer.conversion.pipeline import Told
+def metadata_of(arguments: argparse.Namespace) -> Any:
+    """What was said by the arguments of :func:`add_metadata_arguments`."""
+    from intl_transfer.conversion.pipeline import CheckpointMetadata
 
     names = ("method", "name", "epochs", "dataset", "pixels", "label", "stem")
-    return Told(**{name: getattr(arguments, name) for name in names})
+    return CheckpointMetadata(**{name: getattr(arguments, name) for name in names})
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.branch,
             arguments.force,
             to=arguments.to,
-            told=told_of(arguments),
+            told=metadata_of(arguments),
         )
     print(screen(report, arguments.out))
     return 0
@@ -142,9 +142,9 @@ def _images(report: dict[str, Any]) -> str:
     values = report["config"]
     known = {tuple(s.pixel_mean): name for name, s in PIXELS.items()}
     names = {
-        "imagenet": "normalised by ImageNet's mean and deviation",
-        "cifar10": "normalised by CIFAR-10's mean and deviation",
-        "cifar100": "normalised by CIFAR-100's mean and deviation",
+        "imagenet": "normalized by ImageNet's mean and deviation",
+        "cifar10": "normalized by CIFAR-10's mean and deviation",
+        "cifar100": "normalized by CIFAR-100's mean and deviation",
         "unit": "from 0 to 1",
         "caffe": "mean subtracted, not divided",
     }

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from intl_transfer.conversion.adapters import Adapter, recognise
+from intl_transfer.conversion.adapters import Adapter, recognize
 from intl_transfer.conversion.adapters.base import ONLINE, TARGET, chosen
 from intl_transfer.conversion.audit import check_whole, has_small_stem
 from intl_transfer.conversion.evidence import (
@@ -208,7 +208,7 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
     if content.values.get("format") == FORMAT:
         # Read again, with every record's checksum verified.
         return _from_own(path, read_own_checkpoint(path), branch or ONLINE)
-    found = recognise(content)
+    found = recognize(content)
     if found is None:
         raise UserError(f"{path}: {unknown(content)}")
     adapter, branches = found
@@ -293,8 +293,8 @@ def _opened(path: Path) -> tuple[Content, str | None]:
 def _settings_stated(content: Content, config: dict[str, Any]) -> Settings | None:
     """How a file that this project converted says that its network takes images."""
     # What was assumed when it was converted is no better known since.
-    assumed = "config_said_by" in content.values and content.values["config_said_by"] is None
-    assumed |= content.metadata.get("config_said_by") == "null"
+    assumed = "config_source" in content.values and content.values["config_source"] is None
+    assumed |= content.metadata.get("config_source") == "null"
     return from_config(config, ASSUMED if assumed else stated("config"))
 
 

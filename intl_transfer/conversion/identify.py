@@ -194,7 +194,7 @@ def architecture_in_words(names: Iterable[str]) -> str | None:
 
 
 def is_optimizer_alone(values: Mapping[Any, Any], tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a file holds an optimiser's state and no network."""
+    """Whether a file holds an optimizer's state and no network."""
     if "param_groups" in values:
         return True
     words = ("optim", "scaler", "scheduler")

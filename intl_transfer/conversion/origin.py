@@ -7,7 +7,7 @@ from typing import Any
 
 from intl_transfer.conversion.formats import Backbone
 from intl_transfer.runs.private import portable_path
-from intl_transfer.runs.records import Initialisation, Provenance
+from intl_transfer.runs.records import Initialization, Provenance
 
 
 def provenance_of(backbone: Backbone, architecture: str) -> dict[str, Any]:
@@ -23,18 +23,18 @@ def provenance_of(backbone: Backbone, architecture: str) -> dict[str, Any]:
         **({"label": backbone.label} if backbone.label is not None else {}),
         "stem": backbone.stem,
         "stem_source": backbone.stem_source,
-        "pixels": {**backbone.settings.described(), "source": backbone.settings.said_by},
+        "pixels": {**backbone.settings.described(), "source": backbone.settings.source},
         "evidence": {fact: source.as_json() for fact, source in backbone.evidence().items()},
     }
 
 
-def initialisation(
+def initialization(
     weights_sha256: str | None = None, provenance: Mapping[str, Any] | None = None
-) -> Initialisation:
+) -> Initialization:
     """What results say a network began with.
 
     Args:
-        weights_sha256: of the file that was loaded; None for random initialisation.
+        weights_sha256: of the file that was loaded; None for random initialization.
         provenance: where the file comes from, if it says.
 
     Returns:
@@ -47,6 +47,6 @@ def initialisation(
         supervised = method is not None and "supervised" in method.lower().split("-")
         kind = "supervised" if supervised else "pretrained"
     origin = None if provenance is None else Provenance.of(dict(provenance), "provenance")
-    return Initialisation(
+    return Initialization(
         kind=kind, method=method, weights_sha256=weights_sha256, provenance=origin
     )

@@ -22,7 +22,8 @@ from intl_transfer.conversion.audit import audit
 from intl_transfer.conversion.detectron2 import to_detectron2
 from intl_transfer.conversion.formats import Backbone, read_backbone
 from intl_transfer.conversion.hub import HUB, files_beside
-from intl_transfer.conversion.origin import initialisation, provenance_of
+from intl_transfer.conversion.metadata import CheckpointMetadata, with_metadata
+from intl_transfer.conversion.origin import initialization, provenance_of
 from intl_transfer.conversion.publishing import publish
 from intl_transfer.conversion.settings import config_values
 from intl_transfer.conversion.targets import (
@@ -35,12 +36,11 @@ from intl_transfer.conversion.targets import (
     is_folder,
     refuse_existing,
 )
-from intl_transfer.conversion.told import Told, with_told
 from intl_transfer.errors import UserError
 from intl_transfer.runs import sha256_file, write_atomically
 from intl_transfer.runs.lock import file_lock
 
-__all__ = ["Told", "convert", "initialisation", "provenance_of", "with_told"]
+__all__ = ["CheckpointMetadata", "convert", "initialization", "provenance_of", "with_metadata"]
 
 
 def convert(
@@ -50,7 +50,7 @@ def convert(
     force: bool = False,
     *,
     to: str | None = None,
-    told: Told | None = None,
+    told: CheckpointMetadata | None = None,
 ) -> dict[str, Any]:
     """Converts a checkpoint and proves the result right.
 
@@ -79,7 +79,7 @@ def convert(
         UserError: if the source is not a whole, sound ResNet, the features differ, or the file
             cannot be written. Nothing is written then.
     """
-    source, out, told = Path(source), Path(out), told or Told()
+    source, out, told = Path(source), Path(out), told or CheckpointMetadata()
     to = format_of(out, to)
     check_target(source, out, to)
     try:
@@ -95,10 +95,10 @@ def convert(
 
 
 def _convert(
-    source: Path, out: Path, branch: str | None, force: bool, to: str, told: Told
+    source: Path, out: Path, branch: str | None, force: bool, to: str, told: CheckpointMetadata
 ) -> dict[str, Any]:
     """The work of :func:`convert`, which holds the place."""
-    backbone = with_told(read_backbone(source, branch), told)
+    backbone = with_metadata(read_backbone(source, branch), told)
     try:
         # A file whose metadata name the stem can hold a small one.
         small = out.suffix == ".safetensors" and to not in HUB
@@ -142,13 +142,13 @@ def _described(backbone: Backbone, architecture: str, to: str) -> dict[str, Any]
         "dropped": backbone.dropped,
         "format": to,
         "config": config_values(architecture, backbone.settings),
-        "config_said_by": backbone.settings.said_by,
+        "config_source": backbone.settings.source,
     }
 
 
 def _write(file: Path, state: Mapping[str, Tensor], to: str, report: Mapping[str, Any]) -> int:
     """Writes the file; gives back how many tensors it wrote, counters aside."""
-    said = {key: report[key] for key in ("provenance", "config", "config_said_by")}
+    said = {key: report[key] for key in ("provenance", "config", "config_source")}
     # Copies: a tensor that is a view would take its whole storage along into the file.
     copies = {
         key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state.items()

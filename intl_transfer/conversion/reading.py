@@ -86,7 +86,7 @@ def read_content(path: Path, mmap: bool = True, verified: bool = False) -> Conte
     Args:
         path: a file of torch (either form), safetensors, Detectron2 or Caffe2.
         mmap: leave the tensors of torch's newer form in the file until they are used, so that an
-            optimiser's state costs no memory.
+            optimizer's state costs no memory.
         verified: hold every record of that form against its checksum, which reads all of it.
 
     Returns:
@@ -142,7 +142,7 @@ def _flat(values: Mapping[Any, Any], place: str = "", depth: int = 0) -> Iterato
     if len(set(names.values())) < len(names):  # of two that would be one, both are kept
         names = {key: key for key in texts}
     for text, value in values.items():
-        if not isinstance(text, str):  # such as the numbers of an optimiser's parameters
+        if not isinstance(text, str):  # such as the numbers of an optimizer's parameters
             continue
         key = names[text]
         if isinstance(value, Tensor):

@@ -16,13 +16,13 @@ class Settings:
     """How a network takes its images. None of this can be seen in the weights themselves.
 
     Attributes:
-        channels: order of the colours.
+        channels: order of the colors.
         pixel_mean: subtracted from pixels of 0 to 255, in that order.
         pixel_std: what they are then divided by.
         stride_in_1x1: whether a bottleneck strides in its first 1x1 convolution, as Caffe's
             networks do; torchvision's stride in the 3x3.
         pixels_source: where mean and deviation are from.
-        channels_source: where the order of the colours is from.
+        channels_source: where the order of the colors is from.
         strides_source: where the strides are from.
     """
 
@@ -35,8 +35,8 @@ class Settings:
     strides_source: Source = ASSUMED
 
     @property
-    def said_by(self) -> str | None:
-        """What mean, deviation and order of colours are from, in words; None: assumed."""
+    def source(self) -> str | None:
+        """What mean, deviation and order of colors are from, in words; None: assumed."""
         sources = (self.pixels_source, self.channels_source)
         if any(source.is_assumed for source in sources):
             return None
@@ -84,7 +84,7 @@ def from_statistics(statistics: Statistics, source: Source = ASSUMED) -> Setting
     return Settings("RGB", mean, std).known_by(source)
 
 
-# torchvision's normalisation, in pixels of 0 to 255: what nearly every method trains with.
+# torchvision's normalization, in pixels of 0 to 255: what nearly every method trains with.
 IMAGENET = from_statistics(STATISTICS["imagenet"])
 # Pixels of 0 to 1 and nothing else (`ToTensor` alone): Google's SimCLR, and small reproductions.
 UNIT = Settings("RGB", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0))

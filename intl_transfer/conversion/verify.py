@@ -1,6 +1,6 @@
 """A conversion is right if Detectron2's backbone, loaded from the written file, gives the features.
 
-Both networks get the same random RGB images, in the order and normalisation that belong to the
+Both networks get the same random RGB images, in the order and normalization that belong to the
 weights; features are compared after the stem and after every stage.
 """
 
@@ -111,7 +111,7 @@ def parity(
     # An odd size as well: paddings and strides differ there first.
     for height, width in ((64, 96), (75, 61)):
         images = torch.randint(0, 256, (2, 3, height, width), generator=generator).float()
-        images = normalised(images, settings)
+        images = normalized(images, settings)
         with torch.no_grad():
             ours = torchvision_features(network, images)
             found = theirs(images)
@@ -131,7 +131,7 @@ def relative_error(expected: Tensor, found: Tensor) -> float:
     return error if error == error else float("inf")
 
 
-def normalised(images: Tensor, settings: Settings) -> Tensor:
+def normalized(images: Tensor, settings: Settings) -> Tensor:
     """RGB images of 0 to 255, (N, 3, H, W), as the network takes them."""
     if settings.channels == "BGR":
         images = images.flip(1)

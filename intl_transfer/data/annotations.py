@@ -100,7 +100,7 @@ class Contents:
         found = sum(one.segmentation is not None for one in self.all_annotations())
         return found, sum(map(len, self.annotations.values())) - found
 
-    def relabelled(self, classes: Sequence[str]) -> Contents:
+    def relabeled(self, classes: Sequence[str]) -> Contents:
         """The same under another list of classes.
 
         Args:

@@ -1,6 +1,6 @@
 """Augmentations of uint8 images (H, W, 3), each as torchvision's up to rounding.
 
-The resize is torch's own antialiased bicubic, on bytes, or Pillow's bilinear; colour and blur are
+The resize is torch's own antialiased bicubic, on bytes, or Pillow's bilinear; color and blur are
 OpenCV's. No float image is ever made. Nothing here is random: :mod:`intl_transfer.data.views` draws
 the parameters.
 
@@ -79,19 +79,19 @@ def adjust_brightness(image: Pixels, factor: float, out: Pixels | None = None) -
 
 
 def adjust_contrast(image: Pixels, factor: float, out: Pixels | None = None) -> Pixels:
-    """Blends with the mean of the grey image: ``factor * pixel + (1 - factor) * mean``."""
+    """Blends with the mean of the gray image: ``factor * pixel + (1 - factor) * mean``."""
     red, green, blue, _ = cv2.mean(image)
     mean = int(red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2] + 0.5)  # whole, as Pillow's
     return _affine(image, factor, 0.0, (1 - factor) * mean, out)
 
 
 def adjust_saturation(image: Pixels, factor: float, out: Pixels | None = None) -> Pixels:
-    """Blends with the grey image: ``factor * pixel + (1 - factor) * grey``."""
+    """Blends with the gray image: ``factor * pixel + (1 - factor) * gray``."""
     return _affine(image, factor, 1 - factor, 0.0, out)
 
 
 def adjust_hue(image: Pixels, shift: float, out: Pixels | None = None) -> Pixels:
-    """Turns the colour circle.
+    """Turns the color circle.
 
     Args:
         image: (H, W, 3).
@@ -105,10 +105,10 @@ def adjust_hue(image: Pixels, shift: float, out: Pixels | None = None) -> Pixels
     return _image(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL, dst=hsv))
 
 
-def to_grey(image: Pixels, out: Pixels | None = None) -> Pixels:
+def to_gray(image: Pixels, out: Pixels | None = None) -> Pixels:
     """The luminance in all three channels."""
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    return _image(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB, dst=out))
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    return _image(cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB, dst=out))
 
 
 def gaussian_blur(image: Pixels, sigma: float, out: Pixels | None = None) -> Pixels:
@@ -125,7 +125,7 @@ def gaussian_blur(image: Pixels, sigma: float, out: Pixels | None = None) -> Pix
     return _image(blurred)
 
 
-def solarise(image: Pixels, out: Pixels | None = None) -> Pixels:
+def solarize(image: Pixels, out: Pixels | None = None) -> Pixels:
     """Inverts what is 128 or more: ``255 - v`` is the smaller of the two exactly there."""
     return np.minimum(image, ~image, out=out)
 

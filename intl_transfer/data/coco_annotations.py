@@ -291,7 +291,7 @@ class _Reader:
         """Whether an object has been read already; notes ids that will be others."""
         number = usable_id(given.get("id"))
         if number is None:
-            self._note("no id", "annotations without a usable id, numbered anew", f"no. {place}")
+            self._note("no id", "annotations without a usable id, renumbered", f"no. {place}")
             return False
         if number == 0 and type(number) is int:
             self._note("id 0", "ids counted from 0, renumbered (object 0 can never count)", at)

@@ -30,7 +30,7 @@ _HELP = {
     "scenes_train": "scenes for training",
     "scenes_val": "scenes for validation",
     "crowd_fraction": "share of scenes with a crowd annotation",
-    "unlabelled": "images without labels, for pretraining",
+    "unlabeled": "images without labels, for pretraining",
 }
 
 
@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Makes the set; returns 0."""
-    from intl_transfer.data.photo_cutouts import PHOTO_CUTOUTS, UNLABELLED, use_share
+    from intl_transfer.data.photo_cutouts import PHOTO_CUTOUTS, UNLABELED, use_share
 
     made = _sets()[arguments.dataset]
     given = {key: getattr(arguments, key) for key in _HELP if getattr(arguments, key) is not None}
@@ -94,8 +94,8 @@ def run(arguments: argparse.Namespace) -> int:
         f"  {root}/classification/train and val: {spec.objects_train} + {spec.objects_val} images"
     )
     print(f"  {root}/coco and {root}/voc: {spec.scenes_train} + {spec.scenes_val} scenes")
-    if "unlabelled" in known:
-        print(f"  {root}/{UNLABELLED}: {spec.unlabelled} images without labels")
+    if "unlabeled" in known:
+        print(f"  {root}/{UNLABELED}: {spec.unlabeled} images without labels")
     if arguments.contact_sheet:
         made.contact_sheet(spec, arguments.contact_sheet)
         print(f"  overview: {arguments.contact_sheet}")

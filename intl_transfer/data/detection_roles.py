@@ -72,7 +72,7 @@ def agree(found: Mapping[str, Contents]) -> Agreement:
             if strange:
                 parts.append(f"({listed(strange)}, without objects, left aside)")
             agreement.notes.append(f"classes of '{name}' taken {' '.join(parts)}")
-            kept = contents.relabelled([*agreement.classes, *strange])
+            kept = contents.relabeled([*agreement.classes, *strange])
             size = len(agreement.classes)
             kept.classes, kept.category_ids = kept.classes[:size], kept.category_ids[:size]
             contents = kept

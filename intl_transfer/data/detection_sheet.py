@@ -48,13 +48,13 @@ def _tile(contents: Contents, key: Any) -> Image.Image:
     except UserError:
         return Image.new("RGB", (_TILE, _TILE), "red")  # named among the problems
     scale = min(_TILE / image.width, _TILE / image.height)
-    things = [_drawn(annotation).scaled(scale) for annotation in contents.annotations[key]]
+    objects = [_drawn(annotation).scaled(scale) for annotation in contents.annotations[key]]
     size = (max(1, round(scale * image.width)), max(1, round(scale * image.height)))
-    return drawing.draw_things(image.resize(size), things, contents.classes)
+    return drawing.draw_objects(image.resize(size), objects, contents.classes)
 
 
-def _drawn(annotation: Annotation) -> drawing.Thing:
+def _drawn(annotation: Annotation) -> drawing.DrawnObject:
     mask = annotation.segmentation
     outlines = drawing.mask_outlines(run_lengths.decode(mask)) if isinstance(mask, dict) else mask
-    right = None if annotation.ignored else True
-    return drawing.Thing(annotation.label, annotation.box, outlines or (), right=right)
+    is_match = None if annotation.ignored else True
+    return drawing.DrawnObject(annotation.label, annotation.box, outlines or (), is_match=is_match)

@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw
 
 from intl_transfer.data.fonts import draw_text, text_box
 
-# Told apart also by most of those who see colours differently; more classes turn the hue on.
-_COLOURS = (
+# Told apart also by most of those who see colors differently; more classes turn the hue on.
+_COLORS = (
     *((230, 97, 0), (0, 114, 210), (0, 158, 96), (204, 51, 163), (240, 190, 20)),
     *((86, 180, 233), (150, 80, 30), (120, 94, 240), (200, 30, 50), (110, 170, 30)),
 )
@@ -22,7 +22,7 @@ _FINER = 2  # drawn this many times larger, then reduced: smooth lines
 
 
 @dataclass(frozen=True)
-class Thing:
+class DrawnObject:
     """One object or detection.
 
     Attributes:
@@ -30,38 +30,38 @@ class Thing:
         box: x0, y0, x1, y1 in pixels of the picture.
         polygons: outlines of its mask, each x, y, x, y ...
         score: of a detection.
-        right: whether it was found, or is right; None if it does not count.
+        is_match: whether it was found, or is right; None if it does not count.
     """
 
     label: int
     box: tuple[float, float, float, float]
     polygons: Sequence[Sequence[float]] = ()
     score: float | None = None
-    right: bool | None = True
+    is_match: bool | None = True
 
-    def scaled(self, factor: float) -> Thing:
+    def scaled(self, factor: float) -> DrawnObject:
         """The same on a picture of another size."""
         x0, y0, x1, y1 = self.box
-        return Thing(
+        return DrawnObject(
             self.label,
             (factor * x0, factor * y0, factor * x1, factor * y1),
             [[factor * value for value in outline] for outline in self.polygons],
             self.score,
-            self.right,
+            self.is_match,
         )
 
 
-def colour(label: int) -> tuple[int, int, int]:
-    """The colour of a class."""
-    if label < len(_COLOURS):
-        return _COLOURS[label]
+def color(label: int) -> tuple[int, int, int]:
+    """The color of a class."""
+    if label < len(_COLORS):
+        return _COLORS[label]
     hue, light = (label * 0.381966) % 1.0, (0.42, 0.58, 0.5)[label % 3]
     red, green, blue = (round(255 * v) for v in colorsys.hls_to_rgb(hue, light, 0.75))
     return red, green, blue
 
 
-def draw_things(
-    image: Image.Image, things: Sequence[Thing], classes: Sequence[str], text: int = 11
+def draw_objects(
+    image: Image.Image, objects: Sequence[DrawnObject], classes: Sequence[str], text: int = 11
 ) -> Image.Image:
     """Draws objects on a copy of a picture.
 
@@ -70,25 +70,25 @@ def draw_things(
 
     Args:
         image: an RGB picture.
-        things: what to draw.
+        objects: what to draw.
         classes: names, by label.
         text: height of the names in pixels.
     """
     layer = Image.new("RGBA", (image.width * _FINER, image.height * _FINER), (0, 0, 0, 0))
-    # Drawn over what is there, not blended with it, so that each mask stays in its own colour.
+    # Drawn over what is there, not blended with it, so that each mask stays in its own color.
     pen = ImageDraw.Draw(layer)
-    ordered = sorted(things, key=lambda thing: -_area(thing.box))
-    for thing in ordered:
-        for outline in thing.polygons:
+    ordered = sorted(objects, key=lambda object_: -_area(object_.box))
+    for object_ in ordered:
+        for outline in object_.polygons:
             if len(outline) >= 6:
                 points = [_FINER * value for value in outline]
-                pen.polygon(points, fill=(*colour(thing.label), 95))
-                pen.line(points + points[:2], fill=(*colour(thing.label), 255), width=_FINER)
-    for thing in ordered:
-        _draw_box(pen, thing, image.size)
+                pen.polygon(points, fill=(*color(object_.label), 95))
+                pen.line(points + points[:2], fill=(*color(object_.label), 255), width=_FINER)
+    for object_ in ordered:
+        _draw_box(pen, object_, image.size)
     layer = layer.resize(image.size, Image.Resampling.BOX)
     drawn = Image.alpha_composite(image.convert("RGBA"), layer).convert("RGB")
-    _draw_names(drawn, things, classes, text)
+    _draw_names(drawn, objects, classes, text)
     return drawn
 
 
@@ -109,21 +109,21 @@ def _area(box: Sequence[float]) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _draw_box(pen: ImageDraw.ImageDraw, thing: Thing, size: tuple[int, int]) -> None:
+def _draw_box(pen: ImageDraw.ImageDraw, object_: DrawnObject, size: tuple[int, int]) -> None:
     limits = (size[0] - 1, size[1] - 1) * 2
     x0, y0, x1, y1 = (
-        _FINER * min(max(value, 0), limit) for value, limit in zip(thing.box, limits, strict=True)
+        _FINER * min(max(value, 0), limit) for value, limit in zip(object_.box, limits, strict=True)
     )
-    width = _FINER * (1 if thing.right is None else 2)
+    width = _FINER * (1 if object_.is_match is None else 2)
     corners = [(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)]
     for start, end in pairwise(corners):
-        parts = [(0.0, 1.0)] if thing.right is not False else _dashes(start, end)
+        parts = [(0.0, 1.0)] if object_.is_match is not False else _dashes(start, end)
         for first, last in parts:
             ends = [
                 tuple(a + at * (b - a) for a, b in zip(start, end, strict=True))
                 for at in (first, last)
             ]
-            pen.line(ends, fill=(*colour(thing.label), 255), width=width)
+            pen.line(ends, fill=(*color(object_.label), 255), width=width)
 
 
 def _dashes(start: tuple[float, float], end: tuple[float, float]) -> list[tuple[float, float]]:
@@ -133,17 +133,17 @@ def _dashes(start: tuple[float, float], end: tuple[float, float]) -> list[tuple[
 
 
 def _draw_names(
-    image: Image.Image, things: Sequence[Thing], classes: Sequence[str], text: int
+    image: Image.Image, objects: Sequence[DrawnObject], classes: Sequence[str], text: int
 ) -> None:
     """Writes each name at the first corner of its box where no other name stands."""
     pen = ImageDraw.Draw(image)
     taken: list[tuple[float, float, float, float]] = []
-    for thing in things:
-        score = "" if thing.score is None else f" {thing.score:.2f}"
-        name = f"{classes[thing.label]}{score}"
-        left, top, right, bottom = text_box(name, text)
-        width, height = right - left + 4, bottom - top + 3
-        x0, y0, x1, y1 = thing.box
+    for object_ in objects:
+        score = "" if object_.score is None else f" {object_.score:.2f}"
+        name = f"{classes[object_.label]}{score}"
+        left, top, is_match, bottom = text_box(name, text)
+        width, height = is_match - left + 4, bottom - top + 3
+        x0, y0, x1, y1 = object_.box
         places = [(x0, y0 - height), (x0, y1), (x0, y0), (x1 - width, y0 - height)]
         spots = [
             (
@@ -154,7 +154,7 @@ def _draw_names(
         ]
         x, y = next((s for s in spots if not _meets(s, width, height, taken)), spots[0])
         taken.append((x, y, x + width, y + height))
-        shade = colour(thing.label)
+        shade = color(object_.label)
         pen.rectangle((x, y, x + width - 1, y + height - 1), fill=shade)
         bright = 0.299 * shade[0] + 0.587 * shade[1] + 0.114 * shade[2] > 140
         place = (x + 2 - left, y + 1 - top)

@@ -27,14 +27,14 @@ from intl_transfer.data.shapes_drawing import random_stream
 # Raised whenever the same spec would give other pixels or other annotations.
 VERSION = 1
 CLASSES = tuple(FOLDERS)
-#: Folder of the unlabelled images, and beside it the list of what each part is composed of.
-UNLABELLED, SOURCES = "unlabelled", "sources.json"
+#: Folder of the unlabeled images, and beside it the list of what each part is composed of.
+UNLABELED, SOURCES = "unlabeled", "sources.json"
 
 # Things that have no side that is always up are turned as well as mirrored.
 _ANY_WAY_UP = ("fruit", "vegetable", "flower", "tool", "instrument")
 # Share of an object's pixels that must be seen, and how many.
 _LEAST_VISIBLE, _LEAST_PIXELS = 1 / 3, 40
-_PART: dict[str, Part] = {"train": "train", "val": "test", UNLABELLED: "train"}
+_PART: dict[str, Part] = {"train": "train", "val": "test", UNLABELED: "train"}
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,17 @@ class PhotoSpec(SetSpec):
     """What is made; as of :class:`SetSpec`, and images without labels.
 
     Attributes:
-        unlabelled: number of images for pretraining, of training's cut-outs and backgrounds.
+        unlabeled: number of images for pretraining, of training's cut-outs and backgrounds.
     """
 
     set_name: ClassVar[str] = "photo-cutouts"
 
-    unlabelled: int = 4000
+    unlabeled: int = 4000
 
     @classmethod
     def counts(cls) -> list[str]:
         """Names of the fields that count images."""
-        return [*super().counts(), "unlabelled"]
+        return [*super().counts(), "unlabeled"]
 
 
 _share: Path | None = None
@@ -111,7 +111,7 @@ def _sources(part: Part, label: int | None = None) -> list[Source]:
 
 
 def _lit(pixels: Pixels, light: int, rng: np.random.RandomState) -> Pixels:
-    """Lighter or darker, and a little of another colour; alpha stays."""
+    """Lighter or darker, and a little of another color; alpha stays."""
     factors = [light * int(rng.randint(236, 277)) >> 8 for _ in range(3)]
     lit = pixels.copy()
     scaled = pixels[..., :3].astype(np.int32) * np.array(factors, dtype=np.int32) >> 8
@@ -197,7 +197,7 @@ def render_object(spec: PhotoSpec, split: str, index: int) -> tuple[Pixels, int]
     return _object(spec.object_size, source, _PART[split], rng), label
 
 
-def render_unlabelled(spec: PhotoSpec, index: int) -> Pixels:
+def render_unlabeled(spec: PhotoSpec, index: int) -> Pixels:
     """Composes one image for pretraining, of any of training's cut-outs.
 
     Args:
@@ -208,9 +208,9 @@ def render_unlabelled(spec: PhotoSpec, index: int) -> Pixels:
         uint8 (size, size, 3) in RGB.
     """
     rng = random_stream(VERSION, "photo unlabelled", spec.seed, spec.object_size, index)
-    sources = _sources(_PART[UNLABELLED])
+    sources = _sources(_PART[UNLABELED])
     source = sources[int(rng.randint(len(sources)))]
-    return _object(spec.object_size, source, _PART[UNLABELLED], rng)
+    return _object(spec.object_size, source, _PART[UNLABELED], rng)
 
 
 def render_scene(spec: PhotoSpec, split: str, index: int) -> Scene:
@@ -280,12 +280,12 @@ def _ownership(layers: list[list[_Piece]], size: int) -> tuple[np.ndarray, list[
 
 
 def _further(root: Path, spec: PhotoSpec, report: Progress) -> None:
-    """The unlabelled images, and the list of what each part is composed of."""
-    folder = root / UNLABELLED / "images"
+    """The unlabeled images, and the list of what each part is composed of."""
+    folder = root / UNLABELED / "images"
     folder.mkdir(parents=True)
-    for index in range(spec.unlabelled):
-        Image.fromarray(render_unlabelled(spec, index)).save(folder / f"{index:06d}.png")
-        report("images without labels", index + 1, spec.unlabelled)
+    for index in range(spec.unlabeled):
+        Image.fromarray(render_unlabeled(spec, index)).save(folder / f"{index:06d}.png")
+        report("images without labels", index + 1, spec.unlabeled)
     library().write_list(root / SOURCES)
 
 

@@ -52,7 +52,7 @@ _LEFT_OUT = {
     "sedan_police": "parts to be laid over another stamp",
     "cementmixer": "a tool on the wheels of a vehicle",
 }
-# The same photograph in other colours, or the same animals: never in two parts.
+# The same photograph in other colors, or the same animals: never in two parts.
 _ALIKE = {
     "apple_red": "apple_green",
     "gnu-baby-stand": "gnu-baby",
@@ -272,6 +272,6 @@ def _at_most(pixels: Pixels, side: int, largest: int) -> Pixels:
     if side <= largest:
         return pixels
     height, width = (max(1, length * largest // side) for length in pixels.shape[:2])
-    # Pillow weighs colours by their alpha, so that what is transparent bleeds into nothing.
+    # Pillow weighs colors by their alpha, so that what is transparent bleeds into nothing.
     scaled = Image.fromarray(pixels).resize((width, height), Image.Resampling.BOX)
     return np.asarray(scaled)

@@ -197,7 +197,7 @@ def annotated(scene: Scene) -> Pixels:
     image = scene.image.copy()
     palette = [(255, 80, 80), (80, 255, 80), (90, 130, 255), (255, 255, 80), (255, 80, 255)]
     for index, thing in enumerate(scene.objects):
-        colour = np.array((255, 255, 255) if thing.iscrowd else palette[index % 5], dtype=np.uint8)
+        color = np.array((255, 255, 255) if thing.iscrowd else palette[index % 5], dtype=np.uint8)
         inner = thing.mask.copy()
         inner[1:-1, 1:-1] &= (
             thing.mask[:-2, 1:-1]
@@ -205,8 +205,8 @@ def annotated(scene: Scene) -> Pixels:
             & thing.mask[1:-1, :-2]
             & thing.mask[1:-1, 2:]
         )
-        image[thing.mask & ~inner] = colour
+        image[thing.mask & ~inner] = color
         left, top, right, bottom = thing.box
-        image[top, left:right] = image[bottom - 1, left:right] = colour
-        image[top:bottom, left] = image[top:bottom, right - 1] = colour
+        image[top, left:right] = image[bottom - 1, left:right] = color
+        image[top:bottom, left] = image[top:bottom, right - 1] = color
     return image

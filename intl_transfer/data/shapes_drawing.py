@@ -145,13 +145,13 @@ def background(size: int, rng: np.random.RandomState) -> Pixels:
     return _scaled(pixels, (factors[0], factors[1], factors[2]))
 
 
-def form_mask(label: int, size: int, centre: tuple[int, int], radius: int, turn: int) -> Mask:
-    """The pixels whose centres lie inside a class's form.
+def form_mask(label: int, size: int, center: tuple[int, int], radius: int, turn: int) -> Mask:
+    """The pixels whose centers lie inside a class's form.
 
     Args:
         label: the class.
         size: side of the square image, in pixels.
-        centre: (x, y), in 1/16 pixel.
+        center: (x, y), in 1/16 pixel.
         radius: in 1/16 pixel.
         turn: angle, in 1/1024 of a full turn.
 
@@ -165,8 +165,8 @@ def form_mask(label: int, size: int, centre: tuple[int, int], radius: int, turn:
     for outline in KINDS[label].corners:
         points = [
             (
-                centre[0] + (x * cosine - y * sine) * radius // (4096 * 1024),
-                centre[1] + (x * sine + y * cosine) * radius // (4096 * 1024),
+                center[0] + (x * cosine - y * sine) * radius // (4096 * 1024),
+                center[1] + (x * sine + y * cosine) * radius // (4096 * 1024),
             )
             for x, y in outline
         ]
@@ -184,8 +184,8 @@ def draw_object(size: int, rng: np.random.RandomState, label: int) -> Pixels:
     radius = int(rng.randint(size * _UNIT * 28 // 100, size * _UNIT * 46 // 100))
     slack = max(1, size * _UNIT // 2 - radius)
     offset = rng.randint(-slack, slack + 1, size=2) * 2 // 3
-    centre = (size * _UNIT // 2 + int(offset[0]), size * _UNIT // 2 + int(offset[1]))
-    mask = form_mask(label, size, centre, radius, int(rng.randint(1024)))
+    center = (size * _UNIT // 2 + int(offset[0]), size * _UNIT // 2 + int(offset[1]))
+    mask = form_mask(label, size, center, radius, int(rng.randint(1024)))
     image[mask] = texture(label, size, rng)[mask]
     return image
 
@@ -228,6 +228,6 @@ def _cluster(label: int, size: int, rng: np.random.RandomState) -> Mask:
     for _ in range(int(rng.randint(6, 11))):
         offset = rng.randint(-size * _UNIT // 5, size * _UNIT // 5, size=2)
         radius = int(rng.randint(size * _UNIT * 4 // 100, size * _UNIT * 7 // 100))
-        centre = (int(middle[0] + offset[0]), int(middle[1] + offset[1]))
-        mask |= form_mask(label, size, centre, radius, int(rng.randint(1024)))
+        center = (int(middle[0] + offset[0]), int(middle[1] + offset[1]))
+        mask |= form_mask(label, size, center, radius, int(rng.randint(1024)))
     return mask

@@ -1,4 +1,4 @@
-"""What every source of labelled images is, and some images of one.
+"""What every source of labeled images is, and some images of one.
 
 Every source has the same few methods, so that the loader, k-NN and evaluation need not know which
 one they read.
@@ -24,7 +24,7 @@ SAMPLE = 64
 
 
 class ImageSource(ABC):
-    """A set of labelled images.
+    """A set of labeled images.
 
     Attributes:
         classes: class names; a label is an index into it.
@@ -110,7 +110,7 @@ class Subset(ImageSource):
     Args:
         source: the whole.
         indices: of the images to keep.
-        classes: names of the classes to keep, which are numbered anew; None keeps all.
+        classes: names of the classes to keep, which are renumbered; None keeps all.
     """
 
     def __init__(

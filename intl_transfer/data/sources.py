@@ -1,4 +1,4 @@
-"""Labelled images from wherever they lie: class folders, tar shards, CIFAR's and MNIST's files."""
+"""Labeled images from wherever they lie: class folders, tar shards, CIFAR's and MNIST's files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from intl_transfer.files.texts import lines_of
 
 @dataclass(frozen=True)
 class SourceKind:
-    """One layout in which labelled images lie on a disk.
+    """One layout in which labeled images lie on a disk.
 
     Attributes:
         fits: whether it is what lies at a place: a folder or file, or a pattern of files.

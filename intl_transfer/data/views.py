@@ -1,7 +1,7 @@
-"""Random views of an image: crops of several sizes, colour, blur, solarisation.
+"""Random views of an image: crops of several sizes, color, blur, solarization.
 
 Parameters are drawn as torchvision draws them, by a generator of the image's own; pixels stay
-uint8 until :func:`normalise` turns a whole batch to floats in one step, on the device.
+uint8 until :func:`normalize` turns a whole batch to floats in one step, on the device.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ class ViewConfig:
         scale_min: smallest share of the image's area that a crop covers.
         scale_max: largest share.
         blur: probability of a Gaussian blur, sigma uniform in [0.1, 2] px.
-        solarise: probability of solarisation at 128.
-        jitter: probability of colour jitter.
+        solarize: probability of solarization at 128.
+        jitter: probability of color jitter.
         brightness: half-width of the brightness factor around 1.
         contrast: half-width of the contrast factor.
         saturation: half-width of the saturation factor.
         hue: half-width of the hue shift, as a share of the circle.
-        grey: probability of turning grey.
+        grayscale: probability of turning gray.
         flip: probability of a horizontal flip.
     """
 
@@ -61,13 +61,13 @@ class ViewConfig:
     scale_min: float = 0.08
     scale_max: float = 1.0
     blur: float = 0.5
-    solarise: float = 0.1
+    solarize: float = 0.1
     jitter: float = 0.8
     brightness: float = 0.4
     contrast: float = 0.4
     saturation: float = 0.2
     hue: float = 0.1
-    grey: float = 0.2
+    grayscale: float = 0.2
     flip: float = 0.5
 
 
@@ -80,17 +80,17 @@ class ViewParameters:
         flip: whether it is mirrored.
         jitter: (operation, value) pairs in their order, operations 0 to 3 being brightness,
             contrast, saturation and hue; empty without jitter.
-        grey: whether it turns grey.
+        grayscale: whether it turns gray.
         sigma: of the blur, in pixels; None without.
-        solarise: whether it is solarised.
+        solarize: whether it is solarized.
     """
 
     box: tuple[int, int, int, int]
     flip: bool
     jitter: tuple[tuple[int, float], ...]
-    grey: bool
+    grayscale: bool
     sigma: float | None
-    solarise: bool
+    solarize: bool
 
 
 class View:
@@ -105,7 +105,7 @@ class View:
     """
 
     def __init__(self, config: ViewConfig, interpolation: Interpolation = "bicubic") -> None:
-        for name in ("blur", "solarise", "jitter", "grey", "flip"):
+        for name in ("blur", "solarize", "jitter", "grayscale", "flip"):
             if not 0 <= getattr(config, name) <= 1:
                 raise ValueError(f"{name} is {getattr(config, name)}; expected a probability")
         for name in ("brightness", "contrast", "saturation"):
@@ -125,7 +125,7 @@ class View:
         """Draws the parameters for an image of this size."""
         config = self.config
         u: list[float] = generator.random(_DRAWS).tolist()
-        flip, jittered, *values, ordered, greyed, strength, blurred, solarised = u[_BOX_DRAWS:-1]
+        flip, jittered, *values, ordered, grayed, strength, blurred, solarized = u[_BOX_DRAWS:-1]
         jitter: tuple[tuple[int, float], ...] = ()
         if jittered < config.jitter:
             spread = (config.brightness, config.contrast, config.saturation, config.hue)
@@ -137,9 +137,9 @@ class View:
             box=_draw_box(height, width, config, u),
             flip=flip < config.flip,
             jitter=jitter,
-            grey=greyed < config.grey,
+            grayscale=grayed < config.grayscale,
             sigma=sigma if blurred < config.blur else None,
-            solarise=solarised < config.solarise,
+            solarize=solarized < config.solarize,
         )
 
     def apply(self, image: Pixels, parameters: ViewParameters, out: Pixels | None = None) -> Pixels:
@@ -158,12 +158,12 @@ class View:
             augment.flip_horizontally(view, view)
         for operation, value in parameters.jitter:
             _JITTER[operation](view, value, view)
-        if parameters.grey:
-            augment.to_grey(view, view)
+        if parameters.grayscale:
+            augment.to_gray(view, view)
         if parameters.sigma is not None:
             augment.gaussian_blur(view, parameters.sigma, view)
-        if parameters.solarise:
-            augment.solarise(view, view)
+        if parameters.solarize:
+            augment.solarize(view, view)
         return view
 
     def __call__(
@@ -210,7 +210,7 @@ def build_views(configs: Sequence[ViewConfig]) -> list[View]:
     return [View(config) for config in configs]
 
 
-def normalise(
+def normalize(
     images: Tensor,
     device: torch.device | None = None,
     mean: Sequence[float] = IMAGENET_MEAN,
@@ -240,8 +240,8 @@ def _scale_and_offset(
     mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """What bytes are multiplied by and what is taken away, a row of pixels each."""
-    centre, spread = (torch.tensor(value) * 255 for value in (mean, std))
+    center, spread = (torch.tensor(value) * 255 for value in (mean, std))
     return (
         (1 / spread).repeat(width).to(device),
-        (centre / spread).repeat(width).to(device),
+        (center / spread).repeat(width).to(device),
     )

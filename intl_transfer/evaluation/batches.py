@@ -1,4 +1,4 @@
-"""Labelled batches: crops of images drawn anew every epoch, or features computed once."""
+"""Labeled batches: crops of images drawn again every epoch, or features computed once."""
 
 from __future__ import annotations
 
@@ -136,7 +136,9 @@ class CroppedImages:
     def __init__(
         self, source: ImageSource, data: DataConfig, seed: int, batch_size: int, ranks: Ranks
     ) -> None:
-        config = ViewConfig(data.size, data.scale_min, blur=0.0, solarise=0.0, jitter=0.0, grey=0.0)
+        config = ViewConfig(
+            data.size, data.scale_min, blur=0.0, solarize=0.0, jitter=0.0, grayscale=0.0
+        )
         view = View(config, interpolation_of(data))
         dataset = ViewsDataset(source, [view], seed, data.cache)
         self.sampler = GlobalBatchSampler(

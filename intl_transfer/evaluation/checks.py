@@ -6,7 +6,7 @@ from typing import Any
 
 from intl_transfer.evaluation.config import (
     INTERPOLATIONS,
-    OPTIMISERS,
+    OPTIMIZERS,
     SCHEDULES,
     DataConfig,
     EvaluationConfig,
@@ -30,7 +30,7 @@ def check(config: EvaluationConfig) -> None:
     data, optim = config.data, config.optim
     choices = {
         "kind": (config.kind, KINDS),
-        "optim.optimizer": (optim.optimizer, OPTIMISERS),
+        "optim.optimizer": (optim.optimizer, OPTIMIZERS),
         "optim.schedule": (optim.schedule, SCHEDULES),
         "data.interpolation": (data.interpolation, INTERPOLATIONS),
         "engine.precision": (config.engine.precision, PRECISIONS),

@@ -1,4 +1,4 @@
-"""Evaluates a backbone by classification: linear head, few labels, or nearest neighbours.
+"""Evaluates a backbone by classification: linear head, few labels, or nearest neighbors.
 
     intl-transfer evaluate --weights RUN_OR_CKPT --config imagenet_linear [key=value ...]
     torchrun --nproc-per-node 8 -m intl_transfer evaluate --weights RUN --config imagenet_semi1
@@ -27,7 +27,7 @@ CONFIGS = config_folder("evaluation")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``intl-transfer evaluate``."""
-    from intl_transfer.conversion.command import add_told
+    from intl_transfer.conversion.command import add_metadata_arguments
     from intl_transfer.runs.changes import Continuation
 
     parser.add_argument(
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare the results with those that the configuration expects; exit status 1 if "
         "they differ",
     )
-    add_told(parser)
+    add_metadata_arguments(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example seed=1")
 
 
@@ -55,11 +55,11 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from intl_transfer.boundary import Boundary
-    from intl_transfer.conversion.command import told_of
+    from intl_transfer.conversion.command import metadata_of
+    from intl_transfer.evaluation.backbone import load_evaluated_backbone
     from intl_transfer.evaluation.config import ModelConfig, data_statistics
     from intl_transfer.evaluation.expected import expectations
     from intl_transfer.evaluation.stage import evaluate
-    from intl_transfer.evaluation.subject import load_subject
     from intl_transfer.runs.changes import Continuation, as_begun
     from intl_transfer.runs.controls import permuted
     from intl_transfer.runs.distributed import process_group
@@ -80,11 +80,11 @@ def run(arguments: argparse.Namespace) -> int:
                 stack.enter_context(directory_lock(config.output_dir))
             boundary.folder = Path(config.output_dir)
             torch.manual_seed(config.seed)  # decides random weights
-            subject = load_subject(
+            subject = load_evaluated_backbone(
                 arguments.weights,
                 config.model,
                 arguments.branch,
-                told_of(arguments),
+                metadata_of(arguments),
                 data_statistics(config.data),
             )
             expected = []

@@ -11,14 +11,14 @@ from intl_transfer.data.augment import Interpolation
 from intl_transfer.data.statistics import Statistics, statistics_of
 from intl_transfer.runs.controls import ControlConfig
 
-OPTIMISERS = ("sgd", "adam")
+OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("steps", "cosine", "cosine_steps", "exponential")
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 
 
 @dataclass
 class DataConfig:
-    """Labelled images.
+    """Labeled images.
 
     Attributes:
         name: of the data set, in tables: ``imagenet``, ``cifar10``, ...
@@ -35,7 +35,7 @@ class DataConfig:
             leaves it aside, as torchvision's reader and so the published recipes do.
         size: side of the images, in pixels.
         crop_pct: what ``size`` is of the short side that images without augmentation are resized
-            to before their centre is cut out: 224 of 256. 1 leaves images of that size as they are.
+            to before their center is cut out: 224 of 256. 1 leaves images of that size as they are.
         interpolation: of crops and resizes: ``bilinear``, as published, or ``bicubic``.
         augment: whether training images are cropped and mirrored at random. Without, features of a
             frozen backbone are computed once.
@@ -141,7 +141,7 @@ class EngineConfig:
 
 @dataclass
 class LogConfig:
-    """What is told while a run goes on.
+    """What is told while a run is in progress.
 
     Attributes:
         seconds: time between progress lines.
@@ -186,10 +186,10 @@ class EvaluationConfig:
         kind: ``linear``, ``semi`` or ``knn`` (:data:`intl_transfer.evaluation.kinds.KINDS`).
         seed: decides the head's first weights, order and crops.
         output_dir: the run directory; null makes ``runs/evaluation/CONFIG_WEIGHTS_seedN``.
-        data: labelled images.
+        data: labeled images.
         model: for ``--weights random``.
         optim: not for ``knn``.
-        k: neighbours of ``knn``.
+        k: neighbors of ``knn``.
         engine: how the machine is used.
         log: what is told.
         expected: results that the configuration, as it is, should give. A configuration that

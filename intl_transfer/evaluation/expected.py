@@ -6,14 +6,18 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from intl_transfer.errors import UserError, did_you_mean
+from intl_transfer.evaluation.backbone import RANDOM, EvaluatedBackbone
 from intl_transfer.evaluation.config import EvaluationConfig, Expectation
-from intl_transfer.evaluation.subject import RANDOM, Subject
 from intl_transfer.runs.changes import in_lines
 from intl_transfer.runs.settings import contrast, deciding
 
 
 def expectations(
-    name: str, config: EvaluationConfig, recipe: EvaluationConfig, weights: str, subject: Subject
+    name: str,
+    config: EvaluationConfig,
+    recipe: EvaluationConfig,
+    weights: str,
+    subject: EvaluatedBackbone,
 ) -> list[Expectation]:
     """What a run is expected to give, found before it begins.
 
@@ -49,11 +53,11 @@ def expectations(
     return found
 
 
-def pretraining_of(weights: str, subject: Subject) -> str | None:
+def pretraining_of(weights: str, subject: EvaluatedBackbone) -> str | None:
     """The pretraining configuration behind a backbone; None where it is not recorded."""
     if weights == RANDOM:
         return RANDOM
-    provenance = subject.initialisation.provenance
+    provenance = subject.initialization.provenance
     run = provenance.pretrain_run if provenance is not None else None
     return run.config_name if run is not None else None
 

@@ -1,4 +1,4 @@
-"""Features of labelled images from a frozen backbone."""
+"""Features of labeled images from a frozen backbone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from intl_transfer.data.augment import Interpolation, Pixels
 from intl_transfer.data.images import UnreadableImageError
 from intl_transfer.data.loaders import worker_options
 from intl_transfer.data.source import ImageSource
-from intl_transfer.data.views import normalise
+from intl_transfer.data.views import normalize
 from intl_transfer.runs.distributed import Ranks
 from intl_transfer.runs.finite import StateNotFiniteError
 
@@ -27,10 +27,10 @@ Prepare = Callable[[Tensor, torch.device], Tensor]
 
 
 class EvaluationImages(Dataset[tuple[Tensor, int]]):
-    """The images of a source as they are looked at without augmentation, by :func:`centre_crop`.
+    """The images of a source as they are looked at without augmentation, by :func:`center_crop`.
 
     Args:
-        source: labelled images.
+        source: labeled images.
         size: side of the crop, in pixels.
         crop_pct: the crop's share of the short side, to which the image is resized before.
         interpolation: of the resize.
@@ -58,11 +58,11 @@ class EvaluationImages(Dataset[tuple[Tensor, int]]):
             image = self._source.image(index)
         except UnreadableImageError:
             return torch.zeros(self.size, self.size, 3, dtype=torch.uint8), -1
-        crop = centre_crop(image, self.size, self._crop_pct, self._interpolation)
+        crop = center_crop(image, self.size, self._crop_pct, self._interpolation)
         return torch.from_numpy(crop), int(self._source.labels[index])
 
 
-def centre_crop(
+def center_crop(
     image: Pixels,
     size: int,
     crop_pct: float = CROP_PCT,
@@ -95,7 +95,7 @@ def extract_features(
     ranks: Ranks,
     batch_size: int = 128,
     workers: int = 0,
-    prepare: Prepare = normalise,
+    prepare: Prepare = normalize,
 ) -> tuple[Tensor, Tensor]:
     """This rank's share of a set's features: images rank, rank + W, rank + 2 W, ...
 

@@ -27,10 +27,10 @@ def _train(
     return Training(session, train, test).run(stop, stack)
 
 
-def _neighbours(
+def _neighbors(
     session: Session, train: ImageSource, test: ImageSource, stop: StopRequest, stack: ExitStack
 ) -> int:
-    """The k nearest neighbours on frozen features; nothing learns."""
+    """The k nearest neighbors on frozen features; nothing learns."""
     began = time.perf_counter()
     config, ranks = session.config, session.ranks
     network = FeatureNetwork(session.subject, config, ranks)
@@ -53,6 +53,6 @@ KINDS: dict[str, Kind] = {
     "linear": Kind("linear evaluation", _train),
     "semi": Kind("fine-tuning on a part of the labels", _train),
     "knn": Kind(
-        "k nearest neighbours", _neighbours, trains=False, protocol=lambda config: {"k": config.k}
+        "k nearest neighbors", _neighbors, trains=False, protocol=lambda config: {"k": config.k}
     ),
 }

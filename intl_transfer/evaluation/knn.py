@@ -1,4 +1,4 @@
-"""k nearest neighbours on frozen features, over ranks."""
+"""k nearest neighbors on frozen features, over ranks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def knn_predict(
     k: int = 5,
     ranks: Ranks | None = None,
 ) -> Tensor:
-    """Classifies by majority among the k nearest neighbours in Euclidean distance.
+    """Classifies by majority among the k nearest neighbors in Euclidean distance.
 
     That is the evaluation of the whitening literature (W-MSE, INTL: k = 5). Among classes with
     equally many votes the smallest label wins, as in scikit-learn. Distances are taken from the
@@ -29,7 +29,7 @@ def knn_predict(
         train: features (n, width); under several ranks this rank's share, of any length.
         train_labels: (n,), int64.
         queries: features (q, width), the same on every rank.
-        k: neighbours; fewer where there are not as many.
+        k: neighbors; fewer where there are not as many.
         ranks: this process's place, if it is one of several.
 
     Returns:
@@ -45,14 +45,14 @@ def knn_predict(
         tensor([4, 7])
     """
     if k < 1:
-        raise ValueError(f"k is {k}; expected at least 1 neighbour")
+        raise ValueError(f"k is {k}; expected at least 1 neighbor")
     several = ranks is not None and ranks.world_size > 1
     classes = int(train_labels.max()) + 1 if len(train_labels) else 0
     if several:
         # `several` holds that there are some.
         classes = max(ranks.gather_objects(classes))  # type: ignore[union-attr]
     if classes == 0:
-        raise ValueError("no training features; k nearest neighbours need at least one")
+        raise ValueError("no training features; k nearest neighbors need at least one")
     origin = _mean(train, queries, several)
     train = train - origin
     predictions = []
@@ -121,7 +121,7 @@ def knn_accuracy(
         train_labels: (n,).
         test: features (m, width), this rank's share.
         test_labels: (m,).
-        k: neighbours.
+        k: neighbors.
         ranks: this process's place, if it is one of several.
 
     Returns:

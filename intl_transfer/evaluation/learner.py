@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intl_transfer.data.loaders import rank_batch_size
+from intl_transfer.evaluation.backbone import EvaluatedBackbone
 from intl_transfer.evaluation.config import EvaluationConfig, OptimConfig
-from intl_transfer.evaluation.subject import Subject
-from intl_transfer.models import PRECISIONS, synchronise_batchnorm
-from intl_transfer.runs.distributed import Ranks, parallelise
+from intl_transfer.models import PRECISIONS, synchronize_batchnorm
+from intl_transfer.runs.distributed import Ranks, parallelize
 from intl_transfer.runs.finite import SkippedSteps, StepGuard, all_finite
 
 _STEP_FACTOR = 0.1
@@ -29,7 +29,7 @@ class FeatureNetwork(nn.Module):
         ranks: this process's place; the network is moved to its device.
     """
 
-    def __init__(self, subject: Subject, config: EvaluationConfig, ranks: Ranks) -> None:
+    def __init__(self, subject: EvaluatedBackbone, config: EvaluationConfig, ranks: Ranks) -> None:
         super().__init__()
         engine = config.engine
         self.precision = PRECISIONS[engine.precision]
@@ -95,10 +95,10 @@ class Classifier(nn.Module):
 
 
 class Learner:
-    """The classifier, its optimiser and its schedule.
+    """The classifier, its optimizer and its schedule.
 
     A step that is not finite is skipped. Where the backbone learns too, its statistics are put
-    back, and the step waits for the device once. A head alone is left as it is by the optimiser
+    back, and the step waits for the device once. A head alone is left as it is by the optimizer
     itself, on the device, and nobody waits.
 
     Args:
@@ -115,23 +115,23 @@ class Learner:
     """
 
     def __init__(
-        self, subject: Subject, classes: int, config: EvaluationConfig, ranks: Ranks
+        self, subject: EvaluatedBackbone, classes: int, config: EvaluationConfig, ranks: Ranks
     ) -> None:
         rank_batch_size(config.optim.batch_size, ranks.world_size)
         self._ranks, self._optim = ranks, config.optim
         is_frozen = config.kind != "semi"
         features = FeatureNetwork(subject, config, ranks)
         if not is_frozen and ranks.world_size > 1:
-            features.backbone = synchronise_batchnorm(features.backbone)
+            features.backbone = synchronize_batchnorm(features.backbone)
         head_std = config.optim.head_std
         self.classifier = Classifier(features, subject.width, classes, head_std, is_frozen)
         self.classifier.head.to(ranks.device)
-        self.optimiser = build_optimiser(self.classifier, config.optim)
+        self.optimizer = build_optimizer(self.classifier, config.optim)
         is_scaled = features.precision == torch.float16 and not is_frozen
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=is_scaled)
         self._network: nn.Module = self.classifier
         if ranks.world_size > 1:
-            self._network = parallelise(self.classifier, ranks, share_buffers=False)
+            self._network = parallelize(self.classifier, ranks, share_buffers=False)
         self.skips = SkippedSteps(ranks.device)
         self._guard = StepGuard({"backbone": features.backbone}, ranks)
 
@@ -155,7 +155,7 @@ class Learner:
             step, both on the device.
         """
         rates = (self._optim.lr, self._optim.backbone_lr)  # in the order of the groups
-        for group, rate in zip(self.optimiser.param_groups, rates, strict=False):
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=False):
             group["lr"] = (rate or 0.0) * self._optim.scale() * factor
         labels = labels.to(self._ranks.device)
         is_frozen = self.classifier.is_frozen
@@ -163,7 +163,7 @@ class Learner:
             self._guard.remember()
         logits = self._network(self.inputs(inputs))
         loss = F.cross_entropy(logits, labels)
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(self.scaler.scale(loss))
         (self._step_head if is_frozen else self._step_all)(loss.detach())
         return loss.detach(), (logits.detach().argmax(1) == labels).sum()
@@ -172,12 +172,12 @@ class Learner:
         # Gradients are those of all ranks, and not finite where any rank's loss is not.
         finite = all_finite(self._gradients())
         self.skips.note(finite)
-        optimiser: Any = self.optimiser
-        optimiser.found_inf = (~finite).float()  # as a gradient scaler tells fused optimisers
+        optimizer: Any = self.optimizer
+        optimizer.found_inf = (~finite).float()  # as a gradient scaler tells fused optimizers
         try:
-            self.optimiser.step()
+            self.optimizer.step()
         finally:
-            del optimiser.found_inf
+            del optimizer.found_inf
 
     def _step_all(self, loss: Tensor) -> None:
         # Scaled gradients overflow now and then, which is the scaler's to see.
@@ -185,7 +185,7 @@ class Learner:
         finite = self._guard.is_finite(loss, seen)
         self.skips.note(finite)
         if finite:
-            self.scaler.step(self.optimiser)
+            self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
             self._guard.restore()
@@ -198,7 +198,7 @@ class Learner:
         learned = self.classifier.head if self.classifier.is_frozen else self.classifier
         return {
             "classifier": learned.state_dict(),
-            "optimizer": self.optimiser.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
 
@@ -207,16 +207,16 @@ class Learner:
         learned = self.classifier.head if self.classifier.is_frozen else self.classifier
         learned.load_state_dict(state["classifier"])
         # Decay and momentum are this configuration's, which may have been changed on purpose.
-        settings = [dict(group, params=None) for group in self.optimiser.param_groups]
+        settings = [dict(group, params=None) for group in self.optimizer.param_groups]
         for group in state["optimizer"]["param_groups"]:
-            group["fused"] = self.optimiser.defaults["fused"]  # decides where counters lie
-        self.optimiser.load_state_dict(state["optimizer"])
-        for group, own in zip(self.optimiser.param_groups, settings, strict=True):
+            group["fused"] = self.optimizer.defaults["fused"]  # decides where counters lie
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
             group.update({key: value for key, value in own.items() if key != "params"})
         self.scaler.load_state_dict(state["scaler"])
 
 
-def build_optimiser(classifier: Classifier, optim: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(classifier: Classifier, optim: OptimConfig) -> torch.optim.Optimizer:
     """SGD or Adam on the head, and on a backbone that learns at a rate of its own.
 
     A head alone takes fused steps, which can be skipped on the device.
@@ -227,14 +227,14 @@ def build_optimiser(classifier: Classifier, optim: OptimConfig) -> torch.optim.O
     fused = True if classifier.is_frozen else None
     if optim.optimizer == "adam":
         return torch.optim.Adam(groups, lr=optim.lr, weight_decay=optim.weight_decay, fused=fused)
-    optimiser = torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         *(groups, optim.lr, optim.momentum), weight_decay=optim.weight_decay, fused=fused
     )
     if fused and optim.momentum:
-        # A first step that is skipped would leave torch's momentum uninitialised.
+        # A first step that is skipped would leave torch's momentum uninitialized.
         for parameter in classifier.head.parameters():
-            optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimiser
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def schedule(step: int, steps_per_epoch: int, optim: OptimConfig) -> float:

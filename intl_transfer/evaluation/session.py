@@ -13,6 +13,7 @@ from torch import Tensor
 
 from intl_transfer.data.source import ImageSource
 from intl_transfer.errors import UserError
+from intl_transfer.evaluation.backbone import EvaluatedBackbone
 from intl_transfer.evaluation.config import EvaluationConfig, interpolation_of, protocol
 from intl_transfer.evaluation.features import (
     EvaluationImages,
@@ -20,7 +21,6 @@ from intl_transfer.evaluation.features import (
     extract_features,
 )
 from intl_transfer.evaluation.learner import FeatureNetwork
-from intl_transfer.evaluation.subject import Subject
 from intl_transfer.runs import RunDirectory
 from intl_transfer.runs.distributed import Ranks
 from intl_transfer.runs.records import (
@@ -70,7 +70,7 @@ class Session:
 
     config: EvaluationConfig
     name: str
-    subject: Subject
+    subject: EvaluatedBackbone
     ranks: Ranks
     output: Path
     kind: Kind
@@ -90,7 +90,7 @@ class Session:
                 architecture=Architecture(backbone=self.subject.architecture),
                 protocol=self.kind.protocol(config),
                 epoch=config.optim.epochs if self.kind.trains else None,
-                initialisation=self.subject.initialisation,
+                initialization=self.subject.initialization,
                 seed=config.seed,
                 metrics=metrics,
                 **figures,
@@ -101,7 +101,7 @@ class Session:
 
 def open_run(session: Session, changes: Differences, dataset: dict[str, ImageSet]) -> RunDirectory:
     """Opens the run directory for a new session."""
-    config, start = session.config, session.subject.initialisation
+    config, start = session.config, session.subject.initialization
     return RunDirectory.start(
         session.output,
         stage="evaluation",

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
+from intl_transfer.evaluation.backbone import EvaluatedBackbone
 from intl_transfer.evaluation.batches import Controlled, described, open_sets
 from intl_transfer.evaluation.config import EvaluationConfig
 from intl_transfer.evaluation.kinds import KINDS
 from intl_transfer.evaluation.session import Session, open_run
-from intl_transfer.evaluation.subject import Subject
 from intl_transfer.runs.changes import Continuation
 from intl_transfer.runs.controls import in_words
 from intl_transfer.runs.distributed import Ranks
@@ -22,7 +22,7 @@ from intl_transfer.runs.stopping import StopRequest
 def evaluate(
     config: EvaluationConfig,
     name: str,
-    subject: Subject,
+    subject: EvaluatedBackbone,
     ranks: Ranks,
     earlier: Continuation,
 ) -> int:
@@ -59,7 +59,7 @@ def evaluate(
             stack.enter_context(session.run.recording())
             print(
                 f"{session.kind.title}, {subject.architecture} "
-                f"({subject.initialisation.method or 'method unknown'}) on {config.data.name}: "
+                f"({subject.initialization.method or 'method unknown'}) on {config.data.name}: "
                 f"{len(train)} + {len(test)} images, {len(train.classes)} classes, "
                 f"{ranks.world_size} rank(s) on {ranks.device.type}",
                 *([f"control: {control}"] if control else []),

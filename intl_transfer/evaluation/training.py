@@ -229,7 +229,7 @@ class Training:
         return zip(torch.split(features, ROWS), torch.split(labels, ROWS), strict=True)
 
     def _save(self, folder: Path, step: int) -> bool:
-        """Writes a checkpoint, on rank 0; where that fails the run goes on without.
+        """Writes a checkpoint, on rank 0; where that fails the run continues without.
 
         Returns:
             Whether it was tried: not among skipped steps.

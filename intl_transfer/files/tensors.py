@@ -90,7 +90,7 @@ def window(
         dtype: of the tensor; None for the storage's.
         offset: of its first number.
         size: its shape.
-        stride: between neighbours along each axis.
+        stride: between neighbors along each axis.
         budget: of the file.
 
     Raises:

@@ -43,7 +43,7 @@ def read_tasks(folder: Path, tasks: int) -> list[dict[str, Any]]:
     return [read_json_object(file) for file in files if file.exists()]
 
 
-def judge(found: Sequence[Facts], requested: Requested) -> list[Check]:
+def check_tasks(found: Sequence[Facts], requested: Requested) -> list[Check]:
     """The checks of a job.
 
     Args:

@@ -85,14 +85,14 @@ def _driver(driver: str | None, found: Gpus) -> tuple[str, str]:
 def compiled_operators(device: torch.device) -> tuple[str, str]:
     """Torchvision's operators against closed forms, and Detectron2's if it has any.
 
-    RoIAlign averages bilinear samples, so that on a ramp ``x`` each bin holds the x of its centre.
+    RoIAlign averages bilinear samples, so that on a ramp ``x`` each bin holds the x of its center.
     """
     from torchvision.ops import nms, roi_align
 
     ramp = torch.arange(16.0, device=device).expand(1, 1, 16, 16).contiguous()
     box = torch.tensor([[0, 2.0, 2.0, 10.0, 10.0]], device=device)
     bins = roi_align(ramp, box, (4, 4), sampling_ratio=2, aligned=True)[0, 0, 0].cpu()
-    expected = torch.tensor([2.5, 4.5, 6.5, 8.5])  # pixel centres lie at .5
+    expected = torch.tensor([2.5, 4.5, 6.5, 8.5])  # pixel centers lie at .5
     if not torch.allclose(bins, expected, atol=1e-5):
         raise FailedCheckError(f"torchvision's roi_align: {bins.tolist()}, not {expected.tolist()}")
     boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30.0]], device=device)
@@ -153,15 +153,15 @@ def pretraining_losses(device: torch.device, half: torch.dtype | None) -> list[f
     images = torch.randn(32, 3, 16, 16, generator=generator)
     other = images + 0.5 * torch.randn(images.shape, generator=generator)
     views = [view.to(device) for view in (images, other)]
-    optimiser = torch.optim.SGD(encoder.parameters(), lr=0.02, momentum=0.9)
+    optimizer = torch.optim.SGD(encoder.parameters(), lr=0.02, momentum=0.9)
     scaler = torch.amp.GradScaler(device.type, init_scale=256.0, enabled=half == torch.float16)
     losses = []
     for _ in range(_STEPS):
         with torch.autocast(device.type, dtype=half, enabled=half is not None):
             loss = intl_loss(encoder(views), distributed=False)
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
-        scaler.step(optimiser)
+        scaler.step(optimizer)
         scaler.update()
         losses.append(loss.item())
     return losses
@@ -277,7 +277,7 @@ def _compiled_projector(rank: int, device: torch.device) -> float:
 
 
 def throughput(kind: str, names: tuple[str, ...]) -> tuple[str, str]:
-    """Images a second: of each GPU, or of the CPU."""
+    """Images per second: of each GPU, or of the CPU."""
     workload = WORKLOADS[kind]
     if kind == "cpu":
         rate = measure(torch.device("cpu"), workload)

@@ -97,7 +97,7 @@ def show(checks: Iterable[Check]) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    colours = {"ok": "green", "failed": "bold red", "not here": "dim", "skipped": "yellow"}
+    colors = {"ok": "green", "failed": "bold red", "not here": "dim", "skipped": "yellow"}
     console = Console(soft_wrap=True, highlight=False)
     checks = list(checks)
     widths = [max((len(text) for text in column), default=0) for column in _columns(checks)]
@@ -106,12 +106,12 @@ def show(checks: Iterable[Check]) -> None:
     ):
         words = "; ".join(text for text in (check.figure, check.detail) if text)
         seconds = f"{check.seconds:6.1f} s" if check.seconds else " " * 8
-        colour = colours[check.outcome]
+        color = colors[check.outcome]
         console.print(
-            f"[{colour}]{outcome:<{widths[2]}}[/{colour}]  {escape(f'{name:<{widths[0]}}')}  "
+            f"[{color}]{outcome:<{widths[2]}}[/{color}]  {escape(f'{name:<{widths[0]}}')}  "
             f"{escape(f'{place:<{widths[1]}}')} {seconds}  {escape(words)}".rstrip()
         )
-    counts = {name: sum(check.outcome == name for check in checks) for name in colours}
+    counts = {name: sum(check.outcome == name for check in checks) for name in colors}
     console.print(", ".join(f"{number} {name}" for name, number in counts.items() if number))
 
 

@@ -47,7 +47,7 @@ def main() -> int:
     found["requeue"] = requeue() if arguments.slurm else None
     write_json(file, found)
     found["disk"] = disk(arguments.folder, rank)
-    found["rendezvous"] = meet(lambda: neighbour(arguments.folder, rank, ranks))
+    found["rendezvous"] = meet(lambda: neighbor(arguments.folder, rank, ranks))
     write_json(file, {**found, "done": True})
     return 0
 
@@ -141,7 +141,7 @@ def disk(folder: Path, rank: int) -> dict[str, float]:
     return {"median": statistics.median(times), "most": max(times)}
 
 
-def neighbour(folder: Path, rank: int, ranks: int) -> float | None:
+def neighbor(folder: Path, rank: int, ranks: int) -> float | None:
     """Seconds until another process's file is seen here; None if it is not.
 
     The other is the next task, which wrote its file before the tasks met. A single task asks a

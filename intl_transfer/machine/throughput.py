@@ -1,4 +1,4 @@
-"""How many images a second a device trains on, against what is expected of it."""
+"""How many images per second a device trains on, against what is expected of it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Workload:
         name: in ``throughput.yaml``.
         backbone: the network.
         size: side of the images, in pixels.
-        batch: images a step.
+        batch: images per step.
         half: dtype of autocast; None for float32.
         steps: that are timed, after a fifth as many that are not.
     """

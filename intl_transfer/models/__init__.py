@@ -1,12 +1,12 @@
 """Backbones, projector and the siamese network."""
 
+from intl_transfer.models.activation_checkpointing import checkpoint_activations
 from intl_transfer.models.backbones import BACKBONES, STEMS, Stem, build_backbone
 from intl_transfer.models.lockstep import walk_together
 from intl_transfer.models.precision import PRECISIONS, check_precision
 from intl_transfer.models.projector import build_projector
-from intl_transfer.models.recomputation import recompute_activations
 from intl_transfer.models.siamese import Encoder, MovingAverage, ema_momentum
-from intl_transfer.models.sync_batchnorm import CollectiveBatchNorm, synchronise_batchnorm
+from intl_transfer.models.sync_batchnorm import CollectiveBatchNorm, synchronize_batchnorm
 
 __all__ = [
     "BACKBONES",
@@ -19,8 +19,8 @@ __all__ = [
     "build_backbone",
     "build_projector",
     "check_precision",
+    "checkpoint_activations",
     "ema_momentum",
-    "recompute_activations",
-    "synchronise_batchnorm",
+    "synchronize_batchnorm",
     "walk_together",
 ]

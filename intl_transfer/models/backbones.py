@@ -20,7 +20,7 @@ BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide
 def build_backbone(
     name: str, stem: Stem = "imagenet", zero_init_residual: bool = True
 ) -> tuple[nn.Module, int]:
-    """Builds a ResNet without its classifier, randomly initialised.
+    """Builds a ResNet without its classifier, randomly initialized.
 
     Args:
         name: ``resnet18``, ``resnet34``, ``resnet50``, ``resnet101``, ``resnet152`` or

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from intl_transfer.models.recomputation import is_recomputed, recomputed
-from intl_transfer.models.sync_batchnorm import normalise_together
+from intl_transfer.models.activation_checkpointing import checkpointed, is_checkpointed
+from intl_transfer.models.sync_batchnorm import normalize_together
 
 #: The layers of torchvision's networks, in the order of their ``forward``.
 _RESNET = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool")
@@ -79,13 +79,13 @@ class _Walk:
         first = modules[0]
         if isinstance(first, _BatchNorm) and first.training:
             # All are of the kind of the first.
-            return normalise_together(modules, batches, self._views)  # type: ignore[arg-type]
+            return normalize_together(modules, batches, self._views)  # type: ignore[arg-type]
         if not any(
             isinstance(module, _BatchNorm) and module.training for module in first.modules()
         ):
             return [module(batch) for module, batch in zip(modules, batches, strict=True)]
-        if any(map(is_recomputed, modules)) and torch.is_grad_enabled():
-            return recomputed(modules, lambda *inputs: self._inside(modules, inputs), batches)
+        if any(map(is_checkpointed, modules)) and torch.is_grad_enabled():
+            return checkpointed(modules, lambda *inputs: self._inside(modules, inputs), batches)
         return self._inside(modules, batches)
 
     def _inside(self, modules: Sequence[nn.Module], batches: Sequence[Tensor]) -> list[Tensor]:

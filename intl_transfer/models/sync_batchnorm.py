@@ -30,14 +30,14 @@ class CollectiveBatchNorm(_BatchNorm):
             raise ValueError(f"expected an input of at least 2 dimensions, found {input.dim()}")
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalises (B, C, ...) by the global batch's statistics when training."""
+        """Normalizes (B, C, ...) by the global batch's statistics when training."""
         if not (self.training and _ranks(self) > 1):
             return super().forward(input)
         self._check_input_dim(input)
-        return normalise_together([self], [input], [[0]])[0]
+        return normalize_together([self], [input], [[0]])[0]
 
 
-def normalise_together(
+def normalize_together(
     norms: Sequence[_BatchNorm], batches: Sequence[Tensor], views: Sequence[Sequence[int]]
 ) -> list[Tensor]:
     """One layer's training pass for several views, with one exchange between ranks.
@@ -60,7 +60,7 @@ def normalise_together(
     ones = torch.ones(norm.num_features, device=batches[0].device) if not norm.affine else None
     weights = [own.weight if ones is None else ones for own in norms]
     biases = [own.bias if ones is None else torch.zeros_like(ones) for own in norms]
-    *outputs, mean, unbiased = _Normalisation.apply(layout, *batches, *weights, *biases)
+    *outputs, mean, unbiased = _Normalization.apply(layout, *batches, *weights, *biases)
     owners = [own for own, numbers in zip(norms, views, strict=True) for _ in numbers]
     numbers = [number for group in views for number in group]
     for row in sorted(range(len(numbers)), key=numbers.__getitem__):
@@ -115,7 +115,7 @@ class _Layout:
         return [parameter for parameter, count in pairs for _ in range(count)]
 
 
-class _Normalisation(torch.autograd.Function):
+class _Normalization(torch.autograd.Function):
     """``y = (x - mean) / sqrt(var + eps) w + b`` of each view, and its adjoint over all ranks.
 
     With ``x̂ = (x - mean) / sqrt(var + eps)`` and means over the view's rows and pixels on all
@@ -257,7 +257,7 @@ class _View:
         out.addcmul_(self.slope, scale.view(-1, *[1] * (out.dim() - 2)))
 
 
-def synchronise_batchnorm(module: nn.Module) -> nn.Module:
+def synchronize_batchnorm(module: nn.Module) -> nn.Module:
     """Replaces every batch norm by one over the global batch.
 
     Args:
@@ -279,7 +279,7 @@ def synchronise_batchnorm(module: nn.Module) -> nn.Module:
         new.train(module.training)
         return new
     for name, child in module.named_children():
-        replacement = synchronise_batchnorm(child)
+        replacement = synchronize_batchnorm(child)
         if replacement is not child:
             setattr(module, name, replacement)
     return module

@@ -90,7 +90,7 @@ def _shown(add: Callable[..., object]) -> None:
         metavar=",".join(_TABLES),
         help="which tables; default: both",
     )
-    text = "paper (default): one row a method across data sets; dataset: a table for each"
+    text = "paper (default): one row per method across data sets; dataset: a table for each"
     _choice(add, "--layout", ("paper", "dataset"), text, "paper")
     add(
         "--columns",
@@ -112,7 +112,7 @@ def _shown(add: Callable[..., object]) -> None:
         default=[],
         metavar="KEY=PATTERN",
         help="only rows that fit; also KEY!=PATTERN; keys: method, pretraining, dataset, detector, "
-        "schedule, source (measured, foreign, published); may be repeated",
+        "schedule, source (measured, external, published); may be repeated",
     )
     add("--sort", metavar="COLUMN", help="method, pretraining, n, or a column; default: best first")
     add("--reverse", action="store_true", help="the other way round")
@@ -146,7 +146,7 @@ def _statistics(add: Callable[..., object]) -> None:
 
 def _forms(add: Callable[..., object]) -> None:
     add("--standalone", action="store_true", help="LaTeX that compiles as it is")
-    each = "of LaTeX's first table; once more for the second, and so on; default: "
+    each = "of LaTeX's first table; again for the second, and so on; default: "
     add("--caption", action="append", default=[], metavar="LATEX", help=f"{each}its title")
     add(
         "--tex-label",
@@ -201,4 +201,4 @@ def _reading(add: Callable[..., object]) -> None:
         metavar="MINUTES",
         help="of silence, after which a run is not taken for running (default: 60)",
     )
-    add("--no-cache", action="store_true", help="read everything anew, and keep nothing")
+    add("--no-cache", action="store_true", help="read everything again, and keep nothing")

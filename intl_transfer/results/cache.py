@@ -18,7 +18,7 @@ from typing import Any
 from intl_transfer.runs import write_atomically
 
 _VERSION = 1
-# File systems keep times to 2 s at the coarsest (FAT): a file this young could change once more
+# File systems keep times to 2 s at the coarsest (FAT): a file this young could change again
 # without its time changing.
 _YOUNG_SECONDS = 2.5
 
@@ -79,7 +79,7 @@ class Cache:
         """Writes the records of the folders that are still there; does without if it cannot."""
         if self._file is None or not (self._changed or self._kept.keys() != self._known.keys()):
             return
-        # Not write_json: no indent, and NaN in a foreign file is no reason to fail.
+        # Not write_json: no indent, and NaN in a external file is no reason to fail.
         text = json.dumps({"version": _VERSION, "folders": self._kept}, separators=(",", ":"))
         with contextlib.suppress(OSError):
             write_atomically(self._file, lambda out: out.write(text.encode()))

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from intl_transfer.errors import UserError, did_you_mean
-from intl_transfer.results import foreign
+from intl_transfer.results import external
 from intl_transfer.results.checks import problem_of, warnings_of
 from intl_transfer.results.collect import run_folders
 from intl_transfer.results.reading import disagreement
@@ -88,7 +88,7 @@ def _folders(root: Path, problems: list[str]) -> Iterator[Path]:
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; expected a run directory or a folder of them")
     for folder, files in run_folders(root, problems):
-        if MANIFEST in files or not foreign.looks_foreign(files):
+        if MANIFEST in files or not external.looks_external(files):
             yield folder
 
 

@@ -12,7 +12,7 @@ from intl_transfer.runs.records import (
     EvaluationResults,
 )
 
-#: Kinds of the evaluation stage: frozen features with a linear head, k nearest neighbours, and
+#: Kinds of the evaluation stage: frozen features with a linear head, k nearest neighbors, and
 #: fine-tuning on a part of the labels. Evaluators of others have kinds of their own.
 EVALUATION_KINDS = ("linear", "knn", "semi")
 
@@ -67,7 +67,7 @@ def _evaluation_problem(results: EvaluationResults, asked: Any) -> str | None:
             "with `external`)"
         )
     if results.kind == "knn" and results.external is None and "k" not in results.protocol:
-        return "protocol.k is missing: the number of neighbours"
+        return "protocol.k is missing: the number of neighbors"
     planned = results.protocol.get("epochs")
     if results.epoch is not None and planned is not None and results.epoch != planned:
         return f"evaluated at epoch {results.epoch} of {planned}; only the final one counts"

@@ -1,4 +1,4 @@
-"""Tables of classification: ImageNet linear, k nearest neighbours, few labels, small data sets.
+"""Tables of classification: ImageNet linear, k nearest neighbors, few labels, small data sets.
 
 Figures come from what pretraining measures at its end (``knn_accuracy``) and from runs of the stage
 ``evaluation``.
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from intl_transfer.results.blocks import provenance_notes, summary_of
 from intl_transfer.results.collect import Collection
+from intl_transfer.results.grouping import provenance_notes, summary_of
 from intl_transfer.results.published import (
     published_benchmarks,
     published_linear,
@@ -25,7 +25,7 @@ from intl_transfer.results.rows import Column, Figures, Row, Table
 from intl_transfer.results.run import Run
 from intl_transfer.results.starts import (
     assumed_note,
-    initialisation_of,
+    initialization_of,
     start_of_pretraining,
     with_keys,
 )
@@ -98,7 +98,7 @@ class _Sample:
 
     @property
     def epochs(self) -> Any:
-        provenance = self.results.initialisation.provenance
+        provenance = self.results.initialization.provenance
         run = provenance.pretrain_run if provenance is not None else None
         return run.epochs if run is not None else None
 
@@ -164,7 +164,7 @@ def _pretrained(collection: Collection) -> Iterable[Run]:
             kind="knn",
             dataset=Dataset(name=results.dataset),
             architecture=Architecture(backbone=results.backbone),
-            initialisation=initialisation_of(manifest, results),
+            initialization=initialization_of(manifest, results),
             protocol={"k": (manifest.config.get("knn") or {}).get("k", 5)},
             seed=manifest.seed,
             metrics={"top1": results.knn_accuracy},
@@ -185,7 +185,7 @@ def _sample(run: Run) -> _Sample:
             for name, found in manifest.dataset.items()
             if name.startswith("knn_")
         }
-        settings = {**deciding("neighbours", knn), **below("dataset", images)}
+        settings = {**deciding("neighbors", knn), **below("dataset", images)}
         settings["k"] = results.protocol["k"]
         read_as = select("pretrain", manifest.config, "decides")
         settings["data.exif_orientation"] = read_as["data.exif_orientation"]
@@ -193,11 +193,11 @@ def _sample(run: Run) -> _Sample:
     words = [f"{key} {value}" for key, value in sorted(protocol.items())]
     text = f"k = {protocol['k']}" if list(protocol) == ["k"] else ", ".join(words)
     if on_the_way and (train := (manifest.config.get("knn") or {}).get("train")):
-        text += f", neighbours from {Path(str(train)).name}"
+        text += f", neighbors from {Path(str(train)).name}"
     figures = {
         _METRICS.get(key, key): float(value)
         for key, value in results.metrics.items()
-        # Five votes of neighbours are no ranking: k-NN has one figure.
+        # Five votes of neighbors are no ranking: k-NN has one figure.
         if value is not None and (results.kind != "knn" or key != "top5")
     }
     return _Sample(run, text, settings, figures, on_the_way)
@@ -207,7 +207,7 @@ def _told_apart(samples: Sequence[_Sample]) -> list[_Sample]:
     """Samples whose protocols' words differ wherever their settings do."""
     alike: dict[tuple[str, ...], list[_Sample]] = defaultdict(list)
     for s in samples:
-        # A dedicated evaluation counts before what pretraining measured with as many neighbours.
+        # A dedicated evaluation counts before what pretraining measured with as many neighbors.
         measured = "on the way" if s.from_pretraining else ""
         share = f"{s.labels_percent:g}" if s.kind == "semi" else ""
         alike[s.kind, s.dataset, s.backbone, s.protocol, measured, share].append(s)
@@ -269,13 +269,13 @@ def _rows(entries: Sequence[_Entry], details: Mapping[str, str] | None = None) -
         if any(sample.from_pretraining for _, _, sample in members):
             notes[_AT_THE_END] = None
         detail = (details or {}).get(key, start.detail)
-        foreign = any(run.foreign for run in runs)
+        external = any(run.external for run in runs)
         rows.append(
             Row(
                 *(start.method, detail, figures, n),
                 notes=tuple(notes),
                 runs=runs,
-                foreign=foreign,
+                external=external,
                 each=each,
             )
         )
@@ -350,7 +350,7 @@ def _small_tables(samples: Sequence[_Sample], published: bool) -> list[Table]:
     configurations: dict[str, dict[str, str]] = defaultdict(dict)
     for sample in samples:
         configurations[sample.run.start.method].setdefault(sample.dataset, sample.run.start.detail)
-    # One row a method where every data set has one pretraining; else one for each of them.
+    # One row per method where every data set has one pretraining; else one for each of them.
     details = {
         index: "; ".join(
             detail

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from intl_transfer.errors import UserError
-from intl_transfer.results import foreign
+from intl_transfer.results import external
 from intl_transfer.results.cache import Cache, stamp_of
 from intl_transfer.results.checks import problem_of, warnings_of
 from intl_transfer.results.reading import (
@@ -36,7 +36,7 @@ from intl_transfer.runs.records import (
 from intl_transfer.runs.settings import comparable, differences
 
 #: Seconds without a sign of life after which a run that says it is running is called stalled. An
-#: evaluation writes nothing while it goes on.
+#: evaluation writes nothing while it is in progress.
 STALLED_AFTER = 3600.0
 
 
@@ -75,7 +75,7 @@ def collect(
 
     Args:
         paths: run directories, or folders that hold some at any depth.
-        labels: method names of foreign folders, by path.
+        labels: method names of external folders, by path.
         cache: keep in the user's cache what was read, and read only what has changed since.
         stalled_after: seconds without a sign of life after which a run that says it is running is
             called stalled.
@@ -116,8 +116,8 @@ def _collect(
         for folder, files in run_folders(root, found.problems, visited):
             if MANIFEST in files:
                 entry = _own(folder, files, memory, stalled_after)
-            elif foreign.looks_foreign(files):
-                entry = _foreign(folder, files, memory, given.pop(folder.resolve(), None))
+            elif external.looks_external(files):
+                entry = _external(folder, files, memory, given.pop(folder.resolve(), None))
             else:
                 entry = _hand_made(folder, files, memory)
             entries.append(entry)
@@ -127,7 +127,7 @@ def _collect(
         missing = ", ".join(map(str, given))
         raise UserError(
             f"--label: no Detectron2 folder at {missing} below the folders given; expected one "
-            f"with {foreign.METRICS_JSON} or {foreign.LOG}, and {foreign.CONFIG}"
+            f"with {external.METRICS_JSON} or {external.LOG}, and {external.CONFIG}"
         )
     whole = _without_copies(entries, found)
     _sort_out(sorted(whole, key=lambda entry: str(entry.path)), found)
@@ -152,7 +152,7 @@ def run_folders(
         try:
             with os.scandir(folder) as found:
                 entries = {entry.name: entry for entry in found}
-            if any(name in entries for name in foreign.OURS) or foreign.looks_foreign(entries):
+            if any(name in entries for name in external.OURS) or external.looks_external(entries):
                 # Nothing below a run directory is another run.
                 where = os.stat(folder)
                 if (where.st_dev, where.st_ino) not in visited:
@@ -177,10 +177,10 @@ def _is_searched(entry: os.DirEntry[str]) -> bool:
 def _files_that_matter(entries: Mapping[str, os.DirEntry[str]]) -> dict[str, os.stat_result]:
     if MANIFEST in entries:  # ours, whatever Detectron2 left beside it
         wanted: tuple[str, ...] = (MANIFEST, RESULTS)
-    elif any(name in entries for name in foreign.OURS):  # made by hand, or copied half
+    elif any(name in entries for name in external.OURS):  # made by hand, or copied half
         wanted = (RESULTS,)
     else:
-        wanted = foreign.FILES
+        wanted = external.FILES
     return {name: entries[name].stat() for name in wanted if name in entries}
 
 
@@ -193,7 +193,7 @@ def _own(
     manifest, results = found
     status, detail = state_of(folder, manifest, results, stalled_after)
     is_external = results is not None and results.external is not None
-    return Entry(folder, status, detail, manifest, results, foreign=is_external)
+    return Entry(folder, status, detail, manifest, results, external=is_external)
 
 
 def _hand_made(folder: Path, files: Mapping[str, os.stat_result], memory: Cache) -> Entry:
@@ -202,25 +202,25 @@ def _hand_made(folder: Path, files: Mapping[str, os.stat_result], memory: Cache)
     if isinstance(found, Entry):
         return found
     manifest, results = found
-    return Entry(folder, "finished", "", manifest, results, foreign=True)
+    return Entry(folder, "finished", "", manifest, results, external=True)
 
 
-def _foreign(
+def _external(
     folder: Path, files: Mapping[str, os.stat_result], memory: Cache, label: str | None
 ) -> Entry:
     found = _remembered(folder, files, memory, lambda: _as_read(folder, files, label), label or "")
     if isinstance(found, Entry):
-        return dataclasses.replace(found, foreign=True)
+        return dataclasses.replace(found, external=True)
     manifest, results = found
     status = "finished" if results else "running"
     detail = "" if results else "no evaluation of its last iteration"
-    return Entry(folder, status, detail, manifest, results, foreign=True)
+    return Entry(folder, status, detail, manifest, results, external=True)
 
 
 def _as_read(
     folder: Path, files: Mapping[str, os.stat_result], label: str | None
 ) -> tuple[Any, Any]:
-    manifest, results = foreign.read_foreign(folder, files, label)
+    manifest, results = external.read_external(folder, files, label)
     return manifest.as_json(), None if results is None else results.as_json()
 
 
@@ -321,7 +321,7 @@ def _sort_out(entries: list[Entry], found: Collection) -> None:
             found.unfinished.append((entry.path, text))
         elif problem := _problem(entry):
             text = f"{entry.path / RESULTS}: {problem}"
-            if entry.foreign:
+            if entry.external:
                 text = f"{entry.path}: {problem}"
             found.problems.append(f"left out: {text}")
             entry = dataclasses.replace(entry, status="inconsistent", detail=text)
@@ -338,13 +338,13 @@ def _sort_out(entries: list[Entry], found: Collection) -> None:
         elif isinstance(results, (DetectionResults, EvaluationResults)):
             parent, known, by_hash = origins.of(results)
             start = start_of(
-                results.initialisation,
+                results.initialization,
                 entry.stage,
                 manifest.config,
                 origins.manifests[parent] if parent is not None else None,
                 by_hash,
             )
-            run = Run(entry.path, manifest, results, start, parent, known, entry.foreign)
+            run = Run(entry.path, manifest, results, start, parent, known, entry.external)
             runs[entry.stage].append(run)
     found.runs = _without_repeats(with_keys(runs["detection"]), found)
     found.evaluations = _without_repeats(with_keys(runs["evaluation"]), found)
@@ -380,7 +380,7 @@ class _Origins:
             Its folder or None, whether the weights name a pretraining run at all, and whether
             their hash led to it.
         """
-        provenance = results.initialisation.provenance
+        provenance = results.initialization.provenance
         origin = provenance.pretrain_run if provenance is not None else None
         sha, identity = provenance and provenance.source_sha256, origin and origin.id
         parent = self._by_hash.get(sha) if sha else None

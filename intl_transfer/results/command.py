@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.results.arguments import add_arguments
-from intl_transfer.results.told import tell_line
+from intl_transfer.results.terminal import print_timed
 
 if TYPE_CHECKING:
     from intl_transfer.results import Collection, Table
@@ -65,9 +65,9 @@ def _watch(arguments: argparse.Namespace, form: str | None) -> int:
         nonlocal builds
         builds += 1
         build(arguments, form, refresh, cache, builds == 1 or refresh is None)
-        tell_line(f"report {builds} built")
+        print_timed(f"report {builds} built")
 
-    tell_line("watching; Ctrl-C ends it")
+    print_timed("watching; Ctrl-C ends it")
     watch(arguments.runs, rebuild)
     return 0
 
@@ -77,16 +77,16 @@ def build(
     form: str | None,
     refresh: int | None = None,
     cache: Cache | None = None,
-    aloud: bool = True,
+    verbose: bool = True,
 ) -> int:
     """Collects once and writes what was asked for.
 
     Args:
         arguments: of the command line.
         form: of the table; None for a folder with all of them and the report.
-        refresh: seconds after which an open report loads itself anew.
+        refresh: seconds after which an open report loads itself again.
         cache: of the report, kept from one building to the next.
-        aloud: say what was left out.
+        verbose: say what was left out.
 
     Returns:
         The exit status.
@@ -96,7 +96,7 @@ def build(
     labels = dict(map(_label, arguments.label))
     minutes = arguments.stalled_after
     found = collect(arguments.runs, labels, not arguments.no_cache, 60 * minutes)
-    if aloud:
+    if verbose:
         tell(found)
     elif cache is not None:
         tell_counts(found)
@@ -110,7 +110,7 @@ def build(
         from intl_transfer.results.figures import draw_figures
 
         for file in draw_figures(found, tables, arguments.figures, arguments.figure_format):
-            tell_line(f"wrote {file}")
+            print_timed(f"wrote {file}")
     _export(tables, arguments, found)
     if form is None:
         from intl_transfer.results.outputs import write_folder
@@ -134,7 +134,7 @@ def _export(tables: Sequence[Table], arguments: argparse.Namespace, found: Colle
     privacy = _privacy(found, arguments)
     for where in arguments.export:
         done = export(tables, where, privacy.text) if privacy else export(tables, where)
-        tell_line(done)
+        print_timed(done)
 
 
 def _privacy(found: Collection, arguments: argparse.Namespace) -> Privacy | None:
@@ -177,7 +177,7 @@ def tell_counts(found: Collection) -> None:
     if states:
         text = ", ".join(f"{count} {status}" for status, count in states.most_common())
         line = f"{sum(states.values())} run directories: {text}"
-        tell_line(line)
+        print_timed(line)
 
 
 def _tables(found: Collection, arguments: argparse.Namespace) -> list[Table]:
@@ -276,7 +276,7 @@ def _write(
     except OSError as error:
         raise UserError(f"--out {arguments.out} cannot be written: {error.strerror}") from None
     for written in (arguments.out, *beside):
-        tell_line(f"wrote {written}")
+        print_timed(f"wrote {written}")
 
 
 def _label(text: str) -> tuple[str, str]:

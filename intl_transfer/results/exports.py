@@ -66,7 +66,7 @@ def _runs(tables: Sequence[Table], text: Text) -> Iterator[tuple[dict[str, Any],
 
 
 def _name(described: dict[str, Any]) -> str:
-    return f"{described['initialisation']}, {described['dataset']}, seed {described['seed']}"
+    return f"{described['initialization']}, {described['dataset']}, seed {described['seed']}"
 
 
 def _to_mlflow(tables: Sequence[Table], target: str, text: Text) -> str:
@@ -187,7 +187,7 @@ def _to_card(tables: Sequence[Table], target: str, text: Text) -> str:
 
 def _hashes(run: Run) -> set[str]:
     """Of the weights that a run began with, and of what those were converted from."""
-    start = run.results.initialisation
+    start = run.results.initialization
     source = start.provenance.source_sha256 if start.provenance else None
     return {sha for sha in (start.weights_sha256, source) if sha}
 

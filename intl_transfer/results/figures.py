@@ -23,7 +23,7 @@ from intl_transfer.results.rows import Part, Row, Table
 from intl_transfer.results.run import Run, Start
 from intl_transfer.results.series import band, curve, lines_of
 from intl_transfer.results.starts import distinctions, keyed, start_of_pretraining
-from intl_transfer.results.statistics import summarise
+from intl_transfer.results.statistics import summarize
 
 _MOST_ROWS = 6  # of per-class bars, beyond which nothing can be told apart
 _TASK_NAMES = {"voc": "VOC"}
@@ -78,9 +78,7 @@ def draw_table(table: Table) -> dict[str, bytes]:
     """
     rows = [row for row in table.rows if not row.published] + [r for r in table.rows if r.published]
     labels = dict.fromkeys(row.label for row in rows if not row.published)
-    styles = {
-        label: {"color": colour} for label, colour in zip(labels, cycle(COLORS), strict=False)
-    }
+    styles = {label: {"color": color} for label, color in zip(labels, cycle(COLORS), strict=False)}
     files = {}
     with paper_style():
         figure = _bars(table, styles)
@@ -92,13 +90,13 @@ def draw_table(table: Table) -> dict[str, bytes]:
 
 
 def _styles(collection: Collection, tables: Sequence[Table]) -> dict[str, Style]:
-    """A colour and a line for each label, the same in all figures."""
+    """A color and a line for each label, the same in all figures."""
     labels = dict.fromkeys(row.label for table in tables for row in table.rows if not row.published)
     labels |= dict.fromkeys(_pretraining_groups(collection))
     pairs = zip(cycle(COLORS), cycle(LINES), strict=False)
     return {
-        label: {"color": colour, "linestyle": line}
-        for label, (colour, line) in zip(labels, pairs, strict=False)
+        label: {"color": color, "linestyle": line}
+        for label, (color, line) in zip(labels, pairs, strict=False)
     }
 
 
@@ -245,14 +243,14 @@ def _bars(table: Table, styles: dict[str, Style]) -> Figure:
             summary = row.figures.get(column)
             if summary is None:
                 continue
-            colour = styles[row.label]["color"] if not row.published else "#bbbbbb"
+            color = styles[row.label]["color"] if not row.published else "#bbbbbb"
             axes.barh(
                 place,
                 summary.mean,
                 0.7,
-                color=colour,
+                color=color,
                 hatch="///" * row.published,
-                edgecolor="white" if row.published else colour,
+                edgecolor="white" if row.published else color,
                 xerr=summary.std,
                 error_kw={"lw": 0.8, "capsize": 2},
             )
@@ -297,7 +295,7 @@ def _classes(
     height = 0.8 / len(shown)
     figure, axes = _new(COLUMN, 0.6 + len(classes) * max(0.16, 0.07 * len(shown)))
     for index, label in enumerate(shown):
-        summaries = [summarise(figures[name].get(label, [])) for name in classes]
+        summaries = [summarize(figures[name].get(label, [])) for name in classes]
         places = np.arange(len(classes))[::-1] + 0.4 - height * (index + 0.5)
         spreads = [summary.std or 0 if summary else 0 for summary in summaries]
         axes.barh(

@@ -59,7 +59,7 @@ class Line:
         n: number of runs, as text.
         cells: one a figure column.
         published: from the literature.
-        foreign: from others' Detectron2 folders.
+        external: from others' Detectron2 folders.
         baseline: what the others are tested against.
         notes: numbers of its footnotes.
         source: of a published row, and ``cite``, its key in published.bib.
@@ -74,7 +74,7 @@ class Line:
     n: str
     cells: tuple[Cell, ...]
     published: bool = False
-    foreign: bool = False
+    external: bool = False
     baseline: bool = False
     notes: tuple[int, ...] = ()
     source: str = ""
@@ -86,7 +86,7 @@ class Line:
     @property
     def name(self) -> str:
         """The method, and what it is beyond a measured row."""
-        kinds = (["foreign"] if self.foreign else []) + (["baseline"] if self.baseline else [])
+        kinds = (["external"] if self.external else []) + (["baseline"] if self.baseline else [])
         return f"{self.method} ({', '.join(kinds)})" if kinds else self.method
 
 
@@ -119,7 +119,7 @@ class Grid:
     @property
     def leading(self) -> list[str]:
         """Headings of the columns before the figures."""
-        return [name for name in ("initialisation", "pretraining", "n") if name not in self.hide]
+        return [name for name in ("initialization", "pretraining", "n") if name not in self.hide]
 
     @property
     def headings(self) -> list[str]:
@@ -173,7 +173,7 @@ def _line(table: Table, row: Row, notes: list[str], precision: int, spread: Spre
         table.count(row),
         tuple(_cell(table, row, column, precision, spread) for column in table.columns()),
         row.published,
-        row.foreign,
+        row.external,
         row.baseline,
         tuple(numbers),
         clean(row.source),

@@ -153,7 +153,7 @@ def _notes_kept(grid: Grid) -> dict[int, int]:
 def _width(grid: Grid, beside: Sequence[bool]) -> float:
     """About how wide a table is, in points."""
     texts = {
-        "initialisation": [f"{line.name} [9]{',' * len(line.notes)}" for line in grid.lines],
+        "initialization": [f"{line.name} [9]{',' * len(line.notes)}" for line in grid.lines],
         "pretraining": [line.detail for line in grid.lines],
         "n": [line.n for line in grid.lines],
     }
@@ -230,13 +230,13 @@ def _row(grid: Grid, line: Line, beside: Sequence[bool], kept: dict[int, int]) -
     if numbers := [str(n) for n in sorted(kept[k] for k in line.notes if k in kept)]:
         name += rf"\textsuperscript{{{','.join(numbers)}}}"
     leading = {
-        "initialisation": name,
+        "initialization": name,
         "pretraining": escape_latex(line.detail),
         "n": escape_latex(line.n),
     }
     # A row that begins with a bracket would be read as an argument of the \\ before it.
     first = f"{{}}{name}" if name.startswith(("[", "*")) else name
-    leading["initialisation"] = first
+    leading["initialization"] = first
     figures = [
         text
         for cell, further in zip(line.cells, beside, strict=True)

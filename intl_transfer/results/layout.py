@@ -1,4 +1,4 @@
-"""One row a method across data sets, and published rows beside what they may be compared with."""
+"""One row per method across data sets, and published rows beside what they may be compared with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from intl_transfer.results.blocks import NORM, deviations, norm_of, rank
+from intl_transfer.results.grouping import NORM, deviations, norm_of, rank
 from intl_transfer.results.published import (
     PublishedRow,
     published_detection,
@@ -143,7 +143,7 @@ def _merged(one: Row, other: Row) -> Row:
         n=max(one.n, other.n),
         notes=tuple(dict.fromkeys(one.notes + other.notes)),
         runs=one.runs + other.runs,
-        foreign=one.foreign or other.foreign,
+        external=one.external or other.external,
         baseline=one.baseline or other.baseline,
         marks=one.marks | other.marks,
         each=one.each | other.each,

@@ -19,7 +19,7 @@ COLUMNS: dict[str, str] = {
     "dataset": "string",
     "architecture": "string",
     "schedule": "string",
-    "initialisation": "string",
+    "initialization": "string",
     "pretraining": "string",
     "source": "string",
     "task": "string",
@@ -50,7 +50,7 @@ def records(
     for table in tables:
         for row in table.rows:
             for column in row.figures:
-                for own in _measured(row, column) if row.each else _summarised(row, column):
+                for own in _measured(row, column) if row.each else _summarized(row, column):
                     found = {**_described(table, row, column), **own}
                     yield {
                         key: text(value) if isinstance(value, str) else value
@@ -66,9 +66,9 @@ def _described(table: Table, row: Row, column: Column) -> dict[str, Any]:
         "dataset": table.dataset_of(column[0]),
         "architecture": part.architecture,
         "schedule": part.schedule,
-        "initialisation": row.name,
+        "initialization": row.name,
         "pretraining": row.detail,
-        "source": row.source if row.published else "external" if row.foreign else "measured",
+        "source": row.source if row.published else "external" if row.external else "measured",
         "task": column[0],
         "metric": column[1],
         "notes": "; ".join(row.notes),
@@ -88,12 +88,12 @@ def _of_run(run: Run) -> dict[str, Any]:
         "pretraining_seed": run.start.unit_seed,
         "run": str(run.path),
         "run_id": run.manifest.id or None,
-        "weights_sha256": run.results.initialisation.weights_sha256,
+        "weights_sha256": run.results.initialization.weights_sha256,
         "pretraining_run": str(run.parent) if run.parent else None,
     }
 
 
-def _summarised(row: Row, column: Column) -> Iterator[dict[str, Any]]:
+def _summarized(row: Row, column: Column) -> Iterator[dict[str, Any]]:
     summary = row.figures[column]
     yield {"value": summary.mean, "std": summary.std, "n": summary.n or None}
 

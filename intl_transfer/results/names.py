@@ -49,7 +49,7 @@ def _identities(row: Row) -> set[str]:
     """Ids, folders and hashes that lead to a row: of its runs, weights and pretrainings."""
     found: set[str] = set()
     for run in row.runs:
-        start = run.results.initialisation
+        start = run.results.initialization
         origin = start.provenance and start.provenance.pretrain_run
         found |= {
             run.manifest.id,

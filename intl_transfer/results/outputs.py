@@ -11,7 +11,7 @@ from intl_transfer.results.collect import Collection
 from intl_transfer.results.published import bibliography
 from intl_transfer.results.render import FORMS, render
 from intl_transfer.results.rows import Table
-from intl_transfer.results.told import tell_line
+from intl_transfer.results.terminal import print_timed
 from intl_transfer.runs import write_atomically
 from intl_transfer.runs.private import Privacy
 
@@ -52,7 +52,7 @@ def write_folder(
         tables: made of it.
         folder: where to; made if absent.
         rendering: keywords for :func:`intl_transfer.results.render`.
-        refresh: seconds after which an open report loads itself anew; None: never.
+        refresh: seconds after which an open report loads itself again; None: never.
         cache: of the report, kept from one writing to the next.
         privacy: takes out what tells of machines and people; None leaves it in.
 
@@ -83,5 +83,5 @@ def write_folder(
     names = ", ".join(file.name for file in files[:-1])
     rows = sum(len(table.rows) for table in tables)
     counts = f"{len(tables)} tables, {rows} rows"
-    tell_line(f"wrote {files[-1]} ({counts}), and beside it {names}")
+    print_timed(f"wrote {files[-1]} ({counts}), and beside it {names}")
     return files

@@ -34,7 +34,7 @@ class Entry:
         detail: why, in words; "" where there is nothing to say.
         manifest: its manifest, or None where that cannot be read.
         results: its results, or None where there are none.
-        foreign: True for what was not written by this project.
+        external: True for what was not written by this project.
     """
 
     path: Path
@@ -42,7 +42,7 @@ class Entry:
     detail: str = ""
     manifest: Manifest | None = field(default=None, repr=False)
     results: AnyResults | None = field(default=None, repr=False)
-    foreign: bool = False
+    external: bool = False
 
     @cached_property
     def manifest_json(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.results.grid import Grid, Line, Spread, make_grid
 from intl_transfer.results.latex import Float, LatexOptions, latex
 from intl_transfer.results.longform import as_long_csv
-from intl_transfer.results.machine import as_csv, as_json
+from intl_transfer.results.machine_readable import as_csv, as_json
 from intl_transfer.results.rows import Table
 
 #: Forms, and the suffix of a file in each.
@@ -90,7 +90,7 @@ def escape_markdown(text: str) -> str:
 
 
 def _cells(grid: Grid, line: Line, name: str, figures: Sequence[str], detail: str) -> list[str]:
-    leading = {"initialisation": name, "pretraining": detail, "n": line.n}
+    leading = {"initialization": name, "pretraining": detail, "n": line.n}
     return [*(leading[key] for key in grid.leading), *figures]
 
 

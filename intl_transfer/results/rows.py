@@ -37,14 +37,14 @@ class Row:
     """One line of a table.
 
     Attributes:
-        method: the initialisation.
+        method: the initialization.
         detail: of its pretraining.
         figures: by (task, metric), in %.
         n: number of repetitions; 0 where a published row does not say.
         published: True for a row from the literature.
         notes: footnotes.
         runs: the runs behind a measured row.
-        foreign: True for a row from Detectron2 folders that others' scripts wrote.
+        external: True for a row from Detectron2 folders that others' scripts wrote.
         baseline: True for the row that the others are tested against.
         marks: by (task, metric), where there is something to mark.
         words: what tells it from other rows of the method, or "".
@@ -64,7 +64,7 @@ class Row:
     published: bool = False
     notes: tuple[str, ...] = ()
     runs: tuple[Run, ...] = ()
-    foreign: bool = False
+    external: bool = False
     baseline: bool = False
     marks: dict[Column, Mark] = field(default_factory=dict)
     words: str = ""
@@ -106,7 +106,7 @@ class Part:
         iterations: of the schedule.
         batch: size.
         lr: base learning rate, or ``chosen for each row``.
-        further: settings beyond these in which it differs from its neighbours, or "".
+        further: settings beyond these in which it differs from its neighbors, or "".
         standard: False where these are known not to be those of the MoCo protocol.
         labels: the share of the training images whose labels were used (``10 %``); "" for all.
     """

@@ -60,7 +60,7 @@ class Run:
         start: what it began from.
         parent: directory of the pretraining run behind it, if that was found.
         parent_known: whether its weights name a pretraining run of this project.
-        foreign: True for what was not written by this project.
+        external: True for what was not written by this project.
     """
 
     path: Path
@@ -69,7 +69,7 @@ class Run:
     start: Start = field(default_factory=lambda: Start("pretrained", "unknown"))
     parent: Path | None = None
     parent_known: bool = False
-    foreign: bool = False
+    external: bool = False
 
     @property
     def comparable(self) -> tuple[str, ...]:

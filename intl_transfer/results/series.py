@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from intl_transfer.results.foreign import METRICS_JSON
+from intl_transfer.results.external import METRICS_JSON
 from intl_transfer.runs.metrics import METRICS, read_metrics
 
 Points = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -73,7 +73,7 @@ def band(curves: Sequence[Points]) -> Band:
     """Mean and range of several curves, in at most 200 points.
 
     Where the curves have few positions altogether (evaluations), each stands for itself; else
-    neighbouring ones are averaged within each curve first.
+    neighboring ones are averaged within each curve first.
 
     Args:
         curves: at least one.
@@ -81,17 +81,17 @@ def band(curves: Sequence[Points]) -> Band:
     positions = np.unique(np.concatenate([x for x, _ in curves]))
     if len(positions) > _MOST_POINTS:
         edges = np.linspace(positions[0], positions[-1], _MOST_POINTS + 1)
-        centres = (edges[:-1] + edges[1:]) / 2
+        centers = (edges[:-1] + edges[1:]) / 2
         values = np.stack([_binned(x, y, edges) for x, y in curves])
     else:
-        centres = positions
+        centers = positions
         values = np.full((len(curves), len(positions)), np.nan)
         for row, (x, y) in zip(values, curves, strict=True):
             row[np.searchsorted(positions, x)] = y
     filled = ~np.isnan(values).all(axis=0)
     values = values[:, filled]
     return Band(
-        centres[filled],
+        centers[filled],
         np.nanmean(values, axis=0),
         np.nanmin(values, axis=0),
         np.nanmax(values, axis=0),

@@ -18,7 +18,7 @@ from intl_transfer.runs.changes import changed_midway
 from intl_transfer.runs.controls import in_words
 from intl_transfer.runs.private import portable
 from intl_transfer.runs.records import (
-    Initialisation,
+    Initialization,
     Manifest,
     PretrainResults,
     PretrainRun,
@@ -43,7 +43,7 @@ STATED = (
 
 
 def start_of(
-    initialisation: Initialisation,
+    initialization: Initialization,
     stage: str,
     config: Mapping[str, Any],
     parent: Manifest | None = None,
@@ -52,28 +52,28 @@ def start_of(
     """What the results of one run say of its start, and what decided that.
 
     Args:
-        initialisation: of its results.
+        initialization: of its results.
         stage: of the run.
         config: of the run; some of its settings belong to the weights.
         parent: of the pretraining run behind it, where that was found.
         by_hash: whether the weights' hash led to it; a run that is known by its id alone may have
             gone on since.
     """
-    provenance = initialisation.provenance or Provenance()
+    provenance = initialization.provenance or Provenance()
     origin = provenance.pretrain_run or PretrainRun()
     settings = select(stage, config, "weights")
     controls = {key: value for key, value in select(stage, config, "control").items() if value}
     settings |= controls
     control = in_words(controls)
-    settings |= below("pixels", initialisation.pixels or {})
-    method = initialisation.method or "unknown"
-    weights = provenance.source_sha256 or initialisation.weights_sha256
+    settings |= below("pixels", initialization.pixels or {})
+    method = initialization.method or "unknown"
+    weights = provenance.source_sha256 or initialization.weights_sha256
     notes: tuple[str, ...] = ()
     made = portable(origin.settings or {})
     if parent is not None:
         theirs = settings_of_pretraining(parent)
         made = made | theirs if by_hash else theirs | made
-    if initialisation.kind != "random":
+    if initialization.kind != "random":
         branch = provenance.branch or "online"
         settings |= {"branch": branch}
         if made:
@@ -87,27 +87,27 @@ def start_of(
             settings |= below("pretraining", stated)
             notes = (STATED,)
         else:
-            settings["weights"] = weights or initialisation.detail or "not stated"
+            settings["weights"] = weights or initialization.detail or "not stated"
     return Start(
-        initialisation.kind,
+        initialization.kind,
         f"control: {control} ({method})" if control else method,
-        _detail(initialisation, provenance, origin, bool(made)),
+        _detail(initialization, provenance, origin, bool(made)),
         settings,
         label=provenance.label,
         word=_word(provenance, origin),
-        unit=None if initialisation.kind == "random" else weights,
+        unit=None if initialization.kind == "random" else weights,
         unit_seed=origin.seed if origin.seed is not None else parent.seed if parent else None,
         notes=notes,
         control=control,
     )
 
 
-def initialisation_of(manifest: Manifest, results: PretrainResults) -> Initialisation:
+def initialization_of(manifest: Manifest, results: PretrainResults) -> Initialization:
     """What would be said of a run that began from a pretraining run's backbone."""
     described = PretrainRun(
         config_name=manifest.config_name, epochs=results.epochs, dataset=results.dataset
     )
-    return Initialisation(
+    return Initialization(
         kind="pretrained",
         method=results.method,
         weights_sha256=results.backbone_sha256,
@@ -117,7 +117,7 @@ def initialisation_of(manifest: Manifest, results: PretrainResults) -> Initialis
 
 def start_of_pretraining(manifest: Manifest, results: PretrainResults) -> Start:
     """A pretraining run as a start; what is repeated is the run itself, by its own seed."""
-    start = start_of(initialisation_of(manifest, results), "pretrain", {}, manifest)
+    start = start_of(initialization_of(manifest, results), "pretrain", {}, manifest)
     return dataclasses.replace(start, unit=None)
 
 
@@ -138,17 +138,17 @@ def _word(provenance: Provenance, origin: PretrainRun) -> str:
 
 
 def _detail(
-    initialisation: Initialisation, provenance: Provenance, origin: PretrainRun, is_known: bool
+    initialization: Initialization, provenance: Provenance, origin: PretrainRun, is_known: bool
 ) -> str:
-    if initialisation.detail:
-        return initialisation.detail
+    if initialization.detail:
+        return initialization.detail
     if origin.model_fields_set:
         return f"{origin.config_name}, {origin.epochs} ep, {origin.dataset}"
-    if initialisation.kind == "random" or is_known:
+    if initialization.kind == "random" or is_known:
         return ""
     # Without a name, different weights are different rows.
     stem = Path(provenance.source_path or "").name.split(".")[0]
-    return stem or f"weights {str(initialisation.weights_sha256)[:8]}"
+    return stem or f"weights {str(initialization.weights_sha256)[:8]}"
 
 
 def keyed(starts: Sequence[Start]) -> list[Start]:
@@ -176,10 +176,10 @@ def keyed(starts: Sequence[Start]) -> list[Start]:
 def with_keys(runs: Sequence[Run]) -> list[Run]:
     """The runs, their starts as :func:`keyed` gives them; what others made stays apart."""
     made: dict[int, Run] = {}
-    for foreign in (False, True):
-        places = [index for index, run in enumerate(runs) if run.foreign == foreign]
+    for external in (False, True):
+        places = [index for index, run in enumerate(runs) if run.external == external]
         for index, start in zip(places, keyed([runs[i].start for i in places]), strict=True):
-            key = f"{start.key} foreign" if foreign else start.key
+            key = f"{start.key} external" if external else start.key
             start = dataclasses.replace(start, key=key)
             made[index] = dataclasses.replace(runs[index], start=start)
     return [made[index] for index in range(len(runs))]

@@ -119,7 +119,7 @@ class Comparison:
         return self.p_holm is not None and self.p_holm <= alpha
 
 
-def summarise(values: Sequence[float | None], seeds: Sequence[int] | None = None) -> Summary | None:
+def summarize(values: Sequence[float | None], seeds: Sequence[int] | None = None) -> Summary | None:
     """Mean, sample standard deviation and number of the values that exist.
 
     Args:
@@ -145,7 +145,7 @@ def summarise(values: Sequence[float | None], seeds: Sequence[int] | None = None
     return Summary(mean, math.sqrt(variance), len(present), present, kept)
 
 
-def summarise_pretrainings(
+def summarize_pretrainings(
     runs: Sequence[tuple[str, int | None, float | None]],
 ) -> Summary | None:
     """Mean of each pretraining's mean; the pretraining is what is repeated.
@@ -164,7 +164,7 @@ def summarise_pretrainings(
             seeds[name] = seed
     means = [math.fsum(found) / len(found) for found in values.values()]
     known = [seed for seed in seeds.values() if seed is not None]
-    summary = summarise(means, known if len(known) == len(means) else ())
+    summary = summarize(means, known if len(known) == len(means) else ())
     if summary is None:
         return None
     return dataclasses.replace(summary, each=tuple(len(found) for found in values.values()))

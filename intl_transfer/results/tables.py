@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from intl_transfer.results.blocks import LrSelection, measured_tables
-from intl_transfer.results.choosing import (
+from intl_transfer.results.classification import classification_tables
+from intl_transfer.results.collect import Collection, paused_collector
+from intl_transfer.results.filters import (
     choose_columns,
     choose_rows,
     choose_tasks,
@@ -15,8 +16,7 @@ from intl_transfer.results.choosing import (
     nothing_fits,
     sort_rows,
 )
-from intl_transfer.results.classification import classification_tables
-from intl_transfer.results.collect import Collection, paused_collector
+from intl_transfer.results.grouping import LrSelection, measured_tables
 from intl_transfer.results.layout import Layout, join, most_standard_first, with_published
 from intl_transfer.results.names import Naming, name_rows
 from intl_transfer.results.rows import Column, Figures, Mark, Part, Row, Table
@@ -33,7 +33,7 @@ class TableOptions:
     """How tables are made.
 
     Attributes:
-        layout: ``paper``, one row a method across data sets; ``dataset``, a table for each.
+        layout: ``paper``, one row per method across data sets; ``dataset``, a table for each.
         lr_selection: ``separate``, a table for each learning rate; ``best``, each row at its best.
         baseline: the row to test the others against.
         test: ``auto``, ``paired`` or ``welch``.

@@ -9,7 +9,7 @@ from pathlib import Path
 from intl_transfer.errors import UserError
 from intl_transfer.results.grid import Spread, make_grid
 from intl_transfer.results.latex_text import escape_latex
-from intl_transfer.results.machine import as_json
+from intl_transfer.results.machine_readable import as_json
 from intl_transfer.results.render import escape_markdown
 from intl_transfer.results.rows import Table
 

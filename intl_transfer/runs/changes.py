@@ -55,7 +55,7 @@ def changes_of(
 def as_begun(folder: str | Path, stage: str) -> dict[str, Any]:
     """The settings that a run directory's earlier session was made without, as it had them.
 
-    A run that was begun before a key existed goes on as it began, whatever the key's default is
+    A run that was begun before a key existed continues as it began, whatever the key's default is
     now: these values are :func:`~intl_transfer.runs.config.load_config`'s ``defaults``.
 
     Args:
@@ -134,7 +134,7 @@ class Continuation:
         config: the resolved configuration, nested.
         inputs: the files that the run begins from, as for the manifest.
         images: what the sets of images hold, by name, where that is known already.
-        allow: whether the run may go on with other settings or images.
+        allow: whether the run may continue with other settings or images.
 
     Attributes:
         exists: whether there was an earlier session.
@@ -172,7 +172,7 @@ class Continuation:
         if self.changes and not self._allow:
             raise UserError(
                 f"{self._folder} holds a run with other settings ({in_lines(self.changes)}). Give "
-                "another directory with --output-dir DIR, or go on with the new settings by "
+                "another directory with --output-dir DIR, or continue with the new settings by "
                 "--allow-config-change"
             )
 

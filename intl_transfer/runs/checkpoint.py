@@ -36,7 +36,7 @@ class CheckpointNotWrittenError(Exception):
 
 
 def checkpoint_path(folder: str | Path, step: int) -> Path:
-    """Where the checkpoint taken after ``step`` optimiser steps lies."""
+    """Where the checkpoint taken after ``step`` optimizer steps lies."""
     return Path(folder) / f"step_{step:08d}.pt"
 
 
@@ -51,7 +51,7 @@ def save_checkpoint(
 
     Args:
         folder: the run's ``checkpoints`` folder; made if absent.
-        step: number of optimiser steps taken.
+        step: number of optimizer steps taken.
         state: tensors, numbers, strings, lists and dictionaries only, so that it can be read
             with ``weights_only=True``.
         keep: how many checkpoints stay, milestones aside.
@@ -90,13 +90,13 @@ def try_to_save(
     existing: Callable[[], Sequence[Path]],
     is_needed: bool = False,
 ) -> bool:
-    """Writes a checkpoint; where that fails (a full disk), the run goes on with those that it has.
+    """Writes a checkpoint; where that fails (a full disk), the run continues with those that it has.
 
     Args:
         run: whose manifest counts checkpoints that were not written.
         save: writes it.
         existing: the run's checkpoints, the newest first, for the warning.
-        is_needed: whether the run cannot go on without.
+        is_needed: whether the run cannot continue without.
 
     Returns:
         Whether it was written.
@@ -113,7 +113,7 @@ def try_to_save(
             raise (error.__cause__ or error) from None
         older = existing()
         has = f"the newest is {older[0].name}" if older else "there is none yet"
-        print(f"warning: {error}; the run goes on, {has}", file=sys.stderr, flush=True)
+        print(f"warning: {error}; the run continues, {has}", file=sys.stderr, flush=True)
         return False
     if run is not None:
         run.save_succeeded()
@@ -187,7 +187,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} was written with schema {schema}, this version reads up to {SCHEMA}; "
             "upgrade intl-transfer"
         )
-    require_finite(_trained(value), f"{path} is not whole", "; training cannot go on from it")
+    require_finite(_trained(value), f"{path} is not whole", "; training cannot continue from it")
     return value
 
 
@@ -215,7 +215,7 @@ def take_newest(
 
     One rank looks, all take the same file: on a shared disk others may see less. A file that any
     rank cannot take is named in a warning, and the one before it is tried. Whatever ``take``
-    changes has to be set anew by the next file.
+    changes has to be set again by the next file.
 
     Args:
         paths: newest first; those of global rank 0 count.
@@ -251,7 +251,7 @@ def take_newest(
         return None
     raise UserError(
         f"none of the {len(names)} checkpoints in {folder} can be read and is whole ({first}); "
-        "move the folder away to start the run anew"
+        "move the folder away to start the run again"
     )
 
 

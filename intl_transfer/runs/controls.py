@@ -3,7 +3,7 @@
 A benchmark measures something only if its scores fall when there is nothing to be measured. Three
 things can be taken from an evaluation, and each run of that kind is a row of its own in tables:
 
-- the labels: names of the training objects are dealt out anew, so that pictures say nothing of
+- the labels: names of the training objects are shuffled, so that pictures say nothing of
   them. What is left is what can be scored without looking: the commonest class, or a detector's
   boxes under names drawn at random.
 - the pictures, of training and tests: each channel becomes ``(1 - a) x + a u`` with ``u`` uniform
@@ -36,7 +36,7 @@ class ControlConfig:
     """What is taken from an evaluation; nothing, of an ordinary one.
 
     Attributes:
-        shuffle_labels: deal the training labels out anew, by the seed of the run.
+        shuffle_labels: shuffle the training labels, by the seed of the run.
         noise: share of every picture that is noise, 0 to 1.
         permute_weights: put the elements of each layer's weights in another order, by that seed.
     """

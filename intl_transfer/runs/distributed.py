@@ -118,7 +118,7 @@ def process_group(device: str = "auto", timeout_minutes: float = 30) -> Iterator
             dist.destroy_process_group()
 
 
-def parallelise(
+def parallelize(
     module: nn.Module, ranks: Ranks, share_buffers: bool, static: bool = False
 ) -> DistributedDataParallel:
     """Wraps a module so that its gradients are averaged over ranks.

@@ -31,7 +31,7 @@ def all_finite(tensors: Iterable[Tensor]) -> Tensor:
     """Whether every number is finite, without waiting for the device.
 
     One look at the norm of each tensor: numbers whose squares overflow count as infinite, since no
-    training goes on from them.
+    training continues from them.
 
     Args:
         tensors: of any shapes; integers are finite, as are tensors without elements.

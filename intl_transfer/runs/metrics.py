@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: a JSON object a line, appended while a run goes on.
+"""``metrics.jsonl``: a JSON object per line, appended while a run is in progress.
 
 Detectron2's own ``metrics.json`` has the same form.
 """
@@ -62,7 +62,7 @@ def read_lines(
         if not file.is_file() or file.stat().st_size > LARGEST_BYTES:
             return  # absent, or a pipe, which would be waited for
         data = file.read_bytes() if tail_bytes is None else end_of(file, tail_bytes)
-    except OSError:  # a folder that is being synchronised
+    except OSError:  # a folder that is being synchronized
         return
     lines = data.splitlines()
     every = max(1, len(lines) // most) if most is not None else 1

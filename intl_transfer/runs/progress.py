@@ -49,7 +49,7 @@ class Progress:
         return time.perf_counter() - self._shown >= self._every
 
     def rate(self, step: int) -> float:
-        """Steps a second over the last minute or so."""
+        """Steps per second over the last minute or so."""
         now = time.perf_counter()
         self._window.append((now, step))
         while len(self._window) > 2 and now - self._window[1][0] > 60:

@@ -285,7 +285,7 @@ class Manifest(Record):
     """Why the last one was not; null where a later one was written."""
 
 
-class Initialisation(Record):
+class Initialization(Record):
     """What a network began with."""
 
     kind: str = "pretrained"
@@ -354,7 +354,7 @@ class Schedule(Record):
     iterations: int | None = None
     """Of the training."""
     batch_size: int | None = None
-    """Images a batch, all processes together."""
+    """Images per batch, all processes together."""
     base_lr: float | None = None
     """Learning rate."""
 
@@ -368,7 +368,7 @@ class Detector(Record):
     """Names of the classes, in the order of its outputs."""
     architecture: Architecture
     """What it is."""
-    initialisation: Initialisation
+    initialization: Initialization
     """What it began with."""
     train: list[str] = Field(default_factory=list)
     """Names of the sets that it was trained on."""
@@ -429,7 +429,7 @@ class PretrainResults(Results):
     final_loss: float | None = None
     """Of the last step."""
     knn_accuracy: _Percentage | None = None
-    """Of k nearest neighbours, in %, where it was asked for."""
+    """Of k nearest neighbors, in %, where it was asked for."""
     backbone_file: str | None = None
     """The exported backbone."""
     backbone_sha256: str | None = None
@@ -445,7 +445,7 @@ class DetectionResults(Results):
     """What was tested on."""
     architecture: Architecture
     """The network."""
-    initialisation: Initialisation
+    initialization: Initialization
     """What it began with."""
     metrics: dict[str, dict[str, Any]]
     """By task (`box`, `mask`, `voc`, or any other), metrics in % by name, higher is better;
@@ -476,7 +476,7 @@ class EvaluationResults(Results):
     """What was tested on."""
     architecture: Architecture
     """The network."""
-    initialisation: Initialisation
+    initialization: Initialization
     """What it began with."""
     metrics: dict[str, float | None]
     """In %, higher is better: `top1`, `top5`, …."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-#: Images a batch of all of them.
+#: Images per batch of all of them.
 BATCH = 16
 # (family of data sets, iterations, iterations at which the learning rate drops): name
 _PUBLISHED: dict[tuple[str, int, tuple[int, ...]], str] = {
@@ -21,7 +21,7 @@ def schedule_name(dataset: str, iterations: int, steps: Sequence[int], batch: in
         dataset: that is trained on.
         iterations: of the training.
         steps: at which the learning rate drops.
-        batch: images a batch.
+        batch: images per batch.
 
     Returns:
         ``1x``, ``2x`` or ``24k`` where data set, iterations, steps and batch are the published

@@ -73,13 +73,13 @@ _GIVING_UP = "says when a run gives up; unreadable images are counted in the res
 _ROUNDING = "where and in which order the same arithmetic is done: rounding alone"
 _SAVING = "when checkpoints are taken and which stay; a resumed run is the uninterrupted one"
 _SESSION = "ends a session, not the run"
-_TELLING = "what is reported while a run goes on"
-_MONITOR = "k nearest neighbours beside the training: changes no weight; decides the k-NN figure"
-_KNN_ONLY = "nearest neighbours learn nothing"
+_TELLING = "what is reported while a run is in progress"
+_MONITOR = "k nearest neighbors beside the training: changes no weight; decides the k-NN figure"
+_KNN_ONLY = "nearest neighbors learn nothing"
 _CONTROL = "makes a control of the run, which is a row of its own kind beside the others"
 _ALL_LABELS = "draws nothing where all labels are used"
 
-#: By stage, what is known not to decide. ``neighbours`` is the k-NN figure that pretraining
+#: By stage, what is known not to decide. ``neighbors`` is the k-NN figure that pretraining
 #: measures on its way, decided by the keys below ``knn``.
 RULES: dict[str, tuple[Rule, ...]] = {
     "pretrain": (
@@ -90,7 +90,12 @@ RULES: dict[str, tuple[Rule, ...]] = {
         *_free(_GIVING_UP, "data.max_unreadable", "engine.nonfinite_steps"),
         *_free(
             _ROUNDING,
-            *("engine.device", "engine.channels_last", "engine.compile", "engine.recompute"),
+            *(
+                "engine.device",
+                "engine.channels_last",
+                "engine.compile",
+                "engine.activation_checkpointing",
+            ),
             *("engine.lockstep", "engine.threads"),
         ),
         *_free(
@@ -108,7 +113,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             _MONITOR, "knn.epochs", "knn.train", "knn.test", "knn.k", "knn.size", "knn.crop_pct"
         ),
     ),
-    "neighbours": (
+    "neighbors": (
         *_free("how often it is measured; the last one counts", "epochs"),
         *_free(_CONTENT, "train", "test"),
     ),
@@ -133,7 +138,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
             *("optim.*", "data.augment", "data.scale_min"),
             when=("kind", ("knn",)),
         ),
-        *_free("counts for nearest neighbours only", "k", when=("kind", ("linear", "semi"))),
+        *_free("counts for nearest neighbors only", "k", when=("kind", ("linear", "semi"))),
     ),
     "detection": (
         Rule("SEED", "seed", "repeats the experiment"),
@@ -163,7 +168,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
 }
 
 #: By stage, what a configuration that lacks a key has done: keys that came later, with the value
-#: that is the earlier behaviour.
+#: that is the earlier behavior.
 IMPLIED: dict[str, dict[str, Any]] = {
     "pretrain": {
         "data.normalize": "imagenet",
@@ -181,7 +186,7 @@ IMPLIED: dict[str, dict[str, Any]] = {
         "control.noise": 0.0,
         "control.permute_weights": False,
     },
-    "neighbours": {"crop_pct": 0.875},
+    "neighbors": {"crop_pct": 0.875},
     "detection": {
         "DATASETS.LABELS.FRACTION": 1.0,
         "DATASETS.LABELS.SEED": 0,

@@ -1,4 +1,4 @@
-"""What every spectral transformation shares: axes, checks of the input, precision, centring."""
+"""What every spectral transformation shares: axes, checks of the input, precision, centering."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_embedding(z: Tensor, name: str = "z") -> None:
 def check_spread(rows: int, width: int, axis: str) -> None:
     """Raises unless a batch of ``rows`` x ``width`` has a variance along ``axis``.
 
-    The channel axis needs two channels, the batch axis two samples: centring one alone leaves
+    The channel axis needs two channels, the batch axis two samples: centering one alone leaves
     nothing.
     """
     check_axis(axis)
@@ -111,16 +111,16 @@ def at_least_float32(z: Tensor) -> Tensor:
     return z.float() if z.dtype.itemsize < 4 else z
 
 
-def centre(z: Tensor, axis: Axis) -> Tensor:
+def center(z: Tensor, axis: Axis) -> Tensor:
     """Subtracts the mean along the axis over which the covariance is taken.
 
     Args:
         z: embeddings, shape (..., N, d).
-        axis: ``"channel"`` centres each sample over its d channels, ``"batch"`` each channel
+        axis: ``"channel"`` centers each sample over its d channels, ``"batch"`` each channel
             over the N samples.
 
     Returns:
-        The centred embeddings, same shape.
+        The centered embeddings, same shape.
     """
     return z - z.mean(dim=-1 if axis == "channel" else -2, keepdim=True)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from intl_transfer.spectral.common import (
     Axis,
     at_least_float32,
-    centre,
+    center,
     check_axis,
     check_embedding,
     check_iterations,
@@ -37,11 +37,11 @@ def spectrum(z: Tensor, axis: Axis = "channel") -> Tensor:
 
     Args:
         z: embeddings, shape (..., N, d).
-        axis: ``"channel"`` (N x N, each sample centred) or ``"batch"`` (d x d, each channel
-            centred). Both are taken from the smaller Gram matrix.
+        axis: ``"channel"`` (N x N, each sample centered) or ``"batch"`` (d x d, each channel
+            centered). Both are taken from the smaller Gram matrix.
 
     Returns:
-        The largest eigenvalues, float64, none below zero: as many as centring leaves, shape
+        The largest eigenvalues, float64, none below zero: as many as centering leaves, shape
         (..., min(N, d - 1)) on the channel axis and (..., min(N - 1, d)) on the batch axis. The
         others are zero of any batch, however healthy, and are left out.
 
@@ -57,20 +57,20 @@ def spectrum(z: Tensor, axis: Axis = "channel") -> Tensor:
     """
     check_embedding(z)
     check_spread(z.shape[-2], z.shape[-1], axis)
-    centred = centre(z.double(), axis)
-    values: Tensor = torch.linalg.eigvalsh(_covariance(centred, axis))
+    centered = center(z.double(), axis)
+    values: Tensor = torch.linalg.eigvalsh(_covariance(centered, axis))
     return values.flip(-1).clamp_min(0)[..., : directions(z.shape[-2], z.shape[-1], axis)]
 
 
 def directions(rows: int, width: int, axis: Axis) -> int:
-    """How many directions centring leaves of N x d embeddings: the rank of a healthy batch."""
+    """How many directions centering leaves of N x d embeddings: the rank of a healthy batch."""
     return min(rows, width - 1) if axis == "channel" else min(rows - 1, width)
 
 
-def _covariance(centred: Tensor, axis: Axis) -> Tensor:
+def _covariance(centered: Tensor, axis: Axis) -> Tensor:
     """Of float64 rows (..., N, d), on the smaller side."""
-    small = centred if centred.shape[-2] <= centred.shape[-1] else centred.mT
-    covariance = self_product(small) / degrees_of_freedom(centred, axis)
+    small = centered if centered.shape[-2] <= centered.shape[-1] else centered.mT
+    covariance = self_product(small) / degrees_of_freedom(centered, axis)
     finite(covariance.diagonal(dim1=-2, dim2=-1).sum(-1))
     return covariance
 
@@ -79,7 +79,7 @@ def condition_indicator(values: Tensor) -> Tensor:
     """``lg(lambda_d / lambda_1)``, the smallest eigenvalue over the largest, to base 10.
 
     Args:
-        values: a spectrum (..., n), the largest first, without the directions that centring
+        values: a spectrum (..., n), the largest first, without the directions that centering
             empties, as :func:`spectrum` gives it.
 
     Returns:
@@ -132,7 +132,7 @@ def stable_rank(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def alignment(a: Tensor, b: Tensor) -> Tensor:
-    """Mean squared distance of normalised positive pairs (Wang and Isola, arXiv 2005.10242).
+    """Mean squared distance of normalized positive pairs (Wang and Isola, arXiv 2005.10242).
 
     Args:
         a: one view's embeddings, (N, d).
@@ -147,7 +147,7 @@ def alignment(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def uniformity(z: Tensor, t: float = 2.0) -> Tensor:
-    """``log mean exp(-t ||x - y||^2)`` over pairs of normalised rows (Wang and Isola).
+    """``log mean exp(-t ||x - y||^2)`` over pairs of normalized rows (Wang and Isola).
 
     Args:
         z: embeddings, (N, d), N >= 2.
@@ -168,7 +168,7 @@ def uniformity(z: Tensor, t: float = 2.0) -> Tensor:
 
 @torch.no_grad()
 def feature_std(z: Tensor) -> Tensor:
-    """Mean over channels of the standard deviation over samples, of normalised rows.
+    """Mean over channels of the standard deviation over samples, of normalized rows.
 
     Args:
         z: embeddings, (N, d), N >= 2.
@@ -345,9 +345,9 @@ def diagnose(views: Sequence[Tensor], axis: Axis = "channel", iterations: int = 
     check_embedding(z, "view 0")
     check_spread(z.shape[0], z.shape[1], axis)
     n = z.shape[0] if axis == "channel" else z.shape[1]
-    centred = centre(z.double(), axis)
+    centered = center(z.double(), axis)
     left = z.shape[0] <= z.shape[1]
-    values, vectors = torch.linalg.eigh(_covariance(centred, axis))
+    values, vectors = torch.linalg.eigh(_covariance(centered, axis))
     values = values.clamp_min(0)
     total = values.sum().clamp_min(torch.finfo(values.dtype).tiny)
     h = iternorm_eigenvalue(values / total, iterations)
@@ -356,7 +356,7 @@ def diagnose(views: Sequence[Tensor], axis: Axis = "channel", iterations: int = 
         diagonal = vectors.square() @ h
     else:
         root = (h / torch.where(values > 0, values * degrees_of_freedom(z, axis), 1)).sqrt()
-        diagonal = ((centred.mT if left else centred) @ (vectors * root)).square().sum(-1)
+        diagonal = ((centered.mT if left else centered) @ (vectors * root)).square().sum(-1)
     trace_loss = float((1 - diagonal).square().sum())
     values = values.flip(0)[: directions(z.shape[0], z.shape[1], axis)]
     return Diagnostics(

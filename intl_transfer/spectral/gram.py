@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from intl_transfer.spectral.common import at_least_float32, centre
+from intl_transfer.spectral.common import at_least_float32, center
 from intl_transfer.spectral.modes import (
     is_compiling,
     is_differentiated_again,
@@ -103,10 +103,10 @@ def gram(z: Tensor) -> Tensor:
 
 
 def _without_means(views: Sequence[Tensor]) -> list[Tensor]:
-    return [centre(at_least_float32(view), "channel") for view in views]
+    return [center(at_least_float32(view), "channel") for view in views]
 
 
-class _CentredRows(torch.autograd.Function):
+class _CenteredRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *views: Tensor) -> tuple[Tensor, ...]:
         return tuple(_without_means(views))
@@ -116,27 +116,27 @@ class _CentredRows(torch.autograd.Function):
         if not is_differentiated_again(*gradients):
             return gradients
         # Nothing to subtract here either, but from the derivatives of this there is.
-        return tuple(centre(gradient, "channel") for gradient in gradients)
+        return tuple(center(gradient, "channel") for gradient in gradients)
 
 
-def centred_rows(views: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def centered_rows(views: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Each row of each view without its mean, for :func:`view_grams` alone.
 
-    The gradient is handed on as it comes: that of a Gram of centred rows is a linear combination
-    of such rows, in which centring finds nothing to subtract.
+    The gradient is handed on as it comes: that of a Gram of centered rows is a linear combination
+    of such rows, in which centering finds nothing to subtract.
     """
-    return cast("tuple[Tensor, ...]", _CentredRows.apply(*views))
+    return cast("tuple[Tensor, ...]", _CenteredRows.apply(*views))
 
 
 class _ViewGrams(torch.autograd.Function):
     @staticmethod
     @island
-    def forward(ctx: Any, target_too: bool, centres: bool, *views: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, target_too: bool, centers: bool, *views: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(*views)
-        ctx.target_too, ctx.centres = target_too, centres
+        ctx.target_too, ctx.centers = target_too, centers
         # Not saved by autograd, but kept: the backward pass may use this memory for gradients.
-        ctx.centred = _without_means(views) if centres else None
-        target, *others = ctx.centred or views
+        ctx.centered = _without_means(views) if centers else None
+        target, *others = ctx.centered or views
         n = target.shape[0]
         own = target.new_empty(len(views), n, n)
         cross = target.new_empty(len(others), n, n)
@@ -152,12 +152,12 @@ class _ViewGrams(torch.autograd.Function):
         own, cross = gradients
         own = own + own.mT
         if is_differentiated_again(*gradients):
-            views = _without_means(ctx.saved_tensors) if ctx.centres else list(ctx.saved_tensors)
+            views = _without_means(ctx.saved_tensors) if ctx.centers else list(ctx.saved_tensors)
             return None, None, *_gradients_again(views, own, cross, ctx.target_too)
-        if ctx.centres:
-            # Of a graph that is kept, the second pass finds them gone and makes them anew.
-            views = ctx.centred or _without_means(ctx.saved_tensors)
-            ctx.centred = None
+        if ctx.centers:
+            # Of a graph that is kept, the second pass finds them gone and makes them again.
+            views = ctx.centered or _without_means(ctx.saved_tensors)
+            ctx.centered = None
             results = views
         else:
             views = list(ctx.saved_tensors)
@@ -180,22 +180,22 @@ def _gradients_again(
 
 
 def view_grams(
-    views: Sequence[Tensor], target_too: bool = True, centres: bool = False
+    views: Sequence[Tensor], target_too: bool = True, centers: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The Grams from which the loss of V views follows on the channel axis.
 
     Args:
         views: V >= 2 tensors (N, m).
         target_too: whether view 0 takes a gradient.
-        centres: True takes the mean of each row away first, in float32 at least. The gradients
-            then take the memory of the centred rows, one after the other.
+        centers: True takes the mean of each row away first, in float32 at least. The gradients
+            then take the memory of the centered rows, one after the other.
 
     Returns:
         ``Z_v Z_v^T`` of every view, (V, N, N), and ``Z_i Z_0^T`` of views 1..V-1, (V - 1, N, N).
     """
     if is_plain(*views):
-        return cast("tuple[Tensor, Tensor]", _ViewGrams.apply(target_too, centres, *views))
-    target, *others = _without_means(views) if centres else views
+        return cast("tuple[Tensor, Tensor]", _ViewGrams.apply(target_too, centers, *views))
+    target, *others = _without_means(views) if centers else views
     target = target if target_too else target.detach()
     own = torch.stack([gram(view) for view in (target, *others)])
     return own, torch.stack([product(view, target.mT) for view in others])

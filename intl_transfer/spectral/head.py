@@ -23,10 +23,10 @@ from intl_transfer.spectral.collectives import Exchange
 from intl_transfer.spectral.common import (
     Axis,
     at_least_float32,
-    centre,
+    center,
 )
-from intl_transfer.spectral.gram import centred_rows, gram, view_grams
-from intl_transfer.spectral.iternorm import NEWTON_UP_TO, trace_normalised
+from intl_transfer.spectral.gram import centered_rows, gram, view_grams
+from intl_transfer.spectral.iternorm import NEWTON_UP_TO, trace_normalized
 from intl_transfer.spectral.product import product
 from intl_transfer.spectral.scale import at_safe_scale
 from intl_transfer.spectral.sharding import shared_iternorm
@@ -88,7 +88,7 @@ class _Prepared(NamedTuple):
 
     Attributes:
         own: each view's Gram, N x N or d x d, replicated.
-        z: centred views, (V, n, d) or (V, N, d_r), where outputs are made of them.
+        z: centered views, (V, n, d) or (V, N, d_r), where outputs are made of them.
         cross: ``Z_i Z_0^T``, (V - 1, N, N), where the loss is made of Grams.
     """
 
@@ -118,9 +118,9 @@ class _Settings(NamedTuple):
 
 def _prepare_grams(target_too: bool, exchange: Exchange, views: Sequence[Tensor]) -> _Prepared:
     if exchange.size == 1:
-        own, cross = view_grams(views, target_too, centres=True)
+        own, cross = view_grams(views, target_too, centers=True)
     else:
-        columns = exchange.columns(torch.stack(centred_rows(views))).unbind(0)
+        columns = exchange.columns(torch.stack(centered_rows(views))).unbind(0)
         own, cross = view_grams(columns, target_too)
     return _Prepared(exchange.reduce(own), own.new_empty(0), exchange.reduce(cross))
 
@@ -131,9 +131,9 @@ def _prepare_columns(
     z = torch.stack(list(views))
     z = z.double() if is_precise else z
     if axis == "channel":
-        z = exchange.columns(centre(z, axis))
+        z = exchange.columns(center(z, axis))
     else:
-        z = centre(exchange.columns(z), axis)
+        z = center(exchange.columns(z), axis)
     return _Prepared(exchange.reduce(gram(z)), z, z.new_empty(0))
 
 
@@ -143,7 +143,7 @@ def _prepare_rows(
     z = torch.stack(list(views))
     z = z.double() if is_precise else z
     if axis == "channel":
-        z = centre(z, axis)
+        z = center(z, axis)
     else:
         rows = z.shape[-2] * exchange.size
         z = z - exchange.sum(z.sum(-2, keepdim=True)) / rows
@@ -151,8 +151,8 @@ def _prepare_rows(
 
 
 def _by_grams(made: _Prepared, settings: _Settings) -> ViewStatistics:
-    """From Grams of centred rows alone, channel axis."""
-    s, trace = trace_normalised(made.own, settings.is_safe)
+    """From Grams of centered rows alone, channel axis."""
+    s, trace = trace_normalized(made.own, settings.is_safe)
     p, share_of_one = shared_iternorm(s, settings.iterations, settings.exchange, settings.share)
     # cos = diag(P_i Z_i Z_0^T P_0) / sqrt(h_i h_0), with both views' traces taken out: each by
     # itself, since views need not be of one scale.
@@ -165,7 +165,7 @@ def _by_grams(made: _Prepared, settings: _Settings) -> ViewStatistics:
 def _by_columns(made: _Prepared, settings: _Settings) -> ViewStatistics:
     """From own columns of all rows, either axis."""
     exchange, freedom = settings.exchange, settings.freedom
-    s, trace = trace_normalised(made.own, settings.is_safe)
+    s, trace = trace_normalized(made.own, settings.is_safe)
     p, _ = shared_iternorm(s, settings.iterations, exchange, settings.share)
     p = exchange.spread(p * (trace / freedom).rsqrt()[:, None, None])
     z_hat = product(p, made.z)
@@ -181,7 +181,7 @@ def _by_columns(made: _Prepared, settings: _Settings) -> ViewStatistics:
 def _by_rows(made: _Prepared, settings: _Settings) -> ViewStatistics:
     """From own rows of all columns, either axis."""
     exchange, freedom = settings.exchange, settings.freedom
-    s, trace = trace_normalised(made.own, settings.is_safe)
+    s, trace = trace_normalized(made.own, settings.is_safe)
     p, variances = shared_iternorm(s, settings.iterations, exchange, settings.share)
     z_hat = product(made.z, exchange.spread(p * (trace / freedom).rsqrt()[:, None, None]))
     norms = z_hat.square().sum(-1) / freedom

@@ -1,6 +1,6 @@
 """IterNorm: whitening by T Newton iterations, a spectral transformation.
 
-With the trace-normalised covariance ``S = Sigma / tr Sigma``, ``P_0 = I`` and
+With the trace-normalized covariance ``S = Sigma / tr Sigma``, ``P_0 = I`` and
 ``P_{k+1} = (3 P_k - P_k^3 S) / 2``, the output is ``P_T Z / sqrt(tr Sigma)``.
 
 Theorem 1 of Weng et al., *Modulate Your Spectrum in Self-Supervised Learning* (ICLR 2024): this
@@ -20,7 +20,7 @@ from intl_transfer.spectral.collectives import gather_rows, global_batch, own_ro
 from intl_transfer.spectral.common import (
     Axis,
     at_least_float32,
-    centre,
+    center,
     check_embedding,
     check_iterations,
     check_spread,
@@ -55,12 +55,12 @@ def iternorm(
     """Modulates the spectrum of a batch of embeddings by T Newton iterations.
 
     Args:
-        z: embeddings, shape (N, d), or (V, N, d) for V batches at once. Under an initialised
+        z: embeddings, shape (N, d), or (V, N, d) for V batches at once. Under an initialized
             process group these are this rank's rows, and the covariance is the global batch's.
-        axis: ``"channel"`` centres each sample and works on the N x N covariance
-            ``Z Z^T / (d - 1)``; ``"batch"`` centres each channel and works on the d x d
+        axis: ``"channel"`` centers each sample and works on the N x N covariance
+            ``Z Z^T / (d - 1)``; ``"batch"`` centers each channel and works on the d x d
             covariance ``Z^T Z / (N - 1)``.
-        iterations: T >= 0. T = 0 centres and divides by ``sqrt(tr Sigma)``.
+        iterations: T >= 0. T = 0 centers and divides by ``sqrt(tr Sigma)``.
         stable: True uses the product form of the iteration up to T = 6 and, above, Theorem 1 on
             an eigendecomposition in float64, in which eigenvalues below 1e-14 of the trace are
             raised to that before f_T (resolved ones are left exactly as they are). False is the
@@ -92,31 +92,31 @@ def iternorm(
         check_spread(rows.shape[-2], rows.shape[-1], axis)
         work = rows.double() if stable and iterations > NEWTON_UP_TO else rows
 
-        def prepare(batches: Sequence[Tensor]) -> _Centred:
-            centred = centre(batches[0], axis)
+        def prepare(batches: Sequence[Tensor]) -> _Centered:
+            centered = center(batches[0], axis)
             # P is a polynomial in Sigma and Z p(Z^T Z) = p(Z Z^T) Z, so that either axis can be
             # solved on whichever of N x N and d x d is smaller.
-            small = centred if centred.shape[-2] <= centred.shape[-1] else centred.mT
-            return _Centred(centred, gram(small))
+            small = centered if centered.shape[-2] <= centered.shape[-1] else centered.mT
+            return _Centered(centered, gram(small))
 
-        (centred, own), is_safe = at_safe_scale(prepare, [work])
-        covariance = own / degrees_of_freedom(centred, axis)
-        s, trace = trace_normalised(covariance, is_safe, check=stable)
+        (centered, own), is_safe = at_safe_scale(prepare, [work])
+        covariance = own / degrees_of_freedom(centered, axis)
+        s, trace = trace_normalized(covariance, is_safe, check=stable)
         f = small_iternorm(s, iterations)[0] if stable else newton_direct(s, iterations)
         p = f * trace.rsqrt()[..., None, None]
-        left = centred.shape[-2] <= centred.shape[-1]
-        z_hat = (product(p, centred) if left else product(centred, p)).to(rows.dtype)
+        left = centered.shape[-2] <= centered.shape[-1]
+        z_hat = (product(p, centered) if left else product(centered, p)).to(rows.dtype)
         return own_rows(z_hat, z.shape[-2], group, distributed)
 
 
-class _Centred(NamedTuple):
-    """Centred rows, and the Gram of their smaller side."""
+class _Centered(NamedTuple):
+    """Centered rows, and the Gram of their smaller side."""
 
     rows: Tensor
     own: Tensor
 
 
-def trace_normalised(
+def trace_normalized(
     covariance: Tensor, is_safe: bool = False, check: bool = True
 ) -> tuple[Tensor, Tensor]:
     """``Sigma / tr Sigma`` and ``tr Sigma``; zeros and 1 for a covariance of zero.
@@ -143,7 +143,7 @@ def trace_normalised(
 
 
 def small_iternorm(s: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """``f_T(S)`` (..., n, n) and ``diag(f_T(S) S f_T(S))`` (..., n) of trace-normalised matrices.
+    """``f_T(S)`` (..., n, n) and ``diag(f_T(S) S f_T(S))`` (..., n) of trace-normalized matrices.
 
     Above T = 6 ``s`` must be float64.
     """

@@ -104,7 +104,7 @@ def trace_loss(
     """Trace loss of one view, ``sum_j (1 - Sigma_hat_jj)^2``.
 
     Args:
-        z_hat: output of :func:`intl_transfer.spectral.iternorm` or another transformation (centred
+        z_hat: output of :func:`intl_transfer.spectral.iternorm` or another transformation (centered
             along ``axis``), shape (N, d), or (V, N, d), whose losses are summed; this rank's rows
             under a process group.
         axis: ``"channel"``: ``Sigma_hat_jj = ||z_hat_j||^2 / (d - 1)`` over the N samples;

@@ -1,6 +1,6 @@
 """Spectral transformations: power functions, whitening, IterNorm, and functions of one's own.
 
-A spectral transformation (Weng et al., ICLR 2024, section 3) centres ``Z``, decomposes its
+A spectral transformation (Weng et al., ICLR 2024, section 3) centers ``Z``, decomposes its
 covariance ``Sigma = U Lambda U^T`` and returns ``U g(Lambda) U^T Z``. Each is here as a function of
 embeddings, and as a thin module with one interface: called on ``z`` it returns the transformed
 rows, and ``g(values)`` is its scalar function.
@@ -18,7 +18,7 @@ from intl_transfer.spectral.collectives import gather_rows, global_batch, own_ro
 from intl_transfer.spectral.common import (
     Axis,
     at_least_float32,
-    centre,
+    center,
     check_axis,
     check_embedding,
     check_iterations,
@@ -99,15 +99,15 @@ def _transform(
     with no_autocast(z.device):
         rows = gather_rows(at_least_float32(z), group, distributed)
         check_spread(rows.shape[-2], rows.shape[-1], axis)
-        centred = centre(rows.double(), axis)
-        left = _solves_samples(centred, axis)
-        sigma = gram(centred if left else centred.mT) / degrees_of_freedom(centred, axis)
+        centered = center(rows.double(), axis)
+        left = _solves_samples(centered, axis)
+        sigma = gram(centered if left else centered.mT) / degrees_of_freedom(centered, axis)
         trace = finite(sigma.diagonal(dim1=-2, dim2=-1).sum(-1))
         # A batch without variance is decomposed as the identity, and multiplied with zeros.
         is_zero = (trace < torch.finfo(trace.dtype).tiny)[..., None, None]
         n = sigma.shape[-1]
         if left == (axis == "batch"):
-            # Centring has emptied the direction (1, ..., 1), of which g would make what rounding
+            # Centering has emptied the direction (1, ..., 1), of which g would make what rounding
             # left there. With the mean variance in it, g makes something harmless, of nothing.
             sigma = sigma + (trace / n**2)[..., None, None]
         eye = torch.eye(n, dtype=sigma.dtype, device=sigma.device)
@@ -121,18 +121,18 @@ def _transform(
             "the function makes NaN or infinity of an eigenvalue{where}; it must be finite for "
             "positive ones down to the floor",
         )
-        z_hat = product(transform, centred) if left else product(centred, transform)
+        z_hat = product(transform, centered) if left else product(centered, transform)
         # Zeros have no derivative through g: at least none that is worth following.
         z_hat = torch.where(is_zero, torch.zeros_like(z_hat), z_hat)
         return own_rows(representable(z_hat, rows.dtype), z.shape[-2], group, distributed)
 
 
-def _solves_samples(centred: Tensor, axis: Axis) -> bool:
+def _solves_samples(centered: Tensor, axis: Axis) -> bool:
     """Whether N x N is solved, not d x d: the smaller one, and of equal ones that of full rank.
 
-    Centring leaves at most d - 1 (channel axis) or N - 1 directions (batch axis).
+    Centering leaves at most d - 1 (channel axis) or N - 1 directions (batch axis).
     """
-    n, d = centred.shape[-2:]
+    n, d = centered.shape[-2:]
     return n < d if axis == "channel" else n <= d
 
 
@@ -148,7 +148,7 @@ def power_transform(
 ) -> Tensor:
     """Spectral transformation with the power function ``g(lambda) = lambda^-p``.
 
-    ``p = 0`` centres, ``p = 0.5`` is ZCA (hard) whitening.
+    ``p = 0`` centers, ``p = 0.5`` is ZCA (hard) whitening.
 
     Args:
         z: embeddings, shape (N, d) or (V, N, d); this rank's rows under a process group.
@@ -175,13 +175,13 @@ def power_transform(
     """
     if not 0 <= p < float("inf"):
         raise ValueError(f"p is {p}; expected a power p >= 0")
-    if p == 0:  # exactly centring, without a decomposition
+    if p == 0:  # exactly centering, without a decomposition
         check_embedding(z)
         with no_autocast(z.device):
             rows = gather_rows(at_least_float32(z), group, distributed)
             check_spread(rows.shape[-2], rows.shape[-1], axis)
-            centred = representable(centre(rows, axis), rows.dtype)
-            return own_rows(centred, z.shape[-2], group, distributed)
+            centered = representable(center(rows, axis), rows.dtype)
+            return own_rows(centered, z.shape[-2], group, distributed)
     return _transform(z, power(p), axis, floor, group, distributed)
 
 
@@ -230,9 +230,9 @@ def cholesky_whitening(
         rows = gather_rows(at_least_float32(z), group, distributed)
         n, d = rows.shape[-2:]
         check_spread(n, d, axis)
-        centred = centre(rows.double(), axis)
-        sigma = gram(centred if axis == "channel" else centred.mT)
-        sigma = sigma / degrees_of_freedom(centred, axis)
+        centered = center(rows.double(), axis)
+        sigma = gram(centered if axis == "channel" else centered.mT)
+        sigma = sigma / degrees_of_freedom(centered, axis)
         trace = finite(sigma.diagonal(dim1=-2, dim2=-1).sum(-1))
         eye = torch.eye(sigma.shape[-1], dtype=sigma.dtype, device=sigma.device)
         sigma = (1 - shrinkage) * sigma + shrinkage * eye
@@ -249,9 +249,9 @@ def cholesky_whitening(
             "Use a shrinkage > 0, or power_transform(z, 0.5), which leaves such directions at zero",
         )
         if axis == "channel":
-            z_hat = torch.linalg.solve_triangular(factor, centred, upper=False)
+            z_hat = torch.linalg.solve_triangular(factor, centered, upper=False)
         else:
-            z_hat = torch.linalg.solve_triangular(factor, centred.mT, upper=False).mT
+            z_hat = torch.linalg.solve_triangular(factor, centered.mT, upper=False).mT
         return own_rows(representable(z_hat, rows.dtype), z.shape[-2], group, distributed)
 
 

@@ -22,9 +22,9 @@ _P = "loss.options.p"
 _SMALL = {"object_size": 16, "objects_train": 8}
 
 
-def plan(tmp_path, sweep, **asked):
-    asked = {"cluster": "local", "gpus_per_node": 0, **asked}
-    return Plan(sweep, "mine", tmp_path, ROOT, {}, asked, 0)
+def plan(tmp_path, sweep, **options):
+    options = {"cluster": "local", "gpus_per_node": 0, **options}
+    return Plan(sweep, "mine", tmp_path, ROOT, {}, options, 0)
 
 
 def swept(**more):

@@ -1,6 +1,6 @@
 """Checkpoints as other tools write them, made by renaming a ResNet's tensors.
 
-Names are spelt here once more, by replacement, as the tools' own scripts do it; nothing of the
+Names are spelt here again, by replacement, as the tools' own scripts do it; nothing of the
 package's adapters is used.
 """
 
@@ -98,7 +98,7 @@ def head(*names: str) -> State:
     return {name: torch.ones(2, 2) for name in names}
 
 
-OPTIMISER = {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}
+OPTIMIZER = {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Made:
 
 
 def _trained(state: State, **more: Any) -> dict[str, Any]:
-    return {"epoch": 200, "arch": "resnet18", "state_dict": state, "optimizer": OPTIMISER, **more}
+    return {"epoch": 200, "arch": "resnet18", "state_dict": state, "optimizer": OPTIMIZER, **more}
 
 
 def _moco(q: State, k: State, heads: tuple[str, ...]) -> dict[str, Any]:
@@ -149,7 +149,7 @@ LAYOUTS: dict[str, Made] = {
         lambda q, k: {
             "model": {**q, **head("fc.weight")},
             "model_ema": {"n_averaged": torch.tensor(9), **behind("module.", k)},
-            "optimizer": OPTIMISER,
+            "optimizer": OPTIMIZER,
             "epoch": 599,
             "args": argparse.Namespace(model="resnet50"),
         },
@@ -222,7 +222,7 @@ LAYOUTS: dict[str, Made] = {
             },
             "encoder_state_dict": numbered(q),
             "target_network_state_dict": behind("encoder.", numbered(k)),
-            "optimizer_state_dict": OPTIMISER,
+            "optimizer_state_dict": OPTIMIZER,
         },
         *("BYOL", "BYOL", BOTH, UNIT),
     ),
@@ -346,7 +346,7 @@ LAYOUTS: dict[str, Made] = {
                         "heads": head("0.clf.0.weight"),
                     }
                 },
-                "optimizer": {"optim": OPTIMISER},
+                "optimizer": {"optim": OPTIMIZER},
             },
         },
         "VISSL",

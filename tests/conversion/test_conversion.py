@@ -17,7 +17,7 @@ from intl_transfer.conversion import (
     to_detectron2,
     verify,
 )
-from intl_transfer.conversion.pipeline import Told
+from intl_transfer.conversion.pipeline import CheckpointMetadata
 from intl_transfer.errors import UserError
 from intl_transfer.runs import RunDirectory, sha256_file
 from intl_transfer.runs.checkpoint import save_checkpoint
@@ -262,7 +262,7 @@ def test_finished_runs_give_their_backbone_with_its_origin(tmp_path):
     again = read_backbone(tmp_path / "out.pth")
     assert (again.method, again.pretrain_run) == ("INTL", described)
     with pytest.raises(UserError, match="says itself that it is of run"):
-        convert(run.path, tmp_path / "other.pth", told=Told(epochs=3))
+        convert(run.path, tmp_path / "other.pth", told=CheckpointMetadata(epochs=3))
 
 
 def test_runs_that_have_nothing_to_give(tmp_path):
@@ -282,11 +282,11 @@ def test_the_command(tmp_path, capsys):
     out = tmp_path / "out.pth"
     assert main(["convert", str(tmp_path / "in.pth"), str(out)]) == 0
     printed = capsys.readouterr().out
-    for text in ("resnet18", "parity", "RGB, normalised", "strides in 3x3", "left out: fc"):
+    for text in ("resnet18", "parity", "RGB, normalized", "strides in 3x3", "left out: fc"):
         assert text in printed
     assert len(printed.splitlines()) <= 11
     made = out.stat()  # without the time of the last access
-    assert main(["convert", str(tmp_path / "in.pth"), str(out)]) == 0  # the same once more
+    assert main(["convert", str(tmp_path / "in.pth"), str(out)]) == 0  # the same again
     assert "kept      " in capsys.readouterr().out
     assert (out.stat().st_ino, out.stat().st_mtime_ns) == (made.st_ino, made.st_mtime_ns)
     assert main(["convert", str(tmp_path / "in.pth"), str(out), "--method", "BYOL"]) == 2

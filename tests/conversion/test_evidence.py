@@ -12,10 +12,10 @@ from intl_transfer.cli import main
 from intl_transfer.conversion import command as convert_command
 from intl_transfer.conversion import convert, read_backbone
 from intl_transfer.conversion.adapters.mm_config import parsed
-from intl_transfer.conversion.pipeline import Told
+from intl_transfer.conversion.pipeline import CheckpointMetadata
 from intl_transfer.evaluation import command as evaluate_command
-from intl_transfer.results.blocks import INFERRED_NOTE
-from intl_transfer.runs.records import Initialisation, Provenance
+from intl_transfer.results.grouping import INFERRED_NOTE
+from intl_transfer.runs.records import Initialization, Provenance
 from tests.conversion.layouts import LAYOUTS, behind, head, small_state
 
 ONLINE, TARGET = small_state(1), small_state(2)
@@ -141,10 +141,10 @@ def test_evidence_is_no_better_for_being_converted(tmp_path, capsys):
         "stem": STATED,
     }
     assert levels(read_backbone(tmp_path / "b.safetensors")) == first
-    begun = Initialisation(method="MoCo v2", provenance=Provenance.of(kept, "kept"))
+    begun = Initialization(method="MoCo v2", provenance=Provenance.of(kept, "kept"))
     assert begun.method_is_inferred
     assert "--method" in INFERRED_NOTE
-    told = Told(method="MoCo v2", pixels="imagenet", dataset="ImageNet")
+    told = CheckpointMetadata(method="MoCo v2", pixels="imagenet", dataset="ImageNet")
     report = convert(tmp_path / "b.safetensors", tmp_path / "c.safetensors", told=told)
     last = {f: s["level"] for f, s in report["provenance"]["evidence"].items()}
     assert last == first | dict.fromkeys(
@@ -161,7 +161,7 @@ def test_what_it_was_pretrained_on_is_said_by_one_option_everywhere():
         parser = argparse.ArgumentParser()
         command.add_arguments(parser)
         arguments = parser.parse_args([*needed, "--pretraining-dataset", "ImageNet"])
-        assert convert_command.told_of(arguments) == Told(dataset="ImageNet")
+        assert convert_command.metadata_of(arguments) == CheckpointMetadata(dataset="ImageNet")
         if command is convert_command:
             former = parser.parse_args([*needed, "--dataset", "ImageNet"])
-            assert convert_command.told_of(former) == Told(dataset="ImageNet")
+            assert convert_command.metadata_of(former) == CheckpointMetadata(dataset="ImageNet")

@@ -1,4 +1,4 @@
-"""Every format, made by renaming: recognised, read, written back; and broken in ten ways."""
+"""Every format, made by renaming: recognized, read, written back; and broken in ten ways."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from intl_transfer.conversion import audit, convert, load_backbone, read_backbone, to_detectron2
 from intl_transfer.conversion.adapters import WRITTEN
-from intl_transfer.conversion.pipeline import Told
+from intl_transfer.conversion.pipeline import CheckpointMetadata
 from intl_transfer.errors import UserError
 from tests.conversion.layouts import LAYOUTS, behind, caffe2, detectron2, head, small_state
 
@@ -37,7 +37,7 @@ def equal(found, expected):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_format_is_recognised_and_read(tmp_path, name):
+def test_each_format_is_recognized_and_read(tmp_path, name):
     made = LAYOUTS[name]
     file = write(tmp_path / "in.pth", made.build(ONLINE, TARGET))
     found = read_backbone(file)
@@ -156,14 +156,14 @@ def test_half_precision_becomes_float32(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("what", ["fc only", "optimiser only", "empty"])
+@pytest.mark.parametrize("what", ["fc only", "optimizer only", "empty"])
 def test_files_without_a_network_say_what_they_hold(tmp_path, name, what):
     values = LAYOUTS[name].build({}, {}) if what == "fc only" else {}
-    if what == "optimiser only":
+    if what == "optimizer only":
         values = {"optimizer": {"state": {0: {"momentum_buffer": torch.ones(2)}}}}
     file = write(tmp_path / "in.pth", values)
     expected = r"of no known format \(its first keys: "
-    expected += {"optimiser only": "optimizer", "empty": "none", "fc only": r"\S"}[what]
+    expected += {"optimizer only": "optimizer", "empty": "none", "fc only": r"\S"}[what]
     with pytest.raises(UserError, match=expected):
         read_backbone(file)
 
@@ -258,7 +258,7 @@ def test_what_openmmlab_keeps_of_its_configuration(tmp_path):
 def test_what_the_user_says_makes_a_row(tmp_path):
     values = LAYOUTS["moco_v2"].build(ONLINE, TARGET)
     file = write(tmp_path / "in.pth", values)
-    told = Told(method="MoCo v2", name="moco_v2", dataset="ImageNet", pixels="unit")
+    told = CheckpointMetadata(method="MoCo v2", name="moco_v2", dataset="ImageNet", pixels="unit")
     report = convert(file, tmp_path / "out.safetensors", told=told)
     run = {"id": None, "name": "moco_v2", "config_name": "moco_v2", "epochs": 200}
     assert report["provenance"]["pretrain_run"] == {**run, "dataset": "ImageNet", "seed": None}
@@ -342,7 +342,7 @@ def test_detectors_say_how_they_see_images(tmp_path):
     file = write(tmp_path / "model_final.pth", {"model": names, "iteration": 9})
     found = read_backbone(file)
     equal(found.state, ONLINE)
-    assert (found.settings.channels, found.settings.said_by) == ("RGB", None)
+    assert (found.settings.channels, found.settings.source) == ("RGB", None)
     resnets = "RESNETS: {STRIDE_IN_1X1: true}, PIXEL_MEAN: [1, 2, 3], PIXEL_STD: [4, 5, 6]"
     (tmp_path / "config.yaml").write_text(f"INPUT: {{FORMAT: BGR}}\nMODEL: {{{resnets}}}\n")
     settings = read_backbone(file).settings
@@ -351,7 +351,7 @@ def test_detectors_say_how_they_see_images(tmp_path):
         (1, 2, 3),
         True,
     )
-    assert settings.said_by == "config.yaml beside the file"
+    assert settings.source == "config.yaml beside the file"
     report = convert(file, tmp_path / "back.safetensors")
     assert report["config"]["INPUT.FORMAT"] == "BGR"
     equal(load_file(tmp_path / "back.safetensors"), ONLINE)

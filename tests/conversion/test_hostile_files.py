@@ -1,4 +1,4 @@
-"""Files that are damaged, foreign or malicious: one clear line each, and nothing written."""
+"""Files that are damaged, external or malicious: one clear line each, and nothing written."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import yaml
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from intl_transfer.conversion import convert, read_backbone
-from intl_transfer.conversion.pipeline import Told
+from intl_transfer.conversion.pipeline import CheckpointMetadata
 from intl_transfer.conversion.verify import relative_error
 from intl_transfer.errors import UserError
 from tests.conversion.producers import of_torchvision, resnet
@@ -43,7 +43,7 @@ def images():
 
 def test_timm_loads_the_folder(tmp_path, source):
     file, expected = source
-    told = Told(pixels="cifar10", method="BYOL")
+    told = CheckpointMetadata(pixels="cifar10", method="BYOL")
     convert(file, tmp_path / "model.safetensors", to="timm", told=told)
     model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=0)
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_what_the_libraries_have_not_is_refused(tmp_path, source):
     out = tmp_path / "model.safetensors"
     for to in ("timm", "transformers"):
         with pytest.raises(UserError, match="loads images as RGB"):
-            convert(file, out, to=to, told=Told(pixels="caffe"))
+            convert(file, out, to=to, told=CheckpointMetadata(pixels="caffe"))
         with pytest.raises(UserError, match=r"loads a folder; give .*out/model\.safetensors"):
             convert(file, tmp_path / "out.safetensors", to=to)
     (tmp_path / "config.json").write_text(json.dumps({"mine": 1}))

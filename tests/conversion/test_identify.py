@@ -16,7 +16,7 @@ import torch
 from intl_transfer.conversion import convert, load_backbone, read_backbone
 from intl_transfer.conversion.reading import read_content
 from intl_transfer.errors import UserError
-from tests.conversion.layouts import OPTIMISER, behind, small_state
+from tests.conversion.layouts import OPTIMIZER, behind, small_state
 from tests.conversion.test_conversion import backbone_state
 
 
@@ -126,7 +126,7 @@ def test_other_architectures_are_named(tmp_path, name, words):
         load_backbone(tmp_path / "in.pth")
 
 
-@pytest.mark.parametrize("values", [OPTIMISER, {"optimizer": OPTIMISER, "lr_scheduler": {}}])
+@pytest.mark.parametrize("values", [OPTIMIZER, {"optimizer": OPTIMIZER, "lr_scheduler": {}}])
 def test_an_optimizer_alone(tmp_path, values):
     torch.save(values, tmp_path / "in.pth")
     with pytest.raises(UserError, match="an optimizer's state alone"):
@@ -227,7 +227,7 @@ def test_zeros_inside_a_record_that_is_used_are_found(tmp_path, mapped):
 
 
 def test_what_is_not_used_may_be_damaged(tmp_path):
-    """An optimiser's state costs neither memory nor time."""
+    """An optimizer's state costs neither memory nor time."""
     file = tmp_path / "in.pth"
     torch.save({"state_dict": backbone_state(), "optimizer": torch.ones(4_000_000)}, file)
     _hurt(file, _largest(file))

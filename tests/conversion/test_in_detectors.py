@@ -115,7 +115,7 @@ def test_weights_from_caffe_have_the_features_that_detectron2_gives_them(tmp_pat
     from detectron2.modeling import build_backbone
 
     blobs = caffe2(backbone_state("resnet50", seed=8), folded=True)
-    # Features of frozen norms that normalise nothing grow with every block.
+    # Features of frozen norms that normalize nothing grow with every block.
     blobs = {k: v * 0.3 if k.endswith("2c_bn_s") else v for k, v in blobs.items()}
     file = tmp_path / "R-50.pkl"
     file.write_bytes(
@@ -137,7 +137,7 @@ def test_weights_from_caffe_have_the_features_that_detectron2_gives_them(tmp_pat
         norm.running_var.copy_(FrozenBatchNorm2d(1).running_var)
     images = torch.randint(0, 256, (1, 3, 75, 61), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        images = verify.normalised(images.float(), CAFFE)
+        images = verify.normalized(images.float(), CAFFE)
         expected, found = theirs(images), ours(images)
     assert all(verify.relative_error(expected[name], found[name]) <= 1e-5 for name in verify.STAGES)
 

@@ -152,7 +152,7 @@ def test_detectron2s_pickles_in_every_protocol(tmp_path, protocol):
     assert found.source_format == "Detectron2"
     assert found.dropped == ["stem.fc.weight"]
     assert found.state["bn1.num_batches_tracked"] == 7
-    assert found.settings.said_by == "the file's author, torchvision"
+    assert found.settings.source == "the file's author, torchvision"
     assert torch.equal(found.state["layer4.1.bn2.bias"], STATE["layer4.1.bn2.bias"])
     half = read_pickled(file).value
     assert half["model"]["stem.conv1.weight"].dtype == np.float32
@@ -205,7 +205,7 @@ def peak(source, out) -> float:
 
 
 def test_what_is_not_of_the_backbone_costs_no_memory(tmp_path):
-    """An optimiser's state, a queue, a second network: 300 MB that are never read."""
+    """An optimizer's state, a queue, a second network: 300 MB that are never read."""
     bare, laden = tmp_path / "bare.pth", tmp_path / "laden.pth"
     state = backbone_state()
     torch.save({"state_dict": state}, bare)

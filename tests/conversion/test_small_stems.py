@@ -13,11 +13,11 @@ from torch import nn
 
 from intl_transfer.cli import main
 from intl_transfer.conversion import convert, read_backbone
-from intl_transfer.conversion.pipeline import Told
+from intl_transfer.conversion.pipeline import CheckpointMetadata
 from intl_transfer.data.statistics import STATISTICS, Statistics, statistics_of
 from intl_transfer.errors import UserError
+from intl_transfer.evaluation.backbone import load_evaluated_backbone
 from intl_transfer.evaluation.config import ModelConfig
-from intl_transfer.evaluation.subject import load_subject
 
 CIFAR10 = STATISTICS["cifar10"]
 
@@ -86,22 +86,26 @@ def expected(network):
 def test_the_authors_cifar_networks_give_their_features(checkpoint, networks, tmp_path, branch):
     network = networks[branch == "target"]
     out = tmp_path / "intl_cifar.safetensors"
-    report = convert(checkpoint, out, branch, told=Told(pixels="cifar10"))
+    report = convert(checkpoint, out, branch, told=CheckpointMetadata(pixels="cifar10"))
     assert (report["provenance"]["stem"], report["provenance"]["stem_source"]) == (
         "cifar_published",
         "the format",
     )
     for file in (checkpoint, out):  # as it is, and converted
-        subject = load_subject(str(file), ModelConfig(), branch if file == checkpoint else None)
+        subject = load_evaluated_backbone(
+            str(file), ModelConfig(), branch if file == checkpoint else None
+        )
         torch.testing.assert_close(features(subject), expected(network), rtol=1e-5, atol=1e-6)
         assert subject.stem == "cifar_published"
         assert subject.stem_source is not None
     assert network.maps == [34, 34, 17, 9, 5]
-    pixels = subject.initialisation["provenance"]["pixels"]
+    pixels = subject.initialization["provenance"]["pixels"]
     assert pixels["mean"] == pytest.approx([255 * value for value in CIFAR10.mean])
     assert pixels["source"] == "--pixels cifar10"
     # The other stem takes the same weights and gives other features.
-    clean = load_subject(str(checkpoint), ModelConfig(), branch, Told(stem="cifar"))
+    clean = load_evaluated_backbone(
+        str(checkpoint), ModelConfig(), branch, CheckpointMetadata(stem="cifar")
+    )
     assert clean.stem == "cifar"
     assert float((features(clean) - expected(network)).norm() / expected(network).norm()) > 0.02
 
@@ -109,30 +113,32 @@ def test_the_authors_cifar_networks_give_their_features(checkpoint, networks, tm
 def test_what_was_assumed_stays_assumed_when_converted(checkpoint, tmp_path):
     out = tmp_path / "assumed.safetensors"
     report = convert(checkpoint, out)
-    assert report["config_said_by"] is None
-    assert read_backbone(out).settings.said_by is None
+    assert report["config_source"] is None
+    assert read_backbone(out).settings.source is None
     # A network for small images is then given the statistics of the data set.
-    subject = load_subject(str(out), ModelConfig(), statistics=CIFAR10)
+    subject = load_evaluated_backbone(str(out), ModelConfig(), statistics=CIFAR10)
     assert subject.settings.pixel_mean == pytest.approx([255 * v for v in CIFAR10.mean])
     assert "--pixels says it" in " ".join(subject.assumptions())
-    assert subject.initialisation["provenance"]["pixels"]["source"] is None
+    assert subject.initialization["provenance"]["pixels"]["source"] is None
 
 
 def test_a_file_that_does_not_say_is_assumed_to_have_the_clean_stem(networks, tmp_path):
     state = {k: v.clone() for k, v in networks[0].state_dict().items()}
     bare = tmp_path / "bare.pth"
     torch.save({"net": {f"visual.{k}": v for k, v in state.items()}}, bare)
-    subject = load_subject(str(bare), ModelConfig())
+    subject = load_evaluated_backbone(str(bare), ModelConfig())
     assert (subject.stem, subject.stem_source) == ("cifar", None)
     assert any("--stem says it" in text for text in subject.assumptions())
-    told = load_subject(str(bare), ModelConfig(), None, Told(stem="cifar_published"))
+    told = load_evaluated_backbone(
+        str(bare), ModelConfig(), None, CheckpointMetadata(stem="cifar_published")
+    )
     torch.testing.assert_close(features(told), expected(networks[0]), rtol=1e-5, atol=1e-6)
     assert told.stem_source == "--stem cifar_published"
     # Neither becomes more certain by being converted.
     for stem in (None, "cifar_published"):
         out = tmp_path / f"{stem}.safetensors"
-        convert(bare, out, told=Told(stem=stem))
-        again = load_subject(str(out), ModelConfig())
+        convert(bare, out, told=CheckpointMetadata(stem=stem))
+        again = load_evaluated_backbone(str(out), ModelConfig())
         assert (again.stem, again.stem_source is None) == (stem or "cifar", stem is None)
 
 
@@ -154,12 +160,12 @@ def test_our_own_files_say_it_and_those_of_before_are_known(networks, tmp_path):
     found = read_backbone(new)
     assert (found.stem, found.settings.pixel_mean) == ("cifar_published", (127.5, 102.0, 76.5))
     assert found.settings.pixel_std == (63.75, 51.0, 25.5)
-    assert "this project" in found.settings.said_by
+    assert "this project" in found.settings.source
     before = read_backbone(ours(state, tmp_path / "before.safetensors"))
     assert (before.stem, before.settings.pixel_mean) == ("cifar", (123.675, 116.28, 103.53))
     assert before.stem_source is not None
     with pytest.raises(UserError, match=r"says itself that its stem is 'cifar_published'"):
-        load_subject(str(new), ModelConfig(), None, Told(stem="cifar"))
+        load_evaluated_backbone(str(new), ModelConfig(), None, CheckpointMetadata(stem="cifar"))
     odd = ours(state, tmp_path / "odd.safetensors", stem="cifar_of_tomorrow")
     with pytest.raises(UserError, match="says that its stem is 'cifar_of_tomorrow'"):
         read_backbone(odd)
@@ -175,7 +181,7 @@ def test_a_stem_that_a_file_cannot_have_is_refused(checkpoint, tmp_path, capsys)
     file = tmp_path / "large.pth"
     torch.save(large, file)
     with pytest.raises(UserError, match=r"the first convolution of .* is no 3x3"):
-        load_subject(str(file), ModelConfig(), None, Told(stem="cifar"))
+        load_evaluated_backbone(str(file), ModelConfig(), None, CheckpointMetadata(stem="cifar"))
     wrong = ours({k: v for k, v in large.items() if "fc" not in k}, tmp_path / "w.safetensors")
     assert read_backbone(wrong).stem == "imagenet"
     wrong = ours(
@@ -194,7 +200,7 @@ def test_the_screen_tells_stem_and_statistics(checkpoint, tmp_path, capsys):
     out = tmp_path / "c.safetensors"
     assert main(["convert", str(checkpoint), str(out), "--pixels", "cifar100"]) == 0
     said = capsys.readouterr().out
-    assert "normalised by CIFAR-100's mean and deviation" in said
+    assert "normalized by CIFAR-100's mean and deviation" in said
     assert (
         "stem      3x3, padded by two pixels, as INTL's for CIFAR; inferred from names (the format)"
         in said

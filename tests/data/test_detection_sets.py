@@ -137,9 +137,9 @@ def test_the_doctor_opens_and_draws_what_is_right(shapes, tmp_path, monkeypatch,
     assert capsys.readouterr().out.count("ok") >= 4
     with Image.open(tmp_path / "sheets" / "dataset-shapes_coco_train.png") as sheet:
         assert sheet.size == (1280, 2 * 336)
-        # Boxes and masks have colours that no photograph of the set has.
-        colours = {colour for _, colour in sheet.convert("RGB").getcolors(1 << 20)}
-        assert (0, 158, 96) in colours
+        # Boxes and masks have colors that no photograph of the set has.
+        colors = {color for _, color in sheet.convert("RGB").getcolors(1 << 20)}
+        assert (0, 158, 96) in colors
     assert main([*arguments, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert [one["images"] for one in report] == [6, 3, 6, 3]

@@ -21,7 +21,7 @@ from intl_transfer.data.photo_cutouts import (
     library,
     render_object,
     render_scene,
-    render_unlabelled,
+    render_unlabeled,
 )
 from intl_transfer.errors import UserError
 
@@ -35,7 +35,7 @@ TINY = PhotoSpec(
     objects_val=8,
     scenes_train=8,
     scenes_val=5,
-    unlabelled=6,
+    unlabeled=6,
     crowd_fraction=0.4,
 )
 
@@ -87,7 +87,7 @@ def test_nothing_that_is_trained_on_is_in_a_test_image(monkeypatch):
         return spy.taken
 
     spec = PhotoSpec(object_size=32, scene_size=64, crowd_fraction=0.2)
-    seen = taken(lambda i: render_unlabelled(spec, i), 250)
+    seen = taken(lambda i: render_unlabeled(spec, i), 250)
     seen |= taken(lambda i: render_object(spec, "train", i), 250)
     seen |= taken(lambda i: render_scene(spec, "train", i), 80)
     tested = taken(lambda i: render_object(spec, "val", i), 200)
@@ -100,7 +100,7 @@ def test_nothing_that_is_trained_on_is_in_a_test_image(monkeypatch):
 
 @needs_photographs
 def test_the_parts_share_no_file_and_no_twin(tiny):
-    """By the files' hashes as the list has them, computed anew; and by likeness of the pixels."""
+    """By the files' hashes as the list has them, computed again; and by likeness of the pixels."""
     listed = json.loads((tiny / "sources.json").read_text())
     for kind in ("cut_outs", "backgrounds"):
         hashes = {part: set(listed[part][kind].values()) for part in ("train", "test")}
@@ -120,7 +120,7 @@ def test_the_parts_share_no_file_and_no_twin(tiny):
     train, test = (normed[part].reshape(-1, 24 * 24) for part in ("train", "test"))
     mirrored = normed["test"][:, :, ::-1].reshape(-1, 24 * 24)
     likeness = np.maximum(train @ test.T, train @ mirrored.T) / (24 * 24)
-    assert likeness.max() < 0.97  # recoloured and mirrored twins have 0.98 and more
+    assert likeness.max() < 0.97  # recolored and mirrored twins have 0.98 and more
 
 
 @needs_photographs
@@ -137,7 +137,7 @@ def test_every_class_is_in_both_parts():
 
 @needs_photographs
 def test_masks_are_the_visible_pixels(monkeypatch):
-    """Whose colour weighs most in a pixel, by real arithmetic, is whose pixel it is."""
+    """Whose color weighs most in a pixel, by real arithmetic, is whose pixel it is."""
     laid: list[photo_cutouts._Piece] = []
     real = photo_cutouts._blend
     monkeypatch.setattr(
@@ -188,7 +188,7 @@ def test_both_layouts_and_the_sets_for_classification(tiny):
             ):
                 assert (api.annToMask(found).astype(bool) == truth.mask).all()
                 assert found["category_id"] == truth.label + 1
-    assert len(list((tiny / "unlabelled" / "images").glob("*.png"))) == 6
+    assert len(list((tiny / "unlabeled" / "images").glob("*.png"))) == 6
     for split, count in (("train", 16), ("val", 8)):
         folder = tiny / "classification" / split
         assert {path.name for path in folder.iterdir()} == set(CLASSES)
@@ -209,7 +209,7 @@ def test_the_same_pixels_on_every_machine():
     digest = hashlib.sha256()
     for index in range(8):
         digest.update(render_object(PhotoSpec(), "train", index)[0].tobytes())
-        digest.update(render_unlabelled(PhotoSpec(), index).tobytes())
+        digest.update(render_unlabeled(PhotoSpec(), index).tobytes())
     for index in range(4):
         scene = render_scene(PhotoSpec(crowd_fraction=0.5), "val", index)
         digest.update(scene.image.tobytes())
@@ -233,7 +233,7 @@ def test_missing_packages_are_one_line_with_the_command(tmp_path, capsys):
 
 
 def test_options_of_the_other_set_are_refused(tmp_path, capsys):
-    assert main(["data", "shapes", "--out", str(tmp_path / "s"), "--unlabelled", "3"]) == 2
-    assert "--unlabelled: shapes has nothing of this kind" in capsys.readouterr().err
-    with pytest.raises(UserError, match="photo-cutouts: unlabelled is 0; expected at least 1"):
-        PhotoSpec(unlabelled=0)
+    assert main(["data", "shapes", "--out", str(tmp_path / "s"), "--unlabeled", "3"]) == 2
+    assert "--unlabeled: shapes has nothing of this kind" in capsys.readouterr().err
+    with pytest.raises(UserError, match="photo-cutouts: unlabeled is 0; expected at least 1"):
+        PhotoSpec(unlabeled=0)

@@ -144,7 +144,7 @@ def shards(tmp_path):
 
 @pytest.mark.parametrize("upright", [True, False])
 def test_images_lie_the_same_way_for_every_stage(tmp_path, upright):
-    """Class folders, shards, crops, centres and detection, by all values of the tag."""
+    """Class folders, shards, crops, centers and detection, by all values of the tag."""
     import detection  # noqa: F401 - prepares Detectron2
     from detection.images import read_as
 
@@ -159,7 +159,7 @@ def test_images_lie_the_same_way_for_every_stage(tmp_path, upright):
     with tarfile.open(tmp_path / "shards" / "a.tar", "w") as archive:
         for file in sorted(folder.iterdir()):
             archive.add(file, f"cat/{file.name}")
-    plain = build_views([ViewConfig(32, 1.0, flip=0, jitter=0, grey=0, blur=0, solarise=0)])
+    plain = build_views([ViewConfig(32, 1.0, flip=0, jitter=0, grayscale=0, blur=0, solarize=0)])
     seen = []
     for root in ("folder", "shards"):
         source = open_source(tmp_path / root, upright=upright)
@@ -167,9 +167,9 @@ def test_images_lie_the_same_way_for_every_stage(tmp_path, upright):
             opened = Image.open(file)
             expected = ImageOps.exif_transpose(opened) if upright else opened
             assert np.array_equal(source.image(i), expected)
-            centre = EvaluationImages(source, 16)[i][0]
+            center = EvaluationImages(source, 16)[i][0]
             reference = Compose([Resize(18), CenterCrop(16)])(expected)
-            assert np.array_equal(centre, reference)
+            assert np.array_equal(center, reference)
             if upright:
                 assert np.array_equal(read_as(str(file), "RGB"), expected)
         for cache in (True, False):

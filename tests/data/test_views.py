@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import ColorJitter, RandomResizedCrop, v2
 
 from intl_transfer.data import augment
-from intl_transfer.data.views import View, ViewConfig, build_views, normalise
+from intl_transfer.data.views import View, ViewConfig, build_views, normalize
 
 PHOTOGRAPHS = {
     "astronaut": skimage.data.astronaut,
@@ -35,7 +35,7 @@ def difference(ours, theirs):
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.6, 0.9, 1.1, 1.4])
-def test_colour_operations_are_torchvisions(photograph, factor):
+def test_color_operations_are_torchvisions(photograph, factor):
     pillow = Image.fromarray(photograph)
     for ours, theirs in [
         (augment.adjust_brightness, TF.adjust_brightness),
@@ -51,11 +51,11 @@ def test_hue_is_torchvisions(photograph, shift):
     assert difference(augment.adjust_hue(photograph, shift), theirs) <= 1.0
 
 
-def test_grey_flip_and_solarise_are_torchvisions(photograph):
+def test_gray_flip_and_solarize_are_torchvisions(photograph):
     pillow = Image.fromarray(photograph)
-    assert difference(augment.to_grey(photograph), TF.to_grayscale(pillow, 3)) <= 0.01
+    assert difference(augment.to_gray(photograph), TF.to_grayscale(pillow, 3)) <= 0.01
     assert difference(augment.flip_horizontally(photograph), TF.hflip(pillow)) == 0
-    assert difference(augment.solarise(photograph), TF.solarize(pillow, 128)) == 0
+    assert difference(augment.solarize(photograph), TF.solarize(pillow, 128)) == 0
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.3, 0.7, 1.0, 1.5, 2.0])
@@ -82,8 +82,8 @@ OPERATIONS = {
     "contrast": lambda x, out=None: augment.adjust_contrast(x, 1.3, out),
     "saturation": lambda x, out=None: augment.adjust_saturation(x, 1.3, out),
     "hue": lambda x, out=None: augment.adjust_hue(x, 0.1, out),
-    "grey": augment.to_grey,
-    "solarise": augment.solarise,
+    "grayscale": augment.to_gray,
+    "solarize": augment.solarize,
     "flip": augment.flip_horizontally,
     "blur": lambda x, out=None: augment.gaussian_blur(x, 1.9, out),
 }
@@ -114,7 +114,7 @@ def test_operations_in_place_give_the_same_values(height, width, seed):
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_a_view_is_made_in_the_memory_it_is_given(photograph, interpolation):
-    view = View(ViewConfig(size=64, blur=0.5, solarise=0.3), interpolation)
+    view = View(ViewConfig(size=64, blur=0.5, solarize=0.3), interpolation)
     batch = np.full((12, 64, 64, 3), 7, np.uint8)
     for row in range(10):
         made = view(photograph, np.random.default_rng(row), batch[row])
@@ -146,7 +146,7 @@ def test_boxes_are_drawn_as_torchvision_draws_them(height, width, scale):
     assert same_distribution(ours[:, 2] / ours[:, 3], theirs[:, 2] / theirs[:, 3])
 
 
-def test_colours_are_drawn_as_torchvision_draws_them():
+def test_colors_are_drawn_as_torchvision_draws_them():
     torch.manual_seed(0)
     spread = ([0.6, 1.4], [0.6, 1.4], [0.8, 1.2], [-0.1, 0.1])
     theirs = [ColorJitter.get_params(*spread) for _ in range(4000)]
@@ -164,7 +164,7 @@ def test_colours_are_drawn_as_torchvision_draws_them():
 @settings(max_examples=40, deadline=None)
 @given(
     probability=st.integers(0, 100).map(lambda percent: percent / 100),
-    name=st.sampled_from(["flip", "grey", "solarise", "blur", "jitter"]),
+    name=st.sampled_from(["flip", "grayscale", "solarize", "blur", "jitter"]),
     seed=st.integers(0, 99),
 )
 def test_probabilities_are_kept(probability, name, seed):
@@ -172,8 +172,8 @@ def test_probabilities_are_kept(probability, name, seed):
     drawn = [view.draw(50, 50, generator) for _ in range(600)]
     count = {
         "flip": sum(d.flip for d in drawn),
-        "grey": sum(d.grey for d in drawn),
-        "solarise": sum(d.solarise for d in drawn),
+        "grayscale": sum(d.grayscale for d in drawn),
+        "solarize": sum(d.solarize for d in drawn),
         "blur": sum(d.sigma is not None for d in drawn),
         "jitter": sum(bool(d.jitter) for d in drawn),
     }[name]
@@ -189,18 +189,18 @@ def published_view(image, config, drawn):
     adjust = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
     for operation, value in drawn.jitter:
         pillow = adjust[operation](pillow, value)
-    if drawn.grey:
+    if drawn.grayscale:
         pillow = TF.to_grayscale(pillow, 3)
     if drawn.sigma is not None:
         pillow = pillow.filter(ImageFilter.GaussianBlur(drawn.sigma))
-    if drawn.solarise:
+    if drawn.solarize:
         pillow = ImageOps.solarize(pillow)  # at 128
     return TF.hflip(pillow) if drawn.flip else pillow  # the last there, early here: no difference
 
 
 @pytest.mark.parametrize("size", [32, 96, 224])
 def test_a_whole_view_is_the_published_one(photograph, size):
-    config = ViewConfig(size=size, blur=0.5, solarise=0.3, jitter=0.8)
+    config = ViewConfig(size=size, blur=0.5, solarize=0.3, jitter=0.8)
     view = View(config)
     found = []
     for seed in range(25):
@@ -227,7 +227,7 @@ def test_the_blur_has_the_published_strengths():
 )
 def test_any_image_gives_a_view(height, width, size, seed):
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    view = View(ViewConfig(size=size, blur=1.0, solarise=1.0, jitter=1.0))
+    view = View(ViewConfig(size=size, blur=1.0, solarize=1.0, jitter=1.0))
     out = view(image, np.random.default_rng(seed))
     assert out.shape == (size, size, 3)
     assert out.dtype == np.uint8
@@ -235,15 +235,15 @@ def test_any_image_gives_a_view(height, width, size, seed):
 
 def test_what_is_off_takes_no_part():
     """The other parameters do not depend on whether one of them is used."""
-    a, b = View(ViewConfig(blur=1.0)), View(ViewConfig(blur=0.0, grey=0.0))
+    a, b = View(ViewConfig(blur=1.0)), View(ViewConfig(blur=0.0, grayscale=0.0))
     for seed in range(20):
         one = a.draw(80, 90, np.random.default_rng(seed))
         two = b.draw(80, 90, np.random.default_rng(seed))
-        assert (one.box, one.flip, one.jitter, one.solarise) == (
+        assert (one.box, one.flip, one.jitter, one.solarize) == (
             two.box,
             two.flip,
             two.jitter,
-            two.solarise,
+            two.solarize,
         )
         assert two.sigma is None
 
@@ -251,12 +251,12 @@ def test_what_is_off_takes_no_part():
 def test_blur_has_the_drawn_strength():
     image = np.zeros((33, 33, 3), np.uint8)
     image[16, 16] = 255
-    config = ViewConfig(size=33, scale_min=1.0, jitter=0, grey=0, solarise=0, flip=0, blur=1.0)
+    config = ViewConfig(size=33, scale_min=1.0, jitter=0, grayscale=0, solarize=0, flip=0, blur=1.0)
     view, generator = View(config), np.random.default_rng(0)
     drawn = [view.draw(33, 33, generator) for _ in range(300)]
     whole = [d.__class__((0, 0, 33, 33), *list(d.__dict__.values())[1:]) for d in drawn]
     peaks = np.array([view.apply(image, d)[16, 16, 0] / 255 for d in whole])
-    # The peak of a blurred point is the kernel's centre: 1 for sigma 0.1, 0.0398 for sigma 2.
+    # The peak of a blurred point is the kernel's center: 1 for sigma 0.1, 0.0398 for sigma 2.
     assert peaks.max() > 0.9
     assert 0.03 < peaks.min() < 0.06
 
@@ -277,7 +277,7 @@ def test_impossible_views_are_refused(change, message):
         build_views([ViewConfig(), ViewConfig(**change)])
 
 
-def test_normalise_equals_torchvision():
+def test_normalize_equals_torchvision():
     images = torch.randint(0, 256, (4, 9, 8, 3), dtype=torch.uint8)
     transform = v2.Compose(
         [
@@ -285,6 +285,6 @@ def test_normalise_equals_torchvision():
             v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ]
     )
-    ours = normalise(images)
+    ours = normalize(images)
     torch.testing.assert_close(ours, transform(images.permute(0, 3, 1, 2)), rtol=1e-5, atol=1e-5)
     assert ours.is_contiguous(memory_format=torch.channels_last)

@@ -198,7 +198,7 @@ def test_msras_weights_see_images_as_detectron2s_baselines_do():
 
 def test_weights_and_their_variant_agree():
     """MSRA's weights change nothing in their own variant, and torchvision's variant to theirs."""
-    settings = {"settings": {"values": config_values("resnet50", CAFFE), "said_by": "the file"}}
+    settings = {"settings": {"values": config_values("resnet50", CAFFE), "source": "the file"}}
     own = load_config("coco_R50_FPN_1x_supervised_msra")
     assert follow_settings(own, settings, set()) == []
     other = load_config("coco_R50_FPN_1x_supervised")

@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from detection import datasets
-from detection.evaluators import build_evaluator, summarise
+from detection.evaluators import build_evaluator, summarize
 from detection.images import Mapper
 from detection.train_net import prepare
 from intl_transfer.data.detection_doctor import chosen, look
@@ -127,7 +127,7 @@ def check(config: Path, folder: Path, kind) -> None:
     records, evaluator = DatasetCatalog.get(test), build_evaluator(test, str(folder))
     evaluator.reset()
     evaluator.process(records, [perfect(record, cfg.MODEL.MASK_ON) for record in records])
-    for figures in summarise(evaluator.evaluate(), test).values():
+    for figures in summarize(evaluator.evaluate(), test).values():
         assert figures["AP50"] == pytest.approx(100)
         assert {v for v in figures["per_class"].values() if v is not None} == {figures["AP"]}
 

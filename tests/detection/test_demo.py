@@ -39,7 +39,7 @@ def run(tmp_path_factory):
     (folder / "config.yaml").write_text(cfg.dump())
     per_class = {f"name {i}": 1.0 for i in range(8)}
     metrics = {"box": {"AP": 1.0, "per_class": per_class}}
-    results = {"stage": "detection", "seed": 0, "metrics": metrics, "initialisation": {}}
+    results = {"stage": "detection", "seed": 0, "metrics": metrics, "initialization": {}}
     results |= {"dataset": {"name": "d"}, "architecture": {"backbone": "resnet18"}}
     (folder / "results.json").write_text(json.dumps(results))
     return folder
@@ -95,14 +95,14 @@ def test_detections_are_the_models_own(run):
     cfg = load_config(str(run / "config.yaml"))
     cfg.MODEL.WEIGHTS = str(run / "model_final.pth")
     image = photograph(600, 480)
-    things = Detector(cfg, ["a"])(image)
+    objects = Detector(cfg, ["a"])(image)
     expected = DefaultPredictor(cfg)(np.asarray(image)[:, :, ::-1])["instances"]
-    assert len(things) == len(expected) > 0
-    for thing, box, score, label in zip(
-        things, expected.pred_boxes, expected.scores, expected.pred_classes, strict=True
+    assert len(objects) == len(expected) > 0
+    for object_, box, score, label in zip(
+        objects, expected.pred_boxes, expected.scores, expected.pred_classes, strict=True
     ):
-        assert thing.box == pytest.approx(box.tolist(), abs=1e-3)
-        assert (thing.score, thing.label) == (pytest.approx(float(score)), int(label))
+        assert object_.box == pytest.approx(box.tolist(), abs=1e-3)
+        assert (object_.score, object_.label) == (pytest.approx(float(score)), int(label))
 
 
 def test_names_come_from_the_run_or_the_data_set(run, registered, tmp_path):

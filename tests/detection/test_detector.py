@@ -59,7 +59,7 @@ def test_a_file_says_what_it_is(run):
     assert record.config == manifest.config
     assert record.classes == list(results.metrics["box"]["per_class"])
     assert record.architecture == results.architecture
-    assert record.initialisation == results.initialisation
+    assert record.initialization == results.initialization
     assert (record.run, record.seed) == (manifest.id, results.seed)
     train = manifest.dataset["shapes_coco_train"]
     assert record.dataset["shapes_coco_train"] == train

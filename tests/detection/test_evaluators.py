@@ -16,17 +16,17 @@ from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from detection import datasets
-from detection.coco_figures import FIGURES
+from detection.coco_metrics import FIGURES
 from detection.evaluators import (
     CocoEvaluator,
     VOCEvaluator,
     build_evaluator,
     results_file,
-    summarise,
+    summarize,
 )
 from intl_transfer.data.shapes import CLASSES
 from tests.detection.coco_sets import by_pycocotools
-from tests.detection.test_voc_figures import make_set, write_voc
+from tests.detection.test_voc_metrics import make_set, write_voc
 from tests.ranks import run_ranks
 
 
@@ -89,7 +89,7 @@ def test_coco_is_what_detectron2_and_pycocotools_say(registered, tmp_path):
     assert found == json.loads((tmp_path / "theirs" / written.name).read_text())
 
     content = json.loads(Path(MetadataCatalog.get(name).json_file).read_text())
-    metrics = summarise(results, name)
+    metrics = summarize(results, name)
     curves = json.loads((tmp_path / "ours" / "curves.json").read_text())
     for task, ours in (("bbox", "box"), ("segm", "mask")):
         api = by_pycocotools(content, found, task)
@@ -122,7 +122,7 @@ def test_coco_without_any_detection(registered, tmp_path):
     empty.pred_classes = torch.zeros(0, dtype=torch.int64)
     empty.pred_masks = torch.zeros(0, 128, 128, dtype=torch.bool)
     results = evaluated(build_evaluator(name, None), records, [{"instances": empty}] * len(records))
-    metrics = summarise(results, name)
+    metrics = summarize(results, name)
     assert list(metrics) == ["box", "mask"]
     for figures in metrics.values():
         assert (figures["AP"], figures["AR100"]) == (0, 0)
@@ -211,7 +211,7 @@ def test_voc_is_what_detectron2_says(tmp_path, year):
         theirs = evaluated(PascalVOCDetectionEvaluator(name), records, outputs)["bbox"]
         assert {k: results[k] for k in theirs} == pytest.approx(theirs, rel=0, abs=1e-9)
         assert 1 < results["AP"] < 99
-        metrics = summarise({"bbox": results}, name)["voc"]
+        metrics = summarize({"bbox": results}, name)["voc"]
         assert list(metrics) == ["AP", "AP50", "AP75", "per_class"]
         found = json.loads(results_file(tmp_path, name).read_text())
         assert len(found) == sum(len(o["instances"]) for o in outputs)
@@ -235,7 +235,7 @@ def test_classes_without_objects_have_no_figure(registered):
     records = DatasetCatalog.get(name)
     results = evaluated(build_evaluator(name, None), records, predictions(records))
     there = {a["category_id"] for r in records for a in r["annotations"]}
-    metrics = summarise(results, name)["voc"]
+    metrics = summarize(results, name)["voc"]
     for label, (name, ap) in enumerate(metrics["per_class"].items()):
         assert name == CLASSES[label]
         assert ap is not None or label not in there or math.isnan(results["bbox"][f"AP-{name}"])
@@ -270,7 +270,7 @@ def test_two_classes_of_one_name_do_not_lose_one(tmp_path):
         found.pred_classes, found.scores = torch.tensor([0]), torch.tensor([0.9])
         evaluator = CocoEvaluator("birds", str(tmp_path))
         results = evaluated(evaluator, records, [{"instances": found}])
-        metrics = summarise(results, "birds")["box"]
+        metrics = summarize(results, "birds")["box"]
         assert metrics["per_class"] == pytest.approx({"bird": 100.0, "bird (2)": 0.0}, abs=1e-6)
         assert metrics["AP"] == pytest.approx(50)
         curves = json.loads((tmp_path / "curves.json").read_text())["box"]["0.50"]["precision"]

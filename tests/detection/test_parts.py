@@ -116,7 +116,7 @@ def _empty(content):
     content["images"], content["annotations"] = [], []
 
 
-def _foreign(content):
+def _external(content):
     content["annotations"][0]["image_id"] = 12345
 
 
@@ -130,7 +130,7 @@ def _short_box(content):
         (_outside, r"annotation 3: the box .* lies outside its image 0000.*128 x 128"),
         (_missing_image, r"names 1 image\(s\) that .* lacks, the first: absent\.jpg"),
         (_empty, "is empty: 0 images, 0 annotations"),
-        (_foreign, "is of image 12345, which is not listed"),
+        (_external, "is of image 12345, which is not listed"),
         (_short_box, r"bbox is \[1, 2, 3\]"),
     ],
 )

@@ -10,16 +10,23 @@ from detectron2.data.datasets import load_voc_instances, register_coco_instances
 from PIL import Image
 
 from detection.evaluators import results_file
-from detection.pictures import COUNT, SIDE, Picture, _sheet, judge, write_pictures
-from intl_transfer.data.drawing import Thing
+from detection.pictures import (
+    COUNT,
+    SIDE,
+    ImageDetections,
+    _sheet,
+    match_detections,
+    write_pictures,
+)
+from intl_transfer.data.drawing import DrawnObject
 from tests.detection.coco_sets import compressed
-from tests.detection.test_voc_figures import VocObject, write_voc
+from tests.detection.test_voc_metrics import VocObject, write_voc
 
 BOX, NEAR, FAR = (10, 10, 50, 50), (12, 10, 52, 50), (80, 80, 120, 120)
 
 
 def found(label, box, score):
-    return Thing(label, box, score=score)
+    return DrawnObject(label, box, score=score)
 
 
 @pytest.mark.parametrize(
@@ -46,11 +53,11 @@ def found(label, box, score):
     ],
 )
 def test_error_by_hand(truth, ignored, predictions, rights, error):
-    objects = [Thing(label, box) for label, box in truth]
+    objects = [DrawnObject(label, box) for label, box in truth]
     guesses = [found(label, box, 0.9 - i / 10) for i, (label, box) in enumerate(predictions)]
-    judged = judge(objects, ignored, guesses)
-    assert [thing.right for thing in judged[1]] == rights
-    assert Picture("x.jpg", *judged, ([], [])).error == pytest.approx(error)
+    matched = match_detections(objects, ignored, guesses)
+    assert [object_.is_match for object_ in matched[1]] == rights
+    assert ImageDetections("x.jpg", *matched, ([], [])).error == pytest.approx(error)
 
 
 @pytest.fixture
@@ -104,10 +111,10 @@ def test_the_worst_pictures_come_first_and_fit_their_outlines(coco_set, tmp_path
         with Image.open(run / entry["file"]) as image:
             assert image.size == (entry["width"], entry["height"]) == (SIDE, 320)
             assert abs(np.asarray(image).astype(int)[5, 5, 0] - 10 * number) < 6
-        assert [thing["right"] for thing in entry["truth"]] == [k < number for k in range(14)]
+        assert [object_["right"] for object_ in entry["truth"]] == [k < number for k in range(14)]
         assert len(entry["predictions"]) == number
-        for thing in entry["predictions"]:
-            assert (thing["class"], thing["score"], thing["right"]) == (1, 0.8, True)
+        for object_ in entry["predictions"]:
+            assert (object_["class"], object_["score"], object_["right"]) == (1, 0.8, True)
     last = entries[-1]
     x0, y0, x1, y1 = last["predictions"][0]["box"]
     ratio = 900 / SIDE
@@ -126,7 +133,7 @@ def test_a_sheet_keeps_the_colors_of_photographs():
     """Every hue there is, far more than a palette of 256 has, comes out as it went in."""
     red, green = np.meshgrid(np.arange(240, dtype=np.uint8), np.arange(240, dtype=np.uint8))
     photograph = np.stack([red, green, (red // 2 + green // 2)], axis=2)
-    picture = Picture("x.jpg", [], [], ([], []))
+    picture = ImageDetections("x.jpg", [], [], ([], []))
     sheet = np.asarray(_sheet([(Image.fromarray(photograph), picture)], ["猫"], "所有"))
     tile = sheet[-12 - 340 : -12, 12 : 12 + 340]  # enlarged to the tile's 340 pixels
     expected = Image.fromarray(photograph).resize((340, 340), Image.Resampling.LANCZOS)
@@ -160,7 +167,7 @@ def test_difficult_objects_of_voc_do_not_count(tmp_path):
         write_pictures(tmp_path, name)
         entry, other = json.loads((tmp_path / "predictions.json").read_text())["images"]
         assert entry["error"] == other["error"] == 0
-        assert [thing["right"] for thing in entry["truth"]] == [None, True]
+        assert [object_["right"] for object_ in entry["truth"]] == [None, True]
         assert entry["truth"][0]["box"] == [10, 10, 50, 50]  # counted from 0, as Detectron2 has it
         assert entry["truth"][0]["polygons"] == []
     finally:

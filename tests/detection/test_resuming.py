@@ -50,10 +50,10 @@ def final(folder):
 
 
 def assert_same(one, other):
-    (weights, optimiser), (weights_too, optimiser_too) = final(one), final(other)
+    (weights, optimizer), (weights_too, optimizer_too) = final(one), final(other)
     assert all(torch.equal(weights[name], weights_too[name]) for name in weights)
-    for number, state in optimiser.items():
-        assert torch.equal(state["momentum_buffer"], optimiser_too[number]["momentum_buffer"])
+    for number, state in optimizer.items():
+        assert torch.equal(state["momentum_buffer"], optimizer_too[number]["momentum_buffer"])
     same = read_results(one)["metrics"], read_results(other)["metrics"]
     assert same[0] == same[1]
 

@@ -52,11 +52,11 @@ def test_a_smaller_batch_sees_as_many_images_at_a_smaller_rate():
 
 def rates(cfg):
     """The learning rate of every iteration."""
-    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
-    schedule = build_lr_scheduler(cfg, optimiser)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
+    schedule = build_lr_scheduler(cfg, optimizer)
     for _ in range(cfg.SOLVER.MAX_ITER):
-        yield optimiser.param_groups[0]["lr"]
-        optimiser.step()
+        yield optimizer.param_groups[0]["lr"]
+        optimizer.step()
         schedule.step()
 
 

@@ -41,8 +41,8 @@ def test_coco_layout_from_weights(data, backbone_file, tmp_path):
         "backbone": "resnet18",
         "head": "C4",
     }
-    assert results["initialisation"]["kind"] == "pretrained"
-    assert results["initialisation"]["provenance"]["backbone"] == "resnet18"
+    assert results["initialization"]["kind"] == "pretrained"
+    assert results["initialization"]["provenance"]["backbone"] == "resnet18"
     assert (results["seed"], results["iteration"]) == (3, 3)
     assert set(results["metrics"]) == {"box", "mask"}
     assert len(results["metrics"]["box"]["per_class"]) == 8
@@ -92,7 +92,7 @@ def test_voc_layout_from_scratch_resumes(data, tmp_path):
     base = ["--config-file", VOC, "--weights", "random"]
     train_net(data, *base, "--output-dir", tmp_path / "whole", *budget(4, period=1))
     results = read_results(tmp_path / "whole")
-    assert results["initialisation"] == {
+    assert results["initialization"] == {
         "kind": "random",
         "method": "random init",
         "weights_sha256": None,
@@ -128,7 +128,7 @@ def test_voc_layout_from_scratch_resumes(data, tmp_path):
         done = train_net(data, *base, "--output-dir", part, *word, *budget(4))
         assert "is finished; nothing to do" in done.stdout
 
-    # More iterations are other settings; allowed, they go on from what there is.
+    # More iterations are other settings; allowed, they continue from what there is.
     more = [*base, "--output-dir", part, *budget(5)]
     train_net(data, *more, "--allow-config-change")
     assert read_results(part)["iteration"] == 5

@@ -20,7 +20,7 @@ def trainer_of(folder, *options: str) -> Trainer:
     )
 
 
-def test_a_checkpoint_holds_the_optimiser_and_the_scaler(registered, tmp_path):
+def test_a_checkpoint_holds_the_optimizer_and_the_scaler(registered, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     trainer = trainer_of(folder, "SOLVER.AMP.ENABLED", "True")

@@ -12,7 +12,7 @@ from detection import weights
 from detection.config import load_config
 from detection.trainer import AtomicCheckpointer
 from intl_transfer.conversion import convert, verify
-from intl_transfer.conversion.pipeline import Told
+from intl_transfer.conversion.pipeline import CheckpointMetadata
 from intl_transfer.conversion.settings import CAFFE, IMAGENET, UNIT
 from intl_transfer.errors import UserError
 from tests.conversion.layouts import caffe2
@@ -29,9 +29,9 @@ def files(tmp_path_factory):
     torch.save(backbone_state("resnet18", seed=5), folder / "in18.pth")
     convert(folder / "in18.pth", folder / "imagenet.pth")
     convert(folder / "in18.pth", folder / "pickled.pkl")
-    convert(folder / "in18.pth", folder / "unit.pth", told=Told(pixels="unit"))
+    convert(folder / "in18.pth", folder / "unit.pth", told=CheckpointMetadata(pixels="unit"))
     torch.save(backbone_state("resnet50", seed=6), folder / "in50.pth")
-    convert(folder / "in50.pth", folder / "caffe.pth", told=Told(pixels="caffe"))
+    convert(folder / "in50.pth", folder / "caffe.pth", told=CheckpointMetadata(pixels="caffe"))
     return folder
 
 
@@ -73,7 +73,7 @@ def features(model, cfg, images):
     ],
 )
 def test_the_detector_that_is_trained_has_the_sources_features(files, name, depth, head, settings):
-    """From pixels to res5: colours, normalisation, strides, and where the weights went."""
+    """From pixels to res5: colors, normalization, strides, and where the weights went."""
     config = f"{DEPTHS[depth]}_{head}"
     cfg, _ = prepared(config, files / name)
     model = build_model(cfg)
@@ -83,7 +83,7 @@ def test_the_detector_that_is_trained_has_the_sources_features(files, name, dept
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (2, 3, 64, 96), generator=generator).float()
     with torch.no_grad():
-        expected = verify.torchvision_features(network, verify.normalised(images, settings))
+        expected = verify.torchvision_features(network, verify.normalized(images, settings))
         found = features(model.eval(), cfg, images)
     for stage in verify.STAGES:
         assert verify.relative_error(expected[stage], found[stage]) <= 1e-5, stage
@@ -131,7 +131,7 @@ def test_a_fragment_beside_files_of_others(files, tmp_path):
     (tmp_path / "theirs.yaml").write_text("INPUT: {FORMAT: BGR}\nMODEL: {MASK_ON: true}\n")
     found = weights.read_weights(str(tmp_path / "theirs.pth"))["settings"]
     assert found["values"] == {"INPUT.FORMAT": "BGR"}
-    assert found["said_by"].endswith("theirs.yaml")
+    assert found["source"].endswith("theirs.yaml")
     (tmp_path / "theirs.yaml").write_text("INPUT: [\n")
     with pytest.raises(UserError, match=r"beside the weights: .*theirs\.yaml.*YAML"):
         weights.read_weights(str(tmp_path / "theirs.pth"))
@@ -181,7 +181,7 @@ def test_weights_from_caffe_are_taken_as_they_are(tmp_path):
     file = tmp_path / "R-18.pkl"
     file.write_bytes(pickle.dumps(blobs, protocol=2))
     content = weights.read_weights(str(file))
-    assert content["settings"]["said_by"] == "inferred from names (Caffe2's names)"
+    assert content["settings"]["source"] == "inferred from names (Caffe2's names)"
     cfg, _ = prepared("shapes_coco_R18_C4", file)
     assert cfg.INPUT.FORMAT == "BGR"
     model = build_model(cfg)

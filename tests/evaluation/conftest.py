@@ -18,7 +18,7 @@ from intl_transfer.models import build_backbone
 
 @pytest.fixture(scope="session")
 def classes(tmp_path_factory):
-    """Three classes told apart by their colour, 32 px; some images are larger and not square."""
+    """Three classes told apart by their color, 32 px; some images are larger and not square."""
     root = tmp_path_factory.mktemp("classes")
     rng = np.random.default_rng(0)
     for part, count in (("train", 12), ("test", 7)):
@@ -68,7 +68,7 @@ def make_config(classes):
             k=values.get("k", 5),
             data=part(
                 DataConfig,
-                name="colours",
+                name="colors",
                 train=str(classes / "train"),
                 test=str(classes / "test"),
                 size=32,

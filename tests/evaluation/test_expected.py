@@ -9,12 +9,12 @@ import yaml
 
 from intl_transfer.cli import main
 from intl_transfer.errors import UserError
+from intl_transfer.evaluation.backbone import EvaluatedBackbone
 from intl_transfer.evaluation.command import CONFIGS, configuration
 from intl_transfer.evaluation.config import Expectation
 from intl_transfer.evaluation.expected import compare, expectations
-from intl_transfer.evaluation.subject import Subject
 from intl_transfer.results.published import read_published
-from intl_transfer.runs.records import Initialisation, PretrainRun, Provenance
+from intl_transfer.runs.records import Initialization, PretrainRun, Provenance
 from tests.evaluation.test_stage import words
 
 
@@ -58,11 +58,11 @@ def test_what_is_expected_is_not_handed_on():
 
 def subject(recipe):
     run = PretrainRun(config_name=recipe)
-    return Subject(
+    return EvaluatedBackbone(
         None,
         512,
         "resnet18",
-        initialisation=Initialisation(provenance=Provenance(pretrain_run=run)),
+        initialization=Initialization(provenance=Provenance(pretrain_run=run)),
     )
 
 
@@ -97,7 +97,7 @@ def test_the_tolerance_decides(value, is_as_expected):
 
 @pytest.mark.slow
 def test_a_whole_run_says_how_it_compares(classes, tmp_path, capsys):
-    """Neighbours of random features, twice: near anything within 100 points, not near 150."""
+    """Neighbors of random features, twice: near anything within 100 points, not near 150."""
     values = words(classes, "random", tmp_path / "run")
     overrides = [word for word in values if "=" in word and not word.startswith("optim")]
     config = {}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from intl_transfer.evaluation.backbone import EvaluatedBackbone
 from intl_transfer.evaluation.learner import Learner
-from intl_transfer.evaluation.subject import Subject
 from intl_transfer.runs import read_manifest, read_metrics, read_results
 from intl_transfer.runs.checkpoint import list_checkpoints, read_checkpoint
 from intl_transfer.runs.distributed import Ranks
@@ -21,7 +21,7 @@ from tests.ranks import run_ranks
 def learned(learner):
     """Everything that a step may change, statistics of the backbone included."""
     parts = {"all": learner.classifier.state_dict()}
-    for number, state in learner.optimiser.state_dict()["state"].items():
+    for number, state in learner.optimizer.state_dict()["state"].items():
         parts[str(number)] = state
     return {f"{a}.{b}": v.clone() for a, part in parts.items() for b, v in part.items()}
 
@@ -34,7 +34,7 @@ def assert_equal(one, other):
 
 def make(config):
     torch.manual_seed(0)
-    return Learner(Subject(Flat(), 12, "resnet18"), 3, config, ALONE)
+    return Learner(EvaluatedBackbone(Flat(), 12, "resnet18"), 3, config, ALONE)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_skipped_step_leaves_no_trace(kind, options, at, make_config):
             disturbed.inputs = lambda pixels: inputs(pixels) * math.inf
             disturbed.step(1.0, *batch(step))
             disturbed.inputs = inputs
-            if at:  # an optimiser makes its state at the first step
+            if at:  # an optimizer makes its state at the first step
                 assert_equal(learned(disturbed), before)
             continue
         for learner in (disturbed, calm):
@@ -71,7 +71,7 @@ def test_a_skipped_step_leaves_no_trace(kind, options, at, make_config):
 def on_a_rank(rank, world_size, config):
     ranks = Ranks(rank, world_size, rank, torch.device("cpu"))
     torch.manual_seed(0)
-    learner = Learner(Subject(Flat(), 12, "resnet18"), 3, config, ranks)
+    learner = Learner(EvaluatedBackbone(Flat(), 12, "resnet18"), 3, config, ranks)
     inputs = learner.inputs
     for step in range(3):
         if step == 1 and rank == 1:

@@ -16,7 +16,7 @@ from intl_transfer.data.images import read_image
 from intl_transfer.data.sources import open_source
 from intl_transfer.data.views import View, ViewConfig
 from intl_transfer.evaluation import EvaluationImages, extract_features, knn_accuracy, knn_predict
-from intl_transfer.evaluation.features import centre_crop
+from intl_transfer.evaluation.features import center_crop
 from intl_transfer.runs.distributed import Ranks
 from tests.data.photographs import STAMPS, needs_stamps
 from tests.ranks import run_ranks
@@ -145,9 +145,9 @@ PUBLISHED_TEST = transforms.Compose([transforms.Resize(256), transforms.CenterCr
 def test_test_crops_of_photographs_are_torchvisions_pixel_by_pixel(index):
     photograph = photographs()[index]
     expected = np.asarray(PUBLISHED_TEST(Image.fromarray(photograph)))
-    assert np.array_equal(centre_crop(photograph, 224), expected)
+    assert np.array_equal(center_crop(photograph, 224), expected)
     # A stored image of 224 px is resized as well.
-    assert not np.array_equal(centre_crop(photographs()[3], 224), photographs()[3])
+    assert not np.array_equal(center_crop(photographs()[3], 224), photographs()[3])
 
 
 @needs_stamps
@@ -157,7 +157,7 @@ def test_test_crops_of_other_pictures_are_torchvisions_pixel_by_pixel():
     for file in files:
         picture = read_image(file)
         expected = np.asarray(PUBLISHED_TEST(Image.fromarray(picture)))
-        assert np.array_equal(centre_crop(picture, 224), expected), file
+        assert np.array_equal(center_crop(picture, 224), expected), file
 
 
 @settings(max_examples=60, deadline=None)
@@ -171,13 +171,13 @@ def test_any_image_is_cut_as_torchvision_cuts_it(height, width, size, seed):
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     theirs = transforms.Compose([transforms.Resize(size * 256 // 224), transforms.CenterCrop(size)])
     expected = np.asarray(theirs(Image.fromarray(image)))
-    assert np.array_equal(centre_crop(image, size), expected)
+    assert np.array_equal(center_crop(image, size), expected)
 
 
 @pytest.mark.parametrize("index", range(6))
 def test_training_crops_are_torchvisions_pixel_by_pixel(index):
     photograph = photographs()[index]
-    config = ViewConfig(224, 0.08, blur=0.0, solarise=0.0, jitter=0.0, grey=0.0)
+    config = ViewConfig(224, 0.08, blur=0.0, solarize=0.0, jitter=0.0, grayscale=0.0)
     view = View(config, "bilinear")
     for seed in range(10):
         drawn = view.draw(*photograph.shape[:2], np.random.default_rng(seed))

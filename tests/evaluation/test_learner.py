@@ -17,10 +17,10 @@ from torchvision.transforms import functional as TF
 
 from intl_transfer.data.sources import open_source
 from intl_transfer.data.views import View, ViewConfig
+from intl_transfer.evaluation.backbone import EvaluatedBackbone
 from intl_transfer.evaluation.batches import CroppedImages
 from intl_transfer.evaluation.config import OptimConfig
 from intl_transfer.evaluation.learner import Learner, schedule
-from intl_transfer.evaluation.subject import Subject
 from intl_transfer.evaluation.training import hits
 from intl_transfer.runs.distributed import Ranks
 
@@ -49,7 +49,7 @@ def batch(seed=0, rows=6):
 def test_a_frozen_backbone_stays_and_the_head_follows_the_formula(make_config):
     config = make_config(lr=0.3, weight_decay=0.01, momentum=0.8)
     torch.manual_seed(0)
-    subject = Subject(Flat(), 12, "resnet18")
+    subject = EvaluatedBackbone(Flat(), 12, "resnet18")
     learner = Learner(subject, 3, config, ALONE)
     before = {k: v.clone() for k, v in subject.network.state_dict().items()}
     head = learner.classifier.head
@@ -83,9 +83,9 @@ def test_few_labels_train_everything_at_two_rates(make_config):
     config = make_config("semi", lr=0.1, backbone_lr=0.02, momentum=0.0)
     torch.manual_seed(0)
     network = Flat()
-    learner = Learner(Subject(network, 12, "resnet18"), 3, config, ALONE)
+    learner = Learner(EvaluatedBackbone(network, 12, "resnet18"), 3, config, ALONE)
     pixels, labels = batch()
-    reference = Learner(Subject(Flat(), 12, "resnet18"), 3, config, ALONE).classifier
+    reference = Learner(EvaluatedBackbone(Flat(), 12, "resnet18"), 3, config, ALONE).classifier
     reference.load_state_dict(learner.classifier.state_dict())
     loss = nn.functional.cross_entropy(reference(learner.inputs(pixels)), labels)
     loss.backward()
@@ -126,7 +126,7 @@ def test_a_head_trained_to_its_end_is_scikit_learns(make_config):
     decay = 0.02
     config = make_config(lr=2.0, weight_decay=decay, momentum=0.9)
     torch.manual_seed(0)
-    learner = Learner(Subject(Flat(), 6, "resnet18"), 3, config, ALONE)
+    learner = Learner(EvaluatedBackbone(Flat(), 6, "resnet18"), 3, config, ALONE)
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(60, 6, generator=generator)
     labels = (features[:, 0] > 0).long() + (torch.rand(60, generator=generator) > 0.7).long()
@@ -147,7 +147,7 @@ def test_first_weights_of_the_head(make_config):
     heads = {}
     for std in (0.01, None):
         torch.manual_seed(0)
-        subject = Subject(Flat(), 2048, "resnet50")
+        subject = EvaluatedBackbone(Flat(), 2048, "resnet50")
         heads[std] = Learner(subject, 100, make_config(head_std=std), ALONE).classifier.head
     assert float(heads[0.01].weight.detach().std()) == pytest.approx(0.01, rel=0.02)
     assert not heads[0.01].bias.any()
@@ -161,7 +161,7 @@ def test_batches_are_cut_as_torchvision_cuts_them(make_config, classes):
     config = make_config(batch_size=4)
     source = open_source(config.data.train)
     batches = CroppedImages(source, config.data, 3, 4, ALONE)
-    view = View(ViewConfig(32, 0.08, blur=0.0, solarise=0.0, jitter=0.0, grey=0.0))
+    view = View(ViewConfig(32, 0.08, blur=0.0, solarize=0.0, jitter=0.0, grayscale=0.0))
     keys = [key for batch in batches.sampler for key in batch]
     rows = [image for pixels, _ in batches for image in pixels.numpy()]
     assert len(keys) == len(rows) == 36

@@ -1,4 +1,4 @@
-"""Whole evaluations: results, tables, stopping and going on, several ranks, bad input."""
+"""Whole evaluations: results, tables, stopping and continuing, several ranks, bad input."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def words(classes, weights, output, *more):
         *SMALL,
         f"data.train={classes / 'train'}",
         f"data.test={classes / 'test'}",
-        "data.name=colours",
+        "data.name=colors",
         *more,
     ]
 
@@ -89,8 +89,8 @@ def test_an_evaluation_becomes_a_row_of_a_table(kind, classes, trained, tmp_path
     evaluate(classes, trained, output, *KINDS[kind], "--method", "MoCo v2", "--epochs", "200")
     results, manifest = read_results(output), read_manifest(output)
     assert (manifest["stage"], manifest["status"]) == ("evaluation", "finished")
-    assert results["initialisation"]["weights_sha256"] == manifest["inputs"][0]["sha256"]
-    # Above chance, as colours are easy, even for features that have seen none.
+    assert results["initialization"]["weights_sha256"] == manifest["inputs"][0]["sha256"]
+    # Above chance, as colors are easy, even for features that have seen none.
     assert results["metrics"]["top1"] > 40
     assert results["metrics"].get("top5") is None  # of three classes, five guesses are no test
     if kind != "knn":
@@ -102,7 +102,7 @@ def test_an_evaluation_becomes_a_row_of_a_table(kind, classes, trained, tmp_path
         assert len(tested) == 2
         assert tested[-1] == results["metrics"]["top1"]
     found = collect([tmp_path])
-    (table,) = [t for t in build_tables(found, TableOptions()) if t.dataset == "colours"]
+    (table,) = [t for t in build_tables(found, TableOptions()) if t.dataset == "colors"]
     (row,) = table.rows
     assert row.method == "MoCo v2"
     assert next(iter(row.figures.values())).mean == pytest.approx(results["metrics"]["top1"])

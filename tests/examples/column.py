@@ -22,7 +22,7 @@ def write_results(folder: Path, method: str, seed: int, boundary_f1: float) -> N
         "external": "boundary evaluator 1.0",
         "dataset": {"name": "cells_test"},
         "architecture": {"backbone": "resnet50", "head": "U-Net"},
-        "initialisation": {"method": method},
+        "initialization": {"method": method},
         "seed": seed,
         "metrics": {"boundary": {"F1": boundary_f1}},
     }

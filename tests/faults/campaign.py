@@ -1,4 +1,4 @@
-"""A fault at every file operation of every command, and the same command once more.
+"""A fault at every file operation of every command, and the same command again.
 
     python -m tests.faults.campaign [COMMAND ...]     # or: make faults
 
@@ -169,10 +169,10 @@ def _pictures(folder: Path, number: int) -> None:
     rng = np.random.default_rng(0)
     for index, name in enumerate("abc"):
         (folder / name).mkdir(parents=True)
-        colour = np.zeros(3)
-        colour[index] = 150
+        color = np.zeros(3)
+        color[index] = 150
         for picture in range(number):
-            pixels = (60 * rng.random((24, 24, 3)) + colour).astype(np.uint8)
+            pixels = (60 * rng.random((24, 24, 3)) + color).astype(np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{picture}.png")
 
 

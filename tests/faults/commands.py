@@ -81,7 +81,7 @@ def evaluation(classes: Path) -> Command:
     def words(folder: Path) -> list[list[str]]:
         options = [
             *("evaluate", "--weights", "random", "--config", "shapes_linear", *SMALL),
-            *("data.augment=false", "data.size=16", "data.name=colours"),
+            *("data.augment=false", "data.size=16", "data.name=colors"),
             *("model.backbone=resnet18", f"--output-dir={folder / 'run'}"),
             *(f"data.train={classes / 'train'}", f"data.test={classes / 'test'}"),
         ]

@@ -42,7 +42,7 @@ from slurm.resources import profile
 from tests.conversion.layouts import small_state
 from tests.data.test_rcc import compose
 from tests.fuzz import mutations
-from tests.results.synthetic import detection_run, evaluation_run, foreign_run, pretraining_run
+from tests.results.synthetic import detection_run, evaluation_run, external_run, pretraining_run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -181,7 +181,7 @@ def _runs() -> list[dict[str, bytes]]:
         detection_run(root, "detection")
         pretraining_run(root, "pretrain", curves=20)
         evaluation_run(root, "evaluation")
-        foreign_run(root, "foreign")
+        external_run(root, "external")
         return [
             {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()}
             for run in sorted(root.iterdir())

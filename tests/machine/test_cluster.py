@@ -13,7 +13,7 @@ import pytest
 
 from intl_transfer.cli import main
 from intl_transfer.machine import task
-from intl_transfer.machine.cluster import Requested, judge
+from intl_transfer.machine.cluster import Requested, check_tasks
 from tests.pretrain.running import ROOT
 
 FOUND = {
@@ -46,7 +46,7 @@ def judged(changes, requested=REQUESTED, hosts=("n0", "n1")):
         one.update(rank=rank, host=host)
     for key, value in changes.items():
         tasks[-1][key] = {**tasks[-1][key], **value} if isinstance(value, dict) else value
-    return {check.name: check for check in judge(tasks, requested)}
+    return {check.name: check for check in check_tasks(tasks, requested)}
 
 
 def test_all_is_well():
@@ -103,15 +103,15 @@ def test_what_is_a_fault_on_several_nodes_is_a_word_on_one():
 
 def test_the_requeue_of_rank_0_counts():
     tasks = [{**copy.deepcopy(FOUND), "requeue": {"allowed": False, "problem": None}}]
-    found = {check.name: check for check in judge(tasks, Requested(1, 4, 1, "slurm"))}
+    found = {check.name: check for check in check_tasks(tasks, Requested(1, 4, 1, "slurm"))}
     assert "Requeue=0" in found["scontrol requeue"].detail
     tasks[0]["requeue"]["problem"] = "`scontrol` is not installed on the node"
-    found = {check.name: check for check in judge(tasks, Requested(1, 4, 1, "slurm"))}
+    found = {check.name: check for check in check_tasks(tasks, Requested(1, 4, 1, "slurm"))}
     assert found["scontrol requeue"].detail.startswith("`scontrol` is not installed")
 
 
 def test_no_report_at_all():
-    found = {check.name: check for check in judge([], REQUESTED)}
+    found = {check.name: check for check in check_tasks([], REQUESTED)}
     assert found["tasks"].outcome == "skipped"
     assert not [check for check in found.values() if check.outcome == "ok"]
 

@@ -18,12 +18,12 @@ from intl_transfer.models import (
     MovingAverage,
     build_backbone,
     build_projector,
-    recompute_activations,
-    synchronise_batchnorm,
+    checkpoint_activations,
+    synchronize_batchnorm,
     walk_together,
 )
-from intl_transfer.models.sync_batchnorm import CollectiveBatchNorm, normalise_together
-from intl_transfer.runs.distributed import Ranks, parallelise
+from intl_transfer.models.sync_batchnorm import CollectiveBatchNorm, normalize_together
+from intl_transfer.runs.distributed import Ranks, parallelize
 from intl_transfer.spectral import intl_ema_loss, intl_loss
 from pretrain.checks import check
 from pretrain.config import PretrainConfig
@@ -118,14 +118,14 @@ def on_a_rank(rank, world_size):
     with pytest.MonkeyPatch.context() as patch:
         exchanges = Exchanges(patch)
         for way in WAYS:
-            lockstep, recompute, method = way
+            lockstep, activation_checkpointing, method = way
             online = encoder()
             online.lockstep = lockstep
-            synchronise_batchnorm(online)
+            synchronize_batchnorm(online)
             target = moved(online)
-            if recompute:
-                recompute_activations(online.backbone)
-            network = parallelise(online, ranks, share_buffers=False)
+            if activation_checkpointing:
+                checkpoint_activations(online.backbone)
+            network = parallelize(online, ranks, share_buffers=False)
             exchanges.count = 0
             found[way] = outcome(online, target, network, images(own), method)
             found[way] = {name: value.clone() for name, value in found[way].items()}
@@ -143,7 +143,7 @@ def half_precision(lockstep, own):
     backbone, width = build_backbone("resnet18", "cifar", zero_init_residual=False)
     online = Encoder(backbone, build_projector(width, 32, 24), lockstep)
     online = online.to(memory_format=torch.channels_last)
-    synchronise_batchnorm(online)
+    synchronize_batchnorm(online)
     views = [
         v.float()[..., :12, :12].contiguous(memory_format=torch.channels_last) for v in images(own)
     ]
@@ -169,11 +169,11 @@ def norm_and_rows():
 def uneven(rank, world_size):
     """Ranks with unlike numbers of rows, as a last batch may have."""
     norm, batches = norm_and_rows()
-    collective = synchronise_batchnorm(norm)
+    collective = synchronize_batchnorm(norm)
     assert isinstance(collective, CollectiveBatchNorm)
     own = [slice(rank, len(batch), world_size) for batch in batches]
     parts = [b[o].clone().requires_grad_() for b, o in zip(batches, own, strict=True)]
-    done = normalise_together([collective] * 3, parts, [[0], [1], [2]])
+    done = normalize_together([collective] * 3, parts, [[0], [1], [2]])
     sum((one.sin() * one).sum() for one in done).backward()
     return {
         "outputs": [one.detach() for one in done],
@@ -194,10 +194,12 @@ def test_lockstep_on_ranks_is_one_by_one_in_one_process(world_size):
     expected = {method: reference(method) for method in ("intl", "intl_ema")}
     layers = sum(isinstance(m, _BatchNorm) for m in encoder().modules())
     for found in outcomes:
-        for lockstep, recompute, method in WAYS:
-            values = found[lockstep, recompute, method]
+        for lockstep, activation_checkpointing, method in WAYS:
+            values = found[lockstep, activation_checkpointing, method]
             for name, value in expected[method].items():
-                assert_near(values[name], value, 1e-9, (lockstep, recompute, method, name))
+                assert_near(
+                    values[name], value, 1e-9, (lockstep, activation_checkpointing, method, name)
+                )
         # One exchange a layer each way for any number of views, against one for each of them.
         # The moving average takes no part in the backward pass.
         more = found[False, False, "intl"]["exchanges"] - found[True, False, "intl"]["exchanges"]
@@ -265,7 +267,7 @@ def test_layer_in_half_precision_is_as_exact_as_torchs(dtype, layout):
             norm, x, dy = norm.double(), x.double(), dy.double()
         x.requires_grad_()
         y = (
-            normalise_together([norm], [x], [[0, 1]])[0]
+            normalize_together([norm], [x], [[0, 1]])[0]
             if kind == "ours"
             else torch.cat([norm(half) for half in x.chunk(2)])
         )

@@ -16,9 +16,9 @@ from intl_transfer.models import (
     build_backbone,
     build_projector,
     ema_momentum,
-    synchronise_batchnorm,
+    synchronize_batchnorm,
 )
-from intl_transfer.runs.distributed import Ranks, parallelise
+from intl_transfer.runs.distributed import Ranks, parallelize
 from intl_transfer.spectral import intl_ema_loss, intl_loss
 from tests.ranks import run_ranks
 
@@ -162,9 +162,9 @@ def _gradients_on_rank(rank: int, world_size: int) -> dict:
     views = [x[rank * rows : (rank + 1) * rows] for x in _views()]
     outcome = {}
     for method in ("intl", "intl_ema"):
-        encoder = synchronise_batchnorm(_whole_network())
+        encoder = synchronize_batchnorm(_whole_network())
         ranks = Ranks(rank, world_size, rank, torch.device("cpu"))
-        network = parallelise(encoder, ranks, share_buffers=False)
+        network = parallelize(encoder, ranks, share_buffers=False)
         loss = _whole_loss(method, network, MovingAverage(encoder), views)
         loss.backward()
         # Copies: gradients are views of buckets, of which each would be pickled whole.
@@ -189,7 +189,7 @@ def test_gradients_of_the_whole_network_equal_one_process(world_size):
                 assert error < 1e-9, (method, name, float(error))
 
 
-def _normalised() -> nn.Module:
+def _normalized() -> nn.Module:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Flatten(), nn.BatchNorm1d(80))
     network = network.double()
@@ -210,10 +210,10 @@ def _loss(output: torch.Tensor) -> torch.Tensor:
 
 
 def _batchnorm_on_rank(rank: int, world_size: int) -> tuple:
-    network = synchronise_batchnorm(_normalised())
+    network = synchronize_batchnorm(_normalized())
     assert isinstance(network[1], CollectiveBatchNorm)
     ranks = Ranks(rank, world_size, rank, torch.device("cpu"))
-    parallel = parallelise(network, ranks, share_buffers=False)
+    parallel = parallelize(network, ranks, share_buffers=False)
     rows = 8 // world_size
     output = parallel(_batch()[rank * rows : (rank + 1) * rows])
     _loss(output).backward()
@@ -224,7 +224,7 @@ def _batchnorm_on_rank(rank: int, world_size: int) -> tuple:
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_collective_batch_norm_equals_one_process(world_size):
-    network = _normalised()
+    network = _normalized()
     expected = network(_batch())
     _loss(expected).backward()
     evaluated = copy.deepcopy(network).eval()(_batch())

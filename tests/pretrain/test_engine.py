@@ -12,8 +12,8 @@ from intl_transfer.data.datasets import Batch
 from intl_transfer.models import (
     CollectiveBatchNorm,
     build_backbone,
-    recompute_activations,
-    synchronise_batchnorm,
+    checkpoint_activations,
+    synchronize_batchnorm,
 )
 from intl_transfer.runs import read_metrics
 from intl_transfer.runs.config import load_config
@@ -56,7 +56,7 @@ def assert_close(one, two, **tolerance):
 @pytest.mark.parametrize("method", ["intl", "intl_ema"])
 def test_recomputed_activations_change_nothing(method):
     plain = learner(f"loss.method={method}")
-    saving = learner(f"loss.method={method}", "engine.recompute=true")
+    saving = learner(f"loss.method={method}", "engine.activation_checkpointing=true")
     for step in range(3):
         plain.step(step, batch(step))
         saving.step(step, batch(step))
@@ -69,11 +69,11 @@ def test_recomputed_activations_change_nothing(method):
 def test_recomputation_holds_less():
     """The activations that autograd keeps between forward and backward."""
 
-    def kept(recompute):
+    def kept(activation_checkpointing):
         torch.manual_seed(0)
         backbone, _ = build_backbone("resnet18")
-        if recompute:
-            recompute_activations(backbone)
+        if activation_checkpointing:
+            checkpoint_activations(backbone)
         sizes = []
 
         def pack(tensor):
@@ -89,10 +89,10 @@ def test_recomputation_holds_less():
 
 def test_recomputation_and_evaluation():
     backbone, _ = build_backbone("resnet18")
-    synchronise_batchnorm(backbone)
+    synchronize_batchnorm(backbone)
     assert any(isinstance(module, CollectiveBatchNorm) for module in backbone.modules())
     reference = copy.deepcopy(backbone).eval()
-    recompute_activations(backbone)
+    checkpoint_activations(backbone)
     backbone.eval()
     with torch.no_grad():
         images = torch.randn(2, 3, 32, 32)
@@ -126,7 +126,7 @@ def test_memory_layouts_agree():
     [
         ("optim.optimizer=lars", "optim.clip_norm=1"),
         ("engine.precision=fp16",),
-        ("engine.recompute=true", "loss.method=intl_ema"),
+        ("engine.activation_checkpointing=true", "loss.method=intl_ema"),
         ("engine.compile=aot_eager",),
     ],
     ids=["lars-clip", "fp16", "recompute-ema", "compile"],
@@ -151,10 +151,10 @@ def test_a_first_step_that_scaling_skips_leaves_no_trace():
     assert made.scaler.get_scale() < 65536
     for name, parameter in made.encoder.named_parameters():
         assert torch.equal(parameter, before[name]), name
-    assert not any(state["momentum_buffer"].any() for state in made.optimiser.state.values())
+    assert not any(state["momentum_buffer"].any() for state in made.optimizer.state.values())
     for _ in range(20):
         made.step(1, batch())
-    assert any(state["momentum_buffer"].any() for state in made.optimiser.state.values())
+    assert any(state["momentum_buffer"].any() for state in made.optimizer.state.values())
     assert all(torch.isfinite(p).all() for p in made.encoder.parameters())
 
 

@@ -34,27 +34,27 @@ def poisoned(kind, made):
         yield
         handle.remove()
         return
-    real, calls = pretrain.learner.normalise, []
+    real, calls = pretrain.learner.normalize, []
     # Statistics overflow before the loss does: batch norm divides by infinity, which gives zeros.
     factor = {"first view": math.inf, "last view": math.nan, "statistics": 1e25}[kind]
     hit = {"first view": (0,), "last view": (2,), "statistics": (0, 1, 2)}[kind]
 
-    def normalise(images, *arguments):
+    def normalize(images, *arguments):
         calls.append(None)
         return real(images, *arguments) * (factor if len(calls) - 1 in hit else 1.0)
 
-    pretrain.learner.normalise = normalise
+    pretrain.learner.normalize = normalize
     try:
         yield
     finally:
-        pretrain.learner.normalise = real
+        pretrain.learner.normalize = real
 
 
 def everything(made):
     state = {
         "model": made.encoder.state_dict(),
         "target": made.target.encoder.state_dict() if made.target else {},
-        "optimizer": made.optimiser.state_dict()["state"],
+        "optimizer": made.optimizer.state_dict()["state"],
         "scaler": made.scaler.state_dict(),
     }
     return json_like(state)
@@ -83,13 +83,13 @@ def assert_equal(one, other, place=""):
         *((kind, ("loss.method=intl_ema", "optim.clip_norm=1")) for kind in KINDS),
         ("statistics", ("loss.method=intl",)),
         ("first view", ("loss.method=intl_ema", "engine.precision=bf16", "optim.optimizer=lars")),
-        ("last view", ("loss.method=intl_ema", "engine.recompute=true")),
+        ("last view", ("loss.method=intl_ema", "engine.activation_checkpointing=true")),
         ("gradient", ("loss.method=vicreg", "optim.base_lr=0.01")),
     ],
     ids=lambda value: value if isinstance(value, str) else value[-1].split(".")[-1],
 )
 def test_a_skipped_step_leaves_no_trace(kind, overrides):
-    """To the bit: the state after it, and the run that goes on, are those without its data."""
+    """To the bit: the state after it, and the run that continues, are those without its data."""
     disturbed, calm = learner(*overrides), learner(*overrides)
     for made in (disturbed, calm):
         made.step(0, batch(0))
@@ -135,14 +135,14 @@ def test_scaled_gradients_that_never_stop_overflowing_are_said(monkeypatch):
     assert first_nonfinite(everything(made)) is None
 
 
-def on_a_rank(rank, world_size, synchronised, kind):
+def on_a_rank(rank, world_size, synchronized, kind):
     """Rank 1 alone meets what is not finite; two steps more."""
     from intl_transfer.data.datasets import Batch
     from intl_transfer.runs.config import load_config
     from pretrain.config import PretrainConfig
     from pretrain.learner import Learner
 
-    overrides = [*TINY, "loss.method=intl_ema", f"model.sync_batchnorm={synchronised}"]
+    overrides = [*TINY, "loss.method=intl_ema", f"model.sync_batchnorm={synchronized}"]
     config = load_config(PretrainConfig, "shapes_r18", overrides, ROOT / "configs" / "pretrain")
     ranks = Ranks(rank, world_size, rank, torch.device("cpu"))
 
@@ -167,11 +167,11 @@ def on_a_rank(rank, world_size, synchronised, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("synchronised", "kind"), [(True, "last view"), (False, "statistics")])
-def test_all_ranks_skip_what_one_of_them_meets(synchronised, kind):
-    one, two = run_ranks(on_a_rank, 2, synchronised, kind)
+@pytest.mark.parametrize(("synchronized", "kind"), [(True, "last view"), (False, "statistics")])
+def test_all_ranks_skip_what_one_of_them_meets(synchronized, kind):
+    one, two = run_ranks(on_a_rank, 2, synchronized, kind)
     for name, value in one.items():
-        if synchronised or not name.endswith(("mean", "var")):
+        if synchronized or not name.endswith(("mean", "var")):
             assert (value == two[name]).all(), name
 
 
@@ -183,20 +183,20 @@ def trained(images, tmp_path, monkeypatch, capsys):
     """A run, of six steps unless told otherwise, of which some are not finite, in this process."""
 
     def run(bad, *overrides, output=tmp_path / "run", expected=0):
-        real, calls = pretrain.learner.normalise, [0]
+        real, calls = pretrain.learner.normalize, [0]
 
-        def normalise(pixels, device):
+        def normalize(pixels, device):
             calls[0] += 1
             step = first + (calls[0] - 1) // 3 + 1  # of three views
             return real(pixels, device) * (math.inf if step in bad else 1.0)
 
         newest = list_checkpoints(output / "checkpoints")
         first = step_of(newest[0]) if newest else 0
-        monkeypatch.setattr(pretrain.learner, "normalise", normalise)
+        monkeypatch.setattr(pretrain.learner, "normalize", normalize)
         words = ["train.py", "--config", "shapes_r18", *TINY, f"data.root={images}"]
         monkeypatch.setattr(sys, "argv", [*words, f"--output-dir={output}", *overrides])
         assert pretrain.train.main() == expected
-        monkeypatch.setattr(pretrain.learner, "normalise", real)
+        monkeypatch.setattr(pretrain.learner, "normalize", real)
         return capsys.readouterr()
 
     return run
@@ -288,7 +288,7 @@ def test_a_rate_that_blows_weights_up_leaves_whole_checkpoints_alone(trained, tm
     assert f"The last checkpoint, {kept[0].name}, is whole" in said
     (dump,) = run.glob("nonfinite_step_*.json")
     assert json.loads(dump.read_text())["last_checkpoint"] == kept[0].name
-    # What was written after the weights had blown up is set aside, and the run goes on.
+    # What was written after the weights had blown up is set aside, and the run continues.
     assert list((run / "checkpoints").glob("unproven_*"))
     said = trained(set(), *settings, "--allow-config-change", "engine.stop_after_steps=3").out
     assert f"from step {step_of(kept[0])}" in said

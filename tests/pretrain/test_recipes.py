@@ -151,13 +151,13 @@ imagenet100*               1     blur                    0.1
 *_ema                      *     blur                    0.5
 
 # views: solarize p of view 0, 1, ...
-cifar*                     0     solarise                0
-cifar*                     1     solarise                0.2
-imagenet100*               0     solarise                0.0
-imagenet100*               1     solarise                0.2
-*_r50_ep???                0     solarise                0.0
-*_r50_ep???                1     solarise                0.2
-*_ema                      *     solarise                0.1
+cifar*                     0     solarize                0
+cifar*                     1     solarize                0.2
+imagenet100*               0     solarize                0.0
+imagenet100*               1     solarize                0.2
+*_r50_ep???                0     solarize                0.0
+*_r50_ep???                1     solarize                0.2
+*_ema                      *     solarize                0.1
 
 # every view: flip, color jitter, gray
 *                          *     flip                    0.5
@@ -166,7 +166,7 @@ imagenet100*               1     solarise                0.2
 *                          *     contrast                0.4
 *                          *     saturation              0.2
 *                          *     hue                     0.1
-*                          *     grey                    0.2
+*                          *     grayscale               0.2
 
 # normalization: CIFAR's own mean and standard deviation, ImageNet's
 cifar10_*                  -     data.normalize          cifar10

@@ -60,13 +60,13 @@ class Reference(nn.Module):
 
 def iternorm(z):
     """T = 4 Newton steps on the covariance of the samples over their channels."""
-    centred = z - z.mean(1, keepdim=True)
-    covariance = centred @ centred.T / (D - 1)
+    centered = z - z.mean(1, keepdim=True)
+    covariance = centered @ centered.T / (D - 1)
     trace = covariance.trace()
     p = torch.eye(N, dtype=torch.float64)
     for _ in range(4):
         p = (3 * p - p @ p @ p @ (covariance / trace)) / 2
-    return p @ centred / trace.sqrt()
+    return p @ centered / trace.sqrt()
 
 
 def trace_loss(z_hat):
@@ -119,10 +119,10 @@ def normalized(images, mean, std):
 
 @pytest.fixture
 def in_float64(monkeypatch):
-    def normalise(images, device, mean=IMAGENET[0], std=IMAGENET[1]):
+    def normalize(images, device, mean=IMAGENET[0], std=IMAGENET[1]):
         return normalized(images, mean, std)
 
-    monkeypatch.setattr(pretrain.learner, "normalise", normalise)
+    monkeypatch.setattr(pretrain.learner, "normalize", normalize)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -1,4 +1,4 @@
-"""Whatever stops a run, the same command goes on, and nothing is lost."""
+"""Whatever stops a run, the same command continues, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -212,11 +212,11 @@ def damage_flipped(file):
     file.write_bytes(data)
 
 
-def damage_foreign(file):
+def damage_external(file):
     torch.save({"state_dict": {}}, file)
 
 
-@pytest.mark.parametrize("damage", [damage_truncated, damage_flipped, damage_foreign])
+@pytest.mark.parametrize("damage", [damage_truncated, damage_flipped, damage_external])
 def test_a_bad_checkpoint_is_named_and_the_one_before_taken(images, tmp_path, damage):
     run = tmp_path / "run"
     train(images, run, "engine.stop_after_steps=4", "engine.checkpoint_steps=1")
@@ -247,7 +247,7 @@ def test_a_full_disk_fails_the_write_and_not_the_run(images, tmp_path):
 
     done = train(images, run, "engine.checkpoint_steps=1", preexec_fn=small_files)
     assert "was not written" in done.stderr
-    assert "the run goes on, the newest is step_00000003.pt" in done.stderr
+    assert "the run continues, the newest is step_00000003.pt" in done.stderr
     assert list_checkpoints(run / "checkpoints") == before
     assert not list((run / "checkpoints").glob(".*"))
     read_checkpoint(before[0])

@@ -17,8 +17,8 @@ from torchvision.transforms import v2
 from intl_transfer.cli import main
 from intl_transfer.conversion import read_backbone
 from intl_transfer.data.statistics import STATISTICS
+from intl_transfer.evaluation.backbone import load_evaluated_backbone
 from intl_transfer.evaluation.config import ModelConfig
-from intl_transfer.evaluation.subject import load_subject
 from intl_transfer.runs import read_results
 from tests.pretrain.running import backbone, train
 from tests.pretrain.test_engine import batch, learner
@@ -58,7 +58,7 @@ def test_they_stay_with_the_backbone(small, tmp_path, monkeypatch, capsys):
     assert "resnet18, cifar_published stem" in card
     newest = sorted((small / "checkpoints").glob("*.pt"))[-1]
     for source in (small, newest):  # the exported backbone, and a checkpoint
-        subject = load_subject(str(source), ModelConfig())
+        subject = load_evaluated_backbone(str(source), ModelConfig())
         assert subject.stem == "cifar_published"
         assert subject.settings.pixel_mean == pytest.approx([255 * v for v in cifar.mean])
         assert subject.assumptions() == []
@@ -87,11 +87,11 @@ def test_they_reach_detectron2(images, tmp_path):
         assert read_backbone(out).settings.pixel_std == (63.75, 51, 25.5)
         report = json.loads(out.with_suffix(".json").read_text())
         assert report["provenance"]["pixels"]["mean"] == [127.5, 102.0, 76.5]
-        assert "pretraining" in report["config_said_by"]
+        assert "pretraining" in report["config_source"]
 
 
-def test_neighbours_see_them_too(images, tmp_path):
-    """What a run tells of its nearest neighbours, again by torchvision and scikit-learn."""
+def test_neighbors_see_them_too(images, tmp_path):
+    """What a run tells of its nearest neighbors, again by torchvision and scikit-learn."""
     cut = ["views=[{size: 32}, {size: 32}]", "knn.size=40", "knn.k=3", "knn.epochs=2"]
     settings = [f"knn.test={images}", "data.normalize=cifar100", "optim.epochs=2"]
     train(images, tmp_path / "run", *settings, *cut)

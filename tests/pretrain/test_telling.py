@@ -96,25 +96,25 @@ def test_weights_and_biases_offline(images, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("launcher", [None, TORCHRUN], ids=["one-rank", "two-ranks"])
-def test_neighbours_are_asked_every_so_many_epochs(images, tmp_path, launcher):
+def test_neighbors_are_asked_every_so_many_epochs(images, tmp_path, launcher):
     settings = [f"knn.test={images}", "knn.epochs=2", "knn.k=1", "optim.epochs=3"]
     options = {"launcher": launcher} if launcher else {}
     done = train(images, tmp_path / "run", *settings, **options)
-    # Each image is its own nearest neighbour.
+    # Each image is its own nearest neighbor.
     assert "epoch 2: 1-NN accuracy 100.00 %" in done.stdout
     rows = [row for row in read_metrics(tmp_path / "run") if "knn_accuracy" in row]
     assert [(row["step"], row["knn_accuracy"]) for row in rows] == [(6, 100.0), (9, 100.0)]
     assert read_results(tmp_path / "run")["knn_accuracy"] == 100.0
 
 
-def test_neighbours_do_not_change_the_training(images, tmp_path):
+def test_neighbors_do_not_change_the_training(images, tmp_path):
     train(images, tmp_path / "plain")
     train(images, tmp_path / "asked", f"knn.test={images}", "knn.epochs=1")
     one, two = (load_file(tmp_path / name / "backbone.safetensors") for name in ("plain", "asked"))
     assert all(torch.equal(value, two[name]) for name, value in one.items())
 
 
-def test_sets_of_other_classes_are_no_neighbours(images, tmp_path):
+def test_sets_of_other_classes_are_no_neighbors(images, tmp_path):
     (tmp_path / "other" / "a").mkdir(parents=True)
     Image.new("RGB", (9, 9)).save(tmp_path / "other" / "a" / "x.png")
     settings = [f"knn.test={tmp_path / 'other'}", "knn.epochs=1"]
@@ -143,7 +143,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_says_what_it_saw(images, tmp
     assert {"backbone.conv1", "backbone.layer4", "projector"} <= dump["gradient_norm"].keys()
     assert len(dump["views"]) == 3
     assert all(view["rows"] == 8 for view in dump["views"])
-    # No checkpoint holds what is not finite: the run goes on from there.
+    # No checkpoint holds what is not finite: the run continues from there.
     done = train(images, run, *settings, "--allow-config-change", "engine.stop_after_steps=2")
     assert f"from step {int(newest.stem[5:])}" in done.stdout
 

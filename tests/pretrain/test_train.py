@@ -114,7 +114,7 @@ def test_ranks_that_do_not_divide_the_batch(images, tmp_path):
 def test_one_image_a_rank(images, tmp_path):
     settings = ["optim.batch_size=2", "optim.epochs=1", "engine.stop_after_steps=1"]
     settings.append("loss.trace_weight=0.01")  # the published one is negative
-    train(images, tmp_path / "synchronised", *settings, launcher=TORCHRUN)
+    train(images, tmp_path / "synchronized", *settings, launcher=TORCHRUN)
     settings.append("model.sync_batchnorm=false")
     done = train(images, tmp_path / "own", *settings, launcher=TORCHRUN, check=False)
     assert done.returncode != 0
@@ -176,8 +176,8 @@ def test_options_that_a_method_does_not_have():
         ("optim.batch_size=4", "loss.trace_weight is null: the published weight"),
         ("loss.iterations=0", "loss.iterations is 0; expected at least 1"),
         ("engine.keep_checkpoints=0", "engine.keep_checkpoints is 0; expected at least 1"),
-        ("engine.compile=inductor engine.recompute=true", "exclude each other"),
-        ("knn.epochs=1", "knn.epochs needs labelled images to classify: knn.test=DIR"),
+        ("engine.compile=inductor engine.activation_checkpointing=true", "exclude each other"),
+        ("knn.epochs=1", "knn.epochs needs labeled images to classify: knn.test=DIR"),
         ("model.backbone=resnet19", "Did you mean 'resnet18'"),
         ("optim.batch_size=64", "26 images do not fill one global batch of 64"),
     ],

@@ -91,7 +91,7 @@ def detection_run(
             "batch_size": 16,
             "base_lr": 0.02,
         },
-        "initialisation": start_of(method, sha),
+        "initialization": start_of(method, sha),
         "seed": seed,
         "iteration": iterations,
         "metrics": {"box": figures(ap), "mask": figures(ap - 3)} if coco else {"voc": figures(ap)},
@@ -167,7 +167,7 @@ def evaluation_run(root, name, *, kind="linear", dataset="cifar10", seed=0, **ch
         "architecture": {"backbone": backbone},
         "protocol": protocol,
         "epoch": protocol.get("epochs"),
-        "initialisation": start_of(method, **origin),
+        "initialization": start_of(method, **origin),
         "seed": seed,
         "metrics": {"top1": top1, "top5": min(100.0, top1 + 8)},
         **changes,
@@ -184,7 +184,7 @@ def evaluation_run(root, name, *, kind="linear", dataset="cifar10", seed=0, **ch
     return run
 
 
-def foreign_config(**solver) -> dict:
+def external_config(**solver) -> dict:
     """Detectron2's ``config.yaml`` of a MoCo-style script, what is read of it."""
     return {
         "SEED": -1,
@@ -207,11 +207,11 @@ def foreign_config(**solver) -> dict:
     }
 
 
-def foreign_run(root, name, ap=38.9, *, final=89999, config=None, earlier=45.0):
+def external_run(root, name, ap=38.9, *, final=89999, config=None, earlier=45.0):
     """A Detectron2 folder; an earlier evaluation was higher than the final one."""
     folder = Path(root) / name
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config or foreign_config()))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config or external_config()))
     lines = [{"iteration": 19, "total_loss": 3.1, "lr": 0.004}]
     lines += [{"iteration": 44999, "bbox/AP": earlier, "bbox/AP50": 70.0, "bbox/AP75": 50.0}]
     lines += [{"iteration": 89979, "total_loss": 0.7, "lr": 0.0002}]
@@ -225,7 +225,7 @@ def foreign_run(root, name, ap=38.9, *, final=89999, config=None, earlier=45.0):
 
 
 def standard_set(root) -> Path:
-    """A fixed collection: three initialisations on COCO and VOC, pretraining, and one foreign."""
+    """A fixed collection: three initializations on COCO and VOC, pretraining, and one external."""
     root = Path(root)
     for seed in (0, 1):
         run = pretraining_run(
@@ -249,7 +249,7 @@ def standard_set(root) -> Path:
                 root, name, ap, method=method, seed=seed, layout="voc", sha="0" * 64
             )
             fixed(run, name)
-    foreign_run(root, "moco_v2_seed0")
+    external_run(root, "moco_v2_seed0")
     return root
 
 

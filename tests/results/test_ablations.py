@@ -55,7 +55,7 @@ def evaluate(images, weights, folder, config, *overrides):
     status = intl_transfer(
         [
             *("evaluate", "--weights", str(weights), "--config", config),
-            *("--output-dir", str(folder), "data.name=colours", "data.workers=0"),
+            *("--output-dir", str(folder), "data.name=colors", "data.workers=0"),
             *(f"data.train={images}/train", f"data.test={images}/test"),
             *("engine.threads=1", "log.tensorboard=false", *overrides),
         ]
@@ -128,5 +128,5 @@ def test_a_converted_backbone_carries_it_too(runs, tmp_path):
     assert "output_dir" not in settings
     assert "engine.threads" not in settings
     assert "seed" not in settings
-    found = read_results(runs / "evaluation" / "knn32_t8").initialisation.provenance
+    found = read_results(runs / "evaluation" / "knn32_t8").initialization.provenance
     assert found.pretrain_run.settings == settings

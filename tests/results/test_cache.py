@@ -11,7 +11,7 @@ import pytest
 from intl_transfer.results import collect
 from intl_transfer.results.cache import cache_path
 from intl_transfer.results.collect import Collection
-from tests.results.synthetic import detection_run, foreign_run, write_results
+from tests.results.synthetic import detection_run, external_run, write_results
 
 
 def age(root, seconds=3600):
@@ -31,7 +31,7 @@ def same(a: Collection, b: Collection) -> bool:
 def test_unchanged_directories_are_not_read_again(tmp_path, monkeypatch):
     for seed in range(4):
         detection_run(tmp_path, f"run{seed}", 30 + seed, seed=seed)
-    foreign_run(tmp_path, "moco")
+    external_run(tmp_path, "moco")
     age(tmp_path)
     first = collect([tmp_path])
     assert first.cached == 0
@@ -41,7 +41,7 @@ def test_unchanged_directories_are_not_read_again(tmp_path, monkeypatch):
 
     module = sys.modules[collect.__module__]  # the package has a function of its name
     monkeypatch.setattr(module, "read_run", unexpected)
-    monkeypatch.setattr(module.foreign, "read_foreign", unexpected)
+    monkeypatch.setattr(module.external, "read_external", unexpected)
     second = collect([tmp_path])
     assert second.cached == 5
     assert same(first, second)
@@ -76,7 +76,7 @@ def test_every_change_is_seen(tmp_path):
 
 
 def test_a_file_written_a_moment_ago_is_not_kept(tmp_path):
-    """It could change once more under the same time and size."""
+    """It could change again under the same time and size."""
     detection_run(tmp_path, "run", 30.0)
     file = tmp_path / "run" / "results.json"
     collect([tmp_path])
@@ -134,7 +134,7 @@ def test_without_a_place_for_a_cache(tmp_path, monkeypatch):
 
 
 def test_a_label_is_no_part_of_what_is_kept_for_another(tmp_path):
-    folder = foreign_run(tmp_path, "moco_seed3")
+    folder = external_run(tmp_path, "moco_seed3")
     age(tmp_path)
     assert collect([tmp_path]).runs[0].start.method == "moco"
     assert collect([tmp_path], {str(folder): "MoCo v2"}).runs[0].start.method == "MoCo v2"

@@ -10,7 +10,7 @@ from intl_transfer.results import build_tables, collect
 from tests.results.synthetic import (
     detection_run,
     evaluation_run,
-    foreign_run,
+    external_run,
     pretraining_run,
     write_results,
 )
@@ -26,7 +26,7 @@ def test_runs_of_all_stages_are_good(tmp_path, capsys):
     pretraining_run(tmp_path, curves=3)
     detection_run(tmp_path, "detection", 38.0)
     evaluation_run(tmp_path, "evaluation")
-    foreign_run(tmp_path, "theirs")  # Detectron2's own folder, which has another form
+    external_run(tmp_path, "theirs")  # Detectron2's own folder, which has another form
     status, text = check(capsys, tmp_path)
     assert status == 0
     assert text.count("ok ") == 3
@@ -46,7 +46,7 @@ def test_a_hand_made_one_is_ten_lines_and_becomes_a_row(tmp_path, capsys):
     (row,) = table.rows
     content = json.loads(text)
     task, metrics = next(iter(content["metrics"].items()))
-    assert row.foreign
+    assert row.external
     assert {m: row.figures[task, m].mean for m in metrics} == metrics
     assert content["external"] in " ".join(row.notes)
 

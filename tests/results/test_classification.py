@@ -65,7 +65,7 @@ def test_few_labels(tmp_path):
     assert "fine-tuned on few labels (epochs 20)" in table.title
 
 
-def test_neighbours_from_the_end_of_pretraining(tmp_path):
+def test_neighbors_from_the_end_of_pretraining(tmp_path):
     for seed in (0, 1, 2):
         pretraining_run(tmp_path, f"p{seed}", f"{seed}" * 64, seed=seed, knn_accuracy=57.0 + seed)
     pretraining_run(tmp_path, "without", "9" * 64, seed=3)
@@ -78,7 +78,7 @@ def test_neighbours_from_the_end_of_pretraining(tmp_path):
     assert "58.0 ± 1.0" in render([table], "md")
 
 
-def test_other_neighbours_are_another_table(tmp_path):
+def test_other_neighbors_are_another_table(tmp_path):
     pretraining_run(tmp_path, "p0", "0" * 64, knn_accuracy=57.0)
     for index, knn in enumerate(({"k": 20}, {"k": 5, "train": "/data/other"})):
         run = pretraining_run(tmp_path, f"q{index}", f"{index + 1}" * 64, knn_accuracy=60.0)
@@ -86,7 +86,7 @@ def test_other_neighbours_are_another_table(tmp_path):
         run.save()
     titles = {table.title for table in tables_of(tmp_path)}
     assert titles == {
-        f"shapes, resnet18: k-NN (k = {text})" for text in ("5", "20", "5, neighbours from other")
+        f"shapes, resnet18: k-NN (k = {text})" for text in ("5", "20", "5, neighbors from other")
     }
 
 
@@ -161,7 +161,7 @@ def test_damaged_evaluations_are_named(tmp_path, changes, expected):
     assert expected in found.problems[0]
 
 
-def test_damaged_neighbours_are_named(tmp_path):
+def test_damaged_neighbors_are_named(tmp_path):
     run = pretraining_run(tmp_path, "p", knn_accuracy=57.0)
     write_results(run.path, knn_accuracy=570.0)
     assert "knn_accuracy: expected at most 100, found 570" in collect([tmp_path]).problems[0]

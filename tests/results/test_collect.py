@@ -116,7 +116,7 @@ def test_parents_by_hash_then_by_id_also_of_runs_that_go_on(tmp_path):
     going = begin(tmp_path, "p1", "pretrain")
     detection_run(tmp_path, "by_hash", sha="0" * 64)
     start = start_of("INTL", "1" * 64, id=going.manifest["id"])
-    detection_run(tmp_path, "by_id", initialisation=start)
+    detection_run(tmp_path, "by_id", initialization=start)
     detection_run(tmp_path, "orphan", sha="2" * 64)
     runs = {run.path.name: run for run in collect([tmp_path]).runs}
     assert runs["by_hash"].parent == tmp_path / "p0"
@@ -131,7 +131,7 @@ def test_parents_by_hash_then_by_id_also_of_runs_that_go_on(tmp_path):
 
 def test_a_pretraining_that_was_no_run_here_is_not_missed(tmp_path):
     start = start_of("MoCo v2", "1" * 64, id=None)
-    detection_run(tmp_path, "theirs", initialisation=start)
+    detection_run(tmp_path, "theirs", initialization=start)
     (row,) = build_tables(collect([tmp_path]))[0].rows
     assert row.notes == ("weights without a pretraining run of this project",)
 
@@ -148,7 +148,7 @@ def test_a_pretraining_that_was_no_run_here_is_not_missed(tmp_path):
 def test_a_method_that_was_inferred_is_marked_until_it_is_confirmed(tmp_path, level, is_marked):
     start = start_of("MoCo v2")
     start["provenance"]["evidence"] = {"method": {"level": level, "detail": "as MoCo has them"}}
-    detection_run(tmp_path, "r", initialisation=start)
+    detection_run(tmp_path, "r", initialization=start)
     (row,) = build_tables(collect([tmp_path]))[0].rows
     notes = [note for note in row.notes if "--method" in note]
     assert bool(notes) == is_marked
@@ -174,14 +174,14 @@ def test_manifest_and_results_must_be_of_one_run(tmp_path):
         ({"metrics": {"box": None}}, "metrics.box: expected an object, found null"),
         ({"metrics": [1]}, "metrics: expected an object, found a list of 1"),
         ({"dataset": {"name": 3, "layout": "coco"}}, "dataset.name: expected text, found 3"),
-        ({"initialisation": {"kind": "x", "provenance": "x"}}, "provenance: expected an object"),
+        ({"initialization": {"kind": "x", "provenance": "x"}}, "provenance: expected an object"),
         (
-            {"initialisation": {"provenance": {"pretrain_run": 3}}},
+            {"initialization": {"provenance": {"pretrain_run": 3}}},
             "pretrain_run: expected an object",
         ),
         (
-            {"initialisation": {"kind": "x", "method": 3}},
-            "initialisation.method: expected text, found 3",
+            {"initialization": {"kind": "x", "method": 3}},
+            "initialization.method: expected text, found 3",
         ),
         ({"schedule": {"base_lr": "fast"}}, 'schedule.base_lr: expected a number, found "fast"'),
         ({"iteration": 89000}, "iteration 89000 of 90000"),

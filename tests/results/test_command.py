@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from intl_transfer.cli import main
-from tests.results.synthetic import detection_run, foreign_run
+from tests.results.synthetic import detection_run, external_run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -81,7 +81,7 @@ def test_all_options_at_once(standard, tmp_path, capsys):
     status, out, err = collect(capsys, standard, *options)
     assert status == 0, err
     rows = list(csv.DictReader(io.StringIO(out)))
-    assert [row["initialisation"] for row in rows] == [
+    assert [row["initialization"] for row in rows] == [
         *("random init", "INTL", "Barlow Twins"),
         *("random init", "INTL"),
     ]
@@ -89,9 +89,9 @@ def test_all_options_at_once(standard, tmp_path, capsys):
 
 
 def test_labels_reach_the_table(tmp_path, capsys):
-    folder = foreign_run(tmp_path, "exp=17")
+    folder = external_run(tmp_path, "exp=17")
     _, out, _ = collect(capsys, tmp_path, "--label", f"{folder}=MoCo v2", "--format", "json")
-    assert json.loads(out)[0]["rows"][0]["initialisation"] == "MoCo v2"
+    assert json.loads(out)[0]["rows"][0]["initialization"] == "MoCo v2"
 
 
 def test_a_template(standard, tmp_path, capsys):

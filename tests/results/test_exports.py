@@ -47,11 +47,11 @@ def test_pandas_reads_one_line_per_run_and_metric(tables):
     assert own.seed.tolist() == [0, 1, 2]
     assert own.value.std() == pytest.approx(np.std(APS, ddof=1))
     assert (frame[frame.dataset == "cifar10"].query("source == 'measured'").value.max()) == 99.5
-    moco = frame[(frame.initialisation == "MoCo v2") & (frame.schedule == "24k")]
+    moco = frame[(frame.initialization == "MoCo v2") & (frame.schedule == "24k")]
     assert moco[moco.metric == "AP"]["std"].tolist() == [0.2, 0.2]
     assert moco.n.tolist() == [5] * 6
     assert moco.source.unique().tolist() == ["MoCo detection README"]
-    keys = ["table", "initialisation", "pretraining", "source", "run", "task", "metric"]
+    keys = ["table", "initialization", "pretraining", "source", "run", "task", "metric"]
     assert not frame.duplicated(keys).any()
 
 

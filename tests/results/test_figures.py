@@ -12,7 +12,7 @@ from intl_transfer.analysis.style import COLORS
 from intl_transfer.results import TableOptions, build_tables, collect
 from intl_transfer.results.figures import draw_figures
 from intl_transfer.results.series import band, curve, lines_of
-from tests.results.synthetic import detection_run, foreign_run, log_detection, pretraining_run
+from tests.results.synthetic import detection_run, external_run, log_detection, pretraining_run
 
 
 def draw(root, folder, *formats, published=False):
@@ -38,7 +38,7 @@ def test_what_the_standard_set_has_figures_for(standard, tmp_path):
     for expected in ("COCO det. AP", "39.1", "MoCo v2 (200 ep) (published)"):
         assert expected in bars
     assert "INTL (shapes_r18, 20 ep, shapes), n = 5" in loss
-    assert all(colour.lower() in loss for colour in COLORS[:4])
+    assert all(color.lower() in loss for color in COLORS[:4])
 
 
 def test_the_same_figures_make_the_same_file_with_embedded_fonts(tmp_path):
@@ -89,7 +89,7 @@ def test_runs_without_or_with_damaged_curves(tmp_path):
 
 
 def test_foreign_curves(tmp_path):
-    foreign_run(tmp_path / "runs", "moco_v2", 38.9, earlier=37.0)
+    external_run(tmp_path / "runs", "moco_v2", 38.9, earlier=37.0)
     names = [path.stem for path in draw(tmp_path / "runs", tmp_path / "out", "svg")]
     assert "ap_curve_coco_2017_val_1x" in names
     assert "loss_coco_2017_val_1x" in names

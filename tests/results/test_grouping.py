@@ -56,7 +56,7 @@ def write(root, draws):
         config = nested({key: drawn[key] for key in (*DETECTION, *FREE)})
         plan = {"name": "1x", "iterations": 90000, "batch_size": 16}
         detection_run(
-            root, f"run{index}", 30.0 + index, seed=index, config=config, initialisation=start,
+            root, f"run{index}", 30.0 + index, seed=index, config=config, initialization=start,
             schedule={**plan, "base_lr": drawn["SOLVER.BASE_LR"]},
             dataset={"name": "coco_2017_val", "layout": "coco", "images": drawn["images"]},
         )  # fmt: skip
@@ -104,12 +104,12 @@ def test_labels_name_the_difference_shortest_first(tmp_path):
     }
     for index, made in enumerate(variants.values()):
         start = start_of("INTL", f"{index}", id=f"{index}", settings=made)
-        detection_run(tmp_path, f"a{index}", 30.0 + index, initialisation=start)
+        detection_run(tmp_path, f"a{index}", 30.0 + index, initialization=start)
     names = [row.name for row in build_tables(collect([tmp_path]))[0].rows]
     assert sorted(names) == list(variants)
     without = {**base, "loss.trace_weight": 0.0}
     start = start_of("INTL", "w", id="w", settings=without)
-    detection_run(tmp_path, "w", 20.0, initialisation=start)
+    detection_run(tmp_path, "w", 20.0, initialization=start)
     names = [row.name for row in build_tables(collect([tmp_path]))[0].rows]
     assert sorted(names) == ["INTL, iterations 4", "INTL, iterations 8", "IterNorm"]
 
@@ -119,13 +119,13 @@ def test_a_label_of_ones_own_comes_before_a_digest(tmp_path):
     for index, label in enumerate(("short", "long")):
         start = start_of("MoCo v2", f"{index}", id=None)
         start["provenance"] |= {"pretrain_run": None, "label": label, "source_path": "/x/moco.pth"}
-        detection_run(tmp_path, label, 30.0 + index, initialisation=start)
+        detection_run(tmp_path, label, 30.0 + index, initialization=start)
     names = [row.name for row in build_tables(collect([tmp_path]))[0].rows]
     assert sorted(names) == ["MoCo v2, long", "MoCo v2, short"]
     for run in tmp_path.iterdir():
-        content = json.loads((run / "results.json").read_text())["initialisation"]
+        content = json.loads((run / "results.json").read_text())["initialization"]
         content["provenance"] |= {"label": None, "source_path": f"/x/moco_{run.name}.pth"}
-        write_results(run, initialisation=content)
+        write_results(run, initialization=content)
     rows = build_tables(collect([tmp_path], cache=False))[0].rows
     assert sorted(row.label for row in rows) == ["MoCo v2 (moco_long)", "MoCo v2 (moco_short)"]
 
@@ -133,7 +133,7 @@ def test_a_label_of_ones_own_comes_before_a_digest(tmp_path):
 def test_files_of_one_name_are_repetitions_as_the_user_says(tmp_path):
     for index in range(3):
         start = start_of("MoCo v2", f"{index}", id=None, name="mine", config_name="mine", seed=None)
-        detection_run(tmp_path, f"{index}", 30.0 + index, initialisation=start)
+        detection_run(tmp_path, f"{index}", 30.0 + index, initialization=start)
     (row,) = build_tables(collect([tmp_path]))[0].rows
     assert row.figures["box", "AP"].count == "3 pretrainings"
     assert any("`convert --name`" in note for note in row.notes)

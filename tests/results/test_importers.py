@@ -117,7 +117,7 @@ def test_vissl(tmp_path):
     file = lines(tmp_path, "metrics.json", VISSL)
     found = vissl.read(tmp_path)
     assert (found.metrics, found.epoch) == ({"top1": 69.9, "top5": 89.4}, 28)
-    with pytest.raises(UserError, match="went on to 27"):
+    with pytest.raises(UserError, match="continued to 27"):
         vissl.read(lines(tmp_path, "cut.json", VISSL[:3]))
     several = [{**VISSL[3], "test_accuracy_list_meter": {"top_1": {"res4": 60.0, "res5": 70.0}}}]
     lines(tmp_path, "metrics.json", several)
@@ -133,7 +133,7 @@ def test_lightning(tmp_path):
     assert lightning.read(tmp_path).metrics == {"top1": 92.58, "top5": 99.79}
     assert lightning.read(tmp_path, "knn").metrics == {"top1": 88.6}
     file.write_text(SOLO + "1000,195399,0.4,,,\n")
-    with pytest.raises(UserError, match="went on to 1000"):
+    with pytest.raises(UserError, match="continued to 1000"):
         lightning.read(file)
     file.write_text("epoch,step,val/acc\n0,9,0.5\n1,19,0.625\n")
     with pytest.raises(UserError, match=r"none of solo-learn's columns .* epoch, step, val/acc"):
@@ -234,9 +234,9 @@ def test_they_become_rows_that_say_what_is_not_known(tmp_path, capsys):
     found = lightning.read(tmp_path / "metrics.csv")
     import_results(found, tmp_path / "runs" / "solo", "BYOL", "metrics.csv", {"dataset": "cifar10"})
     tables = build_tables(collect([tmp_path / "runs"], cache=False))
-    assert all(row.foreign for table in tables for row in table.rows)
+    assert all(row.external for table in tables for row in table.rows)
     text = render(tables, "md")
-    assert "foreign: measured by OpenMMLab, not by this project" in text
+    assert "external: measured by OpenMMLab, not by this project" in text
     assert (
         "not stated: backbone, detector, head, iterations, batch size, learning rate, pretraining"
     ) in text

@@ -6,7 +6,7 @@ import pytest
 
 from intl_transfer.errors import UserError
 from intl_transfer.results import TableOptions, build_tables, collect, render
-from tests.results.synthetic import detection_run, evaluation_run, foreign_config
+from tests.results.synthetic import detection_run, evaluation_run, external_config
 
 PLANS = {
     "1x": {"name": "1x", "iterations": 90000, "batch_size": 16, "base_lr": 0.02},
@@ -105,7 +105,7 @@ def test_one_data_set_of_a_joint_table_of_classification(tmp_path):
 
 def msra(**solver):
     """As the configuration ``…_supervised_msra`` has it: BGR, no deviation, stride in the 1x1."""
-    config = foreign_config(**solver)
+    config = external_config(**solver)
     config["MODEL"] |= {"PIXEL_MEAN": [103.53, 116.28, 123.675], "PIXEL_STD": [1.0, 1.0, 1.0]}
     config["MODEL"]["RESNETS"] |= {"STRIDE_IN_1X1": True}
     return {**config, "INPUT": {"FORMAT": "BGR"}}
@@ -113,14 +113,14 @@ def msra(**solver):
 
 def test_a_supervised_baseline_stays_in_its_table(tmp_path):
     """Its pixels are those of its weights, and its rate is not the other rows' best."""
-    ours = foreign_config()
+    ours = external_config()
     ours["MODEL"] |= {"PIXEL_MEAN": [123.675, 116.28, 103.53], "PIXEL_STD": [58.4, 57.1, 57.4]}
     ours["INPUT"] = {"FORMAT": "RGB"}
     ours["MODEL"]["RESNETS"] |= {"STRIDE_IN_1X1": False}
     supervised = {"kind": "supervised", "method": "supervised", "weights_sha256": "b" * 64}
     for rate in (0.02, 0.04):
         coco(tmp_path, f"intl{rate}", 38.0 + rate, config=ours, plan={"base_lr": rate})
-    coco(tmp_path, "supervised", 38.2, config=msra(), initialisation=supervised)
+    coco(tmp_path, "supervised", 38.2, config=msra(), initialization=supervised)
     (table,) = tables_of(tmp_path, lr_selection="best")
     assert {row.method for row in table.rows} == {"INTL", "supervised"}
     first = tables_of(tmp_path)[0]
@@ -137,7 +137,7 @@ def test_a_supervised_baseline_stays_in_its_table_of_linear_evaluation(tmp_path)
         )  # fmt: skip
     supervised = {"kind": "supervised", "method": "supervised", "weights_sha256": "b" * 64}
     evaluation_run(
-        tmp_path, "s", dataset="imagenet", backbone="resnet50", top1=76.1, initialisation=supervised
+        tmp_path, "s", dataset="imagenet", backbone="resnet50", top1=76.1, initialization=supervised
     )
     (table,) = tables_of(tmp_path, kinds=("classification",))
     assert [metric for _, metric in table.columns()] == ["200 ep", "800 ep", "epochs not stated"]

@@ -28,7 +28,7 @@ def named(runs, tmp_path, text, **options):
 
 
 def test_by_run_weights_and_name(runs, tmp_path):
-    weights = collect([runs]).runs[0].results.initialisation
+    weights = collect([runs]).runs[0].results.initialization
     assert weights.weights_sha256
     method = collect([runs]).runs[0].start.method
     table = named(

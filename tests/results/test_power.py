@@ -14,7 +14,7 @@ from statsmodels.stats.power import TTestIndPower
 
 from intl_transfer.cli import main
 from intl_transfer.results.power import pooled_spread, power, resolvable, runs_needed
-from intl_transfer.results.statistics import holm, summarise
+from intl_transfer.results.statistics import holm, summarize
 from tests.results.synthetic import detection_run
 
 
@@ -53,10 +53,10 @@ def test_what_is_resolved_is_found_half_of_the_time():
 
 def test_spreads_are_pooled_as_in_analysis_of_variance():
     groups = [[38.0, 38.4, 38.8], [39.1, 39.4], [40.0]]
-    spread, freedom = pooled_spread([summarise(group) for group in groups])
+    spread, freedom = pooled_spread([summarize(group) for group in groups])
     within = sum(float(np.sum((np.array(g) - np.mean(g)) ** 2)) for g in groups)
     assert (spread, freedom) == (pytest.approx(math.sqrt(within / 3)), 3)
-    assert pooled_spread([summarise([40.0]), summarise([41.0])]) is None
+    assert pooled_spread([summarize([40.0]), summarize([41.0])]) is None
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,4 +1,4 @@
-"""Tables as text; the golden files are made anew by ``GOLDEN=write``, and then read by a person."""
+"""Tables as text; the golden files are made again by ``GOLDEN=write``, and then read by a person."""
 
 from __future__ import annotations
 
@@ -103,14 +103,14 @@ def test_users_text_is_escaped_in_every_form(tmp_path):
     assert len(text.splitlines()[4].replace(r"\|", "").split("|")) == 11
     text = render(tables, "latex")
     assert r"\textless{}script\textgreater{}\textbar{}a\_b \& 5\%\$ \#\{x\}" in text
-    assert json.loads(render(tables, "json"))[0]["rows"][0]["initialisation"] == HOSTILE
+    assert json.loads(render(tables, "json"))[0]["rows"][0]["initialization"] == HOSTILE
     console = render(tables, "console")
     assert "<script>|a_b" in console
     for form in ("md", "latex", "console"):
         assert "\x1b" not in render(tables, form)
         assert "\u202e" not in render(tables, form)
     rows = list(csv.DictReader(io.StringIO(render(tables, "csv"))))
-    assert rows[0]["initialisation"] == clean(HOSTILE)
+    assert rows[0]["initialization"] == clean(HOSTILE)
     for form in ("csv", "long"):
         text = render(tables, form)
         assert not any(unicodedata.category(c).startswith("C") for c in text if c != "\n")
@@ -228,7 +228,7 @@ def test_templates(standard, tmp_path):
         "[('COCO det.', 3), ('COCO seg.', 3), ('VOC', 3)]",
         "INTL: 39.12 best",
         "Barlow Twins: 39.08",
-        r"moco\_v2 (foreign): 38.90",
+        r"moco\_v2 (external): 38.90",
         "random init: 26.33",
         "39.12",
     ]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from intl_transfer.results.statistics import Summary, compare, holm, summarise
+from intl_transfer.results.statistics import Summary, compare, holm, summarize
 
 patient = settings(deadline=None)  # SciPy's first call takes a while
 figure = st.floats(0, 100).map(lambda value: round(value, 4))
@@ -20,7 +20,7 @@ spread = several.filter(lambda values: np.ptp(values) > 1e-3)
 @patient
 @given(several)
 def test_mean_and_deviation_are_numpys(values):
-    summary = summarise([*values, None], range(len(values) + 1))
+    summary = summarize([*values, None], range(len(values) + 1))
     assert summary.n == len(values) == len(summary.seeds)
     assert summary.mean == pytest.approx(np.mean(values), abs=1e-9)
     assert summary.std == pytest.approx(np.std(values, ddof=1), abs=1e-6)
@@ -28,39 +28,39 @@ def test_mean_and_deviation_are_numpys(values):
 
 
 def test_few_values():
-    assert summarise([]) is None
-    assert summarise([None, None]) is None
-    assert summarise([3.0]).std is None
-    assert summarise([3.0]).interval() is None
-    assert summarise([3.0, 3.0]).interval() == (3.0, 3.0)
+    assert summarize([]) is None
+    assert summarize([None, None]) is None
+    assert summarize([3.0]).std is None
+    assert summarize([3.0]).interval() is None
+    assert summarize([3.0, 3.0]).interval() == (3.0, 3.0)
     # Published: a mean and a deviation, the figures not known.
     assert Summary(57.0, 0.2, 5).interval() is None
-    assert summarise([None, 2.0, 4.0], [7, 8, 9]).seeds == (8, 9)
+    assert summarize([None, 2.0, 4.0], [7, 8, 9]).seeds == (8, 9)
     with pytest.raises(ValueError, match="finite"):
-        summarise([1.0, math.nan])
+        summarize([1.0, math.nan])
 
 
 @patient
 @given(spread, st.sampled_from([0.9, 0.95, 0.99]))
 def test_t_interval_is_scipys(values, level):
     expected = stats.ttest_1samp(values, 0).confidence_interval(level)
-    assert summarise(values).interval("t", level) == pytest.approx(tuple(expected), abs=1e-6)
+    assert summarize(values).interval("t", level) == pytest.approx(tuple(expected), abs=1e-6)
 
 
 def test_t_interval_of_two_values_by_hand():
     # t(0.975, 1) = 12.706; half-width 12.706 * s / sqrt(2) with s = sqrt(2) is 12.706.
-    low, high = summarise([10.0, 12.0]).interval("t")
+    low, high = summarize([10.0, 12.0]).interval("t")
     assert (low, high) == (pytest.approx(11 - 12.7062, abs=1e-4), pytest.approx(23.7062, abs=1e-4))
 
 
 def test_bootstrap_interval_against_all_resamples():
     values = [38.1, 38.4, 39.0, 38.7]
     means = sorted(np.mean(c) for c in itertools.product(values, repeat=len(values)))
-    low, high = summarise(values).interval("bootstrap")
+    low, high = summarize(values).interval("bootstrap")
     # All 256 resamples are equally likely: the exact percentiles, within the draw's error.
     assert low == pytest.approx(np.quantile(means, 0.025), abs=0.06)
     assert high == pytest.approx(np.quantile(means, 0.975), abs=0.06)
-    assert summarise(values).interval("bootstrap") == (low, high)
+    assert summarize(values).interval("bootstrap") == (low, high)
 
 
 @patient

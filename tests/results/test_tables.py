@@ -26,7 +26,7 @@ def tables_of(root, published=False, **options):
     return build_tables(collect([root]), published, TableOptions(**options))
 
 
-def test_one_row_for_all_seeds_of_an_initialisation(tmp_path):
+def test_one_row_for_all_seeds_of_an_initialization(tmp_path):
     pretraining_run(tmp_path)
     for seed, ap in enumerate((38.0, 38.4, 38.8)):
         detection_run(tmp_path, f"intl{seed}", ap, seed=seed)
@@ -329,7 +329,7 @@ def test_a_baseline_that_is_not_there(tmp_path):
     pairs(tmp_path)
     with pytest.raises(UserError, match=r"no measured row 'MoCo2'. Did you mean 'MoCo v2'"):
         tables_of(tmp_path, baseline="MoCo2")
-    detection_run(tmp_path, "x", sha="b" * 64, method="INTL", initialisation={
+    detection_run(tmp_path, "x", sha="b" * 64, method="INTL", initialization={
         "kind": "pretrained", "method": "INTL", "weights_sha256": "f" * 64, "provenance": None,
     })  # fmt: skip
     with pytest.raises(UserError, match=r"'INTL' fits 2 rows .*INTL \(weights ffffffff\)"):
@@ -343,7 +343,7 @@ def test_fine_tunings_of_one_pretraining_are_not_independent(tmp_path):
         for seed in range(2):
             start = start_of("INTL", f"{pretraining}" * 64, seed=pretraining, settings=MADE)
             ap = 38 + seed + 4 * pretraining
-            detection_run(tmp_path, f"p{pretraining}s{seed}", ap, seed=seed, initialisation=start)
+            detection_run(tmp_path, f"p{pretraining}s{seed}", ap, seed=seed, initialization=start)
     (table,) = tables_of(tmp_path)
     (row,) = table.rows
     summary = row.figures["box", "AP"]
@@ -357,7 +357,7 @@ def test_fine_tunings_of_one_pretraining_are_not_independent(tmp_path):
     # A third pretraining was fine-tuned once; one figure of it is missing.
     start = start_of("INTL", "2" * 64, seed=2, settings=MADE)
     metrics = {"box": {"AP": 50.0, "AP50": 60.0}}
-    detection_run(tmp_path, "p2s0", initialisation=start, metrics=metrics)
+    detection_run(tmp_path, "p2s0", initialization=start, metrics=metrics)
     (table,) = tables_of(tmp_path)
     (row,) = table.rows
     assert row.figures["box", "AP"].values == (38.5, 42.5, 50.0)
@@ -375,7 +375,7 @@ def test_pretrainings_are_what_is_tested(tmp_path):
             for seed in range(5):
                 detection_run(
                     tmp_path, f"{method}{pretraining}{seed}", mean + seed / 100 - 0.02,
-                    method=method, seed=seed, initialisation=start,
+                    method=method, seed=seed, initialization=start,
                 )  # fmt: skip
     (table,) = tables_of(tmp_path, baseline="MoCo v2", columns=("box.AP",))
     found = table.rows[0].marks["box", "AP"].comparison
@@ -405,9 +405,9 @@ def test_rows_by_conditions(standard):
         return [row.method for table in tables for row in table.rows]
 
     assert set(methods("source=measured")) == {"INTL", "Barlow Twins", "random init"}
-    assert methods("source=foreign") == ["moco_v2"]
+    assert methods("source=external") == ["moco_v2"]
     assert set(methods("method=MoCo*", "source=published")) == {"MoCo v1", "MoCo v2"}
-    assert methods("source!=published,foreign", "method!=*init", "method=*I*") == ["INTL"]
+    assert methods("source!=published,external", "method!=*init", "method=*I*") == ["INTL"]
     with pytest.raises(UserError, match=r"Values of method here: BYOL, Barlow Twins, .*moco_v2"):
         methods("method=nothing")
     with pytest.raises(UserError, match=r"no key 'methd'. Did you mean 'method'"):

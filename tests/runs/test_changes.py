@@ -87,10 +87,10 @@ def test_a_checkpoint_that_cannot_be_written_costs_no_run(tmp_path, capsys):
         raise CheckpointNotWrittenError("step_2.pt was not written (disk full)") from full
 
     assert not try_to_save(run, fail, lambda: [tmp_path / "step_1.pt"])
-    assert "the run goes on, the newest is step_1.pt" in capsys.readouterr().err
+    assert "the run continues, the newest is step_1.pt" in capsys.readouterr().err
     assert (run.manifest.failed_saves, run.manifest.failed_save is None) == (1, False)
     assert not try_to_save(run, fail, list)
-    assert "the run goes on, there is none yet" in capsys.readouterr().err
+    assert "the run continues, there is none yet" in capsys.readouterr().err
     with pytest.raises(OSError, match="No space left") as raised:
         try_to_save(run, fail, list, is_needed=True)
     assert raised.value is full

@@ -62,10 +62,10 @@ def test_only_damaged_ones_is_an_error_not_a_fresh_start(tmp_path):
 
 
 def test_foreign_and_dangerous_files_are_refused(tmp_path):
-    foreign = tmp_path / "foreign.pt"
-    torch.save({"model": {}}, foreign)
+    external = tmp_path / "external.pt"
+    torch.save({"model": {}}, external)
     with pytest.raises(UserError, match="not a checkpoint of this project"):
-        read_checkpoint(foreign)
+        read_checkpoint(external)
     dangerous = tmp_path / "dangerous.pt"
     torch.save({"format": "intl-transfer checkpoint", "schema": 1, "x": os.getcwd}, dangerous)
     with pytest.raises(UserError, match="not a checkpoint"):

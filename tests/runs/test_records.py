@@ -24,7 +24,7 @@ MINIMAL = {
     "kind": "k-means",
     "dataset": {"name": "imagenet"},
     "architecture": {"backbone": "resnet50"},
-    "initialisation": {"method": "MoCo v2", "detail": "800 ep"},
+    "initialization": {"method": "MoCo v2", "detail": "800 ep"},
     "seed": 0,
     "metrics": {"NMI": 61.5},
 }

@@ -87,7 +87,7 @@ def parted(tmp_path_factory):
             else:  # by the row of what was fine-tuned from it
                 made = deciding("pretrain", flat)
                 start = start_of("INTL", f"{index}", id=f"{index}", seed=index, settings=made)
-                detection_run(root, name, 30.0, initialisation=start)
+                detection_run(root, name, 30.0, initialization=start)
         found = build_tables(collect([root], cache=False), options=TableOptions(layout="dataset"))
         together = {}
         for table in found:
@@ -133,7 +133,7 @@ def test_rules_name_keys_that_exist():
     """A rule for a key that was renamed would free nothing, and nobody would see it."""
     from fnmatch import fnmatchcase
 
-    configs = {**CONFIGS, "neighbours": CONFIGS["pretrain"]["knn"]}
+    configs = {**CONFIGS, "neighbors": CONFIGS["pretrain"]["knn"]}
     for stage, rules in RULES.items():
         keys = flatten(configs[stage])
         for rule in rules:
@@ -147,7 +147,7 @@ def test_what_absent_keys_imply_is_the_default_but_where_that_was_changed():
         ("pretrain", "data.exif_orientation"),
     }
     for stage, values in IMPLIED.items():
-        config = flatten({**CONFIGS, "neighbours": CONFIGS["pretrain"]["knn"]}[stage])
+        config = flatten({**CONFIGS, "neighbors": CONFIGS["pretrain"]["knn"]}[stage])
         for key, value in values.items():
             if (stage, key) in changed:
                 assert comparable(config[key]) != comparable(value), key

@@ -22,7 +22,7 @@ STATUS = [sys.executable, str(ROOT / "slurm" / "status.py")]
 
 BENCHMARK = """
 datasets: {datasets}
-initialisations:
+initializations:
   intl:
     pretrain: shapes_r18
     overrides: [{pretraining}, "data.root=${{datasets}}/shapes/classification/train"]
@@ -80,7 +80,7 @@ def test_from_pretraining_to_the_table_and_then_nothing_more(cluster, config, tm
     for name in ("intl", "random"):
         results = read_results(folder / "detection" / "coco" / f"{name}_seed0")
         assert results["iteration"] == 2
-    provenance = read_results(folder / "detection" / "coco" / "intl_seed0")["initialisation"]
+    provenance = read_results(folder / "detection" / "coco" / "intl_seed0")["initialization"]
     sha = read_results(folder / "pretrain" / "intl")["backbone_sha256"]
     assert provenance["provenance"]["source_sha256"] == sha
     tables = "".join(file.read_text() for file in (folder / "report").glob("*.md"))
@@ -99,12 +99,12 @@ def test_from_pretraining_to_the_table_and_then_nothing_more(cluster, config, tm
     [
         ("evaluation: {}", "no key 'evaluation'. Did you mean 'evaluations'"),
         (
-            "initialisations: {intl: {pretran: x}}",
-            r"no key 'initialisations.intl.pretran'.*pretrain",
+            "initializations: {intl: {pretran: x}}",
+            r"no key 'initializations.intl.pretran'.*pretrain",
         ),
-        ("initialisations: {intl: {}}", "expected exactly one of pretrain, checkpoint and random"),
-        ("initialisations: {x: {pretrain: shapes_r81}}", "initialisations.x: .*mean 'shapes_r18'"),
-        ("initialisations: {x: {checkpoint: no.pth}}", "checkpoint no.pth does not exist"),
+        ("initializations: {intl: {}}", "expected exactly one of pretrain, checkpoint and random"),
+        ("initializations: {x: {pretrain: shapes_r81}}", "initializations.x: .*mean 'shapes_r18'"),
+        ("initializations: {x: {checkpoint: no.pth}}", "checkpoint no.pth does not exist"),
         ("evaluations: {x: {kind: detektion, config: y}}", "no kind 'detektion'.*'detection'"),
         ("evaluations: {x: {config: coco_R50}}", "evaluations.x: .*Did you mean"),
         (
@@ -127,7 +127,7 @@ def test_from_pretraining_to_the_table_and_then_nothing_more(cluster, config, tm
 def test_a_mistake_in_the_configuration_names_file_key_and_near_matches(tmp_path, line, message):
     file = tmp_path / "mistaken.yaml"
     rest = {
-        "initialisations": "initialisations: {random: {random: true}}\n",
+        "initializations": "initializations: {random: {random: true}}\n",
         "evaluations": "evaluations: {coco: {config: coco_R50_C4}}\n",
     }
     kept = "".join(text for key, text in rest.items() if not line.startswith(f"{key}:"))
@@ -137,8 +137,8 @@ def test_a_mistake_in_the_configuration_names_file_key_and_near_matches(tmp_path
     assert "mistaken.yaml" in str(caught.value)
 
 
-def plan(benchmark, tmp_path, site=None, **asked):
-    values = {"cluster": "slurm", **asked}
+def plan(benchmark, tmp_path, site=None, **options):
+    values = {"cluster": "slurm", **options}
     return Plan(benchmark, "name", tmp_path, ROOT, site or {}, values).nodes()
 
 
@@ -149,7 +149,7 @@ def test_the_shipped_benchmarks_are_the_papers_columns(tmp_path):
     controls = [node for node in runs if "/control_" in node.key]
     assert len(controls) == 3 * 2  # labels, noise and weights, of COCO 1x and VOC
     assert {node.parents[0] for node in controls} == {"convert/intl_ep200_seed0"}
-    # Evaluations, initialisations (four seeds of one, one of the other, none), seeds.
+    # Evaluations, initializations (four seeds of one, one of the other, none), seeds.
     assert len(runs) == 3 * (4 + 1 + 1) * 5 + len(controls)
     (collect,) = [node for node in nodes if node.stage == "collect"]
     assert (collect.after, set(collect.parents)) == ("any", {node.key for node in runs})
@@ -181,7 +181,7 @@ def test_learning_rates_and_seeds_multiply(tmp_path, config):
 
 CLASSIFICATION = """
 datasets: {datasets}
-initialisations:
+initializations:
   random: {{random: true}}
 evaluations:
   linear:
@@ -213,7 +213,7 @@ def test_classification_is_a_kind_of_evaluation(tmp_path, data):
     assert command[-2:] == ["seed=1", "optim.lr=0.2"]
     for wrong, message in (
         ("evaluations.linear.overrides=[optim.ephocs=1]", "evaluations.linear: .*optim.ephocs"),
-        ("evaluations.linear.overrides=[kind=knn]", "nearest neighbours learn nothing"),
+        ("evaluations.linear.overrides=[kind=knn]", "nearest neighbors learn nothing"),
         ("evaluations.linear.kind=classify", "expected detection, classification"),
     ):
         with pytest.raises(UserError, match=message):
@@ -237,8 +237,8 @@ def test_a_benchmark_of_classification_ends_in_a_table(tmp_path, data):
     assert "nothing to submit" in again.stdout
 
 
-def test_two_initialisations_that_are_one_experiment_are_refused(tmp_path, config):
-    same = "initialisations.twin={pretrain: shapes_r18, seeds: [7], overrides: [%s]}"
+def test_two_initializations_that_are_one_experiment_are_refused(tmp_path, config):
+    same = "initializations.twin={pretrain: shapes_r18, seeds: [7], overrides: [%s]}"
     words = [*TINY_PRETRAINING, "optim.epochs=1", "data.root=/elsewhere", "engine.threads=2"]
     with pytest.raises(UserError, match=r"twin is the same experiment as intl: .* both seeds"):
         read(str(config), [same % quoted(words)])
@@ -247,7 +247,7 @@ def test_two_initialisations_that_are_one_experiment_are_refused(tmp_path, confi
     assert nodes["pretrain/twin"].settings["loss.iterations"] == 8
     assert nodes["pretrain/twin"].settings["seed"] == 7
     with pytest.raises(UserError, match=r"scratch is the same experiment as random"):
-        read(str(config), ["initialisations.scratch={random: true}"])
+        read(str(config), ["initializations.scratch={random: true}"])
 
 
 def test_only_settings_that_decide_ask_a_stage_again(tmp_path, config):
@@ -277,7 +277,7 @@ def test_only_settings_that_decide_ask_a_stage_again(tmp_path, config):
 
 def test_a_checkpoint_of_any_method_is_converted_and_nothing_else_is_made(tmp_path, config):
     (tmp_path / "moco.pth.tar").write_bytes(b"")
-    settings = [f"initialisations.moco.checkpoint={tmp_path}/moco.pth.tar"]
+    settings = [f"initializations.moco.checkpoint={tmp_path}/moco.pth.tar"]
     nodes = {node.key: node for node in plan(read(str(config), settings), tmp_path)}
     assert nodes["convert/moco"].parents == []
     assert nodes["convert/moco"].command[-4:] == [
@@ -302,9 +302,9 @@ def test_small_jobs_go_where_the_site_wants_them(tmp_path, config, data):
     assert nodes["coco/intl_seed0"]["partition"] == "gpu"
     assert nodes["coco/intl_seed0"]["environment"]["NCCL_IB_HCA"] == "mlx5"
     assert nodes["coco/intl_seed0"]["environment"]["DETECTRON2_DATASETS"] == str(data.resolve())
-    asked = plan(read(str(config), []), tmp_path, site, partition="other", time=5)
-    assert {node.resources["time"] for node in asked if node.stage == "pretrain"} == {5}
-    assert {node.resources["time"] for node in asked if node.stage == "collect"} == {60}
+    options = plan(read(str(config), []), tmp_path, site, partition="other", time=5)
+    assert {node.resources["time"] for node in options if node.stage == "pretrain"} == {5}
+    assert {node.resources["time"] for node in options if node.stage == "collect"} == {60}
 
 
 def test_a_dry_run_shows_jobs_and_what_they_wait_for(config, tmp_path):
@@ -327,7 +327,7 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(config, tmp_path):
 
 def test_a_control_is_an_evaluation_with_one_thing_taken_from_it(tmp_path):
     text = """
-initialisations:
+initializations:
   a: {pretrain: shapes_r18, seeds: [3, 4]}
   random: {random: true}
 evaluations:

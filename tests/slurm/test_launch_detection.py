@@ -57,7 +57,7 @@ def test_seeds_of_a_pretraining_run(cluster, images, data, tmp_path):
         results = read_results(run)
         assert results["seed"] == seed
         # From the table's row back to the pretraining run.
-        provenance = results["initialisation"]["provenance"]
+        provenance = results["initialization"]["provenance"]
         assert provenance["pretrain_run"]["id"] == read_manifest(pretrained)["id"]
         assert provenance["source_sha256"] == read_results(pretrained)["backbone_sha256"]
     again = launch(cluster, data, *arguments, "--dry-run", *budget(2))

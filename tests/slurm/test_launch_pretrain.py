@@ -138,7 +138,7 @@ def test_a_rank_that_is_killed_ends_the_job_within_a_minute(cluster, images, tmp
     assert cluster.wait_for(job, "FAILED", "COMPLETED", seconds=60) == "FAILED"
     assert time.monotonic() - start < 60
     assert "the stage ended with signal 9" in logs(run) or "exit status" in logs(run)
-    # Launched again, it goes on.
+    # Launched again, it continues.
     done = launch(cluster, images, run, *settings, "engine.stop_after_steps=1")
     assert cluster.wait_for(done.jobs[0], "FAILED", "COMPLETED") == "COMPLETED", logs(run)
     assert len(read_manifest(run)["sessions"]) == 2
@@ -165,7 +165,7 @@ def test_requeues_are_bounded(cluster, images, tmp_path):
     wait_for_step(run, 1)
     cluster.run("scancel", "--signal=USR2", job, check=True)
     assert cluster.wait_for(job, "FAILED", "COMPLETED") == "FAILED"
-    assert "as often as allowed; launch it again to go on" in logs(run)
+    assert "as often as allowed; launch it again to continue" in logs(run)
     assert read_manifest(run)["status"] == "interrupted"
 
 

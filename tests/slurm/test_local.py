@@ -1,4 +1,4 @@
-"""Graphs on this machine: bounded, in order, stopped in order, and goes on."""
+"""Graphs on this machine: bounded, in order, stopped in order, and continues."""
 
 from __future__ import annotations
 

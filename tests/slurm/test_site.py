@@ -132,7 +132,7 @@ def test_within_salloc_jobs_of_this_machine_leave_the_allocation_alone(here, tmp
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "saved at its time limit, goes on" in done.stdout
+    assert "saved at its time limit, continues" in done.stdout
     assert starts(tmp_path / "one") == 2
     allocation = (tmp_path / "job").read_text()
     here.wait_for(allocation, "COMPLETED", seconds=60)

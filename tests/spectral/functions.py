@@ -87,7 +87,7 @@ def losses(n: int, d: int, scale: float = 1.0) -> dict[str, Callable[[Tensor], T
         whole[f"trace loss, {axis}"] = partial(trace_loss, axis=axis)
         for name, transform in {
             "power": PowerTransform(0.4, axis),
-            "centring": PowerTransform(0, axis),
+            "centering": PowerTransform(0, axis),
             "iternorm": IterNorm(4, axis),
             "own": ScalarTransform(own, axis),
         }.items():

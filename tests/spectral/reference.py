@@ -15,12 +15,12 @@ def scalar_h(x: float, iterations: int) -> float:
     return x * f * f
 
 
-def centred(z: Tensor, axis: str) -> Tensor:
+def centered(z: Tensor, axis: str) -> Tensor:
     return z - z.mean(1 if axis == "channel" else 0, keepdim=True)
 
 
 def covariance(z: Tensor, axis: str) -> Tensor:
-    z = centred(z, axis)
+    z = centered(z, axis)
     if axis == "channel":
         return z @ z.T / (z.shape[1] - 1)
     return z.T @ z / (z.shape[0] - 1)
@@ -30,7 +30,7 @@ def spectral(z: Tensor, axis: str, g) -> Tensor:
     """U g(Lambda) U^T Z (channel) or Z U g(Lambda) U^T (batch), on the full covariance."""
     values, vectors = torch.linalg.eigh(covariance(z, axis))
     matrix = vectors @ torch.diag(g(values)) @ vectors.T
-    z = centred(z, axis)
+    z = centered(z, axis)
     return matrix @ z if axis == "channel" else z @ matrix
 
 

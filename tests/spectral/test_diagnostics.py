@@ -39,7 +39,7 @@ def embeddings(n: int, d: int, seed: int = 0) -> torch.Tensor:
 def test_spectrum_is_that_of_the_full_covariance(axis, shape):
     z = embeddings(*shape)
     full = torch.linalg.eigvalsh(reference.covariance(z, axis)).flip(0)
-    # Where the smaller side is the centred one, one direction of it is empty.
+    # Where the smaller side is the centered one, one direction of it is empty.
     rank = 8 if (axis == "channel") == (shape[0] < shape[1]) else 7
     torch.testing.assert_close(spectrum(z, axis), full[:rank], rtol=1e-9, atol=0)
     assert full[rank:].abs().sum() < 1e-12
@@ -50,9 +50,9 @@ def with_condition(n: int, d: int, condition: float, axis: str) -> np.ndarray:
     random = np.random.default_rng(1)
     rank = min(n, d - 1) if axis == "channel" else min(n - 1, d)
 
-    def directions(size: int, is_centred: bool) -> np.ndarray:
+    def directions(size: int, is_centered: bool) -> np.ndarray:
         start = random.standard_normal((size, rank))
-        if is_centred:
+        if is_centered:
             start = start - start.mean(0)
         return np.linalg.qr(start)[0]
 
@@ -120,7 +120,7 @@ def test_figures_of_known_spectra():
         assert figure(torch.zeros(4)) == 0
     # RankMe's definition, on singular values.
     z = embeddings(9, 30)
-    singular = torch.linalg.svdvals(reference.centred(z, "channel"))
+    singular = torch.linalg.svdvals(reference.centered(z, "channel"))
     p = singular / singular.sum()
     expected = math.exp(-float((p * p.log()).sum()))
     assert effective_rank(spectrum(z)) == pytest.approx(expected, rel=1e-6)

@@ -36,25 +36,25 @@ def test_products_are_the_plain_ones(threads: int, n: int, d: int) -> None:
     torch.testing.assert_close(self_product(stack), stack @ stack.mT)
 
 
-def plain_grams(views: list[Tensor], centres: bool) -> tuple[Tensor, Tensor]:
-    if centres:
+def plain_grams(views: list[Tensor], centers: bool) -> tuple[Tensor, Tensor]:
+    if centers:
         views = [view - view.mean(-1, keepdim=True) for view in views]
     own = torch.stack([view @ view.T for view in views])
     return own, torch.stack([view @ views[0].T for view in views[1:]])
 
 
-@pytest.mark.parametrize("centres", [True, False])
+@pytest.mark.parametrize("centers", [True, False])
 @pytest.mark.parametrize("target_too", [True, False])
 @pytest.mark.parametrize(("n", "d"), SHAPES)
 def test_gradients_of_grams_are_those_of_autograd(
-    threads: int, n: int, d: int, target_too: bool, centres: bool
+    threads: int, n: int, d: int, target_too: bool, centers: bool
 ) -> None:
     views = [random(n, d).requires_grad_() for _ in range(3)]
     # Columns beside each other in memory, as those of a transposed network output are.
     views[1] = random(d, n).T.requires_grad_()
     given = [view.detach().clone() for view in views]
     to_grams = random(3, n, n), random(2, n, n)
-    grams, expected_grams = view_grams(views, target_too, centres), plain_grams(views, centres)
+    grams, expected_grams = view_grams(views, target_too, centers), plain_grams(views, centers)
     torch.testing.assert_close(grams, expected_grams)
     wanted = views if target_too else views[1:]
     expected = torch.autograd.grad(expected_grams, wanted, to_grams)
@@ -70,7 +70,7 @@ def test_gradients_of_grams_are_those_of_autograd(
 def test_gradients_take_the_precision_of_their_views() -> None:
     views = [random(8, 32).bfloat16().requires_grad_() for _ in range(2)]
     precise = [view.detach().float().requires_grad_() for view in views]
-    grams, expected_grams = view_grams(views, centres=True), view_grams(precise, centres=True)
+    grams, expected_grams = view_grams(views, centers=True), view_grams(precise, centers=True)
     torch.testing.assert_close(grams, expected_grams, rtol=0, atol=0)
     gradients = torch.autograd.grad(grams[0].sum(), views)
     expected = torch.autograd.grad(expected_grams[0].sum(), precise)

@@ -50,7 +50,7 @@ OF_VIEWS = {
 OF_ONE = {
     "iternorm": iternorm,
     "power": lambda z: power_transform(z, 0.5),
-    "centring": lambda z: power_transform(z, 0.0),
+    "centering": lambda z: power_transform(z, 0.0),
     "own": lambda z: spectral_transform(z, own),
     "cholesky": lambda z: cholesky_whitening(z, shrinkage=0.5),
     "trace loss": trace_loss,

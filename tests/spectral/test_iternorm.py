@@ -57,7 +57,7 @@ def test_output_spectrum_follows_the_scalar_map(n, d, iterations, axis, seed):
         iternorm_eigenvalue(x, iterations), expected.double(), rtol=1e-5, atol=1e-6
     )
     z_hat = iternorm(z, axis, iterations)
-    # The output is centred along the same axis, so its covariance needs no second centring.
+    # The output is centered along the same axis, so its covariance needs no second centering.
     out = z_hat @ z_hat.T / (d - 1) if axis == "channel" else z_hat.T @ z_hat / (n - 1)
     torch.testing.assert_close(
         torch.linalg.eigvalsh(out), expected.double().sort().values, rtol=1e-5, atol=1e-6

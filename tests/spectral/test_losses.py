@@ -57,14 +57,14 @@ def test_trace_loss_equals_the_formula(axis):
 
 @pytest.mark.parametrize(("n", "floor"), [(128, 85.85), (256, 209.60), (512, 463.25)])
 def test_trace_loss_floor_at_equal_spectrum_and_diagonal(n, floor):
-    # Rows of an orthogonal matrix, centred: all N eigenvalues and all diagonal entries equal.
+    # Rows of an orthogonal matrix, centered: all N eigenvalues and all diagonal entries equal.
     d = 1024
     hadamard = torch.ones(1, 1, dtype=torch.float64)
     while hadamard.shape[0] < d:
         hadamard = torch.cat(
             [torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)]
         )
-    value = trace_loss(iternorm(hadamard[1 : n + 1]))  # row 0 is constant: not centred
+    value = trace_loss(iternorm(hadamard[1 : n + 1]))  # row 0 is constant: not centered
     bound = n * (1 - float(iternorm_eigenvalue(torch.tensor(1 / n, dtype=torch.float64)))) ** 2
     assert value.item() == pytest.approx(bound, rel=1e-9)
     assert value.item() == pytest.approx(floor, abs=0.005)

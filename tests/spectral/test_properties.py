@@ -70,8 +70,8 @@ def test_the_transform_is_its_scalar_function_on_the_spectrum(shape, seed, axis,
     values, vectors = torch.linalg.eigh(reference.covariance(z, axis))
     values = values.clamp_min(0)
     matrix = vectors @ torch.diag(transform.g(values)) @ vectors.T
-    centred = reference.centred(z, axis)
-    expected = matrix @ centred if axis == "channel" else centred @ matrix
+    centered = reference.centered(z, axis)
+    expected = matrix @ centered if axis == "channel" else centered @ matrix
     torch.testing.assert_close(transform(z), expected, rtol=1e-6, atol=1e-6)
 
 
@@ -83,7 +83,7 @@ def test_rotating_and_scaling(shape, seed, axis, iterations):
     z_hat = iternorm(z, axis, iterations)
     # Scaling changes nothing: the covariance is divided by its trace.
     torch.testing.assert_close(iternorm(37.0 * z, axis, iterations), z_hat, rtol=1e-7, atol=1e-8)
-    # Rotating channels rotates the output; on the channel axis, whose centring subtracts along
+    # Rotating channels rotates the output; on the channel axis, whose centering subtracts along
     # (1, ..., 1), for rotations that leave that direction in its place.
     turn = orthogonal(d, seed, keeps_ones=axis == "channel")
     torch.testing.assert_close(
@@ -204,7 +204,7 @@ def test_cholesky_whitens_as_zca_does_but_for_a_rotation(axis):
     assert torch.autograd.gradcheck(lambda v: cholesky_whitening(v, axis), (z.requires_grad_(),))
     assert CholeskyWhitening(axis)(z).shape == z.shape
     shrunk = cholesky_whitening(z, axis, shrinkage=1.0)
-    torch.testing.assert_close(shrunk, reference.centred(z, axis))
+    torch.testing.assert_close(shrunk, reference.centered(z, axis))
 
 
 def test_cholesky_says_what_it_needs():

@@ -21,7 +21,7 @@ from intl_transfer.spectral import (
 from tests.ranks import run_ranks
 from tests.spectral.functions import AXES, embeddings, losses, own, transforms
 
-# N < d and N > d, the smaller side centred or not.
+# N < d and N > d, the smaller side centered or not.
 SHAPES = [(4, 7), (7, 4)]
 NAMES = [*transforms(4, 7), *losses(4, 7)]
 

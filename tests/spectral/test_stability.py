@@ -11,7 +11,7 @@ from intl_transfer.spectral import (
     iternorm_eigenvalue,
     power_transform,
 )
-from intl_transfer.spectral.common import centre
+from intl_transfer.spectral.common import center
 
 AXES = ["channel", "batch"]
 
@@ -22,9 +22,9 @@ def with_spectrum(n: int, d: int, condition: float, axis: str, flat: bool = Fals
     small, large = min(n, d), max(n, d)
     left = torch.linalg.qr(torch.randn(small, small, generator=generator).double()).Q
     right = torch.linalg.qr(torch.randn(large, small, generator=generator).double()).Q.T
-    # Centred along the axis: the mean direction taken out of the side that is centred.
+    # Centered along the axis: the mean direction taken out of the side that is centered.
     if (axis == "channel") == (n <= d):
-        right = torch.linalg.qr(centre(right, "channel").T).Q.T
+        right = torch.linalg.qr(center(right, "channel").T).Q.T
     values = torch.logspace(0, -torch.tensor(condition).log10().item() / 2, small).double()
     if flat:  # one small value below many equal ones
         values = torch.cat([torch.ones(small - 1), values[-1:]]).double()
@@ -38,8 +38,8 @@ def singular_values(z: torch.Tensor, axis: str) -> torch.Tensor:
 
 
 def expected_singular_values(z: torch.Tensor, axis: str, iterations: int) -> torch.Tensor:
-    """Theorem 1 on the singular values of the centred embeddings, in float64."""
-    x = torch.linalg.svdvals(centre(z.double(), axis)).square()
+    """Theorem 1 on the singular values of the centered embeddings, in float64."""
+    x = torch.linalg.svdvals(center(z.double(), axis)).square()
     return iternorm_eigenvalue(x / x.sum(), iterations).sqrt().sort(descending=True).values
 
 

@@ -1,4 +1,4 @@
-"""One small file a format; this is the list, from the most particular to the most general."""
+"""One small file per format; this is the list, from the most particular to the most general."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ WRITTEN: dict[str, Adapter] = {
 }
 
 
-def recognise(content: Content) -> tuple[Adapter, list[str]] | None:
+def recognize(content: Content) -> tuple[Adapter, list[str]] | None:
     """The adapter that a file's keys ask for, and the networks in it; None for no ResNet."""
     for adapter in ADAPTERS:
         branches = adapter.branches(content)
@@ -93,4 +93,4 @@ def recognise(content: Content) -> tuple[Adapter, list[str]] | None:
     return None
 
 
-__all__ = ["ADAPTERS", "WRITTEN", "Adapter", "recognise"]
+__all__ = ["ADAPTERS", "WRITTEN", "Adapter", "recognize"]

@@ -12,7 +12,7 @@ LAYOUT = Layout(
     "Barlow Twins",
     {ONLINE: rf"{ANY}backbone\."},
     "model/module.backbone.",
-    marks=(rf"^{ANY}projector\.0\.weight$", rf"^{ANY}bn\.running_mean$"),
-    means="Barlow Twins",
+    required_keys=(rf"^{ANY}projector\.0\.weight$", rf"^{ANY}bn\.running_mean$"),
+    method_name="Barlow Twins",
     only=(r"projector\.", r"bn\."),
 )

@@ -1,4 +1,4 @@
-"""What an adapter is: a format's two directions, and how a file of it is recognised by its keys.
+"""What an adapter is: a format's two directions, and how a file of it is recognized by its keys.
 
 Most checkpoints hold torchvision's ResNet behind a prefix, once for the network that is trained and
 once for its moving average. Such a format is a :class:`Layout`: a table of prefixes. Names have
@@ -116,12 +116,12 @@ class Layout:
     Attributes:
         name: as reports name it.
         places: branch to a pattern of its prefix; the default branch comes first.
-        written: the prefix, with ``/`` after dictionaries, that is written in the other direction.
-        marks: patterns that tell the format from others with these prefixes: each has to be found
+        export_prefix: the prefix, with ``/`` after dictionaries, that is written in the other direction.
+        required_keys: patterns that tell the format from others with these prefixes: each has to be found
             in some tensor's name.
         top: keys that the file's dictionary has to have.
-        again: pattern of prefixes under which the same network lies a second time.
-        means: the method: a name, which the names of tensors then hint at, or what finds it.
+        duplicate_prefix: pattern of prefixes under which the same network lies a second time.
+        method_name: the method: a name, which the names of tensors then hint at, or what finds it.
         only: patterns of whatever the method keeps beside its networks: where a file has more, it
             is of another method, which began from this one's code. None: not looked at.
         exact: a file that has more than :attr:`only` is not of this format at all.
@@ -132,11 +132,11 @@ class Layout:
 
     name: str
     places: Mapping[str, str]
-    written: str
-    marks: tuple[str, ...] = ()
+    export_prefix: str
+    required_keys: tuple[str, ...] = ()
     top: tuple[str, ...] = ()
-    again: str | None = None
-    means: str | Callable[[Content], str | Fact | None] | None = None
+    duplicate_prefix: str | None = None
+    method_name: str | Callable[[Content], str | Fact | None] | None = None
     only: tuple[str, ...] | None = None
     exact: bool = False
     pixels: Settings | Callable[[Content], Settings] = IMAGENET
@@ -151,18 +151,20 @@ class Layout:
     def _places(self, content: Content) -> dict[str, Place]:
         if not all(key in content.values for key in self.top):
             return {}
-        marks = [re.compile(mark) for mark in self.marks]
-        if not all(any(mark.search(key) for key in content.tensors) for mark in marks):
+        required_keys = [re.compile(mark) for mark in self.required_keys]
+        if not all(any(mark.search(key) for key in content.tensors) for mark in required_keys):
             return {}
         found: dict[str, Place] = {}
         for place in places_in(content.tensors):
-            again = self.again is not None and re.fullmatch(self.again, place.prefix)
+            duplicate_prefix = self.duplicate_prefix is not None and re.fullmatch(
+                self.duplicate_prefix, place.prefix
+            )
             for branch, pattern in self.places.items():
                 if re.fullmatch(pattern, place.prefix) and branch not in found:
                     found[branch] = place
                     break
             else:
-                if not again:
+                if not duplicate_prefix:
                     return {}  # a ResNet more than this format has
         return {branch: found[branch] for branch in self.places if branch in found}
 
@@ -176,7 +178,7 @@ class Layout:
 
     def from_torchvision(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """See :class:`Adapter`."""
-        *folders, prefix = self.written.split("/")
+        *folders, prefix = self.export_prefix.split("/")
         made: dict[str, Any] = {
             prefix + self.naming.from_torchvision(name): tensor for name, tensor in state.items()
         }
@@ -190,7 +192,7 @@ class Layout:
 
     def method(self, content: Content) -> Fact | None:
         """See :class:`Adapter`."""
-        found = self.means(content) if callable(self.means) else self.means
+        found = self.method_name(content) if callable(self.method_name) else self.method_name
         if not isinstance(found, str):
             return found
         if self._has_more(content, self.find(content)):

@@ -19,9 +19,9 @@ LAYOUT = Layout(
     "BYOL",
     {ONLINE: rf"{ANY}online{_NETWORK}", TARGET: rf"{ANY}target{_NETWORK}"},
     "model/online_network.encoder.",
-    marks=(rf"^{ANY}online",),
-    again=rf"{ANY}(?:net|backbone)\.",
-    means="BYOL",
+    required_keys=(rf"^{ANY}online",),
+    duplicate_prefix=rf"{ANY}(?:net|backbone)\.",
+    method_name="BYOL",
     naming=SEQUENTIAL,
 )
 IN_DICTIONARIES = Layout(
@@ -31,9 +31,9 @@ IN_DICTIONARIES = Layout(
         TARGET: r"target_network_state_dict/(?:module\.)?encoder\.",
     },
     "online_network_state_dict/encoder.",
-    marks=(r"^online_network_state_dict/",),
-    again=r"encoder_state_dict/",
-    means="BYOL",
-    pixels=UNIT.known_by(inferred("sthalles/PyTorch-BYOL, whose training does not normalise")),
+    required_keys=(r"^online_network_state_dict/",),
+    duplicate_prefix=r"encoder_state_dict/",
+    method_name="BYOL",
+    pixels=UNIT.known_by(inferred("sthalles/PyTorch-BYOL, whose training does not normalize")),
     naming=SEQUENTIAL,
 )

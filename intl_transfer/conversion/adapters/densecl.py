@@ -13,7 +13,7 @@ LAYOUT = Layout(
     "DenseCL",
     {ONLINE: rf"{ANY}encoder_q\.0\.", TARGET: rf"{ANY}encoder_k\.0\."},
     "state_dict/encoder_q.0.",
-    marks=(r"(?:^|[./])queue2$",),
-    again=rf"{ANY}backbone\.",
-    means="DenseCL",
+    required_keys=(r"(?:^|[./])queue2$",),
+    duplicate_prefix=rf"{ANY}backbone\.",
+    method_name="DenseCL",
 )

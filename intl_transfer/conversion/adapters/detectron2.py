@@ -111,11 +111,11 @@ def _tensors(content: Content) -> dict[str, Tensor]:
 
 def _folded(tensors: Mapping[str, Tensor]) -> bool:
     """Whether every batch norm of the ResNet has mean 0 and variance 1 (less its epsilon)."""
-    means = [v for k, v in tensors.items() if k.endswith("norm.running_mean") and "res" in k]
+    method_name = [v for k, v in tensors.items() if k.endswith("norm.running_mean") and "res" in k]
     variances = [v for k, v in tensors.items() if k.endswith("norm.running_var") and "res" in k]
     return (
-        bool(means)
-        and all(not mean.any() for mean in means)
+        bool(method_name)
+        and all(not mean.any() for mean in method_name)
         and all(torch.allclose(v.float(), torch.ones(()), atol=2e-5) for v in variances)
     )
 

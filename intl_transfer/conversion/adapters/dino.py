@@ -13,7 +13,7 @@ _NETWORK = r"/(?:module\.)?(?:backbone\.)?"
 
 
 def _method(content: Content) -> str | None:
-    """Other methods have a teacher and a student as well; DINO keeps its loss's centre beside."""
+    """Other methods have a teacher and a student as well; DINO keeps its loss's center beside."""
     is_dino = "dino_loss" in content.values or "dino_loss/center" in content.tensors
     return "DINO" if is_dino else None
 
@@ -22,6 +22,6 @@ LAYOUT = Layout(
     "DINO",
     {TARGET: rf"teacher{_NETWORK}", ONLINE: rf"student{_NETWORK}"},
     "teacher/module.backbone.",
-    marks=(r"^(?:teacher|student)/",),
-    means=_method,
+    required_keys=(r"^(?:teacher|student)/",),
+    method_name=_method,
 )

@@ -22,8 +22,8 @@ LAYOUT = Layout(
     "INTL's authors",
     {ONLINE: rf"{ANY}backbone\.", TARGET: rf"{ANY}momentum_backbone\."},
     "state_dict/module.backbone.",
-    marks=(rf"^{ANY}projection\.\d+\.weight$",),
-    means=_method,
+    required_keys=(rf"^{ANY}projection\.\d+\.weight$",),
+    method_name=_method,
     only=(r"(?:momentum_)?projection\.",),
     small_stem="cifar_published",
 )

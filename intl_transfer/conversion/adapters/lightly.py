@@ -19,17 +19,17 @@ ONLINE_BACKBONE = Layout(
         TARGET: rf"{ANY}(?:teacher_backbone|backbone_momentum|momentum_backbone)\.",
     },
     "state_dict/backbone.",
-    marks=(_HEAD,),
+    required_keys=(_HEAD,),
 )
 TARGET_BACKBONE = Layout(
     "lightly",
     {TARGET: rf"{ANY}backbone\.", ONLINE: rf"{ANY}(?:student_backbone|query_backbone)\."},
     "state_dict/backbone.",
-    marks=(_HEAD, rf"^{ANY}(?:student|query)_backbone\."),
+    required_keys=(_HEAD, rf"^{ANY}(?:student|query)_backbone\."),
 )
 TEACHER_AND_STUDENT = Layout(
     "lightly",
     {TARGET: rf"{ANY}teacher_backbone\.", ONLINE: rf"{ANY}student_backbone\."},
     "state_dict/teacher_backbone.",
-    marks=(_HEAD, rf"^{ANY}teacher_backbone\."),
+    required_keys=(_HEAD, rf"^{ANY}teacher_backbone\."),
 )

@@ -131,7 +131,7 @@ def settings_in(config: Mapping[str, Any]) -> Settings:
     else:
         strides = configured(f"{style[0]}: style='{style[1]}'")
         is_caffe = style[1] == "caffe"
-    stated = _normalisation(found)
+    stated = _normalization(found)
     if stated is not None:
         channels, mean, std, pixels_source, channels_source = stated
         return Settings(channels, mean, std, is_caffe, pixels_source, channels_source, strides)
@@ -141,7 +141,7 @@ def settings_in(config: Mapping[str, Any]) -> Settings:
     return IMAGENET.known_by(IMAGENET.pixels_source, strides)
 
 
-def _normalisation(
+def _normalization(
     found: list[tuple[str, Mapping[str, Any]]],
 ) -> tuple[Any, Any, Any, Source, Source] | None:
     """What is subtracted and divided by: the model's own first, then the pipelines'."""

@@ -23,7 +23,7 @@ LAYOUT = Layout(
     "MoCo v1/v2",
     {ONLINE: rf"{ANY}encoder_q\.", TARGET: rf"{ANY}encoder_k\."},
     "state_dict/module.encoder_q.",
-    marks=(r"encoder_q\.",),
-    means=_version,
+    required_keys=(r"encoder_q\.",),
+    method_name=_version,
     only=(r"queue$", r"queue_ptr$"),
 )

@@ -12,6 +12,6 @@ LAYOUT = Layout(
     "MoCo v3",
     {ONLINE: rf"{ANY}base_encoder\.", TARGET: rf"{ANY}momentum_encoder\."},
     "state_dict/module.base_encoder.",
-    marks=(r"base_encoder\.",),
-    means="MoCo v3",
+    required_keys=(r"base_encoder\.",),
+    method_name="MoCo v3",
 )

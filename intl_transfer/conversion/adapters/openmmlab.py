@@ -3,7 +3,7 @@
 ``state_dict/backbone.*`` beside ``meta``; momentum methods also ``encoder_q.0.*`` or
 ``online_net.0.*`` (the same network again) and the moving average ``encoder_k.0.*`` or
 ``target_net.0.*``. By default ``backbone``, as tools/model_converters/extract_backbone_weights.py
-takes it. Mean, order of colours, strides and method are read from the configuration in ``meta``.
+takes it. Mean, order of colors, strides and method are read from the configuration in ``meta``.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ WITH_AVERAGE = Layout(
     },
     "state_dict/backbone.",
     top=("meta",),
-    marks=(r"^ema_state_dict/",),
-    means=_method,
+    required_keys=(r"^ema_state_dict/",),
+    method_name=_method,
     pixels=_pixels,
 )
 LAYOUT = Layout(
@@ -72,7 +72,7 @@ LAYOUT = Layout(
     },
     "state_dict/backbone.",
     top=("meta",),
-    again=rf"{ANY}(?:backbone|encoder_q\.0|online_net\.0)\.",
-    means=_method,
+    duplicate_prefix=rf"{ANY}(?:backbone|encoder_q\.0|online_net\.0)\.",
+    method_name=_method,
     pixels=_pixels,
 )

@@ -12,6 +12,6 @@ LAYOUT = Layout(
     "PixPro",
     {ONLINE: rf"{ANY}encoder\.", TARGET: rf"{ANY}encoder_k\."},
     "model/module.encoder.",
-    marks=(r"(?:encoder_k|projector_k)\.",),
-    means="PixPro",
+    required_keys=(r"(?:encoder_k|projector_k)\.",),
+    method_name="PixPro",
 )

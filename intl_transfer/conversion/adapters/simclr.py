@@ -2,7 +2,7 @@
 
 The first keeps the projector as the backbone's ``fc`` (``state_dict/backbone.fc.0``), the second
 beside it (``encoder.*``, ``projector.0`` and ``.2`` without biases). Both train on pixels of 0 to 1
-without normalisation; but many people's own code has these names and normalises, so that the range
+without normalization; but many people's own code has these names and normalizes, so that the range
 is assumed, and the report says what SimCLR's own would be.
 
 Google's own weights, brought to PyTorch by tonylins/simclr-converter, lie under torchvision's
@@ -16,7 +16,7 @@ from intl_transfer.conversion.evidence import Source
 from intl_transfer.conversion.settings import IMAGENET
 
 _PIXELS = IMAGENET.known_by(
-    Source("assumed", "if the code is SimCLR's own, which does not normalise: --pixels unit"),
+    Source("assumed", "if the code is SimCLR's own, which does not normalize: --pixels unit"),
     IMAGENET.strides_source,
 )
 
@@ -24,8 +24,8 @@ HEAD_INSIDE = Layout(
     "SimCLR",
     {ONLINE: rf"{ANY}backbone\."},
     "state_dict/backbone.",
-    marks=(r"backbone\.fc\.0\.weight$", r"backbone\.fc\.2\.weight$"),
-    means="SimCLR",
+    required_keys=(r"backbone\.fc\.0\.weight$", r"backbone\.fc\.2\.weight$"),
+    method_name="SimCLR",
     pixels=_PIXELS,
     only=(),
     exact=True,
@@ -34,8 +34,8 @@ HEAD_BESIDE = Layout(
     "SimCLR",
     {ONLINE: rf"{ANY}encoder\."},
     "encoder.",
-    marks=(rf"^{ANY}projector\.0\.weight$", rf"^{ANY}projector\.2\.weight$"),
-    means="SimCLR",
+    required_keys=(rf"^{ANY}projector\.0\.weight$", rf"^{ANY}projector\.2\.weight$"),
+    method_name="SimCLR",
     pixels=_PIXELS,
     only=(r"projector\.[02]\.weight$",),
     exact=True,

@@ -11,8 +11,8 @@ LAYOUT = Layout(
     "SimSiam",
     {ONLINE: rf"{ANY}encoder\."},
     "state_dict/module.encoder.",
-    marks=(rf"^{ANY}predictor\.\d",),
-    means="SimSiam",
+    required_keys=(rf"^{ANY}predictor\.\d",),
+    method_name="SimSiam",
     only=(r"predictor\.[013]\.",),
     exact=True,
 )

@@ -53,8 +53,8 @@ LAYOUT = Layout(
         TARGET: rf"{ANY}(?:momentum_backbone|momentum_encoder)\.",
     },
     "state_dict/backbone.",
-    marks=(rf"^{ANY}(?:classifier|projector|predictor|momentum_\w+|prototypes)\.",),
+    required_keys=(rf"^{ANY}(?:classifier|projector|predictor|momentum_\w+|prototypes)\.",),
     top=(LIGHTNING,),
-    means=_method,
+    method_name=_method,
     small_stem="cifar_published",
 )

@@ -12,6 +12,6 @@ LAYOUT = Layout(
     "SwAV",
     {ONLINE: ANY},
     "state_dict/module.",
-    marks=(rf"^{ANY}prototypes\.", rf"^{ANY}projection_head\."),
-    means="SwAV",
+    required_keys=(rf"^{ANY}prototypes\.", rf"^{ANY}projection_head\."),
+    method_name="SwAV",
 )

@@ -14,7 +14,7 @@ LAYOUT = Layout(
     "transformers",
     {ONLINE: rf"{ANY}(?:resnet\.|backbone\.|encoder\.)?"},
     "resnet.",
-    marks=(r"embedder\.embedder\.convolution\.weight$",),
+    required_keys=(r"embedder\.embedder\.convolution\.weight$",),
     pixels=transformers_settings,
     naming=TRANSFORMERS,
 )

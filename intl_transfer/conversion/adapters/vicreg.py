@@ -13,8 +13,8 @@ LAYOUT = Layout(
     "VICReg",
     {ONLINE: rf"{ANY}backbone\."},
     "model/module.backbone.",
-    marks=(rf"^{ANY}projector\.0\.bias$", rf"^{ANY}projector\.6\.weight$"),
-    means="VICReg",
+    required_keys=(rf"^{ANY}projector\.0\.bias$", rf"^{ANY}projector\.6\.weight$"),
+    method_name="VICReg",
     # Linear, norm, ReLU, twice, and a last layer without bias.
     only=(r"projector\.[0134]\.", r"projector\.6\.weight$"),
     exact=True,

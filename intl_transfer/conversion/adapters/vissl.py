@@ -16,5 +16,5 @@ LAYOUT = Layout(
         TARGET: r"classy_state_dict/loss/.*_feature_blocks\.",
     },
     "classy_state_dict/base_model/model/trunk/_feature_blocks.",
-    marks=(r"_feature_blocks\.",),
+    required_keys=(r"_feature_blocks\.",),
 )

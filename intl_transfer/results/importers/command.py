@@ -131,7 +131,7 @@ def import_results(
             "name": known.get("dataset", _UNKNOWN),
             **({"images": known["images"]} if "images" in known else {}),
         },
-        "initialisation": {"kind": "pretrained", "method": method, "detail": known.get("detail")},
+        "initialization": {"kind": "pretrained", "method": method, "detail": known.get("detail")},
         "metrics": found.metrics,
     }
     content = {**common, **(_detection(known) if found.detection else _classification(known, kind))}

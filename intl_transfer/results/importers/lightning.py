@@ -32,7 +32,7 @@ def read(
 
     Args:
         source: the file, or a folder with only one.
-        kind: ``knn`` takes the figures of nearest neighbours, else those of a head.
+        kind: ``knn`` takes the figures of nearest neighbors, else those of a head.
         column: the column with top-1, where it is not solo-learn's.
         unit: of that column: ``percent`` or ``fraction``.
 
@@ -62,7 +62,7 @@ def read(
         raise UserError(f"{file}: no figure in {', '.join(wanted)}")
     if epoch is not None and epoch < reached:
         raise UserError(
-            f"{file}: its last validation is of epoch {epoch}, and training went on to {reached}; "
+            f"{file}: its last validation is of epoch {epoch}, and training continued to {reached}; "
             "only the final one counts"
         )
     at = "not stated" if epoch is None else f"epoch {epoch + 1}"

@@ -1,6 +1,6 @@
 """OpenMMLab's logs: ``vis_data/scalars.json`` of MMEngine, ``*.log.json`` of MMCV before it.
 
-Both have one JSON object a line, in the order of time. MMEngine's evaluations have keys
+Both have one JSON object per line, in the order of time. MMEngine's evaluations have keys
 ``coco/bbox_mAP`` and a ``step``, which counts epochs, and is 0 where a loop of iterations has none;
 its training lines have ``loss``, ``iter``, ``step`` and, in a loop of epochs, ``epoch``. MMCV's
 lines say ``mode`` (``train`` or ``val``), and the first of them describes the machine. Figures are
@@ -30,7 +30,7 @@ def read(source: Path) -> Found:
         source: the file, or a folder with only one.
 
     Raises:
-        UserError: if there is no evaluation, or training went on after the last one.
+        UserError: if there is no evaluation, or training continued after the last one.
     """
     patterns = ("*.log.json", "scalars.json", "vis_data/scalars.json", "*/vis_data/scalars.json")
     file = only_file(source, patterns, "log of OpenMMLab (vis_data/scalars.json or *.log.json)")
@@ -55,7 +55,7 @@ def read(source: Path) -> Found:
     if after != _Training() or before.epoch > epoch > 0:
         on = before.later(after)
         raise UserError(
-            f"{file}: its last evaluation (at {at}) is not of the end: training went on to "
+            f"{file}: its last evaluation (at {at}) is not of the end: training continued to "
             f"{on}; only the final one counts"
         )
     stated = {"seed": seed} if isinstance(seed, int) and not isinstance(seed, bool) else {}

@@ -1,4 +1,4 @@
-"""VISSL's ``metrics.json``: one JSON object a line, figures in % by layer of the head.
+"""VISSL's ``metrics.json``: one JSON object per line, figures in % by layer of the head.
 
 ``{"iteration": 9000, "phase_idx": 55, "train_phase_idx": 27, "test_accuracy_list_meter":
 {"top_1": {"0": 69.9}, "top_5": {"0": 89.4}}}``
@@ -24,7 +24,7 @@ def read(source: Path, layer: str | None = None) -> Found:
         layer: whose head counts, where there are several.
 
     Raises:
-        UserError: if there is no test, training went on after the last one, or it has several
+        UserError: if there is no test, training continued after the last one, or it has several
             heads and none is named.
     """
     file = only_file(source, ("metrics.json", "checkpoints/metrics.json"), "metrics.json of VISSL")
@@ -42,7 +42,7 @@ def read(source: Path, layer: str | None = None) -> Found:
     phase = last.get("train_phase_idx")
     if isinstance(phase, int) and phase < trained:
         raise UserError(
-            f"{file}: its last test is after training phase {phase}, and training went on to "
+            f"{file}: its last test is after training phase {phase}, and training continued to "
             f"{trained}; only the final one counts"
         )
     found = last[_TEST]

@@ -8,7 +8,7 @@ from typing import Any
 
 from intl_transfer.errors import UserError
 from intl_transfer.files.jsons import parse_json
-from intl_transfer.results.foreign import METRICS_JSON
+from intl_transfer.results.external import METRICS_JSON
 from intl_transfer.results.reading import Entry
 from intl_transfer.results.report.logs import last_lines
 from intl_transfer.results.report.pictures import (
@@ -68,13 +68,13 @@ def describe(
     """
     folder, manifest, results = entry.path, entry.manifest_json, entry.results_json
     state = (fingerprint(folder), points, pictures, entry.status)
-    # The logs of a run that goes on lie partly elsewhere: it is always read anew.
+    # The logs of a run in progress lie partly elsewhere: it is always read again.
     finished = entry.status in ("finished", "superseded")
     if cache is not None and finished and folder in cache and cache[folder][0] == state:
         return cache[folder][1]
     metrics = mapping(results.get("metrics"))
     detail = {
-        "series": read_series(folder, points, METRICS_JSON if entry.foreign else METRICS),
+        "series": read_series(folder, points, METRICS_JSON if entry.external else METRICS),
         "spectra": read_spectra(folder),
         "metrics": _by_task(metrics),
         "classes": {str(task): _classes(mapping(found)) for task, found in metrics.items()},
@@ -151,7 +151,7 @@ def _total(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def provenance_of(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
     """Where a run's weights come from: as its results say, else as its manifest does."""
-    start = mapping(results.get("initialisation"))
+    start = mapping(results.get("initialization"))
     inputs = [mapping(item) for item in sequence(manifest.get("inputs"))]
     weights = next((item for item in inputs if item.get("role") == "weights"), {})
     source = mapping(start.get("provenance") or weights.get("provenance"))
@@ -182,7 +182,7 @@ def _evidence(value: Any) -> str:
 
 def _facts(results: Mapping[str, Any]) -> dict[str, Any]:
     """Results beyond the figures, which have places of their own."""
-    shown = ("metrics", "initialisation", "schema", "stage")
+    shown = ("metrics", "initialization", "schema", "stage")
     return {name: value for name, value in results.items() if name not in shown}
 
 

@@ -6,7 +6,7 @@ import base64
 import dataclasses
 from collections.abc import Sequence
 
-from intl_transfer.results.machine import as_json
+from intl_transfer.results.machine_readable import as_json
 from intl_transfer.results.rows import Table
 from intl_transfer.runs.private import Privacy
 

@@ -75,7 +75,7 @@ def _seeds(runs: Sequence[Run]) -> str:
 
 
 def _weights(run: Run) -> str | None:
-    sha = run.results.initialisation.weights_sha256
+    sha = run.results.initialization.weights_sha256
     return sha[:12] if sha else None
 
 

@@ -86,7 +86,7 @@ def _tail(file: Path, lines: int) -> list[str]:
 
 
 def _clean(row: str) -> str:
-    """A line as a terminal would show it at the end: progress lines overwritten, no colours."""
+    """A line as a terminal would show it at the end: progress lines overwritten, no colors."""
     row = _ESCAPES.sub("", row.rstrip("\r"))
     row = _CONTROL.sub("", row.rsplit("\r", 1)[-1])
     return row if len(row) <= _WIDTH else row[:_WIDTH] + " …"

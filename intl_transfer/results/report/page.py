@@ -51,7 +51,7 @@ def write_report(
         collection: from :func:`intl_transfer.results.collect`.
         tables: from :func:`intl_transfer.results.build_tables`.
         folder: where the page goes; made if absent.
-        refresh: seconds after which an open page loads itself anew; None: never.
+        refresh: seconds after which an open page loads itself again; None: never.
         cache: kept from page to page, so that only what has changed is read again.
         privacy: takes out what tells of machines and people; None leaves it in.
 

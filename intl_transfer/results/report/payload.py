@@ -90,7 +90,7 @@ def build_payload(
 def _page_of(entry: Entry) -> str:
     """Runs have an id; folders that others wrote have their path."""
     identity = entry.manifest.id if entry.manifest is not None else ""
-    return page_key(identity if identity and not entry.foreign else f"path {entry.path}")
+    return page_key(identity if identity and not entry.external else f"path {entry.path}")
 
 
 def _parents(collection: Collection, entries: Sequence[Entry]) -> dict[Path, Path]:
@@ -119,7 +119,7 @@ def _difference(base: dict[str, str], settings: dict[str, str]) -> dict[str, Any
 
 def _summary(entry: Entry, detail: dict[str, Any]) -> dict[str, Any]:
     manifest, results = entry.manifest_json, entry.results_json
-    schedule, start = mapping(results.get("schedule")), mapping(results.get("initialisation"))
+    schedule, start = mapping(results.get("schedule")), mapping(results.get("initialization"))
     figures = {}
     for task, metrics in mapping(results.get("metrics")).items():
         # Detection has tasks with figures; a classification its figures alone.
@@ -138,7 +138,7 @@ def _summary(entry: Entry, detail: dict[str, Any]) -> dict[str, Any]:
         "stage": entry.stage or None,
         "status": entry.status,
         "reason": entry.detail or None,
-        "foreign": entry.foreign,
+        "external": entry.external,
         "method": text(manifest.get("method") or results.get("method") or start.get("method")),
         "config_name": text(manifest.get("config_name")),
         "seed": text(manifest.get("seed")),
@@ -214,7 +214,7 @@ def _table(table: Table, keys: dict[Path, str]) -> dict[str, Any]:
 
 
 def _row(table: Table, row: Row, notes: list[str], keys: dict[Path, str]) -> dict[str, Any]:
-    kinds = (["foreign"] if row.foreign else []) + (["baseline"] if row.baseline else [])
+    kinds = (["external"] if row.external else []) + (["baseline"] if row.baseline else [])
     runs = [run for run in row.runs if run.path in keys]
     return {
         "key": _row_key(table, row),

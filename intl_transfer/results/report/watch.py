@@ -9,7 +9,7 @@ from pathlib import Path
 
 from intl_transfer.errors import UserError
 from intl_transfer.results.report.details import Fingerprint, fingerprint
-from intl_transfer.results.told import tell_line
+from intl_transfer.results.terminal import print_timed
 from intl_transfer.runs import MANIFEST
 
 EVERY = 10.0
@@ -25,7 +25,7 @@ def watch(
 
     Args:
         folders: run directories, or folders of them.
-        build: makes the report; takes the seconds after which an open page loads itself anew, or
+        build: makes the report; takes the seconds after which an open page loads itself again, or
             None for a page that stays.
         every: seconds between two looks.
     """
@@ -39,7 +39,7 @@ def watch(
                 try:
                     build(max(1, round(every)))
                 except (UserError, OSError) as error:
-                    tell_line(f"not rebuilt: {error}")
+                    print_timed(f"not rebuilt: {error}")
             time.sleep(every)
     except KeyboardInterrupt:
         build(None)

@@ -31,7 +31,7 @@ def w_mse_loss(
     group: Any = None,
     distributed: bool = True,
 ) -> Tensor:
-    """Mean squared distance of all pairs of views after Cholesky whitening and normalisation.
+    """Mean squared distance of all pairs of views after Cholesky whitening and normalization.
 
     The global batch is cut into sub-batches, the same for all views, whose d x d covariances are
     whitened each by itself. ``2 - 2 cos``, averaged over samples, pairs of views and partitions.

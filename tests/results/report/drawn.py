@@ -65,8 +65,8 @@ def write_predictions(folder: Path, rng: np.random.Generator, count: int = 4) ->
             outline = np.stack(
                 [x + w / 2 * (1 + np.cos(angle)), y + h / 2 * (1 + np.sin(angle))], 1
             )
-            colour = tuple(int(v) for v in rng.integers(60, 255, 3))
-            draw.polygon([tuple(p) for p in outline], fill=colour)
+            color = tuple(int(v) for v in rng.integers(60, 255, 3))
+            draw.polygon([tuple(p) for p in outline], fill=color)
             box = [x, y, x + w, y + h]
             truth.append({"class": label, "box": box, "polygons": [outline.ravel().tolist()]})
             shift = rng.normal(0, 5, 4)

@@ -53,7 +53,7 @@ def _poisoned_results(value: dict[str, Any]) -> dict[str, Any]:
     value["dataset"]["name"] = HOSTILE
     value["architecture"]["meta"] = HOSTILE
     value["schedule"]["name"] = HOSTILE
-    start = value["initialisation"]
+    start = value["initialization"]
     start["method"] = f"{HOSTILE} half \ud800"
     start["provenance"]["source_path"] = HOSTILE
     start["provenance"]["pretrain_run"] |= {"name": HOSTILE, "config_name": HOSTILE}

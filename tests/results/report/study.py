@@ -19,7 +19,7 @@ def sha(text: str) -> str:
 
 
 def build_study(root: Path, seeds: int = 3, pictures: bool = True) -> Path:
-    """Two data sets, three initialisations, and runs that wait, failed or make no sense."""
+    """Two data sets, three initializations, and runs that wait, failed or make no sense."""
     for method, final, collapsed in (("INTL", 3.9, False), ("Barlow Twins", 310.0, False)):
         pretraining(root, method, final=final, collapsed=collapsed)
     pretraining(root, "INTL", name="intl_lr2", collapsed=True, status="running", share=0.6)
@@ -105,7 +105,7 @@ def pretraining(
     config = {
         "seed": 0,
         "data": {"name": "imagenet", "workers": 8},
-        "views": [{"size": 224, "blur": 1.0}, {"size": 224, "blur": 0.1, "solarise": 0.2}],
+        "views": [{"size": 224, "blur": 1.0}, {"size": 224, "blur": 0.1, "solarize": 0.2}],
         "model": {"backbone": "resnet50", "embedding": 8192},
         "loss": {"method": kind, "axis": "channel", "iterations": 4, "trace_weight": None},
         "optim": {"epochs": 200, "batch_size": 256, "base_lr": 2.0 if collapsed else 0.5},
@@ -182,8 +182,8 @@ def pretraining(
     sheet = Image.new("RGB", (136, 272), "white")
     for row in range(4):
         for column in range(2):
-            colour = tuple(int(v) for v in rng.integers(40, 230, 3))
-            sheet.paste(colour, (4 + 66 * column, 4 + 66 * row, 66 + 66 * column, 66 + 66 * row))
+            color = tuple(int(v) for v in rng.integers(40, 230, 3))
+            sheet.paste(color, (4 + 66 * column, 4 + 66 * row, 66 + 66 * column, 66 + 66 * row))
     sheet.save(folder / "views.png")
     return folder
 
@@ -297,7 +297,7 @@ def detection(
         "dataset": {**data, "train": [], "images": 5000},
         "architecture": built,
         "schedule": {**plan, "batch_size": batch, "base_lr": 0.02},
-        "initialisation": start,
+        "initialization": start,
         "seed": seed,
         "iteration": total,
         "metrics": {task: figures(ap - 3 * (task == "mask"), layout, rng) for task in tasks},
@@ -330,7 +330,7 @@ def evaluation(root: Path, top1: float) -> Path:
         "architecture": {"backbone": "resnet50"},
         "protocol": protocol,
         "epoch": 100,
-        "initialisation": {"kind": "pretrained", "method": "INTL", "provenance": provenance},
+        "initialization": {"kind": "pretrained", "method": "INTL", "provenance": provenance},
         "seed": 0,
         "metrics": {"top1": top1, "top5": 91.0},
     }

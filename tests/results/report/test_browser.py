@@ -115,17 +115,17 @@ def test_rows_filter_by_all_words(visit, report):
 
 def test_the_theme_is_switched_and_remembered(visit, report):
     seen = visit(report, color_scheme="light")
-    colour = "getComputedStyle(document.body).backgroundColor"
-    light = seen.page.evaluate(colour)
+    color = "getComputedStyle(document.body).backgroundColor"
+    light = seen.page.evaluate(color)
     button = seen.page.get_by_role("button", name="Theme")
     assert button.inner_text() == "Theme: auto"
     button.click()
-    assert seen.page.evaluate(colour) == light
+    assert seen.page.evaluate(color) == light
     button.click()
-    dark = seen.page.evaluate(colour)
+    dark = seen.page.evaluate(color)
     assert dark != light
     seen.page.reload()
-    assert seen.page.evaluate(colour) == dark
+    assert seen.page.evaluate(color) == dark
     assert button.inner_text() == "Theme: dark"
 
 
@@ -163,7 +163,7 @@ def test_tables_are_copied_as_they_are_shown(visit, report):
     markdown, latex = seen.page.evaluate("taken")
     lines = markdown.splitlines()
     assert lines[0].startswith("### coco\\_2017\\_val, Mask R-CNN")
-    assert lines[2].startswith("| initialisation | pretraining | n | COCO det. AP50 |")
+    assert lines[2].startswith("| initialization | pretraining | n | COCO det. AP50 |")
     shown = seen.page.locator("table.results tbody tr").nth(1).locator("td .mean").all_inner_texts()
     cells = [cell.strip() for cell in lines[4].split("|")[1:-1]]
     assert cells[0] == "INTL [1]"

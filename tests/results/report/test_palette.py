@@ -1,4 +1,4 @@
-"""Colours: legible in both themes, and told apart without red or green."""
+"""Colors: legible in both themes, and told apart without red or green."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEFICIENCIES = {
 }  # fmt: skip
 
 
-def colours(theme):
+def colors(theme):
     file = resources.files("intl_transfer.results.report") / "static" / "theme.css"
     found = re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", file.read_text())
     return {name: linear(pair[theme == "dark"]) for name, *pair in found}
@@ -54,7 +54,7 @@ def test_contrast_is_what_it_is_defined_to_be():
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_text_and_lines_are_legible(theme):
-    found = colours(theme)
+    found = colors(theme)
     grounds = ("paper", "card", "quiet")
     pairs = [(text, ground) for text in ("ink", "soft", "accent") for ground in grounds]
     pairs += [(name, f"{name}-soft") for name in ("accent", "ok", "warn", "bad")]
@@ -72,7 +72,7 @@ def test_text_and_lines_are_legible(theme):
 @pytest.mark.parametrize("kind", ["none", *DEFICIENCIES])
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_series_differ_for_everybody(theme, kind):
-    found = colours(theme)
+    found = colors(theme)
     eyes = np.array(DEFICIENCIES.get(kind, np.eye(3)))
     seen = [lab(eyes @ found[f"s{i}"]) for i in range(8)]
     # CIE76: 2 is just visible, 10 is seen at a glance. Dashes and shapes differ besides.

@@ -194,7 +194,7 @@ def thousand(study, tmp_path_factory):
     origin = study / "detection" / "coco_INTL_seed0"
     manifest = json.loads((origin / "manifest.json").read_text())
     results = json.loads((origin / "results.json").read_text())
-    results["initialisation"]["provenance"] = None
+    results["initialization"]["provenance"] = None
     logged = "".join((origin / "metrics.jsonl").read_text().splitlines(keepends=True)[:20])
     for index in range(1000):
         method, seed = divmod(index, 10)
@@ -203,11 +203,11 @@ def thousand(study, tmp_path_factory):
         (folder / "manifest.json").write_text(
             json.dumps({**manifest, "id": f"{index:032d}", "seed": seed, "name": f"run {index}"})
         )
-        start = {**results["initialisation"], "method": f"method {method}"}
+        start = {**results["initialization"], "method": f"method {method}"}
         start["weights_sha256"] = f"{method:064d}"
         box = {**results["metrics"]["box"], "AP": 30 + method / 10 + seed / 50}
         metrics = {**results["metrics"], "box": box}
-        changed = {"seed": seed, "initialisation": start, "metrics": metrics}
+        changed = {"seed": seed, "initialization": start, "metrics": metrics}
         (folder / "results.json").write_text(json.dumps({**results, **changed}))
         (folder / "metrics.jsonl").write_text(logged)
     return report_of(root, tmp_path_factory.mktemp("thousand_page"))

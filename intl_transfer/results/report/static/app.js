@@ -138,7 +138,7 @@ if (DATA.refresh) {
       type: "button",
       class: "small live",
       "aria-pressed": "true",
-      title: `Loads the page anew every ${DATA.refresh} s, unless something is being typed or selected`,
+      title: `Loads the page again every ${DATA.refresh} s, unless something is being typed or selected`,
       click: () => {
         live = !live;
         button.setAttribute("aria-pressed", String(live));

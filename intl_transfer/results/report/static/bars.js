@@ -1,7 +1,7 @@
 // Horizontal charts of named figures: bars for one run, pairs of points for two, seeds as points.
 
 import { fixed, h, place, s, signed } from "./core.js";
-import { colour, framed, linear, tickText, ticks } from "./scale.js";
+import { color, framed, linear, tickText, ticks } from "./scale.js";
 
 const clipped = (text, room) =>
   text.length > room ? `${text.slice(0, Math.max(1, room - 1))}…` : text;
@@ -66,7 +66,7 @@ export function barChart(title, items, options = {}) {
             rowName(item, y, room, letters),
             item.value !== null &&
               s("rect", {
-                class: `bar ${colour(options.index || 0)}`,
+                class: `bar ${color(options.index || 0)}`,
                 x: box.left,
                 y: y - 6,
                 width: Math.max(1, at(item.value) - box.left),
@@ -183,9 +183,9 @@ export function pairChart(title, items, names) {
 
 function point(k, x, y) {
   // Told apart by shape, too.
-  if (k % 2 === 0) return s("circle", { class: `point ${colour(k)}`, cx: x, cy: y, r: 5 });
+  if (k % 2 === 0) return s("circle", { class: `point ${color(k)}`, cx: x, cy: y, r: 5 });
   return s("rect", {
-    class: `point ${colour(k)}`,
+    class: `point ${color(k)}`,
     x: x - 4.5,
     y: y - 4.5,
     width: 9,

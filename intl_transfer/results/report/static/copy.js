@@ -62,7 +62,7 @@ function latexCharacter(c) {
 
 const latexText = (text) => [...text].map(latexCharacter).join("");
 
-/** The notes that visible rows use, numbered anew. */
+/** The notes that visible rows use, renumbered. */
 function usedNotes(sheet) {
   const used = [...new Set(sheet.blocks.flat().flatMap((row) => row.notes))].sort((a, b) => a - b);
   const numbers = new Map(used.map((note, i) => [note, i + 1]));

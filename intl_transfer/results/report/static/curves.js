@@ -11,7 +11,7 @@ const CURVE_NAMES = {
   mismatch: "Mismatch of the views",
   trace_loss: "Trace loss",
   lr: "Learning rate",
-  images_per_second: "Images a second",
+  images_per_second: "Images per second",
   data_time: "Waiting for data, s",
   ema_momentum: "Momentum of the moving average",
   knn_accuracy: "k-NN accuracy, %",
@@ -163,7 +163,7 @@ export function detectionCurves(key) {
     single(key, evaluated("AP"), "AP at evaluations, %"),
     single(key, parts, "Parts of the loss", { switchable: true }),
     single(key, ["lr"], "Learning rate"),
-    single(key, ["images_per_second"], "Images a second"),
+    single(key, ["images_per_second"], "Images per second"),
   ].filter(Boolean);
 }
 
@@ -174,7 +174,7 @@ export function pretrainingCurves(key) {
     single(key, ["knn_accuracy"], "k-NN accuracy of frozen features, %"),
     single(key, ["lr"], "Learning rate"),
     single(key, ["ema_momentum"], "Momentum of the moving average"),
-    single(key, ["images_per_second"], "Images a second"),
+    single(key, ["images_per_second"], "Images per second"),
   ].filter(Boolean);
 }
 
@@ -187,7 +187,7 @@ export function classificationCurves(key) {
     single(key, ["test_top1", "train_top1"], "Top-1, %"),
     single(key, ["test_top5"], "Top-5, %"),
     single(key, ["lr"], "Learning rate"),
-    single(key, ["images_per_second"], "Images a second"),
+    single(key, ["images_per_second"], "Images per second"),
     ...others.slice(0, 6).map((name) => single(key, [name], curveName(name))),
   ].filter(Boolean);
 }
@@ -252,7 +252,7 @@ export function spectrumCurves(key) {
     line("spectrum/condition", "Condition: lg of least over largest eigenvalue"),
     line("spectrum/alignment", "Alignment: distance of positive pairs"),
     line("spectrum/uniformity", "Uniformity"),
-    line("spectrum/feature_std", "Deviation of normalised features"),
+    line("spectrum/feature_std", "Deviation of normalized features"),
   ].filter(Boolean);
   const alarms = curve(key, "spectrum/collapsed");
   const raised = alarms ? alarms.x.filter((_, i) => (alarms.y[i] ?? 0) > 0) : [];

@@ -4,7 +4,7 @@ import { h, s, short } from "./core.js";
 import { attachReadout } from "./readout.js";
 import {
   axes,
-  colour,
+  color,
   dash,
   framed,
   linear,
@@ -91,9 +91,9 @@ export function swatch(line) {
     "svg",
     { class: "swatch", viewBox: "0 0 24 10", width: 24, height: 10, "aria-hidden": "true" },
     line.low &&
-      s("rect", { class: `band ${colour(line.index)}`, x: 0, y: 0, width: 24, height: 10 }),
+      s("rect", { class: `band ${color(line.index)}`, x: 0, y: 0, width: 24, height: 10 }),
     s("line", {
-      class: `line ${colour(line.index)}`,
+      class: `line ${color(line.index)}`,
       x1: 0,
       x2: 24,
       y1: 5,
@@ -173,7 +173,7 @@ function drawLines(title, series, options, log, width) {
     series.map(
       (line) =>
         line.low &&
-        s("path", { class: `band ${colour(line.index)}`, d: bandPath(line, x.at, y.at, ok) }),
+        s("path", { class: `band ${color(line.index)}`, d: bandPath(line, x.at, y.at, ok) }),
     ),
     series.map((line) => curveMarks(line, x.at, y.at, ok)),
     marks,
@@ -203,7 +203,7 @@ function referenceLine({ value, name }, box, y) {
 
 function curveMarks(line, x, y, ok) {
   const path = {
-    class: `line ${colour(line.index)}`,
+    class: `line ${color(line.index)}`,
     d: linePath(line, x, y, ok),
     "stroke-dasharray": dash(line.index),
   };
@@ -212,7 +212,7 @@ function curveMarks(line, x, y, ok) {
     s("path", path),
     dots.map((i) =>
       s("circle", {
-        class: `dot ${colour(line.index)}`,
+        class: `dot ${color(line.index)}`,
         cx: x(line.x[i]),
         cy: y(line.y[i]),
         r: 2.4,

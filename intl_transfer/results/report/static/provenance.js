@@ -69,7 +69,7 @@ function pretrainingStations(key, run, from) {
 /** Where the weights have no hash to follow. */
 function startStation(run, from) {
   if (from.kind === "random" || run.method === "random init")
-    return station("start", "random initialisation", []);
+    return station("start", "random initialization", []);
   if (!from.weights_path) return station("start", "weights not recorded", [], "missing");
   const facts = [pathFact(from.weights_path), "its hash is not known"];
   return station("weights", lastPart(from.weights_path), facts, "missing");

@@ -2,7 +2,7 @@
 
 import { fill, h, own, s, say, short } from "./core.js";
 import { swatch } from "./lines.js";
-import { colour } from "./scale.js";
+import { color } from "./scale.js";
 
 export function nearest(sorted, value) {
   let low = 0;
@@ -61,7 +61,7 @@ export function attachReadout(root, marks, readout, series, view) {
       s("line", { class: "cursor", x1: px, x2: px, y1: box.top, y2: box.bottom }),
       ...rows.map((row) =>
         s("circle", {
-          class: `dot ${colour(row.line.index)}`,
+          class: `dot ${color(row.line.index)}`,
           cx: row.px,
           cy: y.at(row.value),
           r: 3.6,

@@ -54,7 +54,7 @@ export const figureColumns = (table) =>
   }));
 
 const tableColumns = (table) => [
-  { name: "initialisation" },
+  { name: "initialization" },
   { name: "pretraining", class: "detail" },
   { name: "n", numeric: true, hint: "number of runs" },
   ...figureColumns(table),
@@ -274,7 +274,7 @@ const overviewNote = () =>
     "Figures in %, of the last iteration, mean ± sample standard deviation over n runs. A blank is a figure that does not exist. ",
     h("b", { class: "best" }, "Bold"),
     ": the highest measured mean of a primary metric (AP; top-1); no test. ",
-    "(foreign): not measured by this project. (baseline): what other rows are tested against. †: a single run, beside means of several. ↑, ↓: significantly above, below the baseline. Small numbers lead to the notes below a table. ",
+    "(external): not measured by this project. (baseline): what other rows are tested against. †: a single run, beside means of several. ↑, ↓: significantly above, below the baseline. Small numbers lead to the notes below a table. ",
     h("i", null, "Italics"),
     ": published, with their source.",
   );

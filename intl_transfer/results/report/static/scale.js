@@ -1,12 +1,12 @@
-// What all charts share: ticks, scales, colours, and a frame that is drawn at the width it has.
+// What all charts share: ticks, scales, colors, and a frame that is drawn at the width it has.
 
 import { h, s } from "./core.js";
 
-const COLOURS = 8;
+const COLORS = 8;
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "5 2", "1 2", "12 4", "4 4"];
-export const colour = (index) => `c${index % COLOURS}`;
-// Colours come again after eight series; the dashes then differ.
-export const dash = (index) => DASHES[(index + Math.floor(index / COLOURS)) % DASHES.length];
+export const color = (index) => `c${index % COLORS}`;
+// Colors come again after eight series; the dashes then differ.
+export const dash = (index) => DASHES[(index + Math.floor(index / COLORS)) % DASHES.length];
 
 /**
  * Round values that span a range, about so many.
@@ -67,7 +67,7 @@ export function logarithmic(low, high, from, to) {
 }
 
 /**
- * A chart that is drawn anew when its width changes.
+ * A chart that is drawn again when its width changes.
  * @param {Child} title
  * @param {(width: number) => (Node | string) | (Node | string)[]} draw
  * @param {{class?: string, legend?: Child, controls?: Child, note?: Child}} options

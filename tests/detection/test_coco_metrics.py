@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from detection.coco_figures import FAST, FIGURES, REFERENCE, coco_figures, why_reference
+from detection.coco_metrics import FAST, FIGURES, REFERENCE, coco_metrics, why_reference
 from intl_transfer.errors import UserError
 from tests.detection.coco_sets import by_pycocotools, load, make_set
 
@@ -24,7 +24,7 @@ def _installed(request):
 def assert_same(content, found, task, engine):
     """All precisions and recalls, hence all figures, are those of pycocotools."""
     api = by_pycocotools(content, found, task)
-    result = coco_figures(load(content), found, task, engine)
+    result = coco_metrics(load(content), found, task, engine)
     np.testing.assert_allclose(result.precision, api.eval["precision"], rtol=0, atol=1e-9)
     np.testing.assert_allclose(result.recall, api.eval["recall"], rtol=0, atol=1e-9)
     there = np.where(api.stats < 0, np.nan, api.stats)  # -1: there is no such figure
@@ -158,7 +158,7 @@ def test_figures_of_a_set_by_hand():
         {"image_id": 7, "category_id": 3, "bbox": [0, 0, 10, 10], "score": 0.8},
     ]
     for engine in ENGINES if why_reference(load(content)) is None else [REFERENCE]:
-        result = coco_figures(load(content), found, "bbox", engine)
+        result = coco_metrics(load(content), found, "bbox", engine)
         figures = result.figures()
         # Precision is 1/2 up to a recall of 1/2, at 51 of 101 points, and 0 beyond.
         assert figures["AP"] == pytest.approx(0.5 * 51 / 101)
@@ -178,7 +178,7 @@ def test_figures_of_a_set_by_hand():
 @pytest.mark.parametrize("task", ["bbox", "segm"])
 def test_nothing_found_scores_nothing(engine, task):
     content, _ = make_set(5)
-    figures = coco_figures(load(content), [], task, engine).figures()
+    figures = coco_metrics(load(content), [], task, engine).figures()
     assert figures["AP"] == figures["AR100"] == 0
 
 
@@ -186,7 +186,7 @@ def test_inputs_are_left_as_they_were():
     content, found = make_set(5)
     truth, before = load(content), copy.deepcopy(found)
     for task in ("bbox", "segm"):
-        coco_figures(truth, found, task)
+        coco_metrics(truth, found, task)
     assert truth.dataset == content
     assert found == before
 
@@ -198,7 +198,7 @@ def test_crowds_need_not_be_marked():
     expected = by_pycocotools(content, found, "bbox").stats
     for thing in content["annotations"]:
         del thing["iscrowd"]
-    figures = coco_figures(load(content), found, "bbox").figures()
+    figures = coco_metrics(load(content), found, "bbox").figures()
     np.testing.assert_allclose(list(figures.values()), np.where(expected < 0, np.nan, expected))
 
 
@@ -228,16 +228,16 @@ def test_what_the_faster_library_cannot_do_goes_to_pycocotools(change, reason):
     if reason is not None:
         pytest.importorskip("faster_coco_eval")
         assert reason in (why_reference(load(content)) or "")
-    result = coco_figures(load(content), found, "bbox")
+    result = coco_metrics(load(content), found, "bbox")
     assert result.engine == REFERENCE
     expected = by_pycocotools(content, found, "bbox").eval["precision"]
     np.testing.assert_array_equal(result.precision, expected)
 
 
 def test_without_the_faster_library(monkeypatch):
-    monkeypatch.setattr("detection.coco_figures.faster_coco_eval", None)
+    monkeypatch.setattr("detection.coco_metrics.faster_coco_eval", None)
     content, found = make_set(5)
-    assert coco_figures(load(content), found, "bbox").engine == REFERENCE
+    assert coco_metrics(load(content), found, "bbox").engine == REFERENCE
     assert why_reference(load(content)) == "faster-coco-eval is not installed"
 
 
@@ -245,15 +245,15 @@ def test_what_cannot_be_right_is_refused(caplog):
     content, found = make_set(5)
     stranger = {**found[0], "image_id": 10**7}
     with pytest.raises(UserError, match=r"1 images have detections .* the first: 10000000"):
-        coco_figures(load(content), [*found, stranger], "bbox")
+        coco_metrics(load(content), [*found, stranger], "bbox")
     number = content["annotations"][2]["id"]
     for key, task in (("area", "bbox"), ("segmentation", "segm")):
         lacking = copy.deepcopy(content)
         del lacking["annotations"][2][key]
         with pytest.raises(UserError, match=rf"annotation {number} has no '{key}'"):
-            coco_figures(load(lacking), found, task)
+            coco_metrics(load(lacking), found, task)
     content["annotations"][0]["id"] = 0
     with caplog.at_level(logging.WARNING, "detectron2.evaluation"):
         logging.getLogger("detectron2.evaluation").addHandler(caplog.handler)
-        coco_figures(load(content), found, "bbox")
+        coco_metrics(load(content), found, "bbox")
     assert "annotation 0 never counts as found" in caplog.text

@@ -49,7 +49,7 @@ FIGURES = tuple(_FIGURES)
 
 
 @dataclass(frozen=True)
-class CocoFigures:
+class CocoMetrics:
     """What an evaluation has found.
 
     Attributes:
@@ -100,9 +100,9 @@ def _mean(values: np.ndarray) -> float:
     return float(np.mean(values)) if values.size else float("nan")
 
 
-def coco_figures(
+def coco_metrics(
     truth: COCO, found: Sequence[dict[str, Any]], task: str, engine: str | None = None
-) -> CocoFigures:
+) -> CocoMetrics:
     """Evaluates detections by the COCO protocol.
 
     Args:
@@ -123,11 +123,11 @@ def coco_figures(
     _check_truth(truth, task)
     with _no_collection():
         detections = _detections(found, task)
-        strangers = set(detections.images) - truth.imgs.keys()
-        if strangers:
+        unknown_ids = set(detections.images) - truth.imgs.keys()
+        if unknown_ids:
             raise UserError(
-                f"{len(strangers)} images have detections and are not in the annotations, the "
-                f"first: {min(strangers, key=str)!r}. Are these the detections of another data set?"
+                f"{len(unknown_ids)} images have detections and are not in the annotations, the "
+                f"first: {min(unknown_ids, key=str)!r}. Are these the detections of another data set?"
             )
         if engine is None:
             engine = REFERENCE if why_reference(truth, detections) else FAST
@@ -238,7 +238,7 @@ def _objects(truth: COCO) -> list[dict[str, Any]]:
     ]
 
 
-def _evaluate_reference(truth: COCO, detections: _Detections, task: str) -> CocoFigures:
+def _evaluate_reference(truth: COCO, detections: _Detections, task: str) -> CocoMetrics:
     objects, annotations = _objects(truth), detections.annotations()
     key = "bbox" if task == "bbox" else "segmentation"
     for detection, shape in zip(annotations, detections.shapes, strict=True):
@@ -287,7 +287,7 @@ class _Side:
         return self._rows
 
 
-def _evaluate_fast(truth: COCO, detections: _Detections, task: str) -> CocoFigures:
+def _evaluate_fast(truth: COCO, detections: _Detections, task: str) -> CocoMetrics:
     class Evaluation(faster_coco_eval.COCOeval_faster):  # type: ignore[misc]  # of no known type
         """Matches by overlaps that are handed to it."""
 
@@ -312,9 +312,9 @@ def _dataset(truth: COCO, rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _result(api: Any, engine: str) -> CocoFigures:
+def _result(api: Any, engine: str) -> CocoMetrics:
     shape = api.eval["counts"]
-    return CocoFigures(
+    return CocoMetrics(
         precision=np.asarray(api.eval["precision"]).reshape(shape),
         recall=np.asarray(api.eval["recall"]).reshape(shape[0], *shape[2:]),
         categories=[int(i) for i in api.params.catIds],

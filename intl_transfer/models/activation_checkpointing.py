@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 T = TypeVar("T")
 
 
-def recompute_activations(backbone: nn.Module) -> None:
+def checkpoint_activations(backbone: nn.Module) -> None:
     """Keeps a ResNet's activations between its stages only, and computes the others again.
 
     Names, parameters and results stay the same; running statistics too, which a second forward
@@ -29,7 +29,7 @@ def recompute_activations(backbone: nn.Module) -> None:
         stage.forward = partial(_forward, stage, stage.forward)
 
 
-def is_recomputed(module: nn.Module) -> bool:
+def is_checkpointed(module: nn.Module) -> bool:
     """Whether a module is a stage whose activations are computed again."""
     forward: Any = module.forward
     return isinstance(forward, partial) and forward.func is _forward
@@ -38,10 +38,10 @@ def is_recomputed(module: nn.Module) -> bool:
 def _forward(stage: nn.Module, forward: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return forward(features)
-    return recomputed([stage], forward, [features])
+    return checkpointed([stage], forward, [features])
 
 
-def recomputed(
+def checkpointed(
     stages: Sequence[nn.Module], forward: Callable[..., T], features: Sequence[Tensor]
 ) -> T:
     """``forward(*features)``, of which the backward pass computes the activations again.

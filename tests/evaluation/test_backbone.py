@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from intl_transfer.conversion import convert
-from intl_transfer.conversion.pipeline import Told
+from intl_transfer.conversion.pipeline import CheckpointMetadata
 from intl_transfer.conversion.settings import CAFFE, UNIT
-from intl_transfer.conversion.verify import normalised
-from intl_transfer.data.views import normalise
+from intl_transfer.conversion.verify import normalized
+from intl_transfer.data.views import normalize
 from intl_transfer.errors import UserError
+from intl_transfer.evaluation.backbone import EvaluatedBackbone, load_evaluated_backbone
 from intl_transfer.evaluation.config import ModelConfig
-from intl_transfer.evaluation.subject import Subject, load_subject
 from intl_transfer.models import build_backbone
 
 CPU = torch.device("cpu")
@@ -26,20 +26,24 @@ PIXELS = torch.randint(
 
 @pytest.mark.parametrize("settings", [UNIT, CAFFE])
 def test_images_are_as_the_weights_were_trained_to_see_them(settings):
-    seen = Subject(torch.nn.Identity(), 1, "resnet18", settings=settings).images(PIXELS, CPU)
-    expected = normalised(PIXELS.permute(0, 3, 1, 2).float(), settings)
+    seen = EvaluatedBackbone(torch.nn.Identity(), 1, "resnet18", settings=settings).images(
+        PIXELS, CPU
+    )
+    expected = normalized(PIXELS.permute(0, 3, 1, 2).float(), settings)
     torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_the_usual_images_are_those_of_pretraining():
-    seen = Subject(torch.nn.Identity(), 1, "resnet18").images(PIXELS, CPU)
-    torch.testing.assert_close(seen, normalise(PIXELS, CPU), rtol=1e-5, atol=1e-5)
+    seen = EvaluatedBackbone(torch.nn.Identity(), 1, "resnet18").images(PIXELS, CPU)
+    torch.testing.assert_close(seen, normalize(PIXELS, CPU), rtol=1e-5, atol=1e-5)
 
 
 def test_a_file_and_what_is_told_of_it(trained):
-    subject = load_subject(str(trained), ModelConfig(), None, Told("MoCo v2", "m", 200, "ImageNet"))
+    subject = load_evaluated_backbone(
+        str(trained), ModelConfig(), None, CheckpointMetadata("MoCo v2", "m", 200, "ImageNet")
+    )
     assert (subject.architecture, subject.width) == ("resnet18", 512)
-    start = subject.initialisation
+    start = subject.initialization
     assert (start["kind"], start["method"]) == ("pretrained", "MoCo v2")
     assert start["provenance"]["pretrain_run"]["epochs"] == 200
     assert subject.inputs[0]["sha256"] == start["weights_sha256"]
@@ -49,13 +53,13 @@ def test_a_file_and_what_is_told_of_it(trained):
 
 def test_a_converted_file_leads_back_to_its_source(trained, tmp_path):
     out = tmp_path / "w.pth"
-    report = convert(trained, out, told=Told("SimSiam", "s", 100, "ImageNet"))
-    subject = load_subject(str(out), ModelConfig())
-    start = subject.initialisation
+    report = convert(trained, out, told=CheckpointMetadata("SimSiam", "s", 100, "ImageNet"))
+    subject = load_evaluated_backbone(str(out), ModelConfig())
+    start = subject.initialization
     assert start["weights_sha256"] == report["sha256"]
     assert start.provenance == report["provenance"]
     images = torch.randn(2, 3, 32, 32)
-    direct = load_subject(str(trained), ModelConfig()).network.eval()
+    direct = load_evaluated_backbone(str(trained), ModelConfig()).network.eval()
     with torch.no_grad():
         torch.testing.assert_close(subject.network.eval()(images), direct(images))
 
@@ -68,22 +72,22 @@ def test_a_stem_for_small_images_is_taken(tmp_path):
     run = {"name": "c", "id": "1", "epochs": 10, "dataset": "cifar10"}
     facts = {"pretrain_run": json.dumps(run), "method": "INTL"}
     save_file({k: v.contiguous() for k, v in network.state_dict().items()}, str(path), facts)
-    subject = load_subject(str(path), ModelConfig())
+    subject = load_evaluated_backbone(str(path), ModelConfig())
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(subject.network.eval()(images), network.eval()(images))
-    assert (subject.initialisation["method"], subject.stem) == ("INTL", "cifar")
+    assert (subject.initialization["method"], subject.stem) == ("INTL", "cifar")
     with pytest.raises(UserError, match="stem for small images"):
         convert(path, tmp_path / "w.pth")
 
 
 def test_random_weights_and_none(tmp_path):
     torch.manual_seed(3)
-    subject = load_subject("random", ModelConfig("resnet18", "cifar"))
-    assert subject.initialisation["kind"] == "random"
+    subject = load_evaluated_backbone("random", ModelConfig("resnet18", "cifar"))
+    assert subject.initialization["kind"] == "random"
     assert subject.network.conv1.weight.shape[-1] == 3
     with pytest.raises(UserError, match="no such run or file"):
-        load_subject(str(tmp_path / "nothing"), ModelConfig())
+        load_evaluated_backbone(str(tmp_path / "nothing"), ModelConfig())
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(UserError, match=r"text\.pth"):
-        load_subject(str(tmp_path / "text.pth"), ModelConfig())
+        load_evaluated_backbone(str(tmp_path / "text.pth"), ModelConfig())

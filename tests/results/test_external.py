@@ -9,8 +9,8 @@ import yaml
 
 from intl_transfer.errors import UserError
 from intl_transfer.results import build_tables, collect, render
-from intl_transfer.results.foreign import _named
-from tests.results.synthetic import detection_run, foreign_config, foreign_run
+from intl_transfer.results.external import _named
+from tests.results.synthetic import detection_run, external_config, external_run
 
 LOG = """\
 [05/01 10:00:00 d2.utils.events]:  eta: 0:00:00  iter: 44999  total_loss: 1.1  lr: 0.02
@@ -35,16 +35,16 @@ def only(found):
 
 
 def test_the_final_evaluation_counts_never_the_best(tmp_path):
-    foreign_run(tmp_path, "moco_v2_seed3", 38.9, earlier=45.0)
+    external_run(tmp_path, "moco_v2_seed3", 38.9, earlier=45.0)
     run = only(collect([tmp_path]))
     assert run.figure("box", "AP") == 38.9
     assert run.figure("mask", "AP") == 34.9
     assert run.figure("box", "APs") is None  # NaN there
     assert run.results["metrics"]["box"]["per_class"] == {"person": 47.9}
-    assert run.foreign
+    assert run.external
     assert run.seed == 3
     assert (run.start.kind, run.start.method, run.start.detail) == (
-        "foreign",
+        "external",
         "moco_v2",
         "weights moco_v2_200ep.pkl",
     )
@@ -55,21 +55,21 @@ def test_the_final_evaluation_counts_never_the_best(tmp_path):
 
 
 def test_a_foreign_row_is_marked_and_joins_what_it_may_be_compared_with(tmp_path):
-    foreign_run(tmp_path, "moco_v2")
-    detection_run(tmp_path, "own", config=foreign_config())
+    external_run(tmp_path, "moco_v2")
+    detection_run(tmp_path, "own", config=external_config())
     (table,) = build_tables(collect([tmp_path]))
-    assert [(row.method, row.foreign) for row in table.rows] == [
+    assert [(row.method, row.external) for row in table.rows] == [
         ("moco_v2", True),
         ("INTL", False),
     ]
     text = render([table], "md")
-    assert "moco\\_v2 (foreign)" in text
+    assert "moco\\_v2 (external)" in text
     assert "this project did not write" in text
 
 
 def test_other_settings_than_ours_are_a_block_of_their_own(tmp_path):
-    foreign_run(tmp_path, "moco_v2")
-    config = copy.deepcopy(foreign_config())
+    external_run(tmp_path, "moco_v2")
+    config = copy.deepcopy(external_config())
     config["MODEL"]["RESNETS"]["NORM"] = "naiveSyncBN"
     detection_run(tmp_path, "own", config=config)
     titles = [table.title for table in build_tables(collect([tmp_path]))]
@@ -80,7 +80,7 @@ def test_other_settings_than_ours_are_a_block_of_their_own(tmp_path):
 
 @pytest.mark.parametrize("last", [89999, 89979])
 def test_the_log_where_there_is_no_metrics_file(tmp_path, last):
-    folder = foreign_run(tmp_path, "run")
+    folder = external_run(tmp_path, "run")
     (folder / "metrics.json").unlink()
     (folder / "log.txt").write_text(LOG.format(last=last))
     run = only(collect([tmp_path]))
@@ -90,7 +90,7 @@ def test_the_log_where_there_is_no_metrics_file(tmp_path, last):
 
 
 def test_the_log_of_a_training_that_goes_on_or_of_an_evaluation_alone(tmp_path):
-    folder = foreign_run(tmp_path, "run")
+    folder = external_run(tmp_path, "run")
     (folder / "metrics.json").unlink()
     log = folder / "log.txt"
     log.write_text(LOG.format(last=60019))
@@ -108,14 +108,14 @@ def test_the_log_of_a_training_that_goes_on_or_of_an_evaluation_alone(tmp_path):
 
 
 def test_a_training_that_goes_on_is_no_row(tmp_path):
-    folder = foreign_run(tmp_path, "run", final=60000)
+    folder = external_run(tmp_path, "run", final=60000)
     found = collect([tmp_path])
     assert not found.runs
     assert found.unfinished[0][0] == folder
 
 
 def test_a_metrics_file_cut_off_in_its_last_line(tmp_path):
-    folder = foreign_run(tmp_path, "run")
+    folder = external_run(tmp_path, "run")
     file = folder / "metrics.json"
     file.write_bytes(file.read_bytes()[:-30])
     # The earlier, higher evaluation must not take the final one's place.
@@ -123,7 +123,7 @@ def test_a_metrics_file_cut_off_in_its_last_line(tmp_path):
 
 
 def test_a_huge_log_is_read_from_its_end(tmp_path):
-    folder = foreign_run(tmp_path, "run")
+    folder = external_run(tmp_path, "run")
     file = folder / "metrics.json"
     final = file.read_bytes()
     with open(file, "wb") as out:
@@ -134,13 +134,13 @@ def test_a_huge_log_is_read_from_its_end(tmp_path):
 
 
 def test_voc_and_several_test_sets(tmp_path):
-    config = foreign_config(MAX_ITER=24000, STEPS=[18000, 22000])
+    config = external_config(MAX_ITER=24000, STEPS=[18000, 22000])
     config["MODEL"]["MASK_ON"] = False
     config["DATASETS"] = {
         "TRAIN": ["voc_2007_trainval", "voc_2012_trainval"],
         "TEST": ["voc_2007_test", "x"],
     }
-    folder = foreign_run(tmp_path, "voc", config=config)
+    folder = external_run(tmp_path, "voc", config=config)
     line = {"iteration": 24000, "voc_2007_test/bbox/AP": 57.0, "voc_2007_test/bbox/AP50": 82.4}
     line |= {"voc_2007_test/bbox/AP75": 63.6, "x/bbox/AP": 99.0}
     (folder / "metrics.json").write_text(json.dumps(line))
@@ -150,15 +150,15 @@ def test_voc_and_several_test_sets(tmp_path):
 
 
 def test_other_schedules_have_no_published_name(tmp_path):
-    foreign_run(tmp_path, "short", final=1000, config=foreign_config(MAX_ITER=1000))
-    foreign_run(tmp_path, "steps", config=foreign_config(STEPS=[70000, 80000]))
-    foreign_run(tmp_path, "batch", config=foreign_config(IMS_PER_BATCH=8))
+    external_run(tmp_path, "short", final=1000, config=external_config(MAX_ITER=1000))
+    external_run(tmp_path, "steps", config=external_config(STEPS=[70000, 80000]))
+    external_run(tmp_path, "batch", config=external_config(IMS_PER_BATCH=8))
     names = {run.path.name: run.comparable[2] for run in collect([tmp_path]).runs}
     assert names == {"short": "coco-1000", "steps": "coco-90000", "batch": "coco-90000"}
 
 
 def test_labels(tmp_path):
-    folder = foreign_run(tmp_path, "exp_17")
+    folder = external_run(tmp_path, "exp_17")
     (folder / "label.yaml").write_text("method: MoCo v2\nseed: 4\ndetail: 200 ep, ImageNet\n")
     run = only(collect([tmp_path]))
     assert (run.start.method, run.start.detail) == ("MoCo v2", "200 ep, ImageNet")
@@ -188,7 +188,7 @@ def test_seeds_in_folder_names(folder, expected):
 
 def test_seeds_of_one_method_are_one_row(tmp_path):
     for seed, ap in enumerate((38.8, 39.0, 39.2)):
-        foreign_run(tmp_path, f"moco_v2_seed{seed}", ap)
+        external_run(tmp_path, f"moco_v2_seed{seed}", ap)
     (table,) = build_tables(collect([tmp_path]))
     (row,) = table.rows
     assert row.n == 3
@@ -215,8 +215,8 @@ def test_seeds_of_one_method_are_one_row(tmp_path):
     ],
 )
 def test_configurations_that_are_refused(tmp_path, text, expected):
-    foreign_run(tmp_path, "good")
-    folder = foreign_run(tmp_path, "bad")
+    external_run(tmp_path, "good")
+    folder = external_run(tmp_path, "bad")
     marker = tmp_path / "marker"
     (folder / "config.yaml").write_text(text.replace("{marker}", str(marker)))
     found = collect([tmp_path])
@@ -227,7 +227,7 @@ def test_configurations_that_are_refused(tmp_path, text, expected):
 
 def test_pipes_are_not_waited_for(tmp_path):
     for name in ("metrics.json", "config.yaml"):
-        folder = foreign_run(tmp_path, name.split(".")[0])
+        folder = external_run(tmp_path, name.split(".")[0])
         (folder / name).unlink()
         os.mkfifo(folder / name)
     found = collect([tmp_path])
@@ -235,15 +235,15 @@ def test_pipes_are_not_waited_for(tmp_path):
 
 
 def test_percentages_are_checked_as_in_our_own(tmp_path):
-    foreign_run(tmp_path, "run", 138.0)
+    external_run(tmp_path, "run", 138.0)
     assert "box.AP is 138.0" in collect([tmp_path]).problems[0]
 
 
-def test_what_detectron2_leaves_in_our_own_folders_is_not_foreign(tmp_path):
-    folder = foreign_run(tmp_path, "run")
+def test_what_detectron2_leaves_in_our_own_folders_is_not_external(tmp_path):
+    folder = external_run(tmp_path, "run")
     detection_run(tmp_path, "run", 31.0)
     run = only(collect([tmp_path]))
-    assert not run.foreign
+    assert not run.external
     assert run.figure("box", "AP") == 31.0
     # Copied half: Detectron2's files are there, the manifest is not.
     (folder / "manifest.json").unlink()
@@ -256,7 +256,7 @@ def test_the_configuration_that_detectron2_dumps_is_read(tmp_path):
     """As written by this repository's own detection stage, without its other files."""
     config = pytest.importorskip("detection.config")
     cfg = config.load_config("coco_R50_C4_1x.yaml")
-    folder = foreign_run(tmp_path, "run")
+    folder = external_run(tmp_path, "run")
     (folder / "config.yaml").write_text(cfg.dump())
     run = only(collect([tmp_path]))
     assert run.comparable[1:3] == ("Mask R-CNN resnet50-C4", "1x")

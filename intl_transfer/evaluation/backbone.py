@@ -12,22 +12,27 @@ from torch import Tensor, nn
 from intl_transfer.conversion.audit import audit
 from intl_transfer.conversion.evidence import configured
 from intl_transfer.conversion.formats import Backbone, read_backbone
-from intl_transfer.conversion.pipeline import Told, initialisation, provenance_of, with_told
+from intl_transfer.conversion.pipeline import (
+    CheckpointMetadata,
+    initialization,
+    provenance_of,
+    with_metadata,
+)
 from intl_transfer.conversion.settings import IMAGENET, Settings, from_statistics
 from intl_transfer.conversion.verify import torchvision_network
 from intl_transfer.data.statistics import STATISTICS, Statistics
-from intl_transfer.data.views import normalise
+from intl_transfer.data.views import normalize
 from intl_transfer.errors import UserError
 from intl_transfer.evaluation.config import ModelConfig
 from intl_transfer.models import build_backbone
-from intl_transfer.runs.records import Initialisation
+from intl_transfer.runs.records import Initialization
 
 #: What ``--weights`` says for a backbone that has learned nothing.
 RANDOM = "random"
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedBackbone:
     """A backbone, how it takes its images, and where it comes from.
 
     Attributes:
@@ -36,7 +41,7 @@ class Subject:
         architecture: ``resnet18`` to ``resnet152``, ``wide_resnet50_2``.
         stem: ``imagenet``, ``cifar`` or ``cifar_published``.
         settings: how it was trained to see images.
-        initialisation: for the results.
+        initialization: for the results.
         inputs: the file that was read, for the manifest.
         stem_source: where the stem is known from; None where it is assumed.
     """
@@ -46,7 +51,7 @@ class Subject:
     architecture: str
     stem: str = "imagenet"
     settings: Settings = IMAGENET
-    initialisation: Initialisation = field(default_factory=initialisation)
+    initialization: Initialization = field(default_factory=initialization)
     inputs: list[dict[str, Any]] = field(default_factory=list)
     stem_source: str | None = "the configuration"
 
@@ -58,12 +63,12 @@ class Subject:
             [value / 255 for value in values]
             for values in (self.settings.pixel_mean, self.settings.pixel_std)
         )
-        return normalise(pixels, device, mean, std)
+        return normalize(pixels, device, mean, std)
 
     def assumptions(self) -> list[str]:
         """What is not known of the backbone and was assumed, for the user to read."""
         found = []
-        if self.settings.said_by is None:
+        if self.settings.source is None:
             mean, std = (
                 [round(value / 255, 4) for value in values]
                 for values in (self.settings.pixel_mean, self.settings.pixel_std)
@@ -76,13 +81,13 @@ class Subject:
         return found
 
 
-def load_subject(
+def load_evaluated_backbone(
     weights: str,
     model: ModelConfig,
     branch: str | None = None,
-    told: Told | None = None,
+    told: CheckpointMetadata | None = None,
     statistics: Statistics | None = None,
-) -> Subject:
+) -> EvaluatedBackbone:
     """Reads a backbone and makes sure that it is a whole, trained ResNet.
 
     Args:
@@ -101,13 +106,13 @@ def load_subject(
     if weights == RANDOM:
         network, width = build_backbone(model.backbone, cast(Any, model.stem))
         known = own.known_by(configured("the data set"))
-        return Subject(network, width, model.backbone, model.stem, settings=known)
+        return EvaluatedBackbone(network, width, model.backbone, model.stem, settings=known)
     if not Path(weights).exists():
         raise UserError(
             f"--weights {weights}: no such run or file; expected a pretraining run, a checkpoint, "
             f"or '{RANDOM}'"
         )
-    backbone = with_told(read_backbone(weights, branch), told or Told())
+    backbone = with_metadata(read_backbone(weights, branch), told or CheckpointMetadata())
     try:
         architecture = audit(backbone.state, small_stem=True)
     except UserError as error:
@@ -115,22 +120,22 @@ def load_subject(
     if backbone.stem != "imagenet":
         network, _ = build_backbone(architecture, backbone.stem)
         network.load_state_dict(backbone.state, strict=False)  # counters may be missing
-        if backbone.settings.said_by is None:  # assumed: a network of this data's kind
+        if backbone.settings.source is None:  # assumed: a network of this data's kind
             backbone = replace(backbone, settings=own)
     else:
         network = torchvision_network(backbone.state, architecture, backbone.settings)
     provenance = _provenance(backbone, architecture)
     pixels = backbone.settings.described()
-    start = initialisation(backbone.source_sha256, provenance)
+    start = initialization(backbone.source_sha256, provenance)
     start.pixels = pixels
-    return Subject(
+    return EvaluatedBackbone(
         network,
         width=512 if architecture in ("resnet18", "resnet34") else 2048,
         architecture=architecture,
         stem=backbone.stem,
         stem_source=backbone.stem_source,
         settings=backbone.settings,
-        initialisation=start,
+        initialization=start,
         inputs=[
             {
                 "role": "weights",

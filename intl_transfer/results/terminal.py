@@ -7,6 +7,6 @@ import sys
 from intl_transfer.runs.progress import timed
 
 
-def tell_line(text: str) -> None:
+def print_timed(text: str) -> None:
     """Writes a line to stderr at once, with the time of day before it."""
     print(timed(text), file=sys.stderr, flush=True)

@@ -6,7 +6,7 @@ from detectron2.evaluation.pascal_voc_evaluation import voc_eval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detection.voc_figures import THRESHOLDS, VocDetection, VocObject, voc_curves
+from detection.voc_metrics import THRESHOLDS, VocDetection, VocObject, voc_curves
 from intl_transfer.errors import UserError
 
 CLASSES = ["cat", "dog"]

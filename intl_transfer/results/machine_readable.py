@@ -31,8 +31,8 @@ def as_csv(tables: Sequence[Table]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     figures = [f"{t}_{m}_{s}" for t, m in columns for s in _STATISTICS]
     further = [f"{t}_{m}_{s}" for t, m in columns for s in _FURTHER]
-    head = ["table", "initialisation", "pretraining", "published", "n", *figures]
-    head += ["notes", "runs", "foreign", "baseline", *further]
+    head = ["table", "initialization", "pretraining", "published", "n", *figures]
+    head += ["notes", "runs", "external", "baseline", *further]
     writer.writerow(map(cell, head))
     for table in tables:
         for row in table.rows:
@@ -47,7 +47,7 @@ def as_csv(tables: Sequence[Table]) -> str:
             usual = [values.get(key) for values in described for key in _STATISTICS]
             more = [values.get(key) for values in described for key in _FURTHER]
             notes = "; ".join(row.notes)
-            tail = [notes, runs, int(row.foreign), int(row.baseline), *more]
+            tail = [notes, runs, int(row.external), int(row.baseline), *more]
             writer.writerow(map(cell, [*first, row.n or None, *usual, *tail]))
     return out.getvalue()
 
@@ -76,10 +76,10 @@ def _row(table: Table, row: Row) -> dict[str, Any]:
     for task, metric in row.figures:
         figures.setdefault(task, {})[metric] = _figure(table, row, (task, metric), wanted=True)
     return {
-        "initialisation": row.name,
+        "initialization": row.name,
         "pretraining": row.detail,
         "published": row.published,
-        "foreign": row.foreign,
+        "external": row.external,
         "baseline": row.baseline,
         "n": row.n or None,
         "figures": figures,
@@ -126,7 +126,7 @@ def _figures_of(row: Row, run: Run) -> dict[str, dict[str, float]]:
 
 
 def _run(run: Run) -> dict[str, Any]:
-    start = run.results.initialisation
+    start = run.results.initialization
     return {
         "path": str(run.path),
         "id": run.manifest.id,

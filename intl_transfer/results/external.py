@@ -25,7 +25,7 @@ from intl_transfer.runs.records import (
     Architecture,
     Dataset,
     DetectionResults,
-    Initialisation,
+    Initialization,
     Input,
     Manifest,
     Schedule,
@@ -51,15 +51,15 @@ _TASKS = {
 _SEED_IN_NAME = re.compile(r"[-_. ]?(?:seed|run|trial|s)[-_]?(\d{1,6})$", re.IGNORECASE)
 
 
-def looks_foreign(names: Mapping[str, Any]) -> bool:
+def looks_external(names: Mapping[str, Any]) -> bool:
     """Whether files of these names are a Detectron2 output folder, and not a run of ours."""
     return (METRICS_JSON in names or LOG in names) and CONFIG in names
 
 
-def read_foreign(
+def read_external(
     path: Path, files: Mapping[str, os.stat_result], label: str | None = None
 ) -> tuple[Manifest, DetectionResults | None]:
-    """A manifest and results, in the form of our own, of a foreign Detectron2 folder.
+    """A manifest and results, in the form of our own, of a external Detectron2 folder.
 
     Args:
         path: the folder.
@@ -108,8 +108,8 @@ def read_foreign(
         dataset=stated.dataset,
         architecture=stated.architecture,
         schedule=stated.schedule,
-        initialisation=Initialisation(
-            kind="foreign",
+        initialization=Initialization(
+            kind="external",
             method=method,
             detail=str(given.get("detail") or _weights_name(stated.weights)),
         ),

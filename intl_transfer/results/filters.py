@@ -14,7 +14,7 @@ _ROW_KEYS: dict[str, Callable[[Row], str]] = {
     "method": lambda row: row.name,
     "pretraining": lambda row: row.detail,
     "source": lambda row: (
-        "published" if row.published else "foreign" if row.foreign else "measured"
+        "published" if row.published else "external" if row.external else "measured"
     ),
 }
 _TABLE_KEYS: dict[str, Callable[[Table], str]] = {

@@ -15,7 +15,7 @@ from intl_transfer.models import Stem
 
 
 @dataclass(frozen=True)
-class Told:
+class CheckpointMetadata:
     """What the user says of a checkpoint that does not say it itself.
 
     Attributes:
@@ -38,7 +38,7 @@ class Told:
     stem: Stem | None = None
 
 
-def with_told(backbone: Backbone, told: Told) -> Backbone:
+def with_metadata(backbone: Backbone, told: CheckpointMetadata) -> Backbone:
     """The backbone with what the user says of it; what a run of this project says stays.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from intl_transfer.results.rows import CHOSEN, Column, Figures, Part, Row, Table
 from intl_transfer.results.run import METRICS, TASKS, Run
 from intl_transfer.results.starts import assumed_note
-from intl_transfer.results.statistics import Summary, summarise, summarise_pretrainings
+from intl_transfer.results.statistics import Summary, summarize, summarize_pretrainings
 from intl_transfer.runs.records import DetectionResults
 from intl_transfer.runs.settings import Group, comparable, group
 from intl_transfer.runs.wording import in_words
@@ -22,14 +22,14 @@ _NORMS = ("naiveSyncBN", "SyncBN")
 _FREEZE_AT = "MODEL.BACKBONE.FREEZE_AT"
 _RATE = "SOLVER.BASE_LR"
 FOREIGN_NOTE = (
-    "foreign: read from Detectron2's own files in a folder that this project did not write; what "
+    "external: read from Detectron2's own files in a folder that this project did not write; what "
     "weights it began from was not verified"
 )
 INFERRED_NOTE = (
     "method inferred from names in the checkpoint, not stated; `convert --method` confirms it"
 )
-HAND_MADE_NOTE = "foreign: measured by {}, not by this project"
-NOT_STATED_NOTE = "foreign: {} settings of this table are not stated in its files"
+HAND_MADE_NOTE = "external: measured by {}, not by this project"
+NOT_STATED_NOTE = "external: {} settings of this table are not stated in its files"
 
 
 def measured_tables(runs: Sequence[Run], lr_selection: LrSelection = "separate") -> list[Table]:
@@ -69,12 +69,12 @@ def _split(runs: Sequence[Run], without: Iterable[str]) -> list[Group[Run]]:
 
     Runs of others state less: they stand where nothing that they state is contradicted.
     """
-    own = [run for run in runs if not run.foreign]
+    own = [run for run in runs if not run.external]
     groups = group(own, lambda run: protocol(run, without))
     stated = [comparable_settings(found.members[0], without) for found in groups]
     others = []
     for run in runs:
-        if run.foreign:
+        if run.external:
             mine = comparable_settings(run, without)
             fitting = [
                 found
@@ -113,7 +113,7 @@ def _table(key: tuple[str, ...], found: Group[Run]) -> Table:
     labels = labels_of(runs[0])
     part = Part(name, architecture, schedule, tasks, iterations, batch, lr, said, standard, labels)
     notes = (assumed_note(found.assumed),) if found.assumed else ()
-    stated = _stated_keys(runs) if any(run.foreign for run in runs) else set()
+    stated = _stated_keys(runs) if any(run.external for run in runs) else set()
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         groups[run.start.key].append(run)
@@ -147,7 +147,7 @@ def _metrics(task: str, rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _stated_keys(runs: Sequence[Run]) -> set[str]:
-    return {key for run in runs if not run.foreign for key in run.protocol}
+    return {key for run in runs if not run.external for key in run.protocol}
 
 
 def _frozen(run: Run) -> int:
@@ -217,7 +217,7 @@ def make_row(
         for column in columns
         if (summary := summary_of(members, [run.figure(*column) for run in members])) is not None
     }
-    missing = set(stated) - set(members[0].protocol) if members[0].foreign else set()
+    missing = set(stated) - set(members[0].protocol) if members[0].external else set()
     return Row(
         start.method,
         _joined(list(names)),
@@ -229,7 +229,7 @@ def make_row(
             *notes,
         ),
         runs=tuple(members),
-        foreign=any(run.foreign for run in members),
+        external=any(run.external for run in members),
         each={
             column: {
                 run.path: value for run in members if (value := run.figure(*column)) is not None
@@ -263,13 +263,13 @@ def summary_of(runs: Sequence[Run], values: Sequence[float | None]) -> Summary |
         values: a figure of each; None where a run has none.
     """
     if pretrainings_of(runs):
-        return summarise_pretrainings(
+        return summarize_pretrainings(
             [
                 (str(run.start.unit), run.start.unit_seed, value)
                 for run, value in zip(runs, values, strict=True)
             ]
         )
-    return summarise(values, [run.seed for run in runs])
+    return summarize(values, [run.seed for run in runs])
 
 
 def rank(row: Row, tasks: Sequence[str]) -> float:
@@ -289,16 +289,16 @@ def primary(row: Row, task: str) -> Column:
 def provenance_notes(members: Sequence[Run]) -> tuple[str, ...]:
     """What there is to say of where a row's weights and code come from."""
     start, results = members[0].start, members[0].results
-    if start.kind == "foreign":
+    if start.kind == "external":
         return (FOREIGN_NOTE,)
     notes = list(start.notes)
     if results.external is not None:
         notes.append(HAND_MADE_NOTE.format(results.external))
         unknown = dict.fromkeys(fact for run in members for fact in run.results.not_stated)
         if unknown:
-            notes.append(f"foreign: not stated: {', '.join(unknown)}")
+            notes.append(f"external: not stated: {', '.join(unknown)}")
     elif start.kind != "random":
-        if any(run.results.initialisation.method_is_inferred for run in members):
+        if any(run.results.initialization.method_is_inferred for run in members):
             notes.append(INFERRED_NOTE)
         if any(run.parent_known and run.parent is None for run in members):
             notes.append("the pretraining run was not among the folders read")
