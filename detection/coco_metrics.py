@@ -127,7 +127,8 @@ def coco_metrics(
         if unknown_ids:
             raise UserError(
                 f"{len(unknown_ids)} images have detections and are not in the annotations, the "
-                f"first: {min(unknown_ids, key=str)!r}. Are these the detections of another data set?"
+                f"first: {min(unknown_ids, key=str)!r}. Are these the detections of another "
+                "data set?"
             )
         if engine is None:
             engine = REFERENCE if why_reference(truth, detections) else FAST

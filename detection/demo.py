@@ -176,7 +176,8 @@ def report(
     for object_ in shown:
         x0, y0, x1, y1 = (round(value) for value in object_.box)
         lines.append(
-            f"  {classes[thing.label]:{width}s} {object_.score:.2f}  x {x0} to {x1}, y {y0} to {y1}"
+            f"  {classes[object_.label]:{width}s} {object_.score:.2f}  "
+            f"x {x0} to {x1}, y {y0} to {y1}"
         )
     return "\n".join(lines)
 

@@ -117,8 +117,8 @@ def _check_engine(engine: EngineConfig) -> None:
     """Refuses what torch.compile cannot do."""
     if engine.activation_checkpointing and engine.compile is not None:
         raise UserError(
-            "engine.activation_checkpointing and engine.compile exclude each other: torch.compile cannot trace "
-            "the recomputation. Leave one of them out"
+            "engine.activation_checkpointing and engine.compile exclude each other: torch.compile "
+            "cannot trace the recomputation. Leave one of them out"
         )
     if engine.lockstep and engine.compile is not None:
         raise UserError(

@@ -134,8 +134,8 @@ class EngineConfig:
             loss is always float32.
         channels_last: memory layout of images and convolutions.
         compile: a backend of ``torch.compile`` (``inductor``); null does not compile.
-        activation_checkpointing: keep activations between the backbone's stages only and compute the others
-            again (activation checkpointing): less memory, a third more time.
+        activation_checkpointing: keep activations between the backbone's stages only and compute
+            the others again: less memory, a third more time.
         lockstep: views walk through the network together, layer by layer, so that one exchange
             between ranks serves the batch norms of all of them; false takes them one by one, to
             the same result up to rounding. Null takes lockstep where batch norms are synchronized

@@ -13,6 +13,7 @@ from omegaconf import MISSING, OmegaConf
 
 from intl_transfer.data.loaders import rank_batch_size
 from intl_transfer.errors import UserError, did_you_mean
+from intl_transfer.runs.aliases import standard_keys
 from intl_transfer.runs.config import load_config
 from intl_transfer.runs.controls import ControlConfig
 from intl_transfer.runs.settings import deciding, fingerprint
@@ -382,10 +383,11 @@ def make_data(benchmark: Benchmark, say: Any) -> None:
         if not made_set.make:
             continue
         known = [item.name for item in dataclasses.fields(made.spec)]
-        for key in made_set.spec:
+        values = standard_keys(made_set.spec, known, f"{name}.spec")
+        for key in values:
             if key not in known:
                 raise UserError(f"{name}.spec: no key '{key}'.{did_you_mean(key, known)}")
-        spec = made.spec(**made_set.spec)
+        spec = made.spec(**values)
         root = Path(benchmark.datasets or "datasets") / name
         if not made.is_complete(root, spec):
             say(f"making the data set {name} in {root}")

@@ -104,8 +104,8 @@ def launch(arguments: argparse.Namespace, requested: Resources) -> int:
 
     nodes = made(ROOT)
     say(
-        f"{requested.cluster}: {len(nodes)} job(s) of {requested.nodes} node(s) x {requested.gpus_per_node} "
-        "GPU(s)"
+        f"{requested.cluster}: {len(nodes)} job(s) of {requested.nodes} node(s) x "
+        f"{requested.gpus_per_node} GPU(s)"
     )
     if arguments.dry_run:
         executor = make_executor(requested, parent / "slurm", nodes[0].title)

@@ -23,6 +23,7 @@ from intl_transfer.analysis import style
 from intl_transfer.analysis.outcome import Outcome, Row
 from intl_transfer.analysis.reading import Run, find_runs, knn_of, pretraining_id, read_run
 from intl_transfer.errors import UserError, did_you_mean
+from intl_transfer.runs.aliases import standard_key
 from intl_transfer.runs.records import EvaluationResults
 from intl_transfer.runs.settings import comparable
 from intl_transfer.runs.wording import setting_in_words
@@ -106,6 +107,14 @@ class Sweep:
     parallel: int = 1
     resources: dict[str, Any] = field(default_factory=dict)
     plot: Plot = field(default_factory=Plot)
+
+    def __post_init__(self) -> None:
+        # Keys of another schema, which may have been written in their earlier spelling.
+        self.grid = {standard_key(key): values for key, values in self.grid.items()}
+        self.points = [{standard_key(k): v for k, v in point.items()} for point in self.points]
+        if isinstance(self.plot, Plot):
+            self.plot.x = self.plot.x and standard_key(self.plot.x)
+            self.plot.lines = self.plot.lines and standard_key(self.plot.lines)
 
 
 def settings_of(sweep: Sweep) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intl_transfer.errors import UserError
+from intl_transfer.runs.aliases import earlier_spellings
 
 if TYPE_CHECKING:
     from intl_transfer.data.made_sets import MadeSet
@@ -51,8 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         shown = [f"{name} {value}" for name, value in defaults.items()]
         if len(defaults) == len(sets) and len(set(defaults.values())) == 1:
             shown = [str(value) for value in set(defaults.values())]
+        options = [f"--{word.replace('_', '-')}" for word in (key, *earlier_spellings(key))]
         parser.add_argument(
-            "--" + key.replace("_", "-"),
+            *options,
             type=type(next(iter(defaults.values()))),
             help=f"{_HELP[key]} (default: {', '.join(shown)})",
         )

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.results.rows import Column, Row, Table
+from intl_transfer.runs.aliases import ALIASES
 
 _ROW_KEYS: dict[str, Callable[[Row], str]] = {
     "method": lambda row: row.name,
@@ -139,6 +140,8 @@ def _condition(text: str) -> Condition:
         hint = did_you_mean(key, _KEYS)
         raise UserError(f"--rows {text}: no key '{key}'.{hint} Known: {', '.join(_KEYS)}")
     words = tuple(pattern.strip() for pattern in patterns.split(","))
+    if key == "source":
+        words = tuple(ALIASES.get(word, word) for word in words)
     return Condition(key, positive, words, text)
 
 

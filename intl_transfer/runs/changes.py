@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from intl_transfer.errors import UserError
+from intl_transfer.runs.aliases import standard_key
 from intl_transfer.runs.directory import MANIFEST, read_manifest
 from intl_transfer.runs.records import ImageSet, Manifest
 from intl_transfer.runs.settings import (
@@ -110,6 +111,7 @@ def changed_midway(manifest: Manifest) -> dict[str, str]:
     settings = flatten(manifest.config)
     for session in manifest.sessions:
         for key, change in session.changes.items():
+            key = standard_key(key)
             if role_of(manifest.stage, key, settings) != "free" and isinstance(change, dict):
                 text = f"{change.get('before')} to {change.get('now')}"
                 former = found.get(f"changed.{key}")

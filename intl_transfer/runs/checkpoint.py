@@ -90,7 +90,7 @@ def try_to_save(
     existing: Callable[[], Sequence[Path]],
     is_needed: bool = False,
 ) -> bool:
-    """Writes a checkpoint; where that fails (a full disk), the run continues with those that it has.
+    """Writes a checkpoint; where that fails (a full disk), the run continues with what it has.
 
     Args:
         run: whose manifest counts checkpoints that were not written.

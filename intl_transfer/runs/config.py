@@ -15,6 +15,7 @@ from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.files.interpolation import check_interpolations, check_size
 from intl_transfer.files.texts import is_file
 from intl_transfer.files.yamls import parse_yaml, read_yaml
+from intl_transfer.runs.aliases import standard_keys
 
 Schema = TypeVar("Schema")
 _LONGEST_OVERRIDE = 100_000
@@ -187,6 +188,9 @@ def _same_file(one: Path, other: Path) -> bool:
 def _merge(config: DictConfig, values: Any, where: str, known: Sequence[str]) -> DictConfig:
     if isinstance(values, dict):
         check_interpolations(values, where)
+    else:
+        values = OmegaConf.to_container(values, resolve=False)
+    values = standard_keys(values, known, where)
     try:
         return cast(DictConfig, OmegaConf.merge(config, values))
     except OmegaConfBaseException as error:

@@ -12,10 +12,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from typing_extensions import Self
 
 from intl_transfer.errors import UserError
+from intl_transfer.runs.aliases import ALIASES, standard_key
 
 #: Version of the form of ``manifest.json`` and ``results.json``.
 SCHEMA = 1
@@ -58,6 +67,17 @@ class Record(BaseModel):
 
     #: Names in files of fields that are called otherwise here.
     _files: ClassVar[dict[str, str]] = {"schema": "schema_version"}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_standard_names(cls, value: Any) -> Any:
+        """Fields of earlier versions under the names that they have now."""
+        if not isinstance(value, Mapping):
+            return value
+        old = [k for k in ALIASES.keys() & value.keys() if ALIASES[k] in cls.model_fields]
+        if not old:
+            return value
+        return {ALIASES[key] if key in old else key: inner for key, inner in value.items()}
 
     @classmethod
     def of(cls, value: Any, where: str) -> Self:
@@ -162,6 +182,11 @@ class PretrainRun(Record):
     """Its seed."""
     settings: dict[str, Any] | None = None
     """The settings that decided its weights, by dotted key."""
+
+    @field_validator("settings")
+    @classmethod
+    def _by_standard_keys(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        return value and {standard_key(key): setting for key, setting in value.items()}
 
 
 class FactSource(Record):

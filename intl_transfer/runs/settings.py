@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Final, Generic, Literal, TypeVar
 
+from intl_transfer.runs.aliases import ALIASES
+
 Role = Literal["decides", "weights", "control", "seed", "free"]
 T = TypeVar("T")
 
@@ -215,10 +217,12 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
         config: nested mappings and lists; lists of plain values stay whole.
 
     Returns:
-        Keys in the configuration's order; empty mappings stay as they are.
+        Keys in the configuration's order and in their standard spelling
+        (:data:`intl_transfer.runs.aliases.ALIASES`); empty mappings stay as they are.
     """
     found: dict[str, Any] = {}
     for key, value in config.items():
+        key = ALIASES.get(key, key)
         if type(value) is dict and value:
             found.update(_section(str(key), value))
         else:
@@ -250,7 +254,7 @@ def _section(name: str, section: dict[str, Any]) -> dict[str, Any]:
 def _walk(name: str, value: Any, found: dict[str, Any]) -> None:
     if isinstance(value, dict) and value:
         for key, inner in value.items():
-            _walk(f"{name}.{key}", inner, found)
+            _walk(f"{name}.{ALIASES.get(key, key)}", inner, found)
     elif isinstance(value, (list, tuple)) and any(isinstance(item, dict) for item in value):
         for index, inner in enumerate(value):
             _walk(f"{name}[{index}]", inner, found)

@@ -1,4 +1,4 @@
-"""Tables as text; the golden files are made again by ``GOLDEN=write``, and then read by a person."""
+"""Tables as text; ``GOLDEN=write`` makes the golden files again, for a person to read."""
 
 from __future__ import annotations
 

@@ -116,9 +116,10 @@ class Layout:
     Attributes:
         name: as reports name it.
         places: branch to a pattern of its prefix; the default branch comes first.
-        export_prefix: the prefix, with ``/`` after dictionaries, that is written in the other direction.
-        required_keys: patterns that tell the format from others with these prefixes: each has to be found
-            in some tensor's name.
+        export_prefix: the prefix, with ``/`` after dictionaries, that is written in the other
+            direction.
+        required_keys: patterns that tell the format from others with these prefixes: each has to
+            be found in some tensor's name.
         top: keys that the file's dictionary has to have.
         duplicate_prefix: pattern of prefixes under which the same network lies a second time.
         method_name: the method: a name, which the names of tensors then hint at, or what finds it.

@@ -62,8 +62,8 @@ def read(
         raise UserError(f"{file}: no figure in {', '.join(wanted)}")
     if epoch is not None and epoch < reached:
         raise UserError(
-            f"{file}: its last validation is of epoch {epoch}, and training continued to {reached}; "
-            "only the final one counts"
+            f"{file}: its last validation is of epoch {epoch}, and training continued to "
+            f"{reached}; only the final one counts"
         )
     at = "not stated" if epoch is None else f"epoch {epoch + 1}"
     return Found(last, "Lightning", at, None if epoch is None else epoch + 1, detection=False)
