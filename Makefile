@@ -18,7 +18,7 @@ WITH = $(if $(DEV),--dev)
 JAVASCRIPT = scripts/javascript
 CHECKERS = $(JAVASCRIPT)/node_modules/.package-lock.json
 
-.PHONY: help setup setup-dev wheelhouse lock site tables release-check demo test lint lint-javascript bench faults fuzz clean
+.PHONY: help setup setup-dev wheelhouse lock site tables release-check demo test lint lint-python lint-javascript bench faults fuzz clean
 
 help:
 	@echo "make setup                     make .venv and install what the suite needs (PYTHON=/path/to/python3)"
@@ -58,12 +58,14 @@ demo: setup
 test: setup-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
-lint: setup-dev $(if $(shell command -v npm),lint-javascript)
+lint: lint-python $(if $(shell command -v npm),lint-javascript)
+	$(if $(shell command -v npm),,@echo "npm is not here: the report's JavaScript was not checked")
+
+lint-python: setup-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	@$(BUILD_SITE)
-	$(if $(shell command -v npm),,@echo "npm is not here: the report's JavaScript was not checked")
 
 lint-javascript: $(CHECKERS)
 	npm --prefix $(JAVASCRIPT) run --silent lint

@@ -72,7 +72,7 @@ class LossConfig:
             moving-average copy); for comparison ``power`` (a power function) and ``spectral`` (any
             scalar function ``g``), each with trace loss if ``trace_weight`` is given, and as
             ``power_ema`` and ``spectral_ema`` against a moving-average copy; ``w_mse``,
-            ``barlow_twins``, ``vicreg`` or ``simclr``.
+            ``barlow_twins``, ``vicreg`` or ``simclr`` (:data:`intl_transfer.methods.METHODS`).
         axis: ``channel`` or ``batch``.
         iterations: T of IterNorm.
         stable: false takes the direct form of IterNorm's iteration, which diverges at large T, for

@@ -122,3 +122,26 @@ def test_what_the_type_checker_is_to_ignore_has_a_reason():
                 if found and not (found[1] and (found[2] or above)):
                     bare.append(f"{file.relative_to(ROOT)}:{number + 1}")
     assert bare == []
+
+
+def test_no_function_is_longer_than_a_screen():
+    """Docstrings aside, 60 lines: what asks for more is two."""
+    long = []
+    for part in (*PARTS, "scripts", "benchmarks"):
+        for file in (ROOT / part).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                    lines = _lines_of_code(node)
+                    if lines > 60:
+                        place = f"{file.relative_to(ROOT)}, line {node.lineno}"
+                        long.append(f"{place}: {node.name} has {lines} lines")
+    assert long == []
+
+
+def _lines_of_code(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without those of its docstring."""
+    lines = function.end_lineno - function.lineno + 1
+    if ast.get_docstring(function) is not None:
+        described = function.body[0]
+        lines -= described.end_lineno - described.lineno + 1
+    return lines
