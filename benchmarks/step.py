@@ -1,11 +1,21 @@
-"""What the training loop costs beyond forward, backward and optimizer step.
+"""What the training loop costs beyond forward, backward and optimizer step; what lockstep costs.
 
-    python benchmarks/step.py [--json] [--steps 50] [--backbone resnet50] [--batch 32] [--size 64]
+    python benchmarks/step.py [--json] [--parts overhead lockstep] [--steps 50] [--pairs 40]
+                              [--backbone resnet18] [--batch 16] [--size 64]
 
-`pretrain/train.py` itself trains, with everything it logs and watches, on batches that are ready
-when it asks for them (the input pipeline has its own benchmark, `benchmarks/views.py`). Between its
-steps, in the same process, the bare step is made on a copy of the same network with the same batch,
-as floats in memory. What it takes from one batch to asking for the next is compared with that.
+**Overhead.** `pretrain/train.py` itself trains, with everything it logs and watches, on batches
+that are ready when it asks for them (the input pipeline has its own benchmark,
+`benchmarks/views.py`). Between its steps, in the same process, the bare step is made on a copy of
+the same network with the same batch, as floats in memory. What it takes from one batch to asking
+for the next is compared with that.
+
+**Lockstep.** Two learners of the same configuration, views one by one and in lockstep
+(`engine.lockstep`), take steps in turns on the same batch, one thread a rank, alone and as two
+ranks of gloo: ResNet-18, two views and six crops against a moving average.
+
+Ratios are of processor time, all of the process's threads together: other work on the machine does
+not count. The wall clock's stand beside them, and mean something on idle cores only. Each is the
+median over pairs of neighboring steps.
 """
 
 from __future__ import annotations
@@ -13,6 +23,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import dataclasses
 import io
 import json
 import statistics
@@ -21,6 +32,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -32,7 +44,10 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: not set up; run `make setup`, then use .venv/bin/python or activate .venv")
 
+import numpy as np
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
 import intl_transfer.data.unreadable
 import pretrain.learner
@@ -62,6 +77,24 @@ PARTS = {
     "count unreadable images": (intl_transfer.data.unreadable.Unreadable, "check"),
 }
 WARM_UP = 3
+#: Sides of the views and the loss, a quarter of the published sizes.
+LOCKSTEP = {
+    "two views": ([56, 56], "intl"),
+    "six crops": ([56, 56, 48, 40, 32, 24], "intl_ema"),
+}
+LOCKSTEP_BATCH = 8  # a rank
+UNIT = "reference time / our time"
+
+
+def clocks() -> tuple[float, float]:
+    """Processor time of this process and the wall clock, in seconds."""
+    return time.process_time(), time.perf_counter()
+
+
+def since(start: tuple[float, float]) -> tuple[float, float]:
+    """Seconds of both since then."""
+    now = clocks()
+    return now[0] - start[0], now[1] - start[1]
 
 
 class BareStep:
@@ -87,18 +120,18 @@ class ReadyBatches:
         self._batch = batch
         self._floats = [normalize(view) for view in batch.views]
         self.bare_step: BareStep | None = None
-        self.ours: list[float] = []
-        self.bare: list[float] = []
+        self.ours: list[tuple[float, float]] = []
+        self.bare: list[tuple[float, float]] = []
 
     def __iter__(self) -> Iterator[Batch]:
         assert self.bare_step is not None
         while True:
-            start = time.perf_counter()
+            start = clocks()
             yield self._batch
-            self.ours.append(time.perf_counter() - start)
-            start = time.perf_counter()
+            self.ours.append(since(start))
+            start = clocks()
             self.bare_step(self._floats)
-            self.bare.append(time.perf_counter() - start)
+            self.bare.append(since(start))
 
 
 @contextlib.contextmanager
@@ -126,49 +159,137 @@ def timed_parts() -> Iterator[dict[str, float]]:
 
 
 def main() -> int:
-    """Prints the comparison; with ``--json`` one object on the last line."""
+    """Prints the comparisons; with ``--json`` one object on the last line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parts = {"overhead": overhead, "lockstep": lockstep}
+    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts), help="of these")
     parser.add_argument("--steps", type=int, default=50, help="steps of each, timed in turns")
-    parser.add_argument("--backbone", default="resnet50", help="of both")
-    parser.add_argument("--batch", type=int, default=32, help="images of a step")
-    parser.add_argument("--size", type=int, default=64, help="side of the images, in pixels")
+    parser.add_argument("--backbone", default="resnet18", help="of the overhead part")
+    parser.add_argument("--batch", type=int, default=16, help="images of an overhead's step")
+    parser.add_argument("--size", type=int, default=64, help="their side, in pixels")
+    parser.add_argument("--pairs", type=int, default=40, help="pairs of lockstep's steps")
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
+    cases = [case for part in arguments.parts for case in parts[part](arguments)]
+    if arguments.json:
+        print(json.dumps({"benchmark": "step", "cases": cases}))
+    return 0
+
+
+def overhead(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Compares a step of train.py with the bare one."""
+    torch.set_num_threads(1)  # several would wait for one another, and spend processor time on it
     with tempfile.TemporaryDirectory() as folder:
         loader, seconds, checkpoint = measure(arguments, Path(folder))
-    ours, bare = loader.ours[WARM_UP:], loader.bare[WARM_UP:]
-    ratios = [a / b for a, b in zip(ours, bare, strict=False)]
-    ratio = statistics.median(ratios)
-    spread = statistics.quantiles(ratios, n=4)
+    steps = min(len(loader.ours), len(loader.bare))
+    ours, bare = (np.array(times[WARM_UP:steps]) for times in (loader.ours, loader.bare))
     print(
         f"{arguments.backbone}, batch {arguments.batch} x 2 views of {arguments.size} px, "
-        f"{len(ours)} steps, float32, 2 threads, medians\n"
+        f"{len(ours)} steps, float32, one thread, medians\n\n"
+        f"{'':17s}{'processor':>12s}{'wall clock':>14s}"
     )
-    print(f"bare step        {statistics.median(bare) * 1e3:8.1f} ms")
-    print(f"step of train.py {statistics.median(ours) * 1e3:8.1f} ms")
+    for name, taken in (("bare step", bare), ("step of train.py", ours)):
+        processor, wall = np.median(taken, axis=0) * 1e3
+        print(f"{name:17s}{processor:9.1f} ms{wall:11.1f} ms")
+    share = 100 * (np.quantile(ours / bare, (0.25, 0.5, 0.75), axis=0) - 1)
     print(
-        f"overhead         {100 * (ratio - 1):8.2f} %  (aim: at most 3 %; quartiles "
-        f"{100 * (spread[0] - 1):.2f} to {100 * (spread[2] - 1):.2f} %)"
+        f"{'overhead':17s}{share[1, 0]:10.2f} %{share[1, 1]:12.2f} %  (aim: at most 3 %; quartiles "
+        f"{share[0, 0]:.2f} to {share[2, 0]:.2f} %, {share[0, 1]:.2f} to {share[2, 1]:.2f} %)"
     )
-    mean = statistics.mean(ours)
-    print("\nWhere it goes, mean over the steps:")
+    mean = float(ours[:, 1].mean())
+    print("\nWhere it goes, mean over the steps, wall clock:")
     for name, total in sorted(seconds.items(), key=lambda item: -item[1]):
-        share = total / len(loader.ours)
-        print(f"{name:34s} {share * 1e3:7.2f} ms {100 * share / mean:6.2f} %")
-    print(f"\nA checkpoint, not in the above: {checkpoint * 1e3:.0f} ms each")
-    if arguments.json:
-        case = {
-            "case": f"{arguments.backbone}, step of train.py",
-            "ratio": 1 / ratio,
-            "min": 1 / max(ratios),
-            "max": 1 / min(ratios),
-            "unit": "reference time / our time",
-        }
-        print(json.dumps({"benchmark": "step", "cases": [case]}))
-    return 0
+        each = total / len(loader.ours)
+        print(f"{name:34s} {each * 1e3:7.2f} ms {100 * each / mean:6.2f} %")
+    print(f"\nA checkpoint, not in the above: {checkpoint * 1e3:.0f} ms each\n")
+    return [case_of(f"{arguments.backbone}, step of train.py", bare, ours)]
+
+
+def case_of(
+    name: str, reference: np.ndarray[Any, Any], ours: np.ndarray[Any, Any]
+) -> dict[str, Any]:
+    """A case of the JSON from steps' seconds, processor and wall."""
+    processor, wall = (reference / ours).T
+    return {
+        "case": name,
+        "ratio": float(np.median(processor)),
+        "min": float(processor.min()),
+        "max": float(processor.max()),
+        "wall_ratio": float(np.median(wall)),
+        "unit": UNIT,
+    }
+
+
+def lockstep(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Compares steps in lockstep with steps of views one by one."""
+    print(
+        f"ResNet-18, {LOCKSTEP_BATCH} images a rank, {arguments.pairs} pairs of steps, float32, "
+        f"one thread a rank, medians\n\n{'':22s}{'one by one':>12s}{'lockstep':>12s}"
+        f"{'processor':>12s}{'quartiles':>16s}{'wall clock':>12s}"
+    )
+    cases = []
+    for name in LOCKSTEP:
+        for ranks in (1, 2):
+            with tempfile.TemporaryDirectory() as folder:
+                mp.spawn(steps_in_turns, (ranks, folder, name, arguments.pairs), nprocs=ranks)
+                taken = np.mean([np.load(file) for file in Path(folder).glob("*.npy")], axis=0)
+            single, together = taken[WARM_UP:, 0], taken[WARM_UP:, 1]
+            case = case_of(f"lockstep, {name}, {ranks} rank{'s' * (ranks > 1)}", single, together)
+            cases.append(case)
+            milliseconds = [np.median(steps[:, 0]) * 1e3 for steps in (single, together)]
+            low, high = np.quantile(single[:, 0] / together[:, 0], (0.25, 0.75))
+            print(
+                f"{case['case'].removeprefix('lockstep, '):22s}"
+                + "".join(f"{value:9.0f} ms" for value in milliseconds)
+                + f"{case['ratio']:11.2f}x{low:9.2f} to {high:.2f}{case['wall_ratio']:11.2f}x"
+            )
+    return cases
+
+
+def steps_in_turns(rank: int, world_size: int, folder: str, name: str, pairs: int) -> None:
+    """One rank's seconds of steps one by one and in lockstep, (pairs, 2, processor and wall)."""
+    torch.set_num_threads(1)
+    if world_size > 1:
+        store = f"file://{folder}/store"
+        wait = timedelta(minutes=10)
+        dist.init_process_group(
+            "gloo", init_method=store, rank=rank, world_size=world_size, timeout=wait
+        )
+    sizes, method = LOCKSTEP[name]
+    config = load_config(
+        PretrainConfig,
+        "shapes_r50",
+        [
+            *("model.backbone=resnet18", f"loss.method={method}"),
+            f"views=[{', '.join(f'{{size: {size}}}' for size in sizes)}]",
+            f"optim.batch_size={LOCKSTEP_BATCH * world_size}",
+        ],
+        ROOT / "configs" / "pretrain",
+    )
+    ranks = Ranks(rank, world_size, rank, torch.device("cpu"))
+    learners = []
+    for together in (False, True):
+        torch.manual_seed(0)
+        engine = dataclasses.replace(config.engine, lockstep=together)
+        learner = pretrain.learner.Learner(dataclasses.replace(config, engine=engine), ranks, 100)
+        learner.prepare()
+        learners.append(learner)
+    generator = torch.Generator().manual_seed(rank)
+    shapes = [(LOCKSTEP_BATCH, size, size, 3) for size in sizes]
+    views = [torch.randint(0, 256, s, dtype=torch.uint8, generator=generator) for s in shapes]
+    batch = Batch(views, torch.arange(LOCKSTEP_BATCH), [], False)
+    taken = np.zeros((pairs + WARM_UP, 2, 2))
+    for pair in range(len(taken)):
+        for which in (0, 1) if pair % 2 else (1, 0):
+            ranks.barrier()
+            start = clocks()
+            learners[which].step(pair, batch)
+            taken[pair, which] = since(start)
+    np.save(Path(folder, f"{rank}.npy"), taken)
+    if world_size > 1:
+        dist.destroy_process_group()
 
 
 def measure(

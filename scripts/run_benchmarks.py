@@ -37,7 +37,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "finetune": ("--iterations", "20", "--config", "shapes_coco_R18_C4"),
     "head": ("--repeats", "9"),
     "significance": ("--studies", "200"),
-    "step": ("--steps", "30", "--backbone", "resnet18"),
+    "step": ("--steps", "40", "--pairs", "20"),
     "submission": ("--repeats", "3", "--jobs", "100", "--run", "50"),
     "views": ("--repeats", "7"),
 }

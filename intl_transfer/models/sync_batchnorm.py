@@ -31,7 +31,7 @@ class CollectiveBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalizes (B, C, ...) by the global batch's statistics when training."""
-        if not (self.training and _ranks(self) > 1):
+        if not (self.training and ranks_sharing(self) > 1):
             return super().forward(input)
         self._check_input_dim(input)
         return normalize_together([self], [input], [[0]])[0]
@@ -56,7 +56,7 @@ def normalize_together(
         One tensor a batch, of its shape and type.
     """
     norm = norms[0]
-    layout = _Layout([len(numbers) for numbers in views], norm.eps, _ranks(norm))
+    layout = _Layout([len(numbers) for numbers in views], norm.eps, ranks_sharing(norm))
     ones = torch.ones(norm.num_features, device=batches[0].device) if not norm.affine else None
     weights = [own.weight if ones is None else ones for own in norms]
     biases = [own.bias if ones is None else torch.zeros_like(ones) for own in norms]
@@ -68,7 +68,7 @@ def normalize_together(
     return cast("list[Tensor]", outputs)
 
 
-def _ranks(norm: _BatchNorm) -> int:
+def ranks_sharing(norm: _BatchNorm) -> int:
     """How many ranks share a batch norm's statistics."""
     shared = isinstance(norm, CollectiveBatchNorm) and dist.is_initialized()
     return dist.get_world_size() if shared else 1
