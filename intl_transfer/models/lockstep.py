@@ -80,6 +80,7 @@ class _Walk:
         if isinstance(first, _BatchNorm) and first.training:
             if ranks_sharing(first) == 1:
                 return self._one_by_one(modules, batches)
+            # All are of the kind of the first.
             return normalize_together(modules, batches, self._views)  # type: ignore[arg-type]
         if not any(
             isinstance(module, _BatchNorm) and module.training for module in first.modules()

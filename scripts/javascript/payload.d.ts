@@ -62,7 +62,7 @@ interface Run {
   stage: FileText;
   status: string;
   reason: FileText;
-  foreign: any;
+  external: any;
   method: FileText;
   config_name: FileText;
   seed: FileText;
