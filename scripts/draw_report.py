@@ -65,11 +65,13 @@ def draw(report: Path, out: Path) -> None:
         page.goto(address)
         table = page.locator("table").first.bounding_box()
         height = min(table["y"] + table["height"] + 150, 1000) if table else 900
-        clip = {"x": 0, "y": 0, "width": 1200, "height": height}
-        _save(page.screenshot(clip=clip, full_page=True), out / "report_results.png")
+        seen = page.screenshot(
+            clip={"x": 0, "y": 0, "width": 1200, "height": height}, full_page=True
+        )
+        _save(seen, out / "report_results.png")
         page.goto(f"{address}#/runs")
         links = page.locator("a[href^='#/run/']", has_text=" from ")  # of detection runs
-        keys = [link.get_attribute("href").split("/", 2)[2] for link in links.all()]
+        keys = [str(link.get_attribute("href")).split("/", 2)[2] for link in links.all()]
         if not keys:
             raise UserError(f"{report} has no run of a detector")
         page.goto(f"{address}#/run/{keys[0]}")

@@ -150,17 +150,18 @@ def read_backbone(path: str | Path, branch: str | None = None) -> Backbone:
             _check_branch(branch)
         path = network_file(path)
     if path.is_dir():
-        return _from_run(path, branch or ONLINE)
+        return _from_run(path, branch)
     if not path.exists():
         raise UserError(f"{path} does not exist; expected a checkpoint or a run directory")
     return _from_file(path, branch)
 
 
-def _from_run(folder: Path, branch: str) -> Backbone:
+def _from_run(folder: Path, wish: str | None) -> Backbone:
+    branch = wish or ONLINE
     _check_branch(branch)
     manifest = read_manifest(folder)
     if manifest.stage == "detection" and (folder / "model_final.pth").exists():
-        return _from_file(folder / "model_final.pth", branch)
+        return _from_file(folder / "model_final.pth", wish)
     if manifest.stage != "pretrain":
         raise UserError(
             f"{folder} holds a '{manifest.stage}' run; expected a pretraining run, or a "
@@ -168,7 +169,7 @@ def _from_run(folder: Path, branch: str) -> Backbone:
         )
     exported = folder / "backbone.safetensors"
     if exported.exists() and branch == ONLINE:
-        found = _from_file(exported, branch)
+        found = _from_file(exported, wish)
         # A safetensors file has no checksums of its own; the run's results hold its hash.
         results = read_results(folder)
         expected = results.get("backbone_sha256") if results is not None else None

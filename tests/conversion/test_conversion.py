@@ -256,6 +256,10 @@ def test_finished_runs_give_their_backbone_with_its_origin(tmp_path):
         {"method": "INTL", "backbone": "resnet18", "pretrain_run": json.dumps(described)},
     )
     report = convert(run.path, tmp_path / "out.pth")
+    evidence = report["provenance"]["evidence"]
+    assert evidence["branch"]["level"] == "stated in the file"  # nobody named one
+    named = convert(run.path, tmp_path / "named.pth", "online")["provenance"]["evidence"]
+    assert named["branch"] == {"level": "told by the user", "detail": "--branch online"}
     assert report["provenance"]["method"] == "INTL"
     assert report["provenance"]["pretrain_run"] == described
     assert report["provenance"]["source_format"] == "intl-transfer backbone"

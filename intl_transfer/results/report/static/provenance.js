@@ -75,6 +75,18 @@ function startStation(run, from) {
   return station("weights", lastPart(from.weights_path), facts, "missing");
 }
 
+/** By what each fact of the weights is known, folded: there are many. */
+function evidenceOf(from) {
+  const facts = Object.entries(from.evidence || {});
+  if (!facts.length) return null;
+  return h(
+    "details",
+    {},
+    h("summary", {}, `evidence of ${several(facts.length, "fact")}`),
+    facts.map(([fact, source]) => h("div", {}, `${fact}: ${source}`)),
+  );
+}
+
 const lastPart = (path) => path.split("/").at(-1);
 const pathFact = (path) => path && h("span", { class: "path" }, path);
 const trainedOn = (dataset, epochs) => dataset && `${dataset}${epochs ? `, ${epochs} epochs` : ""}`;
@@ -128,7 +140,7 @@ function detectionStations(run, from) {
         from.source_format,
         from.branch && `branch ${from.branch}`,
         pathFact(from.source_path),
-        ...Object.entries(from.evidence || {}).map(([fact, source]) => `${fact}: ${source}`),
+        evidenceOf(from),
       ]),
     converted &&
       station("conversion", "intl-transfer convert", [
