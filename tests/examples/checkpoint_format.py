@@ -8,7 +8,7 @@ LAYOUT = Layout(
     "memory bank",
     {ONLINE: r"networks/live\.trunk\.", TARGET: r"networks/slow\.trunk\."},
     "networks/live.trunk.",
-    marks=(r"^memory$",),
+    required_keys=(r"^memory$",),
     top=("networks", "memory"),
-    means="Memory bank",
+    method_name="Memory bank",
 )
