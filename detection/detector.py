@@ -1,4 +1,4 @@
-"""A fine-tuned detector's own file: what it says of itself, so that it stands alone.
+"""A fine-tuned detector's own file: its metadata, which make it self-contained.
 
 ``model_final.pth`` carries, under ``detector``, the configuration, the names of the classes in the
 order of its outputs, and where it came from; and under ``config`` how it takes its images, as
@@ -166,7 +166,7 @@ def match_classes(
         twice = [word for word in names if list(names).count(word) > 1]
         if twice:
             raise UserError(
-                f"{whose} has several classes of the name '{twice[0]}': classes that differ in "
+                f"{whose} has several classes named '{twice[0]}': classes that differ in "
                 "their order cannot be matched by name. Rename one of them"
             )
     return [list(ours).index(word) if word in ours else -1 for word in theirs]
