@@ -166,7 +166,7 @@ def match_classes(
         twice = [word for word in names if list(names).count(word) > 1]
         if twice:
             raise UserError(
-                f"{whose} has several classes named '{twice[0]}': classes that differ in "
+                f"{whose} has several classes of the name '{twice[0]}': classes that differ in "
                 "their order cannot be matched by name. Rename one of them"
             )
     return [list(ours).index(word) if word in ours else -1 for word in theirs]

@@ -52,7 +52,7 @@ def dynamics(config: DynamicsConfig, runs: Sequence[Path] = ()) -> Outcome:
     found = [run for run in pretraining_runs(runs) if run.curve("spectrum/effective_rank")[0]]
     if not found:
         raise UserError(
-            f"{', '.join(map(str, runs))}: no run has logged its spectrum; expected "
+            f"{', '.join(map(str, runs))}: no run has looked at its spectrum; expected "
             "log.diagnostics_steps above 0 and below the number of steps"
         )
     if config.names and len(config.names) != len(found):

@@ -106,7 +106,7 @@ def _of_runs(outcome: Outcome, rows: list[Row], axis: Axes, runs: Sequence[Path]
         ]
     if not drawn:
         raise UserError(
-            f"none of {len(found)} run(s) has logged its spectrum; expected "
+            f"none of {len(found)} run(s) has looked at its spectrum; expected "
             "log.diagnostics_steps below their number of steps"
         )
     axis.set(xlabel="step", ylabel="trace loss / N")

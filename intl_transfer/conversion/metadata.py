@@ -89,6 +89,6 @@ def _check_stem(backbone: Backbone, stem: Stem) -> None:
         )
     if backbone.sources["stem"].is_known and backbone.stem != stem:
         raise UserError(
-            f"--stem {stem}: {backbone.source_path} states that its stem is "
+            f"--stem {stem}: {backbone.source_path} says itself that its stem is "
             f"'{backbone.stem}'; leave out --stem"
         )

@@ -169,7 +169,7 @@ def _read(path: Path, mmap: bool, verified: bool) -> tuple[Pickled, dict[str, st
     other = what_it_is(path, head)
     if other is not None:
         raise UserError(
-            f"{path} is not a checkpoint but {other[0]} (it begins with {head[:9]!r}). Next: "
+            f"{path} is no checkpoint but {other[0]} (it begins with {head[:9]!r}). Next: "
             f"{other[1]}"
         )
     if head[8:9] == b"{":  # safetensors: eight bytes of length, then JSON

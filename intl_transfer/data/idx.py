@@ -81,7 +81,7 @@ def _read(folder: Path, name: str, magic: int) -> NDArray[np.uint8]:
     dimensions = magic & 0xFF
     head = np.frombuffer(data[: 4 * (1 + dimensions)], ">u4")
     if len(head) != 1 + dimensions or head[0] != magic:
-        raise UserError(f"{file} is not an IDX file of bytes in {dimensions} dimension(s)")
+        raise UserError(f"{file} is no IDX file of bytes in {dimensions} dimension(s)")
     shape = tuple(int(size) for size in head[1:])
     content = np.frombuffer(data, np.uint8, offset=4 * (1 + dimensions))
     if len(content) != int(np.prod(shape, dtype=np.int64)):

@@ -55,7 +55,7 @@ def read(source: Path) -> Found:
     if after != _Training() or before.epoch > epoch > 0:
         on = before.later(after)
         raise UserError(
-            f"{file}: its last evaluation (at {at}) is not at the end: training continued to "
+            f"{file}: its last evaluation (at {at}) is not of the end: training continued to "
             f"{on}; only the final one counts"
         )
     stated = {"seed": seed} if isinstance(seed, int) and not isinstance(seed, bool) else {}
