@@ -1,4 +1,4 @@
-"""What a long queue costs: submitting jobs as arrays and looking after them, against one by one.
+"""What a long queue costs: submitting jobs as arrays and monitoring them, against one by one.
 
     python benchmarks/submission.py [--json] [--jobs 200] [--repeats 3] [--run 200]
 

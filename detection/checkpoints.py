@@ -1,4 +1,4 @@
-"""Checkpoints of a run directory: which of them can be gone on from."""
+"""Checkpoints of a run directory: which of them a run can resume from."""
 
 from __future__ import annotations
 

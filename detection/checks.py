@@ -1,4 +1,4 @@
-"""Settings that could not be run, in words, before anything is built."""
+"""Settings that cannot run are refused before anything is built."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""COCO's twelve figures and what lies beneath them, as pycocotools computes them.
+"""COCO's twelve metrics and what they are made of, as pycocotools computes them.
 
 Matching and counting are done by faster-coco-eval where it is installed, and by pycocotools
 otherwise. Overlaps, mask areas and the figures come from the same code for both, so that the two

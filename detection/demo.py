@@ -1,4 +1,4 @@
-"""A trained detector on any picture: what it finds, in words and drawn."""
+"""A trained detector on any picture: what it finds, as text and drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fine-tuned detector's own file: what it says of itself, so that it stands alone.
+"""A fine-tuned detector's own file: its metadata, which make it self-contained.
 
 ``model_final.pth`` carries, under ``detector``, the configuration, the names of the classes in the
 order of its outputs, and where it came from; and under ``config`` how it takes its images, as

@@ -1,4 +1,4 @@
-"""Evaluation as COCO and as VOC, with figures per class and precision-recall curves.
+"""Evaluation as COCO and as VOC, with metrics per class and precision-recall curves.
 
 Both evaluators write what they were given, in COCO's results format, and the curves. They are made
 of Detectron2's ``DatasetEvaluator`` and its public functions alone.

@@ -1,4 +1,4 @@
-"""Figures against ``TEST.EXPECTED_RESULTS``: [task, metric, value, tolerance] each."""
+"""Metrics against ``TEST.EXPECTED_RESULTS``: [task, metric, value, tolerance] each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images of a data set made ready for a detector, in training and evaluation alike.
+"""Images of a data set prepared for a detector, in training and evaluation alike.
 
 As Detectron2's ``DatasetMapper`` and test loader, but for the opener: files are read by
 :mod:`intl_transfer.data.images`, as everywhere else, and an image that cannot be used is named,

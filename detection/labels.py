@@ -90,7 +90,8 @@ def _listed(place: str, sets: Mapping[str, Sequence[Any]]) -> dict[str, list[str
         wanted = set(file.read_text().split())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"DATASETS.LABELS.LIST: {file} cannot be read ({error}); expected image ids, one a line"
+            f"DATASETS.LABELS.LIST: {file} cannot be read ({error}); "
+            "expected image ids, one per line"
         ) from None
     known = {name: {str(one) for one in ids} for name, ids in sets.items()}
     unknown = wanted.difference(*known.values())
@@ -99,7 +100,7 @@ def _listed(place: str, sets: Mapping[str, Sequence[Any]]) -> dict[str, list[str
         raise UserError(
             f"DATASETS.LABELS.LIST: {file} names {len(unknown) or 'no'} image(s)"
             f"{' that are not in ' + ', '.join(sets) if unknown else ''}{first}. Expected image "
-            "ids of the training sets, one a line"
+            "ids of the training sets, one per line"
         )
     return {name: sorted(wanted & ids) for name, ids in known.items()}
 

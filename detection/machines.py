@@ -1,4 +1,4 @@
-"""Processes of a run: Detectron2's own launcher, and its like for several machines without GPUs."""
+"""Processes of a run: Detectron2's own launcher, and ours for several machines without GPUs."""
 
 from __future__ import annotations
 

@@ -136,8 +136,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="continue the run in the output folder, which the same command does without it, too; "
-        "also take up checkpoints of a run whose manifest.json is gone",
+        help="continue the run in the output folder, as the same command does without it; "
+        "also load checkpoints of a run whose manifest.json is gone",
     )
     Continuation.add_option(parser)
     parser.add_argument(
@@ -149,7 +149,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--check-expected",
         action="store_true",
-        help="compare the figures with TEST.EXPECTED_RESULTS at the end; exit status 1 if they "
+        help="compare the metrics with TEST.EXPECTED_RESULTS at the end; exit status 1 if they "
         "differ by more than their tolerance",
     )
     parser.add_argument(
@@ -271,7 +271,7 @@ def own_config(arguments: argparse.Namespace, file: Path, record: Detector | Non
     beside = file.parent / "config.yaml"
     if not beside.is_file():
         raise UserError(
-            f"{file} does not state its configuration, and no config.yaml lies beside it: name it "
+            f"{file} does not state its configuration, and no config.yaml is beside it: name it "
             "with --config"
         )
     return load_config(str(beside), arguments.opts)

@@ -1,4 +1,4 @@
-"""Weights are looked at before training: no run starts from scratch without saying so."""
+"""Weights are checked before training: no run starts from scratch without saying so."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def follow_settings(cfg: Any, content: Mapping[str, Any], given: set[str]) -> li
         raise UserError(
             f"the configuration contradicts {cfg.MODEL.WEIGHTS}: {'; '.join(contradicting)} ("
             f"{_known_by(settings)}). Training would run, on images "
-            "that the network was not trained to see, and its figures would be worse. Take these "
+            "that the network was not trained to see, and its results would be worse. Take these "
             "settings out of the configuration, or give weights that fit"
         )
     return changed
@@ -247,7 +247,7 @@ def check_backbone(model: nn.Module, weights: dict[str, Tensor], path: str) -> N
         assert other is not None
         if other.shape != tensor.shape:
             raise UserError(
-                f"weights {path}: {name} has shape {tuple(other.shape)}, the configuration wants "
+                f"weights {path}: {name} has shape {tuple(other.shape)}, the configuration needs "
                 f"{tuple(tensor.shape)}; is MODEL.RESNETS.DEPTH right?"
             )
         if not torch.isfinite(other).all():

@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--all",
         action="store_true",
-        help="with --datasets: decode every image, in place of 64 of each set",
+        help="with --datasets: decode every image, instead of 64 per set",
     )
     parser.add_argument(
         "--sheets",
@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="check nodes and network by a two-minute job; `local` runs it on this machine. "
         "python slurm/check_cluster.py takes all of SLURM's options",
     )
-    parser.add_argument("--profile", help="of --cluster: a name in configs/slurm/, or a path")
+    parser.add_argument("--profile", help="with --cluster: a name in configs/slurm/, or a path")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ class UserError(Exception):
 
 
 def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
-    """Names the known words nearest to a misspelt one.
+    """Names the known words nearest to a misspelled one.
 
     Args:
         name: what the user wrote.

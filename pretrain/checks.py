@@ -1,4 +1,4 @@
-"""Settings that could not be trained with, in words, before anything is built."""
+"""Settings that cannot be trained with are refused before anything is built."""
 
 from __future__ import annotations
 

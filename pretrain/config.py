@@ -169,7 +169,7 @@ class EngineConfig:
 
 @dataclass
 class LogConfig:
-    """What is told while a run is in progress.
+    """What is logged while a run is in progress.
 
     Attributes:
         seconds: time between progress lines.
@@ -223,7 +223,7 @@ class PretrainConfig:
         loss: INTL.
         optim: SGD and its schedule.
         engine: how the machine is used.
-        log: what is told.
+        log: what is logged.
         knn: k nearest neighbors now and then.
     """
 

@@ -1,4 +1,4 @@
-"""What learns: the networks, the optimizer, and one step of training."""
+"""What is trained: the networks, the optimizer, and one step of training."""
 
 from __future__ import annotations
 

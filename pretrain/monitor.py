@@ -1,4 +1,4 @@
-"""What is told of a run while it is in progress, and what makes it stop."""
+"""What a run reports while it is in progress, and what makes it stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What surrounds the loop: checkpoints, the run directory, what a backbone says of its run."""
+"""What surrounds the loop: checkpoints, the run directory, a backbone's record of its run."""
 
 from __future__ import annotations
 

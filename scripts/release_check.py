@@ -1,4 +1,4 @@
-"""Holds what a release needs: `make release-check`, which also runs lint and all tests.
+"""Checks what a release needs: `make release-check`, which also runs lint and all tests.
 
 One version everywhere, a changelog whose newest entry has it and a date, nothing uncommitted,
 no large file, and a wheel and an sdist that are built and whole.

@@ -1,4 +1,4 @@
-"""Runs every benchmark and keeps what came out: `make bench`, in a quarter of an hour.
+"""Runs every benchmark and keeps the results: `make bench`, in a quarter of an hour.
 
     python scripts/run_benchmarks.py [NAME ...] [--out docs/results/corpus]
 

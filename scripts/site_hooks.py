@@ -1,4 +1,4 @@
-"""What MkDocs is told of this repository: the start page is README.md, its links as the site's."""
+"""Hooks of MkDocs for this repository: the start page is README.md, its links as the site's."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def main() -> int:
         "--output-dir",
         type=Path,
         default=Path("runs/doctor"),
-        help="on the disk where runs will lie; a folder is made in it, and removed if all is well",
+        help="on the runs' disk; a folder is made in it, and removed if all is well",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.add_argument(

@@ -42,7 +42,7 @@ def main() -> int:
     parser.add_argument("config", help="name in configs/benchmark/, or a path")
     parser.add_argument("--output-dir", help="folder of all runs, as output_dir=DIR")
     parser.add_argument("--dry-run", action="store_true", help="show, submit nothing")
-    parser.add_argument("--wait", action="store_true", help="wait for the jobs' end")
+    parser.add_argument("--wait", action="store_true", help="wait until the jobs end")
     add_arguments(parser)
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="for example datasets=DIR"

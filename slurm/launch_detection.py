@@ -64,7 +64,7 @@ def main() -> int:
     parser.add_argument("--seeds", default="1", help=SEEDS_HELP)
     parser.add_argument("--output-dir", default="runs/detection", help="parent of the runs")
     parser.add_argument("--dry-run", action="store_true", help="show, submit nothing")
-    parser.add_argument("--wait", action="store_true", help="wait for the jobs' end")
+    parser.add_argument("--wait", action="store_true", help="wait until the jobs end")
     add_arguments(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides")
     arguments = parser.parse_args()

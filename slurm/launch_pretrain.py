@@ -58,7 +58,7 @@ def main() -> int:
     parser.add_argument("--output-dir", help="run directory; with several seeds, their parent")
     parser.add_argument("--seeds", "--array-seeds", help=f"one job per seed: {SEEDS_HELP}")
     parser.add_argument("--dry-run", action="store_true", help="show, submit nothing")
-    parser.add_argument("--wait", action="store_true", help="wait for the jobs' end")
+    parser.add_argument("--wait", action="store_true", help="wait until the jobs end")
     add_arguments(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example seed=1")
     arguments = parser.parse_intermixed_args()

@@ -1,4 +1,4 @@
-"""What every launcher does with its nodes: submit what is missing, say so, and wait if asked."""
+"""What every launcher does with its jobs: submit what is missing, say so, and wait if asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A graph of jobs on this machine, a few at a time, each on GPUs of its own."""
+"""A graph of jobs on this machine, a few at a time, each on its own GPUs."""
 
 from __future__ import annotations
 

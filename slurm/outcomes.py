@@ -1,4 +1,4 @@
-"""What became of a node: its run directory decides, beside it the queue, never a pickle."""
+"""What became of a job: its run directory decides, with the queue, never a pickle."""
 
 from __future__ import annotations
 

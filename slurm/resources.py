@@ -204,7 +204,7 @@ def checked(values: Mapping[str, Any], where: str) -> Resources:
         raise UserError(f"{where}: {error.full_key}: {reason}") from None
     except Exception as error:  # of what OmegaConf does not expect, such as keys that are no text
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{where}: cannot be taken up ({reason})") from None
+        raise UserError(f"{where}: cannot be used ({reason})") from None
     requested = resolved(merged, where)
     assert isinstance(requested, Resources)
     if requested.cluster not in CLUSTERS:

@@ -72,9 +72,11 @@ def main() -> int:
         metavar="RUNS",
         help="folders of runs (runs)",
     )
-    parser.add_argument("--watch", action="store_true", help="renew the table until all has ended")
-    parser.add_argument("--cancel", action="store_true", help="cancel what runs or waits")
-    parser.add_argument("--retry-failed", action="store_true", help="launch again what failed")
+    parser.add_argument(
+        "--watch", action="store_true", help="refresh the table until all jobs have ended"
+    )
+    parser.add_argument("--cancel", action="store_true", help="cancel running and waiting jobs")
+    parser.add_argument("--retry-failed", action="store_true", help="relaunch what failed")
     parser.add_argument("--wait", action="store_true", help="with --retry-failed: wait for the end")
     arguments = parser.parse_args()
     if arguments.cancel and arguments.retry_failed:

@@ -1,4 +1,4 @@
-"""Batches of embeddings with a spectrum that was chosen."""
+"""Batches of embeddings with a chosen spectrum."""
 
 from __future__ import annotations
 

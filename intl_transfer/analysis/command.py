@@ -1,4 +1,4 @@
-"""Makes a figure of the paper again: its data as CSV and JSON, pictures as PNG, SVG and PDF.
+"""Reproduces a figure of the paper: its data as CSV and JSON, pictures as PNG, SVG and PDF.
 
     intl-transfer figure maps
     intl-transfer figure toy --quick

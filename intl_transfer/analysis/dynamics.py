@@ -47,7 +47,7 @@ def dynamics(config: DynamicsConfig, runs: Sequence[Path] = ()) -> Outcome:
     """Heat maps of both spectra over training, and curves; several runs side by side.
 
     Raises:
-        UserError: if no run has looked at its spectrum, or the names are not as many.
+        UserError: if no run has logged its spectrum, or the names are not as many.
     """
     found = [run for run in pretraining_runs(runs) if run.curve("spectrum/effective_rank")[0]]
     if not found:

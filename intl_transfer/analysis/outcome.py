@@ -1,4 +1,4 @@
-"""What an analysis comes to: figures to draw, data as CSV and JSON, claims that hold or do not."""
+"""The outcome of an analysis: figures to draw, data as CSV and JSON, claims that hold or do not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sweeps: a file of what is varied, the runs that came of it, a table and a plot of them.
+"""Sweeps: a file of what is varied, the resulting runs, a table and a plot of them.
 
 `slurm/launch_sweep.py` makes the runs; nothing here knows how.
 """

@@ -90,7 +90,7 @@ def _check_kind(state: Mapping[str, Tensor]) -> None:
     if gates:
         raise UserError(
             f"a ResNet with attention inside its blocks (such as '{gates[0]}', as in SE- and "
-            "ECA-ResNets), which Detectron2's ResNet has not"
+            "ECA-ResNets), which Detectron2's ResNet lacks"
         )
     norms = [key for key in state if re.search(r"bn\d\.weight$", key)]
     if norms and not any(key.endswith("running_mean") for key in state):

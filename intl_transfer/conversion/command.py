@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "out",
         type=Path,
         metavar="OUT",
-        help="file or folder to write; its ending chooses the kind of file",
+        help="file or folder to write; its extension sets the format",
     )
     parser.add_argument("--force", action="store_true", help="replace existing files")
     parser.add_argument(
@@ -61,22 +61,23 @@ def add_metadata_arguments(parser: argparse.ArgumentParser, *former: str) -> Non
     said = parser.add_argument_group("what the file does not say, for tables and for training")
     said.add_argument("--method", help="pretraining method, as in 'MoCo v2'")
     said.add_argument(
-        "--name", help="of this pretraining; files of one name are repetitions with other seeds"
+        "--name",
+        help="of this pretraining; files with the same name are repetitions with other seeds",
     )
-    said.add_argument("--label", help="a word that tells its row from others of the method")
+    said.add_argument("--label", help="a word that distinguishes its row from others of the method")
     said.add_argument("--epochs", type=int, help="of pretraining")
     said.add_argument("--pretraining-dataset", *former, dest="dataset", help="it was pretrained on")
     said.add_argument(
         "--pixels",
         choices=list(PIXELS),
-        help="how it was trained to see images: RGB, by the mean and deviation of imagenet (the "
+        help="how images were normalized in training: RGB, by the mean and std of imagenet (the "
         "default), cifar10 or cifar100; unit (RGB from 0 to 1, as Google's SimCLR), caffe (BGR, "
         "strides in 1x1, as MSRA's)",
     )
     said.add_argument(
         "--stem",
         choices=["cifar", "cifar_published"],
-        help="of a network that begins with 3x3: padding of one pixel, or, as in INTL's published "
+        help="for a network that begins with 3x3: padding of one pixel, or, as in INTL's published "
         "networks for CIFAR, of two; both have the same weights",
     )
 

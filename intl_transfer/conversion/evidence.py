@@ -1,4 +1,4 @@
-"""By what evidence something is said of a checkpoint: five levels, the same everywhere.
+"""The evidence for each fact about a checkpoint: five levels, the same everywhere.
 
 Tensors prove themselves; what is said *around* them does not. Only what a file states and what was
 read from its configuration is called known. Names of tensors are no proof: other people's code

@@ -1,4 +1,4 @@
-"""Who wrote this checkpoint? Formats are told by their keys, never by a file's name.
+"""Who wrote this checkpoint? Formats are detected from keys, never from a file's name.
 
 Everything is brought to one form: a ResNet's state dict under torchvision's names, without the
 classifier. The formats are in :mod:`intl_transfer.conversion.adapters`.

@@ -1,4 +1,4 @@
-"""Folders that timm and transformers load without an edit: what lies beside the weights.
+"""Folders that timm and transformers load unchanged: what goes beside the weights.
 
 ``timm.create_model("local-dir:FOLDER", pretrained=True)`` and ``AutoModel.from_pretrained(FOLDER)``
 read ``config.json``; the card begins with the front matter that model hubs read.

@@ -1,4 +1,4 @@
-"""What the user says of a checkpoint that does not say it itself."""
+"""What the user states about a checkpoint that does not state it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from intl_transfer.models import Stem
 
 @dataclass(frozen=True)
 class CheckpointMetadata:
-    """What the user says of a checkpoint that does not say it itself.
+    """What the user states about a checkpoint that does not state it.
 
     Attributes:
         method: the pretraining method, for tables.
@@ -85,10 +85,10 @@ def _check_stem(backbone: Backbone, stem: Stem) -> None:
     """Refuses a stem that a file contradicts."""
     if not has_small_stem(backbone.state):
         raise UserError(
-            f"--stem {stem}: the first convolution of {backbone.place} is no 3x3; leave --stem away"
+            f"--stem {stem}: the first convolution of {backbone.place} is no 3x3; leave out --stem"
         )
     if backbone.sources["stem"].is_known and backbone.stem != stem:
         raise UserError(
             f"--stem {stem}: {backbone.source_path} says itself that its stem is "
-            f"'{backbone.stem}'; leave --stem away"
+            f"'{backbone.stem}'; leave out --stem"
         )

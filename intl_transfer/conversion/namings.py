@@ -1,4 +1,4 @@
-"""The ways in which checkpoints spell the tensors of one ResNet, each to torchvision's and back."""
+"""The ways in which checkpoints name the tensors of one ResNet, each to torchvision's and back."""
 
 from __future__ import annotations
 

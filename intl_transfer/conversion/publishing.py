@@ -1,4 +1,4 @@
-"""Gives proven weights their name, with all that lies beside them."""
+"""Gives verified weights their final name, with all files beside them."""
 
 from __future__ import annotations
 

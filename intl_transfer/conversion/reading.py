@@ -1,4 +1,4 @@
-"""Opens a checkpoint of any make, without running any code in it, and lays its tensors out flat."""
+"""Opens a checkpoint of any format, without running any code in it, as a flat dictionary."""
 
 from __future__ import annotations
 

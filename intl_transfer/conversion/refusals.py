@@ -1,4 +1,4 @@
-"""What is said of a file that holds no ResNet, or one that cannot be taken: and what to do."""
+"""Errors about files that hold no usable ResNet: what they hold, and what to do."""
 
 from __future__ import annotations
 

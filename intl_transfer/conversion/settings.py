@@ -1,4 +1,4 @@
-"""What Detectron2 has to be told so that weights see the images that they were trained on."""
+"""Settings of Detectron2 under which weights get images as they were trained on."""
 
 from __future__ import annotations
 

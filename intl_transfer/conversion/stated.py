@@ -1,4 +1,4 @@
-"""What files say of their pretraining and how they were converted, with its evidence."""
+"""What files state about their pretraining and how they were converted, with its evidence."""
 
 from __future__ import annotations
 

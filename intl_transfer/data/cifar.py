@@ -118,8 +118,8 @@ def _read_binary(folder: Path, part: str) -> _Set:
         data = np.frombuffer(_read(folder / name), np.uint8)
         if len(data) % (label_bytes + _PIXELS):
             raise UserError(
-                f"{folder / name} has {len(data)} bytes, no multiple of {label_bytes + _PIXELS}; "
-                "it is cut off"
+                f"{folder / name} has {len(data)} bytes, not a multiple of "
+                f"{label_bytes + _PIXELS}; it is cut off"
             )
         records.append(data.reshape(-1, label_bytes + _PIXELS))
     table = np.concatenate(records)
@@ -157,7 +157,7 @@ def _labels(file: Path, key: str, values: Any, images: int) -> NDArray[np.int64]
     if not good or not all(type(n) is int and 0 <= n < _MOST_CLASSES for n in numbers):
         raise UserError(
             f"{file}: expected '{key}' to hold {images} class numbers, one for each image; the "
-            "file is damaged, or no CIFAR file"
+            "file is damaged, or not a CIFAR file"
         )
     return np.array(numbers, np.int64)
 

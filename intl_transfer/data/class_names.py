@@ -1,4 +1,4 @@
-"""Names of classes, where each has to be a name of its own."""
+"""Names of classes, made unique."""
 
 from __future__ import annotations
 

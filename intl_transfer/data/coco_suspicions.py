@@ -1,4 +1,4 @@
-"""Boxes and areas of COCO files that are numbers, and yet cannot be what they should be.
+"""Boxes and areas of COCO files that are numbers, yet cannot be right.
 
 Corners given as width and height, coordinates relative to the image's size, areas that contradict
 box and mask: a training would run on them, and its figures would be false.

@@ -1,4 +1,4 @@
-"""Makes a data set from a seed: drawn forms, or cut-out photographs on photographs.
+"""Makes a data set from a seed: drawn shapes, or cut-out photographs on photographs.
 
     intl-transfer data shapes --out datasets/shapes
     intl-transfer data photo-cutouts

@@ -1,4 +1,4 @@
-"""Data sets together: what is trained on and what is tested on, held against each other.
+"""Data sets together: what is trained on and what is tested on, compared.
 
 Training and doctor ask the same functions, so that neither finds what the other does not.
 """

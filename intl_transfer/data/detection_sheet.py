@@ -1,4 +1,4 @@
-"""A look into a detection data set: some images decoded, and their annotations drawn."""
+"""A contact sheet of a detection data set: some images decoded, and their annotations drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image files of any kind as uint8 RGB, or a clear word on why not.
+"""Image files of any kind as uint8 RGB, or a clear error.
 
 Every stage opens its images here: pretraining, classification, fine-tuning, its evaluation, the
 demo, the doctor, contact sheets and the report. A file is looked at before it is decoded: formats

@@ -1,4 +1,4 @@
-"""COCO's masks, polygons and run lengths: checked before a library in C takes them."""
+"""COCO's masks, polygons and RLE: checked before they reach a C library."""
 
 from __future__ import annotations
 

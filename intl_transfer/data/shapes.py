@@ -1,4 +1,4 @@
-"""The embedded data set `shapes`: textured forms before photographs, made by code from a seed.
+"""The embedded data set `shapes`: textured shapes on photographs, made by code from a seed.
 
 Two flavours: object-centric images in ImageFolder layout, for pretraining and classification, and
 scenes for detection, exported alike in COCO's and in VOC's layout. Textures and backgrounds are

@@ -1,4 +1,4 @@
-"""Settings that no evaluation could use, in words, before anything is built."""
+"""Settings that no evaluation can use are refused before anything is built."""
 
 from __future__ import annotations
 

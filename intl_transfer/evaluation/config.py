@@ -141,7 +141,7 @@ class EngineConfig:
 
 @dataclass
 class LogConfig:
-    """What is told while a run is in progress.
+    """What is logged while a run is in progress.
 
     Attributes:
         seconds: time between progress lines.
@@ -191,7 +191,7 @@ class EvaluationConfig:
         optim: not for ``knn``.
         k: neighbors of ``knn``.
         engine: how the machine is used.
-        log: what is told.
+        log: what is logged.
         expected: results that the configuration, as it is, should give. A configuration that
             starts from this one does not take them over.
         control: what is taken from the evaluation, of a control.

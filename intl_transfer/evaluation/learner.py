@@ -1,4 +1,4 @@
-"""What learns in an evaluation: a linear head, alone or with the backbone below it."""
+"""What is trained in an evaluation: a linear head, alone or with the backbone below it."""
 
 from __future__ import annotations
 

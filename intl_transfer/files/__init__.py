@@ -1,1 +1,1 @@
-"""Readers of files that nobody vouches for: one for each kind, used everywhere."""
+"""Readers of untrusted files: one per kind, used everywhere."""

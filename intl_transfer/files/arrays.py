@@ -1,4 +1,4 @@
-"""Numpy's arrays in pickles, without believing what a pickle says of their memory.
+"""Numpy's arrays in pickles, without trusting what a pickle says about their memory.
 
 numpy takes the state of a type or an array from a pickle as it is. Sizes and flags that are not the
 type's own make it read and free memory that is not the array's, and a field of references follows

@@ -40,7 +40,9 @@ def check_interpolations(value: Any, where: str) -> None:
     """
     for place, text in _texts(value, ""):
         if "${" in text and len(text) > _LONGEST:
-            raise UserError(f"{where}: {place}: refused: an interpolation of {len(text):,} signs")
+            raise UserError(
+                f"{where}: {place}: refused: an interpolation of {len(text):,} characters"
+            )
         for start, key, call, argument in _asked(text):
             shown = text[start : start + 60]
             at = f"{where}: {place}" if place else where
@@ -56,7 +58,7 @@ def check_interpolations(value: Any, where: str) -> None:
                 )
             if call is None and key is None:
                 raise UserError(
-                    f"{at}: refused: '{shown}' is no interpolation that is known; expected "
+                    f"{at}: refused: '{shown}' is not a known interpolation; expected "
                     "${KEY}, with a key of the configuration. As text it is written \\${"
                 )
 

@@ -1,4 +1,4 @@
-"""What stands in for whatever a pickle names: it can be stored and looked at, and does nothing.
+"""What stands in for whatever a pickle names: it can be stored and inspected, and does nothing.
 
 A pickle names classes and functions of other libraries, calls them and gives the objects states.
 Here nothing is looked up, so nothing can be called: a name stays a name, a call a record of what it

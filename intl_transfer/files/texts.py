@@ -1,4 +1,4 @@
-"""Texts of files: what cannot be one is named, whatever else it is."""
+"""Text files: what is not text is refused by name."""
 
 from __future__ import annotations
 

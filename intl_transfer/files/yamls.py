@@ -95,7 +95,7 @@ def parse_yaml(text: str, where: str) -> Any:
         line = text[: error.position].count("\n") + 1
         raise UserError(
             f"{where}, line {line}: not valid YAML: the character #x{ord_of(error.character):04x} "
-            "has no place in it"
+            "is not allowed in it"
         ) from None
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__

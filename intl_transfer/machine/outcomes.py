@@ -1,4 +1,4 @@
-"""What a check came to, one line each."""
+"""Outcomes of checks, one line each."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--disclose",
         action="store_true",
-        help="write absolute paths, hosts, users and command lines too, as runs hold them",
+        help="also write the runs' absolute paths, hosts, users and command lines",
     )
     add(
         "--anonymous",
@@ -111,7 +111,7 @@ def _shown(add: Callable[..., object]) -> None:
         action="append",
         default=[],
         metavar="KEY=PATTERN",
-        help="only rows that fit; also KEY!=PATTERN; keys: method, pretraining, dataset, detector, "
+        help="only matching rows; also KEY!=PATTERN; keys: method, pretraining, dataset, detector, "
         "schedule, source (measured, external, published); may be repeated",
     )
     add("--sort", metavar="COLUMN", help="method, pretraining, n, or a column; default: best first")
@@ -133,7 +133,7 @@ def _statistics(add: Callable[..., object]) -> None:
     add(
         "--power",
         action="store_true",
-        help="in place of tables: what the seeds resolve, and how many a difference needs",
+        help="instead of tables: what the seeds resolve, and how many a difference needs",
     )
     text = "auto (default): paired where both rows have the same seeds, else Welch's"
     _choice(add, "--test", ("auto", "paired", "welch"), text, "auto")
@@ -145,7 +145,7 @@ def _statistics(add: Callable[..., object]) -> None:
 
 
 def _forms(add: Callable[..., object]) -> None:
-    add("--standalone", action="store_true", help="LaTeX that compiles as it is")
+    add("--standalone", action="store_true", help="LaTeX that compiles on its own")
     each = "of LaTeX's first table; again for the second, and so on; default: "
     add("--caption", action="append", default=[], metavar="LATEX", help=f"{each}its title")
     add(
@@ -161,14 +161,14 @@ def _forms(add: Callable[..., object]) -> None:
         "--link",
         default="",
         metavar="ADDRESS",
-        help="of the report's page, to which tables lead; in a folder: its index.html",
+        help="of the report's page, to which tables link; in a folder: its index.html",
     )
     add(
         "--names",
         metavar="FILE",
         help="YAML: by run, weights hash or row, the name to show, order, group, rule",
     )
-    add("--template", metavar="FILE", help="fill this Jinja2 template in place of a format")
+    add("--template", metavar="FILE", help="fill this Jinja2 template instead of a format")
     add(
         "--export",
         action="append",
@@ -192,13 +192,13 @@ def _reading(add: Callable[..., object]) -> None:
         action="append",
         default=[],
         metavar="PATH=NAME",
-        help="method name of a Detectron2 folder that others' scripts wrote",
+        help="method name of a Detectron2 folder that other scripts wrote",
     )
     add(
         "--stalled-after",
         type=_minutes,
         default=60.0,
         metavar="MINUTES",
-        help="of silence, after which a run is not taken for running (default: 60)",
+        help="without output, after which a run counts as stalled (default: 60)",
     )
-    add("--no-cache", action="store_true", help="read everything again, and keep nothing")
+    add("--no-cache", action="store_true", help="read everything again, and cache nothing")

@@ -1,4 +1,4 @@
-"""Checks run directories, of this project or made by hand, and says what is wrong in words.
+"""Checks run directories, of this project or made by hand, and reports what is wrong.
 
     intl-transfer check runs/ my_evaluator/run_0
 
@@ -59,7 +59,7 @@ class Findings:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``intl-transfer check``."""
     parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="DIR", help="run directories, or folders of some"
+        "folders", nargs="+", type=Path, metavar="DIR", help="run directories, or folders of them"
     )
 
 

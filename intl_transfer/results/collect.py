@@ -1,4 +1,4 @@
-"""Run directories in, rows out; what cannot be used is named, never dropped in silence."""
+"""Run directories in, rows out; what cannot be used is named, never dropped silently."""
 
 from __future__ import annotations
 

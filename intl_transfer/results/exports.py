@@ -212,7 +212,7 @@ def _with_index(file: Path, method: str, index: list[dict[str, Any]], text: Text
     with contextlib.suppress(UserError):
         matter = parse_yaml(match.group(1), str(file))
     if not isinstance(matter, dict):
-        raise UserError(f"{file}: its front matter is no YAML mapping")
+        raise UserError(f"{file}: its front matter is not a YAML mapping")
     matter["model-index"] = [{"name": clean(text(method)), "results": index}]
     written = yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)
     return f"---\n{written}---\n{content[match.end() :]}"

@@ -141,7 +141,7 @@ def _named(path: Path, files: Mapping[str, os.stat_result]) -> Iterator[None]:
     try:
         yield
     except (TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: not in the form of a run directory ({error})") from None
+        raise UserError(f"{path}: not in the format of a run directory ({error})") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 

@@ -1,4 +1,4 @@
-"""What is claimed of figures: the highest of each column, and differences to a named baseline.
+"""What is claimed about metrics: the highest of each column, and differences to a named baseline.
 
 Nothing is said of rows that are not significantly different: with a handful of seeds that is
 nearly all of them, whatever they are worth. Tests are against a baseline that the user names, of

@@ -1,4 +1,4 @@
-"""Figures over seeds: spread, intervals, tests, and the correction for many of them."""
+"""Metrics over seeds: spread, intervals, tests, and the correction for many of them."""
 
 from __future__ import annotations
 

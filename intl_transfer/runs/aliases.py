@@ -1,4 +1,4 @@
-"""Keys that earlier versions spelled otherwise: one table, for files and command lines alike.
+"""Keys that earlier versions spelled differently: one table, for files and command lines alike.
 
 What is written has the standard spelling; what was written before is read by its old one. Keys that
 a user names (initializations, evaluations, a loss's options, classes) are never touched: a key is

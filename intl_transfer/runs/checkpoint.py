@@ -240,7 +240,7 @@ def take_newest(
         except UserError as error:
             problem = str(error)
         except Exception as error:
-            problem = f"{path} cannot be taken up ({type(error).__name__}: {first_line(error)})"
+            problem = f"{path} cannot be loaded ({type(error).__name__}: {first_line(error)})"
         problems = [text for text in gather(problem) if text is not None]
         if not problems:
             return path, cast(T, value)

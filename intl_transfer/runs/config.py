@@ -201,7 +201,7 @@ def _merge(config: DictConfig, values: Any, where: str, known: Sequence[str]) ->
             raise UserError(f"{where}: no key '{key}'.{_near_keys(bare, known)}") from None
         raise UserError(f"{where}: {key}: {reason}") from None
     except Exception as error:  # of what OmegaConf does not expect, such as keys that are no text
-        raise UserError(f"{where}: cannot be taken up ({_reason(error)})") from None
+        raise UserError(f"{where}: cannot be used ({_reason(error)})") from None
 
 
 def _near_keys(key: str, known: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Controls: evaluations from which one thing is taken that a score should be made of.
+"""Controls: evaluations without one thing that a score should depend on.
 
 A benchmark measures something only if its scores fall when there is nothing to be measured. Three
 things can be taken from an evaluation, and each run of that kind is a row of its own in tables:

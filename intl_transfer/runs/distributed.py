@@ -159,8 +159,8 @@ def _device(wanted: str, local_rank: int) -> torch.device:
     index = 0 if count == 1 else local_rank
     if index >= count:
         raise UserError(
-            f"local rank {local_rank} has no GPU: {count} found on this node; start at most that "
-            "many ranks a node"
+            f"local rank {local_rank} has no GPU: {count} found on this node; start at most "
+            "that many ranks per node"
         )
     try:
         torch.cuda.set_device(index)  # what starts CUDA

@@ -1,4 +1,4 @@
-"""Finite state, in one place: what every training, checkpoint and export is held to.
+"""Finite state, in one place: the rule for every training, checkpoint and export.
 
 A step whose loss, gradients or batch-norm statistics are not finite is skipped: parameters, buffers
 and optimizer are as before it, as if its data had not been there. The forward pass has by then

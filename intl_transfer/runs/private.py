@@ -1,4 +1,4 @@
-"""What files say of the machine and the people behind them, and how it is taken out.
+"""What files say about the machine and the people behind them, and how it is removed.
 
 Run directories hold it, since it is needed to continue and to repeat a run. What is made to be
 passed on (converted weights, model card, report, tables) does not; docs/files.md has the table.

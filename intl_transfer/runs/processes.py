@@ -1,4 +1,4 @@
-"""Processes of this machine: told from later ones of the same number."""
+"""Processes of this machine: distinguished from later ones with the same number."""
 
 from __future__ import annotations
 

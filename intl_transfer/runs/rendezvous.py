@@ -84,5 +84,5 @@ def meet(
             reason = first_line(error)
     raise UserError(
         f"rank {rank} cannot reach rank 0 at {place.replace(' ', ':')}, tried {ATTEMPTS} times "
-        f"({reason}); `intl-transfer doctor --cluster` looks at names and interfaces"
+        f"({reason}); `intl-transfer doctor --cluster` checks names and interfaces"
     )

@@ -1,4 +1,4 @@
-"""The loss head shared out over ranks.
+"""The loss head sharded over ranks.
 
 Gathered, every rank repeats the whole head. Sharded, each does 1/W of the part that is as wide as
 the embedding:

@@ -1,4 +1,4 @@
-"""ResNets behind prefixes that no known format has: one is taken, of several the user has to say.
+"""ResNets behind prefixes that no known format has: one is taken, among several the user chooses.
 
 The branches are called by their prefixes.
 """

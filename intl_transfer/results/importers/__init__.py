@@ -1,4 +1,4 @@
-"""Others' logs and results as rows: a small file for each form, and the command."""
+"""External logs and results as rows: a small file for each format, and the command."""
 
 from intl_transfer.results.importers.command import FORMS, import_results
 

@@ -1,4 +1,4 @@
-"""Others' logs and results as rows of the tables, marked as external.
+"""Logs and results of other programs as rows of the tables, marked as external.
 
 intl-transfer import openmmlab work_dirs/mask_rcnn --out runs/external/mask_rcnn --method "MoCo v2"
 intl-transfer import coco detections.json --annotations instances.json --out runs/x --method A
@@ -51,9 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("source", type=Path, help="the file, or a folder with only one of its kind")
     add("--out", type=Path, required=True, metavar="FOLDER", help="of the row's results.json")
     add("--method", required=True, help="as tables name it")
-    add("--annotations", type=Path, metavar="FILE", help="of coco: what is detected")
-    add("--layer", help="of vissl: the head that counts")
-    add("--column", help="of lightning: the column with top-1, where it is not solo-learn's")
+    add("--annotations", type=Path, metavar="FILE", help="coco: what is detected")
+    add("--layer", help="vissl: the head to use")
+    add("--column", help="lightning: the column with top-1, if not solo-learn's")
     add("--unit", type=one_of("percent", "fraction"), metavar="percent|fraction", help="of it")
     kinds = ("linear", "knn", "semi")
     add("--kind", type=one_of(*kinds), default="linear", metavar="|".join(kinds))

@@ -1,4 +1,4 @@
-"""What stands behind a row, said in a few lines: repetitions, seeds, settings, versions."""
+"""What is behind a row, in a few lines: repetitions, seeds, settings, versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The last words of a run that has not finished."""
+"""The last log lines of a run that has not finished."""
 
 from __future__ import annotations
 
