@@ -10,9 +10,9 @@ a user opens it.
 from __future__ import annotations
 
 import argparse
-import io
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ except ModuleNotFoundError:
 from PIL import Image
 
 from intl_transfer.boundary import Boundary
+from intl_transfer.data.images import read_image
 from intl_transfer.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,7 +69,7 @@ def draw(report: Path, out: Path) -> None:
         seen = page.screenshot(
             clip={"x": 0, "y": 0, "width": 1200, "height": height}, full_page=True
         )
-        _save(seen, out / "report_results.png")
+        _save(_read(seen), out / "report_results.png")
         page.goto(f"{address}#/runs")
         links = page.locator("a[href^='#/run/']", has_text=" from ")  # of detection runs
         keys = [str(link.get_attribute("href")).split("/", 2)[2] for link in links.all()]
@@ -76,29 +77,32 @@ def draw(report: Path, out: Path) -> None:
             raise UserError(f"{report} has no run of a detector")
         page.goto(f"{address}#/run/{keys[0]}")
         part = page.locator("section.part", has=page.get_by_role("heading", name="Provenance"))
-        _save(part.first.screenshot(), out / "report_provenance.png")
+        _save(_read(part.first.screenshot()), out / "report_provenance.png")
         _save(_both(browser, address, keys), out / "report_dark.png")
         browser.close()
 
 
-def _both(browser: Any, address: str, keys: list[str]) -> bytes:
+def _both(browser: Any, address: str, keys: list[str]) -> Image.Image:
     """Two runs compared in the dark theme, beside a run on a phone."""
     dark = browser.new_page(viewport={"width": 900, "height": 860}, color_scheme="dark")
     dark.goto(f"{address}#/compare/{keys[-1]}/{keys[0]}")
     phone = browser.new_page(viewport={"width": 400, "height": 860})
     phone.goto(f"{address}#/run/{keys[0]}")
     phone.get_by_role("heading", name="Curves").scroll_into_view_if_needed()
-    left, right = (Image.open(io.BytesIO(p.screenshot())) for p in (dark, phone))
+    left, right = (_read(page.screenshot()) for page in (dark, phone))
     whole = Image.new("RGB", (left.width + 24 + right.width, left.height), "white")
     whole.paste(left, (0, 0))
     whole.paste(right, (left.width + 24, 0))
-    data = io.BytesIO()
-    whole.save(data, "png")
-    return data.getvalue()
+    return whole
 
 
-def _save(picture: bytes, file: Path) -> None:
-    image = Image.open(io.BytesIO(picture)).convert("RGB")
+def _read(picture: bytes) -> Image.Image:
+    with tempfile.NamedTemporaryFile(suffix=".png") as file:
+        Path(file.name).write_bytes(picture)
+        return Image.fromarray(read_image(file.name))
+
+
+def _save(image: Image.Image, file: Path) -> None:
     image.quantize(_COLORS, dither=Image.Dither.NONE).save(file, optimize=True)
     print(f"{file}: {image.width} x {image.height}, {file.stat().st_size / 1024:.0f} KiB")
 

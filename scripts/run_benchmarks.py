@@ -23,6 +23,13 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+try:
+    from intl_transfer.places import use_own_sources
+
+    use_own_sources(__name__, __file__)
+except ModuleNotFoundError:
+    sys.exit("error: not set up; run `make setup`, then use .venv/bin/python or activate .venv")
+
 from intl_transfer.boundary import Boundary
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.runs import write_atomically, write_json

@@ -76,7 +76,7 @@ function startStation(run, from) {
 }
 
 /** By what each fact of the weights is known, folded: there are many. */
-function evidenceOf(from) {
+function foldedEvidence(from) {
   const facts = Object.entries(from.evidence || {});
   if (!facts.length) return null;
   return h(
@@ -140,7 +140,7 @@ function detectionStations(run, from) {
         from.source_format,
         from.branch && `branch ${from.branch}`,
         pathFact(from.source_path),
-        evidenceOf(from),
+        foldedEvidence(from),
       ]),
     converted &&
       station("conversion", "intl-transfer convert", [
