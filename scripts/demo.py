@@ -31,7 +31,7 @@ from intl_transfer.boundary import Boundary
 from intl_transfer.data.shapes import ShapesSpec, make_shapes
 from intl_transfer.errors import UserError
 from intl_transfer.results import TableOptions, build_tables, collect, render
-from intl_transfer.results.outputs import write_folder
+from intl_transfer.results.outputs import privacy_of, write_folder
 from intl_transfer.runs import read_manifest, read_metrics, read_results
 from intl_transfer.runs.progress import format_seconds
 
@@ -278,7 +278,8 @@ class Demo:
         found = collect([self.folder])
         for problem in found.problems:
             print(problem, file=sys.stderr)
-        write_folder(found, build_tables(found), self.folder / "report", {})
+        privacy = privacy_of(found, [self.folder])
+        write_folder(found, build_tables(found), self.folder / "report", {}, privacy=privacy)
         print()
         # Narrower than the report's tables: one for each data set.
         narrow = build_tables(found, options=TableOptions(layout="dataset"))

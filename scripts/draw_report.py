@@ -71,7 +71,7 @@ def draw(report: Path, out: Path) -> None:
         )
         _save(_read(seen), out / "report_results.png")
         page.goto(f"{address}#/runs")
-        links = page.locator("a[href^='#/run/']", has_text=" from ")  # of detection runs
+        links = page.locator("a[href^='#/run/']", has_text="shapes_coco_")
         keys = [str(link.get_attribute("href")).split("/", 2)[2] for link in links.all()]
         if not keys:
             raise UserError(f"{report} has no run of a detector")

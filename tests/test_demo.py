@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from intl_transfer.errors import UserError
+from tests.results.synthetic import detection_run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -70,6 +72,19 @@ def test_commands_follow_backbone_and_scale(demo_module, tmp_path):
         # Equal budgets for both initializations.
         assert {tuple(j.command[-4:]) for j in jobs} == {tuple(jobs[0].command[-4:])}
         assert {j.total for j in jobs} == {round(demo_module.ITERATIONS / 2)}
+
+
+def test_the_report_holds_no_absolute_path(demo_module, tmp_path, capsys):
+    demo = demo_module.Demo("resnet18", 1.0, tmp_path)
+    weights = str(demo.folder / "weights" / "intl.pth")
+    folder = detection_run(demo.folder, "a").path
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["inputs"] = [{"role": "weights", "path": weights, "sha256": "a" * 64}]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    demo.table([])
+    page = (demo.folder / "report" / "index.html").read_text()
+    assert str(tmp_path) not in page
+    assert "weights/intl.pth" in page
 
 
 def test_the_quick_demo_has_the_same_stages_and_a_control(demo_module, tmp_path):

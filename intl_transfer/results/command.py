@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.results.arguments import add_arguments
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from intl_transfer.results.names import Naming
     from intl_transfer.results.report.details import Cache
     from intl_transfer.runs.private import Privacy
-    from intl_transfer.runs.records import Manifest
 
 __all__ = ["add_arguments", "build", "run", "tell"]
 
@@ -139,23 +138,13 @@ def _export(tables: Sequence[Table], arguments: argparse.Namespace, found: Colle
 
 def _privacy(found: Collection, arguments: argparse.Namespace) -> Privacy | None:
     """What takes out of tables and report what tells of machines and people."""
-    from intl_transfer.runs.private import Privacy
+    from intl_transfer.results.outputs import privacy_of
 
     if arguments.disclose and arguments.anonymous:
         raise UserError("--disclose and --anonymous contradict each other; give one of them")
     if arguments.disclose:
         return None
-    manifests = [entry.manifest for entry in found.entries if entry.manifest is not None]
-    return Privacy(arguments.runs, map(_machines, manifests), arguments.anonymous)
-
-
-def _machines(manifest: Manifest) -> dict[str, Any]:
-    """What of a manifest names hosts and users; its configuration is long, and all paths."""
-    return {
-        "host": manifest.hardware.get("host"),
-        "sessions": [{"host": one.host, "command": one.command} for one in manifest.sessions],
-        "inputs": [one.path for one in manifest.inputs],
-    }
+    return privacy_of(found, arguments.runs, arguments.anonymous)
 
 
 def tell(found: Collection) -> None:

@@ -14,6 +14,7 @@ from intl_transfer.results.rows import Table
 from intl_transfer.results.terminal import print_timed
 from intl_transfer.runs import write_atomically
 from intl_transfer.runs.private import Privacy
+from intl_transfer.runs.records import Manifest
 
 if TYPE_CHECKING:
     from intl_transfer.results.report.details import Cache
@@ -85,3 +86,24 @@ def write_folder(
     counts = f"{len(tables)} tables, {rows} rows"
     print_timed(f"wrote {files[-1]} ({counts}), and beside it {names}")
     return files
+
+
+def privacy_of(found: Collection, runs: Sequence[Path], is_anonymous: bool = False) -> Privacy:
+    """What removes from tables and report whatever identifies machines and people.
+
+    Args:
+        found: the runs that are shown.
+        runs: the folders that were read, which paths are shown from.
+        is_anonymous: also what identifies a group, for double-blind review.
+    """
+    manifests = [entry.manifest for entry in found.entries if entry.manifest is not None]
+    return Privacy(runs, map(_machines, manifests), is_anonymous)
+
+
+def _machines(manifest: Manifest) -> dict[str, Any]:
+    """What of a manifest names hosts and users; its configuration is long, and all paths."""
+    return {
+        "host": manifest.hardware.get("host"),
+        "sessions": [{"host": one.host, "command": one.command} for one in manifest.sessions],
+        "inputs": [one.path for one in manifest.inputs],
+    }
