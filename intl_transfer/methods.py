@@ -151,10 +151,7 @@ def _of_keywords(function: Callable[..., Tensor], options: Mapping[str, Option])
     """A loss of views and keywords, as a row has it."""
 
     def loss(
-        views: Sequence[Tensor],
-        settings: LossSettings,
-        batch_size: int,
-        parts: dict[str, Tensor],
+        views: Sequence[Tensor], settings: LossSettings, batch_size: int, parts: dict[str, Tensor]
     ) -> Tensor:
         given = settings.options.items()
         return function(views, **{name: options[name].kind(value) for name, value in given})
@@ -204,10 +201,7 @@ def _of_transform(transform: Callable[[LossSettings], SpectralTransform], has_ta
     """The framework's loss, with trace loss if the settings weight it."""
 
     def loss(
-        views: Sequence[Tensor],
-        settings: LossSettings,
-        batch_size: int,
-        parts: dict[str, Tensor],
+        views: Sequence[Tensor], settings: LossSettings, batch_size: int, parts: dict[str, Tensor]
     ) -> Tensor:
         weight = settings.trace_weight or 0.0
         return framework_loss(views, transform(settings), weight, has_target, parts)
@@ -219,10 +213,7 @@ def _of_iternorm(has_target: bool) -> Loss:
     """INTL, or the framework's loss of IterNorm's direct iteration."""
 
     def loss(
-        views: Sequence[Tensor],
-        settings: LossSettings,
-        batch_size: int,
-        parts: dict[str, Tensor],
+        views: Sequence[Tensor], settings: LossSettings, batch_size: int, parts: dict[str, Tensor]
     ) -> Tensor:
         if not settings.stable:
             weight = settings.trace_weight

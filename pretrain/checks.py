@@ -9,7 +9,7 @@ from intl_transfer.data.views import build_views
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.methods import METHODS
 from intl_transfer.models import PRECISIONS, STEMS
-from intl_transfer.runs.config import check_values
+from intl_transfer.runs.config import Rules, check_values
 from intl_transfer.spectral import default_trace_weight
 from pretrain.config import (
     DataConfig,
@@ -20,9 +20,6 @@ from pretrain.config import (
     OptimConfig,
     PretrainConfig,
 )
-
-# By key the value, whether it is good, and what was expected.
-_Rules = dict[str, tuple[Any, bool, str]]
 
 
 def check(config: PretrainConfig) -> None:
@@ -54,7 +51,7 @@ def check(config: PretrainConfig) -> None:
     _check_views(config)
 
 
-def _optim_rules(optim: OptimConfig) -> _Rules:
+def _optim_rules(optim: OptimConfig) -> Rules:
     clip = optim.clip_norm
     return {
         "optim.epochs": (optim.epochs, optim.epochs >= 1, "at least 1"),
@@ -68,7 +65,7 @@ def _optim_rules(optim: OptimConfig) -> _Rules:
     }
 
 
-def _loss_rules(loss: LossConfig) -> _Rules:
+def _loss_rules(loss: LossConfig) -> Rules:
     few = "at least 1 (0 only centers and scales; for that take loss.method=power loss.options.p=0)"
     return {
         "loss.iterations": (loss.iterations, loss.iterations >= 1, few),
@@ -76,7 +73,7 @@ def _loss_rules(loss: LossConfig) -> _Rules:
     }
 
 
-def _data_rules(data: DataConfig) -> _Rules:
+def _data_rules(data: DataConfig) -> Rules:
     share = data.max_unreadable
     return {
         "data.workers": (data.workers, data.workers >= 0, "0 or more"),
@@ -84,7 +81,7 @@ def _data_rules(data: DataConfig) -> _Rules:
     }
 
 
-def _log_rules(log: LogConfig) -> _Rules:
+def _log_rules(log: LogConfig) -> Rules:
     every = log.diagnostics_steps
     return {
         "log.steps": (log.steps, log.steps >= 1, "at least 1"),
@@ -92,7 +89,7 @@ def _log_rules(log: LogConfig) -> _Rules:
     }
 
 
-def _knn_rules(knn: KnnConfig) -> _Rules:
+def _knn_rules(knn: KnnConfig) -> Rules:
     crop = knn.crop_pct
     return {
         "knn.epochs": (knn.epochs, knn.epochs >= 0, "0 or more"),
@@ -101,7 +98,7 @@ def _knn_rules(knn: KnnConfig) -> _Rules:
     }
 
 
-def _engine_rules(engine: EngineConfig) -> _Rules:
+def _engine_rules(engine: EngineConfig) -> Rules:
     counts = (
         *("checkpoint_steps", "checkpoint_epochs", "keep_checkpoints", "milestone_epochs"),
         *("nonfinite_steps", "stop_after_steps", "threads"),

@@ -11,8 +11,6 @@ given replace their own part and leave the rest as it was.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import os
 import platform
@@ -30,6 +28,7 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: not set up; run `make setup`, then use .venv/bin/python or activate .venv")
 
+from intl_transfer.analysis.outcome import as_csv
 from intl_transfer.boundary import Boundary
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.runs import write_atomically, write_json
@@ -87,7 +86,7 @@ def run(names: list[str], out: Path) -> int:
             continue
         write_json(file, {"benchmarks": dict(sorted(parts.items()))})
         write_atomically(
-            out / "benchmarks.csv", lambda opened: opened.write(as_csv(parts).encode())
+            out / "benchmarks.csv", lambda opened: opened.write(as_csv(rows_of(parts)).encode())
         )
     print(f"{file}: {sum(part['seconds'] for part in parts.values()):.0f} s in all")
     return int(bool(failed))
@@ -121,20 +120,13 @@ def processor() -> str:
     return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "")
 
 
-def as_csv(parts: dict[str, dict[str, Any]]) -> str:
-    """One line per case, with all plain values that any case has."""
-    rows = [
+def rows_of(parts: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per case, with its plain values."""
+    return [
         {"benchmark": name} | {k: v for k, v in case.items() if not isinstance(v, dict | list)}
         for name, part in sorted(parts.items())
         for case in part["cases"]
     ]
-    text = io.StringIO()
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-    return text.getvalue()
 
 
 if __name__ == "__main__":

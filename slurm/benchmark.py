@@ -383,7 +383,7 @@ def make_data(benchmark: Benchmark, say: Any) -> None:
         if not made_set.make:
             continue
         known = [item.name for item in dataclasses.fields(made.spec)]
-        values = standard_keys(made_set.spec, known, f"{name}.spec")
+        values = standard_keys(made_set.spec, f"{name}.spec")
         for key in values:
             if key not in known:
                 raise UserError(f"{name}.spec: no key '{key}'.{did_you_mean(key, known)}")

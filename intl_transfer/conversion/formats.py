@@ -44,7 +44,7 @@ from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.files.jsons import parse_json
 from intl_transfer.models import STEMS, Stem
 from intl_transfer.runs import MANIFEST, RESULTS, read_manifest, read_results, sha256_file
-from intl_transfer.runs.aliases import standard_keys
+from intl_transfer.runs.aliases import earlier_spellings
 from intl_transfer.runs.checkpoint import FORMAT, load_newest
 from intl_transfer.runs.checkpoint import read_checkpoint as read_own_checkpoint
 from intl_transfer.runs.settings import flatten
@@ -295,10 +295,10 @@ def _opened(path: Path) -> tuple[Content, str | None]:
 def _settings_stated(content: Content, config: dict[str, Any]) -> Settings | None:
     """How a file that this project converted says that its network takes images."""
     # What was assumed when it was converted is no better known since.
-    values = standard_keys(dict(content.values), {"config_source"}, "the file")
-    assumed = "config_source" in values and values["config_source"] is None
-    metadata = standard_keys(dict(content.metadata), {"config_source"}, "its metadata")
-    assumed |= metadata.get("config_source") == "null"
+    assumed = False
+    for key in ("config_source", *earlier_spellings("config_source")):
+        assumed |= key in content.values and content.values[key] is None
+        assumed |= content.metadata.get(key) == "null"
     return from_config(config, ASSUMED if assumed else stated("config"))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from intl_transfer.evaluation.config import (
     INTERPOLATIONS,
     OPTIMIZERS,
@@ -15,10 +13,7 @@ from intl_transfer.evaluation.config import (
 )
 from intl_transfer.evaluation.kinds import KINDS
 from intl_transfer.models import PRECISIONS, STEMS
-from intl_transfer.runs.config import check_values
-
-# By key the value, whether it is good, and what was expected.
-_Rules = dict[str, tuple[Any, bool, str]]
+from intl_transfer.runs.config import Rules, check_values
 
 
 def check(config: EvaluationConfig) -> None:
@@ -37,7 +32,7 @@ def check(config: EvaluationConfig) -> None:
         "model.stem": (config.model.stem, STEMS),
     }
     noise, every = config.control.noise, config.log.test_epochs
-    rules: _Rules = {
+    rules: Rules = {
         **_counts(config),
         **_optim_rules(optim),
         **_data_rules(data),
@@ -50,7 +45,7 @@ def check(config: EvaluationConfig) -> None:
     data_statistics(data)
 
 
-def _counts(config: EvaluationConfig) -> _Rules:
+def _counts(config: EvaluationConfig) -> Rules:
     optim, engine = config.optim, config.engine
     positive = {
         "k": config.k,
@@ -67,7 +62,7 @@ def _counts(config: EvaluationConfig) -> _Rules:
     return {key: (n, n is None or n >= 1, "at least 1") for key, n in positive.items()}
 
 
-def _optim_rules(optim: OptimConfig) -> _Rules:
+def _optim_rules(optim: OptimConfig) -> Rules:
     spread = optim.head_std
     return {
         "optim.lr": (optim.lr, 0 < optim.lr < float("inf"), "a positive number"),
@@ -77,7 +72,7 @@ def _optim_rules(optim: OptimConfig) -> _Rules:
     }
 
 
-def _data_rules(data: DataConfig) -> _Rules:
+def _data_rules(data: DataConfig) -> Rules:
     return {
         "data.crop_pct": (data.crop_pct, 0 < data.crop_pct <= 1, "a share above 0, up to 1"),
         "data.workers": (data.workers, data.workers >= 0, "0 or more"),
@@ -86,7 +81,7 @@ def _data_rules(data: DataConfig) -> _Rules:
     }
 
 
-def _final_rate(optim: OptimConfig) -> _Rules:
+def _final_rate(optim: OptimConfig) -> Rules:
     """Of the schedule that ends at a rate."""
     if optim.schedule != "exponential":
         return {}
@@ -95,7 +90,7 @@ def _final_rate(optim: OptimConfig) -> _Rules:
     return {"optim.final_lr": (final, is_good, f"above 0, up to optim.lr ({optim.lr:g})")}
 
 
-def _semi_rules(config: EvaluationConfig) -> _Rules:
+def _semi_rules(config: EvaluationConfig) -> Rules:
     """Of what trains the backbone too, on a part of the labels."""
     rate, share = config.optim.backbone_lr, config.data.labels_percent
     augment = config.data.augment
@@ -114,7 +109,7 @@ def _semi_rules(config: EvaluationConfig) -> _Rules:
     }
 
 
-def _rules_of_others(config: EvaluationConfig) -> _Rules:
+def _rules_of_others(config: EvaluationConfig) -> Rules:
     rate, share = config.optim.backbone_lr, config.data.labels_percent
     return {
         "optim.backbone_lr": (rate, rate is None, "null: only kind=semi trains the backbone"),

@@ -19,6 +19,8 @@ from intl_transfer.runs.aliases import standard_keys
 
 Schema = TypeVar("Schema")
 _LONGEST_OVERRIDE = 100_000
+#: By key the value, whether it is good, and what was expected.
+Rules = Mapping[str, tuple[Any, bool, str]]
 
 
 def load_config(
@@ -118,7 +120,7 @@ def _reason(error: Exception) -> str:
 
 def check_values(
     choices: Mapping[str, tuple[Any, Collection[str]]],
-    rules: Mapping[str, tuple[Any, bool, str]],
+    rules: Rules,
 ) -> None:
     """Refuses values that a configuration's types allow and that cannot be used.
 
@@ -190,7 +192,7 @@ def _merge(config: DictConfig, values: Any, where: str, known: Sequence[str]) ->
         check_interpolations(values, where)
     else:
         values = OmegaConf.to_container(values, resolve=False)
-    values = standard_keys(values, known, where)
+    values = standard_keys(values, where)
     try:
         return cast(DictConfig, OmegaConf.merge(config, values))
     except OmegaConfBaseException as error:

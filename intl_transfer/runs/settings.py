@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Final, Generic, Literal, TypeVar
 
-from intl_transfer.runs.aliases import ALIASES
+from intl_transfer.runs.aliases import standard_key
 
 Role = Literal["decides", "weights", "control", "seed", "free"]
 T = TypeVar("T")
@@ -222,7 +222,6 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for key, value in config.items():
-        key = ALIASES.get(key, key)
         if type(value) is dict and value:
             found.update(_section(str(key), value))
         else:
@@ -254,12 +253,12 @@ def _section(name: str, section: dict[str, Any]) -> dict[str, Any]:
 def _walk(name: str, value: Any, found: dict[str, Any]) -> None:
     if isinstance(value, dict) and value:
         for key, inner in value.items():
-            _walk(f"{name}.{ALIASES.get(key, key)}", inner, found)
+            _walk(f"{name}.{key}", inner, found)
     elif isinstance(value, (list, tuple)) and any(isinstance(item, dict) for item in value):
         for index, inner in enumerate(value):
             _walk(f"{name}[{index}]", inner, found)
     else:
-        found[name] = value
+        found[standard_key(name)] = value
 
 
 def below(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,12 @@ from slurm.sweep import read as read_sweep
 
 EARLIER = Path(__file__).parent / "earlier_spelling"
 ROOT = Path(__file__).resolve().parents[2]
+STANDARD = {
+    "solarise": "solarize",
+    "grey": "grayscale",
+    "recompute": "activation_checkpointing",
+    "initialisation": "initialization",
+}
 
 
 def load(*overrides, name="shapes_r18"):
@@ -32,7 +38,7 @@ def standard(folder):
     """A run directory's files in the standard spelling, by their text alone; seed 1."""
     for file in folder.glob("*.json"):
         text = file.read_text()
-        for old, new in ALIASES.items():
+        for old, new in STANDARD.items():
             text = text.replace(f'"{old}"', f'"{new}"').replace(f".{old}", f".{new}")
         text = text.replace("solarise", "solarize").replace('"seed": 0', '"seed": 1')
         file.write_text(text.replace("c67acb48", "d67acb48").replace('"id": "', '"id": "f'))
@@ -67,7 +73,14 @@ def test_a_run_of_an_earlier_version_is_continued(tmp_path):
     changed = {"views[1].grayscale": {"before": 0.2, "now": 0.3}}
     assert changes_of(tmp_path / "run", "pretrain", now) == changed
     assert deciding("pretrain", manifest.config)["views[1].solarize"] == 0.2
-    assert not set(ALIASES) & {k.rpartition(".")[2] for k in flatten(manifest.config)}
+    earlier = {old.rpartition(".")[2] for old in ALIASES}
+    assert set(STANDARD) <= earlier
+    assert not earlier & {k.rpartition(".")[2] for k in flatten(manifest.config)}
+    # Names that a user gave are no keys of ours.
+    assert flatten({"CUSTOM_DATASETS": {"grey": {"JSON": "a"}}, "grey": 1}) == {
+        "CUSTOM_DATASETS.grey.JSON": "a",
+        "grey": 1,
+    }
 
 
 def test_configurations_and_command_lines(tmp_path):
