@@ -18,7 +18,7 @@ WITH = $(if $(DEV),--dev)
 JAVASCRIPT = scripts/javascript
 CHECKERS = $(JAVASCRIPT)/node_modules/.package-lock.json
 
-.PHONY: help setup setup-dev wheelhouse lock site tables release-check demo test lint lint-python lint-javascript bench faults fuzz clean
+.PHONY: help setup setup-dev wheelhouse lock site tables release-check demo test lint lint-python lint-javascript results bench faults fuzz clean
 
 help:
 	@echo "make setup                     make .venv and install what the suite needs (PYTHON=/path/to/python3)"
@@ -31,7 +31,8 @@ help:
 	@echo "make test                      all tests (WORKERS=2)"
 	@echo "make lint                      ruff, mypy, links of the documentation; the report's JavaScript with npm"
 	@echo "make lint-javascript           the report's JavaScript alone"
-	@echo "make tables                    the documentation's tables and code from their files"
+	@echo "make results                   every picture and table of docs/results from docs/results/corpus (minutes)"
+	@echo "make tables                    the documentation's tables and code alone"
 	@echo "make site                      the documentation, site/index.html"
 	@echo "make bench                     every benchmark, kept in docs/results/corpus (NAMES=\"head views\" for some)"
 	@echo "make faults                    kill, cut off and fill the disk at every file operation (hours)"
@@ -76,6 +77,10 @@ $(CHECKERS): $(JAVASCRIPT)/package-lock.json
 
 release-check: lint test
 	@$(PY) scripts/release_check.py
+
+results: setup-dev
+	@$(PY) scripts/draw_results.py
+	@$(PY) scripts/write_tables.py
 
 tables: setup-dev
 	@$(PY) scripts/write_tables.py

@@ -29,6 +29,7 @@ COMMANDS = {
         "others' logs and results as rows, marked as external",
     ),
     "collect": ("intl_transfer.results.command", "collect run directories into a results table"),
+    "archive": ("intl_transfer.results.archive", "copy the records of runs, to be published"),
     "completion": ("intl_transfer.completion", "print what makes bash or zsh complete commands"),
 }
 

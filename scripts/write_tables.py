@@ -13,6 +13,17 @@ A table stands in a page between two comments; the first says what it is made of
     ...
     <!-- end of table -->
 
+One of run records is made as `intl-transfer collect` makes it, by the options in the comment; of
+several tables `title` chooses the one whose title it begins, and
+`footnotes: false` leaves out the notes below it:
+
+    <!-- results results/corpus/demo
+    title: shapes_coco_val
+    options: --layout dataset --hide pretraining
+    -->
+    ...
+    <!-- end of results -->
+
 A file of code stands in a page as it is:
 
     <!-- code ../tests/examples/method.py -->
@@ -22,8 +33,8 @@ A file of code stands in a page as it is:
     <!-- end of code -->
 
 `top1 .1` is that column in one digit, with its standard deviation where the file has `top1_std`;
-without digits the text is taken as it is. With `--check` nothing is written, and pages that
-disagree with their data are named (status 1).
+without digits the text is taken as it is. Pages are README.md and those of docs. With `--check`
+nothing is written, and pages that disagree with their data are named (status 1).
 """
 
 from __future__ import annotations
@@ -32,6 +43,7 @@ import argparse
 import csv
 import math
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -47,8 +59,14 @@ except ModuleNotFoundError:
 
 import yaml
 
+from intl_transfer.errors import UserError
+from intl_transfer.results import collect, render
+from intl_transfer.results.arguments import add_arguments
+from intl_transfer.results.command import rendering_of, tables_of
+
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 _TABLE = re.compile(r"(<!-- table (\S+)\n(.*?)-->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
+_RESULTS = re.compile(r"(<!-- results (\S+)\n(.*?)-->\n)(.*?)(<!-- end of results -->)", re.DOTALL)
 _CODE = re.compile(r"(<!-- code (\S+) -->\n```python\n)(.*?)(```\n<!-- end of code -->)", re.DOTALL)
 
 Row = Mapping[str, str]
@@ -80,11 +98,12 @@ def main() -> int:
 
 def rewritten(docs: Path) -> Iterator[tuple[Path, str]]:
     """Every page that has such tables or code, and its text with all of them made again."""
-    for page in sorted(docs.rglob("*.md")):
+    for page in (*docs.parent.glob("README.md"), *sorted(docs.rglob("*.md"))):
         text = page.read_text()
-        if _TABLE.search(text) or _CODE.search(text):
-            made = _TABLE.sub(partial(_made, page), text)
-            yield page, _CODE.sub(partial(_shown, page), made)
+        if any(kind.search(text) for kind in (_TABLE, _RESULTS, _CODE)):
+            for kind, make in ((_TABLE, _made), (_RESULTS, _collected), (_CODE, _shown)):
+                text = kind.sub(partial(make, page), text)
+            yield page, text
 
 
 def _made(page: Path, found: re.Match[str]) -> str:
@@ -95,6 +114,49 @@ def _made(page: Path, found: re.Match[str]) -> str:
         return head + table(rows, yaml.safe_load(said)) + end
     except (TableError, OSError, yaml.YAMLError) as error:
         raise TableError(f"{page}, table of {source}: {error}") from None
+
+
+def _collected(page: Path, found: re.Match[str]) -> str:
+    head, source, said, _, end = found.groups()
+    try:
+        return head + results_table(page.parent / source, yaml.safe_load(said) or {}) + end
+    except (TableError, UserError, yaml.YAMLError) as error:
+        raise TableError(f"{page}, results of {source}: {error}") from None
+
+
+def results_table(records: Path, said: Mapping[str, Any]) -> str:
+    """A table of run records, as ``intl-transfer collect`` shows it, without its heading.
+
+    Args:
+        records: a folder that ``intl-transfer archive`` wrote.
+        said: ``title``, ``options``, ``footnotes``.
+
+    Raises:
+        TableError: if the title is that of no table, or of several.
+        UserError: for an option that there is not, or records that cannot be read.
+    """
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_arguments(parser)
+    words = [str(records), *shlex.split(said.get("options", ""))]
+    try:
+        given, unknown = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise TableError(str(error)) from None
+    if unknown:
+        raise TableError(f"no option {' '.join(unknown)} of `intl-transfer collect`")
+    text = render(tables_of(collect([records], cache=False), given), "md", **rendering_of(given))
+    parts = [part.split("\n", 1) for part in re.split(r"^### ", text, flags=re.MULTILINE)[1:]]
+    titles = [title.replace("\\", "") for title, _ in parts]
+    chosen = [i for i, title in enumerate(titles) if title.startswith(said.get("title", ""))]
+    if len(chosen) != 1:
+        raise TableError(
+            f"title '{said.get('title', '')}' begins {len(chosen)} of the tables, expected one of: "
+            + "; ".join(titles)
+        )
+    body = parts[chosen[0]][1].strip()
+    if not said.get("footnotes", True):
+        body = body.split("\n\n", 1)[0]
+    return body + "\n"
 
 
 def _shown(page: Path, found: re.Match[str]) -> str:

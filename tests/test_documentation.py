@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from intl_transfer.analysis.outcome import as_csv
+from intl_transfer.analysis.registry import entry_of
+from intl_transfer.analysis.sweeps import rows_of, summary
+from intl_transfer.cli import main
+from intl_transfer.runs.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,6 +50,35 @@ def test_a_changed_number_is_found_and_put_right(tables, tmp_path, monkeypatch, 
     monkeypatch.setattr("sys.argv", ["write_tables.py"])
     assert tables.main() == 0
     assert page.read_text() == whole
+
+
+def test_the_corpus_is_whole_and_private():
+    corpus = ROOT / "docs/results/corpus"
+    studies = [folder for folder in corpus.iterdir() if folder.is_dir()]
+    assert studies
+    for folder in studies:
+        assert main(["check", str(folder)]) == 0
+    for file in corpus.rglob("*"):
+        text = file.read_text() if file.is_file() else ""
+        assert not re.search(r'"(/|~/|[A-Z]:\\)', text), f"{file} has an absolute path"
+        assert not re.search(r'"host": "(?!HOST")', text), f"{file} names a host"
+        assert file.is_dir() or file.stat().st_size < 100_000
+
+
+def test_data_of_drawn_sweeps_are_those_of_the_corpus():
+    drawn = load("draw_results").recipes()
+    sweeps = {stem: words.split() for stem, words in drawn.items() if "corpus/" in words}
+    assert sweeps
+    assert {path.stem for path in (ROOT / "docs/results").glob("*.json")} >= set(drawn)
+    for stem, words in sweeps.items():
+        (records,) = [ROOT / word for word in words[1:] if word.startswith("docs/")][:1]
+        if words[0] == "dynamics":
+            continue
+        entry = entry_of(words[0])
+        file = records / "sweep.yaml"
+        config = load_config(entry.load()[1], str(file), [], file.parent)
+        found = as_csv(summary(config, rows_of(config, [records])[0]))
+        assert found == (ROOT / f"docs/results/{stem}_summary.csv").read_text(), stem
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ CONFIGS = config_folder("analysis")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``intl-transfer figure``."""
-    from intl_transfer.analysis.registry import FIGURES
+    from intl_transfer.analysis.registry import FIGURES, FORMATS
 
     names = "\n".join(f"  {name:12s} {entry.help}" for name, entry in FIGURES.items())
     parser.epilog = f"figures:\n{names}"
@@ -33,6 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="small, in two minutes at most")
     parser.add_argument("--config", help="name in configs/analysis/, or a path; NAME by default")
     parser.add_argument("--out", type=Path, metavar="DIR", help="by default runs/analysis/NAME")
+    parser.add_argument("--as", dest="stem", metavar="STEM", help="of the files' names, not NAME")
+    parser.add_argument(
+        "--format",
+        action="append",
+        choices=FORMATS,
+        help="of the pictures, may be repeated; by default all of them",
+    )
     parser.add_argument(
         "inputs", nargs="*", metavar="RUN | key=value", help="run directories, and settings"
     )
@@ -42,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Makes a figure; returns 1 if a claim of its does not hold."""
     from intl_transfer.analysis import style
     from intl_transfer.analysis.outcome import write
-    from intl_transfer.analysis.registry import entry_of
+    from intl_transfer.analysis.registry import FORMATS, entry_of
     from intl_transfer.errors import UserError
     from intl_transfer.runs.config import load_config
 
@@ -64,12 +71,15 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path("runs") / "analysis" / Path(shown).stem
     words = ["intl-transfer", "figure", name, *(["--quick"] * arguments.quick)]
     words += ["--config", arguments.config] if arguments.config else []
+    words += ["--as", arguments.stem] if arguments.stem else []
     command = shlex.join([*words, *arguments.inputs])
     start = time.monotonic()
     with style.paper_style():
         outcome = function(config, runs)
         seconds = time.monotonic() - start
-        files = write(outcome, out, name, command, dataclasses.asdict(config), seconds)
+        settings, stem = dataclasses.asdict(config), arguments.stem or name
+        formats = tuple(arguments.format or FORMATS)
+        files = write(outcome, out, stem, command, settings, seconds, formats)
     for claim in outcome.claims:
         print(claim)
     print(f"{out}: {', '.join(file.name for file in files)} ({seconds:.1f} s)")

@@ -15,6 +15,7 @@ import torch
 from matplotlib.figure import Figure
 
 from intl_transfer.analysis import style
+from intl_transfer.analysis.registry import FORMATS
 from intl_transfer.errors import UserError
 from intl_transfer.runs import write_atomically, write_json
 from intl_transfer.runs.directory import git_state, library_versions
@@ -86,7 +87,7 @@ def write(
     command: str,
     settings: Mapping[str, Any],
     seconds: float,
-    formats: Sequence[str] = style.FORMATS,
+    formats: Sequence[str] = FORMATS,
 ) -> list[Path]:
     """Writes everything: ``NAME.json``, CSV files, pictures.
 

@@ -9,6 +9,9 @@ from typing import Any
 
 from intl_transfer.errors import UserError, did_you_mean
 
+#: What pictures are written as.
+FORMATS = ("png", "svg", "pdf")
+
 
 @dataclass(frozen=True)
 class Entry:

@@ -29,7 +29,6 @@ LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1.2, 1.2, 1
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 #: Inches: one column of a two-column paper, and both.
 COLUMN, WIDE = 3.4, 7.0
-FORMATS = ("png", "svg", "pdf")
 #: Light to dark in print, and the same to every kind of color vision.
 SEQUENTIAL = "cividis"
 _FILE = Path(__file__).with_name("paper.mplstyle")

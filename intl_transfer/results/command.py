@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.results.arguments import add_arguments
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from intl_transfer.results.report.details import Cache
     from intl_transfer.runs.private import Privacy
 
-__all__ = ["add_arguments", "build", "run", "tell"]
+__all__ = ["add_arguments", "build", "rendering_of", "run", "tables_of", "tell"]
 
 _SUFFIXES = {
     ".md": "md",
@@ -99,7 +99,7 @@ def build(
         tell(found)
     elif cache is not None:
         tell_counts(found)
-    tables = _tables(found, arguments)
+    tables = tables_of(found, arguments)
     if arguments.power:
         from intl_transfer.results.power import power_report
 
@@ -115,7 +115,7 @@ def build(
         from intl_transfer.results.outputs import write_folder
 
         privacy = _privacy(found, arguments)
-        rendering = _rendering(arguments)
+        rendering = rendering_of(arguments)
         write_folder(found, tables, Path(arguments.out), rendering, refresh, cache, privacy)
         return 0
     if not tables:
@@ -169,7 +169,8 @@ def tell_counts(found: Collection) -> None:
         print_timed(line)
 
 
-def _tables(found: Collection, arguments: argparse.Namespace) -> list[Table]:
+def tables_of(found: Collection, arguments: argparse.Namespace) -> list[Table]:
+    """The tables that the arguments of ``intl-transfer collect`` ask for."""
     from intl_transfer.results import TableOptions, build_tables
 
     options = TableOptions(
@@ -193,7 +194,7 @@ def _names(file: str | None) -> tuple[Naming, ...]:
     return tuple(read_names(file)) if file else ()
 
 
-def _rendering(arguments: argparse.Namespace) -> dict[str, object]:
+def rendering_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keywords of :func:`intl_transfer.results.render`."""
     return {
         "precision": arguments.precision,
@@ -253,7 +254,7 @@ def _write(
         content = as_parquet(tables, lambda value: clean(hidden(value)))
     else:
         # The parser knows the forms.
-        text = render(tables, form, **_rendering(arguments))  # type: ignore[arg-type]
+        text = render(tables, form, **rendering_of(arguments))
     text = privacy.text(text) if privacy else text
     if arguments.out is None:
         print(text, end="")

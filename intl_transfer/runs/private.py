@@ -94,9 +94,11 @@ class Privacy:
 
     def value(self, value: Any, key: str = "") -> Any:
         """A JSON value without them."""
+        if key == "command":
+            return [] if isinstance(value, (list, tuple)) else ""
         if isinstance(value, str):
-            if key == "command":
-                return ""
+            if key == "host" and value:  # also one that is too short to be looked for in texts
+                return "HOST"
             if self._anonymous and key in ("started", "ended", "built", "revision", "git"):
                 return ""
             whole = self.text(value)

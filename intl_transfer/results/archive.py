@@ -1,0 +1,156 @@
+"""Copies what tables are made of, and nothing else, to be published or put under version control.
+
+    intl-transfer archive runs/ --out records/
+    intl-transfer collect records/
+
+Of every finished run its manifest, its results, and of `metrics.jsonl` the lines that figures are
+drawn from: kilobytes in place of gigabytes. Absolute paths, hosts, users and command lines are
+taken out. The tables of the copy are compared with those of the runs before it counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from intl_transfer.errors import UserError
+from intl_transfer.runs import MANIFEST, METRICS, RESULTS, read_metrics
+from intl_transfer.runs.private import Privacy
+
+#: What a sweep is drawn by, beside its runs.
+SWEEP = "sweep.yaml"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of ``intl-transfer archive``."""
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUNS", help="run directories, or folders of them"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder of the copies; must be new"
+    )
+    parser.add_argument(
+        "--anonymous",
+        action="store_true",
+        help="for double-blind review: also without addresses, e-mail, revisions and times",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Archives; returns 0."""
+    count, size = archive(arguments.runs, arguments.out, arguments.anonymous)
+    print(f"{arguments.out}: records of {count} runs, {size / 1e3:.0f} kB")
+    return 0
+
+
+def archive(roots: Sequence[Path], out: Path, is_anonymous: bool = False) -> tuple[int, int]:
+    """Writes the records of all finished runs below some folders.
+
+    Args:
+        roots: run directories, or folders of them.
+        out: where to; below it runs lie as they lay below their root.
+        is_anonymous: also without what identifies a group.
+
+    Returns:
+        The number of runs, and the bytes written.
+
+    Raises:
+        UserError: if ``out`` exists, no run is finished, two runs would get one place, or the
+            tables made from the copies differ from those of the runs.
+    """
+    from intl_transfer.results.collect import collect
+    from intl_transfer.results.outputs import privacy_of
+
+    if out.exists():
+        raise UserError(f"--out {out} is there already; choose a new folder, or remove it")
+    found = collect(roots, cache=False)
+    finished = [entry for entry in found.entries if entry.status == "finished"]
+    if not finished:
+        names = ", ".join(map(str, roots))
+        raise UserError(f"{names}: no finished run; expected run directories with {RESULTS}")
+    privacy = privacy_of(found, roots, is_anonymous)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        copy = Path(scratch) / out.name
+        for entry in finished:
+            folder = copy / _place(entry.path, roots)
+            if folder.exists():
+                raise UserError(
+                    f"two runs would be {folder.relative_to(copy)}; archive their roots one by one"
+                )
+            folder.mkdir(parents=True)
+            for name, content in _records(entry.path, privacy, is_anonymous):
+                (folder / name).write_text(content)
+        for root in roots:
+            if (root / SWEEP).is_file():
+                (copy / SWEEP).write_text(privacy.text((root / SWEEP).read_text()))
+        _compare(roots, copy)
+        size = sum(file.stat().st_size for file in copy.rglob("*") if file.is_file())
+        shutil.move(copy, out)
+    return len(finished), size
+
+
+def _place(run: Path, roots: Sequence[Path]) -> Path:
+    """Where a run lies below its root; a run that is itself a root keeps its name."""
+    for root in roots:
+        if run.resolve().is_relative_to(root.resolve()):
+            below = run.resolve().relative_to(root.resolve())
+            return below if below.parts else Path(run.resolve().name)
+    raise AssertionError(f"{run} is below none of {roots}")
+
+
+def _records(run: Path, privacy: Privacy, is_anonymous: bool) -> Iterator[tuple[str, str]]:
+    for name in (MANIFEST, RESULTS):
+        if (run / name).is_file():
+            yield name, _lines(privacy.value(json.loads((run / name).read_text())))
+    lines = _drawn(read_metrics(run)) if (run / METRICS).is_file() else []
+    if is_anonymous:  # seconds since the first of them
+        lines = [{**line, "time": line.get("time", 0) - lines[0].get("time", 0)} for line in lines]
+    if lines:
+        yield METRICS, "".join(json.dumps(privacy.value(line)) + "\n" for line in lines)
+
+
+def _drawn(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Looks at the spectrum, skipped steps, and the last value of everything: what figures read."""
+    last = {key: index for index, line in enumerate(lines) for key in line}
+    ends = set(last.values())
+    return [
+        line
+        for index, line in enumerate(lines)
+        if index in ends
+        or "skipped_steps" in line
+        or any(key.startswith("spectrum/") for key in line)
+    ]
+
+
+def _lines(record: Mapping[str, Any]) -> str:
+    """A JSON object with one field a line: small, and a change shows where it is."""
+    fields = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in record.items())
+    return "{\n" + ",\n".join(fields) + "\n}\n"
+
+
+def _compare(roots: Sequence[Path], copy: Path) -> None:
+    """Tables of the copy against those of the runs, every digit that is shown."""
+    from intl_transfer.results import build_tables, collect, render
+
+    shown = [
+        render(build_tables(collect(paths, cache=False)), "md", precision=6)
+        for paths in (roots, [copy])
+    ]
+    if shown[0] != shown[1]:
+        differing = next(
+            (
+                f"'{a}' became '{b}'"
+                for a, b in zip(*map(str.splitlines, shown), strict=False)
+                if a != b
+            ),
+            "a row is missing",
+        )
+        raise UserError(
+            f"the copy's tables are not those of the runs: {differing}; nothing is kept"
+        )

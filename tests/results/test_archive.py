@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from intl_transfer.analysis.sweeps import Sweep, rows_of
+from intl_transfer.cli import main
+from intl_transfer.errors import UserError
+from intl_transfer.results import build_tables, collect, render
+from intl_transfer.results.archive import archive
+from intl_transfer.runs import read_manifest
+from tests.results.synthetic import detection_run, pretraining_run
+
+
+def shown(root):
+    return render(build_tables(collect([root])), "md", precision=9)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    root = tmp_path / "runs"
+    pretrained = pretraining_run(root, curves=20, knn_accuracy=61.25)
+    pretrained.log(step=21, **{"spectrum/effective_rank": 3.5})
+    pretrained.log(step=22, lr=0.0)
+    for seed in (0, 1):
+        detection_run(root, f"fine/intl{seed}", 38.0 + seed / 3, seed=seed)
+    detection_run(root, "fine/random", 26.0, method="random init")
+    (root / "fine/random/model_final.pth").write_bytes(bytes(9999))
+    running = detection_run(root, "running", 1.0, seed=7)
+    (running.path / "results.json").unlink()
+    running.manifest.status = "running"
+    running.save()
+    return root
+
+
+@pytest.mark.parametrize("is_anonymous", [False, True])
+def test_tables_of_the_copy_are_those_of_the_runs(runs, tmp_path, is_anonymous):
+    out = tmp_path / "records"
+    count, size = archive([runs], out, is_anonymous)
+    files = [file for file in out.rglob("*") if file.is_file()]
+    assert count == 4  # the one that is running is not among them
+    assert size == sum(file.stat().st_size for file in files) < 30_000
+    assert {file.name for file in files} == {"manifest.json", "results.json", "metrics.jsonl"}
+    assert shown(out) == shown(runs)
+    assert main(["check", str(out)]) == 0
+    text = "".join(file.read_text() for file in files)
+    assert str(tmp_path) not in text
+    for path in (out / "pretrain", out / "fine/intl0"):
+        manifest = read_manifest(path)
+        assert manifest.hardware["host"] == "HOST"
+        assert [(one.host, one.command) for one in manifest.sessions] == [("HOST", [])]
+        assert bool(manifest.started) is not is_anonymous
+
+
+def test_what_figures_are_drawn_from_is_kept(runs, tmp_path):
+    archive([runs], tmp_path / "records")
+    sweep = Sweep(pretrain="shapes_r18", grid={"optim.epochs": [20]})
+    rows = [rows_of(sweep, [root])[0] for root in (runs, tmp_path / "records")]
+    assert repr(rows[0]) == repr(rows[1])
+    assert rows[0][0]["effective_rank"] == 3.5
+    assert rows[0][0]["knn"] == 61.25
+    kept = (tmp_path / "records/pretrain/metrics.jsonl").read_text().splitlines()
+    # The last k-NN accuracy, loss, look at the spectrum, and learning rate.
+    assert [json.loads(line)["step"] for line in kept] == [16, 20, 21, 22]
+
+
+def test_what_would_be_lost_is_refused(runs, tmp_path):
+    twice = tmp_path / "elsewhere"
+    detection_run(twice, "fine/random", 27.0, method="random init", seed=4)
+    for roots, problem in [
+        ([runs, twice], "two runs would be fine/random"),
+        ([runs / "running"], "no finished run"),
+    ]:
+        with pytest.raises(UserError, match=problem):
+            archive(roots, tmp_path / "records")
+        assert not list(tmp_path.glob("*records*"))
+    (tmp_path / "records").mkdir()
+    with pytest.raises(UserError, match="is there already"):
+        archive([runs], tmp_path / "records")
+
+
+def test_a_copy_with_other_tables_is_not_kept(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "intl_transfer.runs.private.Privacy.value",
+        lambda self, value, key="": json.loads(json.dumps(value).replace("38.0", "38.5")),
+    )
+    with pytest.raises(UserError, match=r"not those of the runs: .*38"):
+        archive([runs], tmp_path / "records")
+    assert not list(tmp_path.glob("*records*"))
