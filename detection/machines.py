@@ -14,6 +14,10 @@ from detectron2.engine import defaults
 from detectron2.utils import comm
 from torch.multiprocessing.spawn import start_processes
 
+from intl_transfer.runs import rendezvous
+
+# Detectron2 gives torch the address; its processes import this module before they do.
+rendezvous.register()
 _TIMEOUT = timedelta(minutes=30)  # Detectron2's
 
 
@@ -36,7 +40,8 @@ def launch(
         gpus: processes on each machine.
         num_machines: number of machines.
         machine_rank: of this one.
-        dist_url: where they meet; ``auto`` for one machine.
+        dist_url: where they meet, an address that torch knows or one of
+            :func:`intl_transfer.runs.rendezvous.address_of`; ``auto`` for one machine.
         args: the function's arguments.
     """
     if torch.cuda.is_available() or num_machines == 1:

@@ -100,12 +100,10 @@ class StageJob:
         environment = {**os.environ, **self.environment}
         if not self.per_node:
             return self.command, environment | ranks
-        host = ranks["MASTER_ADDR"]
-        host = f"[{host}]" if ":" in host else host
         places = {
             "{num_machines}": ranks["WORLD_SIZE"],
             "{machine_rank}": ranks["RANK"],
-            "{dist_url}": f"tcp://{host}:{ranks['MASTER_PORT']}",
+            "{dist_url}": dist_url(ranks),
         }
         for name in ranks:  # of the shell that launched, perhaps
             environment.pop(name, None)
@@ -153,6 +151,17 @@ class StageJob:
             subprocess.run(["scontrol", "requeue", job.job_id], check=True, timeout=60)
         # The controller ends this task; a job whose tasks had all ended would be complete.
         time.sleep(_PATIENCE)
+
+
+def dist_url(ranks: dict[str, str]) -> str:
+    """Where the processes of a stage that starts its own meet, from :func:`rank_environment`."""
+    host = ranks["MASTER_ADDR"]
+    if "INTL_RENDEZVOUS" in ranks:
+        from intl_transfer.runs.rendezvous import address_of
+
+        return address_of(Path(ranks["INTL_RENDEZVOUS"]), host)
+    host = f"[{host}]" if ":" in host else host
+    return f"tcp://{host}:{ranks['MASTER_PORT']}"
 
 
 def rank_environment(restarts: int = 0) -> dict[str, str]:

@@ -7,12 +7,16 @@ layer names, on the disk that all nodes share; the others read it there.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, quote, unquote, urlparse
 
 import torch.distributed as dist
+from torch.distributed.rendezvous import register_rendezvous_handler
 
 from intl_transfer.errors import UserError, first_line
 from intl_transfer.runs.atomic import write_atomically
@@ -20,6 +24,8 @@ from intl_transfer.runs.late import wait_until
 
 #: Names the file, in the environment of a rank.
 VARIABLE = "INTL_RENDEZVOUS"
+#: Of addresses that torch's ``init_process_group`` takes once :func:`register` was called.
+SCHEME = "intl-rendezvous"
 #: How often a rank tries to reach rank 0.
 ATTEMPTS = 3
 _CONNECT_SECONDS = 60.0
@@ -86,3 +92,29 @@ def meet(
         f"rank {rank} cannot reach rank 0 at {place.replace(' ', ':')}, tried {ATTEMPTS} times "
         f"({reason}); `intl-transfer doctor --cluster` checks names and interfaces"
     )
+
+
+def address_of(file: Path, host: str) -> str:
+    """The same place as an ``init_method``, for code that hands torch an address.
+
+    Args:
+        file: absolute; see :func:`meet`.
+        host: rank 0's node, as the others reach it.
+    """
+    host = f"[{host}]" if ":" in host else host
+    return f"{SCHEME}://{host}{quote(str(file))}"
+
+
+def register() -> None:
+    """Makes torch understand :func:`address_of` in this process; a second call does nothing."""
+    with contextlib.suppress(RuntimeError):  # torch's word for one that is registered already
+        register_rendezvous_handler(SCHEME, _at_address)
+
+
+def _at_address(url: str, **_: Any) -> Iterator[tuple[Any, int, int]]:
+    """Torch's protocol: store, rank and number of ranks; it appends the latter two as a query."""
+    parts = urlparse(url)
+    query = parse_qs(parts.query)
+    rank, world_size = int(query["rank"][0]), int(query["world_size"][0])
+    store = meet(Path(unquote(parts.path)), rank, world_size, parts.hostname or "localhost")
+    yield store, rank, world_size

@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import torch.distributed as dist
 
 from intl_transfer.errors import UserError
 from intl_transfer.runs.distributed import process_group
-from intl_transfer.runs.rendezvous import VARIABLE, meet
+from intl_transfer.runs.rendezvous import VARIABLE, address_of, meet, register
 
 
 def join(rank, file, port, answers):
@@ -43,6 +44,42 @@ def test_ranks_meet_although_the_port_is_somebody_elses(tmp_path):
         for process in ranks:
             process.join(30)
     assert [process.exitcode for process in ranks] == [0, 0]
+
+
+def join_by_address(rank, file, answers):
+    register()
+    register()  # does nothing
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", address_of(file, "127.0.0.1"), world_size=2, rank=rank)
+    value = torch.tensor([rank + 1.0])
+    dist.all_reduce(value)
+    answers.put(value.item())
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_code_that_gives_torch_an_address_meets_there_too(tmp_path):
+    """As Detectron2's launcher does; the folder has signs that addresses have a meaning for."""
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    folder = tmp_path / "a b?c#d%20é"
+    folder.mkdir()
+    arguments = (folder / "place", answers)
+    ranks = [context.Process(target=join_by_address, args=(rank, *arguments)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    assert [answers.get(timeout=60) for _ in ranks] == [3.0, 3.0]
+    for process in ranks:
+        process.join(30)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    host, _, port = (folder / "place").read_text().strip().rpartition(" ")
+    assert host == "127.0.0.1"
+    assert int(port) > 0
+
+
+def test_an_address_keeps_hosts_of_version_six():
+    assert address_of(Path("/a/b"), "fe80::1") == "intl-rendezvous://[fe80::1]/a/b"
 
 
 def closed_port():
