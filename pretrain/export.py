@@ -29,7 +29,6 @@ def export(
     run: RunDirectory,
     backbone: nn.Module,
     config: PretrainConfig,
-    name: str,
     figures: dict[str, Any],
 ) -> Path:
     """Writes ``backbone.safetensors``, ``MODEL_CARD.md`` and ``results.json``, in this order.
@@ -38,7 +37,6 @@ def export(
         run: the run directory.
         backbone: the trained one.
         config: the run's.
-        name: the configuration's.
         figures: what was measured, for the results.
 
     Returns:
@@ -50,7 +48,7 @@ def export(
     weights = {key: v.cpu().contiguous() for key, v in backbone.state_dict().items()}
     advice = "; nothing was written. `intl-transfer convert` takes a checkpoint of before"
     require_finite(weights, f"the backbone of {run.path} cannot be exported", advice)
-    described = describe(run, config, name)
+    described = describe(run, config)
     metadata = {
         "method": described["method"],
         "backbone": config.model.backbone,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from intl_transfer.runs import RunDirectory
-from intl_transfer.runs.changes import changed_midway
+from intl_transfer.runs.changes import run_described
 from intl_transfer.runs.checkpoint import (
     list_checkpoints,
     resume,
@@ -20,10 +20,9 @@ from intl_transfer.runs.checkpoint import (
 )
 from intl_transfer.runs.distributed import Ranks
 from intl_transfer.runs.finite import first_nonfinite
-from intl_transfer.runs.private import portable
 from intl_transfer.runs.progress import Progress
 from intl_transfer.runs.records import ImageSet
-from intl_transfer.runs.settings import Differences, below, deciding
+from intl_transfer.runs.settings import Differences
 from intl_transfer.runs.wording import method_title
 from pretrain.config import PretrainConfig
 from pretrain.learner import Learner
@@ -86,7 +85,7 @@ class State:
             },
             "rng": rng,
             "config": dataclasses.asdict(self.config),
-            "run": describe(run, self.config, self.name),
+            "run": describe(run, self.config),
         }
         keep = self.config.engine.keep_checkpoints
         save = partial(save_checkpoint, folder, step, state, keep, self.is_milestone)
@@ -156,20 +155,11 @@ def open_run(
     )
 
 
-def describe(run: RunDirectory, config: PretrainConfig, name: str) -> dict[str, Any]:
+def describe(run: RunDirectory, config: PretrainConfig) -> dict[str, Any]:
     """What a backbone says of the run it comes from, its deciding settings among it."""
-    manifest = run.manifest
-    settings = deciding("pretrain", dataclasses.asdict(config)) | changed_midway(manifest)
-    facts = {"train": manifest.dataset["train"].as_json()} if "train" in manifest.dataset else {}
+    manifest, further = run.manifest, dict[str, Any]()
     if not config.model.sync_batchnorm:  # statistics of each rank's share of the batch
-        settings["batch_norm.ranks"] = manifest.sessions[-1].world_size
-    return {
-        "id": manifest.id,
-        "name": manifest.name,
-        "config_name": name,
-        "method": manifest.method,
-        "epochs": config.optim.epochs,
-        "dataset": config.data.name,
-        "seed": config.seed,
-        "settings": {**portable(settings), **below("dataset", facts)},
-    }
+        further["batch_norm.ranks"] = manifest.sessions[-1].world_size
+    facts = {"epochs": config.optim.epochs, "dataset": config.data.name}
+    settings = dataclasses.asdict(config)
+    return run_described(manifest, "pretrain", settings, further, method=manifest.method, **facts)

@@ -150,7 +150,7 @@ def train(config: PretrainConfig, name: str, ranks: Ranks, allow_change: bool = 
         stop.close()
         if reached.step < total_steps:
             return interrupted(session, reached)
-        conclude(session, reached, name)
+        conclude(session, reached)
     ranks.barrier()
     return 0
 
@@ -227,7 +227,7 @@ def interrupted(session: Session, reached: Reached) -> int:
     return end.status
 
 
-def conclude(session: Session, reached: Reached, name: str) -> None:
+def conclude(session: Session, reached: Reached) -> None:
     """The backbone and the results, after the last step."""
     state, watch, loss = session.state, session.watch, float(reached.loss)
     if watch.in_a_row and math.isfinite(loss):  # not saved, for want of a last step
@@ -237,7 +237,7 @@ def conclude(session: Session, reached: Reached, name: str) -> None:
         seconds = round(state.seconds + session.progress.elapsed(), 3)
         figures = {"steps": reached.step, **state.last, "wall_time_s": seconds}
         backbone = session.learner.encoder.backbone
-        file = export(state.run, backbone, session.config, name, figures)
+        file = export(state.run, backbone, session.config, figures)
         session.monitor.finished(file, watch.total, watch.in_a_row)
 
 

@@ -13,6 +13,8 @@ from omegaconf import MISSING, OmegaConf
 
 from intl_transfer.data.loaders import rank_batch_size
 from intl_transfer.errors import UserError, did_you_mean
+from intl_transfer.evaluation.command import configuration
+from intl_transfer.evaluation.config import CLASSIFIER, EvaluationConfig
 from intl_transfer.runs.aliases import standard_keys
 from intl_transfer.runs.config import load_config
 from intl_transfer.runs.controls import ControlConfig
@@ -33,17 +35,20 @@ _STAGES = ("pretrain", "convert", "collect")
 
 @dataclass
 class Initialization:
-    """Where fine-tuning starts; exactly one of the first three.
+    """Where fine-tuning starts; exactly one of the first four.
 
     Attributes:
         pretrain: a configuration in ``configs/pretrain/``, or a path; its runs are made.
+        supervised: a configuration of ``kind=semi`` in ``configs/evaluation/``, or a path; its runs
+            train random weights on labels.
         checkpoint: a finished pretraining run, or a checkpoint of any method.
         random: from scratch.
-        overrides: ``key=value`` for ``pretrain``.
-        seeds: of ``pretrain``, one run each.
+        overrides: ``key=value`` for ``pretrain`` or ``supervised``.
+        seeds: of ``pretrain`` or ``supervised``, one run each.
     """
 
     pretrain: str | None = None
+    supervised: str | None = None
     checkpoint: str | None = None
     random: bool = False
     overrides: list[str] = field(default_factory=list)
@@ -123,16 +128,21 @@ def read(name: str, overrides: list[str]) -> Benchmark:
     for key, start in benchmark.initializations.items():
         where = f"{name}: initializations.{key}"
         _check_name(key, where)
-        named = [start.pretrain is not None, start.checkpoint is not None, start.random]
-        if sum(named) != 1:
-            raise UserError(f"{where}: expected exactly one of pretrain, checkpoint and random")
+        named = [start.pretrain, start.supervised, start.checkpoint, start.random or None]
+        if sum(value is not None for value in named) != 1:
+            raise UserError(
+                f"{where}: expected exactly one of pretrain, supervised, checkpoint and random"
+            )
         if start.checkpoint is not None and not Path(start.checkpoint).exists():
             raise UserError(f"{where}: checkpoint {start.checkpoint} does not exist")
-        if start.pretrain is not None:
+        if start.pretrain is not None or start.supervised is not None:
             if not start.seeds:
                 raise UserError(f"{where}: seeds is empty; expected at least one")
             try:
-                pretraining_config(start)
+                if start.pretrain is not None:
+                    pretraining_config(start)
+                else:
+                    supervised_config(start)
             except UserError as error:
                 raise UserError(f"{where}: {error}") from None
     _check_distinct(benchmark, name)
@@ -188,6 +198,9 @@ def _check_distinct(benchmark: Benchmark, name: str) -> None:
             made = Path(start.checkpoint).resolve()
         elif start.pretrain is not None:
             made = fingerprint(deciding("pretrain", dataclasses.asdict(pretraining_config(start))))
+        elif start.supervised is not None:
+            settings = dataclasses.asdict(supervised_config(start))
+            made = "supervised", fingerprint(deciding("evaluation", settings))
         if made in seen:
             raise UserError(
                 f"{name}: initializations.{key} is the same experiment as {seen[made]}: nothing "
@@ -206,6 +219,18 @@ def pretraining_config(start: Initialization) -> PretrainConfig:
     folder = ROOT / "configs" / "pretrain"
     config = load_config(PretrainConfig, start.pretrain or "", start.overrides, folder)
     check(config)
+    return config
+
+
+def supervised_config(start: Initialization) -> EvaluationConfig:
+    """What a supervised run of the benchmark will be.
+
+    Raises:
+        UserError: if it cannot be, or would not train the backbone.
+    """
+    config = configuration(start.supervised or "", start.overrides)
+    if config.kind != "semi":
+        raise UserError(f"supervised: expected a configuration of kind=semi, found {config.kind}")
     return config
 
 
@@ -255,6 +280,8 @@ class Plan:
         if start.checkpoint is not None:
             node = self._conversion(name, name, str(Path(start.checkpoint).resolve()), [])
             return [(name, node.target, [node])]
+        if start.supervised is not None:
+            return self._supervised(name, start)
         found = []
         requested = self._resources("pretrain", self.benchmark.resources.get("pretrain", {}))
         batch = pretraining_config(start).optim.batch_size
@@ -269,6 +296,22 @@ class Plan:
             run = pretraining(config, overrides, folder, requested, self.code, title, resolved)
             run.must_finish = True
             node = self._conversion(name, label, str(folder), [run.key])
+            found.append((label, node.target, [run, node]))
+        return found
+
+    def _supervised(self, name: str, start: Initialization) -> list[tuple[str, str, list[Node]]]:
+        """Random weights trained on labels, by the same stage that evaluates with few."""
+        overrides = list(start.overrides)
+        evaluation = Evaluation("classification", start.supervised or "", overrides, start.seeds)
+        kind = kind_of(evaluation, name)
+        requested = self._resources("pretrain", self.benchmark.resources.get("pretrain", {}))
+        found = []
+        for seed in start.seeds:
+            label = f"{name}_seed{seed}" if len(start.seeds) > 1 else name
+            folder, title = self.folder / kind.stage / name / label, f"{self.name}-{name}"
+            run = kind.node(evaluation, RANDOM, seed, None, folder, requested, self.code, title)
+            run.key, run.must_finish = f"supervised/{label}", True
+            node = self._conversion(name, label, str(folder / CLASSIFIER), [run.key])
             found.append((label, node.target, [run, node]))
         return found
 

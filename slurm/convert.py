@@ -57,6 +57,7 @@ def main() -> int:
 def convert(source: str, target: Path, name: str | None) -> int:
     """Converts what has not been; returns an exit status."""
     # The run has only just finished, on another node.
+    wait_until(Path(source).exists, Path(source).parent)
     if Path(source, MANIFEST).exists() and not wait_until(
         lambda: source_hash(source) is not None, source
     ):

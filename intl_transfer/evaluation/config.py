@@ -14,6 +14,8 @@ from intl_transfer.runs.controls import ControlConfig
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("steps", "cosine", "cosine_steps", "exponential")
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
+#: What was trained, in the run directory.
+CLASSIFIER = "classifier.safetensors"
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from intl_transfer.evaluation.features import (
 )
 from intl_transfer.evaluation.learner import FeatureNetwork
 from intl_transfer.runs import RunDirectory
+from intl_transfer.runs.changes import run_described
 from intl_transfer.runs.distributed import Ranks
 from intl_transfer.runs.records import (
     SCHEMA,
@@ -97,6 +99,34 @@ class Session:
                 wall_time_s=round(seconds, 3),
             )
         )
+
+
+def trained_backbone(session: Session) -> dict[str, str]:
+    """What a file says of the backbone in it, where the evaluation trained that, too.
+
+    With it the file is a start for other evaluations: `supervised`, where labels alone trained it.
+    """
+    config, subject = session.config, session.subject
+    start, images = subject.initialization, subject.settings
+    if session.run is None or config.kind != "semi":
+        return {}
+    if images.channels != "RGB" or images.stride_in_1x1:
+        return {}  # which no file of ours can state
+    method = "supervised" if start.kind == "random" else f"{start.method or 'unknown'}, then labels"
+    further = {"weights_sha256": start.weights_sha256} if start.weights_sha256 else {}
+    facts = {"method": method, "epochs": config.optim.epochs, "dataset": config.data.name}
+    settings = dataclasses.asdict(config)
+    run = run_described(session.run.manifest, "evaluation", settings, further, **facts)
+    statistics = {"mean": images.pixel_mean, "std": images.pixel_std}
+    return {
+        "method": method,
+        "backbone": subject.architecture,
+        "stem": subject.stem,
+        "normalize": json.dumps(
+            {key: [round(v / 255, 6) for v in values] for key, values in statistics.items()}
+        ),
+        "pretrain_run": json.dumps(run),
+    }
 
 
 def open_run(session: Session, changes: Differences, dataset: dict[str, ImageSet]) -> RunDirectory:

@@ -16,6 +16,7 @@ from torch import Tensor
 from intl_transfer.data.source import ImageSource
 from intl_transfer.errors import UserError
 from intl_transfer.evaluation.batches import CroppedImages, Features
+from intl_transfer.evaluation.config import CLASSIFIER
 from intl_transfer.evaluation.features import on_every_rank, own_share
 from intl_transfer.evaluation.learner import Classifier, Learner, schedule
 from intl_transfer.evaluation.session import (
@@ -25,6 +26,7 @@ from intl_transfer.evaluation.session import (
     count_over,
     frozen_features,
     images_of,
+    trained_backbone,
 )
 from intl_transfer.runs import write_atomically
 from intl_transfer.runs.checkpoint import (
@@ -39,7 +41,6 @@ from intl_transfer.runs.progress import Progress
 from intl_transfer.runs.stopping import AGAIN, StopRequest, ending
 from intl_transfer.runs.trackers import Trackers
 
-CLASSIFIER = "classifier.safetensors"
 _TOP = (1, 5)
 _KEPT = 2  # checkpoints: the one before the last is known to be good
 
@@ -272,7 +273,7 @@ class Training:
             require_finite(weights, f"{file} was not written", f"; {self._advice()}")
             architecture = session.subject.architecture
             facts = {"classes": json.dumps(self._classes), "architecture": architecture}
-            data = safetensors_bytes(weights, facts)
+            data = safetensors_bytes(weights, facts | trained_backbone(session))
             write_atomically(file, lambda out: out.write(data))
             figures = {**self.batches.figures}
             missing = int(figures.pop("unreadable_images", 0)) + self._unreadable_tests

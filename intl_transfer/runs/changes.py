@@ -10,11 +10,14 @@ from typing import Any
 from intl_transfer.errors import UserError
 from intl_transfer.runs.aliases import standard_key
 from intl_transfer.runs.directory import MANIFEST, read_manifest
+from intl_transfer.runs.private import portable
 from intl_transfer.runs.records import ImageSet, Manifest
 from intl_transfer.runs.settings import (
     IMPLIED,
     Differences,
+    below,
     comparable,
+    deciding,
     differences,
     flatten,
     role_of,
@@ -99,6 +102,37 @@ def changed_data(folder: str | Path, dataset: Mapping[str, ImageSet]) -> Differe
         if comparable(parts[0]) != comparable(parts[1]):
             found[f"dataset.{name}.labels"] = {"before": parts[0], "now": parts[1]}
     return found
+
+
+def run_described(
+    manifest: Manifest,
+    stage: str,
+    config: Mapping[str, Any],
+    further: Mapping[str, Any],
+    **facts: Any,
+) -> dict[str, Any]:
+    """What weights say of the run that trained them, the settings that decided them among it.
+
+    Args:
+        manifest: of the run.
+        stage: whose settings ``config`` holds.
+        config: all of them.
+        further: by dotted key, what decided the weights besides.
+        facts: ``method``, ``epochs``, ``dataset``.
+    """
+    settings = deciding(stage, config) | changed_midway(manifest) | dict(further)
+    images = manifest.dataset.get("train")
+    return {
+        "id": manifest.id,
+        "name": manifest.name,
+        "config_name": manifest.config_name,
+        **facts,
+        "seed": manifest.seed,
+        "settings": {
+            **portable(settings),
+            **below("dataset", {"train": images.as_json()} if images else {}),
+        },
+    }
 
 
 def changed_midway(manifest: Manifest) -> dict[str, str]:

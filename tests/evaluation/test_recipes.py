@@ -21,8 +21,8 @@ from intl_transfer.evaluation.learner import schedule
 from intl_transfer.runs.settings import flatten, select
 
 OWN = {
-    *("shapes_linear", "shapes_knn", "shapes_semi10"),
-    *("photo_cutouts_linear", "photo_cutouts_knn"),
+    *("shapes_linear", "shapes_knn", "shapes_semi10", "shapes_supervised"),
+    *("photo_cutouts_linear", "photo_cutouts_knn", "photo_cutouts_supervised"),
 }
 
 TABLE = """

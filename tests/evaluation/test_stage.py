@@ -170,6 +170,46 @@ def test_what_learned_loads_into_torchvision(classes, trained, tmp_path):
     network.load_state_dict(head, strict=False)
 
 
+@pytest.mark.parametrize("start", ["random", "MoCo v2"])
+def test_a_backbone_trained_on_labels_is_a_start_for_others(
+    start, classes, trained, tmp_path, capsys
+):
+    settings = [*KINDS["semi"][:1], "data.labels_percent=100", *KINDS["semi"][2:]]
+    settings += ["model.backbone=resnet18", "data.normalize=cifar10", "seed=3"]
+    known = [] if start == "random" else ["--method", start, "--pixels", "imagenet"]
+    evaluate(
+        classes, "random" if start == "random" else trained, tmp_path / "run", *settings, *known
+    )
+    file, out = tmp_path / "run/classifier.safetensors", tmp_path / "out.pth"
+    assert main(["convert", str(file), str(out)]) == 0
+    assert "fc.weight" in capsys.readouterr().out  # dropped, and said
+    provenance = json.loads(out.with_suffix(".json").read_text())["provenance"]
+    run, manifest = provenance["pretrain_run"], read_manifest(tmp_path / "run")
+    method = "supervised" if start == "random" else "MoCo v2, then labels"
+    assert provenance["method"] == run["method"] == method
+    assert (run["id"], run["epochs"], run["dataset"], run["seed"]) == (
+        manifest["id"],
+        2,
+        "colors",
+        3,
+    )
+    assert run["settings"]["data.labels_percent"] == 100
+    assert run["settings"]["dataset.train.images"] == 36
+    sha = manifest["inputs"][0]["sha256"] if known else None
+    assert run["settings"].get("weights_sha256") == sha
+    levels = {key: fact["level"] for key, fact in provenance["evidence"].items()}
+    assert {levels[key] for key in ("method", "epochs", "dataset", "pixels")} == {
+        "stated in the file"
+    }
+    # CIFAR-10's mean as published, where labels alone trained it.
+    mean = [125.3, 123.0, 113.9] if start == "random" else [123.675, 116.28, 103.53]
+    assert provenance["pixels"]["mean"] == pytest.approx(mean, abs=0.1)
+    detectron2 = torch.load(out, weights_only=True)["model"]
+    torch.testing.assert_close(
+        torch.as_tensor(detectron2["stem.conv1.weight"]), learned(tmp_path / "run")["conv1.weight"]
+    )
+
+
 def test_another_run_is_not_continued(classes, trained, tmp_path, capsys):
     output = tmp_path / "run"
     evaluate(classes, trained, output)

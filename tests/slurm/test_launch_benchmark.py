@@ -102,7 +102,16 @@ def test_from_pretraining_to_the_table_and_then_nothing_more(cluster, config, tm
             "initializations: {intl: {pretran: x}}",
             r"no key 'initializations.intl.pretran'.*pretrain",
         ),
-        ("initializations: {intl: {}}", "expected exactly one of pretrain, checkpoint and random"),
+        ("initializations: {intl: {}}", "exactly one of pretrain, supervised, checkpoint and ran"),
+        (
+            "initializations: {x: {supervised: shapes_linear}}",
+            "initializations.x: supervised: expected a configuration of kind=semi, found linear",
+        ),
+        ("initializations: {x: {supervised: shapes_semy}}", "initializations.x: .*mean"),
+        (
+            "initializations: {x: {supervised: shapes_semi10}, y: {supervised: shapes_semi10}}",
+            "initializations.y is the same experiment as x",
+        ),
         ("initializations: {x: {pretrain: shapes_r81}}", "initializations.x: .*mean 'shapes_r18'"),
         ("initializations: {x: {checkpoint: no.pth}}", "checkpoint no.pth does not exist"),
         ("evaluations: {x: {kind: detektion, config: y}}", "no kind 'detektion'.*'detection'"),
@@ -177,6 +186,26 @@ def test_learning_rates_and_seeds_multiply(tmp_path, config):
     command = runs["coco/intl_lr0.1_seed4"]
     assert command[command.index("--lr") + 1] == "0.1"
     assert command[command.index("--seed") + 1] == "4"
+
+
+def test_supervised_starts_are_trained_converted_and_evaluated(tmp_path):
+    start = "initializations={sup: {supervised: shapes_supervised, seeds: [0, 1]}}"
+    nodes = {n.key: n for n in plan(read("shapes_smoke", ["controls={}"]), tmp_path)}
+    found = {n.key: n for n in plan(read("shapes_smoke", [start, "controls={}"]), tmp_path)}
+    made = [key for key in found if key not in nodes]
+    assert made[:4] == [
+        *("supervised/sup_seed0", "convert/sup_seed0"),
+        *("supervised/sup_seed1", "convert/sup_seed1"),
+    ]
+    run, conversion = found["supervised/sup_seed1"], found["convert/sup_seed1"]
+    command = run.command
+    assert command[command.index("--weights") + 1] == "random"
+    assert command[-1] == "seed=1"
+    assert conversion.source == f"{run.target}/classifier.safetensors"
+    assert (conversion.parents, run.parents) == ([run.key], [])
+    tuned = [n for key, n in found.items() if n.stage == "detection" and "sup_seed1" in key]
+    assert tuned
+    assert all(n.parents == ["convert/sup_seed1"] for n in tuned)
 
 
 CLASSIFICATION = """
