@@ -59,12 +59,9 @@ def set_up(cfg: Any, training: bool) -> None:
     comm.synchronize()
     for name in ("detectron2", "fvcore"):
         setup_logger(str(folder), distributed_rank=rank, name=name)
-    # What a user can put right is said at the end, in one line and without a traceback.
+    # The error boundary says at the end what happened, in one line, and keeps the traceback.
     logging.getLogger("detectron2.engine.train_loop").addFilter(
-        lambda record: (
-            record.exc_info is None
-            or not isinstance(record.exc_info[1], (UserError, FloatingPointError))
-        )
+        lambda record: record.exc_info is None
     )
     # Which tensors no backbone file holds is said by `detection.weights`, in fewer words.
     logging.getLogger("fvcore.common.checkpoint").setLevel(logging.ERROR)

@@ -1,6 +1,6 @@
 """A fault at every file operation of every command, and the same command again.
 
-    python -m tests.faults.campaign [COMMAND ...]     # or: make faults
+    python -m tests.faults.campaign [COMMAND[:SITE,...] ...] [--in-turn]     # or: make faults
 
 After a kill, half a write, or a full disk the same command has to end with the bits of a run that
 nothing happened to. A full disk ends a command in one line, or is told of and survived; it never
@@ -9,6 +9,7 @@ gives exit status 75, nor a traceback.
 
 from __future__ import annotations
 
+import argparse
 import random
 import re
 import shutil
@@ -143,11 +144,11 @@ class Stand:
         left = [str(p.relative_to(folder)) for p in folder.rglob("*") if _LEFTOVER.search(p.name)]
         return f"left over: {', '.join(left)}" if left else None
 
-    def all_of(self, name: str) -> Iterator[tuple[int, str]]:
-        """Every chosen site with every mode; of the chain with one, each in its turn."""
+    def all_of(self, name: str, in_turn: bool = False) -> Iterator[tuple[int, str]]:
+        """Every chosen site with every mode; of the chain, or if asked, each in its turn."""
         for index, site in enumerate(self.chosen(name)):
             modes = list(MODES)
-            for mode in modes if name != "chain" else [modes[index % len(modes)]]:
+            for mode in [modes[index % len(modes)]] if in_turn or name == "chain" else modes:
                 yield site, mode
 
     def close(self) -> None:
@@ -178,23 +179,33 @@ def _pictures(folder: Path, number: int) -> None:
 
 def main() -> int:
     """Every fault of the commands named, or of all; returns 1 if something was wrong."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("commands", nargs="*", metavar="COMMAND[:SITE,...]", help="default: all")
+    parser.add_argument("--in-turn", action="store_true", help="one fault a site, not four")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         stand = Stand(Path(scratch))
         total, bad = 0, 0
-        for name in sys.argv[1:] or list(stand.commands):
-            began, outcomes = time.monotonic(), Counter[str]()
-            for site, mode in stand.all_of(name):
+        for text in arguments.commands or list(stand.commands):
+            name, _, only = text.partition(":")
+            sites = {int(number) for number in only.split(",")} if only else None
+            began, outcomes, tried = time.monotonic(), Counter[str](), set[str]()
+            for site, mode in stand.all_of(name, arguments.in_turn):
+                if sites is not None and site not in sites:
+                    continue
                 problem = stand.try_one(name, site, MODES[mode])
                 outcomes[mode] += 1
+                tried.add(stand.what(name, site))
                 total += 1
                 if problem is not None:
                     bad += 1
                     where = f"{site} ({stand.what(name, site)})"
                     print(f"{name}, {mode} at {where}: {problem}", flush=True)
-            kinds = len({stand.what(name, site) for site in stand.chosen(name)})
             print(
                 f"{name}: {len(stand.sites[name])} file operations, {len(stand.chosen(name))} "
-                f"sites of {kinds} kinds, {sum(outcomes.values())} faults, "
+                f"sites, {sum(outcomes.values())} faults at {len(tried)} kinds of them, "
                 f"{time.monotonic() - began:.0f} s",
                 flush=True,
             )
