@@ -213,7 +213,10 @@ function point(k, x, y) {
   });
 }
 
-/** @type {(k: number) => SVGSVGElement} */
+/**
+ * A run's point, for a legend.
+ * @type {(k: number) => SVGSVGElement}
+ */
 export const pointSwatch = (k) =>
   s(
     "svg",

@@ -222,7 +222,10 @@ export function when(text) {
 export const several = (count, one, more = `${one}s`) =>
   `${count.toLocaleString("en-GB")} ${count === 1 ? one : more}`;
 const TASKS = { box: "box", mask: "mask", voc: "VOC" };
-/** @type {(task: string) => string} */
+/**
+ * What people call a task.
+ * @type {(task: string) => string}
+ */
 export const taskName = (task) => own(TASKS, task) || task;
 
 /**
@@ -243,7 +246,10 @@ export function runLink(key, words) {
   return h("a", { href: `#/run/${key}` }, words || run.name);
 }
 
-/** @type {(status: string) => HTMLElement} */
+/**
+ * A run's state.
+ * @type {(status: string) => HTMLElement}
+ */
 export const badge = (status) =>
   h(
     "span",
@@ -260,7 +266,10 @@ export const badge = (status) =>
 export const hash = (sha) =>
   sha ? h("code", { class: "hash", title: sha }, sha.slice(0, 12)) : "";
 
-/** @type {(level: 1 | 2 | 3, text: Child, ...more: Child[]) => HTMLElement} */
+/**
+ * A heading of a level.
+ * @type {(level: 1 | 2 | 3, text: Child, ...more: Child[]) => HTMLElement}
+ */
 export const heading = (level, text, ...more) =>
   h(/** @type {"h1"} */ (`h${level}`), null, text, ...more);
 

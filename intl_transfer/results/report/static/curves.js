@@ -50,7 +50,10 @@ export function curve(key, name) {
   return null;
 }
 
-/** @type {(key: string) => string[]} */
+/**
+ * The names of all curves of a run.
+ * @type {(key: string) => string[]}
+ */
 export const curveNames = (key) =>
   details(key).series.curves.flatMap((group) => Object.keys(group.y));
 
@@ -182,6 +185,7 @@ const single = (key, names, title, options = {}) => {
 };
 
 /**
+ * Charts of a fine-tuning run.
  * @param {string} key
  * @returns {Child[]}
  */
@@ -201,6 +205,7 @@ export function detectionCurves(key) {
 }
 
 /**
+ * Charts of a pretraining run.
  * @param {string} key
  * @returns {Child[]}
  */

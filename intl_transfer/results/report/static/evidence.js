@@ -39,6 +39,7 @@ function placeEvidence() {
   evidenceBox.style.left = `${Math.max(8, Math.min(place_.left + 24, innerWidth - size.width - 8))}px`;
 }
 
+/** Hides the box. */
 export function hideEvidence() {
   if (evidenceBox) evidenceBox.hidden = true;
 }

@@ -312,6 +312,7 @@ function comparePicker(key) {
 }
 
 /**
+ * The page of one run.
  * @param {string} key
  * @returns {Child}
  */

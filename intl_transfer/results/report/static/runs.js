@@ -124,7 +124,10 @@ function pickHint() {
   );
 }
 
-/** @returns {Child} */
+/**
+ * The page of all runs.
+ * @returns {Child}
+ */
 export function runsPage() {
   const bar = h("div", { class: "pick-bar" }, pickHint());
   const changed = () => {
@@ -172,7 +175,10 @@ export function runsPage() {
   ];
 }
 
-/** @returns {Child} */
+/**
+ * The page of what is in no table.
+ * @returns {Child}
+ */
 export function leftOutPage() {
   const waiting = Object.entries(DATA.runs).filter(
     ([, run]) => !["finished", "superseded"].includes(run.status),

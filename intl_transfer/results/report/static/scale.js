@@ -4,10 +4,15 @@ import { h, s } from "./core.js";
 
 const COLORS = 8;
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "5 2", "1 2", "12 4", "4 4"];
-/** @type {(index: number) => string} */
+/**
+ * The class that colors a series.
+ * @type {(index: number) => string}
+ */
 export const color = (index) => `c${index % COLORS}`;
-// Colors come again after eight series; the dashes then differ.
-/** @type {(index: number) => string} */
+/**
+ * The dashes of a series: colors come again after eight, the dashes then differ.
+ * @type {(index: number) => string}
+ */
 export const dash = (index) => DASHES[(index + Math.floor(index / COLORS)) % DASHES.length];
 
 /**
