@@ -1,17 +1,23 @@
-// What the page is given (intl_transfer/results/report/payload.py and details.py), and what of it is
-// remembered. A test holds these names against those of a real page.
+// The page's data, as intl_transfer/results/report/payload.py and details.py write it. A test lets the type
+// checker read a real page's data against this.
 
+/** A finite number; null for what is none, or was not recorded. */
 type Value = number | null;
+/** Numbers by name. */
 type Figures = Record<string, Value>;
-/** A value of a file, as text. */
+/** A value of a file, as text; null where the file says nothing. */
 type FileText = string | null;
+/** A name and what is stated of it. */
+type Fact = [string, string];
 
 interface Overview {
   tables: Table[];
+  /** By key: what a run's address and the element of its own page's data are named by. */
   runs: Record<string, Run>;
-  /** Settings by stage, of its first run. */
+  /** Settings by stage ("" where a run states none), of its first run. */
   configs: Record<string, Record<string, string>>;
   problems: string[];
+  /** ISO 8601. */
   built: string;
   /** Seconds after which the page loads itself again. */
   refresh: number | null;
@@ -27,20 +33,22 @@ interface Table {
   legend: string[];
   rows: Row[];
   /** In base64, by form; empty where none is drawn. */
-  pictures: Record<string, string>;
+  pictures: { svg?: string; pdf?: string };
 }
 
 interface Row {
   key: string;
   method: string;
   detail: string;
-  n: number;
+  /** Repetitions, for each part where they differ: "3", "1, 5"; "" where that is not known. */
+  n: string;
   published: boolean;
   group: string;
-  /** Names and texts: what is shown first, and every setting that decided its start. */
-  evidence: { lines: [string, string][]; decided: [string, string][] };
+  /** What is shown first, and every setting that decided its start. */
+  evidence: { lines: Fact[]; decided: Fact[] };
   /** Their numbers, from 1. */
   notes: number[];
+  /** By column. */
   figures: (Figure | null)[];
   runs: string[];
   /** By column, the figure of every run. */
@@ -50,10 +58,14 @@ interface Row {
 interface Figure {
   mean: Value;
   std: Value;
+  /** The highest of its column. */
   best: boolean;
+  /** A single run's, beside means of several. */
   alone: boolean;
+  /** Significantly above or below the baseline. */
   arrow: "" | "↑" | "↓";
-  n: Value;
+  /** Repetitions, where they are not its row's; else "". */
+  n: string;
 }
 
 interface Run {
@@ -62,7 +74,8 @@ interface Run {
   stage: FileText;
   status: string;
   reason: FileText;
-  external: any;
+  /** Not made by this project. */
+  external: boolean;
   method: FileText;
   config_name: FileText;
   seed: FileText;
@@ -74,26 +87,40 @@ interface Run {
   batch_size: FileText;
   base_lr: FileText;
   epochs: FileText;
+  /** Seconds. */
   wall_time: Value;
   figures: Record<string, number>;
-  last: { step?: number; epoch?: number; time?: number; [key: string]: any };
-  total: { iterations: Value; epochs: Value };
+  last: LastLine;
+  total: Total;
   /** The table's row that it stands in, and its pretraining run. */
   row: FileText;
   parent: FileText;
 }
 
+/** Of metrics.jsonl: where the run is, and when that was, in seconds since 1970. Empty: no line yet. */
+type LastLine =
+  | { step: number; epoch: Value; time: Value }
+  | { step?: undefined; epoch?: undefined; time?: undefined };
+
+/** How far a run is to go. */
+interface Total {
+  iterations: Value;
+  epochs: Value;
+}
+
 /** A run's own page. */
 interface Details {
-  series: any;
-  spectra: any;
+  series: { unit: "step" | "iteration"; curves: CurveGroup[]; last: LastLine };
+  spectra: Spectrum[];
   metrics: Record<string, Figures>;
   classes: Record<string, Figures>;
+  /** By task and overlap. */
   precision: Record<string, Record<string, PrecisionRecall>>;
-  pictures: any;
-  views: any;
-  log: { name: string; lines: string[]; [key: string]: any }[];
-  total: { iterations: Value; epochs: Value };
+  pictures: NoPictures | ContactSheet | Pictures;
+  /** A data URI. */
+  views: FileText;
+  log: { file: string; lines: string[] }[];
+  total: Total;
   provenance: Provenance;
   facts: Record<string, string>;
   environment: Record<string, string>;
@@ -105,9 +132,63 @@ interface Details {
   config: { changed: Record<string, string>; absent: string[] };
 }
 
+/** Curves that share their steps. */
+interface CurveGroup {
+  x: number[];
+  y: Record<string, Value[]>;
+}
+
+interface Spectrum {
+  step: number;
+  /** 1: the largest eigenvalue. */
+  ranks: number[];
+  /** Over the largest. */
+  values: Value[];
+}
+
 interface PrecisionRecall {
-  recall: Value[];
+  recall: number[];
+  /** By class. */
   precision: Record<string, Value[]>;
+}
+
+interface NoPictures {
+  sheet?: undefined;
+  images?: undefined;
+}
+
+/** One picture of them all, a data URI. */
+interface ContactSheet {
+  sheet: string;
+  images?: undefined;
+}
+
+interface Pictures {
+  sheet?: undefined;
+  classes: string[];
+  images: Picture[];
+  /** The score below which nothing was kept. */
+  least: number;
+}
+
+/** A picture as a data URI, and what is on it in its pixels. */
+interface Picture {
+  uri: string;
+  width: number;
+  height: number;
+  error: Value;
+  truth: Seen[];
+  predictions: Seen[];
+}
+
+/** An object on a picture. */
+interface Seen {
+  class: Value;
+  score: Value;
+  /** Left, top, right, bottom. */
+  box: [number, number, number, number];
+  /** x and y of corner after corner. */
+  polygons: number[][];
 }
 
 interface Provenance {
@@ -133,39 +214,3 @@ interface Session {
   command: string;
   changes: Record<string, string>;
 }
-
-/** What h() takes as children. */
-type Child = Node | string | number | boolean | null | undefined | Child[];
-type Props = Record<string, any> | null | undefined;
-
-/** Kept in the browser from one look at the page to the next. */
-interface Remembered {
-  keep: () => void;
-}
-interface Place extends Remembered {
-  filter: string;
-  published: boolean;
-  spread: boolean;
-  digits: number;
-  /** By table: column and direction (1 or -1). */
-  sorts: Record<string, [number, number]>;
-  chosen: string[];
-  runs: string;
-  status: string;
-}
-
-/** A curve, and its band where it is a mean. */
-interface Series {
-  name: string;
-  x: Value[];
-  y: Value[];
-  low?: Value[];
-  high?: Value[];
-  index?: number;
-}
-
-/** A chart that can be drawn again. */
-type Chart = HTMLElement & { redraw: () => void };
-
-/** From a value to its place in a chart, in px. */
-type Scale = (value: number) => number;

@@ -121,7 +121,9 @@ def _precision_recall(folder: Path) -> dict[str, Any]:
     for task, overlaps in mapping(content).items():
         for overlap, curve in mapping(overlaps).items():
             recall, found = (mapping(curve).get(name) for name in ("recall", "precision"))
-            if not isinstance(recall, list):
+            if not (isinstance(recall, list) and recall):
+                continue
+            if any(number(value) is None for value in recall):  # there would be no place for it
                 continue
             precision = {
                 str(name): values

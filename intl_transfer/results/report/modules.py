@@ -1,7 +1,8 @@
 """The page's JavaScript modules as the one script that it holds.
 
 A page that is opened from a disk may not load modules, and this one loads nothing. Names of all
-modules stand in one scope there, so that no two may be the same; tests hold that.
+modules stand in one scope there, so that no two may be the same; tests hold that. Documentation
+comments, which are types for the checker mostly, stay in the modules.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ FIRST = "app.js"
 _IMPORT = r'^import \{[^}]*\} from "\./(\w+\.js)";\n'
 _IMPORTS = re.compile(rf"(?:{_IMPORT})+\n?", re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(?:async )?(?:function|class|const|let) )", re.MULTILINE)
+
+# Those that begin and end lines; one within a line (a cast) stays.
+_DOCUMENTATION = re.compile(r"^[ \t]*/\*\*.*?\*/\n", re.MULTILINE | re.DOTALL)
 
 
 def in_order(read: Callable[[str], str], first: str = FIRST) -> dict[str, str]:
@@ -43,8 +47,8 @@ def in_order(read: Callable[[str], str], first: str = FIRST) -> dict[str, str]:
 
 
 def as_script(text: str) -> str:
-    """A module's text without its imports and exports."""
-    return _EXPORT.sub("", _IMPORTS.sub("", text))
+    """A module's text without its imports, exports and documentation comments."""
+    return _EXPORT.sub("", _DOCUMENTATION.sub("", _IMPORTS.sub("", text)))
 
 
 def one_script(read: Callable[[str], str]) -> str:

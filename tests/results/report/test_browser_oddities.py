@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 
 from intl_transfer.results.latex import PACKAGES
 from tests.results.report.conftest import report_of, routes
 from tests.results.report.hostile import HOSTILE
-from tests.results.report.study import detection
+from tests.results.report.study import detection, pretraining, write_lines
 from tests.results.test_render import pdflatex
 
 
@@ -34,6 +36,41 @@ def test_hostile_texts_are_shown_as_text(visit, hostile):
     assert text.count("</script>") == scripts
     assert "\u2028" not in text.split("<noscript>")[0] + text.split("</noscript>")[1]
     assert HOSTILE not in text
+
+
+def test_what_is_not_known_is_blank(visit, tmp_path):
+    """Never the word for nothing; and what is known of such a run is still shown."""
+
+    def change(file, remove=(), **values):
+        content = json.loads(file.read_text())
+        kept = {name: value for name, value in content.items() if name not in remove}
+        file.write_text(json.dumps(kept | values))
+
+    bare = detection(tmp_path, "INTL", 0, 40.0, pictures=False)
+    change(bare / "manifest.json", ("config_name", "started", "ended", "method"), config={})
+    change(bare / "results.json", ("wall_time_s",), schedule={"name": "1x"})
+    stageless = detection(tmp_path, "INTL", 1, 0, status="failed", share=0.1)
+    change(stageless / "manifest.json", ("config_name",), stage="")
+    running = pretraining(tmp_path, "INTL", status="running", share=0.1)
+    change(running / "manifest.json", config={"optim": {"epochs": 200}})
+    lines = map(json.loads, (running / "metrics.jsonl").read_text().splitlines())
+    write_lines(running, [{**line, "epoch": None} for line in lines])
+
+    seen = visit(report_of(tmp_path, tmp_path / "report"))
+    overview = seen.overview()
+    runs = overview["runs"]
+    pages = {}
+    for address in [*routes(overview), *(f"#/compare/{a}/{b}" for a in runs for b in runs)]:
+        seen.go(address)
+        pages[address] = seen.page.locator("main").inner_text()
+        found = re.search(r".*\b(?:null|undefined|NaN)\b.*", pages[address])
+        assert found is None, (address, found)
+    page = {run["name"]: pages[f"#/run/{key}"] for key, run in runs.items()}
+    assert "SOLVER.MAX_ITER" in page["coco INTL seed 1"]
+    assert "step 198" in page["pretrain INTL"]
+    (key,) = (key for key, run in runs.items() if run["stage"] == "pretrain")
+    seen.go(f"#/run/{key}")
+    assert seen.page.locator("progress").count() == 0
 
 
 def test_what_is_copied_compiles_whatever_the_names_are(visit, hostile, tmp_path):

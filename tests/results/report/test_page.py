@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import threading
 import time
 from importlib import resources
@@ -161,10 +162,13 @@ def test_modules_become_one_script(report):
     assert sorted(set(names)) == sorted(names)
 
 
+JAVASCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "javascript"
+
+
 def declared(interface):
     """The names of an interface of the page's data, as the type checker is told them."""
-    file = Path(__file__).resolve().parents[3] / "scripts" / "javascript" / "payload.d.ts"
-    (body,) = re.findall(rf"^interface {interface} \{{\n(.*?)^}}", file.read_text(), re.M | re.S)
+    text = (JAVASCRIPT / "payload.d.ts").read_text()
+    (body,) = re.findall(rf"^interface {interface} \{{\n(.*?)^}}", text, re.M | re.S)
     return set(re.findall(r"^  (\w+)\??:", body, re.M))
 
 
@@ -185,19 +189,54 @@ def test_the_type_checker_knows_the_page_s_data(report):
         assert all(set(figure) == declared("Figure") for figure in figures)
 
 
+def test_the_type_checker_accepts_real_pages(report, hostile, tmp_path):
+    """Every value of two pages, by TypeScript itself; and it refuses what is none of theirs."""
+    checker = JAVASCRIPT / "node_modules" / ".bin" / "tsc"
+    if not checker.exists():
+        pytest.skip("TypeScript is not installed: npm --prefix scripts/javascript ci")
+    files = []
+    for page in (report, hostile):
+        parts = r'<script type="application/json" id="([\w-]+)">(.*?)</script>'
+        values = dict(re.findall(parts, page.read_text()))
+        overview = values.pop("overview")
+        details = ",\n".join(f'"{name}": {value}' for name, value in values.items())
+        files.append(tmp_path / f"{page.parent.name}.ts")
+        files[-1].write_text(
+            f"export const overview: Overview = {overview};\n"
+            f"export const details: Record<string, Details> = {{{details}}};\n"
+        )
+    wrong = [
+        "Run = { ...run, seed: 7 }",
+        "Run = { ...run, last: { step: 1 } }",
+        "Details = { ...detail, log: [{ name: 'log.txt', lines: [] }] }",
+        "Details = { ...detail, more: 1 }",
+    ]
+    files.append(tmp_path / "wrong.ts")
+    files[-1].write_text(
+        "declare const run: Run;\ndeclare const detail: Details;\n"
+        + "".join(f"// @ts-expect-error\nexport const w{i}: {w};\n" for i, w in enumerate(wrong))
+    )
+    options = ("--noEmit", "--strict", "--skipLibCheck", "--target", "ES2022")
+    command = [checker, *options, JAVASCRIPT / "payload.d.ts", *files]
+    checked = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert checked.returncode == 0, checked.stdout[:2000]
+
+
 def test_a_module_runs_once_after_what_it_imports():
     texts = {
         "app.js": 'import { b, c } from "./b.js";\n\nexport const a = b;\n',
         "b.js": 'import {\n  c,\n} from "./c.js";\nimport { d } from "./d.js";\n\n'
         "export let b = 1;\nexport async function e() {}\n",
         "c.js": 'import { b } from "./b.js";\n\nexport const c = () => b; // export const\n',
-        "d.js": "const own = 1;\nexport function d() {}\n",
+        "d.js": "/** @type {number} */\nconst own = 1; /* kept */\n"
+        "/**\n * In words.\n * @param {number} x\n */\n"
+        "export function d(x) {\n  /** @type {1} */\n  const y = /** @type {1} */ (x);\n}\n",
     }
     found = in_order(texts.__getitem__)
     assert list(found) == ["c.js", "d.js", "b.js", "app.js"]
     assert [as_script(text) for text in found.values()] == [
         "const c = () => b; // export const\n",
-        "const own = 1;\nfunction d() {}\n",
+        "const own = 1; /* kept */\nfunction d(x) {\n  const y = /** @type {1} */ (x);\n}\n",
         "let b = 1;\nasync function e() {}\n",
         "const a = b;\n",
     ]

@@ -266,6 +266,16 @@ def test_a_hundred_classes_do_not_swell_the_page(tmp_path):
     assert len(json.dumps(kept)) < 30_000
 
 
+@pytest.mark.parametrize("recall", [[], [0, None, 1], [0, "0.5", 1], [0, True, 1], "0", None])
+def test_a_curve_without_recall_has_no_place(tmp_path, recall):
+    folder = detection(tmp_path, "INTL", 0, 40.0, pictures=False)
+    right = {"recall": [0, 0.5, 1], "precision": {"mean": [1, None, 0]}}
+    wrong = {"recall": recall, "precision": {"mean": recall or []}}
+    (folder / "curves.json").write_text(json.dumps({"box": {"0.50": right, "0.75": wrong}}))
+    (entry,) = collect([tmp_path], cache=False).entries
+    assert describe(entry, 100, 0)["precision"] == {"box": {"0.50": right}}
+
+
 def test_what_has_not_changed_is_not_read_again(tmp_path):
     folder = detection(tmp_path, "INTL", 0, 40.0, pictures=False)
     cache = {}

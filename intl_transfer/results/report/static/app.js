@@ -7,14 +7,18 @@ import { rowPage } from "./rows.js";
 import { runPage } from "./run.js";
 import { leftOutPage, missingPage, runsPage } from "./runs.js";
 
+/**
+ * By the first part of an address; the others may be missing.
+ * @type {Record<string, (...parts: string[]) => Child>}
+ */
 const ROUTES = {
-  "": { page: () => overviewPage(), title: "Results" },
-  table: { page: (key) => tablePage(key), title: "Results" },
-  runs: { page: () => runsPage(), title: "Runs" },
-  compare: { page: (a, b) => comparePage(a, b), title: "Compare" },
-  "left-out": { page: () => leftOutPage(), title: "Not in the tables" },
-  run: { page: (key) => runPage(key) },
-  row: { page: (key) => rowPage(key) },
+  "": () => overviewPage(),
+  table: (key = "") => tablePage(key),
+  runs: () => runsPage(),
+  compare: (a = "", b = "") => comparePage(a, b),
+  "left-out": () => leftOutPage(),
+  run: (key = "") => runPage(key),
+  row: (key = "") => rowPage(key),
 };
 
 const main = delivered("main");
@@ -33,10 +37,11 @@ function route() {
     });
 }
 
+/** @param {boolean} first whether the page was just loaded */
 function show(first) {
   const [name, ...rest] = route();
   const found = own(ROUTES, name);
-  const content = found ? found.page(...rest) : missingPage("page");
+  const content = found ? found(...rest) : missingPage("page");
   main.replaceChildren(...[content].flat(3).filter((node) => node instanceof Node));
   const title = main.querySelector("h1");
   document.title = `${title ? title.textContent : "Results"} · Transfer results`;
@@ -52,7 +57,9 @@ function show(first) {
     title?.focus({ preventScroll: true });
   }
   // The page is as high as it was once its charts are drawn.
-  const scroll = history.state?.scroll || 0;
+  /** @type {unknown} */
+  const kept = history.state;
+  const scroll = kept instanceof Object && "scroll" in kept ? Number(kept.scroll) : 0;
   scrollTo(0, scroll);
   if (scroll) requestAnimationFrame(() => requestAnimationFrame(() => scrollTo(0, scroll)));
 }

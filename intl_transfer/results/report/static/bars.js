@@ -3,17 +3,27 @@
 import { fixed, h, place, s, signed } from "./core.js";
 import { color, framed, linear, tickText, ticks } from "./scale.js";
 
+/** @type {(text: string, room: number) => string} */
 const clipped = (text, room) =>
   text.length > room ? `${text.slice(0, Math.max(1, room - 1))}…` : text;
 
-/** Room for names at the left, in pixels, and how many letters fit. */
+/**
+ * Room for names at the left, in pixels, and how many letters fit.
+ * @param {string[]} names
+ * @param {number} width
+ */
 function nameRoom(names, width) {
   const longest = Math.max(4, ...names.map((name) => name.length));
   const room = Math.min(longest * 7 + 12, Math.round(width * 0.42));
   return { room, letters: Math.floor((room - 10) / 7) };
 }
 
-/** Grid lines of a figure that runs to the right. */
+/**
+ * Grid lines of a figure that runs to the right.
+ * @param {number[]} values
+ * @param {Scale} at
+ * @param {Box} box
+ */
 function upright(values, at, box) {
   const texts = tickText(values);
   return values.map((value, i) => [
@@ -22,6 +32,13 @@ function upright(values, at, box) {
   ]);
 }
 
+/**
+ * A name at the left, which may lead to a page.
+ * @param {{name: string, href?: FileText}} item
+ * @param {number} y
+ * @param {number} room
+ * @param {number} letters
+ */
 function rowName(item, y, room, letters) {
   const text = s(
     "text",
@@ -35,7 +52,8 @@ function rowName(item, y, room, letters) {
 /**
  * One figure a name, as bars.
  * @param {string} title
- * @param {{name: string, value: number|null}[]} items
+ * @param {NamedValue[]} items
+ * @param {{high?: number, index?: number, note?: Child}} options
  */
 export function barChart(title, items, options = {}) {
   return framed(
@@ -101,7 +119,7 @@ export function barChart(title, items, options = {}) {
 /**
  * Two figures a name, joined, with their difference.
  * @param {string} title
- * @param {{name: string, a: number|null, b: number|null}[]} items
+ * @param {NamedPair[]} items
  * @param {string[]} names of the two runs
  */
 export function pairChart(title, items, names) {
@@ -118,9 +136,7 @@ export function pairChart(title, items, names) {
         items.map((item) => item.name),
         width,
       );
-      const values = items
-        .flatMap((item) => [item.a, item.b])
-        .filter((v) => v !== null && v !== undefined);
+      const values = items.flatMap((item) => [item.a, item.b]).filter((v) => v !== null);
       const [low, high] = values.length ? [Math.min(...values), Math.max(...values)] : [0, 1];
       const box = {
         left: room + 6,
@@ -144,8 +160,8 @@ export function pairChart(title, items, names) {
         ),
         items.map((item, i) => {
           const y = box.top + (i + 0.5) * step;
-          const both =
-            item.a !== null && item.b !== null && item.a !== undefined && item.b !== undefined;
+          const { a, b } = item;
+          const both = a !== null && b !== null;
           return s(
             "g",
             { class: "bar-row" },
@@ -153,14 +169,12 @@ export function pairChart(title, items, names) {
             both &&
               s("line", {
                 class: "pair",
-                x1: at(item.a),
-                x2: at(item.b),
+                x1: at(a),
+                x2: at(b),
                 y1: y,
                 y2: y,
               }),
-            [item.a, item.b].map(
-              (value, k) => value !== null && value !== undefined && point(k, at(value), y),
-            ),
+            [a, b].map((value, k) => value !== null && point(k, at(value), y)),
             both &&
               s(
                 "text",
@@ -171,7 +185,7 @@ export function pairChart(title, items, names) {
                   dy: "0.34em",
                   "text-anchor": "end",
                 },
-                signed(Number(item.b) - Number(item.a), 1),
+                signed(b - a, 1),
               ),
           );
         }),
@@ -181,6 +195,11 @@ export function pairChart(title, items, names) {
   );
 }
 
+/**
+ * @param {number} k
+ * @param {number} x
+ * @param {number} y
+ */
 function point(k, x, y) {
   // Told apart by shape, too.
   if (k % 2 === 0) return s("circle", { class: `point ${color(k)}`, cx: x, cy: y, r: 5 });
@@ -194,6 +213,10 @@ function point(k, x, y) {
   });
 }
 
+/**
+ * A run's point, for a legend.
+ * @type {(k: number) => SVGSVGElement}
+ */
 export const pointSwatch = (k) =>
   s(
     "svg",
@@ -203,7 +226,9 @@ export const pointSwatch = (k) =>
 
 /**
  * Rows of a table: the mean, its spread and every seed.
- * @param {{name: string, mean: number, std: number|null, seeds: number[], published: boolean, href?: string}[]} items
+ * @param {string} title
+ * @param {NamedMean[]} items
+ * @param {{x?: string, note?: Child}} options
  */
 export function seedChart(title, items, options = {}) {
   return framed(

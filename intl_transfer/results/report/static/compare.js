@@ -20,23 +20,35 @@ import { byImportance, curve, curveName, curveNames, unitOf } from "./curves.js"
 import { lineChart } from "./lines.js";
 import { cell, choice, figure, sortable } from "./tables.js";
 
+/**
+ * What is compared is chosen here; "" stands for none.
+ * @param {string} a
+ * @param {string} b
+ */
 function compareChooser(a, b) {
-  const options = [
-    ["", "choose a run"],
-    ...Object.entries(DATA.runs).map(([key, run]) => [key, `${run.name} (${run.stage})`]),
-  ];
+  /** @type {Choice[]} */
+  const runs = Object.entries(DATA.runs).map(([key, run]) => [
+    key,
+    `${run.name} (${run.stage ?? "no stage"})`,
+  ]);
+  /** @type {Choice[]} */
+  const options = [["", "choose a run"], ...runs];
+  /** @type {(first: string, second: string) => void} */
   const go = (first, second) => {
     location.hash = `#/compare/${[first, second].filter(Boolean).join("/")}`;
   };
   return h(
     "div",
     { class: "toolbar" },
-    choice("First", options, a || "", (key) => go(key, b)),
-    choice("Second", options, b || "", (key) => go(a, key)),
+    choice("First", options, a, (key) => go(key, b)),
+    choice("Second", options, b, (key) => go(a, key)),
     a && b && h("button", { type: "button", class: "small", click: () => go(b, a) }, "Swap"),
   );
 }
 
+/**
+ * @type {["stage" | "dataset" | "detector" | "schedule" | "batch_size" | "base_lr", string][]}
+ */
 const COMPARABLE = [
   ["stage", "stage"],
   ["dataset", "data set"],
@@ -46,6 +58,11 @@ const COMPARABLE = [
   ["base_lr", "learning rate"],
 ];
 
+/**
+ * Whether two runs' figures may be compared.
+ * @param {Run} first
+ * @param {Run} second
+ */
 function comparability(first, second) {
   const differ = COMPARABLE.filter(([field]) => first[field] !== second[field]);
   if (!differ.length)
@@ -61,6 +78,13 @@ function comparability(first, second) {
   );
 }
 
+/**
+ * @param {string} title
+ * @param {string} id
+ * @param {Record<string, string>} left
+ * @param {Record<string, string>} right
+ * @param {string[]} names of the two runs
+ */
 function differenceTable(title, id, left, right, names) {
   const all = [...new Set([...Object.keys(left), ...Object.keys(right)])];
   const lines = all
@@ -98,14 +122,21 @@ function differenceTable(title, id, left, right, names) {
   );
 }
 
+/**
+ * @param {string} a
+ * @param {string} b
+ * @param {string[]} names of the two runs
+ */
 function metricDifference(a, b, names) {
   const [left, right] = [details(a).metrics, details(b).metrics];
+  /** @type {(metrics: Record<string, Figures>) => Figures} */
   const flat = (metrics) =>
     Object.fromEntries(
       Object.entries(metrics).flatMap(([task, found]) =>
         Object.entries(found).map(([name, value]) => [`${taskName(task)} ${name}`, value]),
       ),
     );
+  /** @type {(key: string) => Figures} */
   const add = (key) => ({
     ...flat(details(key).metrics),
     ...Object.fromEntries(
@@ -172,10 +203,16 @@ function metricDifference(a, b, names) {
   ];
 }
 
+/**
+ * @param {string} a
+ * @param {string} b
+ * @param {string[]} names of the two runs
+ */
 function curveDifference(a, b, names) {
   const shared = byImportance(curveNames(a).filter((name) => curveNames(b).includes(name)));
   if (!shared.length) return null;
   const body = h("div");
+  /** @type {(name: string) => void} */
   const draw = (name) =>
     body.replaceChildren(
       lineChart(
@@ -200,9 +237,15 @@ function curveDifference(a, b, names) {
   );
 }
 
+/**
+ * The page of two runs.
+ * @param {string} a
+ * @param {string} b
+ * @returns {Child}
+ */
 export function comparePage(a, b) {
   const [first, second] = [own(DATA.runs, a), own(DATA.runs, b)];
-  const head = [heading(1, "Compare two runs"), compareChooser(first && a, second && b)];
+  const head = [heading(1, "Compare two runs"), compareChooser(first ? a : "", second ? b : "")];
   if (!first || !second)
     return [
       ...head,
@@ -218,9 +261,9 @@ export function comparePage(a, b) {
       "div",
       { class: "versus" },
       [
-        [a, first, 0],
-        [b, second, 1],
-      ].map(([key, run, k]) =>
+        { key: a, run: first },
+        { key: b, run: second },
+      ].map(({ key, run }, k) =>
         h(
           "div",
           null,

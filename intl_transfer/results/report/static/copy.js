@@ -2,15 +2,11 @@
 
 import { h, say } from "./core.js";
 
-/**
- * @typedef {{title: string, columns: {name: string, group?: string, numeric?: boolean}[],
- *   blocks: {cells: string[], bold: boolean[], italic: boolean, notes: number[]}[][], notes: string[],
- *   legend?: string[]}} Sheet
- */
-
+/** @type {(text: string) => string} */
 const markdownText = (text) =>
   text.replace(/[\\`*_[\]<>|]/g, "\\$&").replace(/[\r\n\u2028\u2029]+/g, " ");
 
+/** @type {Record<string, string>} */
 const LATEX = {
   "\\": "\\textbackslash{}",
   "&": "\\&",
@@ -49,7 +45,11 @@ const LATEX = {
   τ: "$\\tau$",
 };
 
-/** A character as LaTeX prints it; what pdflatex has no letter for becomes its code point. */
+/**
+ * A character as LaTeX prints it; what pdflatex has no letter for becomes its code point.
+ * @param {string} c
+ * @returns {string}
+ */
 function latexCharacter(c) {
   if (LATEX[c]) return LATEX[c];
   if (/[ -~À-ÖØ-öø-ž]/u.test(c)) return c;
@@ -57,17 +57,22 @@ function latexCharacter(c) {
   const plain = c.normalize("NFKD").replace(/[^ -~]/gu, "");
   return plain
     ? [...plain].map(latexCharacter).join("")
-    : `[U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}]`;
+    : `[U+${(c.codePointAt(0) ?? 0).toString(16).toUpperCase().padStart(4, "0")}]`;
 }
 
+/** @type {(text: string) => string} */
 const latexText = (text) => [...text].map(latexCharacter).join("");
 
-/** The notes that visible rows use, renumbered. */
+/**
+ * The notes that visible rows use, renumbered.
+ * @param {Sheet} sheet
+ */
 function usedNotes(sheet) {
   const used = [...new Set(sheet.blocks.flat().flatMap((row) => row.notes))].sort((a, b) => a - b);
   const numbers = new Map(used.map((note, i) => [note, i + 1]));
   return {
     texts: used.map((note) => sheet.notes[note - 1]),
+    /** @type {(row: SheetRow) => string} */
     marks: (row) => row.notes.map((n) => numbers.get(n)).join(","),
   };
 }
@@ -75,6 +80,7 @@ function usedNotes(sheet) {
 /** @param {Sheet} sheet */
 function asMarkdown(sheet) {
   const { texts, marks } = usedNotes(sheet);
+  /** @type {(cells: string[]) => string} */
   const joined = (cells) => `| ${cells.join(" | ")} |`;
   const lines = [
     `### ${markdownText(sheet.title)}`,
@@ -97,7 +103,7 @@ function asMarkdown(sheet) {
   const italics = sheet.blocks.flat().some((row) => row.italic)
     ? ["_In italics: published._  "]
     : [];
-  const legend = (sheet.legend || []).map((line) => `${markdownText(line)}  `);
+  const legend = sheet.legend.map((line) => `${markdownText(line)}  `);
   const foot = [
     ...italics,
     ...legend,
@@ -106,12 +112,17 @@ function asMarkdown(sheet) {
   return `${[...lines, ...(foot.length ? ["", ...foot] : [])].join("\n")}\n`;
 }
 
-/** Columns of figures at the decimal point, with what stands beside a mean in a column of its own. */
+/**
+ * Columns of figures at the decimal point, with what stands beside a mean in a column of its own.
+ * @param {Sheet} sheet
+ * @returns {LatexColumn[]}
+ */
 function latexColumns(sheet) {
   const rows = sheet.blocks.flat();
   return sheet.columns.map((column, i) => {
-    const means = rows.map((row) => row.means[i]).filter(Boolean);
+    const means = rows.flatMap((row) => row.means[i] || []);
     if (!means.length) return { spec: column.numeric ? "r" : "l", span: 1, figure: false };
+    /** @type {(part: number) => number} */
     const digits = (part) => Math.max(...means.map((m) => (m.split(".")[part] || "").length));
     const beside = rows.some((row) => row.beside[i]);
     return {
@@ -122,7 +133,12 @@ function latexColumns(sheet) {
   });
 }
 
-/** A row's cells, each figure as the mean and what stands beside it. */
+/**
+ * A row's cells, each figure as the mean and what stands beside it.
+ * @param {SheetRow} row
+ * @param {LatexColumn[]} columns
+ * @param {(row: SheetRow) => string} marks
+ */
 function latexCells(row, columns, marks) {
   return row.cells.flatMap((cell, i) => {
     if (columns[i].figure) {
@@ -144,6 +160,7 @@ function asLatex(sheet) {
   const end = " \\\\";
   const columns = latexColumns(sheet);
   const wide = sheet.columns.length > 6 ? "table*" : "table";
+  /** @type {(column: Column, i: number) => string} */
   const over = (column, i) =>
     columns[i].figure
       ? `\\multicolumn{${columns[i].span}}{c}{${latexText(column.name)}}`
@@ -161,6 +178,7 @@ function asLatex(sheet) {
     "    \\toprule",
   ];
   if (sheet.columns.some((c) => c.group)) {
+    /** @type {{name: string, span: number}[]} */
     const groups = [];
     sheet.columns.forEach((column, i) => {
       const last = groups.at(-1);
@@ -185,7 +203,7 @@ function asLatex(sheet) {
     "  \\ifdim\\wd0>\\linewidth\\resizebox{\\linewidth}{!}{\\usebox0}\\else\\usebox0\\fi",
   );
   const notes = [
-    ...(sheet.legend || []).map((line) => latexText(line).replace(/^Bold:/, "\\textbf{Bold}:")),
+    ...sheet.legend.map((line) => latexText(line).replace(/^Bold:/, "\\textbf{Bold}:")),
     ...texts.map((note, i) => `\\textsuperscript{${i + 1}}${latexText(note)}`),
   ];
   if (notes.length)
@@ -197,6 +215,12 @@ function asLatex(sheet) {
   return `${[...lines, `\\end{${wide}}`].join("\n")}\n`;
 }
 
+/**
+ * Copies; where that is not allowed, shows what to copy.
+ * @param {string} text
+ * @param {string} what
+ * @returns {Promise<boolean>} whether it was copied
+ */
 async function toClipboard(text, what) {
   try {
     await navigator.clipboard.writeText(text);
@@ -208,14 +232,23 @@ async function toClipboard(text, what) {
   }
 }
 
+/**
+ * @param {string} text
+ * @param {string} what
+ */
 function showText(text, what) {
   const area = h("textarea", { readonly: true, rows: 16, "aria-label": what, value: text });
   openDialog(`${what}: select and copy`, area);
   area.select();
 }
 
-/** A modal window that Escape closes, and that gives the focus back. */
+/**
+ * A modal window that Escape closes, and that gives the focus back.
+ * @param {string} title
+ * @param {...Child} children
+ */
 export function openDialog(title, ...children) {
+  /** @type {HTMLDialogElement} */
   const dialog = h(
     "dialog",
     { "aria-label": title, close: () => dialog.remove() },
@@ -237,6 +270,7 @@ export function openDialog(title, ...children) {
  * @param {() => Sheet} sheet
  */
 export function copyButtons(sheet) {
+  /** @type {(name: string, write: (sheet: Sheet) => string) => HTMLElement} */
   const button = (name, write) =>
     h(
       "button",

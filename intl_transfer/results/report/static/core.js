@@ -7,14 +7,16 @@ const SVG = "http://www.w3.org/2000/svg";
  * Sets properties and adds children; functions among the properties become listeners.
  * @template {Element} E
  * @param {E} element
- * @param {Props} props
+ * @param {Props<E>} props
  * @param {Child[]} children
  * @returns {E}
  */
 export function fill(element, props, children) {
   for (const [name, value] of Object.entries(props || {})) {
     if (value === null || value === undefined || value === false) continue;
-    if (typeof value === "function") element.addEventListener(name, value);
+    // The name and the listener's kind of event belong together: Props says so.
+    if (typeof value === "function")
+      element.addEventListener(name, /** @type {EventListener} */ (value));
     else if (name === "value") Object.assign(element, { value });
     else element.setAttribute(name, value === true ? "" : String(value));
   }
@@ -29,7 +31,7 @@ export function fill(element, props, children) {
  * An HTML element.
  * @template {keyof HTMLElementTagNameMap} T
  * @param {T} tag
- * @param {Props} [props]
+ * @param {Props<HTMLElementTagNameMap[T]>} [props]
  * @param {...Child} children
  */
 export const h = (tag, props, ...children) => fill(document.createElement(tag), props, children);
@@ -38,22 +40,26 @@ export const h = (tag, props, ...children) => fill(document.createElement(tag), 
  * An SVG element.
  * @template {keyof SVGElementTagNameMap} T
  * @param {T} tag
- * @param {Props} [props]
+ * @param {Props<SVGElementTagNameMap[T]>} [props]
  * @param {...Child} children
  */
 export const s = (tag, props, ...children) =>
   fill(document.createElementNS(SVG, tag), props, children);
 
-/** One of the elements that the page is delivered with. */
+/**
+ * One of the elements that the page is delivered with.
+ * @param {string} id
+ */
 export function delivered(id) {
   const element = document.getElementById(id);
   if (!element) throw new Error(`no element #${id}`);
   return element;
 }
 
+/** @type {(id: string) => unknown} */
 const parse = (id) => JSON.parse(delivered(id).textContent || "");
-/** @type {Overview} */
-export const DATA = parse("overview");
+export const DATA = /** @type {Overview} */ (parse("overview"));
+
 /**
  * A value by a key that comes from a file: names that every object has ("constructor") must not be
  * met by accident.
@@ -63,8 +69,9 @@ export const DATA = parse("overview");
  * @returns {V | undefined}
  */
 export const own = (object, key) =>
-  object && Object.hasOwn(object, String(key)) ? object[String(key)] : undefined;
+  object && typeof key === "string" && Object.hasOwn(object, key) ? object[key] : undefined;
 
+/** @type {Map<string, Details>} */
 const parsed = new Map();
 /**
  * What a run's own page shows, read when it is first asked for.
@@ -72,8 +79,9 @@ const parsed = new Map();
  * @returns {Details}
  */
 export function details(key) {
-  if (!parsed.has(key)) parsed.set(key, parse(`run-${key}`));
-  return parsed.get(key);
+  const found = parsed.get(key) ?? /** @type {Details} */ (parse(`run-${key}`));
+  parsed.set(key, found);
+  return found;
 }
 
 /**
@@ -84,7 +92,7 @@ export function details(key) {
 export function settings(key) {
   const run = DATA.runs[key];
   const { changed, absent } = details(key).config;
-  const all = { ...own(DATA.configs, String(run.stage)), ...changed };
+  const all = { ...own(DATA.configs, run.stage ?? ""), ...changed };
   for (const name of absent) delete all[name];
   return all;
 }
@@ -151,6 +159,10 @@ function roundedText(value, digits) {
   return sign + (digits ? `${text.slice(0, -digits)}.${text.slice(-digits)}` : text);
 }
 
+/**
+ * A figure with so many digits; nothing for none.
+ * @type {(value: Value | undefined, digits: number) => string}
+ */
 export const fixed = (value, digits) =>
   value === null || value === undefined ? "" : roundedText(value, digits);
 
@@ -166,11 +178,19 @@ export function short(value) {
   return String(Number(value.toPrecision(4)));
 }
 
+/**
+ * A difference with its sign.
+ * @type {(value: number, digits: number) => string}
+ */
 export const signed = (value, digits) => {
   const text = fixed(Math.abs(value), digits);
   return Number(text) === 0 ? text : (value < 0 ? "−" : "+") + text;
 };
 
+/**
+ * Seconds in the unit that suits them.
+ * @param {Value} seconds
+ */
 export function duration(seconds) {
   if (seconds === null || seconds === undefined) return "";
   if (seconds < 90) return `${Math.round(seconds)} s`;
@@ -195,11 +215,23 @@ export function when(text) {
   return `${day}, ${time.toISOString().slice(11, 16)} UTC`;
 }
 
+/**
+ * A count with its noun.
+ * @type {(count: number, one: string, more?: string) => string}
+ */
 export const several = (count, one, more = `${one}s`) =>
   `${count.toLocaleString("en-GB")} ${count === 1 ? one : more}`;
 const TASKS = { box: "box", mask: "mask", voc: "VOC" };
+/**
+ * What people call a task.
+ * @type {(task: string) => string}
+ */
 export const taskName = (task) => own(TASKS, task) || task;
 
+/**
+ * Has a screen reader say something.
+ * @type {(text: string) => void}
+ */
 export const say = (text) => {
   delivered("live").textContent = text;
 };
@@ -214,6 +246,10 @@ export function runLink(key, words) {
   return h("a", { href: `#/run/${key}` }, words || run.name);
 }
 
+/**
+ * A run's state.
+ * @type {(status: string) => HTMLElement}
+ */
 export const badge = (status) =>
   h(
     "span",
@@ -223,14 +259,25 @@ export const badge = (status) =>
     status || "unknown",
   );
 
+/**
+ * The beginning of a hash; all of it on hover.
+ * @type {(sha: string) => Child}
+ */
 export const hash = (sha) =>
   sha ? h("code", { class: "hash", title: sha }, sha.slice(0, 12)) : "";
 
-/** @type {(level: 1 | 2 | 3, text: Child, ...more: Child[]) => HTMLElement} */
+/**
+ * A heading of a level.
+ * @type {(level: 1 | 2 | 3, text: Child, ...more: Child[]) => HTMLElement}
+ */
 export const heading = (level, text, ...more) =>
   h(/** @type {"h1"} */ (`h${level}`), null, text, ...more);
 
-/** A part of a page with its heading. */
+/**
+ * A part of a page with its heading.
+ * @param {Child} title
+ * @param {...Child} children
+ */
 export function section(title, ...children) {
   return h("section", { class: "part" }, heading(2, title), children);
 }

@@ -25,6 +25,10 @@ const CURVE_NAMES = {
   loss_rpn_loc: "proposals: boxes",
 };
 
+/**
+ * A curve's name for people.
+ * @param {string} name
+ */
 export function curveName(name) {
   const known = own(CURVE_NAMES, name);
   if (known) return known;
@@ -36,7 +40,7 @@ export function curveName(name) {
  * One curve of a run, or null.
  * @param {string} key
  * @param {string} name
- * @returns {{x: number[], y: Value[]} | null}
+ * @returns {Curve | null}
  */
 export function curve(key, name) {
   for (const group of details(key).series.curves) {
@@ -46,12 +50,22 @@ export function curve(key, name) {
   return null;
 }
 
+/**
+ * The names of all curves of a run.
+ * @type {(key: string) => string[]}
+ */
 export const curveNames = (key) =>
   details(key).series.curves.flatMap((group) => Object.keys(group.y));
 
+/**
+ * A curve's value between its steps; null beyond them.
+ * @param {Curve} line
+ * @param {number} at
+ * @returns {Value}
+ */
 function interpolated(line, at) {
   const { x, y } = line;
-  if (at < x[0] || at > x.at(-1)) return null;
+  if (at < x[0] || at > x[x.length - 1]) return null;
   let i = nearest(x, at);
   if (x[i] === at) return y[i];
   if (x[i] > at) i -= 1;
@@ -64,6 +78,7 @@ function interpolated(line, at) {
  * Mean, lowest and highest of several runs' curves, at the steps of the longest.
  * @param {string[]} keys
  * @param {string} name
+ * @returns {Curve & {low?: Value[], high?: Value[]} | null}
  */
 function together(keys, name) {
   const lines = keys.map((key) => curve(key, name)).filter((line) => line !== null);
@@ -86,6 +101,10 @@ function together(keys, name) {
   return { x, y, low, high };
 }
 
+/**
+ * Each name once, what is looked for first at the front.
+ * @type {(names: string[]) => string[]}
+ */
 export const byImportance = (names) => {
   const order = [
     "total_loss",
@@ -102,16 +121,23 @@ export const byImportance = (names) => {
   );
 };
 
+/**
+ * What the curves of runs of one kind count by.
+ * @type {(keys: string[]) => string}
+ */
 export const unitOf = (keys) => (keys.length ? details(keys[0]).series.unit : "step");
 
 /**
  * Curves of groups of runs, a band a group; one figure chosen from all there are, or the main ones at once.
  * @param {{name: string, runs: string[]}[]} groups
+ * @param {boolean} all
+ * @returns {HTMLElement | HTMLElement[]}
  */
 export function groupCurves(groups, all = false) {
   const keys = groups.flatMap((group) => group.runs);
   const names = byImportance(keys.flatMap(curveNames));
   if (!names.length) return h("p", { class: "empty" }, "These runs have no metrics.jsonl.");
+  /** @type {(name: string) => Chart} */
   const draw = (name) => {
     const series = groups.flatMap((group, index) => {
       const curves = together(group.runs, name);
@@ -146,16 +172,27 @@ export function groupCurves(groups, all = false) {
   ];
 }
 
+/**
+ * A chart of a run's curves of these names; null where it has none of them.
+ * @type {(key: string, names: string[], title: string, options?: Partial<LineOptions>) => Chart | null}
+ */
 const single = (key, names, title, options = {}) => {
-  const series = names
-    .map((name) => ({ name: curveName(name), ...curve(key, name) }))
-    .filter((line) => line.x);
+  const series = names.flatMap((name) => {
+    const found = curve(key, name);
+    return found ? [{ name: curveName(name), ...found }] : [];
+  });
   return series.length ? lineChart(title, series, { x: unitOf([key]), ...options }) : null;
 };
 
+/**
+ * Charts of a fine-tuning run.
+ * @param {string} key
+ * @returns {Child[]}
+ */
 export function detectionCurves(key) {
   const names = curveNames(key);
   const parts = names.filter((name) => name.startsWith("loss_"));
+  /** @type {(metric: string) => string[]} */
   const evaluated = (metric) =>
     names.filter((name) => name.startsWith("evaluation/") && name.endsWith(`/${metric}`));
   return [
@@ -167,6 +204,11 @@ export function detectionCurves(key) {
   ].filter(Boolean);
 }
 
+/**
+ * Charts of a pretraining run.
+ * @param {string} key
+ * @returns {Child[]}
+ */
 export function pretrainingCurves(key) {
   return [
     single(key, ["loss"], "Loss", { switchable: true }),
@@ -178,7 +220,11 @@ export function pretrainingCurves(key) {
   ].filter(Boolean);
 }
 
-/** Also of runs that others made in this form, under names of their own. */
+/**
+ * Also of runs that others made in this form, under names of their own.
+ * @param {string} key
+ * @returns {Child[]}
+ */
 export function classificationCurves(key) {
   const known = ["loss", "test_top1", "train_top1", "test_top5", "lr", "images_per_second"];
   const others = byImportance(curveNames(key)).filter((name) => !known.includes(name));
@@ -192,7 +238,10 @@ export function classificationCurves(key) {
   ].filter(Boolean);
 }
 
-/** Of a stage that is not known here: all there is. */
+/**
+ * Of a stage that is not known here: all there is.
+ * @type {(key: string) => Child[]}
+ */
 export const otherCurves = (key) =>
   byImportance(curveNames(key))
     .slice(0, 12)
@@ -201,11 +250,15 @@ export const otherCurves = (key) =>
 // Of the largest eigenvalue; from products in float32, what is smaller is rounding.
 const LEAST_EIGENVALUE = 1e-7;
 
-/** Eigenvalues over their rank, both axes logarithmic, at a few moments of the training. */
+/**
+ * Eigenvalues over their rank, both axes logarithmic, at a few moments of the training.
+ * @param {string} key
+ */
 function spectraChart(key) {
   const { spectra } = details(key);
   if (!spectra.length) return null;
-  const told = (value) => value >= LEAST_EIGENVALUE;
+  /** @type {(value: Value) => boolean} */
+  const told = (value) => value !== null && value >= LEAST_EIGENVALUE;
   const lines = spectra.map(({ step, ranks, values }) => ({
     name: `step ${short(step)}`,
     x: ranks,
@@ -222,7 +275,10 @@ function spectraChart(key) {
   });
 }
 
-/** What tells whether the embeddings keep their directions. */
+/**
+ * What tells whether the embeddings keep their directions.
+ * @param {string} key
+ */
 export function spectrumCurves(key) {
   const { collapse } = details(key);
   const bounds = collapse
@@ -235,6 +291,7 @@ export function spectrumCurves(key) {
       ]
     : [];
   const trace = curve(key, "trace_loss") ? "trace_loss" : "spectrum/trace_loss";
+  /** @type {(name: string, title: string, options?: Partial<LineOptions>) => Chart | null} */
   const line = (name, title, options) => {
     const found = curve(key, name);
     return found && lineChart(title, [{ name: title, ...found }], { x: unitOf([key]), ...options });

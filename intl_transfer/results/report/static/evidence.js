@@ -1,10 +1,16 @@
 // What stands behind a row, on hover and on keyboard focus; and a table as a picture.
 
-import { h, own } from "./core.js";
+import { h } from "./core.js";
 
+/** @type {HTMLElement | undefined} */
 let evidenceBox;
+/** @type {HTMLElement | undefined} */
 let explained;
-/** The box, below what it explains, inside the window. */
+/**
+ * The box, below what it explains, inside the window.
+ * @param {HTMLElement} anchor
+ * @param {Fact[]} lines
+ */
 export function showEvidence(anchor, lines) {
   if (!evidenceBox) {
     evidenceBox = h("dl", { id: "evidence", class: "evidence", role: "tooltip", hidden: true });
@@ -23,7 +29,7 @@ export function showEvidence(anchor, lines) {
 
 /** Follows what it explains, for as long as that is to be seen. */
 function placeEvidence() {
-  if (!explained || evidenceBox.hidden) return;
+  if (!explained || !evidenceBox || evidenceBox.hidden) return;
   const place_ = explained.getBoundingClientRect();
   if (!explained.isConnected || place_.bottom < 0 || place_.top > innerHeight)
     return hideEvidence();
@@ -33,11 +39,16 @@ function placeEvidence() {
   evidenceBox.style.left = `${Math.max(8, Math.min(place_.left + 24, innerWidth - size.width - 8))}px`;
 }
 
+/** Hides the box. */
 export function hideEvidence() {
   if (evidenceBox) evidenceBox.hidden = true;
 }
 
-/** Listeners of a name that shows its evidence on focus, and has it read out. */
+/**
+ * Listeners of a name that shows its evidence on focus, and has it read out.
+ * @param {Fact[]} lines
+ * @returns {Attributes & Listeners<HTMLElement>}
+ */
 export const evidenceOf = (lines) => ({
   "aria-description": lines.map(([name, text]) => `${name} ${text}`.trim()).join("; "),
   focus: (event) =>
@@ -45,27 +56,31 @@ export const evidenceOf = (lines) => ({
   blur: hideEvidence,
 });
 
-/** A picture of the table, with error bars, to be saved. */
+/**
+ * A picture of the table, with error bars, to be saved.
+ * @param {Table} table
+ */
 export function saveLinks(table) {
-  const kinds = { svg: "image/svg+xml", pdf: "application/pdf" };
-  const forms = Object.keys(kinds).filter((form) => own(table.pictures, form));
-  if (!forms.length) return null;
+  const { svg, pdf } = table.pictures;
   const name = table.name.replace(/[^\w.-]+/g, "_");
+  /** @type {(form: string, kind: string, content: string) => HTMLElement} */
+  const link = (form, kind, content) =>
+    h(
+      "a",
+      {
+        class: "button small",
+        href: `data:${kind};base64,${content}`,
+        download: `${name}.${form}`,
+        "aria-label": `Save a picture of ${table.name} as ${form.toUpperCase()}`,
+      },
+      form.toUpperCase(),
+    );
+  if (!svg && !pdf) return null;
   return h(
     "div",
     { class: "copy" },
     h("span", { "aria-hidden": "true" }, "Picture"),
-    forms.map((form) =>
-      h(
-        "a",
-        {
-          class: "button small",
-          href: `data:${kinds[form]};base64,${table.pictures[form]}`,
-          download: `${name}.${form}`,
-          "aria-label": `Save a picture of ${table.name} as ${form.toUpperCase()}`,
-        },
-        form.toUpperCase(),
-      ),
-    ),
+    svg && link("svg", "image/svg+xml", svg),
+    pdf && link("pdf", "application/pdf", pdf),
   );
 }

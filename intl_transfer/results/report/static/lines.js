@@ -18,36 +18,35 @@ import {
  * A line chart.
  * @param {string} title
  * @param {Series[]} series
- * @param {{x?: string, y?: string, log?: boolean, logX?: boolean, switchable?: boolean, range?: number[], domain?: number[],
- *   references?: {value: number, name: string}[], note?: string}} options
+ * @param {LineOptions} options
  * @returns {Chart}
  */
-export function lineChart(title, series, options = {}) {
-  const state = { log: Boolean(options.log), hidden: new Set() };
-  series.forEach((line, i) => {
-    line.index ??= i;
-  });
-  const shown = () => series.filter((line) => !state.hidden.has(line.name));
+export function lineChart(title, series, options) {
+  /** @type {Set<string>} */
+  const hidden = new Set();
+  let log = Boolean(options.log);
+  const lines = series.map((line, i) => ({ ...line, index: line.index ?? i }));
+  const shown = () => lines.filter((line) => !hidden.has(line.name));
   const redraw = () => chart.redraw();
   const legend =
-    (series.length > 1 || series.some((line) => line.low)) &&
+    (lines.length > 1 || lines.some((line) => line.low)) &&
     h(
       "ul",
       { class: "legend" },
-      series.map((line) => h("li", null, legendButton(line, state.hidden, redraw))),
+      lines.map((line) => h("li", null, legendButton(line, hidden, redraw))),
     );
   const controls =
     options.switchable &&
     pressed(
       "log scale",
-      state.log,
+      log,
       (on) => {
-        state.log = on;
+        log = on;
         redraw();
       },
       { class: "small" },
     );
-  const chart = framed(title, (width) => drawLines(title, shown(), options, state.log, width), {
+  const chart = framed(title, (width) => drawLines(title, shown(), options, log, width), {
     legend,
     controls,
     note: options.note,
@@ -55,8 +54,15 @@ export function lineChart(title, series, options = {}) {
   return chart;
 }
 
-/** A button that is pressed or not. */
+/**
+ * A button that is pressed or not.
+ * @param {Child} name
+ * @param {boolean} on
+ * @param {(on: boolean) => void} changed
+ * @param {Attributes} [props]
+ */
 function pressed(name, on, changed, props = {}) {
+  /** @type {HTMLElement} */
   const button = h(
     "button",
     {
@@ -74,6 +80,7 @@ function pressed(name, on, changed, props = {}) {
   return button;
 }
 
+/** @type {(line: DrawnSeries, hidden: Set<string>, redraw: () => void) => HTMLElement} */
 const legendButton = (line, hidden, redraw) =>
   pressed(
     [swatch(line), line.name],
@@ -86,6 +93,10 @@ const legendButton = (line, hidden, redraw) =>
     { title: "Show or hide this curve" },
   );
 
+/**
+ * A curve's line and band, for a legend.
+ * @param {DrawnSeries} line
+ */
 export function swatch(line) {
   return s(
     "svg",
@@ -103,6 +114,12 @@ export function swatch(line) {
   );
 }
 
+/**
+ * The least and the largest of those that are usable; infinite where there is none.
+ * @param {(Value[] | undefined)[]} lists
+ * @param {(value: number) => boolean} usable
+ * @returns {[number, number]}
+ */
 function extent(lists, usable) {
   let low = Infinity;
   let high = -Infinity;
@@ -117,7 +134,14 @@ function extent(lists, usable) {
   return [low, high];
 }
 
-/** What the upright axis spans: all values and references, with some room. */
+/**
+ * What the upright axis spans: all values and references, with some room.
+ * @param {Series[]} series
+ * @param {Reference[]} references
+ * @param {boolean} log
+ * @param {(value: number) => boolean} usable
+ * @returns {[number, number]}
+ */
 function valueRange(series, references, log, usable) {
   const values = series.flatMap((line) => [line.y, line.low, line.high]);
   const [low, high] = extent([...values, references.map((r) => r.value)], usable);
@@ -126,8 +150,21 @@ function valueRange(series, references, log, usable) {
   return [low >= 0 && low - room < 0 ? 0 : low - room, high + room];
 }
 
+/**
+ * @param {string} title
+ * @param {DrawnSeries[]} series
+ * @param {LineOptions} options
+ * @param {boolean} log
+ * @param {number} width
+ * @returns {Element | Element[]}
+ */
 function drawLines(title, series, options, log, width) {
+  /** @type {(value: number) => boolean} */
   const usable = log ? (v) => v > 0 : () => true;
+  /**
+   * @param {Value | undefined} v
+   * @returns {v is number}
+   */
   const ok = (v) => v !== null && v !== undefined && usable(v);
   const references = (options.references || []).filter((r) => usable(r.value));
   const [low, high] = options.range || valueRange(series, references, log, usable);
@@ -193,6 +230,11 @@ function drawLines(title, series, options, log, width) {
   return [root, readout];
 }
 
+/**
+ * @param {Reference} reference
+ * @param {Box} box
+ * @param {Axis} y
+ */
 function referenceLine({ value, name }, box, y) {
   const at = y.at(value);
   return [
@@ -201,29 +243,38 @@ function referenceLine({ value, name }, box, y) {
   ];
 }
 
+/**
+ * @param {DrawnSeries} line
+ * @param {Scale} x
+ * @param {Scale} y
+ * @param {Drawable} ok
+ */
 function curveMarks(line, x, y, ok) {
   const path = {
     class: `line ${color(line.index)}`,
     d: linePath(line, x, y, ok),
     "stroke-dasharray": dash(line.index),
   };
-  const dots = line.x.length < 30 ? line.x.map((_, i) => i).filter((i) => ok(line.y[i])) : [];
+  const dots = line.x.length < 30 ? line.y : [];
   return [
     s("path", path),
-    dots.map((i) =>
-      s("circle", {
-        class: `dot ${color(line.index)}`,
-        cx: x(line.x[i]),
-        cy: y(line.y[i]),
-        r: 2.4,
-      }),
+    dots.map(
+      (value, i) =>
+        ok(value) &&
+        s("circle", { class: `dot ${color(line.index)}`, cx: x(line.x[i]), cy: y(value), r: 2.4 }),
     ),
   ];
 }
 
-/** A curve of one point says more as a number. */
+/**
+ * A curve of one point says more as a number.
+ * @param {Series[]} series
+ * @param {number} at
+ * @param {string} unit
+ */
 function onePoint(series, at, unit) {
   const where = `${unit} ${short(at)}`;
+  /** @type {(line: Series) => HTMLElement} */
   const fact = (line) =>
     h(
       "div",
@@ -234,33 +285,56 @@ function onePoint(series, at, unit) {
   return h("dl", { class: "head-facts" }, series.filter((line) => line.y[0] !== null).map(fact));
 }
 
+/**
+ * What a screen reader says of a chart.
+ * @param {string} title
+ * @param {Series[]} series
+ * @param {LineOptions} options
+ */
 function describe(title, series, options) {
   const ends = series.slice(0, 8).map((line) => {
-    const i = line.y.findLastIndex((v) => v !== null);
+    const i = line.y.map((v) => v !== null).lastIndexOf(true);
     return i < 0 ? "" : `${line.name}: ${short(line.y[i])} at ${short(line.x[i])}`;
   });
   return `${title} over ${options.x || "x"}. Last values: ${ends.filter(Boolean).join("; ")}. Arrow keys read values.`;
 }
 
+/**
+ * @param {Series} line
+ * @param {Scale} x
+ * @param {Scale} y
+ * @param {Drawable} ok
+ */
 function linePath(line, x, y, ok) {
   let path = "";
   let pen = false;
   for (let i = 0; i < line.x.length; i += 1) {
-    if (!ok(line.y[i])) {
+    const value = line.y[i];
+    if (!ok(value)) {
       pen = false;
       continue;
     }
-    path += `${pen ? "L" : "M"}${x(line.x[i]).toFixed(1)} ${y(line.y[i]).toFixed(1)}`;
+    path += `${pen ? "L" : "M"}${x(line.x[i]).toFixed(1)} ${y(value).toFixed(1)}`;
     pen = true;
   }
   return path;
 }
 
+/**
+ * @param {Series} line
+ * @param {Scale} x
+ * @param {Scale} y
+ * @param {Drawable} ok
+ */
 function bandPath(line, x, y, ok) {
-  const there = line.x.map((_, i) => i).filter((i) => ok(line.low[i]) && ok(line.high[i]));
-  if (there.length < 2) return "";
-  const corner = (i, values) => `${x(line.x[i]).toFixed(1)} ${y(values[i]).toFixed(1)}`;
-  const up = there.map((i) => corner(i, line.high));
-  const down = there.map((i) => corner(i, line.low)).reverse();
-  return `M${up.join("L")}L${down.join("L")}Z`;
+  const up = [];
+  const down = [];
+  for (const [i, at] of line.x.entries()) {
+    const [low, high] = [line.low?.[i], line.high?.[i]];
+    if (!ok(low) || !ok(high)) continue;
+    up.push(`${x(at).toFixed(1)} ${y(high).toFixed(1)}`);
+    down.push(`${x(at).toFixed(1)} ${y(low).toFixed(1)}`);
+  }
+  if (up.length < 2) return "";
+  return `M${up.join("L")}L${down.reverse().join("L")}Z`;
 }

@@ -4,6 +4,7 @@ import { openDialog } from "./copy.js";
 import { details, h, s, section, several, short } from "./core.js";
 import { tick } from "./tables.js";
 
+/** @type {[name: string, label: string, on: boolean][]} */
 const LAYERS = [
   ["truth-box", "true boxes", true],
   ["truth-mask", "true masks", false],
@@ -12,6 +13,10 @@ const LAYERS = [
   ["label", "names", true],
 ];
 
+/**
+ * A detection run's pictures; null where there is none.
+ * @param {string} key
+ */
 export function pictureSection(key) {
   const { pictures } = details(key);
   if (pictures.sheet) {
@@ -37,6 +42,7 @@ export function pictureSection(key) {
   const frames = pictures.images.map((image, i) => pictureFrame(image, pictures.classes, i));
   const apply = () => frames.forEach((frame) => frame.apply(state));
   const output = h("output", null, state.score.toFixed(2));
+  /** @type {HTMLInputElement} */
   const slider = h("input", {
     type: "range",
     min: least,
@@ -80,6 +86,7 @@ export function pictureSection(key) {
   );
 }
 
+/** @type {(points: number[]) => string} */
 const outline = (points) => {
   let path = "";
   for (let i = 0; i + 1 < points.length; i += 2)
@@ -87,6 +94,12 @@ const outline = (points) => {
   return `${path}Z`;
 };
 
+/**
+ * @param {Seen} object
+ * @param {"truth" | "found"} kind
+ * @param {string[]} classes
+ * @param {Picture} image
+ */
 function drawObject(object, kind, classes, image) {
   const [x0, y0, x1, y1] = object.box;
   const size = { x: x0, y: y0, width: Math.max(0, x1 - x0), height: Math.max(0, y1 - y0) };
@@ -115,6 +128,11 @@ function drawObject(object, kind, classes, image) {
   );
 }
 
+/**
+ * @param {Picture} image
+ * @param {string[]} classes
+ * @param {number} index
+ */
 function pictureFrame(image, classes, index) {
   const found = image.predictions.map((object) => ({
     object,
@@ -161,6 +179,7 @@ function pictureFrame(image, classes, index) {
       ),
     ),
   );
+  /** @type {(state: {score: number, layers: Set<string>}) => void} */
   const apply = ({ score, layers }) => {
     for (const [name] of LAYERS) drawing.classList.toggle(`no-${name}`, !layers.has(name));
     let shown = 0;

@@ -1,15 +1,20 @@
 // Where a figure comes from: from the pretraining run to the row of the table.
 
-import { DATA, details, h, hash, runLink, several } from "./core.js";
+import { DATA, details, h, hash, own, runLink, several } from "./core.js";
 import { tableNames } from "./results.js";
 
+/** @param {FileText} rowKey */
 function tableOf(rowKey) {
   for (const table of DATA.tables)
     for (const row of table.rows) if (row.key === rowKey) return { table, row };
   return null;
 }
 
-/** One station: what it is, its name, and facts; `state` is "", "missing" or "here". */
+/**
+ * One station: what it is, its name, and facts; `state` is "", "missing" or "here".
+ * One station: what it is, its name, and facts; `state` is "", "missing" or "here".
+ * @type {(kind: string, name: Child, facts: Child[], state?: string) => HTMLElement}
+ */
 const station = (kind, name, facts, state) =>
   h(
     "li",
@@ -21,8 +26,13 @@ const station = (kind, name, facts, state) =>
       .map((fact) => h("div", { class: "station-fact" }, fact)),
   );
 
+/** @type {(sha: FileText) => Child} */
 const hashFact = (sha) => sha && ["sha256 ", hash(sha)];
 
+/**
+ * From the start of a run's weights to its figures.
+ * @param {string} key
+ */
 export function provenanceChain(key) {
   const run = DATA.runs[key];
   const { provenance: from } = details(key);
@@ -33,6 +43,11 @@ export function provenanceChain(key) {
   );
 }
 
+/**
+ * @param {string} key
+ * @param {Run} run
+ * @param {Provenance} from
+ */
 function pretrainingStations(key, run, from) {
   const children = Object.entries(DATA.runs).filter(([, other]) => other.parent === key);
   const rows = [...new Set(children.map(([, child]) => child.row).filter(Boolean))]
@@ -66,7 +81,11 @@ function pretrainingStations(key, run, from) {
   ];
 }
 
-/** Where the weights have no hash to follow. */
+/**
+ * Where the weights have no hash to follow.
+ * @param {Run} run
+ * @param {Provenance} from
+ */
 function startStation(run, from) {
   if (from.kind === "random" || run.method === "random init")
     return station("start", "random initialization", []);
@@ -75,7 +94,10 @@ function startStation(run, from) {
   return station("weights", lastPart(from.weights_path), facts, "missing");
 }
 
-/** By what each fact of the weights is known, folded: there are many. */
+/**
+ * By what each fact of the weights is known, folded: there are many.
+ * @param {Provenance} from
+ */
 function foldedEvidence(from) {
   const facts = Object.entries(from.evidence || {});
   if (!facts.length) return null;
@@ -87,16 +109,24 @@ function foldedEvidence(from) {
   );
 }
 
-const lastPart = (path) => path.split("/").at(-1);
+/** @type {(path: string) => string} */
+const lastPart = (path) => path.slice(path.lastIndexOf("/") + 1);
+/** @type {(path: FileText) => Child} */
 const pathFact = (path) => path && h("span", { class: "path" }, path);
+/** @type {(dataset: FileText | undefined, epochs: FileText | undefined) => Child} */
 const trainedOn = (dataset, epochs) => dataset && `${dataset}${epochs ? `, ${epochs} epochs` : ""}`;
 
-/** The pretraining run, if it was found; else what the weights say of it. */
+/**
+ * The pretraining run, if it was found; else what the weights say of it.
+ * @param {Run} run
+ * @param {Provenance} from
+ */
 function originStation(run, from) {
-  const parent = run.parent && DATA.runs[run.parent];
-  if (parent) {
-    const same = details(run.parent).provenance.backbone_sha256 === from.source_sha256;
-    return station("pretraining run", runLink(run.parent), [
+  const { parent: key } = run;
+  const parent = own(DATA.runs, key);
+  if (key !== null && parent) {
+    const same = details(key).provenance.backbone_sha256 === from.source_sha256;
+    return station("pretraining run", runLink(key), [
       parent.config_name,
       trainedOn(parent.dataset, parent.epochs),
       same ? "found by its backbone’s hash" : "found by its id; the hash differs",
@@ -113,19 +143,29 @@ function originStation(run, from) {
   );
 }
 
+/** @param {Run} run */
 function rowStation(run) {
   const found = tableOf(run.row);
   const why = run.status === "finished" ? "not used" : `the run is ${run.status}`;
   if (!found) return station("row of the table", "none", [why], "missing");
-  return station("row of the table", h("a", { href: `#/row/${run.row}` }, found.row.method), [
+  return station("row of the table", h("a", { href: `#/row/${found.row.key}` }, found.row.method), [
     tableNames(found.table),
     `n = ${found.row.n}`,
   ]);
 }
 
+/**
+ * @param {Run} run
+ * @param {Provenance} from
+ */
 function detectionStations(run, from) {
-  const facts = [run.config_name, `seed ${run.seed}`, run.schedule && `schedule ${run.schedule}`];
-  const end = [station(`${run.stage} run`, run.name, facts, "here"), rowStation(run)];
+  const facts = [
+    run.config_name,
+    run.seed && `seed ${run.seed}`,
+    run.schedule && `schedule ${run.schedule}`,
+  ];
+  const kind = run.stage ? `${run.stage} run` : "run";
+  const end = [station(kind, run.name, facts, "here"), rowStation(run)];
   if (!from.weights_sha256 && !from.source_sha256) return [startStation(run, from), ...end];
   const backbone = from.source_path ? lastPart(from.source_path) : "file";
   const weights = from.weights_path ? lastPart(from.weights_path) : "file";

@@ -4,6 +4,11 @@ import { fill, h, own, s, say, short } from "./core.js";
 import { swatch } from "./lines.js";
 import { color } from "./scale.js";
 
+/**
+ * The index of what is nearest to a value.
+ * @param {number[]} sorted
+ * @param {number} value
+ */
 export function nearest(sorted, value) {
   let low = 0;
   let high = sorted.length - 1;
@@ -15,24 +20,25 @@ export function nearest(sorted, value) {
   return Math.abs(sorted[low] - value) <= Math.abs(sorted[high] - value) ? low : high;
 }
 
-/** The points of all curves nearest to a place, the highest first. */
+/**
+ * The points of all curves nearest to a place, the highest first.
+ * @param {number} at
+ * @param {DrawnSeries[]} series
+ * @param {View} view
+ * @returns {Reading[]}
+ */
 function pointsAt(at, series, { x, ok }) {
   const px = x.at(at);
-  const rows = series.map((line) => {
+  const rows = series.flatMap((line) => {
     const i = nearest(line.x, at);
-    return {
-      line,
-      value: line.y[i],
-      low: line.low?.[i],
-      high: line.high?.[i],
-      px: x.at(line.x[i]),
-    };
+    const [value, place] = [line.y[i], x.at(line.x[i])];
+    if (!ok(value) || Math.abs(place - px) >= 40) return [];
+    return [{ line, value, low: line.low?.[i], high: line.high?.[i], px: place }];
   });
-  return rows
-    .filter((row) => ok(row.value) && Math.abs(row.px - px) < 40)
-    .sort((a, b) => b.value - a.value);
+  return rows.sort((a, b) => b.value - a.value);
 }
 
+/** @param {Reading} reading */
 function readoutRow({ line, value, low, high }) {
   return h(
     "div",
@@ -46,12 +52,22 @@ function readoutRow({ line, value, low, high }) {
 
 const STEPS = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -1e9, End: 1e9 };
 
+/**
+ * Shows what the curves are under the pointer, or under the arrow keys.
+ * @param {SVGSVGElement} root
+ * @param {SVGGElement} marks
+ * @param {HTMLElement} readout
+ * @param {DrawnSeries[]} series
+ * @param {View} view
+ */
 export function attachReadout(root, marks, readout, series, view) {
   const { x, y, box, width, first, last, log, unit } = view;
   if (!series.length) return;
   const longest = series.reduce((best, line) => (line.x.length > best.x.length ? line : best));
+  /** @type {number | null} */
   let at = null;
 
+  /** @type {(value: number, aloud: boolean) => void} */
   const read = (value, aloud) => {
     at = longest.x[nearest(longest.x, value)];
     const px = x.at(at);
@@ -80,12 +96,14 @@ export function attachReadout(root, marks, readout, series, view) {
     readout.hidden = true;
     marks.replaceChildren();
   };
+  /** @type {(event: PointerEvent) => void} */
   const hover = (event) => {
     const bounds = root.getBoundingClientRect();
     const px = ((event.clientX - bounds.left) / bounds.width) * width;
     const share = (px - box.left) / (box.right - box.left);
     read(log ? first * (last / first) ** share : first + share * (last - first), false);
   };
+  /** @type {(event: KeyboardEvent) => void} */
   const key = (event) => {
     if (event.key === "Escape") hide();
     const move = own(STEPS, event.key);

@@ -2,57 +2,17 @@
 
 import { seedChart } from "./bars.js";
 import { copyButtons } from "./copy.js";
-import { DATA, fixed, h, heading, place, several, when } from "./core.js";
+import { DATA, fill, fixed, h, heading, place, several, when } from "./core.js";
 import { evidenceOf, hideEvidence, saveLinks } from "./evidence.js";
+import { columnWidths, figureColumns, figureNode, figureText } from "./figures.js";
 import { rowCurves } from "./rows.js";
 import { missingPage } from "./runs.js";
 import { cell, choice, filterField, sortable, tick } from "./tables.js";
 
-/** What stands behind a figure: how few runs have it, where others of the row do, and its signs. */
-const marksOf = (value) =>
-  [value.alone && "†", value.n && ` (n = ${value.n})`, value.arrow].filter(Boolean).join(" ");
-
-export function figureText(value) {
-  if (!value) return "";
-  const spread = place.spread && value.std !== null && `± ${fixed(value.std, place.digits)}`;
-  return [fixed(value.mean, place.digits), spread, marksOf(value).trim()].filter(Boolean).join(" ");
-}
-
-/** Widths that keep the means of a column below each other, whether a spread follows or not. */
-function columnWidths(rows, i) {
-  const values = rows.map((row) => row.figures[i]).filter(Boolean);
-  const longest = (texts) => texts.reduce((a, b) => (b.length > a.length ? b : a), "");
-  return {
-    std: place.spread
-      ? longest(values.filter((v) => v.std !== null).map((v) => ` ± ${fixed(v.std, place.digits)}`))
-      : "",
-    marks: longest(values.map(marksOf)),
-  };
-}
-
-export function figureNode(value, widths = {}) {
-  if (!value) return "";
-  const part = (name, text) =>
-    text
-      ? h("span", { class: name }, text)
-      : widths[name] && h("span", { class: `${name} ghost`, "aria-hidden": "true" }, widths[name]);
-  return [
-    h("span", { class: "mean" }, fixed(value.mean, place.digits)),
-    part("std", place.spread && value.std !== null && ` ± ${fixed(value.std, place.digits)}`),
-    part("marks", marksOf(value)),
-  ];
-}
-
+/** @type {(column: Table["columns"][number]) => string} */
 const columnName = (column) => `${column.group} ${column.metric}`;
 
-export const figureColumns = (table) =>
-  table.columns.map((column, i) => ({
-    name: column.metric,
-    group: column.group,
-    numeric: true,
-    start: i === 0 || table.columns[i - 1].task !== column.task,
-  }));
-
+/** @type {(table: Table) => Column[]} */
 const tableColumns = (table) => [
   { name: "initialization" },
   { name: "pretraining", class: "detail" },
@@ -60,6 +20,11 @@ const tableColumns = (table) => [
   ...figureColumns(table),
 ];
 
+/**
+ * @param {Row} row
+ * @param {{std: string, marks: string}[]} widths
+ * @returns {Line}
+ */
 function tableLine(row, widths) {
   const evidence = row.evidence.lines;
   return {
@@ -90,23 +55,32 @@ function tableLine(row, widths) {
   };
 }
 
-/** The title in two parts: the data set, and how the detector was trained. */
+/**
+ * The title in two parts: the data set, and how the detector was trained.
+ * @param {string} title
+ */
 function titleParts(title) {
   const comma = title.indexOf(", ");
   return comma < 0 ? [title, ""] : [title.slice(0, comma), title.slice(comma + 2)];
 }
 
+/** @type {(table: Table) => string[]} */
 const partTitles = (table) =>
   table.parts.length ? table.parts.map((part) => part.title) : [table.title];
-/** The data sets of a table: its short name. */
+/**
+ * The data sets of a table: its short name.
+ * @type {(table: Table) => string}
+ */
 export const tableNames = (table) =>
   partTitles(table)
     .map((title) => titleParts(title)[0])
     .join(" and ");
 
+/** @param {Table} table */
 function resultTable(table) {
   const shown = table.rows.filter((row) => place.published || !row.published);
   const widths = table.columns.map((_, i) => columnWidths(shown, i));
+  /** @type {(published: boolean) => Line[]} */
   const lines = (published) =>
     shown.filter((row) => row.published === published).map((row) => tableLine(row, widths));
   const [measured, published] = [lines(false), lines(true)];
@@ -150,7 +124,10 @@ function resultTable(table) {
   return { node, filter: made.filter };
 }
 
-/** What leads to each table, where there are several. */
+/**
+ * What leads to each table, where there are several.
+ * @param {Table[]} tables
+ */
 function contents(tables) {
   if (tables.length < 2) return null;
   return h(
@@ -169,7 +146,10 @@ function contents(tables) {
   );
 }
 
-/** The first page, at one of its tables: where a table in a paper leads to. */
+/**
+ * The first page, at one of its tables: where a table in a paper leads to.
+ * @param {string} key
+ */
 export function tablePage(key) {
   const found = DATA.tables.some((table) => table.key === key);
   if (!found) return missingPage("table");
@@ -184,14 +164,18 @@ export function tablePage(key) {
   return overviewPage();
 }
 
-/** A part that is made when it is first opened. */
+/**
+ * A part that is made when it is first opened.
+ * @param {string} title
+ * @param {() => Child} make
+ */
 export function fold(title, make) {
   const body = h("div", { class: "fold-body" });
   return h(
     "details",
     {
       toggle: (event) => {
-        if (event.currentTarget.open && !body.firstChild) body.append(...[make()].flat());
+        if (event.currentTarget.open && !body.firstChild) fill(body, null, [make()]);
       },
     },
     h("summary", null, title),
@@ -199,21 +183,28 @@ export function fold(title, make) {
   );
 }
 
+/** @param {Table} table */
 function seedFold(table) {
   return fold("Seeds and spread", () => {
     const body = h("div");
+    /** @type {Choice[]} */
     const names = table.columns.map((c, i) => [String(i), columnName(c)]);
+    /** @type {(i: number) => void} */
     const draw = (i) => {
-      const items = table.rows
-        .filter((row) => row.figures[i] && (place.published || !row.published))
-        .map((row) => ({
-          name: row.detail && row.published ? `${row.method} (${row.detail})` : row.method,
-          mean: row.figures[i].mean,
-          std: row.figures[i].std,
-          published: row.published,
-          href: row.published ? null : `#/row/${row.key}`,
-          seeds: row.each[i].filter((value) => value !== null),
-        }));
+      const items = table.rows.flatMap((row) => {
+        const { mean = null, std = null } = row.figures[i] ?? {};
+        if (mean === null || (row.published && !place.published)) return [];
+        return [
+          {
+            name: row.detail && row.published ? `${row.method} (${row.detail})` : row.method,
+            mean,
+            std,
+            published: row.published,
+            href: row.published ? null : `#/row/${row.key}`,
+            seeds: row.each[i].filter((value) => value !== null),
+          },
+        ];
+      });
       items.sort((a, b) => b.mean - a.mean);
       body.replaceChildren(
         seedChart(`${names[i][1]}, %`, items, {
@@ -228,16 +219,18 @@ function seedFold(table) {
       ),
     );
     draw(first);
-    return [choice("Figure", names, String(first), draw), body];
+    return [choice("Figure", names, String(first), (i) => draw(Number(i))), body];
   });
 }
 
+/** @type {(table: Table) => HTMLElement} */
 const curveFold = (table) =>
   fold("Curves over the training", () => rowCurves(table.rows.filter((row) => row.runs.length)));
 
 /** Link, kind and name of each count that is not 0. */
 function counts() {
   const runs = Object.values(DATA.runs);
+  /** @type {(status: string, stage?: string) => number} */
   const number = (status, stage = "") =>
     runs.filter((run) => run.status === status && (!stage || run.stage === stage)).length;
   /** @type {[number, string, string, string][]} */
@@ -279,6 +272,10 @@ const overviewNote = () =>
     ": published, with their source.",
   );
 
+/**
+ * The first page.
+ * @returns {Child}
+ */
 export function overviewPage() {
   const cards = h("div", { class: "cards" });
   const nothing = h(
@@ -286,6 +283,7 @@ export function overviewPage() {
     { class: "empty", hidden: true },
     "No row of any table has all of these words.",
   );
+  /** @type {{node: HTMLElement, filter: (words: string) => number}[]} */
   let tables = [];
   const apply = () => {
     for (const table of tables)
@@ -322,12 +320,23 @@ export function overviewPage() {
   ];
 }
 
+/**
+ * @param {() => void} draw
+ * @param {() => void} apply
+ */
 function overviewTools(draw, apply) {
+  /**
+   * @template {keyof Place} K
+   * @param {K} name
+   * @param {Place[K]} value
+   * @param {() => void} then
+   */
   const keep = (name, value, then) => {
     place[name] = value;
     place.keep();
     then();
   };
+  /** @type {Choice[]} */
   const digits = ["0", "1", "2", "3"].map((n) => [n, n]);
   return h(
     "div",

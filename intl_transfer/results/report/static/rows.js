@@ -3,12 +3,16 @@
 import { copyButtons } from "./copy.js";
 import { DATA, duration, h, heading, place, runLink, section, several } from "./core.js";
 import { groupCurves } from "./curves.js";
-import { figureColumns, figureNode, figureText, fold } from "./results.js";
+import { figureColumns, figureNode, figureText } from "./figures.js";
+import { fold } from "./results.js";
 import { factsTable } from "./run.js";
 import { missingPage } from "./runs.js";
-import { cell, choice, figure, sortable } from "./tables.js";
+import { cell, choice, figure, seedCell, sortable } from "./tables.js";
 
-/** Runs that may share a chart: of the same stage, data, detector and schedule. */
+/**
+ * Runs that may share a chart: of the same stage, data, detector and schedule.
+ * @param {string} key
+ */
 function protocolOf(key) {
   const run = DATA.runs[key];
   return [run.stage === "pretrain" ? "pretraining" : "", run.dataset, run.detector, run.schedule]
@@ -16,14 +20,20 @@ function protocolOf(key) {
     .join(", ");
 }
 
-/** Curves of rows, each a band over its runs; what was not trained alike is kept apart. */
+/**
+ * Curves of rows, each a band over its runs; what was not trained alike is kept apart.
+ * @param {Row[]} rows
+ * @param {boolean} all
+ */
 export function rowCurves(rows, all = false) {
+  /** @type {Map<string, Map<string, string[]>>} */
   const groups = new Map();
   for (const row of rows) {
     for (const key of row.runs) {
       const protocol = protocolOf(key);
-      if (!groups.has(protocol)) groups.set(protocol, new Map());
-      const lines = groups.get(protocol);
+      /** @type {Map<string, string[]>} */
+      const lines = groups.get(protocol) ?? new Map();
+      groups.set(protocol, lines);
       const name =
         rows.filter((r) => r.method === row.method).length > 1
           ? `${row.method}, ${row.detail}`
@@ -33,11 +43,12 @@ export function rowCurves(rows, all = false) {
   }
   const protocols = [...groups.keys()];
   const body = h("div");
+  /** @type {(protocol: string) => void} */
   const draw = (protocol) =>
     body.replaceChildren(
       ...[
         groupCurves(
-          [...groups.get(protocol)].map(([name, runs]) => ({ name, runs })),
+          [...(groups.get(protocol) ?? [])].map(([name, runs]) => ({ name, runs })),
           all,
         ),
       ].flat(),
@@ -55,6 +66,11 @@ export function rowCurves(rows, all = false) {
   ].filter(Boolean);
 }
 
+/**
+ * The page of one row of a table.
+ * @param {string} key
+ * @returns {Child}
+ */
 export function rowPage(key) {
   const table = DATA.tables.find((t) => t.rows.some((row) => row.key === key));
   const row = table?.rows.find((r) => r.key === key);
@@ -79,7 +95,13 @@ export function rowPage(key) {
   ];
 }
 
-/** The runs behind a row's figures on one data set. */
+/**
+ * The runs behind a row's figures on one data set.
+ * @param {Table} table
+ * @param {Row} row
+ * @param {{title: string, tasks: string[] | null}} part of the table
+ * @param {number} number
+ */
 function rowCard(table, row, part, number) {
   const chosen = table.columns
     .map((_, i) => i)
@@ -108,7 +130,7 @@ function rowCard(table, row, part, number) {
         lines: lines.map(({ key, run, values }) => ({
           cells: [
             cell(run.name, { node: runLink(key) }),
-            cell(run.seed, { value: Number(run.seed) }),
+            seedCell(run.seed),
             ...values.map((value) => figure(value, place.digits + 1)),
             cell(duration(run.wall_time), { value: run.wall_time }),
           ],

@@ -27,10 +27,16 @@ import {
 } from "./curves.js";
 import { lineChart } from "./lines.js";
 import { pictureSection } from "./pictures.js";
+import { logBox, progress, progressBar } from "./progress.js";
 import { provenanceChain } from "./provenance.js";
 import { missingPage } from "./runs.js";
 import { cell, choice, figure, filterField, sortable } from "./tables.js";
 
+/**
+ * Names and what is stated of them.
+ * @param {string} title
+ * @param {Fact[]} entries
+ */
 export function factsTable(title, entries) {
   if (!entries.length) return h("p", { class: "empty" }, "Nothing recorded.");
   return h(
@@ -51,6 +57,7 @@ export function factsTable(title, entries) {
   );
 }
 
+/** @param {string} key */
 function settingsTable(key) {
   const lines = Object.entries(settings(key)).map(([name, value]) => ({
     cells: [cell(name), cell(value)],
@@ -74,38 +81,20 @@ function settingsTable(key) {
   ];
 }
 
-/** How far a run is, in words. */
-export function progress(run) {
-  const { last, total } = run;
-  if (last.step === undefined) return "no line in metrics.jsonl yet";
-  if (total.iterations) return `iteration ${short(last.step)} of ${short(total.iterations)}`;
-  if (total.epochs && last.epoch !== null)
-    return `epoch ${short(last.epoch)} of ${short(total.epochs)}`;
-  return `step ${short(last.step)}`;
-}
-
-export function progressBar(run) {
-  const { last, total } = run;
-  const share = total.iterations
-    ? last.step / total.iterations
-    : total.epochs
-      ? last.epoch / total.epochs
-      : null;
-  if (share === null || !Number.isFinite(share)) return null;
-  return h("progress", { max: 1, value: Math.min(1, share), "aria-label": progress(run) });
-}
-
+/** @param {Run} run */
 function headFacts(run) {
+  const { schedule, batch_size: batch, base_lr: rate } = run;
+  const plan = [schedule, batch && `batch ${batch}`, rate && `lr ${rate}`];
   return h(
     "dl",
     { class: "head-facts" },
     [
-      ["Stage", { pretrain: "pretraining", detection: "detection" }[run.stage] || run.stage],
+      ["Stage", own({ pretrain: "pretraining" }, run.stage) || run.stage],
       ["Method", run.method],
       ["Seed", run.seed],
       [run.stage === "detection" ? "Detector" : "Backbone", run.detector],
       ["Data", run.dataset],
-      ["Schedule", run.schedule && `${run.schedule}, batch ${run.batch_size}, lr ${run.base_lr}`],
+      ["Schedule", schedule && plan.filter(Boolean).join(", ")],
       ["Epochs", run.epochs],
       ["Started", when(run.started)],
       ["Ended", when(run.ended)],
@@ -116,6 +105,10 @@ function headFacts(run) {
   );
 }
 
+/**
+ * @param {string} key
+ * @param {Run} run
+ */
 function metricTable(key, run) {
   const { metrics } = details(key);
   const tasks = Object.keys(metrics).filter((task) => Object.keys(metrics[task]).length);
@@ -148,11 +141,13 @@ function metricTable(key, run) {
   );
 }
 
+/** @param {string} key */
 function classSection(key) {
   const { classes } = details(key);
   const tasks = Object.keys(classes).filter((task) => Object.keys(classes[task]).length);
   if (!tasks.length) return null;
   const body = h("div");
+  /** @type {(task: string) => void} */
   const draw = (task) => {
     const items = Object.entries(classes[task]).map(([name, value]) => ({ name, value }));
     items.sort((a, b) => (b.value ?? -1) - (a.value ?? -1));
@@ -176,17 +171,20 @@ function classSection(key) {
   );
 }
 
+/** @param {string} key */
 function precisionSection(key) {
   const { precision } = details(key);
   const tasks = Object.keys(precision);
   if (!tasks.length) return null;
   const body = h("div");
   const state = { task: tasks[0], name: "mean" };
+  /** @type {(task: string) => string[]} */
   const namesOf = (task) => [
     ...new Set(Object.values(precision[task]).flatMap((found) => Object.keys(found.precision))),
   ];
   const classes = h("span");
   const draw = () => {
+    /** @type {(name: string, first: number) => Series[]} */
     const curvesOf = (name, first) =>
       Object.entries(precision[state.task]).flatMap(([overlap, found], i) => {
         const y = own(found.precision, name);
@@ -203,6 +201,7 @@ function precisionSection(key) {
       }),
     );
   };
+  /** @type {(task: string) => void} */
   const chooseTask = (task) => {
     state.task = task;
     state.name = "mean";
@@ -241,23 +240,7 @@ function precisionSection(key) {
   );
 }
 
-/** The end of a log, scrolled to its end. */
-export function logBox(name, lines, label, open) {
-  const box = h("pre", { tabindex: "0", "aria-label": label }, lines.join("\n"));
-  return h(
-    "details",
-    {
-      class: "log",
-      open,
-      toggle: () => {
-        box.scrollTop = box.scrollHeight;
-      },
-    },
-    h("summary", null, name),
-    box,
-  );
-}
-
+/** @param {string} key */
 function logSection(key) {
   const { log, error } = details(key);
   if (!log.length && !error) return null;
@@ -270,6 +253,7 @@ function logSection(key) {
   );
 }
 
+/** @param {string} key */
 function sessionSection(key) {
   const { environment, sessions } = details(key);
   return section(
@@ -292,6 +276,7 @@ function sessionSection(key) {
   );
 }
 
+/** @param {string} key */
 function spectrumSection(key) {
   const { charts, raised, looked } = spectrumCurves(key);
   if (!charts.length) return null;
@@ -313,7 +298,9 @@ function spectrumSection(key) {
   );
 }
 
+/** @param {string} key */
 function comparePicker(key) {
+  /** @type {Choice[]} */
   const others = Object.entries(DATA.runs)
     .filter(([other]) => other !== key)
     .map(([other, run]) => [other, run.name]);
@@ -324,6 +311,11 @@ function comparePicker(key) {
   return h("div", { class: "toolbar" }, select);
 }
 
+/**
+ * The page of one run.
+ * @param {string} key
+ * @returns {Child}
+ */
 export function runPage(key) {
   const run = own(DATA.runs, key);
   if (!run) return missingPage("run");

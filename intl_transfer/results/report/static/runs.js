@@ -17,9 +17,13 @@ import {
   taskName,
   when,
 } from "./core.js";
-import { logBox, progress, progressBar } from "./run.js";
-import { cell, choice, filterField, sortable } from "./tables.js";
+import { logBox, progress, progressBar } from "./progress.js";
+import { cell, choice, filterField, seedCell, sortable } from "./tables.js";
 
+/**
+ * The one figure that a run is listed with.
+ * @param {Run} run
+ */
 function headline(run) {
   for (const name of ["box/AP", "voc/AP", "mask/AP", "top1", "knn_accuracy"]) {
     const value = own(run.figures, name);
@@ -40,7 +44,13 @@ function headline(run) {
     : { value: loss, text: short(loss), name: "loss" };
 }
 
+/**
+ * @param {string} key
+ * @param {Run} run
+ * @param {() => void} changed
+ */
 function pickBox(key, run, changed) {
+  /** @type {HTMLInputElement} */
   const box = h("input", {
     type: "checkbox",
     "aria-label": `choose ${run.name} to compare`,
@@ -56,6 +66,7 @@ function pickBox(key, run, changed) {
   return box;
 }
 
+/** @type {Column[]} */
 const RUN_COLUMNS = [
   { name: "compare", fixed: true, silent: true },
   { name: "run" },
@@ -70,11 +81,16 @@ const RUN_COLUMNS = [
   { name: "started" },
 ];
 
+/**
+ * @param {string} key
+ * @param {Run} run
+ * @param {() => void} changed
+ */
 function runLine(key, run, changed) {
   const main = headline(run);
   const time = run.status === "finished" ? duration(run.wall_time) : progress(run);
   return {
-    words: `${run.path} ${run.config_name} ${run.reason || ""}`,
+    words: [run.path, run.config_name, run.reason].filter(Boolean).join(" "),
     status: run.status,
     cells: [
       cell("", { node: pickBox(key, run, changed) }),
@@ -84,7 +100,7 @@ function runLine(key, run, changed) {
       cell(run.method, { class: "nowrap" }),
       cell(run.dataset),
       cell(run.schedule),
-      cell(run.seed, { value: Number(run.seed) }),
+      seedCell(run.seed),
       { ...main, node: main.name && [main.text, h("small", null, ` ${main.name}`)] },
       cell(time, { value: run.wall_time }),
       cell(when(run.started).split(",")[0], { value: run.started, class: "nowrap" }),
@@ -108,6 +124,10 @@ function pickHint() {
   );
 }
 
+/**
+ * The page of all runs.
+ * @returns {Child}
+ */
 export function runsPage() {
   const bar = h("div", { class: "pick-bar" }, pickHint());
   const changed = () => {
@@ -118,8 +138,9 @@ export function runsPage() {
     bar.replaceChildren(pickHint());
   };
   const lines = Object.entries(DATA.runs).map(([key, run]) => runLine(key, run, changed));
-  const statuses = [...new Set(lines.map((line) => line.status))];
-  if (!statuses.includes(place.status)) place.status = "";
+  /** @type {Choice[]} */
+  const statuses = [...new Set(lines.map((line) => line.status))].map((name) => [name, name]);
+  if (!statuses.some(([name]) => name === place.status)) place.status = "";
   const block = { lines };
   const made = sortable({
     id: "runs",
@@ -134,6 +155,7 @@ export function runsPage() {
     made.filter(place.runs);
   };
   apply();
+  /** @type {(name: "runs" | "status") => (value: string) => void} */
   const keep = (name) => (value) => {
     place[name] = value;
     place.keep();
@@ -145,12 +167,7 @@ export function runsPage() {
       "div",
       { class: "toolbar", role: "search" },
       filterField("Filter runs", place.runs, keep("runs")),
-      choice(
-        "Status",
-        [["", "all"], ...statuses.map((status) => [status, status])],
-        place.status,
-        keep("status"),
-      ),
+      choice("Status", [["", "all"], ...statuses], place.status, keep("status")),
       copyButtons(made.sheet),
     ),
     bar,
@@ -158,12 +175,18 @@ export function runsPage() {
   ];
 }
 
+/**
+ * The page of what is in no table.
+ * @returns {Child}
+ */
 export function leftOutPage() {
   const waiting = Object.entries(DATA.runs).filter(
     ([, run]) => !["finished", "superseded"].includes(run.status),
   );
   const order = { failed: 0, stalled: 1, interrupted: 2, running: 3 };
-  waiting.sort(([, x], [, y]) => (order[x.status] ?? 4) - (order[y.status] ?? 4));
+  /** @type {(run: Run) => number} */
+  const urgency = (run) => own(order, run.status) ?? 4;
+  waiting.sort(([, x], [, y]) => urgency(x) - urgency(y));
   return [
     heading(1, "Not in the tables"),
     h(
@@ -226,6 +249,11 @@ export function leftOutPage() {
   ];
 }
 
+/**
+ * In the place of what an old link leads to.
+ * @param {string} what
+ * @returns {Child}
+ */
 export function missingPage(what) {
   return [
     heading(1, "Not here"),

@@ -4,8 +4,15 @@ import { h, s } from "./core.js";
 
 const COLORS = 8;
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "5 2", "1 2", "12 4", "4 4"];
+/**
+ * The class that colors a series.
+ * @type {(index: number) => string}
+ */
 export const color = (index) => `c${index % COLORS}`;
-// Colors come again after eight series; the dashes then differ.
+/**
+ * The dashes of a series: colors come again after eight, the dashes then differ.
+ * @type {(index: number) => string}
+ */
 export const dash = (index) => DASHES[(index + Math.floor(index / COLORS)) % DASHES.length];
 
 /**
@@ -24,6 +31,11 @@ export function ticks(low, high, count = 5) {
   return made;
 }
 
+/**
+ * The same on a logarithmic axis.
+ * @param {number} low above 0
+ * @param {number} high
+ */
 export function logTicks(low, high) {
   const made = [];
   const steps =
@@ -39,7 +51,10 @@ export function logTicks(low, high) {
   return made;
 }
 
-/** Ticks as text, with as many digits as tell them apart. */
+/**
+ * Ticks as text, with as many digits as tell them apart.
+ * @param {number[]} values
+ */
 export function tickText(values) {
   const largest = Math.max(...values.map(Math.abs));
   if (largest >= 1e6 || (largest > 0 && largest < 1e-3))
@@ -56,11 +71,27 @@ export function tickText(values) {
   return values.map((v) => String(Number(v.toPrecision(6))).replace("-", "−"));
 }
 
+/**
+ * Values from low to high, at places from one to the other.
+ * @param {number} low
+ * @param {number} high
+ * @param {number} from
+ * @param {number} to
+ * @returns {Scale}
+ */
 export function linear(low, high, from, to) {
   const span = high - low || 1;
   return (value) => from + ((value - low) / span) * (to - from);
 }
 
+/**
+ * The same by the logarithm; values are above 0.
+ * @param {number} low
+ * @param {number} high
+ * @param {number} from
+ * @param {number} to
+ * @returns {Scale}
+ */
 export function logarithmic(low, high, from, to) {
   const inner = linear(Math.log(low), Math.log(high), from, to);
   return (value) => inner(Math.log(value));
@@ -84,6 +115,7 @@ export function framed(title, draw, options = {}) {
     options.note && h("p", { class: "chart-note" }, options.note),
   );
   let drawn = 0;
+  /** @type {(width: number) => void} */
   const redraw = (width) => {
     drawn = width;
     canvas.replaceChildren(...[draw(width)].flat());
@@ -95,7 +127,12 @@ export function framed(title, draw, options = {}) {
   return Object.assign(figure, { redraw: () => void (drawn && redraw(drawn)) });
 }
 
-/** Axes with ticks, grid lines and names. */
+/**
+ * Axes with ticks, grid lines and names.
+ * @param {Box} box
+ * @param {Axis} x
+ * @param {Axis} y
+ */
 export function axes(box, x, y) {
   const xTexts = tickText(x.ticks);
   const yTexts = tickText(y.ticks);

@@ -4,20 +4,35 @@ import { fixed, h, place, say } from "./core.js";
 import { showEvidence } from "./evidence.js";
 
 /**
- * @typedef {{value?: number|string|null, text: string, node?: Child, best?: boolean, class?: string}} Cell
- * @typedef {{cells: Cell[], words?: string, italic?: boolean, notes?: number[], evidence?: any}} Line
- * @typedef {{name?: string, class?: string, lines: Line[]}} Block
+ * A cell of text, sorted by the text.
+ * @type {(text: FileText | undefined, more?: Partial<Cell>) => Cell}
  */
-
 export const cell = (text, more = {}) => ({ text: text ?? "", value: text, ...more });
+/**
+ * A cell of a seed, sorted as the number that it is; none is a blank, not 0.
+ * @type {(seed: FileText) => Cell}
+ */
+export const seedCell = (seed) =>
+  cell(seed, { value: seed === null || Number.isNaN(Number(seed)) ? seed : Number(seed) });
+
+/**
+ * A cell of a number.
+ * @type {(value: Value, digits: number, more?: Partial<Cell>) => Cell}
+ */
 export const figure = (value, digits, more = {}) => ({
   value,
   text: fixed(value, digits),
   ...more,
 });
 
+/**
+ * @param {Cell} a
+ * @param {Cell} b
+ * @param {number} direction
+ */
 function compareCells(a, b, direction) {
   const [x, y] = [a.value, b.value];
+  /** @type {(value: Cell["value"]) => boolean} */
   const missing = (v) => v === null || v === undefined || v === "";
   if (missing(x) || missing(y)) return Number(missing(x)) - Number(missing(y)); // blanks last, either way
   const order =
@@ -27,6 +42,7 @@ function compareCells(a, b, direction) {
   return order * direction;
 }
 
+/** @type {(line: Line, filter: string) => boolean} */
 const matches = (line, filter) => {
   const words = filter.toLowerCase().split(/\s+/).filter(Boolean);
   const text = `${line.words || ""} ${line.cells.map((c) => c.text).join(" ")}`.toLowerCase();
@@ -35,6 +51,12 @@ const matches = (line, filter) => {
 
 const ARROWS = { none: "↕", ascending: "↑", descending: "↓" };
 
+/**
+ * @param {Column} column
+ * @param {number} i
+ * @param {keyof typeof ARROWS} order
+ * @param {() => void} sortBy
+ */
 function headerCell(column, i, order, sortBy) {
   const props = {
     scope: "col",
@@ -60,15 +82,20 @@ function headerCell(column, i, order, sortBy) {
   return h("th", { ...props, "aria-sort": order }, h("button", button, content));
 }
 
-/** The line above the columns' names: one cell a group. */
+/**
+ * The line above the columns' names: one cell a group.
+ * @param {Column[]} columns
+ */
 function groupRow(columns) {
   if (!columns.some((column) => column.group)) return null;
+  /** @type {{name: string, span: number, class?: string}[]} */
   const groups = [];
   for (const column of columns) {
     const last = groups.at(-1);
     if (last && column.group && last.name === column.group) last.span += 1;
     else groups.push({ name: column.group || "", span: 1, class: column.class });
   }
+  /** @type {(group: {name: string, span: number, class?: string}) => HTMLElement} */
   const made = (group) =>
     group.name
       ? h("th", { scope: "colgroup", colspan: group.span, class: "group-start" }, group.name)
@@ -76,6 +103,12 @@ function groupRow(columns) {
   return h("tr", { class: "groups" }, groups.map(made));
 }
 
+/**
+ * @param {Cell} content
+ * @param {Column} column
+ * @param {boolean} first whether it names its row
+ * @param {Child} notes
+ */
 function bodyCell(content, column, first, notes) {
   const classes = [
     column.numeric && "number",
@@ -95,19 +128,32 @@ function bodyCell(content, column, first, notes) {
   );
 }
 
+/**
+ * @param {Line} line
+ * @param {TableSpec} spec
+ */
 function bodyRow(line, spec) {
   const notes = line.notes?.length
-    ? h("sup", { title: line.notes.map((n) => spec.notes[n - 1]).join("\n") }, line.notes.join(","))
+    ? h(
+        "sup",
+        { title: line.notes.map((n) => spec.notes?.[n - 1]).join("\n") },
+        line.notes.join(","),
+      )
     : null;
+  const { evidence } = line;
   return h(
     "tr",
-    line.evidence && { mouseenter: (event) => showEvidence(event.currentTarget, line.evidence) },
+    evidence && { mouseenter: (event) => showEvidence(event.currentTarget, evidence) },
     line.cells.map((content, i) =>
       bodyCell(content, spec.columns[i], i === (spec.head || 0), i === 0 && notes),
     ),
   );
 }
 
+/**
+ * @param {Block} block
+ * @param {TableSpec} spec
+ */
 function bodyBlock(block, spec) {
   const name =
     block.name &&
@@ -124,6 +170,7 @@ function bodyBlock(block, spec) {
   );
 }
 
+/** @type {(width: number) => HTMLElement} */
 const emptyBody = (width) =>
   h(
     "tbody",
@@ -144,11 +191,17 @@ function arranged(block, filter, [column, direction = 1]) {
   return { ...block, lines };
 }
 
-/** What is copied: the columns and rows that are shown. */
+/**
+ * What is copied: the columns and rows that are shown.
+ * @param {TableSpec} spec
+ * @param {Block[]} blocks
+ * @returns {Sheet}
+ */
 function sheetOf(spec, blocks) {
   const kept = spec.columns
     .map((column, i) => (column.silent ? null : i))
     .filter((i) => i !== null);
+  /** @type {(line: Line) => SheetRow} */
   const row = (line) => ({
     cells: kept.map((i) => line.cells[i].text),
     means: kept.map((i) => line.cells[i].mean),
@@ -168,10 +221,9 @@ function sheetOf(spec, blocks) {
 
 /**
  * A table in a box that scrolls sideways.
- * @param {{id: string, title: string, class?: string, head?: number, notes?: string[], legend?: string[],
- *   columns: {name: string, group?: string, numeric?: boolean, fixed?: boolean, silent?: boolean, hint?: string, up?: boolean}[],
- *   blocks: Block[]}} spec
- * @returns its node, a filter that tells how many rows it leaves, and what is to be copied.
+ * @param {TableSpec} spec
+ * @returns {{node: HTMLElement, sheet: () => Sheet, filter: (words: string) => number}}
+ * its node, what is to be copied, and a filter that tells how many rows it leaves
  */
 export function sortable(spec) {
   const { columns } = spec;
@@ -185,6 +237,7 @@ export function sortable(spec) {
   };
   const visible = () => spec.blocks.map((block) => arranged(block, filter, sorting()));
 
+  /** @param {number} i */
   function sortBy(i) {
     const [column, direction] = sorting();
     const first = columns[i].numeric && !columns[i].up ? -1 : 1; // of figures, the largest first
@@ -207,6 +260,7 @@ export function sortable(spec) {
   function draw() {
     const blocks = visible().filter((block) => block.lines.length);
     const [sorted, direction = 1] = sorting();
+    /** @type {(i: number) => keyof typeof ARROWS} */
     const order = (i) => (i !== sorted ? "none" : direction > 0 ? "ascending" : "descending");
     table.replaceChildren(
       h("caption", { class: "sr" }, spec.title),
@@ -242,8 +296,14 @@ export function sortable(spec) {
   };
 }
 
-/** A field to filter by, which calls back at every key. */
+/**
+ * A field to filter by, which calls back at every key.
+ * @param {string} label
+ * @param {string} value
+ * @param {(value: string) => void} changed
+ */
 export function filterField(label, value, changed) {
+  /** @type {HTMLInputElement} */
   const input = h("input", {
     type: "search",
     value,
@@ -255,7 +315,15 @@ export function filterField(label, value, changed) {
   return h("label", { class: "field" }, h("span", null, label), input);
 }
 
+/**
+ * A choice of one among several.
+ * @param {string} label
+ * @param {Choice[]} options
+ * @param {string} value
+ * @param {(value: string) => void} changed
+ */
 export function choice(label, options, value, changed) {
+  /** @type {HTMLSelectElement} */
   const select = h(
     "select",
     { "aria-label": label, change: () => changed(select.value) },
@@ -265,7 +333,14 @@ export function choice(label, options, value, changed) {
   return h("label", { class: "field" }, h("span", null, label), select);
 }
 
+/**
+ * A box to tick.
+ * @param {string} label
+ * @param {boolean} on
+ * @param {(on: boolean) => void} changed
+ */
 export function tick(label, on, changed) {
+  /** @type {HTMLInputElement} */
   const box = h("input", { type: "checkbox", change: () => changed(box.checked) });
   box.checked = on;
   return h("label", { class: "tick" }, box, label);
