@@ -106,7 +106,7 @@ def field_descriptions(schema: type) -> dict[str, str]:
     attributes = inspect.cleandoc(schema.__doc__ or "").partition("Attributes:\n")[2]
     entries = re.split(r"\n    (?=\w+: )", "\n" + attributes.rstrip())[1:]
     pairs = (entry.split(":", 1) for entry in entries)
-    return {name: " ".join(text.replace("``", "").split()) for name, text in pairs}
+    return {name: " ".join(text.replace("``", "").split()).rstrip(".") for name, text in pairs}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
