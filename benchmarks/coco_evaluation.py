@@ -3,7 +3,7 @@
     python benchmarks/coco_evaluation.py [--json] [--repeats 2] [--images 5000] [--task bbox]
 
 Both begin with the annotations loaded and the detections as a list in COCO's results format, and
-end with the twelve figures, which must be the same. The reference is pycocotools as its demo uses
+end with the twelve metrics, which must be the same. The reference is pycocotools as its demo uses
 it: `loadRes`, `evaluate`, `accumulate`, `summarize`. Both take turns in one process. What is
 compared is the time one waits; CPU time is printed beside it, since faster-coco-eval matches in
 threads where pycocotools has one.
@@ -36,7 +36,7 @@ import pycocotools.mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detection.coco_metrics import FIGURES, coco_metrics
+from detection.coco_metrics import METRICS, coco_metrics
 
 WIDTH, HEIGHT, CLASSES, DETECTIONS = 640, 480, 80, 100
 AIMS = {"bbox": ("boxes", 8), "segm": ("masks", 3)}
@@ -135,7 +135,7 @@ def now() -> Times:
 def time_reference(
     content: dict[str, Any], found: list[dict[str, Any]], task: str
 ) -> tuple[Times, list[float]]:
-    """Times and figures of pycocotools."""
+    """Times and metrics of pycocotools."""
     truth = load(content)
     # Its own dictionaries, and for masks without boxes: else their areas would be those of boxes.
     dropped = "bbox" if task == "segm" else "segmentation"
@@ -152,12 +152,12 @@ def time_reference(
 def time_ours(
     content: dict[str, Any], found: list[dict[str, Any]], task: str
 ) -> tuple[Times, list[float], str]:
-    """Times and figures of this project's evaluation, and what it was done with."""
+    """Times and metrics of this project's evaluation, and what it was done with."""
     truth = load(content)
     start = now()
     result = coco_metrics(truth, found, task)
-    figures = list(result.figures().values())
-    return now() - start, figures, result.engine
+    metrics = list(result.metrics().values())
+    return now() - start, metrics, result.engine
 
 
 def compare(
@@ -166,13 +166,13 @@ def compare(
     """Both, in turns."""
     ours, theirs, difference, engine = [], [], 0.0, ""
     for _ in range(repeats):
-        our_times, our_figures, engine = time_ours(content, found, task)
-        reference_times, figures = time_reference(content, found, task)
+        our_times, our_metrics, engine = time_ours(content, found, task)
+        reference_times, metrics = time_reference(content, found, task)
         ours.append(our_times)
         theirs.append(reference_times)
-        there = [value if value >= 0 else np.nan for value in figures]  # -1 where none exists
-        np.testing.assert_allclose(our_figures, there, rtol=0, atol=1e-9)
-        difference = max(difference, float(np.nanmax(np.abs(np.subtract(our_figures, there)))))
+        there = [value if value >= 0 else np.nan for value in metrics]  # -1 where none exists
+        np.testing.assert_allclose(our_metrics, there, rtol=0, atol=1e-9)
+        difference = max(difference, float(np.nanmax(np.abs(np.subtract(our_metrics, there)))))
     ratios = (np.array(theirs) / np.array(ours))[:, 0]
     (reference_s, reference_cpu_s), (our_s, our_cpu_s) = (
         np.median(times, axis=0).tolist() for times in (theirs, ours)
@@ -189,7 +189,7 @@ def compare(
         "cpu_ratio": reference_cpu_s / our_cpu_s,
         "engine": engine,
         "difference": difference,
-        "figures": dict(zip(FIGURES, [round(float(v), 6) for v in our_figures], strict=True)),
+        "figures": dict(zip(METRICS, [round(float(v), 6) for v in our_metrics], strict=True)),
     }
 
 

@@ -74,9 +74,9 @@ def write_text(file: Path, value: dict[str, Any]) -> None:
 
 
 def results(method: int, seed: int) -> dict[str, Any]:
-    """Of one run; figures without a meaning."""
+    """Of one run; values without a meaning."""
     ap = 30 + method / 10 + seed / 100
-    figures = {"AP": ap, "AP50": ap + 20, "AP75": ap + 2, "per_class": dict.fromkeys(CLASSES, ap)}
+    values = {"AP": ap, "AP50": ap + 20, "AP75": ap + 2, "per_class": dict.fromkeys(CLASSES, ap)}
     described = {"id": "p", "config_name": f"c{method}", "epochs": 200, "dataset": "imagenet"}
     return {
         "schema": 1,
@@ -92,7 +92,7 @@ def results(method: int, seed: int) -> dict[str, Any]:
         },
         "seed": seed,
         "iteration": 90000,
-        "metrics": {"box": figures, "mask": figures},
+        "metrics": {"box": values, "mask": values},
     }
 
 
@@ -163,7 +163,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", action="store_true", help="the figures as one JSON line")
+    parser.add_argument("--json", action="store_true", help="the results as one JSON line")
     parser.add_argument("--runs", type=int, default=5000, help="run directories that are made")
     parser.add_argument("--repeats", type=int, default=3, help="rounds, of which the median counts")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What a pretraining step asks of the machine, counted: for figures that cannot be timed here.
+"""What a pretraining step asks of the machine, counted: for costs that cannot be measured here.
 
     python benchmarks/collectives.py [--json] [--cases two_views multicrop] [--set KEY=VALUE ...]
 

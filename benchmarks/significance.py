@@ -2,7 +2,7 @@
 
     python benchmarks/significance.py [--studies N] [--json]
 
-Each study draws the figures of a table (rows by repetitions, the same spread in all rows), marks it
+Each study draws the values of a table (rows by repetitions, the same spread in all rows), marks it
 as `intl-transfer collect --baseline` does, and counts marks. With all rows equal no mark may stand:
 a study with any is one too many, at most 5 %. With one row better by so many standard deviations,
 its mark is what is looked for.
@@ -46,11 +46,11 @@ def study(
     """
     common = rng.normal(0, SPREAD * shared**0.5, seeds)
     own = rng.normal(0, SPREAD * (1 - shared) ** 0.5, (rows, seeds))
-    figures = 40 + common + own
-    figures[-1] += better
+    values = 40 + common + own
+    values[-1] += better
     made = [
         Row(f"m{i}", "", {("box", "AP"): summary}, seeds)
-        for i, row in enumerate(figures)
+        for i, row in enumerate(values)
         if (summary := summarize(list(row), range(seeds))) is not None
     ]
     table = Table("simulated", ("box",), made, metrics={"box": ("AP",)})

@@ -33,9 +33,9 @@ import numpy as np
 
 from slurm import controller
 from slurm.launching import launch
-from slurm.ledger import Ledger, Node
+from slurm.ledger import Job, Ledger
 from tests.slurm.cluster import Cluster, why_not
-from tests.slurm.work import node
+from tests.slurm.work import make_job
 
 HELD = {"sbatch": {"hold": True}}
 
@@ -87,9 +87,9 @@ def measure(
             for job in ids:
                 cluster.run("squeue", "-h", "-j", job, "-o", "%T", check=True)
         cluster.run("scancel", "--user=root")
-        nodes = many(root, jobs)
+        graph = many(root, jobs)
         with timed(times["launch"]):
-            quietly(root, nodes)
+            quietly(root, graph)
         with timed(times["again"]):
             quietly(root, many(root, jobs))
         cluster.run("scancel", "--user=root")
@@ -128,16 +128,16 @@ def one_by_one(root: Path, jobs: int) -> list[str]:
     return [subprocess.check_output(command, text=True).strip() for _ in range(jobs)]
 
 
-def many(root: Path, jobs: int, **resources: object) -> list[Node]:
-    """Nodes that are alike."""
-    return [node(root, f"run{index}", **(resources or HELD)) for index in range(jobs)]
+def many(root: Path, jobs: int, **resources: object) -> list[Job]:
+    """Jobs that are alike."""
+    return [make_job(root, f"run{index}", **(resources or HELD)) for index in range(jobs)]
 
 
-def quietly(root: Path, nodes: list[Node], wait: bool = False) -> str:
+def quietly(root: Path, graph: list[Job], wait: bool = False) -> str:
     """Launches; what was said."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        launch(root, "slurm", nodes, wait)
+        launch(root, "slurm", graph, wait)
     return said.getvalue()
 
 
@@ -150,7 +150,7 @@ def thousand(folder: Path, cluster: Cluster) -> None:
         quietly(root, many(root, 1000))
     ledger = Ledger.read(root)
     assert ledger is not None
-    arrays = {str(item.job).split("_")[0] for item in ledger.nodes.values()}
+    arrays = {str(item.job_id).split("_")[0] for item in ledger.jobs.values()}
     files = sum(1 for path in root.rglob("*") if path.is_file())
     asked: list[float] = []
     with timed(asked):

@@ -4,7 +4,7 @@ import warnings
 
 from intl_transfer import detectron2_compat
 
-# Of what Detectron2 and fvcore call when they are imported and built.
+# Of deprecated functions that Detectron2 and fvcore call.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
 warnings.filterwarnings("ignore", message=".*torch.meshgrid.*")
 # Before any module of this package imports Detectron2.

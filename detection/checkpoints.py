@@ -1,4 +1,4 @@
-"""Checkpoints of a run directory: which of them a run can resume from."""
+"""Checkpoints of a run directory that a run can resume from."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from intl_transfer.runs.finite import first_nonfinite
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint; damaged ones are named and passed over.
+    """The newest intact checkpoint; damaged ones are skipped with a warning.
 
     Raises:
-        UserError: if there are checkpoints and none is whole.
+        UserError: if there are checkpoints and none is intact.
     """
     found = take_newest(checkpoints(folder), check_whole, folder)
     return None if found is None else found[0]
@@ -28,14 +28,14 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def check_whole(path: Path) -> None:
-    """Refuses a checkpoint that is damaged, or holds NaN or infinity.
+    """Refuses a checkpoint that is damaged, or contains NaN or infinity.
 
     Raises:
-        UserError: saying which.
+        UserError: with the reason.
     """
     if not path.exists():
         raise UserError(
-            f"{path} is not there on {socket.gethostname()}; all nodes need the same disk"
+            f"{path} does not exist on {socket.gethostname()}; all nodes need the same disk"
         )
     try:
         with zipfile.ZipFile(path) as archive:
@@ -46,4 +46,4 @@ def check_whole(path: Path) -> None:
         raise UserError(f"{path} is damaged: the checksum of its record '{damaged}' is wrong")
     broken = first_nonfinite(read_content(path).values)
     if broken is not None:
-        raise UserError(f"{path} holds NaN or infinity in {broken}")
+        raise UserError(f"{path} contains NaN or infinity in {broken}")

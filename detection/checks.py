@@ -1,4 +1,4 @@
-"""Settings that cannot run are refused before anything is built."""
+"""Checks settings before anything is built."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from detection import roi_heads  # noqa: F401 - registers the box head of the pr
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.runs.settings import flatten
 
-# Whole numbers, by the least that can be worked with. 0 has a meaning of its own where it may be:
-# no warm-up, one evaluation at the end, images as large as they are, loading in this process.
+# Integers, with their minimum. 0, where allowed, has a special meaning: no warm-up, one evaluation
+# at the end, images at their original size, loading in this process.
 _LEAST = {
     1: (
         *("SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"),
@@ -51,7 +51,7 @@ _LISTS = {
     "TEST.AUG.MIN_SIZES": (1, False),
     "SOLVER.STEPS": (1, True),
 }
-# What Detectron2 tells apart by name when it builds or steps, and how it calls it.
+# Choices that Detectron2 looks up by name.
 _CHOICES = {
     "SOLVER.LR_SCHEDULER_NAME": (
         *("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
@@ -67,19 +67,19 @@ _NORMS = (
     *("naiveSyncBN", "SyncBN", "BN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN_N", "LN", ""),
 )
 _DEPTHS = (18, 34, 50, 101, 152)
-# What is trained and evaluated here: boxes, and masks in them.
+# Supported detectors: of boxes, and masks in them.
 _DETECTORS = ("GeneralizedRCNN", "RetinaNet")
 
 
 def check_settings(cfg: Any, where: str = "the configuration") -> None:
-    """Refuses settings that could not be trained or evaluated with.
+    """Refuses invalid settings.
 
     Args:
         cfg: the configuration.
-        where: it was read, for the message.
+        where: its source, for the message.
 
     Raises:
-        UserError: with key, what was found, and what was expected.
+        UserError: with the key, the value found, and what is expected.
     """
     values = flatten(cfg)
     for problem in _problems(values):
@@ -100,7 +100,7 @@ def _problems(values: dict[str, Any]) -> Iterator[str]:
             yield f"{key} is empty; expected at least one size"
     steps = list(values["SOLVER.STEPS"])
     if steps != sorted(set(steps)):
-        yield f"SOLVER.STEPS is {steps}; expected iterations in rising order, none twice"
+        yield f"SOLVER.STEPS is {steps}; expected iterations in strictly ascending order"
     for keys, bound, words in ((_ABOVE, math.ulp(0), "above 0"), (_NOT_BELOW, 0, "of 0 or more")):
         for key in keys:
             value = values.get(key)
@@ -123,11 +123,11 @@ def _pixel_problems(values: dict[str, Any]) -> Iterator[str]:
         yield f"MODEL.PIXEL_STD is {list(deviation)}; expected numbers above 0"
     sampling = values["INPUT.MIN_SIZE_TRAIN_SAMPLING"]
     if sampling == "range" and len(values["INPUT.MIN_SIZE_TRAIN"]) != 2:
-        yield "INPUT.MIN_SIZE_TRAIN: sampling a range takes two sizes, the least and the greatest"
+        yield "INPUT.MIN_SIZE_TRAIN: sampling a range needs two sizes, the minimum and the maximum"
 
 
 def _named_problems(values: dict[str, Any]) -> Iterator[str]:
-    """Names that are looked up when the model is built, deep in Detectron2."""
+    """Checks names that Detectron2 looks up when the model is built."""
     for key, registry in (
         ("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY),
         ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY),
@@ -147,7 +147,7 @@ def _named_problems(values: dict[str, Any]) -> Iterator[str]:
 
 
 def _detector_problems(values: dict[str, Any]) -> Iterator[str]:
-    """Detectors that could be built, and neither trained nor evaluated here."""
+    """Refuses detectors that can be built but are not supported here."""
     depth, width = values["MODEL.RESNETS.DEPTH"], values["MODEL.RESNETS.RES2_OUT_CHANNELS"]
     if depth not in _DEPTHS:
         yield f"MODEL.RESNETS.DEPTH is {depth}; expected one of {', '.join(map(str, _DEPTHS))}"
@@ -163,10 +163,10 @@ def _detector_problems(values: dict[str, Any]) -> Iterator[str]:
             f"boxes and masks are. Expected {' or '.join(_DETECTORS)}"
         )
     if meta != "GeneralizedRCNN" and values["MODEL.MASK_ON"]:
-        yield f"MODEL.MASK_ON: {meta} finds boxes alone; give MODEL.MASK_ON False"
+        yield f"MODEL.MASK_ON: {meta} detects only boxes; set MODEL.MASK_ON False"
     for key in ("MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS"):
         if values[key]:
-            yield f"{key}: no protocol here has it; leave it out"
+            yield f"{key}: not supported here; remove it"
     if values["TEST.AUG.ENABLED"] and meta != "GeneralizedRCNN":
         yield (
             f"TEST.AUG.ENABLED: Detectron2 tests R-CNNs over several sizes, not {meta}; leave it "

@@ -1,8 +1,8 @@
-"""COCO's twelve metrics and what they are made of, as pycocotools computes them.
+"""COCO's twelve metrics and precision-recall curves, as computed by pycocotools.
 
-Matching and counting are done by faster-coco-eval where it is installed, and by pycocotools
-otherwise. Overlaps, mask areas and the figures come from the same code for both, so that the two
-can only differ in how they match; tests hold them together on random and on awkward inputs.
+Matching and counting are done by faster-coco-eval if installed, otherwise by pycocotools. Overlaps,
+mask areas and the metrics come from the same code for both, so they can only differ in matching;
+tests compare them on random and on edge-case inputs.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ except (ImportError, ValueError):  # ValueError: built for another numpy
 _LOG = logging.getLogger("detectron2.evaluation")
 FAST, REFERENCE = "faster-coco-eval", "pycocotools"
 LIMITS = [1, 10, 100]  # detections counted per image and class
-# Where each figure is found: precision or recall, IoU (None: the mean of all), area, limit.
-_FIGURES: dict[str, tuple[str, float | None, int, int]] = {
+# Definition of each metric: precision or recall, IoU (None: mean over all), area, limit.
+_METRICS: dict[str, tuple[str, float | None, int, int]] = {
     "AP": ("precision", None, 0, 2),
     "AP50": ("precision", 0.5, 0, 2),
     "AP75": ("precision", 0.75, 0, 2),
@@ -45,16 +45,16 @@ _FIGURES: dict[str, tuple[str, float | None, int, int]] = {
     "ARm": ("recall", None, 2, 2),
     "ARl": ("recall", None, 3, 2),
 }
-FIGURES = tuple(_FIGURES)
+METRICS = tuple(_METRICS)
 
 
 @dataclass(frozen=True)
 class CocoMetrics:
-    """What an evaluation has found.
+    """The result of an evaluation.
 
     Attributes:
-        precision: (IoU 10, recall 101, class, area 4, limit 3), -1 where there is no object.
-        recall: (IoU 10, class, area 4, limit 3), -1 where there is no object.
+        precision: (IoU 10, recall 101, class, area 4, limit 3), -1 without objects.
+        recall: (IoU 10, class, area 4, limit 3), -1 without objects.
         categories: the categories' ids, in the order of the arrays.
         engine: what computed it, ``faster-coco-eval`` or ``pycocotools``.
     """
@@ -64,12 +64,12 @@ class CocoMetrics:
     categories: list[int]
     engine: str
 
-    def figures(self) -> dict[str, float]:
-        """The twelve figures of ``COCOeval.summarize`` by name, 0 to 1; NaN where none exists."""
+    def metrics(self) -> dict[str, float]:
+        """The twelve metrics of ``COCOeval.summarize`` by name, 0 to 1; NaN if undefined."""
         arrays = {"precision": self.precision, "recall": self.recall}
         return {
             name: _mean(_at(arrays[kind], iou)[..., area, limit])
-            for name, (kind, iou, area, limit) in _FIGURES.items()
+            for name, (kind, iou, area, limit) in _METRICS.items()
         }
 
     def class_ap(self) -> dict[int, float]:
@@ -106,19 +106,18 @@ def coco_metrics(
     """Evaluates detections by the COCO protocol.
 
     Args:
-        truth: the annotations. Left as they are.
+        truth: the annotations; not modified.
         found: detections in COCO's results format: ``image_id``, ``category_id``, ``score`` and
-            ``bbox`` (x, y, width, height) or ``segmentation`` (compressed RLE). Left as they are.
+            ``bbox`` (x, y, width, height) or ``segmentation`` (compressed RLE); not modified.
         task: ``bbox`` or ``segm``.
         engine: ``faster-coco-eval`` or ``pycocotools``; by default the first, if it is installed
-            and made for this input (:func:`why_reference`).
+            and supports the input (:func:`why_reference`).
 
     Returns:
-        The figures. Without any detection they are 0, not absent.
+        The metrics; 0 without detections.
 
     Raises:
-        UserError: for detections of images that the annotations do not list, and for annotations
-            that lack what the protocol needs.
+        UserError: for detections on unknown images, and for annotations without a required field.
     """
     _check_truth(truth, task)
     with _no_collection():
@@ -137,10 +136,10 @@ def coco_metrics(
 
 
 def why_reference(truth: COCO, detections: _Detections | None = None) -> str | None:
-    """Why pycocotools is to evaluate this, or None if faster-coco-eval can.
+    """Why pycocotools must be used; None if faster-coco-eval can be.
 
-    The faster library keeps ids as unsigned numbers and refuses scores that are NaN; pycocotools
-    takes both.
+    The faster library stores ids as unsigned integers and refuses NaN scores; pycocotools accepts
+    both.
     """
     if faster_coco_eval is None:
         return "faster-coco-eval is not installed"
@@ -155,7 +154,7 @@ def why_reference(truth: COCO, detections: _Detections | None = None) -> str | N
 
 @dataclass(frozen=True)
 class _Detections:
-    """Detections column by column.
+    """Detections as columns.
 
     Attributes:
         images: their ids.
@@ -172,7 +171,7 @@ class _Detections:
     shapes: Any
 
     def annotations(self) -> list[dict[str, Any]]:
-        """As pycocotools' ``loadRes`` makes them of results, of which it changes the input."""
+        """Converts results like pycocotools' ``loadRes``, which modifies its input."""
         return [
             {
                 "id": number,
@@ -201,7 +200,7 @@ def _detections(found: Sequence[dict[str, Any]], task: str) -> _Detections:
         area = shapes[:, 2] * shapes[:, 3]
     else:
         shapes = [d["segmentation"] for d in found]
-        # In portions: pycocotools keeps the number of masks in a byte.
+        # In chunks: pycocotools stores the number of masks in a byte.
         parts = [mask_util.area(shapes[i : i + 255]) for i in range(0, len(shapes), 255)]
         area = np.concatenate([np.zeros(0, np.uint32), *parts])
     images = [d["image_id"] for d in found]
@@ -219,13 +218,13 @@ def _check_truth(truth: COCO, task: str) -> None:
         for key in needed:
             if key not in annotation:
                 raise UserError(
-                    f"annotation {annotation.get('id')} has no '{key}', which COCO's figures for "
+                    f"annotation {annotation.get('id')} has no '{key}', which COCO's metrics for "
                     f"'{task}' need; add it to the annotation file"
                 )
 
 
 def _objects(truth: COCO) -> list[dict[str, Any]]:
-    """Copies of the annotations, which either library writes to."""
+    """Copies of the annotations, since both libraries modify them."""
     return [
         {
             "id": a["id"],
@@ -262,11 +261,11 @@ def _evaluate_reference(truth: COCO, detections: _Detections, task: str) -> Coco
 
 
 class _Side:
-    """As much of pycocotools' ``COCO`` as ``COCOeval`` asks for, without the index it would build.
+    """The part of pycocotools' ``COCO`` that ``COCOeval`` needs, without building an index.
 
     Args:
-        truth: the annotations: of what images and categories.
-        rows: of this side, all of them of these images; all are evaluated.
+        truth: the annotations, for images and categories.
+        rows: annotations or detections of these images; all are evaluated.
     """
 
     def __init__(self, truth: COCO, rows: list[dict[str, Any]]) -> None:
@@ -290,14 +289,14 @@ class _Side:
 
 def _evaluate_fast(truth: COCO, detections: _Detections, task: str) -> CocoMetrics:
     class Evaluation(faster_coco_eval.COCOeval_faster):  # type: ignore[misc]  # of no known type
-        """Matches by overlaps that are handed to it."""
+        """``COCOeval`` with given overlaps."""
 
         def computeIoU(self, imgId: int, catId: int) -> Any:
             return overlaps.get((int(imgId), int(catId)), [])
 
     overlaps = _overlaps(truth, detections, task)
     sides = [_Side(truth, rows) for rows in (_objects(truth), detections.annotations())]
-    # As for boxes in either case: shapes are of no more use once overlaps and areas are known.
+    # As for boxes in both cases: shapes are not needed once overlaps and areas are known.
     api = Evaluation(*sides, "bbox")
     api.params.maxDets = list(LIMITS)
     api.evaluate()
@@ -327,7 +326,7 @@ def _overlaps(truth: COCO, detections: _Detections, task: str) -> dict[tuple[int
     """IoU by pycocotools of every image and category that has both objects and detections.
 
     Returns:
-        By image and category: (detections by falling score, at most 100; objects).
+        By image and category: (detections by descending score, at most 100; objects).
     """
     annotations = truth.dataset["annotations"]
     objects: dict[tuple[int, int], list[int]] = {}
@@ -343,7 +342,7 @@ def _overlaps(truth: COCO, detections: _Detections, task: str) -> dict[tuple[int
     score = detections.score.tolist()
     overlaps = {}
     for key, indices in candidates.items():
-        # Stable, as the protocol has it: equal scores stay in their order.
+        # Stable, as in the protocol: equal scores keep their order.
         ranked = sorted(indices, key=lambda index: -score[index])[: LIMITS[-1]]
         things = objects[key]
         ours: Any
@@ -359,7 +358,7 @@ def _overlaps(truth: COCO, detections: _Detections, task: str) -> dict[tuple[int
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """Without garbage collection, which would go through millions of small objects in vain."""
+    """Disables garbage collection, which would scan millions of small objects in vain."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -31,10 +31,10 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> CfgNode:
 
     Args:
         name: a file in ``configs/detection/``, with or without ``.yaml``, or a path.
-        overrides: ``KEY VALUE KEY VALUE ...`` as Detectron2 takes them.
+        overrides: ``KEY VALUE KEY VALUE ...`` as in Detectron2.
 
     Returns:
-        The whole configuration, not frozen.
+        The complete configuration, not frozen.
 
     Raises:
         UserError: for an unknown name or key, a wrong type, or a YAML tag that would run code.
@@ -49,16 +49,16 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> CfgNode:
 
 
 def config_of(values: Mapping[str, Any], overrides: Sequence[str], where: str) -> CfgNode:
-    """The configuration that a detector's file carries, made by whichever Detectron2.
+    """The configuration stored in a detector's file, by any version of Detectron2.
 
     Args:
-        values: nested, as :func:`as_dict` gives them.
+        values: nested, from :func:`as_dict`.
         overrides: ``KEY VALUE KEY VALUE ...``.
         where: the file, for messages.
 
     Returns:
-        The whole configuration, not frozen. Keys that this Detectron2 has not are left out, and
-        said, unless they do there what is done here.
+        The complete configuration, not frozen. Keys unknown to this Detectron2 are dropped with a
+        note, unless their value is this version's behavior.
 
     Raises:
         UserError: for an override of an unknown key or a wrong type.
@@ -71,7 +71,9 @@ def config_of(values: Mapping[str, Any], overrides: Sequence[str], where: str) -
     implied = IMPLIED["detection"]
     told = [k for k in dropped if k not in implied or comparable(implied[k]) != comparable(own[k])]
     if told:
-        print(f"note: {where} was made by another Detectron2; left out: {', '.join(told)}")
+        print(
+            f"note: {where} was made by another version of Detectron2; ignored: {', '.join(told)}"
+        )
     for key, value in own.items():
         if key in known:
             pair = [key, like(known[key], value)]
@@ -80,7 +82,7 @@ def config_of(values: Mapping[str, Any], overrides: Sequence[str], where: str) -
 
 
 def like(known: Any, value: Any) -> Any:
-    """A value out of JSON, with tuples where a configuration's own value has them."""
+    """A value from JSON, with tuples where the configuration's default has them."""
     if isinstance(known, tuple) and isinstance(value, (list, tuple)):
         return tuple(like(known[0] if known else None, inner) for inner in value)
     return value
@@ -89,11 +91,11 @@ def like(known: Any, value: Any) -> Any:
 def _blank() -> CfgNode:
     """Detectron2's defaults, with the keys of this project."""
     cfg = get_cfg()
-    # Data sets of one's own, by name (intl_transfer.data.detection_sets.custom_sets).
+    # Custom data sets, by name (intl_transfer.data.detection_sets.custom_sets).
     cfg.CUSTOM_DATASETS = CfgNode(new_allowed=True)
     # The training images whose labels are used (detection.labels).
     cfg.DATASETS.LABELS = CfgNode({"FRACTION": 1.0, "SEED": 0, "LIST": ""})
-    # What is taken from the run where it is a control (intl_transfer.runs.controls).
+    # For a control, the factor removed (intl_transfer.runs.controls).
     cfg.CONTROL = CfgNode({key.upper(): v for key, v in asdict(ControlConfig()).items()})
     return cfg
 
@@ -110,19 +112,18 @@ def _overridden(cfg: CfgNode, overrides: Sequence[str]) -> CfgNode:
 
 
 def files_of(path: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """A configuration's file and all that it starts from by ``_BASE_``, furthest first.
+    """A configuration's file and all its bases (``_BASE_``), outermost first.
 
-    Detectron2's own reader follows addresses in the network, and files that name one another, for
-    as long as they do.
+    Unlike Detectron2's reader, it refuses URLs and circular references.
 
     Args:
         path: the file.
 
     Returns:
-        Files, and what is in each of them alone.
+        Files, with the content of each.
 
     Raises:
-        UserError: if one of them is absent or no plain YAML, or leads back to itself.
+        UserError: if one of them is missing, not plain YAML, or circular.
     """
     found: list[tuple[Path, dict[str, Any]]] = []
     _follow(path, (), found)
@@ -133,7 +134,7 @@ def _follow(path: Path, above: tuple[Path, ...], found: list[tuple[Path, dict[st
     real = path.resolve()
     if real in above:
         names = " -> ".join(file.name for file in (*above, real))
-        raise UserError(f"{above[0]}: _BASE_ leads back to where it came from: {names}")
+        raise UserError(f"{above[0]}: _BASE_ is circular: {names}")
     values = read_yaml(path)
     bases = values.pop("_BASE_", [])
     for base in bases if isinstance(bases, list) else [bases]:
@@ -141,7 +142,7 @@ def _follow(path: Path, above: tuple[Path, ...], found: list[tuple[Path, dict[st
             raise UserError(f"{path}: _BASE_ is {base!r}; expected the name of a file, or a list")
         if "://" in base:
             raise UserError(
-                f"{path}: _BASE_ is '{base}', an address; expected a file. Save it beside this one"
+                f"{path}: _BASE_ is '{base}', a URL; expected a file. Save it next to this one"
             )
         file = path.parent / os.path.expanduser(base)
         if not is_file(file):
@@ -153,14 +154,14 @@ def _follow(path: Path, above: tuple[Path, ...], found: list[tuple[Path, dict[st
 
 
 def _put_over(values: dict[str, Any], own: dict[str, Any], file: Path, place: str = "") -> None:
-    """Puts a file's values over those that it starts from."""
+    """Overrides the base's values by a file's."""
     for key, value in own.items():
         if isinstance(value, dict) and key in values:
             if not isinstance(values[key], dict):
                 raise UserError(f"{file}: {place}{key} is a section; in its _BASE_ it is a value")
             _put_over(values[key], value, file, f"{place}{key}.")
         else:
-            # A copy: an alias would have one section changed with another.
+            # A copy: an alias would couple two sections.
             values[key] = copy.deepcopy(value)
 
 
@@ -178,7 +179,7 @@ def _merge(cfg: CfgNode, merge: Any, where: str) -> None:
         ]
         hint = f" Did you mean {' or '.join(near[:3])}?" if near else ""
         raise UserError(f"{where}: no key '{key}'.{hint}") from None
-    except Exception as error:  # of yacs, of Python's reader of literals, of a wrong kind
+    except Exception as error:  # of yacs, or of Python's literal parser
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{where}: {reason}") from None
 
@@ -191,7 +192,7 @@ def _names(node: CfgNode, prefix: str = "") -> Iterator[str]:
 
 
 def as_dict(node: Any) -> Any:
-    """A configuration as nested dictionaries and lists, fit for JSON."""
+    """A configuration as nested dictionaries and lists, JSON-compatible."""
     if isinstance(node, CfgNode):
         return {key: as_dict(value) for key, value in node.items()}
     if isinstance(node, (tuple, list)):
@@ -208,17 +209,17 @@ def schedule_name(cfg: CfgNode) -> str:
 
 
 def number_of_classes(cfg: CfgNode) -> int:
-    """How many classes the configured detector tells apart."""
+    """The number of classes of the configured detector."""
     return int(_classes(cfg).NUM_CLASSES)
 
 
 def set_number_of_classes(cfg: CfgNode, count: int) -> None:
-    """Makes the configured detector tell so many classes apart."""
+    """Sets the number of classes of the configured detector."""
     _classes(cfg).NUM_CLASSES = count
 
 
 def classes_key(cfg: CfgNode) -> str:
-    """The key that holds it: a RetinaNet has one of its own."""
+    """The key of the number of classes, which differs for a RetinaNet."""
     one_stage = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
     return f"MODEL.{'RETINANET' if one_stage else 'ROI_HEADS'}.NUM_CLASSES"
 

@@ -1,4 +1,4 @@
-"""Precision against recall, and loss and AP over the training: as numbers and as pictures."""
+"""Precision-recall curves, and loss and AP during training, as numbers and as figures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from intl_transfer.data.fonts import families
 from intl_transfer.runs import read_metrics, write_atomically
 
 RECALL = [round(point / 100, 2) for point in range(101)]
-_NAMED = 12  # more classes are not told apart by color and legend
+_NAMED = 12  # more classes are indistinguishable by color
 _TITLES = {"box": "boxes", "mask": "masks", "voc": "boxes (VOC)"}
 _STYLE = {"AP": "o-", "AP50": "s--", "AP75": "^:"}
 _COLORS = {"box": "#0072d2", "mask": "#e66100", "voc": "#0072d2"}
@@ -26,14 +26,14 @@ def curve_entry(curves: Mapping[str, np.ndarray | None]) -> dict[str, Any]:
     """One threshold's entry of ``curves.json``.
 
     Args:
-        curves: by class, the best precision at recalls 0, 0.01 ... 1 or greater ones; None for
-            a class without objects.
+        curves: by class, the maximum precision at recalls of at least 0, 0.01 ... 1; None for a
+            class without objects.
 
     Returns:
         ``{"recall": [...], "precision": {CLASS: [...] or None, "mean": [...] or None}}``.
     """
     there = [curve for curve in curves.values() if curve is not None]
-    # A class may be called so.
+    # A class may have this name.
     named = {"mean (class)" if name == "mean" else name: curve for name, curve in curves.items()}
     precision = {
         **{name: None if curve is None else _rounded(curve) for name, curve in named.items()},
@@ -53,14 +53,14 @@ def write_curves(folder: Path, curves: dict[str, Any]) -> None:
 
 
 def draw_curves(folder: str | Path) -> list[str]:
-    """Draws what a run directory holds.
+    """Draws the curves of a run directory.
 
     Args:
         folder: the run directory.
 
     Returns:
         Names of the files written: ``precision_recall.png`` from ``curves.json``, and
-        ``training.png`` from ``metrics.jsonl``; neither where there is nothing to draw.
+        ``training.png`` from ``metrics.jsonl``; omitted without data.
     """
     folder = Path(folder)
     written = []
@@ -94,7 +94,7 @@ def _precision_recall(curves: Mapping[str, Any]) -> Figure:
         for (iou, entry), style in zip(thresholds.items(), ("-", "--"), strict=False):
             mean = entry["precision"]["mean"]
             if mean is not None:
-                # VOC's average precision is another mean of the curve, or its area.
+                # VOC's average precision is a different mean of the curve, or its area.
                 ap = "" if task == "voc" else f": AP {100 * np.mean(mean):.1f}"
                 name = f"mean at IoU {iou}{ap}"
                 axis.plot(RECALL, mean, color="black", lw=2.2, ls=style, label=name)
@@ -106,16 +106,16 @@ def _precision_recall(curves: Mapping[str, Any]) -> Figure:
 
 
 def _as_it_is(name: str) -> str:
-    """A name for a legend, where ``$`` begins mathematics and ``_`` hides what follows."""
+    """Escapes a name for a legend, where ``$`` starts math and a leading ``_`` hides the entry."""
     return ("\u200b" if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def _legends(axes: Sequence[Axes], text: Sequence[str]) -> None:
-    """The means, which differ, in each panel; the classes once, beside the last.
+    """Legends: means in each panel, classes once next to the last.
 
     Args:
         axes: the panels.
-        text: font families that have the classes' names.
+        text: font families for the classes' names.
     """
     for axis in axes:
         lines = [line for line in axis.lines if not str(line.get_label()).startswith("_")]
@@ -134,7 +134,7 @@ def _legends(axes: Sequence[Axes], text: Sequence[str]) -> None:
 
 
 def _training(rows: list[dict[str, Any]]) -> Figure:
-    # A run that was continued may have gone through some iterations twice; the later ones count.
+    # A continued run may have logged iterations twice; the later lines are used.
     losses = {row["iteration"]: row for row in rows if "total_loss" in row}
     scores = {row["iteration"]: row["evaluation"] for row in rows if "evaluation" in row}
     figure = Figure(figsize=(10 if scores else 5.6, 3.8), layout="constrained")

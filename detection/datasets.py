@@ -1,7 +1,7 @@
-"""Data sets: registered with Detectron2, and checked before a model is built.
+"""Registers data sets with Detectron2, and checks them before a model is built.
 
 Detectron2 gets its records from this project's one reader (:mod:`intl_transfer.data.annotations`),
-and so do the evaluators and whoever draws pictures.
+and so do the evaluators and the drawing of images.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ from intl_transfer.data.roots import data_root
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.runs.records import ImageSet
 
-# What this project has registered in this process: standard sets, and what a configuration names.
+# Data sets registered in this process: standard ones, and those of the configuration.
 _sets: dict[str, DetectionSet] = {}
 _custom: dict[str, DetectionSet] = {}
 
 
 def register(block: Mapping[str, Any] | None = None) -> None:
-    """Registers the standard sets and what a configuration names; harmless when called again.
+    """Registers the standard data sets and a configuration's; idempotent.
 
-    Sets that Detectron2 has registered under a standard name are read by this project's reader
-    from then on.
+    Data sets that Detectron2 registered under a standard name are then read by this project's
+    reader.
 
     Args:
         block: the configuration's ``CUSTOM_DATASETS``.
 
     Raises:
-        UserError: if the block cannot be understood, or takes the name of another set.
+        UserError: if the block is invalid, or uses the name of another data set.
     """
     root = data_root()
     for one in standard_sets(root).values():
         _register(one)
     for name, one in custom_sets(block or {}, root, "the configuration").items():
         if name not in _custom and name in DatasetCatalog.list():
-            raise UserError(f"CUSTOM_DATASETS.{name}: there is a data set of this name already")
+            raise UserError(f"CUSTOM_DATASETS.{name}: a data set of this name already exists")
         _register(one)
         _custom[name] = one
 
@@ -89,10 +89,10 @@ def _register(one: DetectionSet) -> None:
 
 
 def contents(name: str) -> Contents:
-    """Reads a registered set; its images are neither opened nor decoded.
+    """Reads a registered data set; its images are not opened.
 
     Raises:
-        UserError: naming what is missing or wrong.
+        UserError: naming what is missing or invalid.
     """
     found = read_set(_located(name))
     if found.problems:
@@ -106,27 +106,27 @@ def contents(name: str) -> Contents:
 
 
 def _set(metadata: Any, key: str, value: Any) -> None:
-    """Sets what Detectron2 allows to be set once: the annotations may have changed since."""
+    """Overwrites metadata that Detectron2 allows to be set only once."""
     if metadata.get(key, value) != value:
         delattr(metadata, key)
     setattr(metadata, key, value)
 
 
 def in_order(found: Contents, kind: str) -> list[Any]:
-    """Ids of a set's images in the order in which Detectron2's loaders have them.
+    """Ids of a data set's images in the order of Detectron2's loaders.
 
     Args:
-        found: what is in it.
+        found: its content.
         kind: its layout.
     """
     return sorted(found.images) if kind == "coco" else list(found.images)
 
 
 def records(found: Contents, kind: str) -> list[dict[str, Any]]:
-    """A set as Detectron2's loaders give it: one dictionary an image.
+    """A data set in the form of Detectron2's loaders: one dictionary per image.
 
     Args:
-        found: what is in it.
+        found: its content.
         kind: its layout.
     """
     return [
@@ -156,7 +156,7 @@ def _record(annotation: Annotation, kind: str) -> dict[str, Any]:
 
 
 def layout(name: str) -> str:
-    """``coco`` or ``voc``, by how a data set is evaluated.
+    """``coco`` or ``voc``, according to a data set's evaluation.
 
     Raises:
         UserError: for an unregistered name or another kind of evaluation.
@@ -164,8 +164,8 @@ def layout(name: str) -> str:
     known = DatasetCatalog.list()
     if name not in known:
         raise UserError(
-            f"no data set '{name}' is registered.{did_you_mean(name, known)} Sets of your own are "
-            "named in CUSTOM_DATASETS (docs/detection.md)"
+            f"no data set '{name}' is registered.{did_you_mean(name, known)} Custom data sets are "
+            "defined in CUSTOM_DATASETS (docs/detection.md)"
         )
     kind = MetadataCatalog.get(name).get("evaluator_type")
     if kind not in ("coco", "pascal_voc"):
@@ -174,7 +174,7 @@ def layout(name: str) -> str:
 
 
 def check(names: list[str]) -> dict[str, int]:
-    """Looks for every file of the data sets, and for annotations that could not be right.
+    """Checks that all files of the data sets exist, and that annotations are plausible.
 
     Args:
         names: registered data sets.
@@ -183,13 +183,13 @@ def check(names: list[str]) -> dict[str, int]:
         Number of images of each.
 
     Raises:
-        UserError: naming what is missing or wrong, where it was looked for and what to do.
+        UserError: naming what is missing or invalid, where it was searched for and what to do.
     """
     return {name: len(opened.images) for name, opened in examine(names).items()}
 
 
 def examine(names: list[str]) -> dict[str, Contents]:
-    """As :func:`check`; returns what is in each set."""
+    """Like :func:`check`; returns the content of each data set."""
     found = {}
     for name in names:
         one = _located(name)
@@ -203,26 +203,26 @@ def examine(names: list[str]) -> dict[str, Contents]:
 
 
 def described(found: Mapping[str, Contents]) -> dict[str, ImageSet]:
-    """What the sets hold, for records."""
+    """The content of the data sets, for records."""
     return {
         name: detection_contents.described(_located(name), opened) for name, opened in found.items()
     }
 
 
 def settle_classes(cfg: Any, found: dict[str, Contents]) -> None:
-    """Settles classes and their order by name, in the data and in the configuration.
+    """Reconciles classes and their order by name, in the data and in the configuration.
 
-    The first training set decides. Sets of one's own that have them in another order are read in
-    this one from here on: their ``CLASSES`` are written into the configuration, which workers and
-    the run directory so know.
+    The first training set determines them. Custom data sets with another order are then read in
+    this order: their ``CLASSES`` are written into the configuration, for workers and the run
+    directory.
 
     Args:
         cfg: the configuration, not frozen.
-        found: by name, the training sets first; contents are put under the common classes.
+        found: by name, training sets first; contents are relabeled to the common classes.
 
     Raises:
-        UserError: if a set has objects of other classes, or a published set has another number of
-            classes than the configuration.
+        UserError: if a data set has objects of other classes, or a published one a different number
+            of classes than the configuration.
     """
     agreement = agree(found)
     if agreement.problems:
@@ -253,16 +253,17 @@ def settle_classes(cfg: Any, found: dict[str, Contents]) -> None:
 
 
 def fit_to_data(cfg: Any, found: Mapping[str, Contents], asked: bool | None) -> None:
-    """Makes sure that the sets can be trained and tested on, and has masks follow them.
+    """Checks that the data sets are usable for training and test, and adapts mask settings to them.
 
     Args:
-        cfg: the configuration, not frozen. ``MODEL.MASK_ON`` is turned off where not every object
-            has a mask, ``INPUT.MASK_FORMAT`` set to ``bitmask`` where some are run lengths.
+        cfg: the configuration, not frozen. ``MODEL.MASK_ON`` is disabled if any object has no mask,
+            ``INPUT.MASK_FORMAT`` set to ``bitmask`` if some are run lengths.
         found: by name.
-        asked: ``MODEL.MASK_ON`` as the user gave it, if at all.
+        asked: ``MODEL.MASK_ON`` as set by the user, if at all.
 
     Raises:
-        UserError: if there is nothing to train on or to count, or the user insists on masks.
+        UserError: if there is nothing to train or test on, or the user requires masks and some are
+            missing.
     """
     train, test = (
         {name: found[name] for name in names if name in found}
@@ -273,14 +274,14 @@ def fit_to_data(cfg: Any, found: Mapping[str, Contents], asked: bool | None) -> 
         raise UserError(problem)
     if cfg.MODEL.MASK_ON and (why := without_masks(found)) is not None:
         cfg.MODEL.MASK_ON = False
-        print(f"boxes alone, Faster R-CNN (MODEL.MASK_ON False): {why}")
+        print(f"boxes only, Faster R-CNN (MODEL.MASK_ON False): {why}")
     if cfg.MODEL.MASK_ON and has_run_lengths(train) and cfg.INPUT.MASK_FORMAT != "bitmask":
         cfg.INPUT.MASK_FORMAT = "bitmask"
-        print("masks as pixels (INPUT.MASK_FORMAT bitmask): some are run lengths, not polygons")
+        print("masks as bitmaps (INPUT.MASK_FORMAT bitmask): some are run lengths, not polygons")
 
 
 def _located(name: str) -> DetectionSet:
-    """Where a registered set lies."""
+    """The location of a registered data set."""
     if name in _sets:
         return _sets[name]
     kind, meta = layout(name), MetadataCatalog.get(name)

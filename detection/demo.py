@@ -1,4 +1,4 @@
-"""A trained detector on any picture: what it finds, as text and drawn."""
+"""Applies a trained detector to images; prints and draws its detections."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from intl_transfer.devices import Gpus, gpus
 from intl_transfer.errors import UserError
 
 SCORE = 0.5  # detections below it are not shown
-_LEAST, _MOST = 480, 1600  # longest side of what is drawn
+_LEAST, _MOST = 480, 1600  # longest side of the drawn image
 
 
 def demonstrate(
@@ -35,28 +35,28 @@ def demonstrate(
     overrides: Sequence[str] = (),
     folder: str | Path = ".",
 ) -> list[Path]:
-    """Runs a detector on pictures, says what it finds, and draws it.
+    """Runs a detector on images; prints and draws its detections.
 
     Args:
         pictures: image files of any size and mode.
         weights: a fine-tuned detector's file, or its run directory.
-        config: the detector's configuration; None takes the run directory's own.
+        config: the detector's configuration; None for the run directory's own.
         overrides: KEY VALUE pairs.
-        folder: where ``NAME_detections.png`` are written.
+        folder: for ``NAME_detections.png``.
 
     Returns:
         The files written.
 
     Raises:
-        UserError: for weights, a configuration or pictures that cannot be used; all pictures are
-            opened before the detector is built.
+        UserError: for unusable weights, configuration or images; all images are opened before the
+            detector is built.
     """
     file = detector.find(weights, "--demo")
     beside = file.parent / "config.yaml"
     if config is None and not file.is_file():
         raise UserError(
             f"weights not found: looked for {file} ({file.resolve()}). A run directory or a "
-            "detector's own file is enough; beside any other, --config is needed too"
+            "detector's file is sufficient; any other file also needs --config"
         )
     content = read_weights(str(file))
     record = detector.stated(content, file)
@@ -95,12 +95,12 @@ def demonstrate(
 
 
 class Detector:
-    """A detector with its weights, to be called with pictures.
+    """A detector with its weights; call it with images.
 
     Args:
         cfg: the configuration, with the weights.
-        classes: names; classes beyond them are called by number.
-        state: the weights; None reads the file that the configuration names.
+        classes: names; further classes are numbered.
+        state: the weights; None to read the configuration's file.
     """
 
     def __init__(
@@ -117,9 +117,9 @@ class Detector:
         self._model.eval()
 
     def __call__(self, image: Image.Image) -> list[DrawnObject]:
-        """All detections, by falling score, in pixels of the picture."""
-        # Masks are pasted at the size that is drawn: at that of a camera, a hundred of them would
-        # fill the memory.
+        """All detections, by descending score, in pixels of the image."""
+        # Masks are pasted at the drawn size: at a camera's resolution, a hundred would fill the
+        # memory.
         width, height = _drawable(image)[0].size
         given = {"image": self._tensor(image), "height": height, "width": width}
         with torch.no_grad():
@@ -141,13 +141,13 @@ class Detector:
         ]
 
     def _tensor(self, image: Image.Image) -> torch.Tensor:
-        """The picture as the model was tested on it."""
+        """The image, preprocessed as in the model's test."""
         sizes = self._cfg.INPUT
         resize = T.ResizeShortestEdge([sizes.MIN_SIZE_TEST] * 2, sizes.MAX_SIZE_TEST)
         pixels = np.asarray(image)
         planned = resize.get_transform(pixels)
-        if isinstance(planned, T.ResizeTransform):  # else the size stays as it is
-            # Of a picture a thousand times as wide as it is high, a line remains.
+        if isinstance(planned, T.ResizeTransform):  # otherwise the size is unchanged
+            # An extremely elongated image keeps at least one line.
             new: Any = planned  # its attributes are set by name
             height, width = max(1, new.new_h), max(1, new.new_w)
             whole = T.ResizeTransform(pixels.shape[0], pixels.shape[1], height, width)
@@ -164,7 +164,7 @@ def report(
     classes: Sequence[str],
     target: Path,
 ) -> str:
-    """What was found, in lines."""
+    """The detections as text."""
     shown = [object_ for object_ in objects if (object_.score or 0) >= SCORE]
     head = f"{picture} ({image.width} x {image.height}): "
     if not shown:
@@ -183,24 +183,24 @@ def report(
 
 
 def open_upright(picture: str) -> Image.Image:
-    """A picture in RGB, turned as its camera was held.
+    """An image in RGB, upright.
 
     Raises:
-        UserError: if there is none, or it cannot be decoded.
+        UserError: if it does not exist or cannot be decoded.
     """
     path = Path(picture)
     if path.is_dir():
-        raise UserError(f"{path} is a folder; give its pictures: --demo {path}/*.jpg")
+        raise UserError(f"{path} is a folder; give its images: --demo {path}/*.jpg")
     if not path.exists():
         raise UserError(
-            f"no picture {path} (looked for {path.resolve()}). KEY VALUE overrides go after "
+            f"no image {path} (looked for {path.resolve()}). KEY VALUE overrides go after "
             "another option, as in --demo a.jpg --output-dir . KEY VALUE"
         )
     return Image.fromarray(read_image(path))
 
 
 def class_names(cfg: Any, content: Mapping[str, Any], file: Path) -> list[str]:
-    """The detector's classes: from its file or run, else from the data set, if that is there."""
+    """The detector's classes: from its file or run, otherwise from the data set, if it exists."""
     named = detector.class_names(content, file)
     if named is not None:
         return named
@@ -209,7 +209,7 @@ def class_names(cfg: Any, content: Mapping[str, Any], file: Path) -> list[str]:
         return []
     metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
     if not hasattr(metadata, "thing_classes"):
-        with contextlib.suppress(UserError):  # names that only the annotations know
+        with contextlib.suppress(UserError):  # names that only the annotations contain
             DatasetCatalog.get(cfg.DATASETS.TEST[0])
     return list(metadata.get("thing_classes", []))
 
@@ -217,14 +217,14 @@ def class_names(cfg: Any, content: Mapping[str, Any], file: Path) -> list[str]:
 def _target(folder: Path, picture: str, written: Sequence[Path]) -> Path:
     target = folder / f"{Path(picture).stem}_detections.png"
     number = 2
-    while target in written:  # pictures of the same name from several folders
+    while target in written:  # images of the same name from several folders
         target = folder / f"{Path(picture).stem}_detections_{number}.png"
         number += 1
     return target
 
 
 def _drawable(image: Image.Image) -> tuple[Image.Image, float]:
-    """The picture at a size that can be looked at, and how many times as large that is."""
+    """The image resized for display, with the scale factor."""
     longest = max(image.size)
     factor = min(_MOST / longest, max(1.0, min(8.0, _LEAST / longest)))
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))

@@ -1,8 +1,8 @@
 """A fine-tuned detector's own file: its metadata, which make it self-contained.
 
-``model_final.pth`` carries, under ``detector``, the configuration, the names of the classes in the
-order of its outputs, and where it came from; and under ``config`` how it takes its images, as
-converted weights do. Moved anywhere, it scores what it scored in its folder.
+``model_final.pth`` contains, under ``detector``, the configuration, the class names in the order of
+its outputs, and its origin; and under ``config`` its image preprocessing, like converted weights.
+It gives the same results outside its folder.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from intl_transfer.runs import read_results
 from intl_transfer.runs.records import DetectionResults, Detector
 from intl_transfer.runs.settings import flatten
 
-#: Under which a checkpoint holds a :class:`intl_transfer.runs.records.Detector`.
+#: Key of a :class:`intl_transfer.runs.records.Detector` in a checkpoint.
 KEY = "detector"
-# Of the MODEL section, what belongs to the machine or the command and not to the detector.
+# Keys of MODEL that concern the machine or the command rather than the detector.
 _NOT_ITS_OWN = ("MODEL.DEVICE", "MODEL.WEIGHTS")
 
 
 def statement(record: Detector) -> dict[str, Any]:
-    """What is written into a checkpoint beside the weights: plain values, nothing that runs.
+    """The metadata written into a checkpoint: plain values only.
 
     Args:
         record: of the detector.
@@ -44,31 +44,31 @@ def statement(record: Detector) -> dict[str, Any]:
 
 
 def stated(content: Mapping[str, Any], path: str | Path) -> Detector | None:
-    """What a file says of its detector; None for a file of other software or of earlier versions.
+    """The metadata of a detector's file; None for files of other software or earlier versions.
 
     Args:
         content: of the file, from :func:`detection.weights.read_weights`.
         path: the file, for messages.
 
     Raises:
-        UserError: if what it says is not whole.
+        UserError: if the metadata is incomplete.
     """
     return None if content.get(KEY) is None else Detector.of(content[KEY], f"{path}: {KEY}")
 
 
 def find(weights: str | None, purpose: str) -> Path:
-    """The file of a detector that was given as a file or as a run directory.
+    """The file of a detector, given as a file or as a run directory.
 
     Args:
         weights: as given.
-        purpose: what it is wanted for, such as ``--demo``; for messages.
+        purpose: such as ``--demo``, for messages.
 
     Returns:
-        The file itself, or the directory's ``model_final.pth``; failing that its newest whole
+        The file itself, or the directory's ``model_final.pth``; otherwise its newest intact
         checkpoint.
 
     Raises:
-        UserError: if nothing was given, or a directory without a checkpoint.
+        UserError: if nothing is given, or a directory without a checkpoint.
     """
     if not weights or weights == RANDOM:
         raise UserError(
@@ -82,40 +82,40 @@ def find(weights: str | None, purpose: str) -> Path:
         return final
     chosen = newest_checkpoint(path)
     if chosen is None:
-        raise UserError(f"{path} holds no checkpoint (model_*.pth)")
+        raise UserError(f"{path} contains no checkpoint (model_*.pth)")
     return chosen
 
 
 def class_names(content: Mapping[str, Any], path: Path) -> list[str] | None:
-    """Names of a detector's classes in the order of its outputs, where that is known.
+    """Names of a detector's classes in the order of its outputs, if known.
 
     Args:
         content: of the file.
-        path: the file; a run directory of earlier versions says it in ``results.json`` beside it.
+        path: the file; run directories of earlier versions state them in ``results.json``.
     """
     record = stated(content, path)
     if record is not None:
         return list(record.classes)
     results = read_results(path.parent)
-    for figures in results.metrics.values() if isinstance(results, DetectionResults) else ():
-        if isinstance(figures.get("per_class"), Mapping):
-            return list(figures["per_class"])
+    for of_task in results.metrics.values() if isinstance(results, DetectionResults) else ():
+        if isinstance(of_task.get("per_class"), Mapping):
+            return list(of_task["per_class"])
     return None
 
 
 def follow_detector(cfg: Any, record: Detector, given: Sequence[str] = ()) -> list[str]:
-    """Makes a configuration build the detector that a file holds.
+    """Adapts a configuration to the detector in a file.
 
-    All of ``MODEL`` belongs to a detector, and the order of its colors: with other anchors or
-    another stride the same weights load, and find nothing.
+    This includes all of ``MODEL`` and the channel order: with other anchors or strides the same
+    weights load, but detect nothing.
 
     Args:
         cfg: the configuration, not frozen.
-        record: what the file states.
-        given: keys that the user set on the command line; they win.
+        record: the file's metadata.
+        given: keys set by the user on the command line; they take precedence.
 
     Returns:
-        What was set otherwise than it was, for the user to read.
+        The changed settings, for the user.
     """
     own = flatten(record.config)
     changed = []
@@ -136,20 +136,20 @@ def follow_detector(cfg: Any, record: Detector, given: Sequence[str] = ()) -> li
 def match_classes(
     theirs: Sequence[str] | None, ours: Sequence[str], path: str | Path, name: str
 ) -> list[int] | None:
-    """Which of a data set's classes each of a detector's is, by name.
+    """Maps a detector's classes to a data set's, by name.
 
     Args:
-        theirs: names of the detector's classes; None where they are not known.
+        theirs: names of the detector's classes; None if unknown.
         ours: names of the data set's.
         path: the detector's file, for messages.
         name: the data set's.
 
     Returns:
-        For each of the detector's classes its place among the data set's, -1 for a class that the
-        data set has not; None where both are the same, or the detector's are not known.
+        For each of the detector's classes its index in the data set, -1 if not in it; None if both
+        are the same, or the detector's are unknown.
 
     Raises:
-        UserError: for classes that the detector does not know, and for names that stand twice.
+        UserError: for classes that the detector does not know, and for duplicate names.
     """
     if theirs is None or list(theirs) in (list(ours), told_apart(ours)):
         return None
@@ -158,9 +158,9 @@ def match_classes(
         raise UserError(
             f"'{name}' has {len(missing)} class(es) that the detector {path} was not trained on: "
             f"{', '.join(missing[:5])}.{did_you_mean(missing[0], theirs)} It knows "
-            f"{', '.join(list(theirs)[:8])}{' …' if len(theirs) > 8 else ''}. Name them alike in "
-            "the data set (CLASSES of CUSTOM_DATASETS, or the json file's categories), or take a "
-            "set of its classes"
+            f"{', '.join(list(theirs)[:8])}{' …' if len(theirs) > 8 else ''}. Use the same names "
+            "in the data set (CLASSES of CUSTOM_DATASETS, or the json file's categories), or a "
+            "data set with its classes"
         )
     for whose, names in ((f"the detector {path}", theirs), (f"'{name}'", ours)):
         twice = [word for word in names if list(names).count(word) > 1]
@@ -173,9 +173,9 @@ def match_classes(
 
 
 class InClassesOf(DatasetEvaluator):
-    """An evaluator to which a detector's classes are told as the data set numbers them.
+    """An evaluator that maps a detector's classes to the data set's.
 
-    Detections of classes that the data set has not are left out.
+    Detections of other classes are dropped.
 
     Args:
         evaluator: of the data set.
@@ -186,11 +186,11 @@ class InClassesOf(DatasetEvaluator):
         self._evaluator, self._places = evaluator, torch.tensor(places, dtype=torch.int64)
 
     def reset(self) -> None:
-        """Forgets all detections."""
+        """Discards all detections."""
         self._evaluator.reset()
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Hands the detections on."""
+        """Forwards the detections."""
         told = []
         for output in outputs:
             found = output["instances"].to("cpu")
@@ -201,6 +201,6 @@ class InClassesOf(DatasetEvaluator):
         self._evaluator.process(inputs, told)
 
     def evaluate(self) -> dict[str, Any]:
-        """The data set's figures."""
+        """The data set's metrics."""
         found: dict[str, Any] = self._evaluator.evaluate()
         return found

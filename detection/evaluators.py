@@ -1,7 +1,7 @@
-"""Evaluation as COCO and as VOC, with metrics per class and precision-recall curves.
+"""COCO and VOC evaluation, with metrics per class and precision-recall curves.
 
-Both evaluators write what they were given, in COCO's results format, and the curves. They are made
-of Detectron2's ``DatasetEvaluator`` and its public functions alone.
+Both evaluators write the detections, in COCO's results format, and the curves. They use only
+Detectron2's ``DatasetEvaluator`` and public functions.
 """
 
 from __future__ import annotations
@@ -35,27 +35,28 @@ _SIZES = ("APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
 def build_evaluator(name: str, output_dir: str | None) -> DatasetEvaluator:
-    """The evaluator that a data set's layout asks for.
+    """The evaluator for a data set's layout.
 
     Args:
         name: a registered data set.
-        output_dir: where detections and curves are written (None or empty writes nothing).
+        output_dir: for detections and curves (None or empty: not written).
     """
     kind = CocoEvaluator if layout(name) == "coco" else VOCEvaluator
     return kind(name, output_dir)
 
 
 def results_file(folder: str | Path, name: str) -> Path:
-    """Where the detections of a data set's last evaluation lie, in COCO's results format."""
+    """The path of the detections of a data set's last evaluation, in COCO's results format."""
     return Path(folder) / f"{layout(name)}_instances_results.json"
 
 
 class CocoEvaluator(DatasetEvaluator):
-    """COCO's figures for boxes and, if detections and all objects have masks, for masks.
+    """COCO's metrics for boxes and, if detections and all objects have masks, for masks.
 
     Args:
         name: a registered data set.
-        output_dir: where ``coco_instances_results.json`` and ``curves.json`` go, if anywhere.
+        output_dir: where ``coco_instances_results.json`` and ``curves.json`` are written, if
+            anywhere.
     """
 
     def __init__(self, name: str, output_dir: str | None = None) -> None:
@@ -68,22 +69,22 @@ class CocoEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all detections."""
+        """Discards all detections."""
         self._found: list[dict[str, Any]] = []
         self._masks = False
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Takes the detections of some images."""
+        """Adds the detections of some images."""
         for one, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to("cpu")
-            self._masks |= instances.has("pred_masks")  # also where nothing was found
+            self._masks |= instances.has("pred_masks")  # also without detections
             self._found.extend(instances_to_coco_json(instances, one["image_id"]))
 
     def evaluate(self) -> dict[str, Any]:
         """Returns ``{"bbox": {...}, "segm": {...}}`` in %, on the main process.
 
-        Each task has the twelve figures of :data:`detection.coco_metrics.FIGURES` and
-        ``AP-CLASS``; what does not exist is NaN. Nothing detected scores 0.
+        Each task has the twelve metrics of :data:`detection.coco_metrics.METRICS` and
+        ``AP-CLASS``; undefined ones are NaN. Without detections they are 0.
         """
         gathered = comm.gather((self._found, self._masks), dst=0)
         if not comm.is_main_process():
@@ -101,21 +102,21 @@ class CocoEvaluator(DatasetEvaluator):
         curves: dict[str, Any] = {}
         masks = any(masks for _, masks in gathered)
         if masks and self._without_masks:  # a detector of masks on a set of boxes
-            print(f"boxes alone are evaluated: {self._without_masks} objects have no mask")
+            print(f"only boxes are evaluated: {self._without_masks} objects have no mask")
         for task in ("bbox", *(["segm"] if masks and not self._without_masks else [])):
             began = time.perf_counter()
-            figures = coco_metrics.coco_metrics(self._truth, found, task)
+            metrics = coco_metrics.coco_metrics(self._truth, found, task)
             _LOG.info(
                 "%s: %d detections evaluated by %s in %.1f s",
-                *(task, len(found), figures.engine, time.perf_counter() - began),
+                *(task, len(found), metrics.engine, time.perf_counter() - began),
             )
-            per_class = figures.class_ap()
+            per_class = metrics.class_ap()
             results[task] = {
-                **{key: 100 * value for key, value in figures.figures().items()},
-                **{f"AP-{classes[i]}": 100 * per_class[i] for i in figures.categories},
+                **{key: 100 * value for key, value in metrics.metrics().items()},
+                **{f"AP-{classes[i]}": 100 * per_class[i] for i in metrics.categories},
             }
             curves[_TASKS[task]] = {
-                f"{iou:.2f}": curve_entry({classes[i]: c for i, c in figures.curve(iou).items()})
+                f"{iou:.2f}": curve_entry({classes[i]: c for i, c in metrics.curve(iou).items()})
                 for iou in (0.5, 0.75)
             }
         if self._folder is not None:
@@ -124,15 +125,16 @@ class CocoEvaluator(DatasetEvaluator):
 
 
 class VOCEvaluator(DatasetEvaluator):
-    """VOC's figures: the 11-point metric for sets of 2007, that of 2012 otherwise.
+    """VOC's metrics: the 11-point metric for sets of 2007, that of 2012 otherwise.
 
-    As Detectron2's own, scores are rounded to three decimals and corners to one before they are
-    compared. Classes without any counted object in the test set have no AP: they are left out of
-    the mean, where Detectron2 would make all of it NaN.
+    As in Detectron2, scores are rounded to three decimals and corners to one before matching.
+    Classes without a counted object in the test set have no AP: they are excluded from the mean,
+    which Detectron2 would make NaN.
 
     Args:
         name: a registered data set.
-        output_dir: where ``voc_instances_results.json`` and ``curves.json`` go, if anywhere.
+        output_dir: where ``voc_instances_results.json`` and ``curves.json`` are written, if
+            anywhere.
     """
 
     def __init__(self, name: str, output_dir: str | None = None) -> None:
@@ -148,11 +150,11 @@ class VOCEvaluator(DatasetEvaluator):
         self._found: list[dict[str, Any]] = []
 
     def reset(self) -> None:
-        """Forgets all detections."""
+        """Discards all detections."""
         self._found = []
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Takes the detections of some images."""
+        """Adds the detections of some images."""
         for one, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to("cpu")
             for box, label, score in zip(
@@ -200,17 +202,17 @@ class VOCEvaluator(DatasetEvaluator):
             )
             write_curves(self._folder, {"voc": {"0.50": entry}})
         table = np.array(list(precision.values()))
-        figures: dict[str, float] = {
+        metrics: dict[str, float] = {
             "AP": _mean(table),
             "AP50": _mean(table[:, 0]),
             "AP75": _mean(table[:, 5]),
         }
-        figures.update({f"AP-{name}": float(np.mean(aps)) for name, aps in precision.items()})
-        return {"bbox": figures}
+        metrics.update({f"AP-{name}": float(np.mean(aps)) for name, aps in precision.items()})
+        return {"bbox": metrics}
 
 
 def _voc_object(annotation: Annotation, classes: list[str]) -> VocObject:
-    """An object as VOC counts its corners: from 1, and inside."""
+    """An object with VOC's corners: 1-based and inclusive."""
     left, top, right, bottom = annotation.box
     corners = (left + 1.0, top + 1.0, right, bottom)
     return VocObject(classes[annotation.label], corners, annotation.ignored)
@@ -232,17 +234,17 @@ def _write(file: Path, found: list[dict[str, Any]]) -> None:
 
 
 def summarize(results: dict[str, Any], name: str) -> dict[str, Any]:
-    """Brings an evaluator's output into the form of ``results.json``.
+    """Converts an evaluator's output to the form of ``results.json``.
 
     Args:
-        results: by task (``bbox``, ``segm``), figures in %.
+        results: by task (``bbox``, ``segm``), metrics in %.
         name: the data set.
 
     Returns:
         ``{"box": {...}, "mask": {...}}`` or ``{"voc": {...}}``, each with ``AP``, ``AP50``,
         ``AP75`` and ``per_class``; for COCO also AP by size (``APs``, ``APm``, ``APl``) and
-        recall (``AR1``, ``AR10``, ``AR100``, ``ARs``, ``ARm``, ``ARl``). Figures that do not
-        exist are None.
+        recall (``AR1``, ``AR10``, ``AR100``, ``ARs``, ``ARm``, ``ARl``). Undefined metrics are
+        None.
     """
     coco = layout(name) == "coco"
     tasks = _TASKS if coco else {"bbox": "voc"}

@@ -1,4 +1,4 @@
-"""Metrics against ``TEST.EXPECTED_RESULTS``: [task, metric, value, tolerance] each."""
+"""Compares metrics with ``TEST.EXPECTED_RESULTS``: entries [task, metric, value, tolerance]."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _FLAG = "--check-expected"
 
 
 def is_asked_for(arguments: argparse.Namespace) -> bool:
-    """Whether figures are to be compared: by the flag, or by figures on the command line."""
+    """Whether to compare metrics: with the flag, or with metrics on the command line."""
     return bool(arguments.check_expected) or _KEY in arguments.opts[::2]
 
 
 def check_expected(cfg: Any, arguments: argparse.Namespace) -> None:
-    """Refuses a comparison that could not be made, before anything is built.
+    """Refuses an invalid comparison before anything is built.
 
     Args:
-        cfg: the run's configuration, as the command line makes it.
+        cfg: the run's configuration, with overrides.
         arguments: the command line.
 
     Raises:
-        UserError: if no figures are named, one is not in Detectron2's form, or a recipe's figures
-            are asked of settings that differ from its own.
+        UserError: if there are no expected metrics, one is not in Detectron2's form, or deciding
+            settings differ from the recipe's.
     """
     if not is_asked_for(arguments):
         return

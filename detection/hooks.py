@@ -1,4 +1,4 @@
-"""What happens around an iteration of the fine-tuning, as Detectron2's hooks."""
+"""Hooks of the fine-tuning loop."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ PERIOD = 20  # iterations between progress lines
 _KEPT = 2  # checkpoints, the last iteration's aside
 
 
-# Kept by one-stage detectors beside their parameters, in no state dict.
+# Stored by one-stage detectors outside of their state dict.
 _AVERAGES = ("loss_normalizer",)
 
 
 def moving_averages(model: torch.nn.Module) -> dict[str, float]:
-    """What a detector averages over iterations beside its state dict, such as RetinaNet's loss.
+    """Moving averages outside a detector's state dict, such as RetinaNet's loss normalizer.
 
-    Detectron2 neither saves it nor keeps passes for statistics out of it.
+    Detectron2 does not save them, and updates them also in passes for statistics.
     """
     model = model.module if isinstance(model, DistributedDataParallel) else model
     return {name: float(getattr(model, name)) for name in _AVERAGES if hasattr(model, name)}
 
 
 def set_moving_averages(model: torch.nn.Module, values: Mapping[str, float]) -> None:
-    """Puts back what :func:`moving_averages` gave."""
+    """Restores what :func:`moving_averages` returned."""
     model = model.module if isinstance(model, DistributedDataParallel) else model
     for name, value in values.items():
         setattr(model, name, value)
@@ -59,22 +59,22 @@ class _Hook(HookBase):
 
 
 class Seeds(_Hook):
-    """Random numbers of an iteration follow from seed, rank and iteration."""
+    """Seeds each iteration's random numbers from seed, rank and iteration."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
     def before_step(self) -> None:
-        """Sets all generators."""
+        """Seeds all generators."""
         seed_iteration(self._seed, self.trainer.iter)
 
 
 class Costs(_Hook):
-    """Writes ``metrics.jsonl`` and keeps account of time and memory over all sessions.
+    """Writes ``metrics.jsonl`` and measures time and memory over all sessions.
 
     Attributes:
         seconds: spent in iterations: data, forward, backward, optimizer.
-        data_seconds: of these, waited for data.
+        data_seconds: of these, spent waiting for data.
     """
 
     def __init__(self, run: RunDirectory | None) -> None:
@@ -113,16 +113,16 @@ class Costs(_Hook):
         )
 
     def images_per_second(self) -> float:
-        """Over the whole training; evaluations, statistics and checkpoints left out."""
+        """Over the whole training, without evaluations, statistics and checkpoints."""
         images: int = self._iterations * self.trainer.cfg.SOLVER.IMS_PER_BATCH
         return images / max(1e-9, self.seconds)
 
     def data_share(self) -> float:
-        """Of the time spent in iterations, the part that was waited for data."""
+        """The fraction of iteration time spent waiting for data."""
         return self.data_seconds / max(1e-9, self.seconds)
 
     def wall_seconds(self) -> float:
-        """All sessions from their first iteration on, evaluations included."""
+        """All sessions from their first iteration on, including evaluations."""
         return self._wall + time.perf_counter() - self._session
 
     def peak_memory_mb(self) -> float:
@@ -134,7 +134,7 @@ class Costs(_Hook):
         return max(self._peak, now)
 
     def state_dict(self) -> dict[str, Any]:
-        """The account so far, for a checkpoint."""
+        """The measurements so far, for a checkpoint."""
         return {
             "seconds": self.seconds,
             "data_seconds": self.data_seconds,
@@ -144,7 +144,7 @@ class Costs(_Hook):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on with the account where an earlier session left it."""
+        """Restores the measurements of earlier sessions."""
         self.seconds, self.data_seconds = state["seconds"], state["data_seconds"]
         self._iterations, self._wall = state["iterations"], state["wall_seconds"]
         self._peak = state["peak_memory_mb"]
@@ -153,8 +153,8 @@ class Costs(_Hook):
 class PreciseStatistics(_Hook):
     """Batch-norm statistics as true averages, before each evaluation.
 
-    As Detectron2's hook, but on the same images every time, so that they do not depend on how
-    often the run was evaluated or interrupted.
+    Like Detectron2's hook, but on the same images every time, so that results do not depend on the
+    number of evaluations or interruptions.
 
     Args:
         stream: batches to average over.
@@ -166,16 +166,16 @@ class PreciseStatistics(_Hook):
         self._stream, self._batches, self._period = stream, batches, period
 
     def after_step(self) -> None:
-        """Replaces the running averages where an evaluation follows."""
+        """Replaces the running averages if an evaluation follows."""
         if evaluation_due(self.trainer, self._period):
             kept = moving_averages(self.trainer.model)
-            with EventStorage():  # what the model tells of these passes is of no interest
+            with EventStorage():  # the model's logs of these passes are discarded
                 update_bn_stats(self.trainer.model, self._stream, self._batches)
             set_moving_averages(self.trainer.model, kept)
 
 
 class Checkpoints(_Hook):
-    """Saves periodically, before evaluations, at the end, and when the run is asked to stop."""
+    """Saves periodically, before evaluations, at the end, and on a request to stop."""
 
     def __init__(
         self,
@@ -188,10 +188,10 @@ class Checkpoints(_Hook):
         self._run = run
 
     def after_step(self) -> None:
-        """Saves if it is time to, and notes in ``trainer.saved`` whether it was done.
+        """Saves if due, and sets ``trainer.saved`` to its success.
 
         Raises:
-            Stopped: on all ranks after the same iteration, if any was asked to stop.
+            Stopped: on all ranks after the same iteration, if any received a request to stop.
         """
         iteration = self.trainer.iter + 1
         last = iteration == self.trainer.max_iter
@@ -212,7 +212,7 @@ class Checkpoints(_Hook):
             raise Stopped
 
     def after_train(self) -> None:
-        """Leaves no exchange between ranks under way."""
+        """Completes pending exchanges between ranks."""
         self._stop.close()
 
     def _save(self, name: str, last: bool) -> bool:
@@ -233,19 +233,19 @@ class Checkpoints(_Hook):
 
 
 class Evaluation(_Hook):
-    """Evaluates periodically and after the last iteration; its weights are saved before."""
+    """Evaluates periodically and after the last iteration, after saving."""
 
     def __init__(self, stop: StopRequest, period: int) -> None:
         self._stop, self._period = stop, period
 
     def after_step(self) -> None:
-        """Evaluates if it is time to; a request to stop is answered at once meanwhile."""
+        """Evaluates if due; a request to stop meanwhile takes effect at once."""
         if evaluation_due(self.trainer, self._period):
             with self._stop.at_once():
                 self.trainer.evaluate(self.trainer.iter + 1)
 
 
 def evaluation_due(trainer: Trainer, period: int) -> bool:
-    """Whether the iteration that has just been made is evaluated."""
+    """Whether to evaluate after the current iteration."""
     iteration = trainer.iter + 1
     return iteration == trainer.max_iter or (period > 0 and iteration % period == 0)

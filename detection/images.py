@@ -1,8 +1,7 @@
-"""Images of a data set prepared for a detector, in training and evaluation alike.
+"""Prepares images of a data set for a detector, in training and evaluation.
 
-As Detectron2's ``DatasetMapper`` and test loader, but for the opener: files are read by
-:mod:`intl_transfer.data.images`, as everywhere else, and an image that cannot be used is named,
-whichever process was to load it.
+Like Detectron2's ``DatasetMapper`` and test loader, except that files are read by
+:mod:`intl_transfer.data.images`, and an unusable image is reported by name from any process.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ from intl_transfer.runs.controls import noisy
 
 
 class OneRankError(UserError):
-    """An error that one rank alone may have, and has to tell."""
+    """An error that may occur on a single rank, which must report it."""
 
 
 class ImageError(OneRankError):
-    """An image cannot be used; raised on the rank whose it is."""
+    """An image cannot be used; raised on its rank."""
 
 
 class Mapper(DatasetMapper):
-    """Makes a model's input from one of Detectron2's records, as its own mapper does.
+    """Makes a model's input from one of Detectron2's records, like its own mapper.
 
     Args:
-        cfg: the configuration; ``CONTROL.NOISE`` is put into every image.
+        cfg: the configuration; ``CONTROL.NOISE`` is applied to every image.
         is_train: whether for training.
     """
 
@@ -47,12 +46,12 @@ class Mapper(DatasetMapper):
         """Reads, augments and packs one image; draws from the global generators.
 
         Args:
-            dataset_dict: with ``file_name``, and ``width`` and ``height``, against which the file
-                is held.
+            dataset_dict: with ``file_name``, and ``width`` and ``height``, which the file must
+                match.
 
         Raises:
             UserError: if the file cannot be read.
-            ValueError: if it is of another size.
+            ValueError: if it has another size.
         """
         record = copy.deepcopy(dataset_dict)
         image = noisy(read_as(record["file_name"], self.image_format), self._noise)
@@ -84,9 +83,9 @@ def read_as(file: str, image_format: str) -> np.ndarray:
 
 
 class Named:
-    """A mapper that gives back an :class:`ImageError` for an image that cannot be used.
+    """A mapper that returns an :class:`ImageError` for an unusable image.
 
-    It is not raised: a loading process would bury it in its own traceback.
+    It is not raised, since a worker process would wrap it in a traceback.
 
     Args:
         mapper: makes a model's input from a record.
@@ -96,11 +95,11 @@ class Named:
         self._mapper = mapper
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any] | ImageError:
-        """What the mapper makes of a record, or why it cannot."""
+        """The mapper's result for a record, or an error."""
         try:
             example: dict[str, Any] = self._mapper(record)
             return example
-        except UserError as error:  # which names the file
+        except UserError as error:  # its message contains the file
             return ImageError(f"{error}; repair it or remove it from the data set")
         except (OSError, ValueError, SyntaxError) as error:
             return ImageError(
@@ -110,7 +109,7 @@ class Named:
 
 
 class TestImages:
-    """This rank's share of a test set, batch by batch.
+    """This rank's part of a test set, in batches.
 
     Args:
         cfg: the configuration.

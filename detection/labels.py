@@ -1,8 +1,8 @@
-"""Few labels: the part of the training images whose annotations are used, fixed once for all.
+"""Few labels: a fixed subset of training images whose annotations are used.
 
-``DATASETS.LABELS.FRACTION`` and ``SEED`` draw a list, ``LIST`` names a file of image ids. What is
-drawn follows from the ids alone: the first images in the order of the SHA-256 of ``SEED:ID``.
-So it is the same on every machine, with every version of any library, and 1 % is a part of 10 %.
+``DATASETS.LABELS.FRACTION`` and ``SEED`` draw a list, ``LIST`` names a file of image ids. The
+subset depends only on the ids: the first images in the order of the SHA-256 of ``SEED:ID``. So it
+is the same on every machine with any library version, and 1 % is a subset of 10 %.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from intl_transfer.runs import write_atomically
 from intl_transfer.runs.controls import shuffled
 from intl_transfer.runs.records import Labels
 
-#: The ids in a run directory, one a line, as ``DATASETS.LABELS.LIST`` reads them.
+#: File of the ids in a run directory, one per line, in the form of ``DATASETS.LABELS.LIST``.
 FILE = "train_images.txt"
 
 
 def drawn(ids: Sequence[Any], fraction: float, seed: int) -> list[str]:
-    """The part of a data set that a fraction and a seed stand for.
+    """The subset of a data set for a fraction and a seed.
 
     Args:
         ids: of all images.
@@ -46,25 +46,24 @@ def drawn(ids: Sequence[Any], fraction: float, seed: int) -> list[str]:
 def chosen(cfg: Any, sets: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
     """The images of each training set whose labels are used.
 
-    Where these are all, the configuration is set back to a full run's, which it then is.
+    If these are all, the configuration is reset to that of a full run.
 
     Args:
-        cfg: the configuration; may be frozen where nothing has to be set back.
+        cfg: the configuration; may be frozen if nothing needs to be reset.
         sets: ids of all images, by the name of the training set.
 
     Returns:
         By name the ids as text, sorted; empty for a full run.
 
     Raises:
-        UserError: for a fraction that is none, and for a list that cannot be read, names other
-            images, or none.
+        UserError: for an invalid fraction, and for a list that cannot be read, contains other
+            images, or is empty.
     """
     labels = cfg.DATASETS.LABELS
     if labels.LIST:
         if labels.FRACTION != 1.0:
             raise UserError(
-                f"DATASETS.LABELS: LIST and FRACTION {labels.FRACTION} are both given; leave out "
-                "one"
+                f"DATASETS.LABELS: LIST and FRACTION {labels.FRACTION} are both given; omit one"
             )
         found = _listed(labels.LIST, sets)
     elif 0 < labels.FRACTION <= 1:
@@ -73,14 +72,14 @@ def chosen(cfg: Any, sets: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
         found = {name: drawn(ids, labels.FRACTION, labels.SEED) for name, ids in sets.items()}
     else:
         raise UserError(
-            f"DATASETS.LABELS.FRACTION is {labels.FRACTION}; expected a share above 0, up to 1 "
+            f"DATASETS.LABELS.FRACTION is {labels.FRACTION}; expected a fraction above 0, up to 1 "
             "(0.1 for 10 %)"
         )
     if any(len(found[name]) < len(ids) for name, ids in sets.items()):
         return found
     if labels.LIST or labels.FRACTION != 1.0:
         labels.LIST, labels.FRACTION, labels.SEED = "", 1.0, 0
-        print("the labels are those of all images: as a full run")
+        print("the labels are those of all images: a full run")
     return {}
 
 
@@ -106,12 +105,12 @@ def _listed(place: str, sets: Mapping[str, Sequence[Any]]) -> dict[str, list[str
 
 
 def described(cfg: Any, ids: Sequence[str], available: int) -> Labels:
-    """What a list is, for records.
+    """Describes a list, for records.
 
     Args:
         cfg: the configuration.
         ids: the list.
-        available: how many images there are.
+        available: number of images.
     """
     labels = cfg.DATASETS.LABELS
     digest = hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
@@ -120,13 +119,13 @@ def described(cfg: Any, ids: Sequence[str], available: int) -> Labels:
 
 
 def overall(cfg: Any, lists: Mapping[str, Sequence[str]], available: int) -> Labels | None:
-    """What the lists of all training sets together are, for results; None for a full run."""
+    """Describes the lists of all training sets together, for results; None for a full run."""
     ids = [one for name in sorted(lists) for one in lists[name]]
     return described(cfg, ids, available) if lists else None
 
 
 def suffix(labels: Labels | None) -> str:
-    """What a schedule's name gains: ``-10pct``, ``-list``, or "" for a full run."""
+    """The suffix of a schedule's name: ``-10pct``, ``-list``, or "" for a full run."""
     if labels is None:
         return ""
     return "-list" if labels.fraction is None else f"-{100 * labels.fraction:g}pct"
@@ -142,16 +141,16 @@ def in_words(labels: Labels) -> str:
 
 
 def write_list(folder: str | Path, lists: Mapping[str, Sequence[str]]) -> None:
-    """Writes the ids that are trained on to a run directory; nothing for a full run."""
+    """Writes the ids of the used images to a run directory; nothing for a full run."""
     if lists:
         text = "".join(f"{one}\n" for ids in lists.values() for one in ids)
         write_atomically(Path(folder) / FILE, lambda out: out.write(text.encode()))
 
 
 def training_records(cfg: Any) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-    """Detectron2's records of the images that are trained on, and the lists that chose them.
+    """Detectron2's records of the training images, and the lists used.
 
-    In the order of a full run, and of a full run the same.
+    In the order of a full run.
     """
     names, drop_empty = cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     if not cfg.DATASETS.LABELS.LIST and cfg.DATASETS.LABELS.FRACTION == 1.0:
@@ -167,15 +166,15 @@ def training_records(cfg: Any) -> tuple[list[dict[str, Any]], dict[str, list[str
     if not records:
         raise UserError(
             f"none of the {sum(map(len, lists.values()))} images whose labels are used has an "
-            "object; take more of them, or another DATASETS.LABELS.SEED"
+            "object; use more of them, or another DATASETS.LABELS.SEED"
         )
     return _controlled(cfg, records), lists
 
 
 def _controlled(cfg: Any, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records; of a control whose labels are shuffled, classes shuffled.
+    """The records, with shuffled classes for a control of labels.
 
-    Boxes and masks stay where they are: what is left to be learned is where objects are.
+    Boxes and masks are unchanged, so only localization can be learned.
     """
     if not cfg.CONTROL.SHUFFLE_LABELS:
         return records

@@ -1,4 +1,4 @@
-"""Processes of a run: Detectron2's own launcher, and ours for several machines without GPUs."""
+"""Starts the processes of a run, also on several machines without GPUs."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def launch(
     dist_url: str,
     args: tuple[Any, ...],
 ) -> None:
-    """Runs a function in every process of this machine.
+    """Runs a function in all processes of this machine.
 
-    Detectron2's launcher refuses several machines without GPUs; there, one process a machine is
-    started, and they meet over gloo.
+    Detectron2's launcher refuses several machines without GPUs; then, one process per machine is
+    started, and they communicate by gloo.
 
     Args:
         worker: the function.
         gpus: processes on each machine.
         num_machines: number of machines.
         machine_rank: of this one.
-        dist_url: where they meet, an address that torch knows or one of
+        dist_url: rendezvous, an address that torch knows or one of
             :func:`intl_transfer.runs.rendezvous.address_of`; ``auto`` for one machine.
         args: the function's arguments.
     """
@@ -60,9 +60,9 @@ def _worker(
 ) -> None:
     dist.init_process_group("gloo", dist_url, _TIMEOUT, num_machines, machine_rank)
     groups = [dist.new_group([rank]) for rank in range(num_machines)]
-    # As Detectron2's launcher does.
+    # As in Detectron2's launcher.
     comm._LOCAL_PROCESS_GROUP = groups[machine_rank]  # type: ignore[assignment]  # it begins as None
-    # It would name a GPU.
+    # It would select a GPU.
     defaults.create_ddp_model = functools.partial(defaults.create_ddp_model, device_ids=None)
     comm.synchronize()
     worker(*args)

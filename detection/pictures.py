@@ -1,10 +1,9 @@
-"""Pictures of an evaluation, worst first: predictions beside the truth.
+"""Images of an evaluation, worst first: predictions next to ground truth.
 
-Shown are the six test images with the largest error, and six more at equal steps down to the best.
+It shows the six test images with the largest error, and six more at equal steps down to the best.
 
-The error of a picture is 1 - F1 of its boxes, counted at IoU 0.5 over detections with a score of
-0.5 or more: 0 where every object is found and nothing else, 1 where nothing is right. Objects
-that are crowds or difficult, and detections on them, do not count.
+The error of an image is 1 - F1 of its boxes at IoU 0.5, over detections with a score of at least
+0.5. Crowds and difficult objects, and detections on them, do not count.
 """
 
 from __future__ import annotations
@@ -34,18 +33,18 @@ from intl_transfer.runs import write_atomically
 SCORE = 0.5  # detections below it are neither counted nor drawn
 IOU = 0.5
 COUNT = 12
-SIDE = 480  # longest side of a stored picture
-_TILE, _GAP, _TEXT = 340, 12, 14  # of the sheet
+SIDE = 480  # longest side of a stored image
+_TILE, _GAP, _TEXT = 340, 12, 14  # of the contact sheet
 
 
 @dataclass(frozen=True)
 class ImageDetections:
-    """One test image: its truth beside its predictions.
+    """One test image with ground truth and predictions.
 
     Attributes:
         file: the image.
-        truth: its objects; ``is_match`` says whether each was found.
-        predictions: its detections; ``is_match`` says whether each is right.
+        truth: its objects; ``is_match``: whether each was found.
+        predictions: its detections; ``is_match``: whether each is correct.
         masks: COCO segmentations of both, or None.
     """
 
@@ -63,7 +62,7 @@ class ImageDetections:
 
     @property
     def error(self) -> float:
-        """1 - F1; 0 for an image without objects in which nothing is seen."""
+        """1 - F1; 0 for an image without objects and detections."""
         found, missed, false = self.counts
         mistakes = missed + false
         return mistakes / (2 * found + mistakes) if mistakes else 0.0
@@ -72,7 +71,7 @@ class ImageDetections:
 def write_pictures(folder: str | Path, name: str) -> None:
     """Writes ``predictions.json``, ``predictions/`` and ``predictions.png`` of a run.
 
-    They are made of the detections that the last evaluation has left in the folder.
+    They use the detections of the last evaluation in the folder.
 
     Args:
         folder: the run directory.
@@ -81,7 +80,7 @@ def write_pictures(folder: str | Path, name: str) -> None:
     folder = Path(folder)
     ordered = sorted(pictures(folder, name), key=lambda one: (-one.error, -sum(one.counts[1:])))
     chosen = [ordered[place] for place in _chosen(len(ordered))]
-    classes = told_apart(MetadataCatalog.get(name).thing_classes)  # known since the set was read
+    classes = told_apart(MetadataCatalog.get(name).thing_classes)  # known from reading the data set
     shutil.rmtree(folder / "predictions", ignore_errors=True)
     (folder / "predictions").mkdir(parents=True)
     entries, small = [], []
@@ -99,7 +98,7 @@ def write_pictures(folder: str | Path, name: str) -> None:
 
 
 def _chosen(count: int) -> list[int]:
-    """Places in the order of errors: the worst, then equal steps down to the best."""
+    """Indices in the order of errors: the worst, then equal steps down to the best."""
     if count <= COUNT:
         return list(range(count))
     worst = COUNT // 2
@@ -108,7 +107,7 @@ def _chosen(count: int) -> list[int]:
 
 
 def pictures(folder: Path, name: str) -> list[ImageDetections]:
-    """All images of a test set with the detections that a run has left."""
+    """All images of a test set with a run's detections."""
     by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for d in json.loads(results_file(folder, name).read_bytes()):
         if d["score"] >= SCORE:
@@ -138,15 +137,15 @@ def pictures(folder: Path, name: str) -> list[ImageDetections]:
 def match_detections(
     truth: Sequence[DrawnObject], ignored: Sequence[bool], predictions: Sequence[DrawnObject]
 ) -> tuple[list[DrawnObject], list[DrawnObject]]:
-    """Decides what is right.
+    """Matches detections to objects.
 
-    Each detection, by falling score, takes the free object of its class that it overlaps most, if
-    by :data:`IOU` or more; failing that it may lie on an object that does not count.
+    Each detection, by descending score, is matched to the free object of its class with the largest
+    IoU, if at least :data:`IOU`; otherwise it may be on an object that does not count.
 
     Args:
         truth: the objects.
-        ignored: which of them do not count (crowd, difficult).
-        predictions: by falling score.
+        ignored: whether each does not count (crowd, difficult).
+        predictions: by descending score.
 
     Returns:
         Both, with ``is_match`` set.
@@ -178,7 +177,7 @@ def match_detections(
 
 
 def _outlined(picture: ImageDetections) -> ImageDetections:
-    """With the outlines of the masks, which only the pictures that are shown need."""
+    """Adds outlines of masks, which only shown images need."""
     truth, predictions = (
         [replace(t, polygons=_outlines(m)) for t, m in zip(objects, masks, strict=True)]
         for objects, masks in zip((picture.truth, picture.predictions), picture.masks, strict=True)
@@ -203,7 +202,7 @@ def _outlines(segmentation: Any) -> list[list[float]]:
 def _resized(
     image: Image.Image, picture: ImageDetections, side: int, most: float = 1.0
 ) -> tuple[Image.Image, ImageDetections]:
-    """Both with this longest side, enlarged at most so many times."""
+    """Resizes image and objects to a longest side, with a maximum enlargement."""
     factor = min(most, side / max(image.size))
     if factor == 1.0:
         return image, picture
@@ -239,7 +238,7 @@ def _object(object_: DrawnObject) -> dict[str, Any]:
 
 
 def _light(outline: Sequence[float]) -> list[float]:
-    """An outline without the points that nobody sees."""
+    """An outline without invisible detail."""
     points = np.array(outline, dtype=np.float32).reshape(-1, 1, 2)
     fewer = cv2.approxPolyDP(points, 0.7, closed=True)
     kept = fewer if len(fewer) >= 3 else points
@@ -249,7 +248,7 @@ def _light(outline: Sequence[float]) -> list[float]:
 def _sheet(
     entries: Sequence[tuple[Image.Image, ImageDetections]], classes: Sequence[str], name: str
 ) -> Image.Image:
-    """Pairs of truth and predictions, two pairs in a row."""
+    """Draws pairs of ground truth and predictions, two pairs per row."""
     small = [_resized(image, picture, _TILE, most=3) for image, picture in entries]
     rows = [small[i : i + 2] for i in range(0, len(small), 2)]
     heights = [max(image.height for image, _ in row) for row in rows]
@@ -263,7 +262,8 @@ def _sheet(
     title = f"{name}: the worst images, then in equal steps down to the best"
     draw_text(pen, (_GAP, _GAP + _TEXT + 2), title, _TEXT + 3, "black")
     legend = (
-        "left truth, right predictions from score 0.5; dashed: missed or false; thin: not counted"
+        "left: ground truth, right: predictions with a score of at least 0.5; dashed: missed or "
+        "false; thin: not counted"
     )
     pen.text((_GAP, _GAP + line), legend, font=font(_TEXT - 1), fill="#555555")
     y = 2 * _GAP + 2 * line

@@ -18,8 +18,8 @@ class Res5ROIHeadsExtraNorm(Res5ROIHeads):
     """Res5 as box head, followed by a batch norm.
 
     The norm makes a randomly initialized or self-supervised res5 trainable at the supervised
-    baseline's learning rate (MoCo, He et al. 2020, appendix). Detectron2's own class builds three
-    bottlenecks whatever the depth; this one also builds the basic blocks of ResNet-18 and 34.
+    baseline's learning rate (MoCo, He et al. 2020, appendix). Detectron2's class always builds
+    three bottlenecks; this one also builds the basic blocks of ResNet-18 and 34.
     """
 
     @classmethod
@@ -44,7 +44,9 @@ class Res5ROIHeadsExtraNorm(Res5ROIHeads):
                 stride_in_1x1=resnets.STRIDE_IN_1X1,
                 **options,
             )
-        if cfg.MODEL.BACKBONE.FREEZE_AT >= 5:  # the backbone, which ends at res4, freezes its own
+        if (
+            cfg.MODEL.BACKBONE.FREEZE_AT >= 5
+        ):  # the backbone, which ends at res4, freezes its own stages
             blocks = [block.freeze() for block in blocks]
         res5 = nn.Sequential(*blocks)
         res5.add_module("norm", get_norm(resnets.NORM, out_channels))

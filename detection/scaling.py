@@ -9,21 +9,21 @@ from intl_transfer.errors import UserError
 from intl_transfer.runs.architectures import architecture
 from intl_transfer.runs.schedules import scaled
 
-# What a ResNet-50 Mask R-CNN keeps of one image of 800 x 1333 pixels for the backward pass, in
-# float32 with every layer trained (counted on a CPU); and room for all else.
+# Activation memory of a ResNet-50 Mask R-CNN for one image of 800 x 1333 pixels, in float32 with
+# all layers trained (measured on a CPU); and a reserve for all else.
 _GB_PER_IMAGE = {"C4": 4.6, "FPN": 2.4}
 _GB_FIXED = 2.5
 _PIXELS = 800 * 1333
 
 
 def scale_to_batch(cfg: Any, batch: int) -> None:
-    """Rewrites a configuration so that as many images are seen in batches of another size.
+    """Rescales a configuration to another batch size, with the same number of images.
 
     The learning rate is multiplied by ``batch / IMS_PER_BATCH``; iterations, steps, warm-up, the
     periods of checkpoints and evaluations, and the batches of precise BN are divided by it.
 
     Raises:
-        UserError: if the batch is not positive.
+        UserError: if the batch size is not positive.
     """
     if batch < 1:
         raise UserError(f"a batch of {batch}; expected at least 1 image")
@@ -46,18 +46,18 @@ def scale_to_batch(cfg: Any, batch: int) -> None:
 
 
 def batch_that_fits(cfg: Any, gpus: int, memory_gb: float) -> int:
-    """The largest batch up to the configured one that these GPUs share evenly and hold.
+    """The largest batch size up to the configured one that these GPUs can share and hold.
 
     Args:
         cfg: the configuration.
-        gpus: of all machines together.
+        gpus: total number over all machines.
         memory_gb: of one GPU.
 
     Returns:
-        A multiple of ``gpus``: one image each at least.
+        A multiple of ``gpus``, at least one image each.
     """
     rows: int = cfg.SOLVER.IMS_PER_BATCH // gpus
-    # Counted for: every layer trained, float32.
+    # Assuming all layers trained, float32.
     if cfg.MODEL.BACKBONE.FREEZE_AT == 0 and not cfg.SOLVER.AMP.ENABLED:
         head = architecture(as_dict(cfg)).head
         pixels = max(cfg.INPUT.MIN_SIZE_TRAIN) * cfg.INPUT.MAX_SIZE_TRAIN

@@ -1,4 +1,4 @@
-"""What surrounds the training: logging, the run directory, checkpoints to continue from."""
+"""Logging, the run directory, and resuming."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ from intl_transfer.runs.settings import Differences
 
 
 def set_up(cfg: Any, training: bool) -> None:
-    """Logging, seeds and Detectron2's ``config.yaml``, in every process.
+    """Sets up logging, seeds and Detectron2's ``config.yaml``, in every process.
 
     Detectron2's own ``default_setup`` also prints the whole configuration, hundreds of lines that
-    the manifest holds.
+    are in the manifest.
     """
     rank = comm.get_rank()
     folder = Path(cfg.OUTPUT_DIR)
@@ -59,15 +59,15 @@ def set_up(cfg: Any, training: bool) -> None:
     comm.synchronize()
     for name in ("detectron2", "fvcore"):
         setup_logger(str(folder), distributed_rank=rank, name=name)
-    # The error boundary says at the end what happened, in one line, and keeps the traceback.
+    # The error boundary prints errors at the end, in one line, and keeps the traceback in a file.
     logging.getLogger("detectron2.engine.train_loop").addFilter(
         lambda record: record.exc_info is None
     )
-    # Which tensors no backbone file holds is said by `detection.weights`, in fewer words.
+    # Missing tensors are reported by `detection.weights`, more concisely.
     logging.getLogger("fvcore.common.checkpoint").setLevel(logging.ERROR)
     seed_all_rng(cfg.SEED + rank)
     if cfg.MODEL.DEVICE == "cpu":
-        # Single runs repeat to the bit; Detectron2 only seeds.
+        # Single runs are bit-identical; Detectron2 only seeds.
         torch.use_deterministic_algorithms(True, warn_only=True)
     elif training:
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
@@ -76,18 +76,18 @@ def set_up(cfg: Any, training: bool) -> None:
 def continuation(
     cfg: Any, content: dict[str, Any] | None, images: Mapping[str, ImageSet], allow: bool
 ) -> Continuation:
-    """What the output folder holds; refuses other settings, weights and images than its run's."""
+    """The existing run in the output folder; refuses different settings, weights and images."""
     files = inputs(cfg, initialization(cfg, content))
     return Continuation(cfg.OUTPUT_DIR, "detection", as_dict(cfg), files, images, allow=allow)
 
 
 def initialization(cfg: Any, content: dict[str, Any] | None) -> Initialization:
-    """Where the backbone comes from, as far as the weights file says."""
+    """The provenance of the backbone, as far as the weights file states it."""
     if content is None:
         return described()
     provenance = content.get("provenance")
     record = stated(content, cfg.MODEL.WEIGHTS)
-    if record is not None:  # what was pretrained is not what is begun with
+    if record is not None:  # the initial weights are not those of pretraining
         before, built = record.initialization.method or "unknown", record.architecture
         provenance = {
             "source_format": "intl-transfer detector",
@@ -100,7 +100,7 @@ def initialization(cfg: Any, content: dict[str, Any] | None) -> Initialization:
 
 
 def inputs(cfg: Any, start: Initialization) -> list[dict[str, Any]]:
-    """The file that a run begins from, for the manifest; empty for random initialization."""
+    """The input weights, for the manifest; empty for random initialization."""
     if start.kind == "random":
         return []
     provenance = None if start.provenance is None else start.provenance.as_json()
@@ -121,8 +121,8 @@ def open_run(
         cfg: the configuration.
         start: from :func:`initialization`.
         name: the configuration's name.
-        images: what the data sets hold.
-        changes: settings in which this session differs from the one before.
+        images: content of the data sets.
+        changes: settings that differ from the previous session's.
     """
     return RunDirectory.start(
         cfg.OUTPUT_DIR,
@@ -143,14 +143,14 @@ def labels_used(cfg: Any, trainer: Trainer, images: Mapping[str, ImageSet]) -> L
     """The part of the training images whose labels are used; None for all.
 
     Raises:
-        UserError: if what is loaded is not what was examined and recorded.
+        UserError: if the loaded images differ from the recorded ones.
     """
     lists = trainer.data_loader.lists
     for name, own in lists.items():
         recorded, loaded = images[name].labels, labels.described(cfg, own, 0)
         if recorded is None or recorded.digest != loaded.digest:
             raise UserError(
-                f"the images of '{name}' changed while the run was being prepared: start it again"
+                f"the images of '{name}' changed while the run was being prepared; start it again"
             )
     return labels.overall(cfg, lists, sum(images[name].images or 0 for name in lists))
 
@@ -195,7 +195,7 @@ def results_of(
 
 
 def evaluator(name: str) -> Evaluator:
-    """What a data set's metrics are. COCO's two engines give the same figures, to 1e-9."""
+    """The definition of a data set's metrics. COCO's two engines agree to 1e-9."""
     if datasets.layout(name) == "coco":
         return Evaluator(name="intl-transfer", metric="COCO")
     points = "11 points" if MetadataCatalog.get(name).year == 2007 else "area under the curve"
@@ -203,20 +203,20 @@ def evaluator(name: str) -> Evaluator:
 
 
 def resume(trainer: Trainer, folder: Path, is_begun: bool) -> bool:
-    """Takes up the newest whole checkpoint, on every rank; others are named and passed over.
+    """Resumes from the newest usable checkpoint, on every rank; others are skipped with a warning.
 
     Args:
         trainer: of the run.
         folder: the run directory.
-        is_begun: whether a run is there that checkpoints may be of; rank 0's word counts, since a
-            node that comes later finds what rank 0 has just begun.
+        is_begun: whether there is an existing run; rank 0's value is used, since later nodes see
+            the run that rank 0 has just started.
 
     Returns:
         Whether there was one.
 
     Raises:
-        UserError: if there are checkpoints and none can be taken up, or this rank's node does not
-            show the one that rank 0 chose.
+        UserError: if there are checkpoints and none is usable, or this rank's node does not have
+            the one that rank 0 chose.
     """
 
     def take(path: Path) -> None:
@@ -232,7 +232,7 @@ def resume(trainer: Trainer, folder: Path, is_begun: bool) -> bool:
 
 
 def introduce(cfg: Any, start: Initialization, used: Labels | None = None) -> None:
-    """One line of what is going to be trained, and one of the labels where they are not all."""
+    """A one-line summary of the training, and one of the labels if not all are used."""
     built = architecture(as_dict(cfg))
     print(
         f"{built.meta} {built.backbone}-{built.head} on "
@@ -246,15 +246,15 @@ def introduce(cfg: Any, start: Initialization, used: Labels | None = None) -> No
 
 
 def not_finite(error: FloatingPointError) -> str:
-    """What can be done about a loss that is not a number."""
+    """Advice for a non-finite loss."""
     return f"{str(error).splitlines()[0]} {ADVICE}"
 
 
 def show(metrics: dict[str, Any]) -> None:
-    """Prints the figures of one run."""
-    for task, figures in metrics.items():
+    """Prints the metrics of one run."""
+    for task, values in metrics.items():
         text = ", ".join(
-            f"{key} {figures[key]:.2f}" if figures[key] is not None else f"{key} -"
+            f"{key} {values[key]:.2f}" if values[key] is not None else f"{key} -"
             for key in ("AP", "AP50", "AP75")
         )
         print(f"{task}: {text}")

@@ -1,4 +1,4 @@
-"""From the command line to the configuration that is run, with what this machine changes in it."""
+"""Makes the configuration of a run from the command line, adapted to this machine."""
 
 from __future__ import annotations
 
@@ -20,9 +20,13 @@ NORMS = ("naiveSyncBN", "SyncBN", "BN")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The settings that have a flag of their own; all others are given as KEY VALUE."""
-    parser.add_argument("--seed", type=int, default=0, help="decides heads, order and sampling")
-    parser.add_argument("--lr", type=float, metavar="X", help="learning rate (not scaled further)")
+    """Adds the settings that have options; all others are given as KEY VALUE."""
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed for heads, order and sampling"
+    )
+    parser.add_argument(
+        "--lr", type=float, metavar="X", help="learning rate (not scaled with the batch size)"
+    )
     parser.add_argument("--norm", choices=NORMS, help="batch norm of backbone and pyramid")
     parser.add_argument(
         "--scale-to-batch",
@@ -33,18 +37,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def resolve(arguments: argparse.Namespace, own: Any = None) -> Any:
-    """The configuration that the command line asks for, as this machine can run it.
+    """The configuration from the command line, adapted to this machine.
 
     Args:
         arguments: the command line.
-        own: a detector's own configuration with what the command line changes, where no other was
-            named.
+        own: a detector's own configuration with overrides, if no other is given.
 
     Returns:
         The configuration, not frozen. ``MODEL.WEIGHTS`` is empty for random initialization.
 
     Raises:
-        UserError: for what cannot be run, with what would.
+        UserError: if it cannot be run, with advice.
     """
     cfg = load_config(arguments.config, arguments.opts) if own is None else own
     check_settings(cfg, arguments.config or str(arguments.weights))
@@ -54,8 +57,8 @@ def resolve(arguments: argparse.Namespace, own: Any = None) -> Any:
     cfg.SEED = arguments.seed
     if cfg.SOLVER.REFERENCE_WORLD_SIZE:
         raise UserError(
-            "SOLVER.REFERENCE_WORLD_SIZE: Detectron2 would change batch and schedule by itself, "
-            "and no result would say so; use --scale-to-batch"
+            "SOLVER.REFERENCE_WORLD_SIZE: Detectron2 would silently change batch size and "
+            "schedule; use --scale-to-batch"
         )
     weights = cfg.MODEL.WEIGHTS if arguments.weights is None else arguments.weights
     if weights == "":
@@ -65,11 +68,11 @@ def resolve(arguments: argparse.Namespace, own: Any = None) -> Any:
         )
     if arguments.output_dir:
         cfg.OUTPUT_DIR = arguments.output_dir
-    elif arguments.eval_only:  # never the run's own folder, whose files are of its own evaluation
+    elif arguments.eval_only:  # never the run's own folder, which contains its own evaluation
         file = Path(weights).resolve()
         word = file.parent.name if file.stem == "model_final" else file.stem
         cfg.OUTPUT_DIR = f"runs/evaluation/{word}_on_{'_'.join(cfg.DATASETS.TEST)}"
-    elif cfg.OUTPUT_DIR == "./output":  # Detectron2's own default: all runs in one folder
+    elif cfg.OUTPUT_DIR == "./output":  # Detectron2's default: all runs in one folder
         name = Path(arguments.config).stem
         cfg.OUTPUT_DIR = f"runs/detection/{name}_{Path(weights).stem}_seed{cfg.SEED}"
     cfg.MODEL.WEIGHTS = "" if weights == RANDOM else weights
@@ -87,7 +90,7 @@ def resolve(arguments: argparse.Namespace, own: Any = None) -> Any:
 
 
 def _check_processes(arguments: argparse.Namespace) -> None:
-    """Refuses numbers of machines and GPUs that could not be started."""
+    """Refuses invalid numbers of machines and GPUs."""
     for flag, value in (
         ("--num-gpus", arguments.num_gpus),
         ("--num-machines", arguments.num_machines),
@@ -103,7 +106,7 @@ def _check_processes(arguments: argparse.Namespace) -> None:
 
 
 def _choose_devices(cfg: Any, arguments: argparse.Namespace) -> None:
-    """The GPUs that are there, or the CPU; says where that is not what was asked for."""
+    """Sets the available GPUs, or the CPU; prints deviations from the request."""
     asked = arguments.num_gpus
     usable = gpus() if cfg.MODEL.DEVICE.startswith("cuda") else Gpus()
     if usable.problem is not None:
@@ -124,11 +127,11 @@ def _choose_devices(cfg: Any, arguments: argparse.Namespace) -> None:
     if norm in ("SyncBN", "nnSyncBN") and cfg.MODEL.DEVICE == "cpu" and arguments.num_machines > 1:
         raise UserError(f"{norm} over several processes needs GPUs; --norm naiveSyncBN does not")
     if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
-        raise UserError("SOLVER.AMP.ENABLED: mixed precision needs a GPU; leave it out on a CPU")
+        raise UserError("SOLVER.AMP.ENABLED: mixed precision needs a GPU; omit it on a CPU")
 
 
 def _choose_batch(cfg: Any, arguments: argparse.Namespace) -> None:
-    """Scales to the batch asked for, to that of the run continued, or to what these GPUs hold."""
+    """Scales to the requested batch size, that of the continued run, or what the GPUs can hold."""
     before = cfg.SOLVER.IMS_PER_BATCH
     wanted, why = arguments.scale_to_batch, ""
     if wanted is None and not arguments.eval_only and (Path(cfg.OUTPUT_DIR) / MANIFEST).exists():
@@ -140,8 +143,8 @@ def _choose_batch(cfg: Any, arguments: argparse.Namespace) -> None:
             memory = torch.cuda.get_device_properties(0).total_memory / 1e9
         wanted = batch_that_fits(cfg, processes, memory)
         why = (
-            f"{processes} GPU(s) do not share, or may not hold, a batch of {before} "
-            f"(--scale-to-batch {before} insists on it): "
+            f"{processes} GPU(s) cannot evenly share, or may not hold, a batch of {before} (to "
+            f"force it: --scale-to-batch {before}): "
         )
     if wanted is None or wanted == before:
         return

@@ -1,4 +1,4 @@
-"""The training images of one rank as an endless stream that can be entered at any iteration."""
+"""The training images of one rank as an infinite stream that can start at any iteration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from detection.labels import training_records
 from intl_transfer.data.loaders import rank_batch_size, worker_options
 from intl_transfer.errors import UserError
 
-# The two errors are raised here, and known by this module's name.
+# Both errors are raised here, and imported from this module.
 __all__ = [
     "Examples",
     "ImageError",
@@ -31,28 +31,27 @@ __all__ = [
     "seed_iteration",
 ]
 
-# What a random number is for: no two purposes share a sequence.
+# Purposes of random numbers, each with a separate sequence.
 _IMAGES, _ITERATIONS, _STATISTICS = 0, 1, 2
 
 
 class TrainingStream:
-    """Batches of one rank in Detectron2's order, a function of seed and iteration alone.
+    """Batches of one rank in Detectron2's order, depending only on seed and iteration.
 
-    As Detectron2's own loader it walks through one shuffled copy of the data set after another
-    (`TrainingSampler`), gives every W-th image to each of W ranks, and batches images of one
-    orientation. Unlike it, it plans the batches from the images' sizes before anything is decoded,
-    and takes what is random in an augmentation from the seed and the image's position in the
-    stream. A resumed run so sees the images of an uninterrupted one, to the bit, with any number
-    of loading processes.
+    Like Detectron2's loader, it iterates over shuffled copies of the data set (`TrainingSampler`),
+    gives every W-th image to each of W ranks, and batches images of one orientation. Unlike it,
+    batches are planned from the image sizes before decoding, and the random numbers of augmentation
+    depend on the seed and the image's position in the stream. So a resumed run sees bit-identical
+    images to an uninterrupted one, with any number of worker processes.
 
     Args:
         examples: the images; may be shared between streams.
         rows: images per batch of this rank.
-        seed: decides the order.
-        workers: loading processes; 0 loads in this process.
+        seed: for the order.
+        workers: number of worker processes; 0 loads in this process.
 
     Attributes:
-        start: iterations to leave out; set before the first batch is asked for.
+        start: iterations to skip; set before the first batch.
         lists: ids of the images whose labels are used, by training set; empty for a full run.
     """
 
@@ -68,11 +67,11 @@ class TrainingStream:
         return TrainingStream(self._examples, self._rows, seed, self._workers)
 
     def plan(self) -> Iterator[tuple[int, int, int]]:
-        """This rank's images from ``start`` on, in the order in which they are trained on.
+        """This rank's images from ``start`` on, in training order.
 
         Yields:
-            Seed and position, which decide the augmentation, and index of an image; every
-            ``rows`` of them are a batch.
+            Seed and position, for the augmentation, and index of an image; every ``rows`` of them
+            are a batch.
         """
         return itertools.islice(self._batched(), self.start * self._rows, None)
 
@@ -88,8 +87,8 @@ class TrainingStream:
                 batch.clear()
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        # Images travel one by one, not as batches: loading processes share the work on a batch,
-        # and little shared memory is needed. One batch is loaded while another is trained on.
+        # Images are transferred one by one, not as batches: workers share the work on a batch, and
+        # little shared memory is needed. One batch is loaded while another is trained on.
         workers = self._workers
         ahead = max(2, -(-self._rows // workers)) if workers else None
         images = iter(
@@ -99,7 +98,7 @@ class TrainingStream:
                 batch_size=None,
                 collate_fn=_as_it_is,
                 prefetch_factor=ahead,
-                generator=torch.Generator(),  # in place of a draw from training's
+                generator=torch.Generator(),  # instead of drawing from training's
                 **worker_options(workers),
             )
         )
@@ -112,15 +111,15 @@ class TrainingStream:
 
 
 class Examples(Dataset[Any]):
-    """Training images, made ready for the model.
+    """Training images, prepared for the model.
 
     Args:
-        records: Detectron2's dictionaries, one an image.
+        records: Detectron2's dictionaries, one per image.
         mapper: makes a model's input from a record; may draw from the global generators.
-        by_orientation: whether batches hold images of one orientation only.
+        by_orientation: whether batches contain images of only one orientation.
 
     Attributes:
-        groups: 1 for images wider than high, else 0, where batches are formed by orientation.
+        groups: 1 for images wider than high, else 0, if batches are formed by orientation.
     """
 
     def __init__(self, records: list[dict[str, Any]], mapper: Any, by_orientation: bool) -> None:
@@ -128,7 +127,7 @@ class Examples(Dataset[Any]):
             self.groups = [int(record["width"] > record["height"]) for record in records]
         else:
             self.groups = [0] * len(records)
-        # Kept as bytes: loading processes share them instead of copying every object.
+        # Stored as bytes: worker processes share them instead of copying every object.
         self._records = DatasetFromList(records, copy=False)
         self._mapper = Named(mapper)
 
@@ -143,16 +142,16 @@ class Examples(Dataset[Any]):
 
 
 def build_stream(cfg: Any) -> TrainingStream:
-    """The stream of this rank that a configuration asks for.
+    """The stream of this rank for a configuration.
 
     Raises:
-        UserError: if the ranks do not divide the batch, or for a sampler other than
-            ``TrainingSampler``.
+        UserError: if the batch size is not divisible by the number of ranks, or for a sampler other
+            than ``TrainingSampler``.
     """
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         raise UserError(
             f"DATALOADER.SAMPLER_TRAIN is '{cfg.DATALOADER.SAMPLER_TRAIN}'; the published "
-            "protocols, and this trainer, know 'TrainingSampler' only"
+            "protocols, and this trainer, use only 'TrainingSampler'"
         )
     records, lists = training_records(cfg)
     examples = Examples(records, Mapper(cfg, True), cfg.DATALOADER.ASPECT_RATIO_GROUPING)
@@ -163,10 +162,10 @@ def build_stream(cfg: Any) -> TrainingStream:
 
 
 def seed_iteration(seed: int, iteration: int) -> None:
-    """Sets all generators of this rank for one iteration.
+    """Seeds all generators of this rank for one iteration.
 
-    What is drawn in it (proposals, samples of boxes) so depends on nothing that came before: not
-    on an evaluation, and not on where the run was interrupted.
+    So its random numbers (proposals, samples of boxes) do not depend on earlier evaluations or
+    interruptions.
     """
     words = _words(seed, _ITERATIONS, comm.get_rank(), iteration)
     torch.manual_seed(int(words[0]) << 32 | int(words[1]))
@@ -176,7 +175,7 @@ def seed_iteration(seed: int, iteration: int) -> None:
 
 @contextmanager
 def _random_numbers(seed: int, position: int) -> Iterator[None]:
-    """The generators of one image; the process's own are as before afterwards."""
+    """Seeds the generators for one image; restores the process's afterwards."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     words = _words(seed, _IMAGES, position)
     # Not `torch.manual_seed`, which would set the GPU's generator too.

@@ -5,8 +5,8 @@
     python detection/train_net.py --weights RUN --eval-only
     python detection/train_net.py --weights RUN --demo picture.jpg
 
-Any of Detectron2's options can follow as KEY VALUE. Run the same command again to continue a run
-that was stopped; exit status 75 says that it was asked to, has saved, and wants to be continued.
+Any of Detectron2's options can follow as KEY VALUE. Run the same command again to continue an
+interrupted run (exit status 75).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ from intl_transfer.runs.stopping import AGAIN, Stopped, StopRequest, ending, pas
 
 
 def main() -> int:
-    """Reads the command line, checks everything that can be checked, then trains."""
+    """Reads the command line, checks the inputs, and trains."""
     arguments = parse()
     with Boundary(AGAIN) as boundary:
         if arguments.demo:
@@ -97,11 +97,13 @@ def start_processes(
     earlier: Continuation | None,
     arguments: argparse.Namespace,
 ) -> int:
-    """Runs :func:`worker` in one process a GPU; returns an exit status."""
+    """Runs :func:`worker` in one process per GPU; returns an exit status."""
     gpus = arguments.num_gpus if torch.cuda.is_available() else 1
     with ExitStack() as stack:
         request = None
-        if gpus * arguments.num_machines > 1:  # else the worker runs here and hears for itself
+        if (
+            gpus * arguments.num_machines > 1
+        ):  # otherwise the worker runs here and receives signals itself
             request = stack.enter_context(passed_on())
         try:
             launch(
@@ -112,11 +114,11 @@ def start_processes(
                 dist_url=arguments.dist_url,
                 args=(cfg, content, images, earlier, arguments),
             )
-        except ProcessExitedException as error:  # one of several processes has said why
+        except ProcessExitedException as error:  # one of several processes has printed the reason
             status: int = error.exit_code
             if request is not None and request.signal is not None and status < 0:
-                # A process was ended by the signal before it could listen, and nothing was saved:
-                # this one ends as it did.
+                # A process was ended by the signal before its handler was set, and nothing was
+                # saved: end alike.
                 number = signal.Signals[request.signal]
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
@@ -131,20 +133,20 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--config", "--config-file", help="name in configs/detection/, or a path")
     parser.add_argument("--weights", help=f"converted weights, or '{RANDOM}' (from scratch)")
-    parser.add_argument("--output-dir", help="run directory, as OUTPUT_DIR")
+    parser.add_argument("--output-dir", help="run directory; same as OUTPUT_DIR DIR")
     add_arguments(parser)
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="continue the run in the output folder, as the same command does without it; "
-        "also load checkpoints of a run whose manifest.json is gone",
+        help="continue the run in the output folder (the default); also load checkpoints of a run "
+        "without manifest.json",
     )
     Continuation.add_option(parser)
     parser.add_argument(
         "--eval-only",
         action="store_true",
-        help="evaluate a fine-tuned detector (--weights FILE or RUN), by its own configuration or "
-        "on the test set of another (--config)",
+        help="evaluate a fine-tuned detector (--weights FILE or RUN), with its own "
+        "configuration or on the test set of another (--config)",
     )
     parser.add_argument(
         "--check-expected",
@@ -156,7 +158,7 @@ def parse() -> argparse.Namespace:
         "--demo",
         nargs="+",
         metavar="PICTURE",
-        help="draw what a fine-tuned detector (--weights FILE or RUN) finds in these pictures",
+        help="draw the detections of a fine-tuned detector (--weights FILE or RUN) in these images",
     )
     parser.add_argument("--num-gpus", type=int, default=1, help="GPUs on this machine")
     parser.add_argument("--num-machines", type=int, default=1, help="number of nodes")
@@ -164,7 +166,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dist-url", default="auto", help="rendezvous for several machines")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="Detectron2's options")
     arguments = parser.parse_intermixed_args()
-    # A detector has its own.
+    # A detector has its own configuration.
     if arguments.config is None and not arguments.demo and not arguments.eval_only:
         parser.error("the following arguments are required: --config")
     return arguments
@@ -173,11 +175,11 @@ def parse() -> argparse.Namespace:
 def prepare(
     arguments: argparse.Namespace,
 ) -> tuple[Any, dict[str, Any] | None, dict[str, ImageSet], Continuation | None]:
-    """Resolves the configuration and checks weights and data, before anything is built.
+    """Resolves the configuration and checks weights and data before anything is built.
 
     Returns:
-        The configuration, the weights file's content (None for random initialization), what the
-        data sets hold, and what the run directory does (None of an evaluation).
+        The configuration, the weights file's content (None for random initialization), the content
+        of the data sets, and the existing run (None for an evaluation).
     """
     if arguments.eval_only:
         return *prepare_evaluation(arguments), None
@@ -208,10 +210,10 @@ def prepare(
 
 
 def require_one_test_set(cfg: Any) -> None:
-    """Refuses a configuration with other than one test set."""
+    """Refuses a configuration without exactly one test set."""
     if len(cfg.DATASETS.TEST) != 1:
         raise UserError(
-            f"DATASETS.TEST is {tuple(cfg.DATASETS.TEST)}; expected one data set, whose figures go "
+            f"DATASETS.TEST is {tuple(cfg.DATASETS.TEST)}; expected one data set, whose metrics go "
             "into results.json"
         )
 
@@ -219,7 +221,7 @@ def require_one_test_set(cfg: Any) -> None:
 def prepare_evaluation(
     arguments: argparse.Namespace,
 ) -> tuple[Any, dict[str, Any], dict[str, ImageSet]]:
-    """As :func:`prepare`, of ``--eval-only``: a detector, and the set that it is tested on."""
+    """Like :func:`prepare`, for ``--eval-only``: a detector and its test set."""
     named = arguments.weights
     if named is None and arguments.config is not None:
         named = load_config(arguments.config, arguments.opts).MODEL.WEIGHTS
@@ -242,26 +244,26 @@ def prepare_evaluation(
         print(f"as belongs to {file}: {few}")
     if record is None and "settings" not in content:
         print(
-            f"assumed: {file} does not say how it takes images; {cfg.INPUT.FORMAT}, mean "
+            f"assumed: {file} does not state its image preprocessing; {cfg.INPUT.FORMAT}, mean "
             f"{list(cfg.MODEL.PIXEL_MEAN)}, deviation {list(cfg.MODEL.PIXEL_STD)}"
         )
     datasets.register(cfg.CUSTOM_DATASETS)
     found = datasets.examine(list(cfg.DATASETS.TEST))
     (name,) = cfg.DATASETS.TEST
     names = detector.class_names(content, file)
-    detector.match_classes(names, found[name].classes, file, name)  # refuses here, early
+    detector.match_classes(names, found[name].classes, file, name)  # raises early
     if names is None:
         datasets.settle_classes(cfg, found)
-        print(f"assumed: {file} does not name its classes; they are those of '{name}', in order")
+        print(f"assumed: {file} does not state its classes; assuming those of '{name}', in order")
     content["classes"] = names
-    datasets.fit_to_data(cfg, found, None)  # a set of boxes alone is tested on boxes
+    datasets.fit_to_data(cfg, found, None)  # without masks, only boxes are tested
     check_settings(cfg, str(file))
     cfg.freeze()
     return cfg, content, datasets.described(found)
 
 
 def own_config(arguments: argparse.Namespace, file: Path, record: Detector | None) -> Any:
-    """The configuration of a detector that states it, or has it beside it.
+    """The configuration of a detector, in its file or next to it.
 
     Raises:
         UserError: if there is none.
@@ -271,7 +273,8 @@ def own_config(arguments: argparse.Namespace, file: Path, record: Detector | Non
     beside = file.parent / "config.yaml"
     if not beside.is_file():
         raise UserError(
-            f"{file} does not state its configuration, and no config.yaml is beside it: name it "
+            f"{file} does not state its configuration, and there is no config.yaml next to it: set "
+            "it "
             "with --config"
         )
     return load_config(str(beside), arguments.opts)
@@ -284,8 +287,8 @@ def worker(
     earlier: Continuation | None,
     arguments: argparse.Namespace,
 ) -> None:
-    """What each process does."""
-    datasets.register(cfg.CUSTOM_DATASETS)  # a process that was started afresh knows none
+    """The main function of each process."""
+    datasets.register(cfg.CUSTOM_DATASETS)  # not registered in a new process
     set_up(cfg, training=not arguments.eval_only)
     status = 0
     try:
@@ -303,20 +306,20 @@ def worker(
     except Exception:
         if comm.get_world_size() == 1:
             raise
-        with Boundary(AGAIN) as boundary:  # each process tells of its own
+        with Boundary(AGAIN) as boundary:  # each process reports its own
             boundary.folder = Path(cfg.OUTPUT_DIR)
             raise
         raise SystemExit(boundary.status) from None
-    if status and comm.get_local_rank() == 0:  # one a node; ending by it ends all the others
+    if status and comm.get_local_rank() == 0:  # one per node; exiting with it ends all the others
         raise SystemExit(status)
 
 
 def evaluate(cfg: Any, content: dict[str, Any], verify: bool = False) -> None:
-    """Evaluates a fine-tuned detector and writes ``evaluation.json``; verifies it if asked to."""
+    """Evaluates a fine-tuned detector and writes ``evaluation.json``; compares it if requested."""
     (name,) = cfg.DATASETS.TEST
     model = Trainer.build_model(cfg)
     weights.load_detector(model, content["model"], cfg.MODEL.WEIGHTS)
-    DatasetCatalog.get(name)  # names its classes as the evaluator numbers them
+    DatasetCatalog.get(name)  # maps its classes to the evaluator's
     classes = MetadataCatalog.get(name).thing_classes
     places = detector.match_classes(content["classes"], classes, cfg.MODEL.WEIGHTS, name)
     evaluator = Trainer.build_evaluator(cfg, name)
@@ -381,7 +384,7 @@ def train(
             if trainer.start_iter < trainer.max_iter:
                 trainer.train()
             with stop.at_once():
-                if trainer.start_iter == trainer.max_iter:  # stopped before its evaluation
+                if trainer.start_iter == trainer.max_iter:  # interrupted before its evaluation
                     trainer.evaluate(trainer.max_iter)
                 if run is not None:
                     conclude(cfg, run, start, trainer, images)
@@ -406,18 +409,18 @@ def conclude(
     trainer: Trainer,
     images: dict[str, ImageSet],
 ) -> None:
-    """Pictures and ``results.json``, after the last evaluation."""
+    """Writes images and ``results.json``, after the last evaluation."""
     name = cfg.DATASETS.TEST[0]
     metrics = summarize(trainer.evaluation, name)
     try:
         write_pictures(cfg.OUTPUT_DIR, name)
         draw_curves(cfg.OUTPUT_DIR)
     except (OSError, ValueError, SyntaxError, UserError) as error:
-        # A day's training is not lost for a picture: a full disk, an image that went meanwhile.
-        print(f"warning: not all pictures were made ({error})", file=sys.stderr, flush=True)
+        # Failing to draw an image (a full disk, a removed file) must not lose the training.
+        print(f"warning: not all images were drawn ({error})", file=sys.stderr, flush=True)
     run.finish(results_of(cfg, start, trainer, metrics, images))
     show(metrics)
-    print(f"finished: {cfg.OUTPUT_DIR}/results.json, pictures in predictions.png")
+    print(f"finished: {cfg.OUTPUT_DIR}/results.json, images in predictions.png")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The fine-tuning loop: Detectron2's trainer with the run directory beside it."""
+"""The fine-tuning loop: Detectron2's trainer with a run directory."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ from intl_transfer.runs.finite import require_finite
 from intl_transfer.runs.records import Detector, ImageSet, Initialization
 from intl_transfer.runs.stopping import StopRequest
 
-#: What can be done about a training that is not finite.
+#: Advice for non-finite training.
 ADVICE = (
-    "Take a lower learning rate (--lr), a longer warm-up (SOLVER.WARMUP_ITERS) or clip gradients "
+    "Use a lower learning rate (--lr), a longer warm-up (SOLVER.WARMUP_ITERS) or clip gradients "
     "(SOLVER.CLIP_GRADIENTS.ENABLED True); --allow-config-change continues from the "
     "last checkpoint"
 )
@@ -53,19 +53,19 @@ __all__ = ["AtomicCheckpointer", "Res5ROIHeadsExtraNorm", "Trainer"]
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer: whole files or none, and nothing in them that runs code.
+    """Detectron2's checkpointer with atomic writes and plain values only.
 
     Attributes:
-        statement: what each file says of itself, beside the weights.
+        statement: metadata of each file.
     """
 
     statement: Mapping[str, Any] = MappingProxyType({})
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Writes ``name.pth``; whenever the process dies, it is whole or absent.
+        """Writes ``name.pth`` atomically.
 
         Raises:
-            StateNotFiniteError: if it would hold NaN or infinity; nothing is written then.
+            StateNotFiniteError: if it contains NaN or infinity; nothing is written.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -86,17 +86,17 @@ class Trainer(DefaultTrainer):
     Args:
         cfg: the configuration.
         run: the run directory, on global rank 0.
-        stop: asked after every iteration.
-        start: what the detector begins with.
-        images: what its data sets hold, by name.
+        stop: checked after every iteration.
+        start: the initialization.
+        images: content of its data sets, by name.
 
     Attributes:
         evaluation: the evaluators' output after the last iteration, by task, in %.
-        saved: whether the newest checkpoint that was due was written.
-        costs: of this training, once it has run.
+        saved: whether the last due checkpoint was written.
+        costs: of this training, afterwards.
     """
 
-    # Made by the base class, in ways that do not show what they are.
+    # Set by the base class without types.
     cfg: Any
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
@@ -116,14 +116,14 @@ class Trainer(DefaultTrainer):
         self.saved = True
         self.costs = Costs(run)
         super().__init__(cfg)  # type: ignore[no-untyped-call]  # Detectron2's
-        # In place of the one that the base class made.
+        # Replaces the base class's.
         self.checkpointer = AtomicCheckpointer(
             self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         config, sets = as_dict(cfg), images or {}
         record = Detector(
             config=config,
-            # As the records that were trained on number them.
+            # In the order of the training records.
             classes=list(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes),
             architecture=architecture(config),
             initialization=start or Initialization(),
@@ -136,18 +136,18 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: Any) -> torch.nn.Module:
-        """Builds the detector (without printing all of it)."""
+        """Builds the detector (without printing it)."""
         model: torch.nn.Module = build_model(cfg)
         return model
 
     @classmethod
     def build_train_loader(cls, cfg: Any) -> TrainingStream:
-        """Training images in an order that a resumed run continues."""
+        """Training images in a resumable order."""
         return build_stream(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: Any, dataset_name: str) -> TestImages:
-        """Test images, read as those of the training."""
+        """Test images, read as in training."""
         return TestImages(cfg, dataset_name)
 
     @classmethod
@@ -168,8 +168,8 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase]:
         """Schedule, costs, precise BN, checkpoints, evaluation, progress; in this order.
 
-        Precise BN comes before the checkpoint, which then holds the statistics evaluated, and the
-        checkpoint before the evaluation, which may be interrupted.
+        Precise BN comes before the checkpoint, which then contains the evaluated statistics, and
+        the checkpoint before the evaluation, which may be interrupted.
         """
         cfg = self.cfg
         period = cfg.TEST.EVAL_PERIOD
@@ -189,22 +189,22 @@ class Trainer(DefaultTrainer):
         return built
 
     def load(self, checkpoint: Path | None) -> None:
-        """Takes up a checkpoint of this run, or begins with ``MODEL.WEIGHTS``."""
+        """Resumes from a checkpoint of this run, or loads ``MODEL.WEIGHTS``."""
         if checkpoint is None:
             self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
         else:
             self.checkpointer.load(str(checkpoint))
-            self.start_iter = self.iter + 1  # it holds the iteration that was made last
+            self.start_iter = self.iter + 1  # it stores the last completed iteration
 
     def train(self) -> None:  # type: ignore[override]  # as DefaultTrainer's
-        """Trains from ``start_iter`` on, on the images that an uninterrupted run would see."""
+        """Trains from ``start_iter`` on, with the same images as an uninterrupted run."""
         self.data_loader.start = self.start_iter
         TrainerBase.train(self, self.start_iter, self.max_iter)
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: iteration, hooks, optimizer, scaler, moving averages of the model.
 
-        Detectron2 v0.6 leaves out all but the first two, and continues without momentum.
+        Detectron2 v0.6 saves only the first two, and resumes without momentum.
         """
         state: dict[str, Any] = TrainerBase.state_dict(self)
         state |= {name: part.state_dict() for name, part in self._parts().items()}
@@ -212,33 +212,33 @@ class Trainer(DefaultTrainer):
         return {**state, **({"moving_averages": kept} if kept else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up what :meth:`state_dict` gave."""
+        """Restores what :meth:`state_dict` returned."""
         TrainerBase.load_state_dict(self, state_dict)
         for name, part in self._parts().items():
             part.load_state_dict(state_dict[name])
         set_moving_averages(self.model, state_dict.get("moving_averages", {}))
 
     def _parts(self) -> dict[str, Any]:
-        scaler = getattr(self._trainer, "grad_scaler", None)  # where SOLVER.AMP is on
+        scaler = getattr(self._trainer, "grad_scaler", None)  # with SOLVER.AMP
         return {"optimizer": self.optimizer, **({"grad_scaler": scaler} if scaler else {})}
 
     def evaluate(self, iteration: int) -> None:
-        """Evaluates the weights as they are, and notes the figures as those of an iteration."""
+        """Evaluates the current weights, and logs the metrics for an iteration."""
         self.evaluation = self.test(self.cfg, self.model) or {}
         if self._run is not None:
             metrics = summarize(self.evaluation, self.cfg.DATASETS.TEST[0])
             short = {
-                task: {key: figures[key] for key in ("AP", "AP50", "AP75")}
-                for task, figures in metrics.items()
+                task: {key: values[key] for key in ("AP", "AP50", "AP75")}
+                for task, values in metrics.items()
             }
             self._run.log(iteration=iteration, evaluation=short)
-            if self.start_iter < self.max_iter:  # else nothing is trained, and nothing plotted
+            if self.start_iter < self.max_iter:  # otherwise nothing was trained
                 self._to_storage(short)
-        comm.synchronize()  # the next iteration begins together
+        comm.synchronize()  # ranks start the next iteration together
 
     def _to_storage(self, metrics: dict[str, Any]) -> None:
-        """For TensorBoard; figures that do not exist have no place there."""
-        for task, figures in metrics.items():
-            for key, value in figures.items():
+        """Logs metrics to TensorBoard, except undefined ones."""
+        for task, values in metrics.items():
+            for key, value in values.items():
                 if value is not None:
                     self.storage.put_scalar(f"{task}/{key}", value, smoothing_hint=False)

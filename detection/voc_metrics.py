@@ -1,8 +1,8 @@
 """PASCAL VOC's average precision, of 2007 and of 2012, as Detectron2 computes it.
 
-A detection belongs to the object of its class that it overlaps most, if by more than the
-threshold. It is right if that object has not been found by a better-scored one; it is left out if
-the object is marked difficult; otherwise it is wrong. Boxes include their last pixel.
+A detection is assigned to the object of its class with the largest IoU, if above the threshold. It
+is correct if no detection with a higher score has that object; it is ignored if the object is
+difficult; otherwise it is false. Boxes include their last pixel.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class VocDetection:
 
 @dataclass(frozen=True)
 class VocCurve:
-    """Recall and precision after each detection, by falling score."""
+    """Recall and precision after each detection, by descending score."""
 
     recall: np.ndarray
     precision: np.ndarray
@@ -58,7 +58,7 @@ class VocCurve:
         return float(np.sum(np.diff(recall) * envelope))
 
     def at(self, recall: float) -> float:
-        """The best precision at this recall or a greater one; 0 where it is not reached."""
+        """The maximum precision at this recall or higher; 0 if not reached."""
         reached = self.precision[self.recall >= recall]
         return float(reached.max()) if reached.size else 0.0
 
@@ -73,7 +73,7 @@ def voc_curves(
 
     Args:
         objects: of every image of the test set, by image.
-        detections: of this class. Equal scores stay in their order.
+        detections: of this class. Equal scores keep their order.
         name: the class.
         thresholds: overlaps to exceed.
 
@@ -109,7 +109,7 @@ def voc_curves(
 def _best(
     truth: Mapping[str, Sequence[VocObject]], detections: Sequence[VocDetection]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each detection: its best overlap, the number of that object, whether it is difficult."""
+    """For each detection: its largest overlap, that object's index and difficulty."""
     overlap = np.full(len(detections), -np.inf)
     target = np.full(len(detections), -1)
     difficult = np.zeros(len(detections), dtype=bool)
@@ -138,7 +138,7 @@ def _best(
 
 
 def _iou(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """(D, 4) and (G, 4) to (D, G); a box from 3 to 5 is three pixels wide."""
+    """IoU of (D, 4) and (G, 4), as (D, G); a box from 3 to 5 is three pixels wide."""
     low = np.maximum(ours[:, None, :2], theirs[None, :, :2])
     high = np.minimum(ours[:, None, 2:], theirs[None, :, 2:])
     common = np.prod(np.maximum(high - low + 1.0, 0.0), axis=2)

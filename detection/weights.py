@@ -1,4 +1,4 @@
-"""Weights are checked before training: no run starts from scratch without saying so."""
+"""Checks weights before training, so that no run silently starts from scratch."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from intl_transfer.runs.settings import flatten
 
 # The parts of a detector that a backbone checkpoint fills.
 _BACKBONE = ("backbone.", "roi_heads.res5.")
-# Built after res5 by the protocol, in no backbone checkpoint.
+# The protocol's norm after res5, which backbone checkpoints do not have.
 _EXTRA = "roi_heads.res5.norm."
-# Settings that belong to weights: any architecture's, since only the names are of interest here.
+# Settings of weights, for any architecture, since only the names are used here.
 _SETTINGS = tuple(config_values("resnet50"))
 _DEPTH = "MODEL.RESNETS.DEPTH"
-# Of the blocks of a stage; a name in a file may have any digits.
+# Index of a block; names in files may have any digits.
 _NUMBERS = {str(number) for number in range(100)}
 
 
 def read_weights(path: str) -> dict[str, Any]:
-    """Reads weights or a checkpoint, running no code in it.
+    """Reads weights or a checkpoint, without executing code in it.
 
     Args:
-        path: a ``.pth`` or ``.pkl`` file as `intl-transfer convert` or Detectron2 writes it
-            (``{"model": ...}``), or Caffe2's blobs.
+        path: a ``.pth`` or ``.pkl`` file of `intl-transfer convert` or Detectron2 (``{"model":
+            ...}``), or Caffe2's blobs.
 
     Returns:
-        The file's content; ``model`` maps Detectron2's names to tensors. Where it is known how the
-        weights take their images, ``settings`` says it: ``values`` by key, and ``source``.
+        The file's content; ``model`` maps Detectron2's names to tensors. If image preprocessing is
+        known, it is in ``settings``: ``values`` by key, and ``source``.
 
     Raises:
-        UserError: if the file is absent, damaged, or not a Detectron2 checkpoint.
+        UserError: if the file is missing, damaged, or not a Detectron2 checkpoint.
     """
     if path == "":
         raise UserError(
@@ -54,8 +54,8 @@ def read_weights(path: str) -> dict[str, Any]:
     file = Path(path)
     if not file.is_file():
         raise UserError(
-            f"weights not found: looked for {file} ({file.resolve()}). Make them with "
-            f"`intl-transfer convert RUN {file}`, give others with --weights FILE, or train from "
+            f"weights not found: looked for {file} ({file.resolve()}). Create them with "
+            f"`intl-transfer convert RUN {file}`, use others with --weights FILE, or train from "
             "scratch with --weights random"
         )
     try:
@@ -71,14 +71,14 @@ def read_weights(path: str) -> dict[str, Any]:
         content["model"] = {key[len("model/") :]: read.tensors[key] for key in names}
     else:
         content = {"model": {key: v for key, v in read.tensors.items() if "/" not in key}}
-    if "stem.conv1.weight" in content["model"]:  # a backbone alone: found by the ends of its names
+    if "stem.conv1.weight" in content["model"]:  # a backbone: matched by the ends of its names
         content["matching_heuristics"] = True
     settings = _settings_of(read)
     return {**content, **({"settings": settings} if settings else {})}
 
 
 def _settings_of(read: Content) -> dict[str, Any] | None:
-    """What is known of how a file's weights take their images."""
+    """The known image preprocessing of a file's weights."""
     own = read.values.get("config")
     fragment = read.path.with_suffix(".yaml")
     values = {key: own[key] for key in _SETTINGS if key in own} if isinstance(own, Mapping) else {}
@@ -87,7 +87,7 @@ def _settings_of(read: Content) -> dict[str, Any] | None:
         if not _same(values[key], beside[key]):
             raise UserError(
                 f"{fragment} says {key} {beside[key]}, but {read.path} was converted with "
-                f"{values[key]}. Remove the one that is of other weights, or convert again"
+                f"{values[key]}. Remove the one of other weights, or convert again"
             )
     if values:
         return {"values": {**beside, **values}, "source": "the file"}
@@ -97,7 +97,7 @@ def _settings_of(read: Content) -> dict[str, Any] | None:
     known = adapter.settings(read)
     if known.source is None:
         return None
-    values = config_values("resnet50", known)  # of these, what does not depend on the architecture
+    values = config_values("resnet50", known)  # those independent of the architecture
     by = known.source if known.pixels_source.is_known else str(known.pixels_source)
     said = ["INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"]
     if not known.strides_source.is_assumed:
@@ -106,13 +106,13 @@ def _settings_of(read: Content) -> dict[str, Any] | None:
 
 
 def _fragment(file: Path) -> dict[str, Any]:
-    """The settings in a file as `intl-transfer convert` writes beside weights; empty for none."""
+    """The settings in the ``.yaml`` file next to converted weights; empty if there is none."""
     if not file.is_file():
         return {}
     try:
         flat = flatten(read_yaml(file))
     except UserError as error:
-        raise UserError(f"settings beside the weights: {error}") from None
+        raise UserError(f"settings file of the weights: {error}") from None
     return {key: value for key, value in flat.items() if key in _SETTINGS}
 
 
@@ -125,10 +125,10 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def set_by_user(config: str, overrides: Sequence[str] = ()) -> set[str]:
-    """The settings of weights that a user gave: on the command line, or in a file of their own.
+    """The settings of weights that the user set, on the command line or in their own file.
 
-    What the configurations of this project say is not among them, the network's depth excepted:
-    they are written for weights trained on ImageNet's statistics, and follow others.
+    Those in this project's configurations do not count, except the network's depth: they are
+    written for weights trained with ImageNet's statistics, and are adapted to others.
 
     Args:
         config: the configuration's name or path.
@@ -144,7 +144,7 @@ def set_by_user(config: str, overrides: Sequence[str] = ()) -> set[str]:
 
 
 def follow_settings(cfg: Any, content: Mapping[str, Any], given: set[str]) -> list[str]:
-    """Sets what belongs to the weights in a configuration, and refuses contradictions.
+    """Applies the weights' settings to a configuration, and refuses contradictions.
 
     Args:
         cfg: the configuration, not frozen.
@@ -152,11 +152,11 @@ def follow_settings(cfg: Any, content: Mapping[str, Any], given: set[str]) -> li
         given: from :func:`set_by_user`.
 
     Returns:
-        What was set otherwise than it was, for the user to read.
+        The changed settings, for the user.
 
     Raises:
-        UserError: if the configuration contradicts the weights: pixels in another order or
-            normalization, another stride or depth.
+        UserError: if the configuration contradicts the weights, in channel order, normalization,
+            stride or depth.
     """
     settings = content.get("settings")
     changed, contradicting = [], []
@@ -168,11 +168,11 @@ def follow_settings(cfg: Any, content: Mapping[str, Any], given: set[str]) -> li
         if _same(node[leaf], value):
             continue
         if key in given:
-            text = f"{key} is {_shown(node[leaf])}, the weights want {_shown(value)}"
+            text = f"{key} is {_shown(node[leaf])}, the weights need {_shown(value)}"
             if key == _DEPTH:
                 raise UserError(
-                    f"weights {cfg.MODEL.WEIGHTS} are of another depth: {text}. Take another "
-                    f"configuration, or give {_DEPTH} {value} after it"
+                    f"weights {cfg.MODEL.WEIGHTS} have another depth: {text}. Use another "
+                    f"configuration, or add {_DEPTH} {value}"
                 )
             contradicting.append(text)
         else:
@@ -181,9 +181,9 @@ def follow_settings(cfg: Any, content: Mapping[str, Any], given: set[str]) -> li
     if contradicting:
         raise UserError(
             f"the configuration contradicts {cfg.MODEL.WEIGHTS}: {'; '.join(contradicting)} ("
-            f"{_known_by(settings)}). Training would run, on images "
-            "that the network was not trained to see, and its results would be worse. Take these "
-            "settings out of the configuration, or give weights that fit"
+            f"{_known_by(settings)}). Training would run with image preprocessing that the network "
+            "was not trained with, and its results would be worse. Remove these settings from the "
+            "configuration, or use matching weights"
         )
     return changed
 
@@ -196,13 +196,14 @@ def _as(example: Any, value: Any, key: str, content: Mapping[str, Any]) -> Any:
         return type(example)(value)
     except (TypeError, ValueError, OverflowError):
         raise UserError(
-            f"{content['settings']['source']}, which is to say how the weights take images: {key} "
+            f"{content['settings']['source']}, which states the weights' image preprocessing: "
+            f"{key} "
             f"is {str(value)[:60]!r}; expected {_shown(example)} or another of its kind"
         ) from None
 
 
 def _known_by(settings: Mapping[str, Any] | None) -> str:
-    """By what evidence weights say their settings."""
+    """The evidence for the settings of weights."""
     by = str(settings["source"]) if settings else "nothing"
     return by if by.startswith("inferred") else f"known from {by}"
 
@@ -212,7 +213,7 @@ def _shown(value: Any) -> str:
 
 
 def check_backbone(model: nn.Module, weights: dict[str, Tensor], path: str) -> None:
-    """Refuses weights that would leave any part of the backbone at its random start.
+    """Refuses weights that would leave any part of the backbone randomly initialized.
 
     Args:
         model: the detector.
@@ -251,11 +252,11 @@ def check_backbone(model: nn.Module, weights: dict[str, Tensor], path: str) -> N
                 f"{tuple(tensor.shape)}; is MODEL.RESNETS.DEPTH right?"
             )
         if not torch.isfinite(other).all():
-            raise UserError(f"weights {path}: {name} holds NaN or infinite values")
+            raise UserError(f"weights {path}: {name} contains NaN or infinite values")
 
 
 def check_loaded(model: nn.Module, weights: dict[str, Tensor], path: str) -> None:
-    """Makes sure, after Detectron2 has loaded them, that the weights are the model's.
+    """Checks, after loading by Detectron2, that the model has the weights.
 
     Raises:
         UserError: naming the first backbone tensor that differs from the file.
@@ -263,11 +264,11 @@ def check_loaded(model: nn.Module, weights: dict[str, Tensor], path: str) -> Non
     for name, tensor in _backbone_tensors(model).items():
         expected = match(name, weights)
         if expected is None or not torch.equal(tensor.cpu(), expected.to(tensor.dtype)):
-            raise UserError(f"weights {path}: {name} was not loaded as it is in the file")
+            raise UserError(f"weights {path}: {name} differs from the file after loading")
 
 
 def permute_backbone(model: nn.Module, seed: int) -> None:
-    """Puts the elements of each layer of a backbone in another order, for a control."""
+    """Permutes the elements of each layer of a backbone, for a control."""
     own = _backbone_tensors(model)
     with torch.no_grad():
         for name, tensor in permuted(own, seed).items():
@@ -275,20 +276,20 @@ def permute_backbone(model: nn.Module, seed: int) -> None:
 
 
 def check_whole(weights: Mapping[str, Tensor], path: str) -> None:
-    """Refuses a file that holds a backbone alone, before a data set is opened.
+    """Refuses a file with only a backbone, before a data set is opened.
 
     Raises:
-        UserError: if nothing in it is of a detector's heads.
+        UserError: if it has no tensors of a detector's heads.
     """
     if not any(name.startswith(("roi_heads.", "proposal_generator.", "head.")) for name in weights):
         raise UserError(
-            f"weights {path} are not a whole detector, but a backbone: fine-tune it first (without "
+            f"weights {path} are not a detector, but a backbone: fine-tune it first (without "
             "--eval-only), or give the run directory of a fine-tuned one"
         )
 
 
 def load_detector(model: nn.Module, weights: dict[str, Tensor], path: str) -> None:
-    """Loads a whole fine-tuned detector.
+    """Loads a fine-tuned detector.
 
     Args:
         model: the detector.
@@ -298,13 +299,13 @@ def load_detector(model: nn.Module, weights: dict[str, Tensor], path: str) -> No
     Raises:
         UserError: if a tensor is missing or has another shape.
     """
-    counters = "num_batches_tracked"  # not in every file, and of no use to an evaluation
+    counters = "num_batches_tracked"  # not in every file, and not needed for evaluation
     missing = [
         key for key in model.state_dict() if key not in weights and not key.endswith(counters)
     ]
     if missing:
         raise UserError(
-            f"weights {path} are not a whole detector of this configuration: {len(missing)} "
+            f"weights {path} are not a complete detector of this configuration: {len(missing)} "
             f"tensors are missing, the first: {missing[0]}"
         )
     try:
@@ -314,7 +315,7 @@ def load_detector(model: nn.Module, weights: dict[str, Tensor], path: str) -> No
 
 
 def match(name: str, weights: dict[str, Tensor]) -> Tensor | None:
-    """The tensor of a file that belongs to a name of the detector, or None.
+    """The tensor of a file for a name of the detector, or None.
 
     Detectron2 matches ``res5.0.conv1.weight`` of a backbone file with
     ``roi_heads.res5.0.conv1.weight`` of a C4 detector by the end of the name.
@@ -332,14 +333,14 @@ def _backbone_tensors(model: nn.Module) -> dict[str, Tensor]:
         if name.startswith(_BACKBONE)
         and not name.startswith(_EXTRA)
         and not name.endswith("num_batches_tracked")
-        # A pyramid's own layers are made for the detector.
+        # A pyramid's own layers belong to the detector.
         and ".fpn_" not in name
         and ".top_block." not in name
     }
 
 
 def _blocks(names: Any) -> list[int]:
-    """Number of residual blocks in res2 to res5, with the kind of block as a sign."""
+    """Number of residual blocks in res2 to res5, with the type of block as a sign."""
     counts = []
     for stage in range(2, 6):
         blocks = set()

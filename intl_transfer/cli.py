@@ -1,4 +1,4 @@
-"""The ``intl-transfer`` command: a thin table of subcommands.
+"""Transfer and detection benchmarks for the self-supervised method INTL.
 
 Each subcommand is a module with ``HELP`` (one line), ``add_arguments(parser)`` and
 ``run(arguments) -> int``. Modules are imported only when their command is called, so that
@@ -18,19 +18,22 @@ from intl_transfer.errors import did_you_mean
 
 # command: (module, one line of help)
 COMMANDS = {
-    "doctor": ("intl_transfer.doctor", "say what works on this machine, and what is missing"),
-    "data": ("intl_transfer.data.command", "make the embedded data set"),
-    "convert": ("intl_transfer.conversion.command", "convert a checkpoint to Detectron2, verified"),
+    "doctor": ("intl_transfer.doctor", "check what works on this machine and what is missing"),
+    "data": ("intl_transfer.data.command", "generate a data set"),
+    "convert": (
+        "intl_transfer.conversion.command",
+        "convert a checkpoint to Detectron2, with verification",
+    ),
     "evaluate": ("intl_transfer.evaluation.command", "evaluate a backbone by classification"),
-    "figure": ("intl_transfer.analysis.command", "make a figure of the paper, or of your runs"),
-    "check": ("intl_transfer.results.check", "validate run directories, also hand-made ones"),
+    "figure": ("intl_transfer.analysis.command", "draw a figure of the paper, or of your runs"),
+    "check": ("intl_transfer.results.check", "validate run directories"),
     "import": (
         "intl_transfer.results.importers.command",
-        "others' logs and results as rows, marked as external",
+        "import logs and results of other programs",
     ),
     "collect": ("intl_transfer.results.command", "collect run directories into a results table"),
-    "archive": ("intl_transfer.results.archive", "copy the records of runs, to be published"),
-    "completion": ("intl_transfer.completion", "print what makes bash or zsh complete commands"),
+    "archive": ("intl_transfer.results.archive", "copy the records of runs, for publication"),
+    "completion": ("intl_transfer.completion", "print a completion script for bash or zsh"),
 }
 
 
@@ -41,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; ``sys.argv[1:]`` by default.
 
     Returns:
-        The exit status: 0 done, 1 the command's own "no" (a failed check), 2 wrong use.
+        The exit status: 0 for success, 1 for a negative result (a failed check), 2 for wrong use.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
@@ -50,13 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="commands:\n"
         + "\n".join(f"  {name:11s} {text}" for name, (_, text) in COMMANDS.items())
-        + "\n\n`intl-transfer COMMAND --help` explains each.",
+        + "\n\n`intl-transfer COMMAND --help` describes its options.",
     )
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("command", metavar="COMMAND", help="one of the commands below")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     if not arguments:
-        # As git: the table, and a status that says that nothing was done.
+        # As in git: the list of commands, and an error status.
         parser.print_help()
         return 2
     parsed = parser.parse_args(arguments)

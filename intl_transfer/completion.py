@@ -1,4 +1,4 @@
-"""Prints what makes a shell complete commands and options.
+"""Prints a shell completion script for commands and options.
 
 eval "$(intl-transfer completion bash)"      # in ~/.bashrc, or for this shell
 intl-transfer completion zsh > FOLDER_OF_FPATH/_intl-transfer

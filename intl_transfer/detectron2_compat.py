@@ -6,8 +6,8 @@ Import this before the first ``import detectron2``, or call :func:`install`:
 
     detectron2_compat.install()
 
-It adds what is missing and touches nothing that is there. Under a real build, with its compiled
-``detectron2._C``, only names that numpy and Pillow have dropped are put back.
+It adds only what is missing. With a real build, including the compiled ``detectron2._C``, it only
+restores names that numpy and Pillow have removed.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ class MissingCompiledOpError(RuntimeError):
 
 @dataclass(frozen=True)
 class Detectron2Status:
-    """What is known of Detectron2 in this environment.
+    """The state of Detectron2 in this environment.
 
     Attributes:
         installed: whether it can be imported.
         version: its version.
         location: its folder.
-        compiled_ops: whether its C++ and CUDA operators are there.
-        stood_in: what this module put in place of something missing.
-        error: why it cannot be imported, if so.
+        compiled_ops: whether its C++ and CUDA operators are available.
+        stood_in: replacements installed by this module.
+        error: why it cannot be imported, if it cannot.
     """
 
     installed: bool
@@ -59,12 +59,12 @@ _stood_in: list[str] = []
 
 
 class _StandInC(types.ModuleType):
-    """Takes the place of ``detectron2._C``: importable, and clear about what it cannot do."""
+    """Replaces ``detectron2._C``: importable, with clear errors when called."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        # What `detectron2.utils.collect_env` asks, at the start of every training.
+        # Needed by `detectron2.utils.collect_env`, at the start of every training.
         if name in ("get_compiler_version", "get_cuda_version"):
             return lambda: "not compiled"
         if name == "has_cuda":
@@ -73,14 +73,14 @@ class _StandInC(types.ModuleType):
 
 
 class _StandInOps:
-    """``torch.ops.detectron2``, by which some operators are called, without a compiled build."""
+    """Replaces ``torch.ops.detectron2`` without a compiled build."""
 
     def __init__(self, namespace: Any) -> None:
         self._namespace = namespace
 
     def __getattr__(self, name: str) -> Any:
         try:
-            return getattr(self._namespace, name)  # somebody registered it after all
+            return getattr(self._namespace, name)  # registered meanwhile
         except AttributeError:
             if name.startswith("__"):
                 raise
@@ -98,7 +98,7 @@ def _missing(name: str) -> Callable[..., None]:
 
 
 class _StandInFinder:
-    """Answers for ``detectron2._C`` after every other finder has said no."""
+    """Finds ``detectron2._C`` if no other finder does."""
 
     @staticmethod
     def find_spec(
@@ -130,19 +130,19 @@ def _note(what: str) -> None:
 
 
 def install() -> None:
-    """Adds what is missing; called on import, and harmless when called again."""
+    """Adds what is missing; called on import; idempotent."""
     # Detectron2 and fvcore script functions when imported; torch warns of each.
     warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
     _restore_numpy_names()
     _restore_pillow_names()
     _restore_pkg_resources()
     if not any(isinstance(finder, type) and finder is _StandInFinder for finder in sys.meta_path):
-        # Last in the line: a real extension module is found first.
+        # Last, so that a real extension module is found first.
         sys.meta_path.append(_StandInFinder)
 
 
 def _restore_numpy_names() -> None:
-    """Numpy 1.24 dropped its aliases of Python's types, which v0.6 uses."""
+    """Restores numpy's aliases of Python's types, removed in 1.24 and used by v0.6."""
     import numpy
 
     for name, value in {
@@ -158,7 +158,7 @@ def _restore_numpy_names() -> None:
 
 
 def _restore_pillow_names() -> None:
-    """Pillow 10 dropped the old names of its filters."""
+    """Restores old names of Pillow's filters, removed in 10."""
     from PIL import Image
 
     for name, value in {
@@ -172,7 +172,7 @@ def _restore_pillow_names() -> None:
 
 
 def _restore_pkg_resources() -> None:
-    """Setuptools 81 dropped pkg_resources, of which ``model_zoo`` uses one function."""
+    """Replaces the function of pkg_resources (removed in setuptools 81) used by ``model_zoo``."""
     if "pkg_resources" in sys.modules or importlib.util.find_spec("pkg_resources") is not None:
         return
 
@@ -183,7 +183,7 @@ def _restore_pkg_resources() -> None:
         return str(Path(spec.origin).parent / resource)
 
     module = types.ModuleType("pkg_resources", "One function of setuptools' former pkg_resources.")
-    # A module of our making.
+    # A module created here.
     module.resource_filename = resource_filename  # type: ignore[attr-defined]
     module.__spec__ = importlib.machinery.ModuleSpec("pkg_resources", None)
     sys.modules["pkg_resources"] = module

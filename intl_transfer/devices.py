@@ -1,4 +1,4 @@
-"""The GPUs of this machine, asked for in one place that never fails."""
+"""The GPUs of this machine; never raises."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from intl_transfer.errors import first_line
 
-#: What to do about a GPU that CUDA cannot start on.
+#: Advice for a GPU on which CUDA cannot start.
 ADVICE = (
     "update the NVIDIA driver, install a torch that is made for it (docs/setup.md), or compute on "
     "the CPU (engine.device=cpu, MODEL.DEVICE cpu)"
@@ -17,11 +17,11 @@ ADVICE = (
 
 @dataclass(frozen=True)
 class Gpus:
-    """What CUDA can use here.
+    """The GPUs that CUDA can use.
 
     Attributes:
         names: of the GPUs, by index.
-        problem: why none can be used although the driver counts some; None where all is well.
+        problem: why none can be used although the driver lists some; None if there is none.
     """
 
     names: tuple[str, ...] = ()
@@ -29,10 +29,10 @@ class Gpus:
 
 
 def gpus() -> Gpus:
-    """The GPUs that can be used.
+    """The usable GPUs.
 
     The driver's library counts GPUs that CUDA cannot start on (a driver older than torch was built
-    for, a GPU that fell off the bus): only the first use tells.
+    for, a GPU that fell off the bus): only the first use reveals this.
     """
     try:
         count = torch.cuda.device_count()
@@ -45,5 +45,5 @@ def gpus() -> Gpus:
 
 
 def cannot_start(error: Exception) -> str:
-    """In one line, what CUDA said when it was to be started."""
+    """The error of CUDA's start, in one line."""
     return f"a GPU is there, and CUDA cannot start on it ({first_line(error)}); {ADVICE}"

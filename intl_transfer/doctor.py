@@ -1,6 +1,6 @@
-"""Says what works on this machine, and what is missing.
+"""Checks what works on this machine and what is missing.
 
-Exits with status 1 when the main job (pretrain, convert, fine-tune, collect) cannot run.
+The exit status is 1 if the main pipeline (pretrain, convert, fine-tune, collect) cannot run.
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ _SLURM = ("sbatch", "srun", "squeue", "sacct", "scancel", "scontrol")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``intl-transfer doctor``."""
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--datasets",
         metavar="NAMES",
-        help="open detection sets: coco, voc, shapes, photo_cutouts, one of theirs "
-        "(coco_2017_val), or a configuration with CUSTOM_DATASETS (my.yaml); separated by commas",
+        help="check detection data sets: a comma-separated list of coco, voc, shapes, "
+        "photo_cutouts, single splits (coco_2017_val), or configurations (my.yaml) with "
+        "CUSTOM_DATASETS",
     )
     parser.add_argument(
         "--all",
@@ -56,22 +57,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sheets",
         metavar="DIR",
-        help="where --datasets draws some images of each set, with boxes and masks (default: here)",
+        help="with --datasets: folder for contact sheets with boxes and masks (default: the "
+        "current folder)",
         default=".",
     )
     parser.add_argument(
         "--gpu",
         action="store_true",
         help="check driver, operators, mixed precision, ranks, torch.compile and speed of the GPUs "
-        "here, and the same on the CPU (five minutes)",
+        "and the CPU (takes five minutes)",
     )
     parser.add_argument(
         "--cluster",
         nargs="?",
         const="auto",
         choices=("auto", "slurm", "local"),
-        help="check nodes and network by a two-minute job; `local` runs it on this machine. "
-        "python slurm/check_cluster.py takes all of SLURM's options",
+        help="check nodes and network with a two-minute job; `local` runs it on this machine. "
+        "python slurm/check_cluster.py has all options of SLURM",
     )
     parser.add_argument("--profile", help="with --cluster: a name in configs/slurm/, or a path")
 
@@ -111,7 +113,7 @@ def _check_gpus(as_object: bool) -> int:
 
 
 def _check_cluster(arguments: argparse.Namespace) -> int:
-    """Hands over to the launch layer, which lies in the clone and knows SLURM."""
+    """Calls the launch layer of the clone."""
     root = clone()
     if root is None:
         raise UserError(
@@ -126,12 +128,12 @@ def _check_cluster(arguments: argparse.Namespace) -> int:
 
 
 def examine() -> dict[str, Any]:
-    """Looks at everything that the stages need.
+    """Checks all requirements of the stages.
 
     Returns:
         ``versions``, ``revision``, ``clone`` (None for an installed package), ``detectron2``,
         ``devices``, ``slurm``, ``datasets``, ``disk_free_gb`` and ``problems``: one line for each
-        thing that keeps the main job from running.
+        reason why the main pipeline cannot run.
     """
     problems: list[str] = []
     versions: dict[str, str | None] = {"python": platform.python_version()}
@@ -195,7 +197,7 @@ def _devices(problems: list[str]) -> dict[str, Any]:
 
 
 def _datasets() -> list[dict[str, Any]]:
-    """What is found of each data set, and where it was looked for."""
+    """The state of each data set, and where it was searched for."""
     from intl_transfer.data.roots import data_root, located
 
     root, imagenet = data_root(), Path(located("datasets/imagenet"))

@@ -1,8 +1,8 @@
-"""Pretraining methods, one row each: what it is called, its loss, its options, its target.
+"""Pretraining methods, one row each: name, title, loss, options, target.
 
-Everything that depends on ``loss.method`` asks the row of :data:`METHODS`: the stage for the loss
-and for a moving-average target, the checks for options, tables for titles. A new method is a file
-with its loss (as ``intl_transfer/spectral/baselines/`` has them) and a row in this table.
+Everything that depends on ``loss.method`` uses the row in :data:`METHODS`: the loss, a
+moving-average target, checks of options, titles in tables. A new method is a file with its loss
+(see ``intl_transfer/spectral/baselines/``) and a row in this table.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from intl_transfer.spectral import (
 from intl_transfer.spectral.iternorm import NEWTON_UP_TO
 from intl_transfer.spectral.matrix_function import FLOOR
 
-#: Keywords of losses that are no settings: what they are given, and where they are computed.
+#: Keywords of losses that are not settings, such as inputs and the process group.
 _NOT_OPTIONS = ("views", "group", "distributed", "generator", "partitions")
 
 
 class LossSettings(Protocol):
-    """What a row sees of a configuration's part ``loss`` (:class:`pretrain.config.LossConfig`)."""
+    """The part of ``loss`` (:class:`pretrain.config.LossConfig`) that rows use."""
 
     @property
     def axis(self) -> Any:
@@ -57,7 +57,7 @@ class LossSettings(Protocol):
 
     @property
     def trace_weight(self) -> float | None:
-        """Beta; None takes the method's own."""
+        """Beta; None for the method's default."""
 
     @property
     def g(self) -> str | None:
@@ -78,11 +78,11 @@ class Option:
     """One keyword of a method's loss, ``loss.options.NAME``.
 
     Attributes:
-        default: where it is not given; None where the loss decides.
-        expected: what a value has to be, for messages.
-        is_good: tells of a value whether it is so.
-        required: for an option that has to be given, what the method lacks without it.
-        kind: what the loss takes; configurations hold floats.
+        default: None for the loss's own.
+        expected: description of valid values, for messages.
+        is_good: whether a value is valid.
+        required: for a required option, its description.
+        kind: type for the loss; configurations contain floats.
     """
 
     default: float | None = None
@@ -98,16 +98,16 @@ class Method:
 
     Attributes:
         name: of ``loss.method``.
-        title: in tables, without what the settings add (:meth:`title_under`).
+        title: in tables, without additions for settings (:meth:`title_under`).
         loss: embeddings to a scalar.
-        options: by name, what ``loss.options`` may hold.
+        options: allowed keys of ``loss.options``, by name.
         has_target: whether view 0 goes through a moving-average copy of the network.
-        transform: makes its spectral transformation of settings; None for a method without one.
-            Raises ValueError for options or a formula that cannot be.
-        is_iternorm: whether ``loss.iterations`` and ``loss.stable`` are its, and the trace loss is
-            a part of it, weighted by the published formula unless the settings say otherwise.
-        takes_g: whether ``loss.g`` is its function.
-        variant: its title under a part ``loss`` of a configuration, where settings change it.
+        transform: makes its spectral transformation from settings; None for a method without one.
+            Raises ValueError for invalid options or formulas.
+        is_iternorm: whether it uses ``loss.iterations`` and ``loss.stable``, and includes the trace
+            loss, by default with the published weight.
+        takes_g: whether it uses ``loss.g``.
+        variant: its title for a configuration's ``loss``, if settings change it.
     """
 
     name: str
@@ -124,13 +124,13 @@ class Method:
         """The spectral transformation under given settings; None for a method without one.
 
         Raises:
-            ValueError: for options or a formula that cannot be.
+            ValueError: for invalid options or formulas.
         """
         return None if self.transform is None else self.transform(settings)
 
     @property
     def full_title(self) -> str:
-        """The title, with the moving average where there is one: ``INTL + EMA``."""
+        """The title, with the moving average if there is one: ``INTL + EMA``."""
         return f"{self.title} + EMA" if self.has_target else self.title
 
     def title_under(self, loss: Mapping[str, Any]) -> str:
@@ -148,7 +148,7 @@ class Method:
 
 
 def _of_keywords(function: Callable[..., Tensor], options: Mapping[str, Option]) -> Loss:
-    """A loss of views and keywords, as a row has it."""
+    """Adapts a function of views and keywords to a row's loss."""
 
     def loss(
         views: Sequence[Tensor], settings: LossSettings, batch_size: int, parts: dict[str, Tensor]
@@ -174,7 +174,7 @@ def comparison(
         function: called as ``function(views, **options)``; its keywords, with their defaults, are
             the method's options.
         has_target: whether view 0 goes through a moving-average copy of the network.
-        known: options of which more is known than the default.
+        known: options with more details than the default.
     """
     options = {
         one.name: replace(known.get(one.name, Option()), default=one.default)
@@ -252,12 +252,12 @@ def _with_and_without_target(name: str, title: str, **known: Any) -> Iterator[Me
 
 
 def _intl_title(loss: Mapping[str, Any]) -> str:
-    """IterNorm without its trace loss is not INTL."""
+    """The title of IterNorm; without the trace loss it is not INTL."""
     return "IterNorm" if loss.get("trace_weight") == 0 else "INTL"
 
 
 def _with_function(title: str) -> Callable[[Mapping[str, Any]], str]:
-    """A power function says its exponent, another function its formula."""
+    """The title with the exponent of a power function, or the formula of another."""
 
     def variant(loss: Mapping[str, Any]) -> str:
         power, formula = (loss.get("options") or {}).get("p"), loss.get("g")
@@ -274,7 +274,7 @@ _COUNT = Option(None, "a whole number >= 1", lambda n: n >= 1 and float(n).is_in
 _SHARE = Option(None, "a number from 0 to 1", lambda share: 0 <= share <= 1)
 _POSITIVE = Option(None, "a number > 0", lambda value: value > 0)
 
-#: Every method, by its name. Tables and messages list them in this order.
+#: All methods by name, in the order of tables and messages.
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (

@@ -20,7 +20,7 @@ class LARS(torch.optim.Optimizer):
         params: parameters, or groups of such.
         lr: learning rate.
         momentum: of SGD.
-        weight_decay: L2 penalty; 0 for a group that shall have none.
+        weight_decay: L2 penalty; 0 for groups without one.
         eta: the trust coefficient.
 
     Example:
@@ -60,7 +60,7 @@ class LARS(torch.optim.Optimizer):
                 weights = torch._foreach_norm([parameters[i] for i in adapted])
                 norms = torch._foreach_norm([updates[i] for i in adapted])
                 for i, weight, norm in zip(adapted, weights, norms, strict=True):
-                    # No rate can be told from a weight or a gradient of zero: plain SGD.
+                    # Plain SGD if the weight or the gradient is zero, since the rate is undefined.
                     usable = (weight > 0) & (norm > 0)
                     ratio = group["eta"] * weight / torch.where(usable, norm, 1)
                     updates[i] = updates[i] * torch.where(usable, ratio, 1)

@@ -1,4 +1,4 @@
-"""Where configurations and the clone lie, for the package in a clone and installed from a wheel."""
+"""Locations of configurations and the clone, for a clone and for a wheel."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
-#: What of a clone stages and launchers are.
+#: Folders of stages and launchers in a clone.
 _STAGES = ("pretrain/train.py", "detection/train_net.py", "slurm/launch_pretrain.py")
-#: What needs a clone, for messages.
+#: Features that need a clone, for messages.
 NEEDS_CLONE = "pretraining, fine-tuning detectors, SLURM launchers and `doctor --cluster`"
 
 
@@ -24,24 +24,24 @@ def config_folder(stage: str) -> Path:
 
 
 def clone() -> Path | None:
-    """The clone that the package is run from; None for an installed one."""
+    """The clone that contains the package; None if installed from a wheel."""
     root = _PACKAGE.parent
     return root if all((root / name).is_file() for name in _STAGES) else None
 
 
 def use_own_sources(name: str, file: str) -> None:
-    """Makes a script import from the sources that it lies among; called before other imports.
+    """Makes a script import from its own copy of the sources; call it before other imports.
 
-    The editable install leads to one clone. A job's copy of the sources, and another clone that
-    shares the environment, must not be mixed with that. Nor is the script's own folder searched,
-    as Python would: ``detection/datasets.py`` is `detection.datasets`, and no library's `datasets`.
+    The editable install refers to one clone, which must not be mixed with a job's copy of the
+    sources or another clone. The script's own folder is removed from the search path:
+    ``detection/datasets.py`` is `detection.datasets`, and no library's `datasets`.
 
     Args:
-        name: the script's ``__name__``; where it is imported, nothing is done.
+        name: the script's ``__name__``; does nothing if it is imported.
         file: its ``__file__``.
 
     Raises:
-        ModuleNotFoundError: if what `make setup` installs is not here.
+        ModuleNotFoundError: if `make setup` has not been run.
     """
     if importlib.util.find_spec("torch") is None:
         raise ModuleNotFoundError("torch is not installed")

@@ -1,4 +1,4 @@
-"""Settings that cannot be trained with are refused before anything is built."""
+"""Checks settings before anything is built."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from pretrain.config import (
 
 
 def check(config: PretrainConfig) -> None:
-    """Refuses values that no training could use, before anything is built.
+    """Refuses invalid values before anything is built.
 
     Raises:
-        UserError: naming the key, what it is and what was expected.
+        UserError: naming the key, the value found and what is expected.
     """
     choices = {
         "loss.method": (config.loss.method, METHODS),
@@ -66,7 +66,7 @@ def _optim_rules(optim: OptimConfig) -> Rules:
 
 
 def _loss_rules(loss: LossConfig) -> Rules:
-    few = "at least 1 (0 only centers and scales; for that take loss.method=power loss.options.p=0)"
+    few = "at least 1 (0 only centers and scales; for that use loss.method=power loss.options.p=0)"
     return {
         "loss.iterations": (loss.iterations, loss.iterations >= 1, few),
         "loss.ema_momentum": (loss.ema_momentum, 0 <= loss.ema_momentum <= 1, "0 to 1"),
@@ -77,7 +77,7 @@ def _data_rules(data: DataConfig) -> Rules:
     share = data.max_unreadable
     return {
         "data.workers": (data.workers, data.workers >= 0, "0 or more"),
-        "data.max_unreadable": (share, 0 <= share <= 1, "a share from 0 to 1"),
+        "data.max_unreadable": (share, 0 <= share <= 1, "a fraction from 0 to 1"),
     }
 
 
@@ -94,7 +94,7 @@ def _knn_rules(knn: KnnConfig) -> Rules:
     return {
         "knn.epochs": (knn.epochs, knn.epochs >= 0, "0 or more"),
         "knn.k": (knn.k, knn.k >= 1, "at least 1"),
-        "knn.crop_pct": (crop, 0 < crop <= 1, "a share above 0, up to 1"),
+        "knn.crop_pct": (crop, 0 < crop <= 1, "a fraction above 0, up to 1"),
     }
 
 
@@ -111,21 +111,21 @@ def _engine_rules(engine: EngineConfig) -> Rules:
 
 
 def _check_engine(engine: EngineConfig) -> None:
-    """Refuses what torch.compile cannot do."""
+    """Refuses options that torch.compile does not support."""
     if engine.activation_checkpointing and engine.compile is not None:
         raise UserError(
             "engine.activation_checkpointing and engine.compile exclude each other: torch.compile "
-            "cannot trace the recomputation. Leave one of them out"
+            "cannot trace the recomputation. Remove one of them"
         )
     if engine.lockstep and engine.compile is not None:
         raise UserError(
-            "engine.lockstep and engine.compile exclude each other: the compiler takes the network "
-            "as a whole, one view after the other. Leave one of them out"
+            "engine.lockstep and engine.compile exclude each other: the compiler needs the whole "
+            "network, one view after the other. Remove one of them"
         )
 
 
 def _check_method(loss: LossConfig) -> None:
-    """Refuses what the method's row does not have, or lacks, and values that it cannot take."""
+    """Refuses options that the method does not have, missing ones, and invalid values."""
     method = METHODS[loss.method]
     known, name = list(method.options), method.name
     for key in loss.options:
@@ -152,7 +152,7 @@ def _check_method(loss: LossConfig) -> None:
 
 
 def _check_trace_weight(config: PretrainConfig) -> None:
-    """Refuses a batch for which the published trace weight would reward collapse."""
+    """Refuses a batch size for which the published trace weight would reward collapse."""
     loss = config.loss
     if METHODS[loss.method].is_iternorm and loss.trace_weight is None:
         axis: Any = loss.axis

@@ -1,4 +1,4 @@
-"""What a pretraining run is made of; every field can be set as ``key=value``."""
+"""The configuration of a pretraining run; every field can be set as ``key=value``."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from intl_transfer.data.views import ViewConfig
 
 @dataclass
 class DataConfig:
-    """Where the images come from.
+    """The training images.
 
     Attributes:
         name: of the data set, for tables (``imagenet``, ``shapes``).
         root: folder of ``CLASS/IMAGE`` files, tar shards (a folder of them or a pattern) or CIFAR's
             files; the classes are not used.
         subset: text file of class names or image names to keep; null keeps all.
-        normalize: statistics of the data, by which images are normalized here and by whoever uses
-            the backbone: ``imagenet``, ``cifar10``, ``cifar100``, or numbers for channels from 0
-            to 1, ``{mean: [r, g, b], std: [r, g, b]}``.
+        normalize: statistics for normalizing images, here and in later uses of the backbone:
+            ``imagenet``, ``cifar10``, ``cifar100``, or numbers for channels from 0 to 1, ``{mean:
+            [r, g, b], std: [r, g, b]}``.
         exif_orientation: turn images upright by their orientation tag, as detection does; false
-            leaves it aside, as torchvision's reader and so the published recipes do.
+            ignores it, as torchvision's reader and so the published recipes do.
         workers: loading processes per rank; 0 loads in the training process.
         cache: keep all decoded images in memory.
-        max_unreadable: share of the images that may turn out unreadable before the run fails.
+        max_unreadable: maximum fraction of unreadable images before the run fails.
     """
 
     name: str = MISSING
@@ -45,8 +45,8 @@ class ModelConfig:
 
     Attributes:
         backbone: ``resnet18``, ``resnet34``, ``resnet50``, ...
-        stem: ``imagenet``, ``cifar`` or ``cifar_published``, with the further pixel of padding of
-            INTL's authors.
+        stem: ``imagenet``, ``cifar`` or ``cifar_published``, with INTL's additional pixel of
+            padding.
         zero_init_residual: start residual branches at zero (ResNet-50 recipes).
         projector_hidden: width of the projector's hidden layers.
         embedding: width d of its output.
@@ -75,14 +75,14 @@ class LossConfig:
             ``barlow_twins``, ``vicreg`` or ``simclr`` (:data:`intl_transfer.methods.METHODS`).
         axis: ``channel`` or ``batch``.
         iterations: T of IterNorm.
-        stable: false takes the direct form of IterNorm's iteration, which diverges at large T, for
+        stable: false uses the direct form of IterNorm's iteration, which diverges at large T, for
             the paper's Figure 3d.
-        trace_weight: beta; null takes the published formula at the global batch size.
+        trace_weight: beta; null for the published formula at the global batch size.
         g: of ``spectral``, a formula in an eigenvalue x, for example ``"1 / (1 + x)"``
             (:func:`intl_transfer.spectral.scalar_expression`).
         ema_momentum: m_0 of the moving average.
-        options: keywords of another method's loss, for example ``loss.options.temperature=0.2``
-            for ``simclr``, ``loss.options.p=0.5`` for ``power``.
+        options: keyword arguments of another method's loss, for example
+            ``loss.options.temperature=0.2`` for ``simclr``, ``loss.options.p=0.5`` for ``power``.
     """
 
     method: str = "intl"
@@ -102,14 +102,14 @@ class OptimConfig:
     Attributes:
         optimizer: ``sgd`` or ``lars``.
         epochs: passes over the data.
-        batch_size: the global one, all ranks together.
-        base_lr: learning rate at a batch of 256; scaled linearly with the batch.
-        final_lr_factor: the rate at the end, as a share of the peak.
+        batch_size: global, over all ranks.
+        base_lr: learning rate for batch size 256; scaled linearly with the batch size.
+        final_lr_factor: final rate as a fraction of the peak.
         warmup_epochs: epochs of linear warm-up.
         momentum: of SGD.
         weight_decay: L2 penalty.
         decay_1d: also penalize 1-D parameters (biases and batch norms).
-        clip_norm: largest norm of the gradient; null does not clip.
+        clip_norm: maximum norm of the gradient; null for no clipping.
     """
 
     optimizer: str = "sgd"
@@ -126,30 +126,30 @@ class OptimConfig:
 
 @dataclass
 class EngineConfig:
-    """How the machine is used.
+    """Execution on the machine.
 
     Attributes:
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: ``fp32``, ``bf16`` or ``fp16`` (with gradient scaling) for the network; the
             loss is always float32.
         channels_last: memory layout of images and convolutions.
-        compile: a backend of ``torch.compile`` (``inductor``); null does not compile.
-        activation_checkpointing: keep activations between the backbone's stages only and compute
-            the others again: less memory, a third more time.
-        lockstep: views walk through the network together, layer by layer, so that one exchange
-            between ranks serves the batch norms of all of them; false takes them one by one, to
-            the same result up to rounding. Null takes lockstep where batch norms are synchronized
-            over several ranks and nothing is compiled.
-        threads: CPU threads; null leaves torch's choice.
-        checkpoint_steps: steps between checkpoints within an epoch; null saves at the end of
-            epochs only.
+        compile: a backend of ``torch.compile`` (``inductor``); null for none.
+        activation_checkpointing: store only activations between the backbone's stages and recompute
+            the others: less memory, a third more time.
+        lockstep: process all views together, layer by layer, so that they share each exchange of
+            batch-norm statistics between ranks; false processes them one by one, with the same
+            result up to rounding. Null: lockstep if batch norms are synchronized over several ranks
+            and nothing is compiled.
+        threads: CPU threads; null for torch's choice.
+        checkpoint_steps: steps between checkpoints within an epoch; null: only at the end of
+            epochs.
         checkpoint_epochs: epochs between checkpoints.
-        keep_checkpoints: how many checkpoints stay on disk.
-        milestone_epochs: checkpoints of every so many epochs stay for good; null keeps none.
-        nonfinite_steps: steps in a row whose loss is not finite before the run stops; they change
-            no weight.
-        stop_after_steps: stop in order after this many steps of this session, to be continued;
-            for job time limits and tests.
+        keep_checkpoints: number of checkpoints to keep.
+        milestone_epochs: epochs between checkpoints that are kept permanently; null for none.
+        nonfinite_steps: maximum number of consecutive non-finite (skipped) steps before the run
+            fails.
+        stop_after_steps: end this session after this many steps; the run can be continued. For job
+            time limits and tests.
     """
 
     device: str = "auto"
@@ -169,15 +169,15 @@ class EngineConfig:
 
 @dataclass
 class LogConfig:
-    """What is logged while a run is in progress.
+    """Logging during a run.
 
     Attributes:
         seconds: time between progress lines.
         steps: steps between lines of ``metrics.jsonl``.
-        diagnostics_steps: steps between looks at the spectrum of the embeddings; 0 never looks.
+        diagnostics_steps: steps between computations of the embeddings' spectrum; 0 for never.
         tensorboard: also write TensorBoard's files.
-        wandb: project of Weights & Biases to report to; null does not.
-        pictures: write ``views.png``, what the network sees.
+        wandb: project of Weights & Biases; null for none.
+        pictures: write ``views.png``, a sample of the network's inputs.
     """
 
     seconds: float = 10.0
@@ -190,16 +190,16 @@ class LogConfig:
 
 @dataclass
 class KnnConfig:
-    """k nearest neighbors on the backbone's features while a run is in progress.
+    """k-NN evaluation of the backbone's features during a run.
 
     Attributes:
-        epochs: epochs between evaluations; 0 never evaluates.
-        train: labeled images to learn from, as ``data.root``; null takes the training images.
+        epochs: epochs between evaluations; 0 for never.
+        train: labeled training images, as ``data.root``; null for the pretraining images.
         test: labeled images to classify.
         k: neighbors.
-        size: side of the images, in pixels; null takes that of view 0.
-        crop_pct: what ``size`` is of the short side that images are resized to before their
-            center is cut out: 224 of 256. 1 leaves images of that size as they are.
+        size: side of the images, in pixels; null for that of view 0.
+        crop_pct: images are resized so that ``size`` is this fraction of the short side, then
+            center-cropped: 224 of 256. 1 leaves images of ``size`` unchanged.
     """
 
     epochs: int = 0
@@ -212,19 +212,19 @@ class KnnConfig:
 
 @dataclass
 class PretrainConfig:
-    """A whole pretraining run.
+    """The configuration of a pretraining run.
 
     Attributes:
-        seed: decides initialization, order and views.
-        output_dir: the run directory; null makes ``runs/pretrain/CONFIG_seedN``.
-        data: where images come from.
-        views: one entry a view, view 0 the target.
+        seed: for initialization, order and views.
+        output_dir: the run directory; null for ``runs/pretrain/CONFIG_seedN``.
+        data: training images.
+        views: one entry per view; view 0 is the target.
         model: backbone and projector.
-        loss: INTL.
-        optim: SGD and its schedule.
-        engine: how the machine is used.
-        log: what is logged.
-        knn: k nearest neighbors now and then.
+        loss: the method.
+        optim: optimizer and schedule.
+        engine: execution on the machine.
+        log: logging.
+        knn: periodic k-NN evaluation.
     """
 
     seed: int = 0

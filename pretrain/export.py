@@ -1,4 +1,4 @@
-"""The trained backbone: weights under torchvision's names, a model card, the results."""
+"""Exports the trained backbone with torchvision's names, a model card, and the results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pretrain.session import describe
 
 CARD = "MODEL_CARD.md"
 BACKBONE = "backbone.safetensors"
-# How torchvision's ResNet becomes one with a small stem, as code for a reader of the card.
+# Code for the card that turns torchvision's ResNet into one with a small stem.
 _SMALL_STEMS = {
     "cifar": "1, 1, bias=False)  # a stem for small images",
     "cifar_published": "1, 2, bias=False)  # INTL's stem for CIFAR: two pixels of padding",
@@ -29,7 +29,7 @@ def export(
     run: RunDirectory,
     backbone: nn.Module,
     config: PretrainConfig,
-    figures: dict[str, Any],
+    metrics: dict[str, Any],
 ) -> Path:
     """Writes ``backbone.safetensors``, ``MODEL_CARD.md`` and ``results.json``, in this order.
 
@@ -37,16 +37,16 @@ def export(
         run: the run directory.
         backbone: the trained one.
         config: the run's.
-        figures: what was measured, for the results.
+        metrics: for the results.
 
     Returns:
         The weights' file.
 
     Raises:
-        StateNotFiniteError: if the backbone holds NaN or infinity; nothing is written then.
+        StateNotFiniteError: if the backbone contains NaN or infinity; nothing is written.
     """
     weights = {key: v.cpu().contiguous() for key, v in backbone.state_dict().items()}
-    advice = "; nothing was written. `intl-transfer convert` takes a checkpoint of before"
+    advice = "; nothing was written. `intl-transfer convert` accepts an earlier checkpoint"
     require_finite(weights, f"the backbone of {run.path} cannot be exported", advice)
     described = describe(run, config)
     metadata = {
@@ -68,7 +68,7 @@ def export(
         epochs=config.optim.epochs,
         batch_size=config.optim.batch_size,
         seed=config.seed,
-        **figures,
+        **metrics,
         backbone_file=file.name,
         backbone_sha256=sha256_file(file),
     )
@@ -79,7 +79,7 @@ def export(
 
 
 def model_card(manifest: Manifest, config: PretrainConfig, results: PretrainResults) -> str:
-    """What somebody who is given the file wants to know, as Markdown.
+    """The model card, as Markdown.
 
     Args:
         manifest: of the run.
@@ -129,7 +129,7 @@ def model_card(manifest: Manifest, config: PretrainConfig, results: PretrainResu
 
 
 def _facts(manifest: Manifest, config: PretrainConfig, results: PretrainResults) -> dict[str, Any]:
-    """What the card's first table says, by its first column."""
+    """The card's first table, by its first column."""
     optim, model, git = config.optim, config.model, manifest.git
     facts = {
         "method": results.method,
@@ -159,7 +159,7 @@ def _facts(manifest: Manifest, config: PretrainConfig, results: PretrainResults)
 
 
 def _network_as_code(backbone: str, stem: str) -> str:
-    """How a reader of the card builds the network that the weights fit."""
+    """Code to build the network for the weights."""
     network = f'resnet = torchvision.models.get_model("{backbone}")'
     if stem not in _SMALL_STEMS:
         return network

@@ -1,4 +1,4 @@
-"""What is trained: the networks, the optimizer, and one step of training."""
+"""The trained networks, the optimizer, and one training step."""
 
 from __future__ import annotations
 
@@ -32,24 +32,23 @@ from intl_transfer.runs.finite import StepGuard
 from intl_transfer.spectral import NonFiniteError
 from pretrain.config import OptimConfig, PretrainConfig
 
-#: So many steps in a row may overflow while the scale is looked for: it begins at 2^16, and below
-#: 2^-8 the gradients themselves are at fault.
+#: Maximum number of consecutive overflows while the loss scale is being found: it starts at 2^16,
+#: and below 2^-8 the gradients themselves are the problem.
 OVERFLOWS = 24
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of training came to.
+    """The result of one training step.
 
     Attributes:
-        skipped: what was not finite; None for a step that counts. A skipped step has changed
-            nothing.
-        overflowed: whether scaled gradients overflowed (fp16): the scale is smaller now, weights
-            are as before. That is how the scale is found, and normal.
-        parts: the loss and what it is made of, on the device.
+        skipped: what was not finite; None for a valid step. A skipped step has no effect.
+        overflowed: whether scaled gradients overflowed (fp16): the scale is reduced, weights are
+            unchanged. This is normal.
+        parts: the loss and its terms, on the device.
         views: this rank's embeddings.
         lr: learning rate.
-        momentum: of the moving average, where there is one.
+        momentum: of the moving average, if there is one.
     """
 
     skipped: str | None
@@ -61,7 +60,7 @@ class Step:
 
     @property
     def is_finite(self) -> bool:
-        """Whether the step counts."""
+        """Whether the step was valid."""
         return self.skipped is None
 
 
@@ -71,18 +70,18 @@ class Learner:
     Args:
         config: the run's.
         ranks: this process's place.
-        steps_per_epoch: decides the schedules.
+        steps_per_epoch: for the schedules.
 
     Raises:
-        UserError: if each rank has a single image and batch norm is its own, or the device lacks
-            the precision.
+        UserError: if each rank has a single image without synchronized batch norm, or the device
+            does not support the precision.
     """
 
     def __init__(self, config: PretrainConfig, ranks: Ranks, steps_per_epoch: int) -> None:
         if ranks.world_size == config.optim.batch_size and not config.model.sync_batchnorm:
             raise UserError(
                 f"{ranks.world_size} ranks have one image each of the global batch; batch norm of "
-                "one image has no variance. Take fewer ranks or model.sync_batchnorm=true"
+                "one image has no variance. Use fewer ranks or model.sync_batchnorm=true"
             )
         self._config, self._ranks = config, ranks
         self._total = config.optim.epochs * steps_per_epoch
@@ -92,10 +91,10 @@ class Learner:
         check_precision(engine.precision, ranks.device)
         self._half = PRECISIONS[engine.precision]
         statistics = statistics_of(config.data.normalize)
-        # ImageNet's are what images are normalized by unless others are given.
+        # Defaults to ImageNet's statistics.
         usual = statistics == STATISTICS["imagenet"]
         self._statistics = () if usual else (statistics.mean, statistics.std)
-        # Both at once, which torch takes and its annotations leave out.
+        # Both at once, which torch supports but its annotations lack.
         self.encoder = build_encoder(config, ranks).to(  # type: ignore[call-overload]
             ranks.device, memory_format=self._memory
         )
@@ -113,7 +112,7 @@ class Learner:
         self._guard = StepGuard(guarded, ranks)
 
     def prepare(self) -> None:
-        """Makes the networks recompute, compiled, and parallel, as the configuration asks."""
+        """Applies activation checkpointing, compilation and parallelization."""
         engine = self._config.engine
         if engine.activation_checkpointing:
             checkpoint_activations(self.encoder.backbone)
@@ -122,18 +121,18 @@ class Learner:
                 encoder.backbone.compile(backend=engine.compile)
                 encoder.projector.compile(backend=engine.compile)
         if self._ranks.world_size > 1:
-            # Synchronized batch norms are equal on all ranks as they are.
+            # Synchronized batch norms are already equal on all ranks.
             shared = not self._config.model.sync_batchnorm
-            # Every step's backward pass is the same; not known of compiled ones.
+            # Every step's backward pass is the same, unless compiled.
             static = engine.compile is None
             self.network = parallelize(self.encoder, self._ranks, shared, static)
 
     def step(self, step: int, batch: Batch) -> Step:
-        """Learns from one batch.
+        """Takes one training step.
 
         Args:
-            step: number of steps made before.
-            batch: this rank's rows.
+            step: number of previous steps.
+            batch: this rank's samples.
         """
         optim, device = self._config.optim, self._ranks.device
         lr = learning_rate(step, self._total, self._warmup, optim)
@@ -152,18 +151,20 @@ class Learner:
             loss, parts = loss_of(views, self._config)
 
         self.optimizer.zero_grad(set_to_none=True)
-        # Also of a loss that is not finite, which is not known yet: nobody waits for it here.
+        # Also for a non-finite loss, which is not known yet, without synchronization.
         self.scaler.scale(loss).backward()
-        # Scaled gradients overflow now and then, which is the scaler's to see.
+        # Scaled gradients overflow occasionally, which the scaler handles.
         seen = [] if self.scaler.is_enabled() else self._gradients()
         skipped, overflowed = None, False
-        # The step's one wait for the device: all that does not depend on the answer is under way.
+        # The step's only synchronization: all independent work has been launched.
         if self._guard.is_finite(loss, [gradient for _, gradient in seen]):
             if self.target is not None and momentum is not None:
                 self.target.update(self.encoder, momentum)
             overflowed = self._step_optimizer()
             if self._overflows_in_a_row > OVERFLOWS:
-                skipped = f"gradients overflow float16, {self._overflows_in_a_row} steps in a row"
+                skipped = (
+                    f"gradients overflow float16, {self._overflows_in_a_row} consecutive steps"
+                )
         else:
             skipped = self._guard.reason(loss, dict(seen))
         if skipped is not None:
@@ -171,12 +172,12 @@ class Learner:
         return Step(skipped, overflowed, parts, views, lr, momentum)
 
     def _embed(self, images: list[Tensor], momentum: float | None) -> list[Tensor]:
-        """Views become embeddings, view 0 by the moving average where there is one."""
+        """Embeddings of the views; view 0 by the moving average if there is one."""
         if self.target is None or momentum is None:
             return list(self.network(images))
-        # The copy is updated before each forward pass; for good only once the step counts.
+        # The copy is updated before each forward pass, permanently only if the step is valid.
         with self.target.ahead(self.encoder, momentum):
-            # Recomputed, the copy would be so in vain: it walks alone.
+            # Activation checkpointing is useless for the copy, which has no backward pass.
             if self.encoder.lockstep and not self._config.engine.activation_checkpointing:
                 return list(self.network(images, self.target.encoder))
             first = self.target(images[0])
@@ -186,11 +187,11 @@ class Learner:
         return [(name, p.grad) for name, p in self._named if p.grad is not None]
 
     def _step_optimizer(self) -> bool:
-        """Clips and steps; gives back whether scaled gradients overflowed, and nothing changed."""
+        """Clips and steps; returns whether scaled gradients overflowed, with no effect."""
         if self._config.optim.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.encoder.parameters(), self._config.optim.clip_norm)
-        # A scaler leaves the optimizer alone where gradients overflowed.
+        # A scaler skips the optimizer's step if gradients overflowed.
         stepped: list[bool] = []
         hook = self.optimizer.register_step_post_hook(lambda *_: stepped.append(True))
         self.scaler.step(self.optimizer)
@@ -202,16 +203,16 @@ class Learner:
 
 
 def build_encoder(config: PretrainConfig, ranks: Ranks) -> Encoder:
-    """Backbone and projector, with batch norm over the global batch if asked for."""
+    """Backbone and projector, with synchronized batch norm if enabled."""
     model = config.model
-    stem = cast(Stem, model.stem)  # what is none is refused there
+    stem = cast(Stem, model.stem)  # validated there
     backbone, width = build_backbone(model.backbone, stem, model.zero_init_residual)
     projector = build_projector(
         width, model.projector_hidden, model.embedding, model.projector_layers
     )
     synchronized = model.sync_batchnorm and ranks.world_size > 1
     lockstep = config.engine.lockstep
-    if lockstep is None:  # where it saves something, and the compiler does not do without
+    if lockstep is None:  # if it saves anything, and is not compiled
         lockstep = synchronized and config.engine.compile is None
     encoder = Encoder(backbone, projector, lockstep)
     if synchronized:
@@ -220,16 +221,16 @@ def build_encoder(config: PretrainConfig, ranks: Ranks) -> Encoder:
 
 
 def loss_of(views: list[Tensor], config: PretrainConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    """Embeddings become a loss: float32 inside, whatever autocast says of the network.
+    """The loss of embeddings, in float32 regardless of autocast.
 
     Returns:
-        The loss, NaN where the embeddings are not finite, and the same with its parts.
+        The loss, NaN if the embeddings are not finite, and its terms.
     """
     method, parts = METHODS[config.loss.method], dict[str, Tensor]()
     try:
         value = method.loss(views, config.loss, config.optim.batch_size, parts)
     except NonFiniteError:
-        # Made of the views, so that the backward pass, in which all ranks meet, is as always.
+        # Computed from the views, so that all ranks run the same backward pass.
         value = math.nan * torch.stack([view.float().sum() for view in views]).sum()
     return value, {"loss": value.detach(), **parts}
 
@@ -240,22 +241,21 @@ def build_optimizer(
     """SGD, or LARS.
 
     Args:
-        encoder: whose parameters it steps.
+        encoder: whose parameters it updates.
         optim: settings.
         is_scaled: whether gradients are scaled (fp16).
     """
     groups = parameter_groups(encoder, optim)
     if optim.optimizer == "lars":
         return LARS(groups, lr=0.0, momentum=optim.momentum)
-    # One fused step for all parameters; not under gradient scaling, where the fused step decides
-    # itself whether a step is skipped, and where it skips the first leaves its momentum
-    # uninitialized and continues from whatever was in memory (torch 2.14).
+    # One fused step for all parameters; not with gradient scaling, since a fused optimizer that
+    # skips the first step leaves its momentum uninitialized (torch 2.14).
     fused = None if is_scaled else True
     return torch.optim.SGD(groups, lr=0.0, momentum=optim.momentum, fused=fused)
 
 
 def parameter_groups(network: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
-    """Weight decay on matrices and kernels; on 1-D parameters only if asked for."""
+    """Weight decay on matrices and kernels; on 1-D parameters only if enabled."""
     decayed = [p for p in network.parameters() if p.dim() > 1 or optim.decay_1d]
     free = [p for p in network.parameters() if p.dim() <= 1 and not optim.decay_1d]
     groups = [{"params": decayed, "weight_decay": optim.weight_decay}]
@@ -265,12 +265,12 @@ def parameter_groups(network: nn.Module, optim: OptimConfig) -> list[dict[str, A
 def learning_rate(step: int, total: int, warmup: int, optim: OptimConfig) -> float:
     """``base x N/256``, linear warm-up, then cosine to the final factor.
 
-    Both parts count the step that is about to be made: ``(s + 1) / warmup`` of the peak, then
-    ``(1 + cos(pi (s + 1 - warmup) / (total - warmup))) / 2`` between peak and final rate, so that
-    the last step of the warm-up has the peak and the last of all the final rate.
+    Both phases are evaluated at the end of the step: ``(s + 1) / warmup`` of the peak, then ``(1 +
+    cos(pi (s + 1 - warmup) / (total - warmup))) / 2`` between peak and final rate, so that the last
+    step of the warm-up has the peak and the last of all the final rate.
 
     Args:
-        step: number of steps made before, s.
+        step: number of previous steps, s.
         total: of steps.
         warmup: of steps of the warm-up.
         optim: settings.

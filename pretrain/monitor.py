@@ -1,4 +1,4 @@
-"""What a run reports while it is in progress, and what makes it stop."""
+"""Reports of a run in progress."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ from intl_transfer.spectral.collectives import gather_rows
 from intl_transfer.spectral.common import at_least_float32
 from pretrain.config import PretrainConfig
 
-_SPECTRUM_POINTS = 32  # of a spectrum that is kept
-_SKIPPED_SHOWN = 20  # skipped steps that are told one by one; later ones by the hundred
+_SPECTRUM_POINTS = 32  # of a logged spectrum
+_SKIPPED_SHOWN = 20  # skipped steps reported one by one; later ones by the hundred
 
 
 class Monitor:
-    """Figures to the progress line, ``metrics.jsonl`` and the trackers.
+    """Writes metrics to the progress line, ``metrics.jsonl`` and the trackers.
 
-    Every rank has one, since some figures take all ranks; rank 0's has the run directory.
+    Every rank has one, since some metrics need all ranks; rank 0's has the run directory.
 
     Args:
         config: the run's.
@@ -59,7 +59,7 @@ class Monitor:
         steps_per_epoch: of the run.
         run: the run directory, on rank 0.
         trackers: TensorBoard and the like, on rank 0.
-        knn: the labeled images of the k-NN evaluation, where there is one.
+        knn: the labeled images of the k-NN evaluation, if enabled.
     """
 
     def __init__(
@@ -80,33 +80,33 @@ class Monitor:
         self._transform = METHODS[config.loss.method].transform_under(config.loss)
 
     def waited(self, seconds: float) -> None:
-        """Adds to the time that the training waited for data."""
+        """Adds to the time spent waiting for data."""
         self._waited += seconds
 
     def due(self, step: int, at_end: bool) -> bool:
-        """Whether figures are told after this step."""
+        """Whether metrics are logged after this step."""
         return step % self._config.log.steps == 0 or at_end or self._progress.due()
 
     def step(self, step: int, parts: dict[str, Tensor], values: dict[str, float | None]) -> None:
-        """Tells the figures of a step.
+        """Logs the metrics of a step.
 
         Args:
             step: its number, from 1.
-            parts: tensors: the loss and what it is made of.
-            values: what is known without looking at the device.
+            parts: tensors: the loss and its terms.
+            values: available without synchronization.
         """
         if self._run is None:
             return
         images = self._config.optim.batch_size
         rate = self._progress.rate(step) * images
-        # Taken from the device at once: each value of its own would wait for it.
+        # Copied from the device together: each single copy would synchronize.
         numbers = torch.stack([value.detach().double() for value in parts.values()]).tolist()
-        figures: dict[str, Any] = dict(zip(parts, numbers, strict=True))
-        figures |= {name: value for name, value in values.items() if value is not None}
-        figures |= {"images_per_second": rate, "data_time": self._waited}
+        metrics: dict[str, Any] = dict(zip(parts, numbers, strict=True))
+        metrics |= {name: value for name, value in values.items() if value is not None}
+        metrics |= {"images_per_second": rate, "data_time": self._waited}
         self._waited = 0.0
         epoch = step / self._steps_per_epoch
-        self._log(step, epoch, figures)
+        self._log(step, epoch, metrics)
         shown = {
             "loss": "loss {:.3f}",
             "mismatch": "= {:.3f} mismatch",
@@ -114,34 +114,34 @@ class Monitor:
             "lr": "lr {:.4f}",
             "ema_momentum": "ema {:.5f}",
         }
-        texts = [text.format(figures[name]) for name, text in shown.items() if name in figures]
+        texts = [text.format(metrics[name]) for name, text in shown.items() if name in metrics]
         self._progress.show(step, f"epoch {epoch:.2f} {' '.join(texts)}", rate)
 
     def diagnostics(self, step: int, views: Sequence[Tensor]) -> None:
-        """Looks at the spectrum of the global batch every ``log.diagnostics_steps`` steps."""
+        """Logs the spectrum of the global batch every ``log.diagnostics_steps`` steps."""
         every = self._config.log.diagnostics_steps
         if not every or step % every:
             return
-        # The spectrum is taken in float64 of whatever precision the embeddings have.
+        # The spectrum is computed in float64, whatever the embeddings' precision.
         pair = [gather_rows(at_least_float32(view.detach())) for view in views[:2]]
         if self._run is None:
             return
         loss = self._config.loss
         try:
-            figures = diagnose(pair, cast(Axis, loss.axis), loss.iterations)
+            diagnostics = diagnose(pair, cast(Axis, loss.axis), loss.iterations)
         except NonFiniteError:
             return
         epoch = step / self._steps_per_epoch
-        looked = {f"spectrum/{k}": v for k, v in figures.scalars().items()}
-        looked |= sampled_spectrum(figures.eigenvalues)
-        output = output_spectrum(pair[0], figures.eigenvalues, self._transform)
+        looked = {f"spectrum/{k}": v for k, v in diagnostics.scalars().items()}
+        looked |= sampled_spectrum(diagnostics.eigenvalues)
+        output = output_spectrum(pair[0], diagnostics.eigenvalues, self._transform)
         if output is not None:
             looked["spectrum/output_condition"] = float(condition_indicator(output))
             looked["spectrum/output_effective_rank"] = float(effective_rank(output))
             looked |= sampled_spectrum(output, "spectrum/output_")
         self._log(step, epoch, looked)
-        if figures.alarm.verdict == "collapsed" and epoch > self._config.optim.warmup_epochs:
-            self._progress.say(f"step {step}: {figures.alarm}")
+        if diagnostics.alarm.verdict == "collapsed" and epoch > self._config.optim.warmup_epochs:
+            self._progress.say(f"step {step}: {diagnostics.alarm}")
 
     def neighbors_due(self, epoch: int) -> bool:
         """Whether k-NN is evaluated at the end of an epoch: every ``knn.epochs``, and the last."""
@@ -150,10 +150,10 @@ class Monitor:
         return epoch % self._config.knn.epochs == 0 or epoch == self._config.optim.epochs
 
     def neighbors(self, step: int, backbone: nn.Module) -> float | None:
-        """Classifies by k nearest neighbors of frozen features; accuracy in per cent.
+        """k-NN accuracy of frozen features, in percent.
 
         Returns:
-            None, with a word on it, where the features are not finite.
+            None, with a message, if the features are not finite.
         """
         assert self._knn is not None
         epoch = step / self._steps_per_epoch
@@ -167,12 +167,12 @@ class Monitor:
         return accuracy
 
     def skipped(self, step: int, reason: str, total: int) -> None:
-        """Tells of a step that does not count.
+        """Reports a skipped step.
 
         Args:
             step: its number, from 1.
             reason: what was not finite.
-            total: of skipped steps, this one included.
+            total: number of skipped steps, including this one.
         """
         self._log(step, step / self._steps_per_epoch, {"skipped_steps": total, "skipped": reason})
         if total <= _SKIPPED_SHOWN or total % 100 == 0:
@@ -182,7 +182,7 @@ class Monitor:
             )
 
     def finished(self, file: Path, skipped: int, at_end: int) -> None:
-        """Tells of the run's end.
+        """Reports the end of the run.
 
         Args:
             file: the exported backbone.
@@ -192,8 +192,8 @@ class Monitor:
         self.say(f"finished: {file}" + (f"; {_steps(skipped)} skipped" if skipped else ""))
         if at_end:
             self.say(
-                f"warning: the last {_steps(at_end)} skipped; no step has shown that the weights "
-                "of before are any good"
+                f"warning: the last {_steps(at_end)} skipped; no later step confirms that the "
+                "weights are good"
             )
 
     def say(self, text: str) -> None:
@@ -201,11 +201,11 @@ class Monitor:
         if self._run is not None:
             self._progress.say(text)
 
-    def _log(self, step: int, epoch: float, figures: dict[str, Any]) -> None:
+    def _log(self, step: int, epoch: float, metrics: dict[str, Any]) -> None:
         if self._run is not None:
-            self._run.log(step=step, epoch=epoch, **figures)
+            self._run.log(step=step, epoch=epoch, **metrics)
         if self._trackers is not None:
-            self._trackers.log(step, {"epoch": epoch, **figures})
+            self._trackers.log(step, {"epoch": epoch, **metrics})
 
 
 def _steps(count: int) -> str:
@@ -215,18 +215,18 @@ def _steps(count: int) -> str:
 def output_spectrum(
     z: Tensor, eigenvalues: Tensor, transform: SpectralTransform | None
 ) -> Tensor | None:
-    """The spectrum of the transformed embeddings Ẑ, the largest first.
+    """The spectrum of the transformed embeddings Ẑ, largest first.
 
-    ``lambda g(lambda)^2``, which costs nothing; of the direct form of IterNorm, which need not
-    follow its g, that of its output.
+    ``lambda g(lambda)^2``, at no cost; for the direct form of IterNorm, which may deviate from its
+    g, computed from its output.
 
     Args:
         z: embeddings, (N, d).
-        eigenvalues: of their covariance, as :func:`intl_transfer.spectral.spectrum` gives them.
-        transform: of the method; None for one that has none.
+        eigenvalues: of their covariance, from :func:`intl_transfer.spectral.spectrum`.
+        transform: of the method; None if it has none.
 
     Returns:
-        Shape of ``eigenvalues``; None without a transformation, or where its output is not finite.
+        Shape of ``eigenvalues``; None without a transformation, or if its output is not finite.
     """
     if transform is None:
         return None
@@ -236,26 +236,26 @@ def output_spectrum(
         except NonFiniteError:
             return None
     mapped = eigenvalues * transform.g(eigenvalues).square()
-    # A batch without variance: nothing times infinity.
+    # A batch without variance: zero times infinity.
     return mapped.nan_to_num(nan=0.0).sort(descending=True).values
 
 
 def sampled_spectrum(eigenvalues: Tensor, prefix: str = "spectrum/") -> dict[str, Any]:
-    """A few eigenvalues, for a picture of the whole spectrum.
+    """A sample of eigenvalues that represents the spectrum.
 
     Args:
-        eigenvalues: of a covariance, the largest first, shape (n,).
+        eigenvalues: of a covariance, largest first, shape (n,).
         prefix: of the names.
 
     Returns:
-        ``spectrum/ranks``, at most 32 of 1 to n at equal ratios, both ends included, and
-        ``spectrum/eigenvalues``, those of these ranks over the largest.
+        ``spectrum/ranks``, at most 32 of 1 to n in geometric spacing, both ends included, and
+        ``spectrum/eigenvalues``, their values relative to the largest.
     """
     count = len(eigenvalues)
     ranks = {round(count ** (i / (_SPECTRUM_POINTS - 1))) for i in range(_SPECTRUM_POINTS)}
     shown = sorted(ranks)
     tiny = torch.finfo(eigenvalues.dtype).tiny
-    # Taken from the device at once: each value of its own would wait for it.
+    # Copied from the device together: each single copy would synchronize.
     values = (eigenvalues / eigenvalues[0].clamp_min(tiny)).tolist()
     return {
         f"{prefix}ranks": shown,
@@ -268,10 +268,10 @@ class KnnSets:
 
     Args:
         config: the run's.
-        train: the training images, for where no others are given.
+        train: the training images, used if no others are given.
 
     Raises:
-        UserError: if the labeled images are not there, or their classes differ.
+        UserError: if the labeled images do not exist, or their classes differ.
     """
 
     def __init__(self, config: PretrainConfig, train: ImageSource) -> None:
@@ -294,15 +294,15 @@ class KnnSets:
         self._prepare = partial(normalize, mean=statistics.mean, std=statistics.std)
 
     def described(self) -> dict[str, ImageSet]:
-        """What the sets hold, for the manifest."""
+        """The content of the data sets, for the manifest."""
         names = ("knn_train", "knn_test")
         return {n: source.described() for n, source in zip(names, self._sources, strict=True)}
 
     def accuracy(self, backbone: nn.Module, ranks: Ranks) -> float:
-        """In per cent, over all ranks.
+        """Accuracy in percent, over all ranks.
 
         Raises:
-            StateNotFiniteError: if the features hold NaN or infinity.
+            StateNotFiniteError: if the features contain NaN or infinity.
         """
         features = [
             extract_features(backbone, images, ranks, workers=self._workers, prepare=self._prepare)
@@ -314,7 +314,7 @@ class KnnSets:
 
 
 def draw_views(dataset: ViewsDataset, indices: Sequence[int], file: Path) -> None:
-    """Writes a picture of what the network sees: a row an image, a column a view."""
+    """Writes a sample of the network's inputs: one row per image, one column per view."""
     views = dataset.__getitems__([(0, int(index)) for index in indices]).views
     margin = 4
     widths = [view.shape[2] for view in views]
@@ -340,13 +340,13 @@ def network_size(backbone: nn.Module, size: int, device: torch.device) -> dict[s
     Args:
         backbone: images to features.
         size: side of the image, in pixels.
-        device: where the backbone is.
+        device: of the backbone.
     """
     was_training = backbone.training
     backbone.eval()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # fvcore traces by a part of torch that is deprecated
+            warnings.simplefilter("ignore")  # fvcore traces with a deprecated part of torch
             from fvcore.nn import FlopCountAnalysis
 
             counter = FlopCountAnalysis(backbone, torch.zeros(1, 3, size, size, device=device))
@@ -362,7 +362,7 @@ def network_size(backbone: nn.Module, size: int, device: torch.device) -> dict[s
 
 
 def open_trackers(run: RunDirectory, config: PretrainConfig, step: int) -> Trackers:
-    """TensorBoard and the like, as the configuration asks."""
+    """Opens the configured trackers."""
     manifest, log = run.manifest, config.log
     return Trackers(
         *(run.path, manifest.id, manifest.name, manifest.config, step, log.tensorboard, log.wandb)
@@ -378,7 +378,7 @@ def introduce(
     total_steps: int,
     monitor: Monitor,
 ) -> None:
-    """Says what is about to be trained, and draws what the network will see."""
+    """Prints a summary of the run, and draws a sample of its inputs."""
     batch = config.optim.batch_size
     monitor.say(
         f"{run.manifest.method}, {config.model.backbone} on {config.data.name}: "
@@ -395,8 +395,8 @@ def introduce(
     if len(sessions) > 1 and sessions[-2].world_size != ranks.world_size:
         monitor.say(
             f"{ranks.world_size} rank(s) where there were {sessions[-2].world_size}: the global "
-            f"batch stays {batch}, {batch // ranks.world_size} images a rank; images, order and "
-            "learning rate stay, sums are rounded otherwise"
+            f"batch stays {batch}, {batch // ranks.world_size} images per rank; images, order and "
+            "learning rate are unchanged, rounding differs"
         )
     for key, value in sessions[-1].changes.items():
         monitor.say(f"changed: {key}, {value['before']} before, {value['now']} now")

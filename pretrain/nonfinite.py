@@ -1,4 +1,4 @@
-"""What happens when a step, or the state, is not finite."""
+"""Handling of non-finite steps and states."""
 
 from __future__ import annotations
 
@@ -23,64 +23,64 @@ ADVICE = (
 
 
 class NonFiniteWatch:
-    """Counts skipped steps, and ends the run when they are too many in a row.
+    """Counts skipped steps, and ends the run after too many consecutive ones.
 
-    A skipped step changes nothing. All ranks see the same and come to the same end.
+    A skipped step has no effect. All ranks agree on it.
 
     Args:
-        folder: the run directory, where the dump goes.
-        limit: steps in a row.
+        folder: the run directory, for the dump.
+        limit: maximum number of consecutive skipped steps.
         is_main: whether this rank writes the dump.
-        figures: those of the results, which the counts of earlier sessions are among and new ones
-            go to: ``skipped_steps``, and ``gradient_overflows`` where there are any.
+        metrics: of the results, with the counts of earlier sessions; updated: ``skipped_steps``,
+            and ``gradient_overflows`` if there are any.
 
     Attributes:
-        in_a_row: number of skipped steps up to the present one.
+        in_a_row: number of consecutive skipped steps up to the current one.
     """
 
-    def __init__(self, folder: Path, limit: int, is_main: bool, figures: dict[str, float]) -> None:
+    def __init__(self, folder: Path, limit: int, is_main: bool, metrics: dict[str, float]) -> None:
         self._folder, self._limit, self._is_main = folder, limit, is_main
-        self._figures = figures
-        self._figures.setdefault("skipped_steps", 0)
+        self._metrics = metrics
+        self._metrics.setdefault("skipped_steps", 0)
         self.in_a_row = 0
         self._unproven: int | None = None
 
     @property
     def total(self) -> int:
-        """Of skipped steps, in all sessions."""
-        return int(self._figures["skipped_steps"])
+        """Number of skipped steps, in all sessions."""
+        return int(self._metrics["skipped_steps"])
 
     def note(self, step: int, done: Step, encoder: Encoder) -> None:
-        """Takes up one step.
+        """Records one step.
 
         Args:
             step: its number, from 1.
-            done: what it came to.
-            encoder: whose gradients are those of the last step that had any.
+            done: its result.
+            encoder: with the gradients of the last step that had any.
 
         Raises:
-            UserError: at the last skipped step that is allowed.
+            UserError: after ``limit`` consecutive skipped steps.
         """
         if done.skipped is None:
             self.in_a_row, self._unproven = 0, None
-            if done.overflowed:  # while the scale is found: no cause for alarm
-                before = self._figures.get("gradient_overflows", 0)
-                self._figures["gradient_overflows"] = before + 1
+            if done.overflowed:  # while the scale is being found: normal
+                before = self._metrics.get("gradient_overflows", 0)
+                self._metrics["gradient_overflows"] = before + 1
             return
-        self._figures["skipped_steps"] += 1
+        self._metrics["skipped_steps"] += 1
         self.in_a_row += 1
         if self.in_a_row >= self._limit:
-            self.end(step, f"{done.skipped}, {self.in_a_row} step(s) in a row", done, encoder)
+            self.end(step, f"{done.skipped}, {self.in_a_row} consecutive step(s)", done, encoder)
 
     def saved(self, step: int) -> None:
-        """A checkpoint was taken after a step; the next one shows whether it is any good."""
+        """Records a checkpoint, which the next valid step confirms."""
         self._unproven = step
 
     def end(self, step: int, reason: str, done: Step, encoder: Encoder) -> None:
-        """Ends the run: what is not finite will not become so by itself.
+        """Ends the run.
 
-        A checkpoint after which no step counted any more is set aside, so that the run can continue
-        from the one before.
+        A checkpoint without a later valid step is renamed, so that the run can continue from the
+        previous one.
 
         Raises:
             UserError: always.
@@ -107,29 +107,29 @@ class NonFiniteWatch:
         raise UserError(
             f"step {step}: {reason}; {file} has the spectrum and the gradients. {ADVICE}"
             + (
-                f". The last checkpoint, {good}, is whole; --allow-config-change continues from it"
+                f". The last checkpoint, {good}, is intact; --allow-config-change continues from it"
                 if good
                 else "; there is no checkpoint to continue from"
             )
         )
 
     def finish(self, steps: int) -> None:
-        """Looks at a whole run's end.
+        """Checks the end of a run.
 
         Args:
             steps: of the run.
 
         Raises:
-            UserError: if no step of it counted.
+            UserError: if it had no valid step.
         """
-        if not math.isfinite(self._figures.get("final_loss", math.nan)):
+        if not math.isfinite(self._metrics.get("final_loss", math.nan)):
             raise UserError(
                 f"none of {steps} steps had a finite loss: nothing was learned. {ADVICE}"
             )
 
 
 def module_norms(encoder: Encoder, of_gradients: bool) -> dict[str, float | str | None]:
-    """The norm of each part's parameters or gradients; null where there are none."""
+    """The norm of each part's parameters or gradients; null if there are none."""
     parts: dict[str, nn.Module] = dict(encoder.backbone.named_children())
     parts = {f"backbone.{name}": part for name, part in parts.items()}
     parts["projector"] = encoder.projector
@@ -144,7 +144,7 @@ def module_norms(encoder: Encoder, of_gradients: bool) -> dict[str, float | str 
 
 
 def _describe(view: Tensor) -> dict[str, Any]:
-    """What can be said of a batch of embeddings."""
+    """Diagnostics of a batch of embeddings."""
     finite = torch.isfinite(view)
     rows = (~finite.all(1)).nonzero().flatten().tolist()
     kept = view[finite]

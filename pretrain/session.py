@@ -1,4 +1,4 @@
-"""What surrounds the loop: checkpoints, the run directory, a backbone's record of its run."""
+"""Checkpoints, the run directory, and a backbone's record of its run."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from pretrain.learner import Learner
 
 
 class State:
-    """All that a checkpoint holds, so that a resumed run is the uninterrupted one.
+    """The complete state of a checkpoint, so that a resumed run equals an uninterrupted one.
 
     Attributes:
         run: the run directory, on rank 0 once it is open.
-        last: figures of the results that a session takes over from the one before.
+        last: metrics of the results, carried over between sessions.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class State:
         self.seconds = 0.0  # of training in earlier sessions
 
     def _trained(self) -> dict[str, Any]:
-        """What has been learned, and what learning needs to continue."""
+        """The state of training."""
         return {
             "model": self.encoder.state_dict(),
             "target": self.target.encoder.state_dict() if self.target else None,
@@ -57,14 +57,14 @@ class State:
         }
 
     def not_finite(self, ranks: Ranks) -> str | None:
-        """What holds NaN or infinity on any rank; the same answer on all."""
+        """The first non-finite part of the state on any rank; the same answer on all."""
         found = ranks.gather_objects(first_nonfinite(self._trained()))
         return next((name for name in found if name is not None), None)
 
     def save(self, folder: Path, step: int, progress: Progress, ranks: Ranks) -> bool:
         """Writes a checkpoint from global rank 0; every rank contributes its random state.
 
-        Where that fails (a full disk), the run continues with the checkpoints that it has.
+        On failure (a full disk), the run continues without it.
 
         Returns:
             Whether it was written, the same on every rank.
@@ -92,23 +92,23 @@ class State:
         return try_to_save(run, save, lambda: list_checkpoints(folder))
 
     def is_milestone(self, step: int) -> bool:
-        """Whether the checkpoint of a step stays for good."""
+        """Whether the checkpoint of a step is kept permanently."""
         every = self.config.engine.milestone_epochs
         return every is not None and step % (every * self._steps_per_epoch) == 0
 
     def resume(self, folder: Path, ranks: Ranks) -> int:
-        """Takes up the newest whole checkpoint; returns the number of steps already made."""
+        """Resumes from the newest usable checkpoint; returns the number of steps done."""
         return resume(folder, lambda state: self._load(state, ranks), ranks) or 0
 
     def _load(self, state: dict[str, Any], ranks: Ranks) -> int:
-        """Takes up a checkpoint's content, all of it; returns its number of steps."""
+        """Loads a checkpoint's content; returns its number of steps."""
         self.encoder.load_state_dict(state["model"])
         if self.target is not None:
             self.target.encoder.load_state_dict(state["target"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        # The random streams of a run on another number of ranks have no owner here; views and
-        # order do not depend on them.
+        # With another number of ranks the random states do not match; views and order do not depend
+        # on them.
         if len(state["rng"]) == ranks.world_size:
             restore_random_state(state["rng"][ranks.rank], ranks.device)
         self.seconds = float(state["progress"]["seconds"])
@@ -117,7 +117,7 @@ class State:
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """This rank's generators."""
+    """The state of this rank's random generators."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -125,7 +125,7 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """Sets this rank's generators."""
+    """Restores this rank's random generators."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)

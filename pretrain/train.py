@@ -3,8 +3,8 @@
     python pretrain/train.py --config shapes_r50 [key=value ...]
     torchrun --nproc-per-node 8 pretrain/train.py --config imagenet_r50_ep800 data.root=DIR
 
-Images become views, views embeddings, embeddings a loss. Run the same command again to continue a
-run that was stopped; exit status 75 says that it wants to be.
+Images become views, views embeddings, embeddings a loss. Run the same command again to continue an
+interrupted run (exit status 75).
 """
 
 from __future__ import annotations
@@ -68,9 +68,11 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, help="name in configs/pretrain/, or a path")
-    parser.add_argument("--output-dir", help="run directory, as output_dir=DIR")
+    parser.add_argument("--output-dir", help="run directory; same as output_dir=DIR")
     Continuation.add_option(parser)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example seed=1")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="override a setting, for example seed=1"
+    )
     arguments = parser.parse_intermixed_args()
     name = Path(arguments.config).stem
     with Boundary(AGAIN) as boundary:
@@ -85,7 +87,7 @@ def main() -> int:
 
 
 def configuration(name: str, overrides: list[str], output_dir: str | None) -> PretrainConfig:
-    """Reads and checks a configuration; a run that is there already keeps what it began with.
+    """Reads and checks a configuration; an existing run keeps its implied settings.
 
     Raises:
         UserError: for an unknown name, key or value.
@@ -101,7 +103,7 @@ def configuration(name: str, overrides: list[str], output_dir: str | None) -> Pr
 
 
 def train(config: PretrainConfig, name: str, ranks: Ranks, allow_change: bool = False) -> int:
-    """One run from start, or from its newest checkpoint, to its results; returns an exit status."""
+    """Runs training, from the start or the newest checkpoint; returns an exit status."""
     output, settings = Path(config.output_dir or ""), dataclasses.asdict(config)
     earlier = Continuation(output, "pretrain", settings, allow=allow_change)
     if earlier.is_finished:
@@ -110,7 +112,7 @@ def train(config: PretrainConfig, name: str, ranks: Ranks, allow_change: bool = 
         return 0
     if config.engine.threads is not None:
         torch.set_num_threads(config.engine.threads)
-    # Images come in a few sizes that never change: the fastest kernels are looked for once.
+    # Images have a few fixed sizes, so benchmarking kernels pays off.
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(config.seed)
     np.random.seed(config.seed)
@@ -124,7 +126,7 @@ def train(config: PretrainConfig, name: str, ranks: Ranks, allow_change: bool = 
     # Views become embeddings, embeddings a loss.
     learner = Learner(config, ranks, per_epoch)
     details = {}
-    if ranks.is_main:  # who writes the manifest; before the network is compiled
+    if ranks.is_main:  # rank 0 writes the manifest; before the network is compiled
         details = network_size(learner.encoder.backbone, config.views[0].size, ranks.device)
     learner.prepare()
     state = State(learner, config, name, per_epoch)
@@ -156,13 +158,13 @@ def train(config: PretrainConfig, name: str, ranks: Ranks, allow_change: bool = 
 
 
 def learn(session: Session, step: int, total_steps: int) -> Reached:
-    """From a step to the session's end, or to a request to stop: one step for each batch."""
+    """The training loop, until the session's end or a request to stop."""
     config, ranks, data, state = session.config, session.ranks, session.data, session.state
     checkpoints, per_epoch = Path(config.output_dir or "") / "checkpoints", session.per_epoch
     end = min(total_steps, step + (config.engine.stop_after_steps or total_steps))
     unreadable = Unreadable(data.dataset, config.data.max_unreadable, ranks)
     loss, stopped, owed = torch.tensor(math.nan), False, False
-    saved = step  # after which the newest checkpoint was taken
+    saved = step  # of the newest checkpoint
     while step < end and not stopped:
         data.sampler.epoch, data.sampler.start = divmod(step, per_epoch)
         waiting = time.perf_counter()
@@ -181,7 +183,7 @@ def learn(session: Session, step: int, total_steps: int) -> Reached:
                 classify_neighbors(session, step)
             stopped = session.stop.agreed()
             owed = owed or due(step, per_epoch, config) or at_end or stopped
-            if owed and done.is_finite:  # not among skipped steps: after the next that counts
+            if owed and done.is_finite:  # not within skipped steps: after the next valid one
                 broken = state.not_finite(ranks)
                 if broken is not None:
                     reason = f"NaN or infinity in {broken}"
@@ -198,9 +200,9 @@ def learn(session: Session, step: int, total_steps: int) -> Reached:
 
 
 def tell(session: Session, step: int, done: Step, at_end: bool) -> None:
-    """What a step came to; ends the run after too many skipped ones."""
+    """Records a step; ends the run after too many skipped ones."""
     monitor, watch = session.monitor, session.watch
-    if done.skipped is not None:  # as if the step's data had not been there
+    if done.skipped is not None:  # as if the step's data did not exist
         monitor.skipped(step, done.skipped, watch.total + 1)
     watch.note(step, done, session.learner.encoder)
     if done.is_finite:
@@ -210,7 +212,7 @@ def tell(session: Session, step: int, done: Step, at_end: bool) -> None:
 
 
 def classify_neighbors(session: Session, step: int) -> None:
-    """k-NN at the end of an epoch, where it is due; the last accuracy goes to the results."""
+    """k-NN evaluation at the end of an epoch, if due; the last accuracy goes to the results."""
     if session.monitor.neighbors_due(step // session.per_epoch):
         accuracy = session.monitor.neighbors(step, session.learner.encoder.backbone)
         session.state.last.pop("knn_accuracy", None)
@@ -218,7 +220,7 @@ def classify_neighbors(session: Session, step: int) -> None:
 
 
 def interrupted(session: Session, reached: Reached) -> int:
-    """Notes and says that the session ended before its run; returns an exit status."""
+    """Records and reports that the session ended before the run; returns an exit status."""
     place = f"step {reached.step}"
     end = ending(reached.is_stopped, session.stop.signal, place, reached.is_saved, AGAIN)
     if session.state.run is not None:
@@ -228,29 +230,29 @@ def interrupted(session: Session, reached: Reached) -> int:
 
 
 def conclude(session: Session, reached: Reached) -> None:
-    """The backbone and the results, after the last step."""
+    """Writes the backbone and the results, after the last step."""
     state, watch, loss = session.state, session.watch, float(reached.loss)
-    if watch.in_a_row and math.isfinite(loss):  # not saved, for want of a last step
+    if watch.in_a_row and math.isfinite(loss):  # not saved yet, without a valid last step
         state.last["final_loss"] = loss
     watch.finish(reached.step)
     if state.run is not None:
         seconds = round(state.seconds + session.progress.elapsed(), 3)
-        figures = {"steps": reached.step, **state.last, "wall_time_s": seconds}
+        metrics = {"steps": reached.step, **state.last, "wall_time_s": seconds}
         backbone = session.learner.encoder.backbone
-        file = export(state.run, backbone, session.config, figures)
+        file = export(state.run, backbone, session.config, metrics)
         session.monitor.finished(file, watch.total, watch.in_a_row)
 
 
 @dataclass(frozen=True)
 class Data:
-    """Views of the training images, batch by batch, and what is evaluated on the way.
+    """The training data and the images of the k-NN evaluation.
 
     Attributes:
         dataset: views of single images.
         sampler: which images each batch of this rank has.
         loader: batches of views.
-        knn: the labeled images of the k-NN evaluation, where there is one.
-        images: what the sets of images hold, by name, for the manifest.
+        knn: the labeled images of the k-NN evaluation, if enabled.
+        images: content of the data sets by name, for the manifest.
     """
 
     dataset: ViewsDataset
@@ -262,7 +264,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Session:
-    """What one session of a run works with."""
+    """The state of one session of a run."""
 
     config: PretrainConfig
     ranks: Ranks
@@ -282,13 +284,13 @@ class Session:
 
 @dataclass(frozen=True)
 class Reached:
-    """How far a session came.
+    """The progress of a session.
 
     Attributes:
-        step: number of steps made, in all sessions.
-        loss: of the last step of this one that counts; NaN where there was none.
-        is_stopped: whether it was asked to stop.
-        is_saved: whether a checkpoint holds all that was made.
+        step: number of steps, in all sessions.
+        loss: of this session's last valid step; NaN if there was none.
+        is_stopped: whether it was interrupted.
+        is_saved: whether a checkpoint contains all progress.
     """
 
     step: int
@@ -298,7 +300,7 @@ class Reached:
 
 
 def open_data(config: PretrainConfig, ranks: Ranks) -> Data:
-    """The training images as batches of views, and the images of the k-NN evaluation."""
+    """Opens the training images as batches of views, and the images of the k-NN evaluation."""
     source = open_images(config, ranks)
     dataset = ViewsDataset(source, build_views(config.views), config.seed, config.data.cache)
     sampler = GlobalBatchSampler(
@@ -327,7 +329,7 @@ def open_images(config: PretrainConfig, ranks: Ranks) -> ImageSource:
 
 
 def describe_images(source: ImageSource, knn: KnnSets | None, ranks: Ranks) -> dict[str, ImageSet]:
-    """What the sets of images hold, the same on every rank: rank 0 looks."""
+    """The content of the data sets, determined by rank 0 for all ranks."""
     found = {}
     if ranks.is_main:
         found = {"train": source.described(), **(knn.described() if knn else {})}
@@ -336,7 +338,7 @@ def describe_images(source: ImageSource, knn: KnnSets | None, ranks: Ranks) -> d
 
 
 def due(step: int, steps_per_epoch: int, config: PretrainConfig) -> bool:
-    """Whether a checkpoint is taken after this step."""
+    """Whether a checkpoint is due after this step."""
     engine = config.engine
     epoch, within = divmod(step, steps_per_epoch)
     if within == 0:

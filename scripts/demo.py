@@ -6,7 +6,7 @@
 The quick one takes the smallest size of everything, for under two minutes on two cores; the row of
 a control (labels shuffled) says what a score is when there is nothing to be learned.
 Every step leaves its result behind; run again after any interruption, finished steps are not
-repeated. The figures check that the pipeline works; they do not compare methods.
+repeated. The metrics check that the pipeline works; they do not compare methods.
 """
 
 from __future__ import annotations

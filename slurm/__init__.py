@@ -1,1 +1,1 @@
-"""The launchers, and what runs on a node."""
+"""The launchers, and the jobs that they submit."""

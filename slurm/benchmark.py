@@ -25,8 +25,9 @@ from slurm.convert import command as conversion
 from slurm.evaluations import RANDOM, Evaluation, kind_of
 from slurm.executors import with_sources
 from slurm.launch_pretrain import pretraining
-from slurm.ledger import Node
+from slurm.ledger import Job
 from slurm.local import fit
+from slurm.plan import Plan
 from slurm.resources import SMALL, Resources, checked, layered, small, tasks_per_node
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,16 +36,16 @@ _STAGES = ("pretrain", "convert", "collect")
 
 @dataclass
 class Initialization:
-    """Where fine-tuning starts; exactly one of the first four.
+    """The weights that evaluations start from: exactly one of the first four.
 
     Attributes:
-        pretrain: a configuration in ``configs/pretrain/``, or a path; its runs are made.
-        supervised: a configuration of ``kind=semi`` in ``configs/evaluation/``, or a path; its runs
-            train random weights on labels.
+        pretrain: a configuration in ``configs/pretrain/``, or a path, to pretrain with.
+        supervised: a configuration of ``kind=semi`` in ``configs/evaluation/``, or a path, to train
+            random weights on labels with.
         checkpoint: a finished pretraining run, or a checkpoint of any method.
-        random: from scratch.
+        random: random initialization.
         overrides: ``key=value`` for ``pretrain`` or ``supervised``.
-        seeds: of ``pretrain`` or ``supervised``, one run each.
+        seeds: of ``pretrain`` or ``supervised``; one run per seed.
     """
 
     pretrain: str | None = None
@@ -57,12 +58,12 @@ class Initialization:
 
 @dataclass
 class Made:
-    """A data set of ``intl-transfer data``, made where it is missing.
+    """A data set of ``intl-transfer data``, generated if it is missing.
 
     Attributes:
-        make: make it.
-        spec: fields of its spec that differ from the defaults, as options of ``intl-transfer
-            data NAME``.
+        make: generate it.
+        spec: fields of its spec that differ from the defaults; the options of ``intl-transfer data
+            NAME``.
     """
 
     make: bool = False
@@ -71,12 +72,12 @@ class Made:
 
 @dataclass
 class Control(ControlConfig):
-    """Evaluations of one initialization again, with something taken from them; exactly one thing.
+    """Repeats evaluations of an initialization as a control; exactly one kind of control.
 
     Attributes:
-        of: the initialization; of several pretrainings, the first.
-        evaluations: names of the evaluations; empty takes all.
-        seeds: one run each; empty takes the first of the evaluation.
+        of: the initialization; with several pretraining seeds, the first.
+        evaluations: names of the evaluations; empty for all.
+        seeds: one run per seed; empty for the evaluation's first seed.
     """
 
     of: str = MISSING
@@ -86,19 +87,19 @@ class Control(ControlConfig):
 
 @dataclass
 class Benchmark:
-    """A whole benchmark.
+    """A benchmark's configuration.
 
     Attributes:
-        output_dir: folder of all its runs; null makes ``runs/benchmark/NAME``.
-        datasets: root of the data sets (``DETECTRON2_DATASETS``); null leaves the environment's.
-        shapes: the embedded data set below it.
-        photo_cutouts: the set of photographs below it (docs/photo-cutouts.md).
-        initializations: by name; a row of the table each.
-        evaluations: by name; a block of the table each.
-        controls: by name; a row of their own kind each.
-        resources: by stage (``pretrain``, ``convert``, ``collect``) fields of ``Resources`` that
-            its jobs need; those of an evaluation are its own.
-        published: show published rows in the report.
+        output_dir: parent of all its runs; null for ``runs/benchmark/NAME``.
+        datasets: root of the data sets (``DETECTRON2_DATASETS``); null for the environment's.
+        shapes: the embedded data set, in ``datasets``.
+        photo_cutouts: the data set of photographs, in ``datasets`` (docs/photo-cutouts.md).
+        initializations: by name; one table row each.
+        evaluations: by name; one block of table columns each.
+        controls: by name; one control row each.
+        resources: fields of ``Resources`` for the jobs of a stage (``pretrain``, ``convert``,
+            ``collect``); an evaluation has its own.
+        published: include published rows in the report.
     """
 
     output_dir: str | None = None
@@ -113,14 +114,14 @@ class Benchmark:
 
 
 def read(name: str, overrides: list[str]) -> Benchmark:
-    """A benchmark's configuration, checked as far as that goes without data.
+    """Reads a benchmark's configuration and checks what can be checked without data.
 
     Args:
         name: a file in ``configs/benchmark/``, or a path.
         overrides: ``key=value`` with dotted keys.
 
     Raises:
-        UserError: for an unknown name, key, type, kind or combination; names the near matches.
+        UserError: for an unknown name, key, type, kind or combination; suggests near matches.
     """
     benchmark = load_config(Benchmark, name, overrides, ROOT / "configs" / "benchmark")
     if not benchmark.initializations or not benchmark.evaluations:
@@ -158,15 +159,15 @@ def read(name: str, overrides: list[str]) -> Benchmark:
     for stage, values in benchmark.resources.items():
         if stage not in _STAGES:
             raise UserError(
-                f"{name}: resources: no stage '{stage}'; expected {', '.join(_STAGES)} (those of "
-                f"an evaluation are in it).{did_you_mean(stage, _STAGES)}"
+                f"{name}: resources: no stage '{stage}'; expected {', '.join(_STAGES)} (an "
+                f"evaluation has its own resources).{did_you_mean(stage, _STAGES)}"
             )
         checked({**values, "cluster": "slurm"}, f"{name}: resources.{stage}")
     return benchmark
 
 
 def _check_control(benchmark: Benchmark, key: str, control: Control, where: str) -> None:
-    """Refuses a control of nothing, of what is not there, or of more than one thing."""
+    """Refuses a control of an unknown initialization or evaluation, or of not exactly one kind."""
     _check_name(key, where)
     if control.of not in benchmark.initializations:
         known = list(benchmark.initializations)
@@ -184,13 +185,13 @@ def _check_control(benchmark: Benchmark, key: str, control: Control, where: str)
         )
     if control.permute_weights and benchmark.initializations[control.of].random:
         raise UserError(
-            f"{where}: permute_weights of '{control.of}', which has learned nothing; expected an "
-            "initialization with weights"
+            f"{where}: permute_weights of '{control.of}', which is random; expected an "
+            "initialization with trained weights"
         )
 
 
 def _check_distinct(benchmark: Benchmark, name: str) -> None:
-    """Refuses two initializations that would be one row of the table."""
+    """Refuses two initializations that would share a table row."""
     seen: dict[Any, str] = {}
     for key, start in benchmark.initializations.items():
         made: Any = "random"
@@ -203,19 +204,19 @@ def _check_distinct(benchmark: Benchmark, name: str) -> None:
             made = "supervised", fingerprint(deciding("evaluation", settings))
         if made in seen:
             raise UserError(
-                f"{name}: initializations.{key} is the same experiment as {seen[made]}: nothing "
-                "that decides a result differs. Give one of them, with both seeds"
+                f"{name}: initializations.{key} is the same experiment as {seen[made]}: no setting "
+                "that affects results differs. Keep one of them, with both seeds"
             )
         seen[made] = key
 
 
 def _check_name(name: str, where: str) -> None:
     if not name.replace("_", "").replace("-", "").replace(".", "").isalnum():
-        raise UserError(f"{where}: names of folders are made of it; use letters, digits, _ - .")
+        raise UserError(f"{where}: the name is used for folders; use only letters, digits, _ - .")
 
 
 def pretraining_config(start: Initialization) -> PretrainConfig:
-    """What a pretraining run of the benchmark will be."""
+    """The configuration of an initialization's pretraining run."""
     folder = ROOT / "configs" / "pretrain"
     config = load_config(PretrainConfig, start.pretrain or "", start.overrides, folder)
     check(config)
@@ -223,10 +224,10 @@ def pretraining_config(start: Initialization) -> PretrainConfig:
 
 
 def supervised_config(start: Initialization) -> EvaluationConfig:
-    """What a supervised run of the benchmark will be.
+    """The configuration of a benchmark's supervised run.
 
     Raises:
-        UserError: if it cannot be, or would not train the backbone.
+        UserError: if it is invalid, or would not train the backbone.
     """
     config = configuration(start.supervised or "", start.overrides)
     if config.kind != "semi":
@@ -235,55 +236,35 @@ def supervised_config(start: Initialization) -> EvaluationConfig:
 
 
 @dataclass
-class Plan:
-    """Makes the nodes of a benchmark.
+class BenchmarkPlan(Plan[Benchmark]):
+    """Makes the jobs of a benchmark, a configuration from :func:`read`."""
 
-    Attributes:
-        benchmark: from :func:`read`.
-        name: the benchmark's.
-        folder: of all its runs.
-        code: the sources that jobs run.
-        site: resources of the profile.
-        options: resources of the command line, which win over all others.
-        gpus: of this machine where jobs run here; None on SLURM.
-    """
-
-    benchmark: Benchmark
-    name: str
-    folder: Path
-    code: Path
-    site: Mapping[str, Any]
-    options: Mapping[str, Any]
-    gpus: int | None = None
-
-    def nodes(self) -> list[Node]:
-        """All nodes, parents before children."""
+    def jobs(self) -> list[Job]:
+        """All jobs, parents before children."""
         starts: list[tuple[str, str, list[str]]] = []
-        nodes: list[Node] = []
-        for name, start in self.benchmark.initializations.items():
+        jobs: list[Job] = []
+        for name, start in self.config.initializations.items():
             for label, weights, made in self._initialization(name, start):
-                nodes += made
-                starts.append((label, weights, [node.key for node in made[-1:]]))
-        evaluated: list[Node] = []
-        for name, evaluation in self.benchmark.evaluations.items():
+                jobs += made
+                starts.append((label, weights, [job.key for job in made[-1:]]))
+        evaluated: list[Job] = []
+        for name, evaluation in self.config.evaluations.items():
             evaluated += self._evaluation(name, evaluation, starts)
-        for name, control in self.benchmark.controls.items():
+        for name, control in self.config.controls.items():
             evaluated += self._control(name, control, starts)
-        return [*nodes, *evaluated, self._collecting(evaluated)]
+        return [*jobs, *evaluated, self._collecting(evaluated)]
 
-    def _initialization(
-        self, name: str, start: Initialization
-    ) -> list[tuple[str, str, list[Node]]]:
-        """(name in folders, weights, the nodes that make them) of each start."""
+    def _initialization(self, name: str, start: Initialization) -> list[tuple[str, str, list[Job]]]:
+        """Per set of weights: its name in folders, its path, and the jobs that produce it."""
         if start.random:
             return [(name, RANDOM, [])]
         if start.checkpoint is not None:
-            node = self._conversion(name, name, str(Path(start.checkpoint).resolve()), [])
-            return [(name, node.target, [node])]
+            job = self._conversion(name, name, str(Path(start.checkpoint).resolve()), [])
+            return [(name, job.target, [job])]
         if start.supervised is not None:
             return self._supervised(name, start)
         found = []
-        requested = self._resources("pretrain", self.benchmark.resources.get("pretrain", {}))
+        requested = self._resources("pretrain", self.config.resources.get("pretrain", {}))
         batch = pretraining_config(start).optim.batch_size
         rank_batch_size(batch, requested.nodes * tasks_per_node(requested))
         for seed in start.seeds:
@@ -295,30 +276,30 @@ class Plan:
             resolved = dataclasses.replace(pretraining_config(start), seed=seed)
             run = pretraining(config, overrides, folder, requested, self.code, title, resolved)
             run.must_finish = True
-            node = self._conversion(name, label, str(folder), [run.key])
-            found.append((label, node.target, [run, node]))
+            job = self._conversion(name, label, str(folder), [run.key])
+            found.append((label, job.target, [run, job]))
         return found
 
-    def _supervised(self, name: str, start: Initialization) -> list[tuple[str, str, list[Node]]]:
-        """Random weights trained on labels, by the same stage that evaluates with few."""
+    def _supervised(self, name: str, start: Initialization) -> list[tuple[str, str, list[Job]]]:
+        """Random weights trained on labels, by the stage that evaluates with few labels."""
         overrides = list(start.overrides)
         evaluation = Evaluation("classification", start.supervised or "", overrides, start.seeds)
         kind = kind_of(evaluation, name)
-        requested = self._resources("pretrain", self.benchmark.resources.get("pretrain", {}))
+        requested = self._resources("pretrain", self.config.resources.get("pretrain", {}))
         found = []
         for seed in start.seeds:
             label = f"{name}_seed{seed}" if len(start.seeds) > 1 else name
             folder, title = self.folder / kind.stage / name / label, f"{self.name}-{name}"
-            run = kind.node(evaluation, RANDOM, seed, None, folder, requested, self.code, title)
+            run = kind.job(evaluation, RANDOM, seed, None, folder, requested, self.code, title)
             run.key, run.must_finish = f"supervised/{label}", True
-            node = self._conversion(name, label, str(folder / CLASSIFIER), [run.key])
-            found.append((label, node.target, [run, node]))
+            job = self._conversion(name, label, str(folder / CLASSIFIER), [run.key])
+            found.append((label, job.target, [run, job]))
         return found
 
-    def _conversion(self, name: str, label: str, source: str, parents: list[str]) -> Node:
+    def _conversion(self, name: str, label: str, source: str, parents: list[str]) -> Job:
         target = self.folder / "weights" / f"{label}.pth"
-        requested = self._resources("convert", self.benchmark.resources.get("convert", {}), True)
-        return Node(
+        requested = self._resources("convert", self.config.resources.get("convert", {}), True)
+        return Job(
             key=f"convert/{label}",
             stage="convert",
             target=str(target),
@@ -333,7 +314,7 @@ class Plan:
 
     def _evaluation(
         self, name: str, evaluation: Evaluation, starts: list[tuple[str, str, list[str]]]
-    ) -> list[Node]:
+    ) -> list[Job]:
         kind = kind_of(evaluation, name)
         requested = kind.resources(self._resources(f"evaluations.{name}", evaluation.resources))
         made = []
@@ -346,25 +327,25 @@ class Plan:
                     )
                     folder = self.folder / kind.stage / name / leaf
                     title = f"{self.name}-{name}"
-                    node = kind.node(
+                    job = kind.job(
                         evaluation, weights, seed, rate, folder, requested, self.code, title
                     )
-                    node.key = f"{name}/{leaf}"
-                    node.parents, node.must_finish = parents, True
-                    made.append(node)
+                    job.key = f"{name}/{leaf}"
+                    job.parents, job.must_finish = parents, True
+                    made.append(job)
         return made
 
     def _control(
         self, name: str, control: Control, starts: list[tuple[str, str, list[str]]]
-    ) -> list[Node]:
-        """The evaluations that a control repeats."""
-        seeds = self.benchmark.initializations[control.of].seeds
+    ) -> list[Job]:
+        """The evaluations that a control repeats, with the control applied."""
+        seeds = self.config.initializations[control.of].seeds
         label = control.of if len(seeds) == 1 else f"{control.of}_seed{seeds[0]}"
         known = {own: (weights, parents) for own, weights, parents in starts}
         weights, parents = known.get(label) or known[control.of]
         made = []
-        for key in control.evaluations or self.benchmark.evaluations:
-            evaluation = self.benchmark.evaluations[key]
+        for key in control.evaluations or self.config.evaluations:
+            evaluation = self.config.evaluations[key]
             changed = dataclasses.replace(
                 evaluation,
                 overrides=[*evaluation.overrides, *kind_of(evaluation, key).control(control)],
@@ -373,51 +354,51 @@ class Plan:
             made += self._evaluation(key, changed, [(f"control_{name}", weights, parents)])
         return made
 
-    def _collecting(self, evaluated: list[Node]) -> Node:
-        requested = self._resources("collect", self.benchmark.resources.get("collect", {}), True)
+    def _collecting(self, evaluated: list[Job]) -> Job:
+        requested = self._resources("collect", self.config.resources.get("collect", {}), True)
         target = self.folder / "report"
         command = [sys.executable, "-m", "intl_transfer.results", str(self.folder)]
-        command += ["--out", f"{target}/"] + (["--published"] if self.benchmark.published else [])
+        command += ["--out", f"{target}/"] + (["--published"] if self.config.published else [])
         requested.environment = with_sources(requested.environment, self.code)
-        return Node(
+        return Job(
             key="collect",
             stage="collect",
             target=str(target),
             command=command,
             resources=dataclasses.asdict(requested),
-            parents=[node.key for node in evaluated],
+            parents=[job.key for job in evaluated],
             after="any",
             folder=str(Path.cwd()),
             title=f"{self.name}-collect",
         )
 
     def _resources(self, where: str, own: Mapping[str, Any], is_small: bool = False) -> Resources:
-        """The site's values, over them the work's own, over them the command line's."""
+        """The profile's values, overridden by the job's own, then by the command line's."""
         options = {k: v for k, v in self.options.items() if not (is_small and k in SMALL)}
         if is_small:
             base = small(layered(self.site, options), f"{self.name}: {where}")
             values = layered(dataclasses.asdict(base), own)
         else:
             values = layered(self.site, own, options)
-        if self.gpus is not None:  # one machine; batches are global, so that results stay the same
+        if self.gpus is not None:  # one machine; batch sizes are global, so results do not change
             values["nodes"] = self.options.get("nodes", 1)
         environment = dict(values.get("environment") or {})
-        if self.benchmark.datasets is not None:
-            environment["DETECTRON2_DATASETS"] = str(Path(self.benchmark.datasets).resolve())
+        if self.config.datasets is not None:
+            environment["DETECTRON2_DATASETS"] = str(Path(self.config.datasets).resolve())
         requested = checked({**values, "environment": environment}, f"{self.name}: {where}")
         return fit(requested, self.gpus)
 
 
 def make_data(benchmark: Benchmark, say: Any) -> None:
-    """Makes the data sets that the benchmark wants made and that are missing.
+    """Generates the benchmark's own data sets that are missing.
 
     Args:
         benchmark: the configuration.
-        say: told of what is made.
+        say: prints a line of progress.
 
     Raises:
-        UserError: if a value cannot be, a package is missing, or the folder holds a set made with
-            other values.
+        UserError: if a value is invalid, a package is missing, or the folder contains a data set
+            generated with other values.
     """
     from intl_transfer.data.made import MADE
 
@@ -433,10 +414,10 @@ def make_data(benchmark: Benchmark, say: Any) -> None:
         spec = made.spec(**values)
         root = Path(benchmark.datasets or "datasets") / name
         if not made.is_complete(root, spec):
-            say(f"making the data set {name} in {root}")
+            say(f"generating the data set {name} in {root}")
             made.make(root, spec)
 
 
 def resolved(benchmark: Benchmark) -> str:
-    """The whole configuration as YAML."""
+    """The resolved configuration as YAML."""
     return OmegaConf.to_yaml(OmegaConf.structured(benchmark))

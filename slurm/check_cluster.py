@@ -1,11 +1,10 @@
-"""Checks a cluster by a two-minute job, as `intl-transfer doctor --cluster`.
+"""Checks a cluster with a two-minute job, as `intl-transfer doctor --cluster`.
 
     python slurm/check_cluster.py --profile mysite
     python slurm/check_cluster.py --cluster local
 
-Each task of the job says which cores, GPUs, memory, network and disk it has, and whether it meets
-the others. Nodes, tasks and cores are the profile's, as training would have them; at least two
-tasks.
+Each task of the job reports its cores, GPUs, memory, network and disk, and whether it can reach the
+others. Nodes, tasks and cores are those of the profile, as for training, with at least two tasks.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ from slurm.resources import Resources, add_arguments, given_options, resources, 
 
 ROOT = Path(__file__).resolve().parents[1]
 _MINUTES = 2  # of the job
-_LONGEST = 180  # seconds until a job that runs must have reported
-_FAREWELL = 10  # seconds that a job has to end once all tasks have reported
+_LONGEST = 180  # seconds for a running job to report
+_ENDING = 10  # seconds for a job to end once all tasks have reported
 _POLL_SECONDS = 0.2
 
 
@@ -55,11 +54,11 @@ def main() -> int:
         "--output-dir",
         type=Path,
         default=Path("runs/doctor"),
-        help="on the runs' disk; a folder is made in it, and removed if all is well",
+        help="a folder on the file system of the runs, for temporary files (default: runs/doctor)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
-        "--queue-minutes", type=float, default=15, help="how long the job may wait in the queue"
+        "--queue-minutes", type=float, default=15, help="maximum time in the queue (default: 15)"
     )
     add_arguments(parser)
     arguments = parser.parse_args()
@@ -69,26 +68,26 @@ def main() -> int:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Runs the job and judges what its tasks found."""
-    wanted = small_job(resources(arguments), given_options(arguments))
+    """Runs the job and evaluates its tasks' reports."""
+    requested = small_job(resources(arguments), given_options(arguments))
     folder = (arguments.output_dir / time.strftime("%Y%m%d-%H%M%S")).resolve()
     try:
         folder.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"{folder} cannot be made ({error.strerror or error})") from None
-    tasks = wanted.nodes * tasks_per_node(wanted)
+        raise UserError(f"{folder} cannot be created ({error.strerror or error})") from None
+    tasks = requested.nodes * tasks_per_node(requested)
     if not arguments.json:
-        say(f"{wanted.cluster}: {tasks} task(s) on {wanted.nodes} node(s); {folder}")
-    job = submit_tasks(wanted, folder)
+        say(f"{requested.cluster}: {tasks} task(s) on {requested.nodes} node(s); {folder}")
+    job = submit_tasks(requested, folder)
     try:
-        wait(job, wanted, folder, tasks, arguments.queue_minutes)
-        leave = time.monotonic() + _FAREWELL
-        while not state(job, wanted).ended and time.monotonic() < leave:
+        wait(job, requested, folder, tasks, arguments.queue_minutes)
+        deadline = time.monotonic() + _ENDING
+        while not state(job, requested).ended and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
     finally:
-        end(job, wanted)
-    asked = Requested(tasks, wanted.cpus_per_gpu, wanted.gpus_per_node, wanted.cluster)
-    checks = check_tasks(read_tasks(folder, tasks), asked)
+        end(job, requested)
+    expected = Requested(tasks, requested.cpus_per_gpu, requested.gpus_per_node, requested.cluster)
+    checks = check_tasks(read_tasks(folder, tasks), expected)
     if arguments.json:
         print(json.dumps(as_json(checks)))
     else:
@@ -100,38 +99,38 @@ def check(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def small_job(wanted: Resources, asked: dict[str, Any]) -> Resources:
-    """The profile's job, but short, with at least two tasks, and no more GPUs than are here."""
-    wanted.time = asked.get("time", _MINUTES)
-    wanted.signal_seconds = asked.get("signal_seconds", 10)
-    if wanted.cluster != "slurm":
-        wanted = fit(wanted, len(visible_gpus()))
-    if wanted.nodes * tasks_per_node(wanted) < 2 and wanted.ranks_per_node is None:
-        wanted.ranks_per_node = 2 if wanted.gpus_per_node < 2 else None
-    return wanted
+def small_job(requested: Resources, options: dict[str, Any]) -> Resources:
+    """The profile's job, shortened, with at least two tasks, and no more GPUs than there are."""
+    requested.time = options.get("time", _MINUTES)
+    requested.signal_seconds = options.get("signal_seconds", 10)
+    if requested.cluster != "slurm":
+        requested = fit(requested, len(visible_gpus()))
+    if requested.nodes * tasks_per_node(requested) < 2 and requested.ranks_per_node is None:
+        requested.ranks_per_node = 2 if requested.gpus_per_node < 2 else None
+    return requested
 
 
-def submit_tasks(wanted: Resources, folder: Path) -> submitit.Job[str]:
-    """Submits the job; gives back submitit's."""
+def submit_tasks(requested: Resources, folder: Path) -> submitit.Job[str]:
+    """Submits the job; returns submitit's."""
     command = [sys.executable, "-m", "intl_transfer.machine.task", str(folder)]
-    command += ["--slurm"] if wanted.cluster == "slurm" else []
-    environment = with_sources(wanted.environment, ROOT)
+    command += ["--slurm"] if requested.cluster == "slurm" else []
+    environment = with_sources(requested.environment, ROOT)
     work = StageJob(command, str(Path.cwd()), max_requeues=0, environment=environment)
-    executor = make_executor(wanted, folder / "slurm", "intl-doctor")
+    executor = make_executor(requested, folder / "slurm", "intl-doctor")
     return submit(executor, [work])[0]
 
 
 class State(NamedTuple):
-    """How the job stands: over, in the queue, and why."""
+    """The state of the job: ended, or pending and why."""
 
     ended: bool
     pending: bool = False
     reason: str = ""
 
 
-def state(job: submitit.Job[str], wanted: Resources) -> State:
-    """Asks the queue, and on this machine the process; never ``sacct``, which many sites lack."""
-    if wanted.cluster != "slurm":
+def state(job: submitit.Job[str], requested: Resources) -> State:
+    """Queries the queue, or the process on this machine; not ``sacct``, which many sites lack."""
+    if requested.cluster != "slurm":
         return State(job.done())
     row = controller.queue().get(str(job.job_id))
     if row is None or not row.alive:
@@ -139,16 +138,16 @@ def state(job: submitit.Job[str], wanted: Resources) -> State:
     return State(False, row.state == "PENDING", row.reason)
 
 
-def end(job: submitit.Job[str], wanted: Resources) -> None:
+def end(job: submitit.Job[str], requested: Resources) -> None:
     """Ends the job, if it has not ended."""
-    if wanted.cluster == "slurm":
+    if requested.cluster == "slurm":
         controller.cancel([str(job.job_id)])
     elif not job.done():
         job.cancel(check=False)
 
 
 def wait(
-    job: submitit.Job[str], wanted: Resources, folder: Path, tasks: int, queue_minutes: float
+    job: submitit.Job[str], requested: Resources, folder: Path, tasks: int, queue_minutes: float
 ) -> None:
     """Waits until all tasks have reported, or the job has ended.
 
@@ -163,7 +162,7 @@ def wait(
         return len(found) == tasks and all(task["done"] for task in found)
 
     while not reported():
-        ended, pending, reason = state(job, wanted)
+        ended, pending, reason = state(job, requested)
         if ended:
             wait_until(reported, folder, LATE)
             return
@@ -174,9 +173,9 @@ def wait(
         elif time.monotonic() > deadline:
             raise UserError(
                 f"job {job.job_id} was in the queue for {queue_minutes:g} minutes ({reason}) and "
-                "is cancelled; ask for less (--nodes 1), or wait longer with --queue-minutes"
+                "was cancelled; request less (--nodes 1), or wait longer (--queue-minutes)"
             )
-        time.sleep(_POLL_SECONDS if wanted.cluster != "slurm" else 5 * _POLL_SECONDS)
+        time.sleep(_POLL_SECONDS if requested.cluster != "slurm" else 5 * _POLL_SECONDS)
 
 
 if __name__ == "__main__":

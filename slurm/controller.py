@@ -1,6 +1,6 @@
-"""What SLURM says about jobs: ``squeue``, ``scancel`` and ``scontrol``, and no ``sacct``.
+"""Queries SLURM by ``squeue``, ``scancel`` and ``scontrol``; not ``sacct``.
 
-Many sites keep no accounting data base. Nothing here waits without a limit.
+Many sites have no accounting database. Every call has a time limit.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from dataclasses import dataclass
 
 from intl_transfer.errors import UserError
 
-#: States in which a job will not run any more; all others are alive.
+#: States in which a job has ended; in all others it is alive.
 ENDED = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
     *("PREEMPTED", "REVOKED", "TIMEOUT"),
 )
-_AT_ONCE = 5  # seconds, where run directories can answer in its place
-_TIMEOUT = 30  # seconds that one question may take
-_WAITS = (1, 3, 10)  # seconds before it is asked again
-_DEFAULT_ARRAY = 1001  # SLURM's own
+_SHORT_TIMEOUT = 5  # seconds, where run directories can answer instead
+_TIMEOUT = 30  # seconds per call
+_WAITS = (1, 3, 10)  # seconds before each retry
+_DEFAULT_ARRAY = 1001  # SLURM's default
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Row:
     """One line of ``squeue``.
 
     Attributes:
-        job: its id, ``12`` or ``12_3``.
+        job_id: ``12``, or ``12_3`` of an array.
         state: ``PENDING``, ``RUNNING``, ``COMPLETED``, ...
-        nodes: where it runs.
+        nodes: the nodes that run it.
         reason: why it waits, or why it ended.
         name: the job's name.
     """
 
-    job: str
+    job_id: str
     state: str
     nodes: str
     reason: str
@@ -46,64 +46,63 @@ class Row:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs, or still may."""
+        """Whether it is running or may still run."""
         return self.state not in ENDED
 
 
 def available() -> bool:
-    """Whether there is a SLURM to ask."""
+    """Whether SLURM is installed here."""
     return shutil.which("squeue") is not None
 
 
 def queue(patient: bool = True) -> dict[str, Row]:
-    """This user's jobs, those that ended a short while ago among them, by id.
+    """This user's jobs by id, including those that ended recently.
 
     Args:
-        patient: ask a busy controller again and wait for it; False asks once, for an answer at
-            once.
+        patient: retry if the controller is busy; False tries once, with a short time limit.
 
     Raises:
-        UserError: if SLURM does not answer, with its own words.
+        UserError: if SLURM does not answer, with its message.
     """
     form = "%i|%T|%N|%r|%j"
-    words = ("squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), "-o", form)
-    text = ask(*words) if patient else ask(*words, waits=(), timeout=_AT_ONCE)
+    command = ("squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), "-o", form)
+    text = run(*command) if patient else run(*command, waits=(), timeout=_SHORT_TIMEOUT)
     rows = (Row(*line.split("|", 4)) for line in text.splitlines() if line.count("|") >= 4)
-    return {row.job: row for row in rows}
+    return {row.job_id: row for row in rows}
 
 
 def cancel(jobs: Iterable[str]) -> None:
-    """Cancels jobs; those that have ended are passed over.
+    """Cancels jobs; those that have ended are ignored.
 
     Raises:
         UserError: if SLURM does not answer.
     """
-    wanted = list(jobs)
-    for first in range(0, len(wanted), 200):  # a command line has an end
-        ask("scancel", "--quiet", *wanted[first : first + 200])
+    job_ids = list(jobs)
+    for first in range(0, len(job_ids), 200):  # command lines are limited in length
+        run("scancel", "--quiet", *job_ids[first : first + 200])
 
 
 def largest_array() -> int:
-    """How many jobs an array may have (``MaxArraySize``)."""
+    """The maximum number of jobs in an array (``MaxArraySize``)."""
     try:
-        found = re.search(r"MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config"))
+        found = re.search(r"MaxArraySize\s*=\s*(\d+)", run("scontrol", "show", "config"))
     except UserError:
         found = None
     return max(1, int(found[1])) if found else _DEFAULT_ARRAY
 
 
-def ask(*command: str, waits: Sequence[float] | None = None, timeout: float = _TIMEOUT) -> str:
-    """Runs one of SLURM's commands, several times if the controller is busy; its output.
+def run(*command: str, waits: Sequence[float] | None = None, timeout: float = _TIMEOUT) -> str:
+    """Runs a SLURM command, with retries if the controller is busy; returns its output.
 
     Args:
         command: with its arguments.
-        waits: seconds before each time that it is asked again; None takes the usual ones.
-        timeout: seconds that it may take.
+        waits: seconds before each retry; None for the default.
+        timeout: seconds per try.
 
     Raises:
-        UserError: with SLURM's own words, if it keeps failing.
+        UserError: with SLURM's message, if it keeps failing.
     """
-    words = ""
+    message = ""
     for wait in (*(_WAITS if waits is None else waits), None):
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
@@ -112,13 +111,13 @@ def ask(*command: str, waits: Sequence[float] | None = None, timeout: float = _T
                 f"`{command[0]}` is not installed here; is this a login node?"
             ) from None
         except subprocess.TimeoutExpired:
-            words = f"no answer within {timeout:g} s"
+            message = f"no answer within {timeout:g} s"
         else:
             if done.returncode == 0:
                 return done.stdout
-            words = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no reason"
-            if "Invalid" in words or "denied" in words:
+            message = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no reason"
+            if "Invalid" in message or "denied" in message:
                 break
         if wait is not None:
             time.sleep(wait)
-    raise UserError(f"SLURM does not answer `{command[0]}`: {words}; try again later")
+    raise UserError(f"SLURM does not answer `{command[0]}`: {message}; try again later")

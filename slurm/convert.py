@@ -1,8 +1,8 @@
-"""Converts a backbone to Detectron2 weights unless that was done: what a conversion's job runs.
+"""Converts a backbone to Detectron2 weights, unless already done; the command of conversion jobs.
 
     python slurm/convert.py RUN_OR_CHECKPOINT OUT.pth
 
-The work is `intl-transfer convert`'s. Nothing is repeated whose report names the same source.
+Calls `intl-transfer convert`. A conversion whose report has the same source hash is not repeated.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def command(code: Path, source: str, target: Path, label: str | None = None) -> 
     """The command line of a conversion.
 
     Args:
-        code: the sources that it runs.
+        code: the sources to run.
         source: a pretraining run's directory or a checkpoint.
         target: the ``.pth`` to write.
-        label: a word that tells its rows from others of the method.
+        label: distinguishes its table rows from others of the same method.
     """
-    words = [sys.executable, str(code / "slurm" / "convert.py"), source, str(target)]
-    return [*words, *(["--label", label] if label is not None else [])]
+    command = [sys.executable, str(code / "slurm" / "convert.py"), source, str(target)]
+    return [*command, *(["--label", label] if label is not None else [])]
 
 
 def main() -> int:
@@ -44,10 +44,12 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "source", metavar="RUN_OR_CHECKPOINT", help="what to convert, as for intl-transfer convert"
+        "source",
+        metavar="RUN_OR_CHECKPOINT",
+        help="pretraining run or checkpoint, as for intl-transfer convert",
     )
-    parser.add_argument("target", type=Path, metavar="OUT.pth", help="file to write")
-    parser.add_argument("--label", help="as of `intl-transfer convert`")
+    parser.add_argument("target", type=Path, metavar="OUT.pth", help="output file")
+    parser.add_argument("--label", help="as for intl-transfer convert")
     arguments = parser.parse_args()
     with Boundary("the same command continues") as boundary:
         boundary.status = convert(arguments.source, arguments.target, arguments.label)
@@ -55,8 +57,8 @@ def main() -> int:
 
 
 def convert(source: str, target: Path, name: str | None) -> int:
-    """Converts what has not been; returns an exit status."""
-    # The run has only just finished, on another node.
+    """Converts unless already done; returns an exit status."""
+    # The run may have just finished on another node.
     wait_until(Path(source).exists, Path(source).parent)
     if Path(source, MANIFEST).exists() and not wait_until(
         lambda: source_hash(source) is not None, source
@@ -64,7 +66,7 @@ def convert(source: str, target: Path, name: str | None) -> int:
         print(f"error: {source} has no results.json; is it finished?", file=sys.stderr)
         return 2
     if converted(source, target):
-        print(f"converted before: {target}", flush=True)
+        print(f"already converted: {target}", flush=True)
         return 0
     label = ["--label", name] if name is not None else []
     return intl_transfer(["convert", "--force", *label, source, str(target)])

@@ -1,4 +1,4 @@
-"""Kinds of evaluation that a benchmark can name. Another kind is one more entry of ``KINDS``."""
+"""Kinds of evaluation in a benchmark. To add one, extend ``KINDS``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from intl_transfer.runs.controls import ControlConfig
 from intl_transfer.runs.settings import identity
 from slurm import launch_detection
 from slurm.executors import with_sources
-from slurm.ledger import WEIGHTS, Node
+from slurm.ledger import WEIGHTS, Job
 from slurm.resources import Resources, fitting, tasks_per_node
 
 RANDOM = launch_detection.RANDOM
@@ -32,13 +32,13 @@ class Evaluation:
 
     Attributes:
         kind: one of ``KINDS``.
-        config: its configuration, a name in ``configs/detection/`` or, for ``classification``, in
+        config: its configuration: a name in ``configs/detection/`` or, for ``classification``, in
             ``configs/evaluation/``.
         overrides: for ``detection`` ``KEY VALUE`` pairs, for example ``[SOLVER.MAX_ITER 1000]``;
             for ``classification`` ``key=value``.
-        seeds: one run each.
-        learning_rates: one run each; empty takes the configuration's.
-        resources: fields of ``Resources`` that its jobs need.
+        seeds: one run per seed.
+        learning_rates: one run per learning rate; empty for the configuration's.
+        resources: fields of ``Resources`` for its jobs.
     """
 
     kind: str = "detection"
@@ -50,21 +50,21 @@ class Evaluation:
 
 
 class Kind(Protocol):
-    """What a kind of evaluation has to know."""
+    """Interface of a kind of evaluation."""
 
-    #: Name of the stage, and of the folder of its runs.
+    #: Name of the stage and of its runs' parent folder.
     stage: str
 
     def check(self, evaluation: Evaluation, where: str) -> None:
-        """Raises UserError, beginning with ``where``, for what cannot be."""
+        """Raises UserError, beginning with ``where``, for an invalid evaluation."""
 
     def resources(self, requested: Resources) -> Resources:
-        """What its jobs ask for, given what one process a GPU would."""
+        """Resources of its jobs, from those with one task per GPU."""
 
     def control(self, control: ControlConfig) -> list[str]:
-        """The overrides that make a control of an evaluation."""
+        """The overrides that turn an evaluation into a control."""
 
-    def node(
+    def job(
         self,
         evaluation: Evaluation,
         weights: str,
@@ -74,12 +74,12 @@ class Kind(Protocol):
         requested: Resources,
         code: Path,
         title: str,
-    ) -> Node:
-        """The node of one run, from converted weights or ``random``."""
+    ) -> Job:
+        """The job of one run, from converted weights or ``random``."""
 
 
-def _taken(control: ControlConfig) -> dict[str, Any]:
-    """What a control takes, without what it leaves."""
+def _active(control: ControlConfig) -> dict[str, Any]:
+    """The fields of a control that are set."""
     found = {
         field.name: getattr(control, field.name) for field in dataclasses.fields(ControlConfig)
     }
@@ -99,14 +99,14 @@ class Detection:
             raise UserError(f"{where}: {error}") from None
 
     def resources(self, requested: Resources) -> Resources:
-        """One task a node."""
-        return launch_detection.one_task_a_node(requested)
+        """One task per node."""
+        return launch_detection.one_task_per_node(requested)
 
     def control(self, control: ControlConfig) -> list[str]:
         """``CONTROL.*``."""
-        return [f"CONTROL.{key.upper()} {value}" for key, value in _taken(control).items()]
+        return [f"CONTROL.{key.upper()} {value}" for key, value in _active(control).items()]
 
-    def node(
+    def job(
         self,
         evaluation: Evaluation,
         weights: str,
@@ -116,11 +116,11 @@ class Detection:
         requested: Resources,
         code: Path,
         title: str,
-    ) -> Node:
-        """The node of one fine-tuning."""
+    ) -> Job:
+        """The job of one fine-tuning."""
         opts = pairs(evaluation.overrides)
         if rate is not None:
-            opts += ["--lr", f"{rate:g}"]  # as it is, also where a batch is scaled
+            opts += ["--lr", f"{rate:g}"]  # absolute, also if the batch size is scaled
         config = evaluation.config
         return launch_detection.fine_tuning(
             config, weights, seed, opts, folder, requested, code, title
@@ -129,7 +129,7 @@ class Detection:
 
 @cache
 def _read(name: str, *overrides: str) -> EvaluationConfig:
-    """An evaluation's configuration, read once for all its jobs."""
+    """An evaluation's configuration, cached for all its jobs."""
     return configuration(name, list(overrides))
 
 
@@ -143,19 +143,19 @@ class Classification:
         try:
             config = _read(evaluation.config, *evaluation.overrides)
             if evaluation.learning_rates and config.kind == "knn":
-                raise UserError("learning_rates: nearest neighbors learn nothing")
+                raise UserError("learning_rates: k nearest neighbors has none")
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
 
     def resources(self, requested: Resources) -> Resources:
-        """One task a GPU."""
+        """One task per GPU."""
         return requested
 
     def control(self, control: ControlConfig) -> list[str]:
         """``control.*``."""
-        return [f"control.{key}={value}" for key, value in _taken(control).items()]
+        return [f"control.{key}={value}" for key, value in _active(control).items()]
 
-    def node(
+    def job(
         self,
         evaluation: Evaluation,
         weights: str,
@@ -165,8 +165,8 @@ class Classification:
         requested: Resources,
         code: Path,
         title: str,
-    ) -> Node:
-        """The node of one evaluation."""
+    ) -> Job:
+        """The job of one evaluation."""
         config = evaluation.config
         settings = _read(config, *evaluation.overrides)
         if begun := as_begun(folder, "evaluation"):
@@ -176,7 +176,7 @@ class Classification:
         decided = {**identity("evaluation", dataclasses.asdict(settings)), "seed": seed}
         if rate is not None:
             decided["optim.lr"] = rate
-        # A name is looked up in the copy of the sources, which nobody edits.
+        # A name refers to the copy of the sources, which does not change.
         named = str(Path(config).resolve()) if Path(config).is_file() else config
         overrides = [*evaluation.overrides, f"seed={seed}"]
         if rate is not None:
@@ -189,7 +189,7 @@ class Classification:
             *overrides,
         ]
         environment = with_sources(requested.environment, code)
-        return Node(
+        return Job(
             key=f"evaluation/{folder.name}",
             stage=self.stage,
             target=str(folder),
@@ -205,10 +205,10 @@ KINDS: dict[str, Kind] = {"detection": Detection(), "classification": Classifica
 
 
 def kind_of(evaluation: Evaluation, where: str) -> Kind:
-    """The kind that an evaluation names.
+    """The kind of an evaluation.
 
     Raises:
-        UserError: if there is none of that name.
+        UserError: if it is unknown.
     """
     if evaluation.kind not in KINDS:
         hint = did_you_mean(evaluation.kind, KINDS)
@@ -217,8 +217,8 @@ def kind_of(evaluation: Evaluation, where: str) -> Kind:
 
 
 def pairs(overrides: list[str]) -> list[str]:
-    """``["KEY VALUE", ...]`` or ``["KEY", "VALUE", ...]`` as single words."""
-    words: list[str] = []
+    """``["KEY VALUE", ...]`` or ``["KEY", "VALUE", ...]`` as separate arguments."""
+    found: list[str] = []
     for item in overrides:
-        words += item.split(maxsplit=1) if " " in item and item.split()[0].isupper() else [item]
-    return words
+        found += item.split(maxsplit=1) if " " in item and item.split()[0].isupper() else [item]
+    return found

@@ -1,4 +1,4 @@
-"""Where jobs run: SLURM, this machine, or this process; through submitit."""
+"""Executors for SLURM, this machine, or this process, by submitit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from intl_transfer.runs import late
 from slurm import jobs
 from slurm.resources import Resources, tasks_per_node
 
-# A job does not look these modules up on its node.
+# A job does not import these modules on its node.
 cloudpickle.register_pickle_by_value(jobs)
 cloudpickle.register_pickle_by_value(late)
 
@@ -26,13 +26,13 @@ cloudpickle.register_pickle_by_value(late)
 def make_executor(
     requested: Resources, folder: Path, name: str, dependency: str | None = None
 ) -> submitit.AutoExecutor:
-    """An executor whose jobs have these resources.
+    """An executor for jobs with these resources.
 
     Args:
-        requested: what they ask for.
-        folder: where logs go.
-        name: of the job, for people.
-        dependency: on other jobs, as SLURM takes it (``afterok:12``).
+        requested: their resources.
+        folder: for logs.
+        name: of the jobs, in the queue.
+        dependency: on other jobs, in SLURM's syntax (``afterok:12``).
     """
     executor = submitit.AutoExecutor(folder=folder / "%j", cluster=requested.cluster)
     tasks = tasks_per_node(requested)
@@ -73,12 +73,12 @@ def make_executor(
 
 
 def srun_arguments(requested: Resources) -> list[str]:
-    """Options of the ``srun`` that starts a job's tasks, the site's own last."""
-    # A rank that dies takes the job along, at once.
+    """Options of the ``srun`` that starts a job's tasks; the profile's last."""
+    # If one rank dies, the job ends at once.
     arguments = ["--kill-on-bad-exit=1"]
     if requested.cpus_per_gpu:
-        # From SLURM 22.05 on srun does not take it from sbatch: where a site binds tasks to cores,
-        # a rank and all its loading processes would share one.
+        # From SLURM 22.05 on, srun does not inherit it from sbatch: where tasks are bound to cores,
+        # a rank and all its data loading workers would share one.
         arguments.append(f"--cpus-per-task={requested.cpus_per_gpu}")
     return [*arguments, *requested.srun]
 
@@ -87,7 +87,7 @@ def submit(executor: submitit.AutoExecutor, work: list[jobs.StageJob]) -> list[s
     """Submits jobs, several as an array.
 
     Raises:
-        UserError: with SLURM's own words, if it refuses.
+        UserError: with SLURM's message, if it rejects the job.
     """
     try:
         if len(work) == 1:
@@ -95,20 +95,20 @@ def submit(executor: submitit.AutoExecutor, work: list[jobs.StageJob]) -> list[s
         submitted: list[submitit.Job[str]] = []
         with executor.batch():
             submitted += [executor.submit(item) for item in work]
-        return submitted  # whole only now: an array is submitted where the block ends
+        return submitted  # complete only here: the array is submitted as the block ends
     except submitit.core.utils.FailedJobError as error:
         lines = str(error).splitlines()
-        said = [line.removeprefix("sbatch: error: ") for line in lines if "error:" in line]
-        words = "; ".join(dict.fromkeys(said)) or str(error)
-        raise UserError(f"SLURM refuses the job: {words}") from None
+        errors = [line.removeprefix("sbatch: error: ") for line in lines if "error:" in line]
+        reason = "; ".join(dict.fromkeys(errors)) or str(error)
+        raise UserError(f"SLURM rejects the job: {reason}") from None
     except (OSError, subprocess.SubprocessError) as error:
         raise UserError(f"the job cannot be submitted: {error}") from None
 
 
 def batch_script(executor: submitit.AutoExecutor, work: jobs.StageJob) -> str:
-    """What would be given to ``sbatch``.
+    """The script that would be given to ``sbatch``.
 
-    submitit has no public way to see it; this is the one place that looks inside.
+    submitit does not expose it; this is the only use of its private attributes.
     """
     inner = getattr(executor, "_executor", None)
     make = getattr(inner, "_make_submission_file_text", None)
@@ -117,15 +117,15 @@ def batch_script(executor: submitit.AutoExecutor, work: jobs.StageJob) -> str:
     return str(make(getattr(inner, "_submitit_command_str", "python -m submitit"), "JOB"))
 
 
-#: Of every launcher's `--seeds`.
-SEEDS_HELP = "how many (5), or which (0-4, 0,2,5, or 7, for one)"
+#: Help text of every launcher's `--seeds`.
+SEEDS_HELP = "a number of seeds (5: 0 to 4), or a list of seeds (0-4; 0,2,5; 7, for one)"
 
 
 def parse_seeds(text: str | None, option: str) -> list[int]:
-    """``5`` as how many (0 to 4), ``0-4``, ``0,2,5`` or ``7,`` as which, in every launcher.
+    """Seeds from a number (``5``: 0 to 4) or a list (``0-4``; ``0,2,5``; ``7,``).
 
     Raises:
-        UserError: for anything else, and for none.
+        UserError: for anything else, and for zero seeds.
     """
     if text is None:
         return []
@@ -139,14 +139,14 @@ def parse_seeds(text: str | None, option: str) -> list[int]:
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         if match is None or (match[2] and int(match[2]) < int(match[1])):
             raise UserError(
-                f"{option} {text}: expected seeds as 5 (how many), or 0-4, 0,2,5 or 7, (which)"
+                f"{option} {text}: expected a number of seeds (5), or a list (0-4; 0,2,5; 7,)"
             )
         seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
     return list(dict.fromkeys(seeds))
 
 
 def snapshot_beside(parent: Path, root: Path) -> Path:
-    """A copy of the sources beside the runs, one for each launch.
+    """Copies the sources into a new folder beside the runs, one per launch.
 
     Raises:
         UserError: if the folder cannot be written.
@@ -164,15 +164,15 @@ def snapshot_beside(parent: Path, root: Path) -> Path:
 
 
 def with_sources(environment: Mapping[str, str], code: Path) -> dict[str, str]:
-    """An environment in which a job finds the copy of the sources.
+    """An environment in which a job imports the copy of the sources.
 
-    Modules are looked for there, not where the launcher stands nor where the editable install
-    leads, whatever has become of either while the job waited.
+    The copy precedes the launcher's directory and the editable install, either of which may change
+    while the job is queued.
     """
     paths = [str(code), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**environment, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def say(text: str) -> None:
-    """Prints a line at once."""
+    """Prints a line, unbuffered."""
     print(text, file=sys.stdout, flush=True)

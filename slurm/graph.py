@@ -1,4 +1,4 @@
-"""A graph of jobs: what is missing is submitted, what is done or in the queue is not."""
+"""A graph of jobs: missing jobs are submitted; finished and queued ones are not."""
 
 from __future__ import annotations
 
@@ -12,90 +12,90 @@ from intl_transfer.errors import UserError
 from slurm import controller, executors
 from slurm.controller import Row
 from slurm.jobs import StageJob
-from slurm.ledger import RUNS, Ledger, Node
+from slurm.ledger import RUNS, Job, Ledger
 from slurm.outcomes import LATE, finished, row_of, settled_status
 from slurm.resources import Resources
 
 
-def missing(ledger: Ledger, nodes: Iterable[Node], rows: dict[str, Row]) -> list[Node]:
-    """The nodes that must be submitted, parents before children.
+def missing(ledger: Ledger, jobs: Iterable[Job], rows: dict[str, Row]) -> list[Job]:
+    """The jobs that must be submitted, parents before children.
 
-    Like `make`: what others are made from is made only if one of those is missing. Jobs that can
-    never start, since a parent of theirs failed, count as missing.
+    Like `make`: a parent is run only if a child that needs it is missing. Queued jobs that can
+    never start because a parent failed count as missing.
 
     Args:
-        ledger: holds all of the nodes.
-        nodes: parents before children.
+        ledger: contains all of the jobs.
+        jobs: parents before children.
         rows: the queue.
     """
-    nodes = list(nodes)
-    alive = {node.key for node in nodes if (row := row_of(node, rows)) is not None and row.alive}
-    done = {node.key for node in nodes if node.key not in alive and _done(node, ledger)}
+    jobs = list(jobs)
+    alive = {job.key for job in jobs if (row := row_of(job, rows)) is not None and row.alive}
+    done = {job.key for job in jobs if job.key not in alive and _done(job, ledger)}
     requested: set[str] = set()
-    parents = {key for node in nodes if node.after == "ok" for key in node.parents}
-    # From the leaves up: who is needed at all?
-    needed = {node.key for node in nodes if node.key not in parents}
-    for node in reversed(nodes):
-        if node.key in needed and node.key not in done and node.after == "ok":
-            needed.update(node.parents)
-    # From the roots down: who has no job, or one whose parents come again?
-    for node in nodes:
-        again = any(key in requested for key in node.parents)
-        pending = node.key in alive and rows[node.job or ""].state == "PENDING"
-        if node.after == "any":
-            open_parents = any(key in requested or key in alive for key in node.parents)
-            absent = node.key not in alive and (open_parents or node.key not in done)
+    parents = {key for job in jobs if job.after == "ok" for key in job.parents}
+    # From the leaves up: which jobs are needed?
+    needed = {job.key for job in jobs if job.key not in parents}
+    for job in reversed(jobs):
+        if job.key in needed and job.key not in done and job.after == "ok":
+            needed.update(job.parents)
+    # From the roots down: which are not submitted, or have a parent that is resubmitted?
+    for job in jobs:
+        again = any(key in requested for key in job.parents)
+        pending = job.key in alive and rows[job.job_id or ""].state == "PENDING"
+        if job.after == "any":
+            open_parents = any(key in requested or key in alive for key in job.parents)
+            absent = job.key not in alive and (open_parents or job.key not in done)
             if absent or (pending and again):
-                requested.add(node.key)
-        elif node.key in needed and (
-            (node.key not in alive and node.key not in done) or (pending and again)
+                requested.add(job.key)
+        elif job.key in needed and (
+            (job.key not in alive and job.key not in done) or (pending and again)
         ):
-            requested.add(node.key)
-    return [node for node in nodes if node.key in requested]
+            requested.add(job.key)
+    return [job for job in jobs if job.key in requested]
 
 
-def _done(node: Node, ledger: Ledger) -> bool:
-    """Whether the node's result is there, also on a file system that shows it late."""
-    if node.changes():
+def _done(job: Job, ledger: Ledger) -> bool:
+    """Whether the job's result exists; allows for a file system that shows it late."""
+    if job.changes():
         return False
-    if finished(node, ledger):
+    if finished(job, ledger):
         return True
-    if node.job is None or node.stage not in RUNS:
+    if job.job_id is None or job.stage not in RUNS:
         return False
-    # Its job has ended only just now, perhaps.
-    running = (Path(node.target) / "manifest.json").exists()
-    return running and settled_status(Path(node.target), _patience(node)) == "finished"
+    # It may have ended just now.
+    running = (Path(job.target) / "manifest.json").exists()
+    return running and settled_status(Path(job.target), _patience(job)) == "finished"
 
 
-def _patience(node: Node) -> float:
-    """Seconds to wait for a late manifest: none if it has been lying there for longer than that."""
+def _patience(job: Job) -> float:
+    """Seconds to wait for a late manifest: 0 if the file is older than that."""
     with contextlib.suppress(OSError):
-        age = time.time() - (Path(node.target) / "manifest.json").stat().st_mtime
+        age = time.time() - (Path(job.target) / "manifest.json").stat().st_mtime
         return max(0.0, min(LATE, LATE - age))
     return 0.0
 
 
-def submit(ledger: Ledger, requested: list[Node], rows: dict[str, Row]) -> Iterator[list[Node]]:
-    """Submits nodes to SLURM, those that are alike as arrays; yields each array once it is queued.
+def submit(ledger: Ledger, requested: list[Job], rows: dict[str, Row]) -> Iterator[list[Job]]:
+    """Submits jobs to SLURM, similar ones as arrays; yields each array once it is queued.
 
-    The ledger is on disk before and after each submission, so that a launcher that is killed
-    in between leaves no job behind that nobody knows.
+    The ledger is written before and after each submission, so that the jobs of a launcher killed in
+    between can be found.
 
     Args:
-        ledger: holds the nodes and their parents.
+        ledger: contains the jobs and their parents.
         requested: parents before children.
         rows: the queue.
 
     Raises:
-        UserError: with SLURM's own words, if it refuses one.
+        UserError: with SLURM's message, if it rejects a job.
     """
     to_cancel = [
-        node.job for node in requested if (row := row_of(node, rows)) and row.alive and node.job
+        job.job_id for job in requested if (row := row_of(job, rows)) and row.alive and job.job_id
     ]
     if to_cancel:
         controller.cancel(to_cancel)
-    for node in requested:
-        node.job = None
+    for job in requested:
+        job.job_id = None
     limit = controller.largest_array() if len(requested) > 1 else 1
     logs = ledger.folder / "slurm"
     fresh: set[str] = set()
@@ -103,106 +103,108 @@ def submit(ledger: Ledger, requested: list[Node], rows: dict[str, Row]) -> Itera
         first = group[0]
         dependency = depend(first, ledger, rows, fresh)
         name = f"{plain_title(first)}~{uuid.uuid4().hex[:6]}"
-        ledger.submitting = {"name": name, "keys": [node.key for node in group]}
+        ledger.submitting = {"name": name, "keys": [job.key for job in group]}
         ledger.write()
         resources = Resources(**first.resources)
         executor = executors.make_executor(resources, logs, name, dependency)
         try:
-            submitted = executors.submit(executor, [stage_job(node) for node in group])
+            submitted = executors.submit(executor, [stage_job(job) for job in group])
         except UserError:
             ledger.submitting = None
             ledger.write()
             raise
-        for node, job in zip(group, submitted, strict=True):
-            record(node, str(job.job_id), str(job.paths.stdout), name)
-        fresh.update(node.key for node in group)
+        for job, handle in zip(group, submitted, strict=True):
+            record(job, str(handle.job_id), str(handle.paths.stdout), name)
+        fresh.update(job.key for job in group)
         ledger.submitting = None
         ledger.write()
         yield group
 
 
-def record(node: Node, job: str, log: str, title: str) -> None:
-    """Notes a node's new job."""
-    node.job, node.log, node.title = job, log, title
-    node.attempts += 1
-    node.made_with = node.settings
-    node.outcome = node.reason = None
+def record(job: Job, job_id: str, log: str, title: str) -> None:
+    """Records a submission of a job."""
+    job.job_id, job.log, job.title = job_id, log, title
+    job.attempts += 1
+    job.made_with = job.settings
+    job.outcome = job.reason = None
 
 
-def plain_title(node: Node) -> str:
-    """The job's name without the word that makes it its own."""
-    return node.title.rsplit("~", 1)[0]
+def plain_title(job: Job) -> str:
+    """The job's name without its unique suffix."""
+    return job.title.rsplit("~", 1)[0]
 
 
-def stage_job(node: Node) -> StageJob:
-    """What the node's job runs."""
-    resources = Resources(**node.resources)
+def stage_job(job: Job) -> StageJob:
+    """The callable that submitit runs."""
+    resources = Resources(**job.resources)
     environment: dict[str, str] = {**resources.environment, "PYTHONUNBUFFERED": "1"}
-    script = Path(node.command[1])
-    if script.suffix == ".py":  # of a copy of the sources, which comes before the installed ones
+    script = Path(job.command[1])
+    if script.suffix == ".py":  # of a copy of the sources, which precedes the installed ones
         environment = executors.with_sources(environment, script.parents[1])
     return StageJob(
-        node.command,
-        node.folder,
+        job.command,
+        job.folder,
         resources.max_requeues,
         environment,
-        per_node=node.per_node,
-        must_finish=node.target if node.must_finish else None,
+        per_node=job.per_node,
+        must_finish=job.target if job.must_finish else None,
     )
 
 
-def groups(requested: list[Node], limit: int) -> list[list[Node]]:
+def groups(requested: list[Job], limit: int) -> list[list[Job]]:
     """Nodes that may share an array: same stage, resources and parents; parents' groups first.
 
     Args:
         requested: parents before children.
-        limit: the largest array.
+        limit: maximum size of an array.
     """
     depth: dict[str, int] = {}
-    found: dict[str, list[Node]] = {}
-    for node in requested:
-        depth[node.key] = 1 + max((depth.get(key, 0) for key in node.parents), default=0)
-        group_key = (plain_title(node), node.resources, node.parents, node.after)
-        alike = (depth[node.key], node.stage, *group_key)
-        found.setdefault(repr(alike), []).append(node)
+    found: dict[str, list[Job]] = {}
+    for job in requested:
+        depth[job.key] = 1 + max((depth.get(key, 0) for key in job.parents), default=0)
+        group_key = (
+            *(depth[job.key], job.stage, plain_title(job)),
+            *(job.resources, job.parents, job.after),
+        )
+        found.setdefault(repr(group_key), []).append(job)
     ordered = sorted(found.values(), key=lambda group: depth[group[0].key])
     return [
         group[first : first + limit] for group in ordered for first in range(0, len(group), limit)
     ]
 
 
-def depend(node: Node, ledger: Ledger, rows: dict[str, Row], fresh: set[str]) -> str | None:
-    """The node's ``--dependency``: on its parents' jobs that are new or still in the queue.
+def depend(job: Job, ledger: Ledger, rows: dict[str, Row], fresh: set[str]) -> str | None:
+    """The job's ``--dependency``: on its parents that are new or still in the queue.
 
     Args:
-        node: the child.
-        ledger: holds its parents.
-        rows: the queue before anything was submitted.
-        fresh: keys of what was submitted since.
+        job: the child.
+        ledger: contains its parents.
+        rows: the queue before this launch submitted anything.
+        fresh: keys of the jobs submitted since.
     """
-    jobs = []
-    for key in node.parents:
-        parent = ledger.nodes[key]
+    job_ids = []
+    for key in job.parents:
+        parent = ledger.jobs[key]
         row = row_of(parent, rows)
-        if parent.job and (key in fresh or (row is not None and row.alive)):
-            jobs.append(parent.job)
-    if not jobs:
+        if parent.job_id and (key in fresh or (row is not None and row.alive)):
+            job_ids.append(parent.job_id)
+    if not job_ids:
         return None
-    if node.after == "any":  # the end of a whole array; a list of its jobs would be long
-        jobs = [job.split("_")[0] for job in jobs]
-    return f"after{node.after}:" + ":".join(dict.fromkeys(jobs))
+    if job.after == "any":  # on whole arrays; a list of their jobs would be long
+        job_ids = [job_id.split("_")[0] for job_id in job_ids]
+    return f"after{job.after}:" + ":".join(dict.fromkeys(job_ids))
 
 
 def adopt(ledger: Ledger, rows: dict[str, Row]) -> None:
-    """Finds the jobs of a launcher that died between submitting them and writing that down."""
+    """Finds the jobs of a launcher that died between submitting and recording them."""
     if ledger.submitting is None:
         return
     name, keys = ledger.submitting["name"], ledger.submitting["keys"]
     found = [row for row in rows.values() if row.name == name]
     for row in found:
-        index = int(row.job.split("_")[1]) if "_" in row.job else 0
-        if index < len(keys) and keys[index] in ledger.nodes:
-            log = ledger.folder / "slurm" / row.job / f"{row.job}_0_log.out"
-            record(ledger.nodes[keys[index]], row.job, str(log), name)
+        index = int(row.job_id.split("_")[1]) if "_" in row.job_id else 0
+        if index < len(keys) and keys[index] in ledger.jobs:
+            log = ledger.folder / "slurm" / row.job_id / f"{row.job_id}_0_log.out"
+            record(ledger.jobs[keys[index]], row.job_id, str(log), name)
     ledger.submitting = None
     ledger.write()

@@ -1,6 +1,6 @@
-"""What runs on a node: a stage's own command, given ranks, signals, and a second chance.
+"""The function that a job runs: a stage's command with rank variables, signals and requeueing.
 
-Pickled by value, so that a job does not depend on what becomes of this file while it waits.
+Pickled by value, so that changes to this file do not affect queued jobs.
 """
 
 from __future__ import annotations
@@ -17,36 +17,35 @@ from typing import Any
 
 from intl_transfer.runs.late import LATE_SECONDS, wait_until
 
-#: Exit status of a stage that was asked to stop and wants to be continued by the same command.
+#: Exit status of a stage that was interrupted and can be continued by the same command.
 CONTINUE = 75
-_PATIENCE = 600  # seconds; longer than any site's grace time before it kills
+_PATIENCE = 600  # seconds; longer than any site's grace time before SIGKILL
 _LAG = 2  # seconds within which a signal reaches all ranks
 _FORWARDED = (signal.SIGUSR2, signal.SIGTERM)
 
 
 class StageFailedError(RuntimeError):
-    """A stage ended with an error; its log says which."""
+    """A stage ended with an error, which is in its log."""
 
 
 class StageJob:
     """Runs a stage's command line in every task of a job.
 
-    The command is the one that a user runs by hand; the job only says which rank it is. Time-outs,
-    preemptions and ``scancel --signal`` reach the stage as signals; it saves, ends with status 75,
-    and the job puts itself back into the queue. An external ``scontrol requeue`` and the failure
-    of a node give no warning: the stage then resumes from its run directory's last checkpoint, as
-    it does in any case.
+    The command is the same as without SLURM; the job adds the rank variables. Time-outs,
+    preemptions and ``scancel --signal`` are forwarded to the stage as signals; it saves, exits with
+    status 75, and the job requeues itself. An external ``scontrol requeue`` and a node failure give
+    no warning: the stage then resumes from the last checkpoint of its run directory.
 
     Args:
         command: the stage's command line.
-        folder: where to run it.
-        max_requeues: how often the job may put itself back.
+        folder: working directory.
+        max_requeues: how often the job may requeue itself.
         environment: variables to set (NCCL settings and the like).
-        per_node: the command starts its own processes on a node: ``{num_machines}``,
-            ``{machine_rank}`` and ``{dist_url}`` in it are filled in, and no rank is told. For one
-            task a node.
-        must_finish: a run directory that has to be finished when the command ends well; else the
-            job fails, so that nothing is built on half a run.
+        per_node: the command starts its own processes on each node: ``{num_machines}``,
+            ``{machine_rank}`` and ``{dist_url}`` in it are filled in, and no rank variables are
+            set. For one task per node.
+        must_finish: a run directory that must be finished if the exit status is 0; otherwise the
+            job fails, so that no job uses an incomplete run.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class StageJob:
         from submitit import JobEnvironment
 
         job = JobEnvironment()
-        # Not by SLURM_JOB_ID: within `salloc` it belongs to the shell, whose job is not ours.
+        # Not by SLURM_JOB_ID, which within `salloc` is the shell's job.
         on_slurm = job.cluster == "slurm"
         restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0) if on_slurm else 0
         command, environment = self._on_this_rank(rank_environment(restarts))
@@ -82,21 +81,21 @@ class StageJob:
             if self.must_finish is not None and job.global_rank == 0:
                 require_finished(Path(self.must_finish))
             return "finished"
-        # A stage that does not answer the signal is ended by it, and resumes all the same.
+        # A stage without a handler is ended by the signal, and resumes as well.
         if status not in (CONTINUE, -signal.SIGUSR2, -signal.SIGTERM):
             reason = f"signal {-status}" if status < 0 else f"exit status {status}"
             raise StageFailedError(f"{where}: the stage ended with {reason}")
         if on_slurm:
             if status == CONTINUE and not received:
-                # Another rank was told, and the stage has told all ranks; a word to this one may
-                # still be on its way.
+                # Another rank received the signal and the stage informed all ranks; this task's own
+                # signal may still arrive.
                 time.sleep(_LAG)
-            told = received or {signal.SIGUSR2 if status == CONTINUE else -status}
-            self._leave(job, where, told, restarts)
+            signals = received or {signal.SIGUSR2 if status == CONTINUE else -status}
+            self._requeue(job, where, signals, restarts)
         return "interrupted"
 
     def _on_this_rank(self, ranks: dict[str, str]) -> tuple[list[str], dict[str, str]]:
-        """The command and its environment, told which rank it is."""
+        """The command and environment of this rank."""
         environment = {**os.environ, **self.environment}
         if not self.per_node:
             return self.command, environment | ranks
@@ -105,14 +104,14 @@ class StageJob:
             "{machine_rank}": ranks["RANK"],
             "{dist_url}": dist_url(ranks),
         }
-        for name in ranks:  # of the shell that launched, perhaps
+        for name in ranks:  # possibly set in the launching shell
             environment.pop(name, None)
         return [places.get(word, word) for word in self.command], environment
 
     def _run(
         self, command: list[str], environment: dict[str, str], on_slurm: bool
     ) -> tuple[int, set[int]]:
-        """Runs the command, signals passed on to it; gives its status, and which there were."""
+        """Runs the command and forwards signals; returns its status and the signals received."""
         child = subprocess.Popen(command, cwd=self.folder, env=environment)
         received: set[int] = set()
 
@@ -125,31 +124,31 @@ class StageJob:
         before = {number: signal.signal(number, forward) for number in _FORWARDED}
         status = child.wait()
         for number, handler in before.items():
-            if not on_slurm:  # in a launcher's own process, perhaps
+            if not on_slurm:  # possibly in the launcher's process
                 signal.signal(number, handler)
         return status, received
 
-    def _leave(self, job: Any, where: str, told: set[int], restarts: int) -> None:
-        """Puts the job back into the queue, or waits for the controller to do so or end it.
+    def _requeue(self, job: Any, where: str, signals: set[int], restarts: int) -> None:
+        """Requeues the job, or waits for the controller to requeue or end it.
 
         Raises:
-            StageFailedError: if it was put back as often as allowed.
+            StageFailedError: if it has been requeued ``max_requeues`` times.
         """
-        if signal.SIGUSR2 not in told:
-            # SIGTERM alone: either scancel, whose word is final, or a preemption, after which the
-            # controller itself puts the job back. It ends this task in both cases.
+        if signal.SIGUSR2 not in signals:
+            # SIGTERM alone: either scancel, which is final, or a preemption, after which the
+            # controller requeues the job. It ends this task in both cases.
             print(f"{where}: saved; waiting for SLURM to end or requeue the job", flush=True)
             time.sleep(_PATIENCE)
             return
         if restarts >= self.max_requeues:
             raise StageFailedError(
-                f"{where}: put back into the queue {restarts} times, as often as allowed; launch "
-                "it again to continue"
+                f"{where}: requeued {restarts} times, the maximum (max_requeues); launch it again "
+                "to continue"
             )
         if job.global_rank == 0:
-            print(f"{where}: back into the queue, time {restarts + 1}", flush=True)
+            print(f"{where}: requeueing, time {restarts + 1}", flush=True)
             subprocess.run(["scontrol", "requeue", job.job_id], check=True, timeout=60)
-        # The controller ends this task; a job whose tasks had all ended would be complete.
+        # The controller ends this task; if all tasks ended first, the job would be complete.
         time.sleep(_PATIENCE)
 
 
@@ -167,21 +166,21 @@ def dist_url(ranks: dict[str, str]) -> str:
 def rank_environment(restarts: int = 0) -> dict[str, str]:
     """torch.distributed's variables for this task, from submitit's job environment.
 
-    The port is this job's own and another one at each start: a variable of the shell that launched
-    would be the same for all jobs, and the port of an earlier start may not be free yet. A stage
-    that knows ``INTL_RENDEZVOUS`` takes a free one (:mod:`intl_transfer.runs.rendezvous`).
+    The port differs between jobs and between restarts: a variable from the launching shell would be
+    the same for all jobs, and the port of an earlier start may not be free yet. A stage that
+    supports ``INTL_RENDEZVOUS`` chooses a free one (:mod:`intl_transfer.runs.rendezvous`).
 
     Args:
-        restarts: how often the job was put back into the queue.
+        restarts: how often the job was requeued.
     """
     import random
 
     from submitit import JobEnvironment
     from submitit.helpers import TorchDistributedEnvironment
 
-    os.environ.pop("MASTER_PORT", None)  # which submitit would take
+    os.environ.pop("MASTER_PORT", None)  # which submitit would use
     place = TorchDistributedEnvironment()
-    # Below the ports that Linux gives to outgoing connections.
+    # Below Linux's range for outgoing connections.
     port = random.Random(f"{JobEnvironment().job_id}:{restarts}")
     found = {
         "MASTER_ADDR": reachable(place.master_addr),
@@ -191,18 +190,18 @@ def rank_environment(restarts: int = 0) -> dict[str, str]:
         "LOCAL_RANK": str(place.local_rank),
         "LOCAL_WORLD_SIZE": str(place.local_world_size),
     }
-    if "SUBMITIT_FOLDER" in os.environ:  # not where a job runs in its launcher's process
-        # Where rank 0 says which port it has: one file for each start.
+    if "SUBMITIT_FOLDER" in os.environ:  # not set for a job in the launcher's process
+        # Rank 0 writes its port here: one file per start.
         folder = Path(JobEnvironment().paths.folder)
         found["INTL_RENDEZVOUS"] = str(folder / f"rendezvous-{restarts}")
     return found
 
 
 def require_finished(folder: Path) -> None:
-    """Waits until a run directory says that it is finished.
+    """Waits until a run's status is finished.
 
     Raises:
-        StageFailedError: if it says anything else after a minute.
+        StageFailedError: if it is not after a minute.
     """
     import json
 
@@ -210,14 +209,14 @@ def require_finished(folder: Path) -> None:
         try:
             return json.loads((folder / "manifest.json").read_text())["status"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return "without a manifest that can be read"
+            return "without a readable manifest"
 
     if not wait_until(lambda: status() == "finished", folder, LATE_SECONDS):
-        raise StageFailedError(f"the stage ended well, and yet {folder} is {status()}")
+        raise StageFailedError(f"the stage exited with status 0, but {folder} is {status()}")
 
 
 def reachable(host: str) -> str:
-    """A node's name, or its address where the name does not resolve."""
+    """A node's name, or its address if the name does not resolve."""
     try:
         socket.getaddrinfo(host, None)
     except OSError:
@@ -229,12 +228,12 @@ def reachable(host: str) -> str:
 
 
 def _address(host: str) -> str | None:
-    """A node's address as SLURM knows it: by `getaddrs`, or before SLURM 22.05 by `show node`."""
+    """A node's address from SLURM: by `getaddrs`, or before SLURM 22.05 by `show node`."""
     import re
 
     forms = (("getaddrs", r":\s*\[?([^\s\]]+?)\]?:\d+\s*$"), ("show node", r"NodeAddr=(\S+)"))
-    for words, pattern in forms:
-        command = ["scontrol", *words.split(), host]
+    for subcommand, pattern in forms:
+        command = ["scontrol", *subcommand.split(), host]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=30)
         except (OSError, subprocess.TimeoutExpired):
@@ -246,11 +245,11 @@ def _address(host: str) -> str | None:
 
 
 def snapshot(root: Path, target: Path) -> Path:
-    """Copies the source tree, so that edits during the queue do no harm to a job.
+    """Copies the source tree, so that edits do not affect queued jobs.
 
     Args:
         root: the repository.
-        target: folder of the copy; an existing one of the same revision is kept.
+        target: folder of the copy; an existing copy is kept.
 
     Returns:
         The folder.
@@ -267,7 +266,7 @@ def snapshot(root: Path, target: Path) -> Path:
         listing = ["git", "-C", str(root), "ls-files", "-co", "--exclude-standard", "-z"]
         found = subprocess.run(listing, capture_output=True, text=True)
         names = [name for name in found.stdout.split("\0") if name]
-    if not names:  # no git or no repository: what an archive of the sources holds
+    if not names:  # no git or no repository: the folders of a source archive
         folders = ("intl_transfer", "pretrain", "detection", "configs")
         names = [
             str(path.relative_to(root))
@@ -275,12 +274,12 @@ def snapshot(root: Path, target: Path) -> Path:
             for path in (root / folder).rglob("*")
             if path.is_file() and "__pycache__" not in path.parts
         ]
-    wanted = ("intl_transfer/", "pretrain/", "detection/", "configs/", "slurm/")
+    copied = ("intl_transfer/", "pretrain/", "detection/", "configs/", "slurm/")
     for name in names:
-        # A site's profiles may hold what others should not read, and no job needs them.
+        # Profiles may contain secrets, and no job needs them.
         if name.startswith("configs/slurm/"):
             continue
-        if name.startswith(wanted) and (root / name).is_file():
+        if name.startswith(copied) and (root / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(root / name, target / name)
     (target / "REVISION.json").write_text(json.dumps(git_state(root)))

@@ -1,10 +1,10 @@
-r"""Launches a whole benchmark: pretraining, conversion, every evaluation, and the table.
+r"""Launches a benchmark: pretraining, conversion, evaluations, and the report.
 
     python slurm/launch_benchmark.py configs/benchmark/paper_table.yaml --profile mysite
     python slurm/launch_benchmark.py shapes_smoke --cluster local
 
-Jobs wait for what they are made from. Run it again at any time: what is finished or in the queue is
-left alone, what is missing or failed is submitted. `python slurm/status.py` shows where it stands.
+Jobs wait for the jobs that they depend on. The command can be repeated at any time: finished and
+queued jobs are kept, missing and failed ones submitted. `python slurm/status.py` shows progress.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ except ModuleNotFoundError:
 
 from intl_transfer.boundary import Boundary
 from intl_transfer.runs import write_atomically
-from slurm.benchmark import Benchmark, Plan, make_data, read, resolved
+from slurm.benchmark import Benchmark, BenchmarkPlan, make_data, read, resolved
 from slurm.executors import batch_script, make_executor, say, snapshot_beside
 from slurm.graph import stage_job
-from slurm.launching import launch as launch_nodes
+from slurm.launching import launch as launch_jobs
 from slurm.launching import something_missing
-from slurm.ledger import Node
+from slurm.ledger import Job
 from slurm.local import visible_gpus
 from slurm.resources import Resources, add_arguments, given_options, profile, resources
 
@@ -35,17 +35,22 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
-    """Reads the command line, submits, says what was submitted."""
+    """Reads the command line and submits jobs."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", help="name in configs/benchmark/, or a path")
-    parser.add_argument("--output-dir", help="folder of all runs, as output_dir=DIR")
-    parser.add_argument("--dry-run", action="store_true", help="show, submit nothing")
-    parser.add_argument("--wait", action="store_true", help="wait until the jobs end")
+    parser.add_argument("--output-dir", help="parent folder of all runs; same as output_dir=DIR")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the jobs without submitting them"
+    )
+    parser.add_argument("--wait", action="store_true", help="wait for the jobs to end")
     add_arguments(parser)
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="for example datasets=DIR"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="override a setting, for example datasets=DIR",
     )
     arguments = parser.parse_intermixed_args()
     with Boundary("the same command continues") as boundary:
@@ -55,50 +60,50 @@ def main() -> int:
 
 
 def launch(arguments: argparse.Namespace, benchmark: Benchmark, requested: Resources) -> int:
-    """Submits what is missing."""
+    """Submits missing jobs."""
     name = Path(arguments.config).stem
     folder = Path(
         arguments.output_dir or benchmark.output_dir or f"runs/benchmark/{name}"
     ).resolve()
     gpus = None if requested.cluster == "slurm" else len(visible_gpus())
     options = {**given_options(arguments), "cluster": requested.cluster}
-    plan = Plan(benchmark, name, folder, ROOT, profile(arguments.profile), options, gpus)
-    nodes = plan.nodes()
-    here = "" if gpus is None else f", {gpus} GPU(s) here"
-    say(f"{requested.cluster}: {name} in {folder}: {counts(nodes)}{here}")
+    plan = BenchmarkPlan(benchmark, name, folder, ROOT, profile(arguments.profile), options, gpus)
+    jobs = plan.jobs()
+    local = "" if gpus is None else f"; {gpus} GPU(s) on this machine"
+    say(f"{requested.cluster}: {name} in {folder}: {counts(jobs)}{local}")
     if arguments.dry_run:
-        _show(benchmark, nodes, folder)
+        _show(benchmark, jobs, folder)
         return 0
     make_data(benchmark, say)
-    if something_missing(nodes, folder, requested.cluster):
+    if something_missing(jobs, folder, requested.cluster):
         plan.code = snapshot_beside(folder, ROOT)
-        nodes = plan.nodes()
+        jobs = plan.jobs()
         text = resolved(benchmark)
         write_atomically(folder / "benchmark.yaml", lambda out: out.write(text.encode()))
-    return launch_nodes(folder, requested.cluster, nodes, arguments.wait, requested.parallel)
+    return launch_jobs(folder, requested.cluster, jobs, arguments.wait, requested.parallel)
 
 
-def counts(nodes: list[Node]) -> str:
+def counts(jobs: list[Job]) -> str:
     """``15 pretrain, 15 evaluation``."""
     stages: dict[str, int] = {}
-    for node in nodes:
-        stages[node.stage] = stages.get(node.stage, 0) + 1
+    for job in jobs:
+        stages[job.stage] = stages.get(job.stage, 0) + 1
     return ", ".join(f"{number} {stage}" for stage, number in stages.items())
 
 
-def _show(benchmark: Benchmark, nodes: list[Node], folder: Path) -> None:
-    """The configuration, one batch script a stage, and every job with what it waits for."""
+def _show(benchmark: Benchmark, jobs: list[Job], folder: Path) -> None:
+    """Prints the configuration, one batch script per stage, and all jobs with dependencies."""
     say("# the resolved configuration:\n" + resolved(benchmark))
     shown = set()
-    for node in nodes:
-        if node.stage not in shown:
-            shown.add(node.stage)
-            requested = Resources(**node.resources)
-            executor = make_executor(requested, folder / "slurm", node.title)
-            say(f"# {node.stage}:\n" + batch_script(executor, stage_job(node)))
-    for node in nodes:
-        after = f"  [after {node.after}: {', '.join(node.parents)}]" if node.parents else ""
-        say(f"# {node.key}{after}\n#     " + " ".join(node.command))
+    for job in jobs:
+        if job.stage not in shown:
+            shown.add(job.stage)
+            requested = Resources(**job.resources)
+            executor = make_executor(requested, folder / "slurm", job.title)
+            say(f"# {job.stage}:\n" + batch_script(executor, stage_job(job)))
+    for job in jobs:
+        after = f"  [after {job.after}: {', '.join(job.parents)}]" if job.parents else ""
+        say(f"# {job.key}{after}\n#     " + " ".join(job.command))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-r"""Launches fine-tuning on SLURM, or on this machine.
+r"""Launches detection fine-tuning on SLURM or on this machine.
 
     python slurm/launch_detection.py --config coco_R50_C4.yaml --weights RUN_OR_FILE --seeds 5 \
         --gpus-per-node 8 --partition P [KEY VALUE ...]
 
-One task a node runs `detection/train_net.py`, which starts a process a GPU. A pretraining run given
-as weights is converted and verified first. One job a seed; jobs that are interrupted resume.
+One task per node runs `detection/train_net.py`, which starts one process per GPU. Weights of a
+pretraining run are converted and verified first. One job per seed; interrupted jobs resume.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from slurm.executors import (
     snapshot_beside,
 )
 from slurm.graph import stage_job
-from slurm.launching import launch as launch_nodes
+from slurm.launching import launch as launch_jobs
 from slurm.launching import something_missing
-from slurm.ledger import WEIGHTS, Node
+from slurm.ledger import WEIGHTS, Job
 from slurm.local import fit, visible_gpus
 from slurm.resources import Resources, add_arguments, fitting, resources
 
@@ -53,20 +53,28 @@ _LOADERS = "DATALOADER.NUM_WORKERS"
 
 
 def main() -> int:
-    """Reads the command line, converts, submits, says what was submitted."""
+    """Reads the command line, converts weights and submits jobs."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, help="name in configs/detection/, or a path")
     parser.add_argument(
-        "--weights", required=True, help="pretraining run, converted file, or 'random'"
+        "--weights", required=True, help="pretraining run, converted weights, or 'random'"
     )
     parser.add_argument("--seeds", default="1", help=SEEDS_HELP)
-    parser.add_argument("--output-dir", default="runs/detection", help="parent of the runs")
-    parser.add_argument("--dry-run", action="store_true", help="show, submit nothing")
-    parser.add_argument("--wait", action="store_true", help="wait until the jobs end")
+    parser.add_argument(
+        "--output-dir",
+        default="runs/detection",
+        help="parent folder of the runs (default: runs/detection)",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the jobs without submitting them"
+    )
+    parser.add_argument("--wait", action="store_true", help="wait for the jobs to end")
     add_arguments(parser)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="override settings"
+    )
     arguments = parser.parse_args()
     with Boundary("the same command continues") as boundary:
         boundary.status = launch(arguments, resources(arguments))
@@ -74,20 +82,20 @@ def main() -> int:
 
 
 def launch(arguments: argparse.Namespace, requested: Resources) -> int:
-    """Submits a job a seed."""
+    """Submits one job per seed."""
     config = resolve_config(arguments.config, CONFIGS)
     seeds = parse_seeds(arguments.seeds, "--seeds")
     check(arguments.config, arguments.opts)
     if requested.cluster != "slurm":
         requested = fit(requested, len(visible_gpus()))
-    requested = one_task_a_node(requested)
+    requested = one_task_per_node(requested)
     parent = Path(arguments.output_dir).resolve()
     start = weights_name(arguments.weights)
     weights = arguments.weights
     if not arguments.dry_run:
         weights = converted(arguments.weights, parent / "weights" / f"{start}.pth")
 
-    def made(code: Path) -> list[Node]:
+    def made(code: Path) -> list[Job]:
         return [
             fine_tuning(
                 arguments.config,
@@ -102,38 +110,38 @@ def launch(arguments: argparse.Namespace, requested: Resources) -> int:
             for seed in seeds
         ]
 
-    nodes = made(ROOT)
+    jobs = made(ROOT)
     say(
-        f"{requested.cluster}: {len(nodes)} job(s) of {requested.nodes} node(s) x "
+        f"{requested.cluster}: {len(jobs)} job(s) of {requested.nodes} node(s) x "
         f"{requested.gpus_per_node} GPU(s)"
     )
     if arguments.dry_run:
-        executor = make_executor(requested, parent / "slurm", nodes[0].title)
-        say(batch_script(executor, stage_job(nodes[0])))
-        for node in nodes:
-            say("# " + " ".join(node.command))
+        executor = make_executor(requested, parent / "slurm", jobs[0].title)
+        say(batch_script(executor, stage_job(jobs[0])))
+        for job in jobs:
+            say("# " + " ".join(job.command))
         return 0
-    if something_missing(nodes, parent, requested.cluster):
-        nodes = made(snapshot_beside(parent, ROOT))
-    return launch_nodes(parent, requested.cluster, nodes, arguments.wait, requested.parallel)
+    if something_missing(jobs, parent, requested.cluster):
+        jobs = made(snapshot_beside(parent, ROOT))
+    return launch_jobs(parent, requested.cluster, jobs, arguments.wait, requested.parallel)
 
 
 def check(config: str, opts: list[str]) -> None:
-    """Reads the configuration as the stage will, so that a typing error does not wait in a queue.
+    """Reads the configuration as the stage does, so that errors are found before submission.
 
     Raises:
-        UserError: for a name, a key or a value that cannot be.
+        UserError: for an invalid name, key or value.
     """
     settings_of(config, tuple(opts))
 
 
 @functools.cache
 def settings_of(config: str, opts: tuple[str, ...]) -> dict[str, Any]:
-    """What decides a fine-tuning, as far as that is known before its machine is.
+    """The settings that determine a fine-tuning's result, as far as known at launch.
 
     Args:
         config: the configuration's name or path.
-        opts: ``KEY VALUE`` pairs, behind them flags of the stage.
+        opts: ``KEY VALUE`` pairs, followed by options of the stage.
     """
     import detection  # noqa: F401 - prepares Detectron2
     from detection.config import as_dict, load_config
@@ -145,21 +153,21 @@ def settings_of(config: str, opts: tuple[str, ...]) -> dict[str, Any]:
 
 @functools.cache
 def loaders_of(config: str) -> int:
-    """Loading processes of each of Detectron2's, by the configuration."""
+    """Data loading workers per process, from the configuration."""
     import detection  # noqa: F401 - prepares Detectron2
     from detection.config import load_config
 
     return int(load_config(config).DATALOADER.NUM_WORKERS)
 
 
-def one_task_a_node(requested: Resources) -> Resources:
-    """One task with the CPUs of all GPUs: Detectron2 starts its processes itself.
+def one_task_per_node(requested: Resources) -> Resources:
+    """One task per node, with the CPUs of all GPUs: Detectron2 starts its own processes.
 
     Raises:
-        UserError: if another number of ranks was asked for.
+        UserError: if another number of ranks was requested.
     """
     if requested.ranks_per_node not in (None, 1):
-        raise UserError("--ranks-per-node: detection has one task a node; leave it out")
+        raise UserError("--ranks-per-node: detection has one task per node; omit the option")
     cpus = requested.cpus_per_gpu * max(1, requested.gpus_per_node)
     return dataclasses.replace(requested, ranks_per_node=1, cpus_per_gpu=cpus)
 
@@ -173,20 +181,20 @@ def fine_tuning(
     requested: Resources,
     code: Path,
     title: str,
-) -> Node:
-    """The node of one fine-tuning run.
+) -> Job:
+    """The job of one fine-tuning run.
 
     Args:
         config: a name in ``configs/detection/`` or a path.
         weights: a converted file, or ``random``.
-        seed: of heads and order.
+        seed: of the initialization of heads and the order of images.
         opts: Detectron2's ``KEY VALUE`` pairs.
         folder: the run directory.
-        requested: from :func:`one_task_a_node`.
-        code: the sources that it runs.
+        requested: from :func:`one_task_per_node`.
+        code: the sources to run.
         title: the job's name.
     """
-    # A name is looked up in the copy of the sources, which nobody edits.
+    # A name refers to the copy of the sources, which does not change.
     named = config
     if not any((CONFIGS / name).is_file() for name in (config, f"{config}.yaml")):
         named = str(Path(config).resolve())
@@ -203,7 +211,7 @@ def fine_tuning(
         *fitting(loaders_of(config), _LOADERS, opts, requested, max(1, requested.gpus_per_node)),
         *opts,
     ]
-    return Node(
+    return Job(
         key=f"detection/{folder.name}",
         stage="detection",
         target=str(folder),

@@ -1,11 +1,11 @@
-r"""Launches pretraining on SLURM, or on this machine.
+r"""Launches pretraining on SLURM or on this machine.
 
     python slurm/launch_pretrain.py --config imagenet_r50_ep200_multicrop_ema --nodes 4 \
         --gpus-per-node 8 --partition P [key=value ...]
 
-One task a GPU runs `pretrain/train.py`, from a copy of the sources. Time-outs and preemptions put
-the job back into the queue, where it continues from its last checkpoint. `--seeds 5` launches
-one job a seed, `--dry-run` shows what would be submitted.
+One task per GPU runs `pretrain/train.py`, from a copy of the sources. After a time-out or
+preemption the job is requeued and resumes from its last checkpoint. `--seeds 5` launches one job
+per seed; `--dry-run` prints the jobs without submitting them.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from slurm.executors import (
     snapshot_beside,
 )
 from slurm.graph import stage_job
-from slurm.launching import launch as launch_nodes
+from slurm.launching import launch as launch_jobs
 from slurm.launching import something_missing
-from slurm.ledger import Node
+from slurm.ledger import Job
 from slurm.local import fit, visible_gpus
 from slurm.resources import Resources, add_arguments, crowded, fitting, resources, tasks_per_node
 
@@ -50,17 +50,24 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
-    """Reads the command line, submits, says what was submitted."""
+    """Reads the command line and submits jobs."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, help="name in configs/pretrain/, or a path")
-    parser.add_argument("--output-dir", help="run directory; with several seeds, their parent")
+    parser.add_argument("--output-dir", help="run directory, or with --seeds its parent folder")
     parser.add_argument("--seeds", "--array-seeds", help=f"one job per seed: {SEEDS_HELP}")
-    parser.add_argument("--dry-run", action="store_true", help="show, submit nothing")
-    parser.add_argument("--wait", action="store_true", help="wait until the jobs end")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the jobs without submitting them"
+    )
+    parser.add_argument("--wait", action="store_true", help="wait for the jobs to end")
     add_arguments(parser)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example seed=1")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="override a setting, for example optim.epochs=100",
+    )
     arguments = parser.parse_intermixed_args()
     with Boundary("the same command continues") as boundary:
         boundary.status = launch(arguments, resources(arguments))
@@ -68,7 +75,7 @@ def main() -> int:
 
 
 def launch(arguments: argparse.Namespace, requested: Resources) -> int:
-    """Submits a job a seed."""
+    """Submits one job per seed."""
     name = Path(arguments.config).stem
     runs = [
         (config, output_folder(arguments, name, config)) for config in configurations(arguments)
@@ -80,7 +87,7 @@ def launch(arguments: argparse.Namespace, requested: Resources) -> int:
         rank_batch_size(config.optim.batch_size, requested.nodes * tasks)
     parent = runs[0][1] if len(runs) == 1 else runs[0][1].parent
 
-    def made(code: Path) -> list[Node]:
+    def made(code: Path) -> list[Job]:
         return [
             pretraining(
                 arguments.config,
@@ -94,23 +101,23 @@ def launch(arguments: argparse.Namespace, requested: Resources) -> int:
             for config, folder in runs
         ]
 
-    nodes = made(ROOT)
-    if words := crowded(runs[0][0].data.workers, "data.workers", arguments.overrides, requested):
-        say(words)
+    jobs = made(ROOT)
+    if note := crowded(runs[0][0].data.workers, "data.workers", arguments.overrides, requested):
+        say(note)
     say(
-        f"{requested.cluster}: {len(nodes)} job(s) of {requested.nodes} node(s) x {tasks} rank(s), "
-        f"{requested.gpus_per_node} GPU(s) a node"
+        f"{requested.cluster}: {len(jobs)} job(s) of {requested.nodes} node(s) x {tasks} rank(s), "
+        f"{requested.gpus_per_node} GPU(s) per node"
     )
     if arguments.dry_run:
-        executor = make_executor(requested, parent / "slurm", nodes[0].title)
-        say(batch_script(executor, stage_job(nodes[0])))
-        for node in nodes:
-            say("# " + " ".join(node.command))
+        executor = make_executor(requested, parent / "slurm", jobs[0].title)
+        say(batch_script(executor, stage_job(jobs[0])))
+        for job in jobs:
+            say("# " + " ".join(job.command))
         say("# the resolved configuration:\n" + OmegaConf.to_yaml(OmegaConf.structured(runs[0][0])))
         return 0
-    if something_missing(nodes, parent, requested.cluster):
-        nodes = made(snapshot_beside(parent, ROOT))
-    return launch_nodes(parent, requested.cluster, nodes, arguments.wait, requested.parallel)
+    if something_missing(jobs, parent, requested.cluster):
+        jobs = made(snapshot_beside(parent, ROOT))
+    return launch_jobs(parent, requested.cluster, jobs, arguments.wait, requested.parallel)
 
 
 def pretraining(
@@ -121,22 +128,22 @@ def pretraining(
     code: Path,
     title: str,
     resolved: PretrainConfig,
-) -> Node:
-    """The node of one pretraining run.
+) -> Job:
+    """The job of one pretraining run.
 
     Args:
         config: a name in ``configs/pretrain/`` or a path.
         overrides: ``key=value``.
         folder: the run directory.
-        requested: what its job asks for.
-        code: the sources that it runs.
+        requested: resources of the job.
+        code: the sources to run.
         title: the job's name.
         resolved: the run's configuration.
     """
     if begun := as_begun(folder, "pretrain"):
         configs = ROOT / "configs" / "pretrain"
         resolved = load_config(PretrainConfig, config, overrides, configs, begun)
-    # A name is looked up in the copy of the sources, which nobody edits.
+    # A name refers to the copy of the sources, which does not change.
     named = str(Path(config).resolve()) if Path(config).is_file() else config
     command = [
         sys.executable,
@@ -146,7 +153,7 @@ def pretraining(
         *fitting(resolved.data.workers, "data.workers", overrides, requested),
         *overrides,
     ]
-    return Node(
+    return Job(
         key=f"pretrain/{folder.name}",
         stage="pretrain",
         target=str(folder),
@@ -159,7 +166,7 @@ def pretraining(
 
 
 def configurations(arguments: argparse.Namespace) -> list[PretrainConfig]:
-    """The run's configuration, once a seed, checked before anything is submitted."""
+    """The configuration of each seed, checked before any job is submitted."""
     folder = ROOT / "configs" / "pretrain"
     seeds: list[int | None] = [*parse_seeds(arguments.seeds, "--seeds")] or [None]
     overrides = arguments.overrides
@@ -173,7 +180,7 @@ def configurations(arguments: argparse.Namespace) -> list[PretrainConfig]:
 
 
 def output_folder(arguments: argparse.Namespace, name: str, config: PretrainConfig) -> Path:
-    """The run directory, absolute: nodes have working directories of their own."""
+    """The run directory, as an absolute path: nodes may have other working directories."""
     given = arguments.output_dir or config.output_dir
     leaf = f"{name}_seed{config.seed}"
     if given is None:

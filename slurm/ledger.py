@@ -1,7 +1,7 @@
-"""The ledger ``jobs.json``: what was launched from a folder, and as which job.
+"""The ledger ``jobs.json``: the jobs launched into a folder, with their ids.
 
-It holds what is needed to submit a job again and to find it in the queue. What became of a job is
-not in it: the run directories say that.
+It holds what is needed to resubmit a job and to find it in the queue. Outcomes are not in it: they
+are read from the run directories.
 """
 
 from __future__ import annotations
@@ -20,44 +20,45 @@ from intl_transfer.runs.processes import process_alive, process_mark
 from intl_transfer.runs.settings import IMPLIED, Differences, contrast, identity
 
 NAME = "jobs.json"
-#: Beside it, for this user alone: what a site's profile sets in jobs may be secret.
+#: Beside it, readable by this user only: environment variables of a profile may be secret.
 PRIVATE = "jobs.private.json"
 SECRET = ("environment", "setup")
 #: Stages whose work is a run directory.
 RUNS = ("pretrain", "detection", "evaluation")
-SCHEMA = 1
-#: Among a node's settings, where its weights lie.
+#: 2: ``jobs`` with their ``job_id``; schema 1 (``nodes`` with their ``job``) is still read.
+SCHEMA = 2
+#: Among a job's settings, the path of its weights.
 WEIGHTS = "weights"
 
 
 @dataclass
-class Node:
-    """A piece of work: one job, and where its outcome is to be seen.
+class Job:
+    """One job of the graph, submitted or not.
 
     Attributes:
         key: its name in the ledger, for example ``detection/coco/intl_seed0``.
         stage: one of ``RUNS``, ``convert`` or ``collect``.
-        target: the run directory; the file or the folder that conversion or collecting make.
-        command: what it runs.
+        target: the run directory, or the output of a conversion or collection.
+        command: its command line.
         resources: fields of :class:`slurm.resources.Resources`.
-        parents: keys of what must come first.
-        after: ``ok`` if the parents must have succeeded, ``any`` if their end is enough.
-        source: what a conversion reads.
-        folder: where the command runs.
+        parents: keys of the jobs it depends on.
+        after: ``ok`` if the parents must succeed, ``any`` if they need only end.
+        source: input of a conversion.
+        folder: working directory of the command.
         per_node: the command starts its own processes on a node (see ``StageJob``).
-        must_finish: a run that ends well and has not finished has failed (see ``StageJob``).
-        settings: what makes its result what it is, by dotted key: the settings that decide, the
-            seed, and where the weights lie.
-        made_with: the settings of its newest job. Where they differ, the stage is asked again, and
-            decides whether what is there may be kept or continued.
-        title: the job's name, for people; once submitted, with ``~`` and a word of its own, by
-            which it is known from another job with the same id.
-        job: id of its newest job.
-        log: that job's log, with ``.out``; errors are beside it in ``.err``.
-        attempts: how often it was submitted.
+        must_finish: exit status 0 without a finished run is a failure (see ``StageJob``).
+        settings: settings that determine its result, by dotted key; includes the seed and the path
+            of the weights.
+        made_with: settings of its newest submission. If they differ, the stage is run again and
+            decides whether existing output can be kept or continued.
+        title: job name in the queue; once submitted, with ``~`` and a unique suffix, which tells it
+            from another job with a recycled id.
+        job_id: id of its newest submission.
+        log: log of that submission (``.out``); stderr is beside it (``.err``).
+        attempts: number of submissions.
         outcome: of a job on this machine: ``waiting``, ``running``, ``finished``, ``failed``,
-            ``interrupted`` or ``cancelled``; SLURM keeps this itself.
-        reason: why, for a job that was cancelled.
+            ``interrupted`` or ``cancelled``; SLURM keeps its own.
+        reason: why it was cancelled.
     """
 
     key: str
@@ -73,7 +74,7 @@ class Node:
     must_finish: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
     title: str = ""
-    job: str | None = None
+    job_id: str | None = None
     log: str | None = None
     attempts: int = 0
     made_with: dict[str, Any] | None = None
@@ -81,9 +82,9 @@ class Node:
     reason: str | None = None
 
     def changes(self) -> Differences:
-        """Settings in which it differs from what was launched before, or lies in its folder."""
+        """Settings that differ from the previous submission's, or from the run in its folder."""
         if isinstance(self.made_with, dict):  # a list in ledgers of earlier versions
-            # Keys that came later do what was done before.
+            # A key added since then has its earlier, implied value.
             implied = IMPLIED.get(self.stage, {})
             before = {key: implied[key] for key in implied if key in self.settings}
             return contrast({**before, **self.made_with}, self.settings)
@@ -99,20 +100,20 @@ class Node:
 
 @dataclass
 class Ledger:
-    """All nodes launched from one folder.
+    """All jobs launched from one folder.
 
     Attributes:
-        folder: where it lies.
+        folder: the folder that contains it.
         cluster: ``slurm``, ``local`` or ``debug``.
-        nodes: by key, parents before children.
-        submitting: an array that is being submitted: its job's name and the keys in order. Left
-            behind only by a launcher that died in between; its jobs are then found by the name.
-        launcher: ``{"pid", "host", "started"}`` of the launcher that runs the jobs on this machine.
+        jobs: by key, parents before children.
+        submitting: an array being submitted: its job name, and the keys in order. Still set only
+            if the launcher died meanwhile; the jobs are then found in the queue by that name.
+        launcher: ``{"pid", "host", "started"}`` of the launcher running the jobs on this machine.
     """
 
     folder: Path
     cluster: str
-    nodes: dict[str, Node] = field(default_factory=dict)
+    jobs: dict[str, Job] = field(default_factory=dict)
     submitting: dict[str, Any] | None = None
     launcher: dict[str, Any] | None = None
 
@@ -131,20 +132,23 @@ class Ledger:
                     f"{file}: written with schema {content['schema']}, this version reads up to "
                     f"{SCHEMA}; upgrade intl-transfer"
                 )
-            nodes = {key: Node(key=key, **value) for key, value in content["nodes"].items()}
+            if content["schema"] == 1:
+                _upgrade(content)
+            jobs = {key: Job(key=key, **value) for key, value in content["jobs"].items()}
             for key, secrets in _read_private(Path(folder)).items():
-                if key in nodes and isinstance(secrets, dict):
-                    nodes[key].resources.update(secrets)
+                if key in jobs and isinstance(secrets, dict):
+                    jobs[key].resources.update(secrets)
             rest = {key: content[key] for key in ("cluster", "submitting", "launcher")}
-            return cls(folder=Path(folder), nodes=nodes, **rest)
+            return cls(folder=Path(folder), jobs=jobs, **rest)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise UserError(f"{file} cannot be read ({error.strerror or error})") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{file} is damaged ({error!r}). Remove it: run directories say what is done, but "
-                "jobs that are still in the queue would be submitted again, so look at squeue first"
+                f"{file} is damaged ({error!r}). Remove it: finished runs are recognized by their "
+                "run directories, but jobs still in the queue would be submitted again, so check "
+                "squeue first"
             ) from None
 
     def write(self) -> None:
@@ -153,42 +157,42 @@ class Ledger:
         Raises:
             UserError: if the folder cannot be written.
         """
-        nodes, private = {}, {}
-        for key, node in self.nodes.items():
-            nodes[key] = {name: value for name, value in vars(node).items() if name != "key"}
-            secrets = {name: node.resources[name] for name in SECRET if node.resources.get(name)}
+        jobs, private = {}, {}
+        for key, job in self.jobs.items():
+            jobs[key] = {name: value for name, value in vars(job).items() if name != "key"}
+            secrets = {name: job.resources[name] for name in SECRET if job.resources.get(name)}
             if secrets:
                 private[key] = secrets
-                known = {name: v for name, v in node.resources.items() if name not in SECRET}
-                nodes[key]["resources"] = known
+                known = {name: v for name, v in job.resources.items() if name not in SECRET}
+                jobs[key]["resources"] = known
         rest = {"cluster": self.cluster, "submitting": self.submitting, "launcher": self.launcher}
         try:
             _write_private(self.folder, private)
-            write_json(self.folder / NAME, {"schema": SCHEMA, **rest, "nodes": nodes})
+            write_json(self.folder / NAME, {"schema": SCHEMA, **rest, "jobs": jobs})
         except OSError as error:
             raise UserError(
                 f"{self.folder} cannot be written ({error.strerror or error})"
             ) from None
 
-    def take_up(self, nodes: Iterable[Node]) -> list[Node]:
-        """Adds nodes; those that are there already keep what is known of their jobs.
+    def merge(self, jobs: Iterable[Job]) -> list[Job]:
+        """Adds jobs; a job already in the ledger keeps the state of its newest submission.
 
         Returns:
-            The ledger's own nodes, in the order given.
+            The ledger's own jobs, in the order given.
         """
-        taken = []
-        for new in nodes:
-            old = self.nodes.pop(new.key, None)  # and back at the end: parents before children
+        merged = []
+        for new in jobs:
+            old = self.jobs.pop(new.key, None)  # re-added at the end: parents before children
             if old is not None:
-                kept = ["job", "log", "attempts", "outcome", "reason", "made_with"]
-                for name in [*kept, "title"] if old.job is not None else kept:
+                kept = ["job_id", "log", "attempts", "outcome", "reason", "made_with"]
+                for name in [*kept, "title"] if old.job_id is not None else kept:
                     setattr(new, name, getattr(old, name))
-            self.nodes[new.key] = new
-            taken.append(new)
-        return taken
+            self.jobs[new.key] = new
+            merged.append(new)
+        return merged
 
     def launcher_alive(self) -> bool | None:
-        """Whether the launcher that runs the jobs on this machine lives; None if nobody can say."""
+        """Whether the launcher of the local jobs is alive; None if unknown (another host)."""
         if self.launcher is None:
             return False
         mark = self.launcher
@@ -196,7 +200,7 @@ class Ledger:
 
 
 def close_to_others(folder: Path) -> None:
-    """Lets nobody but this user and the folder's group into a folder.
+    """Restricts a folder to this user and the folder's group.
 
     Raises:
         UserError: if that cannot be done.
@@ -207,20 +211,27 @@ def close_to_others(folder: Path) -> None:
             folder.chmod(mode & 0o770)
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be closed to other users ({error.strerror or error}); the profile's "
-            "environment and setup would be readable in it"
+            f"{folder}: cannot remove other users' access ({error.strerror or error}), and the "
+            "profile's environment and setup would be readable in it"
         ) from None
+
+
+def _upgrade(content: dict[str, Any]) -> None:
+    """Renames the fields of schema 1, in place."""
+    content["jobs"] = content.pop("nodes")
+    for job in content["jobs"].values():
+        job["job_id"] = job.pop("job", None)
 
 
 def _parsed(file: Path) -> Any:
     try:
         return parse_json(file.read_bytes(), file.name)
-    except UserError as error:  # with advice of the ledger's own
+    except UserError as error:  # reworded by the caller
         raise ValueError(str(error)) from None
 
 
 def _write_private(folder: Path, content: dict[str, Any]) -> None:
-    """Writes what only this user may read."""
+    """Writes the part that only this user may read."""
     file = folder / PRIVATE
     if not content:
         file.unlink(missing_ok=True)
@@ -230,7 +241,7 @@ def _write_private(folder: Path, content: dict[str, Any]) -> None:
 
 
 def _read_private(folder: Path) -> dict[str, Any]:
-    """What :func:`_write_private` wrote; nothing for other users, who submit nothing."""
+    """Reads what :func:`_write_private` wrote; empty for other users, who do not submit jobs."""
     file = folder / PRIVATE
     try:
         content = _parsed(file)
@@ -240,16 +251,16 @@ def _read_private(folder: Path) -> dict[str, Any]:
 
 
 def find(paths: Iterable[str | Path]) -> Iterator[Ledger]:
-    """Every ledger in some folders and below them.
+    """All ledgers in the given folders and their subfolders.
 
     Raises:
         UserError: if a path does not exist or a ledger is damaged.
     """
     for path in map(Path, paths):
         if not path.is_dir():
-            raise UserError(f"{path} is not a folder; expected one that something was launched to")
+            raise UserError(f"{path} is not a folder; expected one that jobs were launched into")
         for folder, inner, files in os.walk(path):
-            # Nothing is launched from the logs, from copies of the sources, or into a run.
+            # No ledgers among logs, copies of the sources, or in a run.
             skipped = ("slurm", "datasets", "checkpoints", "tensorboard", "predictions")
             inner[:] = sorted(
                 name for name in inner if name not in skipped and not name.startswith("code")

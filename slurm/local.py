@@ -1,4 +1,4 @@
-"""A graph of jobs on this machine, a few at a time, each on its own GPUs."""
+"""Runs a graph of jobs on this machine, a few at a time, each on its own GPUs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from intl_transfer.errors import UserError
 from intl_transfer.runs.progress import timed
 from slurm import executors
 from slurm.graph import plain_title, record, stage_job
-from slurm.ledger import RUNS, Ledger, Node, who
+from slurm.ledger import RUNS, Job, Ledger, who
 from slurm.outcomes import finished, last_error, progress
 from slurm.resources import Resources
 
 _POLL_SECONDS = 0.2
 _REPORT_SECONDS = 10
-_STUCK_SECONDS = 30  # that the other ranks have after one has failed
-_PATIENCE = 600  # seconds that a run has to save when it is asked to stop
+_STUCK_SECONDS = 30  # until the other ranks are killed after one has failed
+_PATIENCE = 600  # seconds for a run to save when it is stopped
 
 
 def visible_gpus() -> list[int]:
@@ -37,11 +37,11 @@ def visible_gpus() -> list[int]:
 
 
 def fit(requested: Resources, gpus: int | None) -> Resources:
-    """Takes no more GPUs than this machine has; batches are global, so that results stay the same.
+    """Limits a job to this machine's GPUs; batch sizes are global, so results do not change.
 
     Args:
-        requested: what a job asks for.
-        gpus: that are here; None for jobs that run elsewhere.
+        requested: resources of the job.
+        gpus: number of GPUs here; None for jobs that run elsewhere.
     """
     if gpus is None or requested.gpus_per_node <= gpus:
         return requested
@@ -50,43 +50,44 @@ def fit(requested: Resources, gpus: int | None) -> Resources:
 
 @dataclass
 class _Running:
-    job: submitit.Job[str]
+    handle: submitit.Job[str]
     gpus: list[int]
     failed_since: float | None = None
 
 
 @dataclass
 class Local:
-    """Runs nodes whose parents are done; what has no hope any more is marked, with the reason.
+    """Runs jobs once their parents have finished; cancels jobs whose parents failed.
 
     Attributes:
         ledger: written at every change, for ``status.py``.
-        parallel: jobs at a time; None takes one a set of GPUs, or one in all.
-        gpus: that may be used.
+        parallel: maximum number of concurrent jobs; None for as many as the GPUs allow, or one
+            without GPUs.
+        gpus: indices of the GPUs to use.
     """
 
     ledger: Ledger
     parallel: int | None = None
     gpus: list[int] = field(default_factory=list)
 
-    def run(self, requested: list[Node]) -> None:
-        """Runs nodes to their end.
+    def run(self, requested: list[Job]) -> None:
+        """Runs all jobs.
 
         Args:
             requested: parents before children.
 
         Raises:
-            UserError: if a job wants more GPUs than there are.
+            UserError: if a job needs more GPUs than there are.
             KeyboardInterrupt: after Ctrl-C or SIGTERM, once all jobs have saved.
         """
-        most = max((node.resources["gpus_per_node"] for node in requested), default=0)
+        most = max((job.resources["gpus_per_node"] for job in requested), default=0)
         if most > len(self.gpus):
-            raise UserError(f"a job wants {most} GPU(s), and {len(self.gpus)} are here")
+            raise UserError(f"a job needs {most} GPU(s); this machine has {len(self.gpus)}")
         limit = self.parallel or (max(1, len(self.gpus) // most) if most else 1)
         self._limit, self._free = limit, list(self.gpus)
         waiting, running = list(requested), dict[str, _Running]()
-        for node in waiting:
-            node.outcome, node.reason, node.job = "waiting", None, None
+        for job in waiting:
+            job.outcome, job.reason, job.job_id = "waiting", None, None
         self.ledger.launcher = who()
         self.ledger.write()
         shown = time.monotonic()
@@ -104,114 +105,114 @@ class Local:
                         executors.say(timed(f"    {lines}"))
             finally:
                 self._stop(running)
-                for node in waiting:
-                    node.outcome = "cancelled" if node.outcome == "waiting" else node.outcome
-                    node.reason = node.reason or "the launcher was stopped"
+                for job in waiting:
+                    job.outcome = "cancelled" if job.outcome == "waiting" else job.outcome
+                    job.reason = job.reason or "the launcher was stopped"
                 self.ledger.launcher = None
                 self.ledger.write()
 
-    def _cancel_hopeless(self, waiting: list[Node], running: dict[str, _Running]) -> None:
-        for node in list(waiting):
+    def _cancel_hopeless(self, waiting: list[Job], running: dict[str, _Running]) -> None:
+        for job in list(waiting):
             open_keys = {other.key for other in waiting} | running.keys()
-            if node.after == "any" or open_keys & set(node.parents):
+            if job.after == "any" or open_keys & set(job.parents):
                 continue
-            for key in node.parents:
-                if not finished(self.ledger.nodes[key], self.ledger):
-                    waiting.remove(node)
-                    node.outcome, node.reason = "cancelled", f"{key} did not finish"
+            for key in job.parents:
+                if not finished(self.ledger.jobs[key], self.ledger):
+                    waiting.remove(job)
+                    job.outcome, job.reason = "cancelled", f"{key} did not finish"
                     self.ledger.write()
-                    executors.say(f"{node.key}: cancelled, {node.reason}")
+                    executors.say(f"{job.key}: cancelled, {job.reason}")
                     break
 
-    def _start_ready(self, waiting: list[Node], running: dict[str, _Running]) -> None:
-        for node in list(waiting):
+    def _start_ready(self, waiting: list[Job], running: dict[str, _Running]) -> None:
+        for job in list(waiting):
             if len(running) >= self._limit:
                 return
             open_keys = {other.key for other in waiting} | running.keys()
-            needed = node.resources["gpus_per_node"]
-            if open_keys & set(node.parents) or needed > len(self._free):
+            needed = job.resources["gpus_per_node"]
+            if open_keys & set(job.parents) or needed > len(self._free):
                 continue
             gpus, self._free = self._free[:needed], self._free[needed:]
-            waiting.remove(node)
-            running[node.key] = _Running(self._submit(node, gpus), gpus)
+            waiting.remove(job)
+            running[job.key] = _Running(self._submit(job, gpus), gpus)
 
-    def _submit(self, node: Node, gpus: list[int]) -> submitit.Job[str]:
-        resources = Resources(**node.resources)
-        work = stage_job(node)
+    def _submit(self, job: Job, gpus: list[int]) -> submitit.Job[str]:
+        resources = Resources(**job.resources)
+        work = stage_job(job)
         threads = max(1, len(os.sched_getaffinity(0)) // self._limit)
-        # Threads that spin while they wait slow all others down.
+        # Threads that busy-wait slow down the other jobs.
         quiet = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-        given = {name: os.environ[name] for name in quiet if name in os.environ}
+        preset = {name: os.environ[name] for name in quiet if name in os.environ}
         seen = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))} if gpus else {}
-        work.environment = {**quiet, **given, **work.environment, **seen}
-        title = plain_title(node)
+        work.environment = {**quiet, **preset, **work.environment, **seen}
+        title = plain_title(job)
         executor = executors.make_executor(resources, self.ledger.folder / "slurm", title)
-        # Ctrl-C is for this process, which passes it on in order.
+        # Ctrl-C is handled by this process, which forwards it in order.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            (job,) = executors.submit(executor, [work])
+            (handle,) = executors.submit(executor, [work])
         finally:
             signal.signal(signal.SIGINT, before)
-        record(node, str(job.job_id), str(job.paths.stdout), title)
-        node.outcome = "running"
+        record(job, str(handle.job_id), str(handle.paths.stdout), title)
+        job.outcome = "running"
         self.ledger.write()
-        executors.say(f"job {job.job_id}: {node.target}; log: {job.paths.stdout}")
-        return job
+        executors.say(f"job {handle.job_id}: {job.target}; log: {handle.paths.stdout}")
+        return handle
 
     def _ended(self, item: _Running) -> bool:
-        if isinstance(item.job, submitit.DebugJob):
-            return True  # it runs where its outcome is asked for
-        if item.job.done():
+        if isinstance(item.handle, submitit.DebugJob):
+            return True  # it runs when its result is requested
+        if item.handle.done():
             return True
-        # A rank that failed leaves the others waiting for it.
-        if _failed(item.job):
+        # If a rank has failed, the others wait for it.
+        if _failed(item.handle):
             item.failed_since = item.failed_since or time.monotonic()
             if time.monotonic() - item.failed_since > _STUCK_SECONDS:
-                _signal(item.job, signal.SIGINT)  # submitit's controller then kills its tasks
+                _signal(item.handle, signal.SIGINT)  # submitit's controller then kills its tasks
         return False
 
-    def _reap(self, key: str, running: dict[str, _Running], waiting: list[Node]) -> None:
-        item, node = running.pop(key), self.ledger.nodes[key]
+    def _reap(self, key: str, running: dict[str, _Running], waiting: list[Job]) -> None:
+        item, job = running.pop(key), self.ledger.jobs[key]
         self._free += item.gpus
-        said = _result(item.job)
-        if said == "finished" and node.stage in RUNS:
-            done = finished(node, self.ledger)
-            node.outcome = "finished" if done else "interrupted"
-        elif said == "finished":
-            node.outcome = "finished" if finished(node, self.ledger) else "failed"
+        result = _result(item.handle)
+        if result == "finished" and job.stage in RUNS:
+            done = finished(job, self.ledger)
+            job.outcome = "finished" if done else "interrupted"
+        elif result == "finished":
+            job.outcome = "finished" if finished(job, self.ledger) else "failed"
         else:
-            node.outcome = said
-        if said == "interrupted" and node.attempts <= node.resources["max_requeues"]:
-            executors.say(f"{key}: saved at its time limit, continues")
-            node.outcome = "waiting"
-            waiting.insert(0, node)
+            job.outcome = result
+        if result == "interrupted" and job.attempts <= job.resources["max_requeues"]:
+            executors.say(f"{key}: saved at its time limit; continuing")
+            job.outcome = "waiting"
+            waiting.insert(0, job)
         else:
-            words = "" if node.outcome == "finished" else last_error(node)
-            executors.say(f"{key}: {node.outcome}" + (f", {words}" if words else ""))
+            detail = "" if job.outcome == "finished" else last_error(job)
+            executors.say(f"{key}: {job.outcome}" + (f", {detail}" if detail else ""))
         self.ledger.write()
 
     def _line(self, key: str) -> str:
-        found = progress(Path(self.ledger.nodes[key].target))
+        found = progress(Path(self.ledger.jobs[key].target))
         return f"{key} {found.text}" if found else f"{key} starting"
 
     def _stop(self, running: dict[str, _Running]) -> None:
-        """Asks what runs to save, and waits for it."""
+        """Signals running jobs to save, and waits for them."""
         if not running:
             return
-        executors.say(f"stopping {len(running)} job(s); they save first")
+        executors.say(f"stopping {len(running)} job(s), which save first")
         for item in running.values():
-            _signal(item.job, signal.SIGTERM)
+            _signal(item.handle, signal.SIGTERM)
         deadline = time.monotonic() + _PATIENCE
         try:
             while time.monotonic() < deadline:
-                if all(item.job.done() for item in running.values()):
+                if all(item.handle.done() for item in running.values()):
                     break
                 time.sleep(_POLL_SECONDS)
         finally:
             for key, item in running.items():
-                if not item.job.done():
-                    _signal(item.job, signal.SIGINT)
-                self.ledger.nodes[key].outcome = "interrupted"
+                if not item.handle.done():
+                    _signal(item.handle, signal.SIGINT)
+                self.ledger.jobs[key].outcome = "interrupted"
 
 
 def _signal(job: submitit.Job[str], number: int) -> None:
@@ -221,7 +222,7 @@ def _signal(job: submitit.Job[str], number: int) -> None:
 
 
 def _failed(job: submitit.Job[str]) -> bool:
-    """Whether one of its ranks has left an error."""
+    """Whether one of its ranks has failed."""
     for rank in range(job.num_tasks):
         task = job.task(rank)
         if task.paths.result_pickle.exists() and task.exception() is not None:
@@ -230,14 +231,14 @@ def _failed(job: submitit.Job[str]) -> bool:
 
 
 def _result(job: submitit.Job[str]) -> str:
-    """``finished``, ``interrupted`` or ``failed``, by what its ranks left."""
+    """``finished``, ``interrupted`` or ``failed``, by the results of its ranks."""
     if not isinstance(job, submitit.DebugJob):
         pickles = [job.task(rank).paths.result_pickle for rank in range(job.num_tasks)]
         if not all(pickle.exists() for pickle in pickles):
             return "failed"  # killed
     try:
         results = job.results()
-    except Exception:  # whatever the stage's job raised; its log says what
+    except Exception:  # any error of the job; its log has it
         return "failed"
     return "interrupted" if "interrupted" in results else "finished"
 

@@ -1,4 +1,4 @@
-"""What became of a job: its run directory decides, with the queue, never a pickle."""
+"""Outcomes of jobs, from the queue and run directories; submitit's pickles are not used."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from intl_transfer.runs.changes import in_lines
 from intl_transfer.runs.late import wait_until
 from intl_transfer.runs.metrics import end_of, read_lines
 from slurm.controller import Row
-from slurm.ledger import RUNS, Ledger, Node
+from slurm.ledger import RUNS, Job, Ledger
 
-#: A file that another node wrote may show late on a shared file system; seconds.
+#: Seconds until a file written on another node is visible on a shared file system.
 LATE = 10.0
-_TAIL = 65536  # bytes from a file's end that are looked at
+_TAIL = 65536  # bytes read from the end of a file
 _RAISED = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Exit)\b")
 _OURS = re.compile(r"^(?:submitit |Traceback |srun: )")
 
 
 @dataclass(frozen=True)
 class Status:
-    """How a node stands.
+    """The state of a job.
 
     Attributes:
         state: ``finished``, ``running``, ``queued``, ``waiting`` (for its parents), ``failed``,
-            ``interrupted``, ``cancelled``, ``not submitted``, or ``submitted`` where SLURM does not
-            say what became of a job and its run directory says nothing yet.
+            ``interrupted``, ``cancelled``, ``not submitted``, or ``submitted`` if SLURM does not
+            answer and the run directory has no status yet.
         detail: the last error line, or why it waits or was cancelled.
         where: the node that runs it.
     """
@@ -41,7 +41,7 @@ class Status:
 
     @property
     def alive(self) -> bool:
-        """Whether a job of it runs or is in the queue."""
+        """Whether it is running or queued."""
         return self.state in ("running", "queued", "waiting")
 
     @property
@@ -50,36 +50,36 @@ class Status:
         return self.state in ("failed", "interrupted", "cancelled")
 
 
-def finished(node: Node, ledger: Ledger) -> bool:
-    """Whether what the node makes is there, whole and of its present source."""
-    target = Path(node.target)
-    if node.stage == "convert":
-        return converted(node.source or "", target)
-    if node.stage == "collect":
-        return _collected(target, [ledger.nodes[key] for key in node.parents])
+def finished(job: Job, ledger: Ledger) -> bool:
+    """Whether the job's output exists, is complete, and was made from its current source."""
+    target = Path(job.target)
+    if job.stage == "convert":
+        return converted(job.source or "", target)
+    if job.stage == "collect":
+        return _collected(target, [ledger.jobs[key] for key in job.parents])
     return run_status(target) == "finished"
 
 
 def run_status(folder: Path) -> str | None:
-    """The status in a run's manifest; None where there is no whole manifest (yet)."""
+    """The status in a run's manifest; None if there is no readable manifest (yet)."""
     try:
         return str(read_manifest(folder).status)
     except (UserError, OSError):
         return None
 
 
-def unsaved(node: Node) -> str:
-    """What a run's manifest says of checkpoints that could not be written; empty for none."""
-    if node.stage not in RUNS:
+def unsaved(job: Job) -> str:
+    """Describes checkpoints that a run could not write; empty if there are none."""
+    if job.stage not in RUNS:
         return ""
     try:
-        manifest = read_manifest(node.target)
+        manifest = read_manifest(job.target)
     except (UserError, OSError):
         return ""
     if manifest.failed_save is None:
         return ""
     number = manifest.failed_saves or 1
-    saves = "the last save" if number == 1 else f"{number} saves, the last one too,"
+    saves = "the last save" if number == 1 else f"{number} saves, including the last,"
     return f"{saves} failed: {manifest.failed_save}"
 
 
@@ -88,15 +88,15 @@ def settled_status(folder: Path, patience: float = LATE) -> str | None:
 
     Args:
         folder: the run directory.
-        patience: seconds to wait for a manifest that does not say ``running`` any more. A job that
-            was killed leaves it so for good.
+        patience: seconds to wait for a status other than ``running``, which is final for a job
+            that was killed.
     """
     wait_until(lambda: run_status(folder) not in (None, "running"), folder, patience)
     return run_status(folder)
 
 
 def converted(source: str, target: Path) -> bool:
-    """Whether a conversion's report names the present source, or that was cleared away since."""
+    """Whether a conversion's report has the hash of the source, or the source was removed since."""
     report = target.with_suffix(".json")
     try:
         if not Path(source).exists():
@@ -108,7 +108,7 @@ def converted(source: str, target: Path) -> bool:
 
 
 def source_hash(source: str) -> str | None:
-    """The hash under which conversion reports name a run's backbone, or a file."""
+    """The hash of a run's backbone or of a file, as conversion reports state it."""
     path = Path(source)
     if path.is_dir():
         results = read_results(path)
@@ -117,112 +117,112 @@ def source_hash(source: str) -> str | None:
     return sha256_file(path) if path.is_file() else None
 
 
-def _collected(report: Path, parents: Iterable[Node]) -> bool:
-    """Whether the report is newer than every result that belongs into it, as ``make`` has it."""
+def _collected(report: Path, parents: Iterable[Job]) -> bool:
+    """Whether the report is newer than all results that it should include (like ``make``)."""
     files = [report] if report.is_file() else [f for f in report.glob("*") if f.is_file()]
     if not files:
         return False
     made = min(file.stat().st_mtime for file in files)
-    results = [Path(node.target) / RESULTS for node in parents]
+    results = [Path(job.target) / RESULTS for job in parents]
     return all(file.stat().st_mtime <= made for file in results if file.exists())
 
 
-def status(node: Node, ledger: Ledger, rows: dict[str, Row] | None) -> Status:
-    """How a node stands.
+def status(job: Job, ledger: Ledger, rows: dict[str, Row] | None) -> Status:
+    """The state of a job.
 
     Args:
-        node: one of the ledger's.
-        ledger: all of them.
-        rows: the queue; None where there is none, or where SLURM does not answer: a job of SLURM's
-            then stands as its run directory has it.
+        job: one of the ledger's.
+        ledger: contains it and its parents.
+        rows: the queue; None if there is none or SLURM does not answer: the state is then taken
+            from the run directory.
     """
-    row = row_of(node, rows)
+    row = row_of(job, rows)
     if row is not None and row.alive:
         if row.state == "PENDING":
-            told = row.reason not in ("None", "")  # not yet, right after it was submitted
-            parents = _open_parents(node, ledger)
-            if row.reason.startswith("Dependency") or (parents and not told):
+            has_reason = row.reason not in ("None", "")  # not yet, right after submission
+            parents = _open_parents(job, ledger)
+            if row.reason.startswith("Dependency") or (parents and not has_reason):
                 return Status("waiting", parents)
-            return Status("queued", row.reason if told else "")
+            return Status("queued", row.reason if has_reason else "")
         detail = "" if row.state == "RUNNING" else row.state.lower()
-        return Status("running", detail or unsaved(node), row.nodes)
-    if finished(node, ledger):
-        changes = node.changes()
+        return Status("running", detail or unsaved(job), row.nodes)
+    if finished(job, ledger):
+        changes = job.changes()
         other = f"made with other settings ({in_lines(changes)})" if changes else ""
         return Status("finished", other)
-    if node.outcome == "running" and ledger.launcher_alive() is not False:
-        return Status("running", unsaved(node), (ledger.launcher or {}).get("host", ""))
-    if node.outcome == "waiting" and ledger.launcher_alive() is not False:
-        return Status("waiting", _open_parents(node, ledger) or "for its turn")
-    if node.job is None and node.outcome != "cancelled":
+    if job.outcome == "running" and ledger.launcher_alive() is not False:
+        return Status("running", unsaved(job), (ledger.launcher or {}).get("host", ""))
+    if job.outcome == "waiting" and ledger.launcher_alive() is not False:
+        return Status("waiting", _open_parents(job, ledger) or "for a free slot")
+    if job.job_id is None and job.outcome != "cancelled":
         return Status("not submitted")
     if rows is None and ledger.cluster == "slurm":
-        return _by_directory(node)
-    return _ended_badly(node, ledger, row)
+        return _by_directory(job)
+    return _ended_badly(job, ledger, row)
 
 
-def _by_directory(node: Node) -> Status:
-    """How a job of SLURM's stands as far as its run directory and log say."""
-    state = run_status(Path(node.target)) if node.stage in RUNS else None
-    told = f"job {node.job}, by its run directory"
+def _by_directory(job: Job) -> Status:
+    """The state of a SLURM job according to its run directory and log."""
+    state = run_status(Path(job.target)) if job.stage in RUNS else None
+    source = f"job {job.job_id}, according to its run directory"
     if state in ("running", "interrupted", "failed"):
-        words = last_error(node) if state == "failed" else unsaved(node)
-        return Status(state, "; ".join(text for text in (words, told) if text))
-    began = "its log has begun" if log_files(node) else "no log yet"
-    return Status("submitted", f"job {node.job}, {began}")
+        detail = last_error(job) if state == "failed" else unsaved(job)
+        return Status(state, "; ".join(text for text in (detail, source) if text))
+    log = "its log has started" if log_files(job) else "no log yet"
+    return Status("submitted", f"job {job.job_id}, {log}")
 
 
-def row_of(node: Node, rows: dict[str, Row] | None) -> Row | None:
-    """The node's job in the queue; a job of another name has taken over an old id."""
-    row = (rows or {}).get(node.job or "")
-    return row if row is not None and row.name == node.title else None
+def row_of(job: Job, rows: dict[str, Row] | None) -> Row | None:
+    """The job's row in the queue; a row of another name has a recycled id."""
+    row = (rows or {}).get(job.job_id or "")
+    return row if row is not None and row.name == job.title else None
 
 
-def _open_parents(node: Node, ledger: Ledger) -> str:
-    """``for intl and 3 more``; nothing where all parents have finished."""
-    keys = [key for key in node.parents if not finished(ledger.nodes[key], ledger)]
+def _open_parents(job: Job, ledger: Ledger) -> str:
+    """``for intl and 3 more``; empty if all parents have finished."""
+    keys = [key for key in job.parents if not finished(ledger.jobs[key], ledger)]
     more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
     return f"for {keys[0]}{more}" if keys else ""
 
 
-def _ended_badly(node: Node, ledger: Ledger, row: Row | None) -> Status:
-    state = run_status(Path(node.target)) if node.stage in RUNS else None
+def _ended_badly(job: Job, ledger: Ledger, row: Row | None) -> Status:
+    state = run_status(Path(job.target)) if job.stage in RUNS else None
     where = row.nodes if row else ""
-    if node.outcome == "cancelled":
-        return Status("cancelled", node.reason or "")
-    if not log_files(node) or (row is not None and row.reason == "DependencyNeverSatisfied"):
-        # It never began. SLURM itself cancels the children of what failed.
-        failed = [key for key in node.parents if not finished(ledger.nodes[key], ledger)]
+    if job.outcome == "cancelled":
+        return Status("cancelled", job.reason or "")
+    if not log_files(job) or (row is not None and row.reason == "DependencyNeverSatisfied"):
+        # It never started: SLURM cancels the children of failed jobs.
+        failed = [key for key in job.parents if not finished(ledger.jobs[key], ledger)]
         if failed:
             return Status("cancelled", f"{failed[0]} did not finish")
         if row is not None and row.state == "CANCELLED":
-            return Status("cancelled", "before it began")
+            return Status("cancelled", "before it started")
         return Status("failed", f"no log; {row.state.lower()}" if row else "no log, no job")
     if row is not None and row.state == "CANCELLED":
         return Status("interrupted", "cancelled", where)
-    if "interrupted" in (state, node.outcome):
-        words = "; ".join(text for text in (last_error(node), unsaved(node)) if text)
-        return Status("interrupted", words, where)
-    words = last_error(node)
+    if "interrupted" in (state, job.outcome):
+        detail = "; ".join(text for text in (last_error(job), unsaved(job)) if text)
+        return Status("interrupted", detail, where)
+    detail = last_error(job)
     if row is not None and row.state not in ("FAILED", "COMPLETED"):
-        words = f"{row.state.lower()}: {words}" if words else row.state.lower()
-    return Status("failed", words or "ended without a word", where)
+        detail = f"{row.state.lower()}: {detail}" if detail else row.state.lower()
+    return Status("failed", detail or "no error in the log", where)
 
 
-def log_files(node: Node) -> list[Path]:
-    """The logs of the node's newest job: errors first, then output."""
-    if node.log is None:
+def log_files(job: Job) -> list[Path]:
+    """Logs of the newest submission: stderr first, then stdout."""
+    if job.log is None:
         return []
-    out = Path(node.log)
+    out = Path(job.log)
     files = [*sorted(out.parent.glob("*_log.err")), *sorted(out.parent.glob("*_log.out"))]
-    mine = out.name.removesuffix("0_log.out")  # ID_, of every task
+    mine = out.name.removesuffix("0_log.out")  # ID_, for all tasks
     return [file for file in files if file.name.startswith(mine) and file.stat().st_size]
 
 
-def last_error(node: Node) -> str:
-    """The last line of the log that tells of an error, else the last that was said before it."""
+def last_error(job: Job) -> str:
+    """The last error line of the logs, else the last line before the job failed."""
     fallback = ""
-    for file in log_files(node):
+    for file in log_files(job):
         lines = [line.rstrip() for line in tail(file).splitlines() if line.strip()]
         own = [line for line in lines if line.startswith("error: ")]
         raised = [line for line in lines if _RAISED.match(line) and "StageFailed" not in line]
@@ -232,13 +232,13 @@ def last_error(node: Node) -> str:
         if ends and not fallback:
             fallback = ends[-1].split("StageFailedError: ")[-1]
             first = next((i for i, line in enumerate(lines) if _OURS.match(line)), len(lines))
-            if first and "as allowed" not in fallback:
+            if first and "launch it again" not in fallback:
                 fallback = f"{lines[first - 1]} ({fallback})"
     return fallback
 
 
 def tail(file: Path) -> str:
-    """The end of a text file; nothing where it cannot be read."""
+    """The end of a text file; empty if it cannot be read."""
     try:
         return end_of(file, _TAIL).decode(errors="replace")
     except OSError:
@@ -247,12 +247,12 @@ def tail(file: Path) -> str:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
-        done: share of the whole, 0 to 1.
-        left: seconds to go at the recent rate; None where there is no rate yet.
-        text: in steps or iterations.
+        done: fraction done, 0 to 1.
+        left: estimated seconds left, at the recent rate; None if there is no rate yet.
+        text: in epochs or iterations.
     """
 
     done: float
@@ -261,7 +261,7 @@ class Progress:
 
 
 def progress(folder: Path) -> Progress | None:
-    """How far a run is by the end of its ``metrics.jsonl``; None where nothing is known."""
+    """Progress of a run, from the end of its ``metrics.jsonl``; None if unknown."""
     try:
         config = read_manifest(folder).config
     except (UserError, OSError):

@@ -1,4 +1,4 @@
-"""What a job asks for: a site's profile from ``configs/slurm/``, and over it the command line."""
+"""Resources of jobs: a site's profile in ``configs/slurm/``, overridden by the command line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from intl_transfer.runs.config import resolved
 
 PROFILES = Path(__file__).resolve().parents[1] / "configs" / "slurm"
 CLUSTERS = ("auto", "slurm", "local", "debug")
-#: What a small job without a GPU (conversion, collecting) asks for, whatever the training asks for.
+#: Resources of a small CPU job (conversion, collection), whatever training requests.
 SMALL = {
     "nodes": 1,
     "gpus_per_node": 0,
@@ -40,37 +40,37 @@ _GPUS = re.compile(r"((?:^|,)gpu(?::[^:,()]+)?:)(\d+)")
 
 @dataclass
 class Resources:
-    """What a job asks for; the fields of a profile in ``configs/slurm/``.
+    """Resources of a job; the fields of a profile in ``configs/slurm/``.
 
     Attributes:
-        cluster: ``auto`` (SLURM where ``sbatch`` is found, else local), ``slurm``, ``local`` or
+        cluster: ``auto`` (SLURM if ``sbatch`` is installed, else local), ``slurm``, ``local`` or
             ``debug`` (in this process).
         nodes: number of nodes.
-        gpus_per_node: GPUs of each, one task a GPU; 0 for CPU jobs.
-        ranks_per_node: tasks of each node; null takes one a GPU.
-        cpus_per_gpu: CPUs of each task.
-        gres: in place of ``--gpus-per-node`` where a site wants it, for example ``gpu:a100:8``;
-            its number is then the number of GPUs.
-        partition: SLURM's.
-        account: SLURM's.
-        qos: SLURM's.
-        constraint: SLURM's.
-        exclude: nodes to stay away from.
-        time: limit in minutes; the job saves and goes back into the queue when it is near.
-        mem: memory a node, for example ``480GB``.
-        signal_seconds: how long before the limit the job is told.
-        mail_user: address for SLURM's mails.
-        mail_type: which, for example ``END,FAIL``.
-        max_requeues: how often a job may put itself back into the queue.
-        parallel: how many jobs may run at a time: of each array on SLURM, in all on this machine;
-            null lets SLURM decide, and takes one a set of GPUs, or one in all, on this machine.
-        environment: variables to set in jobs, for example NCCL's.
+        gpus_per_node: GPUs per node, with one task per GPU; 0 for CPU jobs.
+        ranks_per_node: tasks per node; default: one per GPU.
+        cpus_per_gpu: CPUs per task.
+        gres: generic resources, such as ``gpu:a100:8``, if the site requires this instead of
+            ``--gpus-per-node``; its count is then the number of GPUs.
+        partition: SLURM partition.
+        account: SLURM account.
+        qos: SLURM quality of service.
+        constraint: required node features.
+        exclude: nodes not to use.
+        time: time limit in minutes; shortly before it, the job saves and requeues itself.
+        mem: memory per node, for example ``480GB``.
+        signal_seconds: seconds before the time limit at which the job is signaled to save.
+        mail_user: address for SLURM's e-mails.
+        mail_type: events to send e-mail for, for example ``END,FAIL``.
+        max_requeues: how often a job may requeue itself.
+        parallel: maximum number of concurrent jobs: per array on SLURM, in total on this machine;
+            default: no limit on SLURM, and as many as the GPUs allow (one without GPUs) on this
+            machine.
+        environment: environment variables of jobs, for example NCCL's.
         setup: shell commands to run before the job on each node.
         sbatch: further options of ``sbatch``, by name.
         srun: further arguments of the ``srun`` that starts the tasks, for example
             ``--cpu-bind=cores``, ``--gpu-bind=single:1`` or ``--container-image=...``.
-        small: fields that differ for small jobs without a GPU, for example
-            ``{partition: cpu}``.
+        small: fields that differ for small CPU jobs, for example ``{partition: cpu}``.
     """
 
     cluster: str = "auto"
@@ -102,17 +102,17 @@ _NOT_OPTIONS = ("environment", "setup", "sbatch", "srun", "small")
 
 
 def field_descriptions(schema: type) -> dict[str, str]:
-    """What the docstring of a dataclass says of each field, on one line."""
+    """The description of each field in a dataclass's docstring, as one line."""
     attributes = inspect.cleandoc(schema.__doc__ or "").partition("Attributes:\n")[2]
     entries = re.split(r"\n    (?=\w+: )", "\n" + attributes.rstrip())[1:]
     pairs = (entry.split(":", 1) for entry in entries)
-    return {name: " ".join(text.replace("``", "").split()) for name, text in pairs}
+    return {name: " ".join(text.replace("``", "").split()).rstrip(".") for name, text in pairs}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds an option for every field of :class:`Resources`, and ``--profile``."""
     group = parser.add_argument_group("resources (defaults from the profile)")
-    group.add_argument("--profile", help="site defaults, a name in configs/slurm/ or a path")
+    group.add_argument("--profile", help="the site's defaults: a name in configs/slurm/, or a path")
     described = field_descriptions(Resources)
     for item in dataclasses.fields(Resources):
         if item.name in _NOT_OPTIONS:
@@ -128,19 +128,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def resources(arguments: argparse.Namespace) -> Resources:
-    """The profile's values, and over them those of the command line.
+    """The profile's values, overridden by the command line.
 
     Raises:
-        UserError: if the profile is absent, is no YAML or has a key or a value that cannot be.
+        UserError: if the profile does not exist, is not YAML, or has an invalid key or value.
     """
     values = layered(profile(arguments.profile), given_options(arguments))
     return checked(values, arguments.profile or "the command line")
 
 
 def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by field, a later layer's over an earlier one's.
+    """Values by field; later layers override earlier ones.
 
-    A later number of GPUs also goes into an earlier ``gres``.
+    A later number of GPUs also replaces the count in an earlier ``gres``.
     """
     values: dict[str, Any] = {}
     for layer in layers:
@@ -152,7 +152,7 @@ def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options that were given on the command line, by field."""
+    """Options set on the command line, by field."""
     names = [item.name for item in dataclasses.fields(Resources) if item.name not in _NOT_OPTIONS]
     return {
         name: getattr(arguments, name)
@@ -162,10 +162,10 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def profile(name: str | None) -> dict[str, Any]:
-    """A site's defaults; nothing where no profile is named.
+    """A site's defaults; empty without a profile.
 
     Raises:
-        UserError: if it is absent, is no YAML or has a key or a value that cannot be.
+        UserError: if it does not exist, is not YAML, or has an invalid key or value.
     """
     if not name:
         return {}
@@ -174,7 +174,7 @@ def profile(name: str | None) -> dict[str, Any]:
     if not is_file(path):
         names = sorted(file.stem for file in PROFILES.glob("*.yaml"))
         raise UserError(
-            f"no profile '{name}' in {PROFILES}; there are: {', '.join(names)}."
+            f"no profile '{name}' in {PROFILES}; expected {', '.join(names)} or a path."
             f"{did_you_mean(name, names)}"
         )
     values = read_yaml(path)
@@ -183,14 +183,14 @@ def profile(name: str | None) -> dict[str, Any]:
 
 
 def checked(values: Mapping[str, Any], where: str) -> Resources:
-    """Typed resources.
+    """Validates resources.
 
     Args:
         values: by field.
-        where: they come from, for messages.
+        where: their source, for messages.
 
     Raises:
-        UserError: for a key that there is not, a wrong type, or a number that cannot be.
+        UserError: for an unknown key, a wrong type, or a number out of range.
     """
     known = [item.name for item in dataclasses.fields(Resources)]
     for key in values:
@@ -202,9 +202,9 @@ def checked(values: Mapping[str, Any], where: str) -> Resources:
     except OmegaConfBaseException as error:
         reason = str(error.msg or error).splitlines()[0]
         raise UserError(f"{where}: {error.full_key}: {reason}") from None
-    except Exception as error:  # of what OmegaConf does not expect, such as keys that are no text
+    except Exception as error:  # OmegaConf's own, for example for keys that are not strings
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{where}: cannot be used ({reason})") from None
+        raise UserError(f"{where}: invalid ({reason})") from None
     requested = resolved(merged, where)
     assert isinstance(requested, Resources)
     if requested.cluster not in CLUSTERS:
@@ -212,8 +212,8 @@ def checked(values: Mapping[str, Any], where: str) -> Resources:
         raise UserError(
             f"{where}: cluster is '{requested.cluster}'; expected {', '.join(CLUSTERS)}.{hint}"
         )
-    least = {"nodes": 1, "gpus_per_node": 0, "cpus_per_gpu": 1, "time": 1, "max_requeues": 0}
-    for name, minimum in {**least, "ranks_per_node": 1, "parallel": 1}.items():
+    minima = {"nodes": 1, "gpus_per_node": 0, "cpus_per_gpu": 1, "time": 1, "max_requeues": 0}
+    for name, minimum in {**minima, "ranks_per_node": 1, "parallel": 1}.items():
         value = getattr(requested, name)
         if value is not None and value < minimum:
             raise UserError(f"{where}: {name} is {value}; expected at least {minimum}")
@@ -221,45 +221,47 @@ def checked(values: Mapping[str, Any], where: str) -> Resources:
     if requested.cluster == "auto":
         requested.cluster = "slurm" if shutil.which("sbatch") else "local"
     if requested.cluster != "slurm" and requested.nodes > 1:
-        raise UserError(f"--cluster {requested.cluster} has one node; {requested.nodes} need SLURM")
+        raise UserError(
+            f"--cluster {requested.cluster} has one node; --nodes {requested.nodes} needs SLURM"
+        )
     return requested
 
 
 def _count_gres(requested: Resources, values: Mapping[str, Any], where: str) -> None:
-    """Takes the number of GPUs from ``gres``, so that the two cannot differ."""
+    """Sets the number of GPUs from ``gres``, so that the two agree."""
     found = _GPUS.search(requested.gres or "")
     if found is None:
         return
     number = int(found[2])
     if values.get("gpus_per_node") not in (None, number):
         raise UserError(
-            f"{where}: gres {requested.gres} has {number} GPU(s), gpus_per_node is "
-            f"{values['gpus_per_node']}; give one of them, or the same number"
+            f"{where}: gres {requested.gres} has {number} GPU(s), but gpus_per_node is "
+            f"{values['gpus_per_node']}; set only one of them, or both to the same number"
         )
     requested.gpus_per_node = number
 
 
 def small(values: Mapping[str, Any], where: str) -> Resources:
-    """Resources of a small job without a GPU on the same site.
+    """Resources of a small CPU job on the same site.
 
     Args:
         values: of the profile and the command line, by field.
-        where: they come from, for messages.
+        where: their source, for messages.
     """
     return checked(layered(values, SMALL, dict(values.get("small") or {})), where)
 
 
 def tasks_per_node(requested: Resources) -> int:
-    """Ranks of each node."""
+    """Ranks per node."""
     return requested.ranks_per_node or max(1, requested.gpus_per_node)
 
 
 def cores_of_process(requested: Resources, processes: int = 1) -> int:
-    """CPU cores that a training process and its loading processes share.
+    """CPU cores for a training process and its data loading workers.
 
     Args:
-        requested: its job's; on this machine, tasks share the cores that there are.
-        processes: that each task starts.
+        requested: resources of the job; on this machine, tasks share its cores.
+        processes: started by each task.
     """
     cpus = requested.cpus_per_gpu
     if requested.cluster != "slurm":
@@ -270,16 +272,16 @@ def cores_of_process(requested: Resources, processes: int = 1) -> int:
 def fitting(
     workers: int, key: str, overrides: Sequence[str], requested: Resources, processes: int = 1
 ) -> list[str]:
-    """Words of a command that give a process no more loaders than it has cores.
+    """Arguments that limit data loading workers to the cores of a process.
 
-    Loaders change no result. A number on the command line stays as it is.
+    The number of workers does not affect results. A number on the command line is kept.
 
     Args:
-        workers: of the configuration.
-        key: that sets them: ``data.workers``, or a key of Detectron2's.
-        overrides: of the command line.
+        workers: number in the configuration.
+        key: its key: ``data.workers``, or Detectron2's.
+        overrides: from the command line.
         requested: resources of the job.
-        processes: that each task starts.
+        processes: started by each task.
     """
     if _sets(overrides, key) or workers <= cores_of_process(requested, processes):
         return []
@@ -288,13 +290,13 @@ def fitting(
 
 
 def crowded(workers: int, key: str, overrides: Sequence[str], requested: Resources) -> str | None:
-    """What there is to say of a rank's loaders: fitted to its cores, or more than those."""
+    """A note if a rank has more data loading workers than cores; None if not."""
     cores = cores_of_process(requested)
     if workers <= cores:
         return None
     if _sets(overrides, key):
-        return f"{key}={workers}, and a rank has {cores} core(s): its loaders wait for each other"
-    return f"{key}: {cores} in place of {workers}, the cores of a rank (cpus_per_gpu)"
+        return f"{key}={workers} exceeds the {cores} core(s) of a rank: its workers share cores"
+    return f"{key}: {cores} instead of {workers}, the number of cores per rank (cpus_per_gpu)"
 
 
 def _sets(overrides: Sequence[str], key: str) -> bool:

@@ -1,9 +1,9 @@
-"""Shows where every launched job stands; cancels jobs, or launches again what failed.
+"""Shows the state of all launched jobs; cancels jobs, or relaunches failed ones.
 
     python slurm/status.py [RUNS ...] [--watch] [--cancel] [--retry-failed]
 
-RUNS are folders that something was launched to, or folders of them (`runs` by default). Runs that
-were started by hand are shown too.
+RUNS are folders that jobs were launched into, or their parents (default: runs). Runs that were
+started without a launcher are shown too.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ _ORDER = {
     "queued": 4,
     "running": 5,
 }
-_BY_HAND = "started by hand"
+_BY_HAND = "started by hand"  # without a launcher
 _SECONDS = 5
-_told: set[str] = set()
+_reported: set[str] = set()
 
 
 def main() -> int:
-    """Reads the command line; returns 1 if something failed."""
+    """Reads the command line; returns 1 if a job failed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -70,14 +70,20 @@ def main() -> int:
         type=Path,
         default=[Path("runs")],
         metavar="RUNS",
-        help="folders of runs (runs)",
+        help="folders of runs (default: runs)",
     )
     parser.add_argument(
         "--watch", action="store_true", help="refresh the table until all jobs have ended"
     )
     parser.add_argument("--cancel", action="store_true", help="cancel running and waiting jobs")
-    parser.add_argument("--retry-failed", action="store_true", help="relaunch what failed")
-    parser.add_argument("--wait", action="store_true", help="with --retry-failed: wait for the end")
+    parser.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="relaunch failed, interrupted and cancelled jobs",
+    )
+    parser.add_argument(
+        "--wait", action="store_true", help="with --retry-failed: wait for the jobs to end"
+    )
     arguments = parser.parse_args()
     if arguments.cancel and arguments.retry_failed:
         parser.error("--cancel and --retry-failed exclude each other")
@@ -92,12 +98,13 @@ def main() -> int:
 
 
 def show(runs: list[Path], watch: bool) -> int:
-    """Prints the table, again and again if asked to; returns 1 if something failed."""
+    """Prints the table, repeatedly with ``watch``; returns 1 if a job failed."""
     console = Console(width=None if sys.stdout.isatty() else 200)
     entries = survey(runs)
     if not entries:
         raise UserError(
-            f"nothing was launched to {', '.join(map(str, runs))}; expected folders with runs"
+            f"no jobs or runs in {', '.join(map(str, runs))}; expected folders that jobs were "
+            "launched into"
         )
     if watch and sys.stdout.isatty():
         with Live(table(entries, console.width), console=console, auto_refresh=False) as live:
@@ -106,11 +113,11 @@ def show(runs: list[Path], watch: bool) -> int:
                 entries = survey(runs)
                 live.update(table(entries, console.width), refresh=True)
     elif watch:  # a log: a line whenever the counts change
-        said = ""
+        printed = ""
         while any(entry.status.alive for entry in entries):
-            if (text := counts(entries)) != said:
-                said = text
-                print(said, flush=True)
+            if (text := counts(entries)) != printed:
+                printed = text
+                print(text, flush=True)
             time.sleep(_SECONDS)
             entries = survey(runs)
         console.print(table(entries, console.width))
@@ -130,14 +137,14 @@ class Entry:
         self.progress: Progress | None = progress(folder) if is_run and shown else None
 
     def cells(self) -> tuple[str, ...]:
-        """What the table shows."""
-        how, found = self.progress, self.status
-        left = how.left if how is not None and found.state == "running" else None
+        """Text of the table's columns."""
+        progress, found = self.progress, self.status
+        left = progress.left if progress is not None and found.state == "running" else None
         return (
             self.stage,
             self.name,
             found.state,
-            f"{how.done:4.0%} {how.text}" if how else "",
+            f"{progress.done:4.0%} {progress.text}" if progress else "",
             format_seconds(left) if left is not None else "",
             found.where,
             escape(found.detail),
@@ -145,9 +152,9 @@ class Entry:
 
 
 def survey(runs: list[Path]) -> list[Entry]:
-    """All jobs of all ledgers, and all runs that are in none.
+    """All jobs of all ledgers, and all runs that are in no ledger.
 
-    Where SLURM does not answer at once, run directories alone say how its jobs stand.
+    If SLURM does not answer quickly, states are taken from the run directories.
 
     Raises:
         UserError: if a folder does not exist or a ledger is damaged.
@@ -157,18 +164,20 @@ def survey(runs: list[Path]) -> list[Entry]:
         rows = queue(ledgers, patient=False)
     except UserError as error:
         rows = None
-        words = str(error).removesuffix("; try again later")
-        if words not in _told:  # once, however often the table is renewed
-            _told.add(words)
-            print(f"{words}; jobs are shown as their run directories have them", file=sys.stderr)
+        message = str(error).removesuffix("; try again later")
+        if message not in _reported:  # once, however often the table is refreshed
+            _reported.add(message)
+            print(
+                f"{message}; states of jobs are taken from their run directories", file=sys.stderr
+            )
     entries, known = [], set()
     for ledger in ledgers:
-        for node in ledger.nodes.values():
-            target = Path(node.target)
+        for job in ledger.jobs.values():
+            target = Path(job.target)
             known.add(target)
-            name = node.key if len(ledger.nodes) > 1 else target.name
-            found = status(node, ledger, rows)
-            entries.append(Entry(str(ledger.folder), name, node.stage, found, target))
+            name = job.key if len(ledger.jobs) > 1 else target.name
+            found = status(job, ledger, rows)
+            entries.append(Entry(str(ledger.folder), name, job.stage, found, target))
     for folder in by_hand(runs):
         if folder.resolve() in known:
             continue
@@ -191,7 +200,7 @@ def queue(ledgers: list[Ledger], patient: bool = True) -> dict[str, Row] | None:
 
 
 def by_hand(runs: list[Path]) -> list[Path]:
-    """Run directories below some folders."""
+    """Run directories in the given folders."""
     found = []
     for path in runs:
         for folder, inner, files in os.walk(path):
@@ -203,11 +212,11 @@ def by_hand(runs: list[Path]) -> list[Path]:
 
 
 def table(entries: list[Entry], width: int) -> Group:
-    """The tables of all folders; what needs attention is last, where the eye is.
+    """One table per folder; failed jobs come last, next to the prompt.
 
     Args:
         entries: from :func:`survey`.
-        width: of the terminal; the last column takes what the others leave.
+        width: of the terminal; the last column takes the remaining space.
     """
     groups: dict[str, list[tuple[str, ...]]] = {}
     for entry in sorted(entries, key=lambda e: (e.group, _ORDER.get(e.status.state, 6))):
@@ -219,7 +228,7 @@ def table(entries: list[Entry], width: int) -> Group:
     parts: list[Text | Table] = []
     for group, cells in groups.items():
         made = Table(box=None, pad_edge=False, header_style="dim")
-        for title, column in zip((*titles, "what"), (*widths, left), strict=True):
+        for title, column in zip((*titles, "detail"), (*widths, left), strict=True):
             made.add_column(title, no_wrap=True, width=column, overflow="ellipsis")
         for row in cells:
             made.add_row(*map(Text, row[:2]), Text(row[2], _COLORS.get(row[2], "")), *row[3:])
@@ -239,40 +248,42 @@ def counts(entries: list[Entry]) -> str:
 
 
 def cancel(runs: list[Path]) -> int:
-    """Cancels all jobs that run or wait; those on this machine save first."""
+    """Cancels all running and waiting jobs; those on this machine save first."""
     number = 0
     ledgers = list(find(runs))
     rows = queue(ledgers)
     for ledger in ledgers:
         if ledger.cluster == "slurm":
-            alive = [n for n in ledger.nodes.values() if (row := row_of(n, rows)) and row.alive]
-            # Children first: no parent's end may start one.
-            controller.cancel(node.job for node in reversed(alive) if node.job)
+            alive = [n for n in ledger.jobs.values() if (row := row_of(n, rows)) and row.alive]
+            # Children first: the end of a parent could start one.
+            controller.cancel(job.job_id for job in reversed(alive) if job.job_id)
             number += len(alive)
         elif ledger.launcher is not None and ledger.launcher_alive():
-            alive = [n for n in ledger.nodes.values() if n.outcome in ("running", "waiting")]
+            alive = [n for n in ledger.jobs.values() if n.outcome in ("running", "waiting")]
             os.kill(ledger.launcher["pid"], signal.SIGTERM)
             number += len(alive)
         elif ledger.launcher_alive() is None:
-            print(f"{ledger.folder}: its launcher is on {ledger.launcher}; cancel it there")
-    print(f"{number} job(s) cancelled; launching again continues from where they were")
+            print(
+                f"{ledger.folder}: launched from another host ({ledger.launcher}); cancel it there"
+            )
+    print(f"{number} job(s) cancelled; launching again resumes them")
     return 0
 
 
 def retry(runs: list[Path], wait: bool) -> int:
-    """Launches again what failed, was interrupted or cancelled, with what depends on it."""
+    """Relaunches failed, interrupted and cancelled jobs, and the jobs that depend on them."""
     code, number = 0, 0
     for ledger in list(find(runs)):
         rows = queue([ledger])
-        bad = [node for node in ledger.nodes.values() if status(node, ledger, rows).bad]
+        bad = [job for job in ledger.jobs.values() if status(job, ledger, rows).bad]
         if bad:
             number += len(bad)
-            print(f"{ledger.folder}: {len(bad)} to launch again", flush=True)
+            print(f"{ledger.folder}: relaunching {len(bad)} job(s)", flush=True)
             code = max(
-                code, launch(ledger.folder, ledger.cluster, list(ledger.nodes.values()), wait)
+                code, launch(ledger.folder, ledger.cluster, list(ledger.jobs.values()), wait)
             )
     if not number:
-        print("nothing has failed")
+        print("no failed jobs")
     return code
 
 

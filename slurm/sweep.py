@@ -1,11 +1,10 @@
-"""A sweep as a graph of jobs: a pretraining run for each setting and seed, evaluations, a plot."""
+"""A sweep as a graph of jobs: pretraining per setting and seed, evaluations, a report, a plot."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,97 +19,69 @@ from slurm.benchmark import Benchmark, Made, make_data
 from slurm.evaluations import Classification, Evaluation
 from slurm.executors import with_sources
 from slurm.launch_pretrain import pretraining
-from slurm.ledger import Node
+from slurm.ledger import Job
 from slurm.local import fit
+from slurm.plan import Plan
 from slurm.resources import Resources, checked, layered, small, tasks_per_node
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def read(name: str, overrides: list[str]) -> Sweep:
-    """A sweep's configuration.
+    """Reads a sweep's configuration.
 
     Args:
         name: a file in ``configs/analysis/``, or a path.
         overrides: ``key=value`` with dotted keys.
 
     Raises:
-        UserError: for an unknown name, key or type; names the near matches.
+        UserError: for an unknown name, key or type; suggests near matches.
     """
     return load_config(Sweep, name, overrides, ROOT / "configs" / "analysis")
 
 
 def make_shapes_of(sweep: Sweep, folder: Path, say: Any) -> None:
-    """Makes the embedded data set in the sweep's folder, where the sweep asks for one."""
+    """Generates the embedded data set in the sweep's folder, if the sweep uses it."""
     if sweep.shapes:
         datasets = str(folder / "datasets")
         make_data(Benchmark(datasets=datasets, shapes=Made(True, sweep.shapes)), say)
 
 
-@dataclass
-class Plan:
-    """Makes the nodes of a sweep.
+class SweepPlan(Plan[Sweep]):
+    """Makes the jobs of a sweep, a configuration from :func:`read`."""
 
-    Attributes:
-        sweep: what is swept.
-        name: its name.
-        folder: of all its runs.
-        code: the sources that jobs run.
-        site: resources of the profile.
-        options: resources of the command line, which win over all others.
-        gpus: of this machine where jobs run here; None on SLURM.
-    """
-
-    sweep: Sweep
-    name: str
-    folder: Path
-    code: Path
-    site: Mapping[str, Any]
-    options: Mapping[str, Any]
-    gpus: int | None = None
-
-    def nodes(self) -> list[Node]:
-        """All nodes, parents before children.
+    def jobs(self) -> list[Job]:
+        """All jobs, parents before children.
 
         Raises:
-            UserError: if a run's settings cannot be, or two runs are one experiment.
+            UserError: if a run's settings are invalid, or two runs are the same experiment.
         """
         trained, evaluated = [], []
         kind = Classification()
         for label, settings, config in self._runs():
             run = self._pretraining(label, settings, config)
             trained.append(run)
-            for name, swept in self.sweep.evaluations.items():
+            for name, swept in self.config.evaluations.items():
                 evaluation = Evaluation("classification", swept.config, self._data(swept))
                 where = f"{self.name}: evaluations.{name}"
                 kind.check(evaluation, where)
                 requested = self._resources(where)
                 folder = self.folder / "evaluation" / name / label
                 title = f"{self.name}-{name}"
-                node = kind.node(
-                    *(
-                        evaluation,
-                        run.target,
-                        config.seed,
-                        None,
-                        folder,
-                        requested,
-                        self.code,
-                        title,
-                    )
-                )
-                node.key = f"{name}/{label}"
-                node.parents, node.must_finish = [run.key], True
-                evaluated.append(node)
+                where_to = (folder, requested, self.code, title)
+                job = kind.job(evaluation, run.target, config.seed, None, *where_to)
+                job.key = f"{name}/{label}"
+                job.parents, job.must_finish = [run.key], True
+                evaluated.append(job)
         return [*trained, *evaluated, *self._drawing([*trained, *evaluated])]
 
     def _runs(self) -> Iterator[tuple[str, dict[str, Any], PretrainConfig]]:
-        """Folder, settings and configuration of each run; each is checked."""
+        """Name, settings and configuration of each run, checked."""
         seen: dict[str, str] = {}
-        named = varied(self.sweep)
-        for settings in settings_of(self.sweep):
+        named = varied(self.config)
+        for settings in settings_of(self.config):
             shown = {key: settings[key] for key in named if key in settings}
-            for seed in self.sweep.seeds:
+            for seed in self.config.seeds:
                 label = f"{run_name(shown)}_seed{seed}"
                 try:
                     config = self._configured(settings, seed)
@@ -121,42 +92,42 @@ class Plan:
                 made = fingerprint({**decides, "seed": seed})
                 if made in seen:
                     raise UserError(
-                        f"{self.name}: {label} is the same experiment as {seen[made]}: nothing "
-                        "that decides a result differs"
+                        f"{self.name}: {label} is the same experiment as {seen[made]}: no "
+                        "setting that affects results differs"
                     )
                 seen[made] = label
                 yield label, settings, config
 
     def _overrides(self, settings: dict[str, Any]) -> list[str]:
-        words = list(self.sweep.overrides)
-        if self.sweep.shapes:
+        words = list(self.config.overrides)
+        if self.config.shapes:
             root = self.folder / "datasets" / "shapes" / "classification"
             words = [f"data.root={root}/train", "data.name=shapes", f"knn.test={root}/val", *words]
         return words + [override(key, value) for key, value in settings.items()]
 
     def _data(self, swept: Any) -> list[str]:
-        if not self.sweep.shapes:
+        if not self.config.shapes:
             return list(swept.overrides)
         root = self.folder / "datasets" / "shapes" / "classification"
         return [f"data.train={root}/train", f"data.test={root}/val", *swept.overrides]
 
     def _configured(self, settings: dict[str, Any], seed: int) -> PretrainConfig:
         words = [*self._overrides(settings), f"seed={seed}"]
-        return load_config(PretrainConfig, self.sweep.pretrain, words, ROOT / "configs/pretrain")
+        return load_config(PretrainConfig, self.config.pretrain, words, ROOT / "configs/pretrain")
 
-    def _pretraining(self, label: str, settings: dict[str, Any], config: PretrainConfig) -> Node:
+    def _pretraining(self, label: str, settings: dict[str, Any], config: PretrainConfig) -> Job:
         requested = self._resources("pretrain")
         rank_batch_size(config.optim.batch_size, requested.nodes * tasks_per_node(requested))
         overrides = [*self._overrides(settings), f"seed={config.seed}"]
         folder, title = self.folder / "pretrain" / label, f"{self.name}-pretrain"
         run = pretraining(
-            self.sweep.pretrain, overrides, folder, requested, self.code, title, config
+            self.config.pretrain, overrides, folder, requested, self.code, title, config
         )
         run.must_finish = True
         return run
 
-    def _drawing(self, parents: list[Node]) -> Iterator[Node]:
-        """The table and report of all runs, and the sweep's plot; also of those that there are."""
+    def _drawing(self, parents: list[Job]) -> Iterator[Job]:
+        """The report of all runs and the sweep's plot; made even if some runs fail."""
         tools = {
             "report": ["intl_transfer.results", str(self.folder), "--out"],
             "figure": ["intl_transfer", "figure", "sweep", str(self.folder), "--out"],
@@ -166,18 +137,18 @@ class Plan:
             site = {**self.site, **{k: v for k, v in self.options.items() if k == "cluster"}}
             requested = small(site, f"{self.name}: {name}")
             requested.environment = with_sources(requested.environment, self.code)
-            yield Node(
+            yield Job(
                 key=name,
                 stage="collect",
                 target=str(target),
                 command=[sys.executable, "-m", *words, f"{target}/"],
                 resources=dataclasses.asdict(requested),
-                parents=[node.key for node in parents],
+                parents=[job.key for job in parents],
                 after="any",
                 folder=str(Path.cwd()),
                 title=f"{self.name}-{name}",
             )
 
     def _resources(self, where: str) -> Resources:
-        values = layered(self.site, self.sweep.resources, self.options)
+        values = layered(self.site, self.config.resources, self.options)
         return fit(checked(values, f"{self.name}: {where}"), self.gpus)

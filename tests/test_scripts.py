@@ -13,7 +13,7 @@ import pytest
 
 from slurm.graph import stage_job
 from slurm.jobs import snapshot
-from slurm.ledger import Node
+from slurm.ledger import Job
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("pretrain", "detection", "slurm", "scripts", "benchmarks")
@@ -119,10 +119,10 @@ def test_a_copy_of_the_sources_uses_no_others(script, copy, tmp_path):
 def test_a_job_finds_its_copy_first_whatever_becomes_of_the_install(copy, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/theirs")
     command = [sys.executable, str(copy / "pretrain" / "train.py"), "--config", "x"]
-    node = Node(
+    job = Job(
         key="a", stage="pretrain", target="a", command=command, resources={}, folder=".", title="a"
     )
-    assert stage_job(node).environment["PYTHONPATH"] == f"{copy}{os.pathsep}/theirs"
+    assert stage_job(job).environment["PYTHONPATH"] == f"{copy}{os.pathsep}/theirs"
 
 
 def test_an_editable_install_has_the_stages_and_a_wheel_has_not(tmp_path):

@@ -1,4 +1,4 @@
-"""Makes sure that a state dict is one whole, trained ResNet, and says what is wrong if not."""
+"""Checks that a state dict is one complete, trained ResNet."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _SMALL_STEM = torch.Size((64, 3, 3, 3))
 
 
 def audit(state: Mapping[str, Tensor], small_stem: bool = False) -> str:
-    """Makes sure that a state dict is one whole ResNet, and sound.
+    """Checks that a state dict is one complete, valid ResNet.
 
     Args:
         state: torchvision names, without ``fc``.
-        small_stem: also take a 3x3 stem, for small images, which Detectron2 has not.
+        small_stem: also accept a 3x3 stem, for small images, which Detectron2 does not have.
 
     Returns:
         Its architecture, ``resnet18`` to ``resnet152`` or ``wide_resnet50_2``, read from names
         and shapes.
 
     Raises:
-        UserError: naming the tensor that is missing, left over, of a wrong shape or type, not
-            finite, or a variance that is not above zero; a kind of ResNet that Detectron2 has not;
-            or batch norms that are as they were made.
+        UserError: naming a tensor that is missing, unexpected, of a wrong shape or type, not
+            finite, or a variance that is not positive; for a type of ResNet that Detectron2 does
+            not have; or for batch norms in their initial state.
     """
     check_whole(state)
     small = small_stem and has_small_stem(state)
@@ -62,14 +62,14 @@ def audit(state: Mapping[str, Tensor], small_stem: bool = False) -> str:
 
 
 def has_small_stem(state: Mapping[str, Tensor]) -> bool:
-    """Whether a ResNet begins with a 3x3 convolution, as networks for CIFAR do."""
+    """Whether a ResNet has a 3x3 stem, as networks for CIFAR do."""
     return state["conv1.weight"].shape == _SMALL_STEM
 
 
 def check_whole(state: Mapping[str, Tensor]) -> None:
-    """The part of the audit that reads names alone: nothing missing, nothing left over.
+    """The part of the audit that needs only names: none missing, none unexpected.
 
-    A backbone for small images, which Detectron2 cannot take, passes.
+    Accepts backbones for small images, which Detectron2 cannot use.
 
     Raises:
         UserError: naming the first tensor that is missing or unknown.
@@ -80,7 +80,7 @@ def check_whole(state: Mapping[str, Tensor]) -> None:
 
 
 def _check_kind(state: Mapping[str, Tensor]) -> None:
-    """Refuses other kinds of ResNet in words that say which."""
+    """Refuses other types of ResNet, with their name."""
     if any(re.match(r"(?:conv1|stem)\.\d+\.", key) for key in state):
         raise UserError(
             "a ResNet-D or another ResNet with a deep stem (its first layer is several "
@@ -90,13 +90,13 @@ def _check_kind(state: Mapping[str, Tensor]) -> None:
     if gates:
         raise UserError(
             f"a ResNet with attention inside its blocks (such as '{gates[0]}', as in SE- and "
-            "ECA-ResNets), which Detectron2's ResNet lacks"
+            "ECA-ResNets), which Detectron2's ResNet does not have"
         )
     norms = [key for key in state if re.search(r"bn\d\.weight$", key)]
     if norms and not any(key.endswith("running_mean") for key in state):
         raise UserError(
             "no statistics of batch norms in it (no 'running_mean' at all): group norm or another "
-            "norm was trained, or they were left out of the file. Expected a ResNet with batch norm"
+            "norm was trained, or they are not in the file. Expected a ResNet with batch norm"
         )
 
 
@@ -114,7 +114,7 @@ def _check_stem(state: Mapping[str, Tensor]) -> None:
         raise UserError(
             f"conv1 is {size}: a stem for small images (CIFAR). Detectron2's ResNet has a 7x7 "
             "stem; pretrain with model.stem=imagenet to transfer to detection. `intl-transfer "
-            "evaluate` takes the file as it is, and a .safetensors file can hold it"
+            "evaluate` accepts the file, and .safetensors can store it"
         )
     if first.shape[0] in (128, 192, 256, 320):
         raise UserError(
@@ -164,7 +164,7 @@ def _check_names(
     extra = sorted(state.keys() - expected.keys())
     if missing or extra:
         raise UserError(
-            f"not a whole {architecture}: {len(missing)} tensors missing"
+            f"not a complete {architecture}: {len(missing)} tensors missing"
             f"{' (first: ' + missing[0] + ')' if missing else ''}, {len(extra)} unknown"
             f"{' (first: ' + extra[0] + ')' if extra else ''}"
         )
@@ -180,15 +180,15 @@ def _check_values(key: str, tensor: Tensor) -> None:
     if not tensor.is_floating_point():
         raise UserError(f"{key}: expected floating-point numbers, found {tensor.dtype}")
     if not torch.isfinite(tensor).all():
-        raise UserError(f"{key} holds NaN or infinite values")
+        raise UserError(f"{key} contains NaN or infinite values")
     if key.endswith("running_var") and (tensor < 0).any():
-        raise UserError(f"{key} holds a negative variance, {float(tensor.min()):.3g}")
+        raise UserError(f"{key} contains a negative variance, {float(tensor.min()):.3g}")
     if (tensor.ndim == 4 or key.endswith("running_var")) and not tensor.any():
         raise UserError(f"{key} is zero throughout: it was never trained, or never loaded")
 
 
 def _check_statistics(state: Mapping[str, Tensor]) -> None:
-    """Statistics of single layers that are as they were made, where others were kept."""
+    """Statistics of single layers in their initial state, while others were updated."""
     untouched = [
         key.removesuffix("running_mean")
         for key, mean in state.items()
@@ -197,29 +197,30 @@ def _check_statistics(state: Mapping[str, Tensor]) -> None:
     never = [norm for norm in untouched if (state[f"{norm}running_var"] == 1).all()]
     if never:
         raise UserError(
-            f"the statistics of {never[0].rstrip('.')} are as they were made (mean 0, variance 1)"
+            f"the statistics of {never[0].rstrip('.')} are in their initial state (mean 0, "
+            "variance 1)"
             f"{f', and of {len(never) - 1} more layers' if len(never) > 1 else ''}: they were "
-            "never kept, or were lost, and features would be wrong"
+            "never updated, or were lost, so features would be wrong"
         )
 
 
 def _check_trained(state: Mapping[str, Tensor]) -> None:
-    """Batch norms as they are made: a network that was never trained, or statistics never kept."""
+    """Batch norms in their initial state: an untrained network, or statistics never updated."""
     weights = [v for k, v in state.items() if re.search(r"(?:bn\d|downsample\.1)\.weight$", k)]
     biases = [v for k, v in state.items() if k.endswith("bias")]
     means = [v for k, v in state.items() if k.endswith("running_mean")]
     variances = [v for k, v in state.items() if k.endswith("running_var")]
     if any(mean.any() for mean in means) or not all((v == 1).all() for v in variances):
         return
-    # The last norm of a block may have been made with zeros.
+    # The last norm of a block may be initialized with zeros.
     untouched = all(bool((w == 1).all() or not w.any()) for w in weights)
     if untouched and all(not bias.any() for bias in biases):
         raise UserError(
-            "its batch norms are all as they were made (weight 1, bias 0, mean 0, variance 1): "
-            "this network was never trained. Random initialization needs no file: train_net.py "
+            "all its batch norms are in their initial state (weight 1, bias 0, mean 0, variance "
+            "1): this network was never trained. Random initialization needs no file: train_net.py "
             "--weights random"
         )
     raise UserError(
-        "its batch norms were trained, but their statistics are all as they were made (mean 0, "
-        "variance 1): they were never kept, and features would be wrong"
+        "its batch norms were trained, but all their statistics are in their initial state (mean "
+        "0, variance 1): they were never updated, so features would be wrong"
     )

@@ -1,10 +1,10 @@
-"""Converts a ResNet checkpoint of any known format, and proves the conversion right.
+"""Converts a ResNet checkpoint of any known format, and verifies the result.
 
     intl-transfer convert RUN weights/intl_r50.pth            for Detectron2 (or .pkl)
     intl-transfer convert moco_v2_200ep.pth.tar weights/moco.pth --name moco_v2 --epochs 200
     intl-transfer convert DETECTOR.pth backbone.safetensors   back to torchvision's names
 
-Writes OUT, its settings OUT.yaml and the report OUT.json, or nothing if any check fails.
+Writes OUT, its settings OUT.yaml and the report OUT.json; nothing if a check fails.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--branch",
         metavar="online|target",
-        help="which of two networks: the trained one or its moving average (default: what the "
+        help="the trained network or its moving average (default: the one that the "
         "format's authors evaluate)",
     )
     parser.add_argument(
@@ -52,38 +52,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_metadata_arguments(parser: argparse.ArgumentParser, *former: str) -> None:
-    """Adds the arguments of what a checkpoint does not say itself.
+    """Adds the arguments for metadata that a checkpoint does not contain.
 
     Args:
-        parser: whose arguments they become.
-        former: further names of ``--pretraining-dataset``.
+        parser: to add them to.
+        former: earlier names of ``--pretraining-dataset``.
     """
-    said = parser.add_argument_group("what the file does not say, for tables and for training")
-    said.add_argument("--method", help="pretraining method, as in 'MoCo v2'")
+    said = parser.add_argument_group("metadata not in the file, for tables and training")
+    said.add_argument("--method", help="pretraining method, for example 'MoCo v2'")
     said.add_argument(
         "--name",
-        help="of this pretraining; files with the same name are repetitions with other seeds",
+        help="name of the pretraining; files of one name count as repetitions with other seeds",
     )
-    said.add_argument("--label", help="a word that distinguishes its row from others of the method")
-    said.add_argument("--epochs", type=int, help="of pretraining")
-    said.add_argument("--pretraining-dataset", *former, dest="dataset", help="it was pretrained on")
+    said.add_argument(
+        "--label", help="label that distinguishes its table row from others of the method"
+    )
+    said.add_argument("--epochs", type=int, help="number of pretraining epochs")
+    said.add_argument(
+        "--pretraining-dataset", *former, dest="dataset", help="data set used for pretraining"
+    )
     said.add_argument(
         "--pixels",
         choices=list(PIXELS),
-        help="how images were normalized in training: RGB, by the mean and std of imagenet (the "
-        "default), cifar10 or cifar100; unit (RGB from 0 to 1, as Google's SimCLR), caffe (BGR, "
-        "strides in 1x1, as MSRA's)",
+        help="image normalization in pretraining: RGB with the mean and std of imagenet (default), "
+        "cifar10 or cifar100; unit (RGB from 0 to 1, as in Google's SimCLR); caffe (BGR, strides "
+        "in 1x1, as in MSRA's)",
     )
     said.add_argument(
         "--stem",
         choices=["cifar", "cifar_published"],
-        help="for a network that begins with 3x3: padding of one pixel, or, as in INTL's published "
-        "networks for CIFAR, of two; both have the same weights",
+        help="for a 3x3 stem: cifar pads by one pixel, cifar_published (as in INTL's published "
+        "networks for CIFAR) by two; both have the same weights",
     )
 
 
 def metadata_of(arguments: argparse.Namespace) -> Any:
-    """What was said by the arguments of :func:`add_metadata_arguments`."""
+    """The values of the arguments of :func:`add_metadata_arguments`."""
     from intl_transfer.conversion.pipeline import CheckpointMetadata
 
     names = ("method", "name", "epochs", "dataset", "pixels", "label", "stem")
@@ -109,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def screen(report: dict[str, Any], out: Path) -> str:
-    """The report for people."""
+    """The report as text."""
     provenance = report["provenance"]
     others = [branch for branch in report["branches"] if branch != provenance["branch"]]
     by = from_json(provenance["evidence"].get("branch"))
@@ -178,7 +182,7 @@ def _method(provenance: dict[str, Any]) -> str:
 
 
 def _sources(evidence: dict[str, Any]) -> list[str]:
-    """By what evidence it is said how images are taken, a line for each source."""
+    """The evidence for image preprocessing, one line per source."""
     found = of_images(evidence)
     if len(found) == 1:
         found = [found[0].partition(": ")[2]]
@@ -189,7 +193,7 @@ def _sources(evidence: dict[str, Any]) -> list[str]:
 
 
 def _stem(provenance: dict[str, Any]) -> list[str]:
-    """Of a network for small images, which of the stems that have the same weights."""
+    """For a network for small images: which of the stems with the same weights."""
     padding = {"cifar": "one pixel", "cifar_published": "two pixels, as INTL's for CIFAR"}
     if provenance["stem"] not in padding:
         return []
@@ -211,5 +215,5 @@ def _note(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """A warning as one line for a user, without the place in the code."""
+    """A warning as one line, without its location in the code."""
     print(f"note      {message}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Between torchvision's names of a ResNet's tensors and Detectron2's, both ways."""
+"""Converts between torchvision's and Detectron2's names of a ResNet's tensors."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def to_detectron2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Returns:
         Detectron2's backbone names (``stem.*``, ``res2`` to ``res5``), with the same tensors.
-        Counters of batches are left out: Detectron2 keeps none in a file.
+        Batch counters are omitted, as in Detectron2's files.
 
     Raises:
-        UserError: for a name that no ResNet has.
+        UserError: for a name that is not in a ResNet.
     """
     return {
         detectron2_name(key): tensor
@@ -37,7 +37,7 @@ def detectron2_name(key: str) -> str:
         key: a name without ``fc``.
 
     Raises:
-        UserError: for a name that no ResNet has.
+        UserError: for a name that is not in a ResNet.
     """
     match = re.fullmatch(r"(?:layer(\d)\.(\d+)\.)?(.+)", key)
     assert match is not None
@@ -65,7 +65,7 @@ _STATISTICS = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
 
 
 def is_detectron2(keys: Iterable[str]) -> bool:
-    """Whether names are Detectron2's, of a backbone alone or of a whole detector."""
+    """Whether names are Detectron2's, of a backbone or of a detector."""
     return any(_BLOCK.match(key) for key in keys)
 
 
@@ -73,14 +73,14 @@ def torchvision_name(key: str) -> str | None:
     """Torchvision's name of a Detectron2 tensor.
 
     Args:
-        key: a name from a backbone file or a whole detector.
+        key: a name from a backbone file or a detector.
 
     Returns:
-        The name, or None for a part of a detector that is not of the ResNet.
+        The name, or None for a tensor outside the ResNet.
 
     Raises:
-        UserError: for a tensor inside the ResNet that torchvision's has not, such as the offsets
-            of a deformable convolution: without it the features would be others.
+        UserError: for a tensor that torchvision's ResNet does not have, such as the offsets of a
+            deformable convolution: without it the features would differ.
     """
     match = _DETECTRON2.fullmatch(key)
     # The classifier, as Detectron2's tools/convert-torchvision-to-d2.py names it.
@@ -101,7 +101,7 @@ def torchvision_name(key: str) -> str | None:
 
 
 def from_detectron2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames Detectron2's tensors back; parts of a detector that are no backbone are left out.
+    """Renames Detectron2's tensors back; other parts of a detector are omitted.
 
     Args:
         state: names of a backbone file, or of a fine-tuned detector (``backbone.*``,
@@ -111,7 +111,7 @@ def from_detectron2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         torchvision's names, without ``fc``.
 
     Raises:
-        UserError: for a tensor of the ResNet that torchvision's has not, or that is there twice.
+        UserError: for a tensor that torchvision's ResNet does not have, or that occurs twice.
     """
     origins: dict[str, str] = {}
     for key in state:

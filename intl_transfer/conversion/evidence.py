@@ -1,8 +1,8 @@
-"""The evidence for each fact about a checkpoint: five levels, the same everywhere.
+"""The evidence for each fact about a checkpoint: five levels.
 
-Tensors prove themselves; what is said *around* them does not. Only what a file states and what was
-read from its configuration is called known. Names of tensors are no proof: other people's code
-keeps the names of the methods that it began from.
+Weights can be verified, metadata cannot. Only facts stated in the file or read from its
+configuration count as known. Names of tensors are not proof, since code derived from a method keeps
+its names.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, cast, get_args
 
 from intl_transfer.runs.records import Evidence
 
-#: What evidence is recorded of, in the order in which it is shown.
+#: Facts with recorded evidence, in display order.
 FACTS = (
     "pixels",
     "channels",
@@ -28,12 +28,11 @@ FACTS = (
 
 @dataclass(frozen=True)
 class Source:
-    """Where one fact is from.
+    """The source of one fact.
 
     Attributes:
         level: the kind of evidence.
-        detail: what was read, or which names it was inferred from; "" where there is no more to
-            say.
+        detail: what was read, or the names it was inferred from; may be empty.
     """
 
     level: Evidence
@@ -41,19 +40,19 @@ class Source:
 
     @property
     def is_known(self) -> bool:
-        """Whether the file or its configuration says it."""
+        """Whether the file or its configuration states it."""
         return self.level in ("stated in the file", "read from its configuration")
 
     @property
     def is_assumed(self) -> bool:
-        """Whether nothing says it."""
+        """Whether it is assumed."""
         return self.level == "assumed"
 
     def __str__(self) -> str:
         return f"{self.level} ({self.detail})" if self.detail else self.level
 
     def as_json(self) -> dict[str, str]:
-        """As a provenance holds it: a :class:`intl_transfer.runs.records.FactSource`."""
+        """As stored in a provenance: a :class:`intl_transfer.runs.records.FactSource`."""
         return {"level": self.level, "detail": self.detail}
 
 
@@ -61,27 +60,27 @@ ASSUMED = Source("assumed")
 
 
 def stated(where: str) -> Source:
-    """Stated in the file, in so many words."""
+    """Stated explicitly in the file."""
     return Source("stated in the file", where)
 
 
 def configured(where: str) -> Source:
-    """Read from the configuration that the file carries, or that lies beside it."""
+    """Read from the configuration in the file or next to it."""
     return Source("read from its configuration", where)
 
 
 def inferred(why: str) -> Source:
-    """Inferred from names, which others may have too."""
+    """Inferred from names, which other methods may share."""
     return Source("inferred from names", why)
 
 
 def told(option: str) -> Source:
-    """Said by the user, with an option."""
+    """Given by the user, with an option."""
     return Source("told by the user", option)
 
 
 def from_json(value: Any) -> Source | None:
-    """The source that a file written by :meth:`Source.as_json` holds; None for anything else."""
+    """Reads what :meth:`Source.as_json` wrote; None for anything else."""
     if not isinstance(value, Mapping):
         return None
     level, detail = value.get("level"), value.get("detail")
@@ -92,11 +91,11 @@ def from_json(value: Any) -> Source | None:
 
 @dataclass(frozen=True)
 class Fact:
-    """Something that is said of a checkpoint, and by what evidence.
+    """A fact about a checkpoint, with its evidence.
 
     Attributes:
-        value: what is said.
-        source: where it is from.
+        value: of the fact.
+        source: its evidence.
     """
 
     value: str
@@ -104,7 +103,7 @@ class Fact:
 
 
 def of_images(evidence: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """By what evidence it is said how a network takes images, facts of one source together.
+    """The evidence for image preprocessing, with facts grouped by source.
 
     Args:
         evidence: of a provenance.

@@ -1,7 +1,6 @@
-"""Folders of Hugging Face, timm and accelerate: which file of theirs holds the network.
+"""Finds the network's file in folders of Hugging Face, timm and accelerate.
 
-Beside the weights lies what they do not say themselves: ``config.json`` and, of transformers,
-``preprocessor_config.json``.
+Further facts are in ``config.json`` and, for transformers, ``preprocessor_config.json``.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ from intl_transfer.runs import sha256_file
 _INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WHOLE = ("model.safetensors", "pytorch_model.bin", "pytorch_model.safetensors")
 _CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
-# Of timm's networks with torchvision's names and shapes, those that also compute the same.
+# timm's networks that compute the same as torchvision's of the same names and shapes.
 _TIMM = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2")
 
 
 def network_file(folder: Path) -> Path:
-    """The file, or the index of the files, that holds a folder's network.
+    """The file, or the index of the files, with a folder's network.
 
     Args:
         folder: as `save_pretrained`, timm's hub or accelerate writes it.
 
     Raises:
-        UserError: for a folder that holds none, naming what lies in it and what to do.
+        UserError: if there is none; names the folder's content and what to do.
     """
     for name in (*_WHOLE, *_INDEX):
         if (folder / name).is_file():
@@ -48,7 +47,7 @@ def network_file(folder: Path) -> Path:
         )
     suffixes = (".pth", ".pt", ".ckpt", ".tar", ".safetensors", ".bin", ".pkl")
     files = [file for file in folder.iterdir() if file.name.endswith(suffixes)]
-    # DeepSpeed's and others' lie a folder down.
+    # DeepSpeed's and others' are one folder deeper.
     files = files or [file for file in folder.glob("*/*") if file.name.endswith(suffixes)]
     names = sorted(str(file.relative_to(folder)) for file in files)
     hint = f" It holds {', '.join(names[:5])}: give one of them." if names else ""
@@ -62,10 +61,10 @@ def network_file(folder: Path) -> Path:
 
 
 def read_sharded(index: Path) -> tuple[Content, str]:
-    """A checkpoint in several files, as one.
+    """Reads a checkpoint split over several files.
 
     Args:
-        index: the JSON file whose ``weight_map`` says which file holds which tensor.
+        index: the JSON file whose ``weight_map`` maps tensors to files.
 
     Returns:
         Its content, and the SHA-256 of the list of its files' SHA-256.
@@ -94,7 +93,7 @@ def read_sharded(index: Path) -> tuple[Content, str]:
 
 
 def timm_settings(content: Content) -> Settings:
-    """By timm's ``config.json`` beside a file, else assumed.
+    """From timm's ``config.json`` next to a file, otherwise assumed.
 
     Raises:
         UserError: if it names an architecture that only looks like torchvision's.
@@ -122,10 +121,10 @@ def timm_settings(content: Content) -> Settings:
 
 
 def transformers_settings(content: Content) -> Settings:
-    """By ``config.json`` and ``preprocessor_config.json`` beside a file, else assumed.
+    """From ``config.json`` and ``preprocessor_config.json`` next to a file, otherwise assumed.
 
     Raises:
-        UserError: if they name what Detectron2's ResNet has not.
+        UserError: if they specify anything that Detectron2's ResNet does not have.
     """
     config = json_beside(content.path, _CONFIG)
     where = content.path.parent / _CONFIG

@@ -1,17 +1,13 @@
-"""Who wrote this checkpoint? Formats are detected from keys, never from a file's name.
+"""Reads checkpoints of any known format, detected from their keys, never from a file's name.
 
-Everything is brought to one form: a ResNet's state dict under torchvision's names, without the
+All are converted to one form: a ResNet's state dict under torchvision's names, without the
 classifier. The formats are in :mod:`intl_transfer.conversion.adapters`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import shlex
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +15,23 @@ from torch import Tensor
 
 from intl_transfer.conversion.adapters import Adapter, recognize
 from intl_transfer.conversion.adapters.base import ONLINE, TARGET, chosen
-from intl_transfer.conversion.audit import check_whole, has_small_stem
+from intl_transfer.conversion.backbone import (
+    FORMER_STEM,
+    Backbone,
+    build_backbone,
+    origin_of,
+    own_settings,
+)
 from intl_transfer.conversion.evidence import (
     ASSUMED,
-    FACTS,
     Source,
-    inferred,
     stated,
 )
 from intl_transfer.conversion.folders import network_file, read_sharded
 from intl_transfer.conversion.identify import shard
 from intl_transfer.conversion.reading import Content, first_keys, read_content, unwrapped
 from intl_transfer.conversion.refusals import count, refuse_odd, unknown
-from intl_transfer.conversion.settings import IMAGENET, Settings, from_config, from_statistics
+from intl_transfer.conversion.settings import Settings, from_config
 from intl_transfer.conversion.stated import (
     branch_source,
     epochs_of,
@@ -39,85 +39,19 @@ from intl_transfer.conversion.stated import (
     sources_of_run,
     with_sources,
 )
-from intl_transfer.data.statistics import statistics_of
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.files.jsons import parse_json
-from intl_transfer.models import STEMS, Stem
-from intl_transfer.runs import MANIFEST, RESULTS, read_manifest, read_results, sha256_file
+from intl_transfer.runs import MANIFEST, RESULTS, read_manifest, read_results
 from intl_transfer.runs.aliases import earlier_spellings
 from intl_transfer.runs.checkpoint import FORMAT, load_newest
 from intl_transfer.runs.checkpoint import read_checkpoint as read_own_checkpoint
 from intl_transfer.runs.settings import flatten
 
-# Other words for the two networks of a method with a moving average.
+# Other names of the two networks of a method with a moving average.
 _ALIASES = {
     **dict.fromkeys(("student", "query", "base"), ONLINE),
     **dict.fromkeys(("teacher", "key", "momentum", "ema"), TARGET),
 }
-_OURS = stated("this project's pretraining")
-# The small stem of this project's files from before they named it.
-_FORMER_STEM: Stem = "cifar"
-#: Of a file that says itself which stem its network has.
-STATED = "the file"
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """A backbone and where it comes from.
-
-    Attributes:
-        state: torchvision-named tensors, float32 (counters int64), without ``fc``.
-        source_path: the file that was read.
-        source_sha256: its hash.
-        source_format: who wrote it.
-        branch: ``online`` or ``target``; a prefix where the format is not known.
-        method: pretraining method, where the file says.
-        pretrain_run: the pretraining run, where the file says.
-        dropped: names in the file that are not of this network's backbone.
-        settings: how the network takes its images.
-        epochs: of pretraining, where the file says.
-        branches: the networks that the file holds.
-        prefix: before the names of this network's tensors in the file, for messages.
-        provenance: what a file that this project converted says of its source; None for others.
-        label: a word of the user's own for it.
-        stem: ``imagenet``, or of a 3x3 stem ``cifar`` or ``cifar_published``: both have the same
-            shapes.
-        sources: by what evidence method, epochs, dataset, branch and stem are said, by the names of
-            :data:`intl_transfer.conversion.evidence.FACTS`; those of the images are the settings'.
-    """
-
-    state: dict[str, Tensor]
-    source_path: str
-    source_sha256: str
-    source_format: str
-    branch: str = ONLINE
-    method: str | None = None
-    pretrain_run: dict[str, Any] | None = None
-    dropped: list[str] = field(default_factory=list)
-    settings: Settings = IMAGENET
-    epochs: int | None = None
-    branches: tuple[str, ...] = (ONLINE,)
-    prefix: str = ""
-    provenance: dict[str, Any] | None = None
-    label: str | None = None
-    stem: Stem = "imagenet"
-    sources: Mapping[str, Source] = field(default_factory=dict)
-
-    @property
-    def place(self) -> str:
-        """The file, and where in it the network lies, for messages."""
-        return f"{self.source_path}{_behind(self.prefix)}"
-
-    @property
-    def stem_source(self) -> str | None:
-        """Where the stem is known from, in words; None where it is assumed."""
-        source = self.sources.get("stem")
-        return None if source is None or source.is_assumed else source.detail or str(source)
-
-    def evidence(self) -> dict[str, Source]:
-        """By what evidence each fact is said, in the order that they are shown in."""
-        found = {**self.sources, **self.settings.sources()}
-        return {fact: found[fact] for fact in FACTS if fact in found}
 
 
 def load_backbone(path: str | Path, branch: str | None = None) -> dict[str, Tensor]:
@@ -125,23 +59,23 @@ def load_backbone(path: str | Path, branch: str | None = None) -> dict[str, Tens
 
     Args:
         path: a pretraining run's directory or a checkpoint file.
-        branch: ``"online"`` or ``"target"`` (the moving-average copy) where a file holds both; the
-            format's default if None.
+        branch: ``"online"`` or ``"target"`` (the moving-average copy) if a file contains both; None
+            for the format's default.
 
     Returns:
         Name to tensor, float32, without the classifier.
 
     Raises:
-        UserError: if the file is absent, damaged, unsafe or of no known format.
+        UserError: if the file is missing, damaged, unsafe or has an unknown format.
     """
     return read_backbone(path, branch).state
 
 
 def read_backbone(path: str | Path, branch: str | None = None) -> Backbone:
-    """As :func:`load_backbone`, with the backbone's origin.
+    """Like :func:`load_backbone`, with the backbone's origin.
 
     In a pretraining run's directory the exported backbone is read (``target`` and unfinished runs:
-    the newest whole checkpoint), in a fine-tuning run's the detector.
+    the newest intact checkpoint), in a fine-tuning run's the detector.
     """
     path = Path(path)
     branch = _ALIASES.get(branch, branch) if branch is not None else None
@@ -164,13 +98,13 @@ def _from_run(folder: Path, wish: str | None) -> Backbone:
         return _from_file(folder / "model_final.pth", wish)
     if manifest.stage != "pretrain":
         raise UserError(
-            f"{folder} holds a '{manifest.stage}' run; expected a pretraining run, or a "
+            f"{folder} contains a '{manifest.stage}' run; expected a pretraining run, or a "
             "detector with its model_final.pth"
         )
     exported = folder / "backbone.safetensors"
     if exported.exists() and branch == ONLINE:
         found = _from_file(exported, wish)
-        # A safetensors file has no checksums of its own; the run's results hold its hash.
+        # A safetensors file has no checksums; the run's results contain its hash.
         results = read_results(folder)
         expected = results.get("backbone_sha256") if results is not None else None
         if expected not in (None, found.source_sha256):
@@ -183,7 +117,7 @@ def _from_run(folder: Path, wish: str | None) -> Backbone:
     if newest is None:
         raise UserError(
             f"{folder} has no {'backbone.safetensors and no ' if branch == ONLINE else ''}"
-            f"checkpoint that can be read; its status is '{manifest.status}'"
+            f"readable checkpoint; its status is '{manifest.status}'"
         )
     path, content = newest
     return _from_own(path, content, branch)
@@ -199,7 +133,7 @@ def _from_file(path: Path, branch: str | None) -> Backbone:
     try:
         return _network_in(path, branch)
     except UserError as error:
-        part = shard(path)  # which may hold all of a network, or a part
+        part = shard(path)  # which may contain all of a network, or a part
         if part is None or part in str(error):
             raise
         raise UserError(f"{error}. It is {part}") from None
@@ -231,9 +165,9 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
     before = evidence_before(said["provenance"])
     if "pretrain_run" in content.metadata:
         kind = "intl-transfer backbone"
-        settings = _trained_on(content.metadata.get("normalize"), path)
-        stem, format_stem = content.metadata.get("stem"), _FORMER_STEM
-    method, run = _origin(origin.get("method"), origin.get("pretrain_run"), path)
+        settings = own_settings(content.metadata.get("normalize"), path)
+        stem, format_stem = content.metadata.get("stem"), FORMER_STEM
+    method, run = origin_of(origin.get("method"), origin.get("pretrain_run"), path)
     sources: dict[str, Source] = {"branch": branch_source(adapter, branches, wish)}
     if method is not None:
         sources["method"] = stated("method")
@@ -245,7 +179,7 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
     sources |= sources_of_run(run) | before
     if said["provenance"]:
         settings = with_sources(settings, before)
-    return _backbone(
+    return build_backbone(
         path,
         state,
         kind,
@@ -268,13 +202,13 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
 def _branch_of(
     path: Path, content: Content, adapter: Adapter, branches: list[str], branch: str | None
 ) -> tuple[str, str | None]:
-    """The network to read, and the one that was asked for, as the file spells it.
+    """The network to read, and the requested one in the file's spelling.
 
     Raises:
-        UserError: if there are several and none is the default, or not the one asked for.
+        UserError: if there are several without a default, or the requested one does not exist.
     """
     if branch is not None and branch not in branches:
-        branch = unwrapped(branch)  # as whoever knows the file writes it
+        branch = unwrapped(branch)  # in the file's own spelling
     if branch is None and len(branches) > 1 and not {ONLINE, TARGET}.issuperset(branches):
         counts = ", ".join(f"'{name}' ({count(content, name)} tensors)" for name in branches)
         raise UserError(
@@ -286,15 +220,15 @@ def _branch_of(
 
 
 def _opened(path: Path) -> tuple[Content, str | None]:
-    """A file's content, or that of the files that an index names; the latter with their hash."""
+    """A file's content, or that of the files in an index, with their hash."""
     if path.name.endswith(".index.json"):
         return read_sharded(path)
     return read_content(path), None
 
 
 def _settings_stated(content: Content, config: dict[str, Any]) -> Settings | None:
-    """How a file that this project converted says that its network takes images."""
-    # What was assumed when it was converted is no better known since.
+    """Image preprocessing stated in a file converted by this project."""
+    # What was assumed at conversion is still assumed.
     assumed = False
     for key in ("config_source", *earlier_spellings("config_source")):
         assumed |= key in content.values and content.values[key] is None
@@ -302,23 +236,8 @@ def _settings_stated(content: Content, config: dict[str, Any]) -> Settings | Non
     return from_config(config, ASSUMED if assumed else stated("config"))
 
 
-def _trained_on(normalize: Any, path: Path) -> Settings:
-    """The settings of this project's pretraining by the statistics that it took.
-
-    Args:
-        normalize: as a checkpoint's configuration or, as JSON, a backbone's file has it; None in
-            those of before it was a setting, when ImageNet's were taken always.
-        path: the file, for messages.
-    """
-    value = "imagenet" if normalize is None else normalize
-    if isinstance(value, str) and value.startswith("{"):
-        with contextlib.suppress(UserError):  # refused below
-            value = parse_json(value, str(path))
-    return from_statistics(statistics_of(value, f"{path}: normalize"), _OURS)
-
-
 def _said(content: Content, key: str) -> dict[str, Any]:
-    """What a file that this project converted says of itself; empty for others."""
+    """Metadata of a file converted by this project; empty for others."""
     value: Any = content.values.get(key)
     if key in content.metadata:
         try:
@@ -337,7 +256,7 @@ def _from_own(path: Path, content: Mapping[str, Any], branch: str) -> Backbone:
         method = flatten(config if isinstance(config, dict) else {}).get("loss.method", "intl")
         raise UserError(f"{path} has no moving-average copy (trained with loss.method={method})")
     if not isinstance(source, dict):
-        raise UserError(f"{path} is not a whole checkpoint: expected a state dict as '{key}'")
+        raise UserError(f"{path} is not a complete checkpoint: expected a state dict as '{key}'")
     prefix = "backbone."
     state = {
         key[len(prefix) :]: value
@@ -348,7 +267,7 @@ def _from_own(path: Path, content: Mapping[str, Any], branch: str) -> Backbone:
         raise UserError(f"{path}: no key of '{key}' begins with '{prefix}' ({first_keys(source)})")
     run = content.get("run")
     method = run.get("method") if isinstance(run, dict) else None
-    method, run = _origin(method, run, path)
+    method, run = origin_of(method, run, path)
     branches = (ONLINE, TARGET) if content.get("target") is not None else (ONLINE,)
     config = content.get("config")
     parts = [config.get(part) if isinstance(config, dict) else None for part in ("model", "data")]
@@ -356,7 +275,7 @@ def _from_own(path: Path, content: Mapping[str, Any], branch: str) -> Backbone:
     sources = {"branch": stated(key), **sources_of_run(run)}
     if method is not None:
         sources["method"] = stated("run.method")
-    return _backbone(
+    return build_backbone(
         path,
         state,
         "intl-transfer checkpoint",
@@ -365,74 +284,8 @@ def _from_own(path: Path, content: Mapping[str, Any], branch: str) -> Backbone:
         method=method,
         pretrain_run=run,
         dropped=[],
-        settings=_trained_on(data.get("normalize"), path),
+        settings=own_settings(data.get("normalize"), path),
         branches=branches,
         stem=model.get("stem"),
-        format_stem=_FORMER_STEM,
+        format_stem=FORMER_STEM,
     )
-
-
-def _stem(
-    state: Mapping[str, Tensor], said: Any, format_stem: Stem | None, path: Path
-) -> tuple[Stem, Source]:
-    """Which stem a network has, and where that is from."""
-    is_small = has_small_stem(state)
-    if said is not None:
-        if said not in STEMS or is_small != (said != "imagenet"):
-            size = "x".join(map(str, state["conv1.weight"].shape[-2:]))
-            raise UserError(
-                f"{path} says that its stem is '{said}'; expected one of {', '.join(STEMS)} that "
-                f"fits a first convolution of {size}. Upgrade intl-transfer if the file is newer"
-            )
-        return said, stated(STATED)
-    if not is_small:
-        return "imagenet", stated("its shape")
-    return (format_stem, inferred("the format")) if format_stem else ("cifar", ASSUMED)
-
-
-def _backbone(
-    path: Path,
-    state: Mapping[str, Tensor],
-    kind: str,
-    *,
-    dropped: list[str],
-    stem: Any = None,
-    format_stem: Stem | None = None,
-    sha256: str | None = None,
-    **facts: Any,
-) -> Backbone:
-    dropped = [*dropped, *(key for key in state if key.startswith("fc."))]
-    state = {
-        key: tensor.detach().float() if tensor.is_floating_point() else tensor
-        for key, tensor in state.items()
-        if not key.startswith("fc.")
-    }
-    try:
-        check_whole(state)
-    except UserError as error:
-        raise UserError(f"{path}{_behind(facts.get('prefix', ''))}: {error}") from None
-    facts["stem"], source = _stem(state, stem, format_stem, path)
-    earlier = facts.get("sources", {})
-    # What a file of this project's converter says of its stem is as good as it was then.
-    kept = earlier.get("stem") if stem is not None else None
-    facts["sources"] = {**earlier, "stem": kept or source}
-    digest = sha256 or sha256_file(path)
-    return Backbone(state, str(path.resolve()), digest, kind, dropped=dropped, **facts)
-
-
-def _behind(prefix: str) -> str:
-    """Where in a file a network lies, for messages."""
-    return f", behind '{prefix}'" if prefix else ""
-
-
-def _origin(method: Any, run: Any, path: Path) -> tuple[str | None, dict[str, Any] | None]:
-    """What a file says of its pretraining, if it is such that a report can hold it."""
-    try:
-        run = parse_json(run, str(path)) if isinstance(run, str) else run
-        json.dumps(run, allow_nan=False)
-        if isinstance(run, dict | None) and isinstance(method, str | None):
-            return method, run
-    except (TypeError, ValueError, UserError):
-        pass  # neither JSON nor what JSON can hold
-    warnings.warn(f"{path}: what it says of its pretraining is not readable; left out")
-    return None, None

@@ -1,4 +1,4 @@
-"""Folders that timm and transformers load unchanged: what goes beside the weights.
+"""Writes folders that timm and transformers load: the files next to the weights.
 
 ``timm.create_model("local-dir:FOLDER", pretrained=True)`` and ``AutoModel.from_pretrained(FOLDER)``
 read ``config.json``; the card begins with the front matter that model hubs read.
@@ -15,9 +15,9 @@ import yaml
 from intl_transfer.conversion.settings import Settings
 from intl_transfer.errors import UserError
 
-#: Formats of which a whole folder is written.
+#: Formats written as a folder.
 HUB = ("timm", "transformers")
-#: How the weights are called in it.
+#: File name of the weights in it.
 WEIGHTS = "model.safetensors"
 _DEPTHS = {
     "resnet18": [2, 2, 2, 2],
@@ -30,7 +30,7 @@ _BASIC = ("resnet18", "resnet34")
 
 
 def names_beside(to: str) -> tuple[str, ...]:
-    """What is written beside the weights, by name.
+    """Names of the files next to the weights.
 
     Args:
         to: one of :data:`HUB`.
@@ -42,16 +42,16 @@ def names_beside(to: str) -> tuple[str, ...]:
 def files_beside(
     to: str, architecture: str, settings: Settings, provenance: Mapping[str, Any]
 ) -> dict[str, bytes]:
-    """What is written beside the weights: name to content.
+    """The files next to the weights: name to content.
 
     Args:
         to: one of :data:`HUB`.
         architecture: ``resnet18`` to ``resnet152`` or ``wide_resnet50_2``.
-        settings: how the network takes its images.
+        settings: image preprocessing.
         provenance: of the conversion.
 
     Raises:
-        UserError: for a network that the library has not.
+        UserError: for a network that the library does not have.
     """
     if settings.channels != "RGB":
         raise UserError(f"{to} loads images as RGB, this network takes BGR; write it as .pth")
@@ -123,7 +123,7 @@ def _of_transformers(
 def _card(
     to: str, architecture: str, mean: list[float], std: list[float], provenance: Mapping[str, Any]
 ) -> str:
-    """The model card; it names no path of the machine that it was made on."""
+    """The model card, without paths of the machine that made it."""
     run = provenance.get("pretrain_run") or {}
     front = {"library_name": to, "pipeline_tag": "image-feature-extraction"}
     matter: dict[str, Any] = {**front, "tags": ["resnet", "self-supervised-learning"]}

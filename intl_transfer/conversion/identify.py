@@ -1,6 +1,6 @@
-"""What a file is by its first bytes, before anything tries to read it; each with a next step.
+"""Identifies files that are not checkpoints by their first bytes, with advice.
 
-Only files that no reader of this project takes are named here.
+Lists only files that no reader of this project supports.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from torch import Tensor
 
 from intl_transfer.files.placeholders import Stored
 
-#: How many bytes of a file :func:`what_it_is` wants to see; a tar says it is one at 257.
+#: Number of bytes that :func:`what_it_is` needs; the signature of a tar is at 257.
 HEAD = 512
 _RESAVE = "torch.save(model.state_dict(), FILE)"
-_DOWNLOAD = "the download gave a page in place of the file; fetch it again, logged in where needed"
+_DOWNLOAD = (
+    "the download returned a web page instead of the file; download it again, logged in if "
+    "necessary"
+)
 _UNPACK = "unpack it and give the file inside"
-# By how a file begins.
+# By the first bytes of a file.
 _BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs", "a git-lfs pointer", "fetch the file itself: git lfs pull"),
     (b"<!doctype html", "an HTML page", _DOWNLOAD),
@@ -71,7 +74,7 @@ _INDEX = (
 )
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})\.(?:safetensors|bin)$")
 _TENSORFLOW = re.compile(r"\.data-\d{5}-of-\d{5}$|^saved_model\.pb$|\.ckpt(?:-\d+)?\.index$")
-# Makers of tensors that hold no plain numbers, by what people call these.
+# Constructors of tensors without plain numbers, by common name.
 _NO_NUMBERS = {
     "_rebuild_sparse_tensor": ("sparse", "{k: v.to_dense() for k, v in state.items()}"),
     "_rebuild_sparse_csr_tensor": ("sparse", "{k: v.to_dense() for k, v in state.items()}"),
@@ -101,7 +104,7 @@ _ARCHITECTURES: tuple[tuple[str, str], ...] = (
 
 
 def what_it_is(path: Path, head: bytes) -> tuple[str, str] | None:
-    """What a file is and what to do with it; None for what may be a checkpoint.
+    """The type of a file and what to do with it; None for a possible checkpoint.
 
     Args:
         path: the file.
@@ -136,11 +139,11 @@ def what_it_is(path: Path, head: bytes) -> tuple[str, str] | None:
 
 
 def _in_zip(path: Path) -> tuple[str, str] | None:
-    """Torch's own archives aside; whatever is damaged is for its reader to say."""
+    """Identifies zip archives except torch's; damaged ones are left to their reader."""
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
-    except Exception:  # a damaged directory can make its reader fail in any way
+    except Exception:  # a damaged directory can cause any exception
         return None
     names = [record.filename for record in records]
     if any(record.flag_bits & 1 for record in records):
@@ -157,7 +160,7 @@ def _in_zip(path: Path) -> tuple[str, str] | None:
 
 
 def shard(path: Path) -> str | None:
-    """What to say of one file of a checkpoint in several; None for a whole one."""
+    """A message for one file of a split checkpoint; None for a complete one."""
     found = _SHARD.search(path.name)
     if found is None or int(found[1]) < 2:
         return None
@@ -168,11 +171,11 @@ def shard(path: Path) -> str | None:
 
 
 def odd_tensor(value: Any, depth: int = 4) -> tuple[str, str] | None:
-    """Of what stands for a tensor without plain numbers: its kind, and what to save in its place.
+    """The kind of a tensor without plain numbers, and what to save instead.
 
     Args:
-        value: as a file's reader gives it.
-        depth: wrappers such as parameters that are looked into.
+        value: from a file's reader.
+        depth: maximum nesting of wrappers, such as parameters.
     """
     if not isinstance(value, Stored) or depth == 0:
         return None
@@ -184,7 +187,7 @@ def odd_tensor(value: Any, depth: int = 4) -> tuple[str, str] | None:
 
 
 def architecture_in_words(names: Iterable[str]) -> str | None:
-    """Which other architecture has such names, with the first of them; None for no known one."""
+    """The other architecture with such names, with an example; None if unknown."""
     names = list(names)
     for pattern, words in _ARCHITECTURES:
         for name in names:
@@ -194,7 +197,7 @@ def architecture_in_words(names: Iterable[str]) -> str | None:
 
 
 def is_optimizer_alone(values: Mapping[Any, Any], tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a file holds an optimizer's state and no network."""
+    """Whether a file contains an optimizer's state and no network."""
     if "param_groups" in values:
         return True
     words = ("optim", "scaler", "scheduler")
@@ -206,7 +209,7 @@ def is_optimizer_alone(values: Mapping[Any, Any], tensors: Mapping[str, Tensor])
 
 
 def listing(tensors: Mapping[str, Tensor]) -> str:
-    """What lies in a file, by the beginnings of its names: for whoever has to find a network."""
+    """The content of a file by prefixes of its names, to help find a network."""
     groups: dict[str, int] = {}
     for name in tensors:
         folder, _, last = name.rpartition("/")

@@ -1,4 +1,4 @@
-"""What the user states about a checkpoint that does not state it."""
+"""Metadata given by the user for a checkpoint that does not contain it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from intl_transfer.conversion.audit import has_small_stem
+from intl_transfer.conversion.backbone import Backbone
 from intl_transfer.conversion.evidence import told as told_by
-from intl_transfer.conversion.formats import Backbone
 from intl_transfer.conversion.settings import PIXELS
 from intl_transfer.errors import UserError
 from intl_transfer.models import Stem
@@ -16,17 +16,16 @@ from intl_transfer.models import Stem
 
 @dataclass(frozen=True)
 class CheckpointMetadata:
-    """What the user states about a checkpoint that does not state it.
+    """Metadata given by the user for a checkpoint that does not contain it.
 
     Attributes:
         method: the pretraining method, for tables.
-        name: of the pretraining, in place of a configuration's name.
+        name: of the pretraining, instead of a configuration's name.
         epochs: of pretraining.
-        dataset: it was pretrained on.
-        pixels: how it takes its images, by a name of
-            :data:`intl_transfer.conversion.settings.PIXELS`.
-        label: a word of one's own for it, which tables use where nothing else tells rows apart.
-        stem: of a network for small images, ``cifar`` or ``cifar_published``.
+        dataset: used for pretraining.
+        pixels: image preprocessing, a name in :data:`intl_transfer.conversion.settings.PIXELS`.
+        label: name that tables use if nothing else distinguishes rows.
+        stem: for a network for small images, ``cifar`` or ``cifar_published``.
     """
 
     method: str | None = None
@@ -39,10 +38,10 @@ class CheckpointMetadata:
 
 
 def with_metadata(backbone: Backbone, told: CheckpointMetadata) -> Backbone:
-    """The backbone with what the user says of it; what a run of this project says stays.
+    """Adds the user's metadata to a backbone; facts from a run of this project are kept.
 
     Raises:
-        UserError: if the file says itself what the user says.
+        UserError: if the file states the same fact itself.
     """
     changes: dict[str, Any] = {}
     sources = dict(backbone.sources)
@@ -60,7 +59,7 @@ def with_metadata(backbone: Backbone, told: CheckpointMetadata) -> Backbone:
     if told.name is not None or told.epochs is not None or told.dataset is not None:
         if backbone.pretrain_run is not None and backbone.pretrain_run.get("id") is not None:
             raise UserError(
-                f"{backbone.source_path} says itself that it is of run "
+                f"{backbone.source_path} already states that it is from run "
                 f"'{backbone.pretrain_run.get('name')}'; leave --name, --epochs and "
                 "--pretraining-dataset away"
             )
@@ -82,13 +81,13 @@ def with_metadata(backbone: Backbone, told: CheckpointMetadata) -> Backbone:
 
 
 def _check_stem(backbone: Backbone, stem: Stem) -> None:
-    """Refuses a stem that a file contradicts."""
+    """Refuses a stem that contradicts the file."""
     if not has_small_stem(backbone.state):
         raise UserError(
-            f"--stem {stem}: the first convolution of {backbone.place} is no 3x3; leave out --stem"
+            f"--stem {stem}: the first convolution of {backbone.place} is not 3x3; omit --stem"
         )
     if backbone.sources["stem"].is_known and backbone.stem != stem:
         raise UserError(
-            f"--stem {stem}: {backbone.source_path} says itself that its stem is "
-            f"'{backbone.stem}'; leave out --stem"
+            f"--stem {stem}: {backbone.source_path} already states that its stem is "
+            f"'{backbone.stem}'; omit --stem"
         )

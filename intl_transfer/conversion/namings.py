@@ -1,4 +1,4 @@
-"""The ways in which checkpoints name the tensors of one ResNet, each to torchvision's and back."""
+"""Naming schemes of a ResNet's tensors, each with conversion from and to torchvision's."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from intl_transfer.conversion.detectron2 import detectron2_name, torchvision_nam
 
 @dataclass(frozen=True)
 class Naming:
-    """One spelling of a ResNet's tensors, behind whatever prefix.
+    """One naming scheme of a ResNet's tensors, behind any prefix.
 
     Attributes:
-        block: matches a tensor inside a residual block; its group ``prefix`` is what comes before.
-        to_torchvision: from a name without prefix; None for a part that is not of the backbone,
-            such as a head.
+        block: matches a tensor inside a residual block; its group ``prefix`` is the prefix.
+        to_torchvision: from a name without prefix; None for a part outside the backbone, such as a
+            head.
         from_torchvision: the other direction.
     """
 
@@ -31,8 +31,8 @@ _NUMBERS = {str(number) for number in _STAGES}
 
 
 def _same(name: str) -> str | None:
-    # Of a top-level name that only another kind of ResNet has (a second convolution in the stem),
-    # the audit has to hear.
+    # Passes on top-level names of other types of ResNet (a second convolution in the stem) to the
+    # audit.
     return name if re.match(r"(?:conv\d|bn\d|layer\d|stem)\.", name) else None
 
 
@@ -53,7 +53,7 @@ def _to_numbers(name: str) -> str:
 
 TORCHVISION = Naming(re.compile(rf"(?P<prefix>(?:.*?[./])?)layer[1-4]{_INSIDE}"), _same, str)
 # `nn.Sequential(*list(resnet.children())[:-1])`: modules by number, in torchvision's order.
-# Numbers say little: other networks number their stages as well, and have norms called bn1.
+# Numbers are ambiguous: other networks also number their stages, and have norms called bn1.
 _NUMBERED = re.compile(r"(?P<prefix>(?:.*?[./])?)[4-7]\.\d+\.conv[123]\.")
 SEQUENTIAL = Naming(_NUMBERED, _numbered, _to_numbers)
 
@@ -83,7 +83,7 @@ def _from_transformers(name: str) -> str | None:
         own, shortcut = _PARTS[module]
         place = f"{own}{int(layer) + 1}" if layer else shortcut
         return f"layer{int(stage) + 1}.{index}.{place}.{kind}"
-    # Of anything else inside it, such as an attention, the audit has to hear.
+    # Passes on anything else inside it, such as attention, to the audit.
     inside = re.match(_HF_BLOCK, name)
     return f"layer{int(inside[1]) + 1}.{inside[2]}.{name[inside.end() :]}" if inside else None
 

@@ -1,17 +1,17 @@
-"""Where a network comes from, as reports, converted files and results say it."""
+"""The provenance of a network, for reports, converted files and results."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from intl_transfer.conversion.formats import Backbone
+from intl_transfer.conversion.backbone import Backbone
 from intl_transfer.runs.private import portable_path
 from intl_transfer.runs.records import Initialization, Provenance
 
 
 def provenance_of(backbone: Backbone, architecture: str) -> dict[str, Any]:
-    """Where a backbone comes from, as reports, converted files and results tell it."""
+    """The provenance of a backbone, for reports, converted files and results."""
     return {
         "source_path": portable_path(backbone.source_path),
         "source_sha256": backbone.source_sha256,
@@ -31,11 +31,11 @@ def provenance_of(backbone: Backbone, architecture: str) -> dict[str, Any]:
 def initialization(
     weights_sha256: str | None = None, provenance: Mapping[str, Any] | None = None
 ) -> Initialization:
-    """What results say a network began with.
+    """The initialization of a network, for results.
 
     Args:
         weights_sha256: of the file that was loaded; None for random initialization.
-        provenance: where the file comes from, if it says.
+        provenance: of the file, if stated.
 
     Returns:
         With the kind ``random``, ``pretrained`` or ``supervised``.

@@ -1,4 +1,4 @@
-"""Checkpoint in, verified weights out; or nothing at all."""
+"""Converts a checkpoint to verified weights, atomically."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from torch import Tensor
 from intl_transfer.conversion import verify
 from intl_transfer.conversion.adapters import WRITTEN
 from intl_transfer.conversion.audit import audit
+from intl_transfer.conversion.backbone import Backbone
 from intl_transfer.conversion.detectron2 import to_detectron2
-from intl_transfer.conversion.formats import Backbone, read_backbone
+from intl_transfer.conversion.formats import read_backbone
 from intl_transfer.conversion.hub import HUB, files_beside
 from intl_transfer.conversion.metadata import CheckpointMetadata, with_metadata
 from intl_transfer.conversion.origin import initialization, provenance_of
@@ -52,10 +53,10 @@ def convert(
     to: str | None = None,
     told: CheckpointMetadata | None = None,
 ) -> dict[str, Any]:
-    """Converts a checkpoint and proves the result right.
+    """Converts a checkpoint and verifies the result.
 
     The file is written under a temporary name, loaded by Detectron2's own checkpointer, compared
-    with torchvision's network stage by stage, and only then takes its name. Other formats than
+    with torchvision's network stage by stage, and only then renamed. Formats other than
     Detectron2's are read back and compared tensor by tensor.
 
     Args:
@@ -64,7 +65,7 @@ def convert(
             torchvision, ``FOLDER/model.safetensors`` with ``to`` for timm's or transformers'
             whole folder; the report goes beside it as ``.json``, for Detectron2 also the
             settings as ``.yaml``.
-        branch: ``"online"`` or ``"target"`` where a checkpoint holds both; None: its format's
+        branch: ``"online"`` or ``"target"`` if a checkpoint contains both; None for its format's
             default.
         force: replace an existing file.
         to: another format to write, one of
@@ -72,12 +73,12 @@ def convert(
         told: what the file does not say.
 
     Returns:
-        The report: ``provenance``, ``architecture``, ``parity``, ``sha256``, ``config``, …; of an
-        earlier conversion that made the same, which stays, with ``converted_before``.
+        The report: ``provenance``, ``architecture``, ``parity``, ``sha256``, ``config``, …; if an
+        identical earlier conversion exists, its report, with ``converted_before``.
 
     Raises:
-        UserError: if the source is not a whole, sound ResNet, the features differ, or the file
-            cannot be written. Nothing is written then.
+        UserError: if the source is not a complete, valid ResNet, the features differ, or the file
+            cannot be written. Nothing is written in these cases.
     """
     source, out, told = Path(source), Path(out), told or CheckpointMetadata()
     to = format_of(out, to)
@@ -86,7 +87,7 @@ def convert(
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out.parent} cannot be made: {error.strerror}") from None
-    # What is converted to one name, whatever its suffix, shares the report.
+    # Conversions to one name share the report, whatever their extension.
     lock = out.parent / f".{out.stem}.lock"
     harm = "two conversions at once would mix weights and reports"
     with file_lock(lock, str(out), harm, remove=True):
@@ -97,10 +98,10 @@ def convert(
 def _convert(
     source: Path, out: Path, branch: str | None, force: bool, to: str, told: CheckpointMetadata
 ) -> dict[str, Any]:
-    """The work of :func:`convert`, which holds the place."""
+    """The work of :func:`convert`, which holds the lock."""
     backbone = with_metadata(read_backbone(source, branch), told)
     try:
-        # A file whose metadata name the stem can hold a small one.
+        # Only a file with the stem in its metadata can contain a small one.
         small = out.suffix == ".safetensors" and to not in HUB
         architecture = audit(backbone.state, small_stem=small)
     except UserError as error:
@@ -127,13 +128,13 @@ def _convert(
             report["sha256"] = sha256_file(written)
             publish(written, out, report, tuple(beside))
     except OSError as error:
-        # Not under the temporary name, which is gone.
+        # Not with the temporary name.
         raise UserError(f"{out} cannot be written: {error.strerror or error}") from None
     return report
 
 
 def _described(backbone: Backbone, architecture: str, to: str) -> dict[str, Any]:
-    """What the report says before anything is written."""
+    """The part of the report that is known before writing."""
     return {
         "provenance": provenance_of(backbone, architecture),
         "architecture": architecture,
@@ -147,9 +148,9 @@ def _described(backbone: Backbone, architecture: str, to: str) -> dict[str, Any]
 
 
 def _write(file: Path, state: Mapping[str, Tensor], to: str, report: Mapping[str, Any]) -> int:
-    """Writes the file; gives back how many tensors it wrote, counters aside."""
+    """Writes the file; returns the number of tensors, without counters."""
     said = {key: report[key] for key in ("provenance", "config", "config_source")}
-    # Copies: a tensor that is a view would take its whole storage along into the file.
+    # Copies: a view would be saved with its whole storage.
     copies = {
         key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state.items()
     }
@@ -158,7 +159,7 @@ def _write(file: Path, state: Mapping[str, Tensor], to: str, report: Mapping[str
         content = {
             "model": copies,
             "__author__": "intl-transfer",
-            # Lets Detectron2 find res5 in the box head of C4 and below the pyramid of FPN.
+            # Makes Detectron2 match res5 in the box head of C4 and in the bottom-up network of FPN.
             "matching_heuristics": True,
             **said,
         }
@@ -172,7 +173,7 @@ def _write(file: Path, state: Mapping[str, Tensor], to: str, report: Mapping[str
             if to in HUB:
                 copies, metadata = dict(content), {**metadata, "format": "pt"}
             save_file(copies, file, metadata)
-        except SafetensorError as error:  # of a full disk, in words alone
+        except SafetensorError as error:  # of a full disk, only as text
             found = re.search(r"os error (\d+)", str(error))
             raise OSError(int(found[1]) if found else errno.EIO, str(error), str(file)) from None
     elif file.suffix == ".pkl":
@@ -184,14 +185,15 @@ def _write(file: Path, state: Mapping[str, Tensor], to: str, report: Mapping[str
 
 
 def _check_read_back(written: Path, state: Mapping[str, Tensor]) -> None:
-    """Every tensor has to come back as it went in."""
+    """Checks that every tensor is read back unchanged."""
     found = read_backbone(written).state
     for key, tensor in state.items():
         if key.endswith("num_batches_tracked"):
             continue
         if key not in found or not torch.equal(found[key], tensor):
             raise UserError(
-                f"conversion refused: '{key}' does not come back from the written file. Nothing "
+                f"conversion refused: '{key}' is not read back unchanged from the written file. "
+                "Nothing "
                 "was written"
             )
 

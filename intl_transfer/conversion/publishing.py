@@ -1,4 +1,4 @@
-"""Gives verified weights their final name, with all files beside them."""
+"""Renames verified weights and their accompanying files to their final names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from intl_transfer.runs.atomic import sync_folder
 
 
 def publish(written: Path, out: Path, report: dict[str, Any], beside: tuple[str, ...] = ()) -> None:
-    """Gives the verified file its name, so that weights never lie beside another file's report."""
+    """Renames the verified file, so that weights never have the report of others."""
     with open(written, "rb") as file:
         os.fsync(file.fileno())
     drafts = {".json": written.with_suffix(".json")}
@@ -29,18 +29,18 @@ def publish(written: Path, out: Path, report: dict[str, Any], beside: tuple[str,
         out.with_suffix(suffix).unlink(missing_ok=True)
     for name in beside:
         (out.parent / name).unlink(missing_ok=True)
-    sync_folder(out.parent)  # else a crash could bring an older report back beside new weights
+    sync_folder(out.parent)  # otherwise a crash could leave an older report with new weights
     os.replace(written, out)
     for name in beside:
         os.replace(written.parent / name, out.parent / name)
-    for suffix in (".yaml", ".json"):  # the report last: where it is, all is
+    for suffix in (".yaml", ".json"):  # the report last: it marks completeness
         if suffix in drafts:
             os.replace(drafts[suffix], out.with_suffix(suffix))
     sync_folder(out.parent)
 
 
 def fragment(name: str, report: Mapping[str, Any]) -> str:
-    """The settings that belong to a file of weights, as a Detectron2 configuration.
+    """The settings of a weights file, as a Detectron2 configuration.
 
     Args:
         name: of the file.

@@ -1,4 +1,4 @@
-"""Opens a checkpoint of any format, without running any code in it, as a flat dictionary."""
+"""Reads a checkpoint of any format as a flat dictionary, without executing code in it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _DEEPEST = 8
 _LONGEST_JSON = 2**20
 # Pickled whole, in one file.
 _MOST_NETWORKS = 64
-# Modules of torch that hold another and add nothing: torch.compile, activation checkpointing, FSDP.
+# Wrapper modules of torch: torch.compile, activation checkpointing, FSDP.
 _WRAPPERS = re.compile(
     r"(?:^|(?<=[./]))"
     r"(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|_fpw_module)\."
 )
-# Modules of Python, and names in its builtins, that a file has no honest use for.
+# Modules and builtins of Python that a legitimate file does not use.
 _RUNNING = {
     *("os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "importlib", "imp", "runpy"),
     *("ctypes", "pty", "webbrowser", "code", "commands", "popen2", "pip", "timeit", "pdb"),
@@ -45,18 +45,18 @@ _CALLS = {
 
 @dataclass(frozen=True)
 class Content:
-    """What is in a file.
+    """The content of a file.
 
     Attributes:
         path: the file.
-        values: its dictionary as it was read; networks that were pickled whole are their state
-            dicts, other objects of classes are stored (:mod:`intl_transfer.files.placeholders`).
-        tensors: all tensors in it, also in dictionaries inside, under names such as
+        values: its dictionary as read; pickled modules are replaced by their state dicts, other
+            objects by placeholders (:mod:`intl_transfer.files.placeholders`).
+        tensors: all tensors in it, also in nested dictionaries, under names such as
             ``state_dict/module.encoder_q.conv1.weight``; numpy arrays among them.
-        metadata: the strings that a safetensors file carries.
-        names: of the classes and functions that the file names and that were left alone.
+        metadata: the strings in a safetensors file.
+        names: of the classes and functions that the file refers to, which were not imported.
         odd: tensors without plain numbers, such as sparse ones, by name: their kind, and what to
-            save in their place.
+            save instead.
         verifier: see :meth:`verify`.
     """
 
@@ -69,10 +69,10 @@ class Content:
     verifier: Callable[[Iterable[Tensor]], None] = field(default=lambda tensors: None)
 
     def verify(self, tensors: Iterable[Tensor]) -> None:
-        """Holds what some of the tensors were read from against the file's checksums.
+        """Verifies the checksums of the records that some tensors were read from.
 
         Raises:
-            UserError: if it was damaged since it was written, or is gone.
+            UserError: if the file is damaged or no longer exists.
         """
         try:
             self.verifier(tensors)
@@ -85,15 +85,14 @@ def read_content(path: Path, mmap: bool = True, verified: bool = False) -> Conte
 
     Args:
         path: a file of torch (either form), safetensors, Detectron2 or Caffe2.
-        mmap: leave the tensors of torch's newer form in the file until they are used, so that an
-            optimizer's state costs no memory.
-        verified: hold every record of that form against its checksum, which reads all of it.
+        mmap: memory-map tensors of torch's zip format, so that an optimizer's state uses no memory.
+        verified: verify the checksum of every record of that format, which reads the whole file.
 
     Returns:
         Its content.
 
     Raises:
-        UserError: if it is absent or damaged.
+        UserError: if it is missing or damaged.
     """
     found, metadata = _read(path, mmap, verified)
     _warn_of_programs(path, found.names)
@@ -106,7 +105,7 @@ def read_content(path: Path, mmap: bool = True, verified: bool = False) -> Conte
 
 
 def unwrapped(name: str) -> str:
-    """A name without the wrappers that torch puts around modules: those of the module itself.
+    """A name without the prefixes of torch's wrapper modules.
 
     Args:
         name: of a tensor, or a prefix of such names.
@@ -120,11 +119,11 @@ def first_keys(values: Mapping[Any, Any]) -> str:
 
 
 def json_beside(path: Path, name: str) -> dict[str, Any]:
-    """The object in a small JSON file in the same folder; empty where there is no such file.
+    """The object in a small JSON file in the same folder; empty if there is none.
 
     Args:
         path: of the checkpoint.
-        name: of the file beside it.
+        name: of the JSON file.
     """
     file = path.parent / name
     try:
@@ -139,7 +138,7 @@ def json_beside(path: Path, name: str) -> dict[str, Any]:
 def _flat(values: Mapping[Any, Any], place: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
     texts = [key for key in values if isinstance(key, str)]
     names = {key: unwrapped(key) for key in texts}
-    if len(set(names.values())) < len(names):  # of two that would be one, both are kept
+    if len(set(names.values())) < len(names):  # on a name collision, both are kept
         names = {key: key for key in texts}
     for text, value in values.items():
         if not isinstance(text, str):  # such as the numbers of an optimizer's parameters
@@ -149,7 +148,7 @@ def _flat(values: Mapping[Any, Any], place: str = "", depth: int = 0) -> Iterato
             yield place + key, value
         elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
             native = value.astype(value.dtype.newbyteorder("="), copy=False)
-            with warnings.catch_warnings():  # of memory that is not writable: nothing writes here
+            with warnings.catch_warnings():  # about read-only memory, which is not written to
                 warnings.simplefilter("ignore")
                 yield place + key, torch.from_numpy(native)
         elif (kind := odd_tensor(value)) is not None:
@@ -169,7 +168,7 @@ def _read(path: Path, mmap: bool, verified: bool) -> tuple[Pickled, dict[str, st
     other = what_it_is(path, head)
     if other is not None:
         raise UserError(
-            f"{path} is no checkpoint but {other[0]} (it begins with {head[:9]!r}). Next: "
+            f"{path} is not a checkpoint but {other[0]} (it begins with {head[:9]!r}). Next: "
             f"{other[1]}"
         )
     if head[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
@@ -193,7 +192,7 @@ def _read(path: Path, mmap: bool, verified: bool) -> tuple[Pickled, dict[str, st
 
 
 def _in_words(value: Any) -> str:
-    """What a file holds in place of a dictionary, and the line to type."""
+    """Describes the content of a file that is not a dictionary, with the command to fix it."""
     save = "Where you can open it, save its state dict: torch.save(model.state_dict(), FILE)"
     if isinstance(value, Tensor):
         return f"one tensor of shape {tuple(value.shape)}, without a name. {save}"
@@ -217,7 +216,7 @@ def _in_words(value: Any) -> str:
 
 
 def _without_modules(value: Any) -> Any:
-    """A value in which networks that were pickled whole are their state dicts."""
+    """Replaces pickled modules by their state dicts."""
     state = module_state(value)
     if state is not None:
         return state
@@ -230,10 +229,10 @@ def _without_modules(value: Any) -> Any:
 
 
 def _warn_of_programs(path: Path, names: tuple[str, ...]) -> None:
-    """Says that a file would have run something, had another reader been asked."""
+    """Warns that other readers would have executed code in a file."""
     programs = [name for name in names if name.split(".")[0] in _RUNNING or name in _CALLS]
     if programs:
         warnings.warn(
-            f"{path} asks for {', '.join(programs[:3])}, as files do that run programs when they "
-            "are opened. Nothing in it was run here; do not open it with pickle or torch.load"
+            f"{path} imports {', '.join(programs[:3])}, as files that execute programs on opening "
+            "do. No code in it was executed; do not open it with pickle or torch.load"
         )

@@ -1,4 +1,4 @@
-"""Errors about files that hold no usable ResNet: what they hold, and what to do."""
+"""Errors for files without a usable ResNet: their content, and what to do."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from intl_transfer.errors import UserError
 
 
 def unknown(content: Content) -> str:
-    """What is said of a file that holds no ResNet: what it holds, and what to do.
+    """The message for a file without a ResNet: its content, and what to do.
 
     Args:
         content: of the file.
 
     Raises:
-        UserError: if it holds tensors without plain numbers, which might be one.
+        UserError: if it contains tensors without plain numbers, which may be a ResNet's.
     """
     keys = f"of no known format ({first_keys(_inner(content))})"
     refuse_odd(content, "")
@@ -55,14 +55,14 @@ def unknown(content: Content) -> str:
 
 
 def refuse_odd(content: Content, prefix: str) -> None:
-    """Refuses a network some of whose tensors hold no plain numbers.
+    """Refuses a network with tensors without plain numbers.
 
     Args:
         content: of the file.
         prefix: of the network's names.
 
     Raises:
-        UserError: naming the tensor, its kind, and what to save in its place.
+        UserError: naming the tensor, its kind, and what to save instead.
     """
     for name, (kind, instead) in content.odd.items():
         if name.startswith(prefix):
@@ -82,12 +82,14 @@ def _inner(content: Content) -> Mapping[str, Any]:
 
 
 def count(content: Content, prefix: str) -> int:
-    """How many tensors of a ResNet lie behind a prefix.
+    """The number of a ResNet's tensors with a prefix.
 
     Args:
         content: of the file.
-        prefix: as the listing of networks names it.
+        prefix: from the list of networks.
     """
-    with contextlib.suppress(UserError):  # of a tensor that no ResNet has: said where it is taken
+    with contextlib.suppress(
+        UserError
+    ):  # for a tensor that is not a ResNet's: reported when it is converted
         return len(PREFIXED.to_torchvision(content, prefix)[0])
     return sum(key.startswith(prefix) for key in content.tensors)

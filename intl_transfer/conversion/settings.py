@@ -1,4 +1,4 @@
-"""Settings of Detectron2 under which weights get images as they were trained on."""
+"""Image preprocessing of weights, and the corresponding settings of Detectron2."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ Channels = Literal["RGB", "BGR"]
 
 @dataclass(frozen=True)
 class Settings:
-    """How a network takes its images. None of this can be seen in the weights themselves.
+    """A network's image preprocessing, which cannot be inferred from its weights.
 
     Attributes:
-        channels: order of the colors.
+        channels: order of the color channels.
         pixel_mean: subtracted from pixels of 0 to 255, in that order.
-        pixel_std: what they are then divided by.
+        pixel_std: divisor, after subtraction.
         stride_in_1x1: whether a bottleneck strides in its first 1x1 convolution, as Caffe's
             networks do; torchvision's stride in the 3x3.
-        pixels_source: where mean and deviation are from.
-        channels_source: where the order of the colors is from.
-        strides_source: where the strides are from.
+        pixels_source: evidence for mean and deviation.
+        channels_source: evidence for the channel order.
+        strides_source: evidence for the strides.
     """
 
     channels: Channels
@@ -36,7 +36,7 @@ class Settings:
 
     @property
     def source(self) -> str | None:
-        """What mean, deviation and order of colors are from, in words; None: assumed."""
+        """The evidence for mean, deviation and channel order, as text; None if assumed."""
         sources = (self.pixels_source, self.channels_source)
         if any(source.is_assumed for source in sources):
             return None
@@ -51,11 +51,11 @@ class Settings:
         }
 
     def known_by(self, source: Source, strides: Source | None = None) -> Settings:
-        """The same, all of it from one source.
+        """The same settings, all from one source.
 
         Args:
-            source: of everything.
-            strides: of the strides, where they have another.
+            source: of all settings.
+            strides: source of the strides, if different.
         """
         return replace(
             self,
@@ -75,7 +75,7 @@ def from_statistics(statistics: Statistics, source: Source = ASSUMED) -> Setting
 
     Args:
         statistics: for channels from 0 to 1.
-        source: where they are from.
+        source: their evidence.
     """
     mean, std = (
         (round(255 * r, 6), round(255 * g, 6), round(255 * b, 6))
@@ -84,9 +84,10 @@ def from_statistics(statistics: Statistics, source: Source = ASSUMED) -> Setting
     return Settings("RGB", mean, std).known_by(source)
 
 
-# torchvision's normalization, in pixels of 0 to 255: what nearly every method trains with.
+# torchvision's normalization, for pixels of 0 to 255, used by nearly all methods.
 IMAGENET = from_statistics(STATISTICS["imagenet"])
-# Pixels of 0 to 1 and nothing else (`ToTensor` alone): Google's SimCLR, and small reproductions.
+# Pixels of 0 to 1 without normalization (only `ToTensor`): Google's SimCLR, and small
+# reproductions.
 UNIT = Settings("RGB", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
 # MSRA's networks, which came from Caffe: Detectron2's default.
 CAFFE = Settings("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0), True)
@@ -119,11 +120,11 @@ def config_values(architecture: str, settings: Settings = IMAGENET) -> dict[str,
 
 
 def from_config(values: dict[str, Any], source: Source) -> Settings | None:
-    """Settings out of Detectron2 keys, or None where one of them is missing or of a wrong kind.
+    """Settings from Detectron2 keys; None if one is missing or invalid.
 
     Args:
-        values: by dotted key, as :func:`config_values` gives them.
-        source: where they were read.
+        values: by dotted key, as from :func:`config_values`.
+        source: of the values.
     """
     try:
         channels = str(values["INPUT.FORMAT"])

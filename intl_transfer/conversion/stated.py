@@ -1,4 +1,4 @@
-"""What files state about their pretraining and how they were converted, with its evidence."""
+"""Facts that files state about their pretraining and conversion, with their evidence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from intl_transfer.files.placeholders import plain
 
 
 def evidence_before(provenance: Mapping[str, Any]) -> dict[str, Source]:
-    """By what evidence a converted file's facts were said: no better since it was converted."""
+    """The evidence for a converted file's facts, as recorded at its conversion."""
     kept = provenance.get("evidence")
     entries = kept.items() if isinstance(kept, Mapping) else ()
     found = {str(fact): from_json(value) for fact, value in entries if fact in FACTS}
@@ -23,7 +23,7 @@ def evidence_before(provenance: Mapping[str, Any]) -> dict[str, Source]:
 
 
 def with_sources(settings: Settings, sources: Mapping[str, Source]) -> Settings:
-    """Settings with the evidence that a converted file carries of them.
+    """Settings with the evidence recorded in a converted file.
 
     Args:
         settings: as read from it.
@@ -38,12 +38,12 @@ def with_sources(settings: Settings, sources: Mapping[str, Source]) -> Settings:
 
 
 def branch_source(adapter: Adapter, branches: list[str], wish: str | None) -> Source:
-    """By what evidence one of a file's networks was taken.
+    """The evidence for the choice of a file's network.
 
     Args:
         adapter: of the file's format.
         branches: the networks in it.
-        wish: what the user asked for, if anything.
+        wish: the user's choice, if any.
     """
     if wish is not None:
         return told_by(f"--branch {wish}")
@@ -53,10 +53,10 @@ def branch_source(adapter: Adapter, branches: list[str], wish: str | None) -> So
 
 
 def epochs_of(content: Content) -> tuple[int | None, Source | None]:
-    """How many epochs are done, where the file has a number of them."""
+    """The number of epochs, if the file states one."""
     meta = plain(content.values.get("meta"))
     epochs = meta.get("epoch") if isinstance(meta, Mapping) else None
-    if type(epochs) is int:  # OpenMMLab's runners count what is done
+    if type(epochs) is int:  # OpenMMLab's runners count completed epochs
         return epochs, stated("meta.epoch")
     epochs = content.values.get("epoch")
     if type(epochs) is not int or "pytorch-lightning_version" in content.values:
@@ -65,7 +65,7 @@ def epochs_of(content: Content) -> tuple[int | None, Source | None]:
 
 
 def sources_of_run(run: Mapping[str, Any] | None) -> dict[str, Source]:
-    """Of what a run of this project states of its pretraining."""
+    """Evidence for facts stated by a run of this project."""
     if run is None or run.get("id") is None:
         return {}
     facts = [fact for fact in ("epochs", "dataset") if run.get(fact) is not None]

@@ -1,4 +1,4 @@
-"""Which files a conversion makes, and whether it may make them."""
+"""The files that a conversion writes, and checks before writing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.runs import sha256_file
 
 DETECTRON2, TORCHVISION = "detectron2", "torchvision"
-# Of a report, what is known before anything is written: the same again makes the same file.
+# Fields of a report that determine the output; equal fields mean an identical file.
 _DECIDE = ("provenance", "config", "format")
 # By the name of the library that reads it.
 _ALSO_CALLED = dict.fromkeys(("mmdet", "mmpretrain", "mmsegmentation"), "openmmlab")
@@ -31,7 +31,7 @@ def format_of(out: Path, to: str | None) -> str:
         to: as the user gives it; None: by the file's ending.
 
     Raises:
-        UserError: for a format that is not known, or that such a file cannot hold.
+        UserError: for an unknown format, or one that does not match the extension.
     """
     to = _ALSO_CALLED.get(to, to) if to is not None else None
     if to is not None and to not in WRITTEN:
@@ -53,7 +53,7 @@ def format_of(out: Path, to: str | None) -> str:
 
 
 def _files(out: Path, to: str) -> list[Path]:
-    """What a conversion makes."""
+    """The output files of a conversion."""
     suffixes = (".json", ".yaml") if to == DETECTRON2 else (".json",)
     beside = names_beside(to) if is_folder(out, to) else ()
     files = [out.with_suffix(suffix) for suffix in suffixes]
@@ -61,12 +61,12 @@ def _files(out: Path, to: str) -> list[Path]:
 
 
 def is_folder(out: Path, to: str) -> bool:
-    """Whether a library's whole folder is written."""
+    """Whether a library's folder is written."""
     return to in HUB and out.suffix == ".safetensors"
 
 
 def check_target(source: Path, out: Path, to: str) -> None:
-    """Refuses, before anything is read, a target that must not be written."""
+    """Refuses an invalid target before anything is read."""
     for file in _files(out, to):
         if file.is_dir():
             raise UserError(f"{file} is a folder; expected the name of a file")
@@ -75,7 +75,7 @@ def check_target(source: Path, out: Path, to: str) -> None:
 
 
 def converted_before(out: Path, report: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The report beside a file, if that is what would be made again now."""
+    """The report of an existing file, if the conversion would produce the same."""
     try:
         found = json.loads(out.with_suffix(".json").read_text())
         wanted = json.loads(json.dumps({key: report[key] for key in _DECIDE}))
@@ -88,7 +88,7 @@ def converted_before(out: Path, report: Mapping[str, Any]) -> dict[str, Any] | N
 
 
 def refuse_existing(out: Path, report: Mapping[str, Any], to: str) -> None:
-    """Refuses to replace a file, but for one whose conversion was killed before its report."""
+    """Refuses to replace a file, unless its conversion was killed before writing its report."""
     if out.is_file() and not out.with_suffix(".json").exists():
         with contextlib.suppress(UserError):
             said = read_backbone(out).provenance or {}
@@ -100,11 +100,11 @@ def refuse_existing(out: Path, report: Mapping[str, Any], to: str) -> None:
 
 
 def drafts_of(out: Path) -> str:
-    """How the temporary folders begin in which a file is made."""
+    """Prefix of temporary folders."""
     return f".{out.stem}.convert-"
 
 
 def clear_leftovers(out: Path) -> None:
-    """Removes what a killed conversion to the same name left."""
+    """Removes temporary files of a killed conversion to the same name."""
     for leftover in out.parent.glob(f"{drafts_of(out)}*"):
         shutil.rmtree(leftover, ignore_errors=True)

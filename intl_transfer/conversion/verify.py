@@ -1,7 +1,7 @@
-"""A conversion is right if Detectron2's backbone, loaded from the written file, gives the features.
+"""Verifies that Detectron2's backbone, loaded from the written file, computes the same features.
 
-Both networks get the same random RGB images, in the order and normalization that belong to the
-weights; features are compared after the stem and after every stage.
+Both networks get the same random RGB images, with the weights' channel order and normalization;
+features are compared after the stem and after every stage.
 """
 
 from __future__ import annotations
@@ -27,13 +27,12 @@ def detectron2_backbone(
     """Detectron2's ResNet with all stages, filled from a file by Detectron2's own checkpointer.
 
     Args:
-        architecture: as :func:`intl_transfer.conversion.audit` names it.
+        architecture: from :func:`intl_transfer.conversion.audit`.
         file: the converted file.
-        settings: how the network takes its images.
+        settings: image preprocessing.
 
     Raises:
-        UserError: if Detectron2 is not installed, leaves a tensor unfilled, or holds another
-            than the file.
+        UserError: if Detectron2 is not installed, does not load a tensor, or changes one.
     """
     from intl_transfer import detectron2_compat
 
@@ -53,7 +52,7 @@ def detectron2_backbone(
     cfg.MODEL.RESNETS.NORM = "BN"
     cfg.MODEL.RESNETS.OUT_FEATURES = list(STAGES)
     backbone: nn.Module = build_backbone(cfg)
-    # A tensor that the checkpointer leaves alone stays NaN and is found below.
+    # Tensors that the checkpointer does not load stay NaN and are detected below.
     with torch.no_grad():
         for tensor in backbone.state_dict().values():
             if tensor.is_floating_point():
@@ -70,7 +69,7 @@ def detectron2_backbone(
 
 
 def _check_loaded(backbone: nn.Module, file: Path) -> None:
-    """Holds every tensor against the file: a dead channel's would not show in the features."""
+    """Compares every tensor with the file: a dead channel would not affect the features."""
     content = read_content(Path(file))
     written = {k[6:]: v for k, v in content.tensors.items() if k.startswith("model/")}
     loaded = backbone.state_dict()
@@ -79,7 +78,7 @@ def _check_loaded(backbone: nn.Module, file: Path) -> None:
         raise UserError(f"{file}: Detectron2 has no place for {len(leftover)}, e.g. {leftover[0]}")
     for key, tensor in written.items():
         if not torch.equal(loaded[key], tensor):
-            raise UserError(f"{file}: after loading by Detectron2, {key} is not as in the file")
+            raise UserError(f"{file}: after loading by Detectron2, {key} differs from the file")
 
 
 def parity(
@@ -93,22 +92,22 @@ def parity(
 
     Args:
         state: torchvision names, the source.
-        architecture: as :func:`intl_transfer.conversion.audit` names it.
+        architecture: from :func:`intl_transfer.conversion.audit`.
         file: the converted file.
         seed: of the random images.
-        settings: how the network takes its images.
+        settings: image preprocessing.
 
     Returns:
         For the stem and res2 to res5, the largest difference relative to the largest feature.
 
     Raises:
-        UserError: if Detectron2 does not load the whole file.
+        UserError: if Detectron2 does not load the file completely.
     """
     network = torchvision_network(state, architecture, settings)
     theirs = detectron2_backbone(architecture, file, settings)
     errors = dict.fromkeys(STAGES, 0.0)
     generator = torch.Generator().manual_seed(seed)
-    # An odd size as well: paddings and strides differ there first.
+    # Also an odd size, where differences in padding and stride show first.
     for height, width in ((64, 96), (75, 61)):
         images = torch.randint(0, 256, (2, 3, height, width), generator=generator).float()
         images = normalized(images, settings)
@@ -132,7 +131,7 @@ def relative_error(expected: Tensor, found: Tensor) -> float:
 
 
 def normalized(images: Tensor, settings: Settings) -> Tensor:
-    """RGB images of 0 to 255, (N, 3, H, W), as the network takes them."""
+    """Preprocesses RGB images of 0 to 255, (N, 3, H, W), for the network."""
     if settings.channels == "BGR":
         images = images.flip(1)
     mean, std = torch.tensor(settings.pixel_mean), torch.tensor(settings.pixel_std)
@@ -142,7 +141,7 @@ def normalized(images: Tensor, settings: Settings) -> Tensor:
 def torchvision_network(
     state: Mapping[str, Tensor], architecture: str, settings: Settings = IMAGENET
 ) -> Any:
-    """Torchvision's ResNet with these weights, without classifier, in evaluation."""
+    """Torchvision's ResNet with these weights, without classifier, in evaluation mode."""
     import torchvision
 
     network: Any = torchvision.models.get_model(architecture, weights=None)
@@ -156,7 +155,7 @@ def torchvision_network(
 
 
 def torchvision_features(network: Any, images: Tensor) -> dict[str, Tensor]:
-    """Features after the stem and after each stage, under Detectron2's names of them."""
+    """Features after the stem and after each stage, by Detectron2's names."""
     x = network.maxpool(network.relu(network.bn1(network.conv1(images))))
     features = {"stem": x}
     for index in range(1, 5):

@@ -1,9 +1,9 @@
-"""Annotations of a detection data set, in one form for both layouts, and the rules both obey.
+"""Annotations of a detection data set, in one form for both layouts, with common checks.
 
 COCO's json and VOC's xml are read once, into the records here (:mod:`coco_annotations`,
-:mod:`voc_annotations`), and everything takes these: Detectron2's loader, the evaluators, the
-doctor, contact sheets, pictures, class lists. What a reader finds otherwise than it should be has
-either one meaning, is put right and counted (a note), or has none, and is named (a problem).
+:mod:`voc_annotations`), which are used by Detectron2's loader, the evaluators, the doctor, contact
+sheets, rendered images and class lists. An irregularity with an unambiguous meaning is corrected
+and counted (a note); any other is reported (a problem).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
-#: A box may reach over an edge by less than this many pixels: coordinates are rounded. What reaches
-#: further is cut.
+#: A box may reach over an edge by less than this many pixels: coordinates are rounded. Larger ones
+#: are clipped.
 SLACK = 1.0
 
 
@@ -31,8 +31,8 @@ class Annotation:
             or VOC's left, top, right, bottom.
         corners: whether ``bbox`` is the latter.
         segmentation: polygons ``[x, y, x, y, ...]``, or COCO's compressed run lengths (``size``,
-            ``counts``); None where there is no mask.
-        area: in pixels, by which objects are small, medium or large.
+            ``counts``); None without a mask.
+        area: in pixels; determines whether an object is small, medium or large.
         ignored: a crowd, or difficult: neither counted nor, if a crowd, trained on.
     """
 
@@ -63,16 +63,16 @@ class AnnotatedImage:
 
 @dataclass
 class Contents:
-    """What was found in a set.
+    """The content of a data set.
 
     Attributes:
         classes: names in order; a label is an index into them.
-        category_ids: by label, the numbers under which detections are written.
+        category_ids: by label, the category ids for writing detections.
         images: by id, in the order of the file.
-        annotations: by image id; images without objects may be absent.
-        problems: one line each; empty for a set that can be trained on.
-        notes: what was read otherwise than it is written, and how often; one line each.
-        annotated: False where the file has no list of annotations at all, as COCO's test images.
+        annotations: by image id; images without objects may be missing.
+        problems: one line each; empty for a usable data set.
+        notes: corrections made while reading, with counts; one line each.
+        annotated: False if the file has no list of annotations, as for COCO's test images.
     """
 
     classes: tuple[str, ...] = ()
@@ -101,11 +101,11 @@ class Contents:
         return found, sum(map(len, self.annotations.values())) - found
 
     def relabeled(self, classes: Sequence[str]) -> Contents:
-        """The same under another list of classes.
+        """The same data with another list of classes.
 
         Args:
             classes: names in order. Those that this set's objects have must be among them; their
-                ids stay, and classes that are new here get ids of their own.
+                ids are kept, and new classes get new ids.
         """
         if tuple(classes) == self.classes:
             return self
@@ -126,11 +126,11 @@ class Contents:
 
 
 class Findings:
-    """Problems and notes, the first of each kind with the number of the others.
+    """Collects problems and notes: the first of each kind, with counts.
 
     Attributes:
-        published: whether the set is a published one, as the world uses it. What Detectron2 and
-            pycocotools have always taken in such a set is then left as it is, and noted.
+        published: whether it is a published data set. Irregularities that Detectron2 and
+            pycocotools have always accepted in it are then kept, and noted.
     """
 
     def __init__(self) -> None:
@@ -139,23 +139,23 @@ class Findings:
         self._notes: dict[str, tuple[str, str, int]] = {}
 
     def problem(self, kind: str, text: str) -> None:
-        """Takes up what has no meaning."""
+        """Adds a problem."""
         self._problems.setdefault(kind, []).append(_printable(text))
 
     def doubt(self, kind: str, text: str) -> None:
-        """Takes up what has no meaning, but in a published set."""
+        """Adds a problem, or a note for a published data set."""
         if self.published:
             self.note(kind, "left as published", text)
         else:
             self.problem(kind, text)
 
     def note(self, kind: str, text: str, where: str) -> None:
-        """Takes up what has been put right.
+        """Adds a note on a correction.
 
         Args:
-            kind: of which there may be many.
-            text: what was done about all of them.
-            where: the place of this one.
+            kind: of problem; may occur many times.
+            text: the correction.
+            where: location of this occurrence.
         """
         first, count = self._notes[kind][1:] if kind in self._notes else (_printable(where), 0)
         self._notes[kind] = (text, first, count + 1)
@@ -185,7 +185,7 @@ Place = Literal["inside", "cut", "outside"]
 def place_of(
     box: tuple[float, float, float, float], width: int, height: int
 ) -> tuple[Place, tuple[float, float, float, float]]:
-    """Where a box lies in its image, by one rule for both layouts.
+    """Whether a box is inside its image, by one rule for both layouts.
 
     Args:
         box: left, top, right, bottom in pixels.
@@ -193,12 +193,12 @@ def place_of(
         height: of the image.
 
     Returns:
-        ``inside`` and the box as it is, if it reaches over no edge by :data:`SLACK` or more;
-        ``cut`` and the part within the image; or ``outside``, if there is no such part.
+        ``inside`` and the unchanged box, if it exceeds no edge by :data:`SLACK` or more; ``cut``
+        and the clipped box; or ``outside``, if nothing remains.
     """
     left, top, right, bottom = box
     cut = (max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height)))
-    flat = right <= left or bottom <= top  # of no size: a point or line within the image is inside
+    flat = right <= left or bottom <= top  # empty: a point or line within the image is inside
     if cut[2] < cut[0] or cut[3] < cut[1] or (not flat and (cut[2] == cut[0] or cut[3] == cut[1])):
         return "outside", box
     over = max(-left, -top, right - width, bottom - height)
@@ -206,10 +206,10 @@ def place_of(
 
 
 class Folder:
-    """Files below a folder, found by one listing of each folder in place of one call a file.
+    """Finds files in a folder with one listing per folder instead of one call per file.
 
     Args:
-        root: the folder; names may also be absolute, or lead out of it.
+        root: the folder; names may also be absolute, or outside of it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -217,11 +217,11 @@ class Folder:
         self._listed: dict[Path, set[str]] = {}
 
     def has(self, path: Path) -> bool:
-        """Whether a file is there."""
+        """Whether a file exists."""
         return path.name in self.names(path.parent)
 
     def names(self, folder: Path) -> set[str]:
-        """All names in a folder; none where it is absent."""
+        """All names in a folder; empty if it does not exist."""
         if folder not in self._listed:
             try:
                 self._listed[folder] = set(os.listdir(folder))
@@ -230,10 +230,10 @@ class Folder:
         return self._listed[folder]
 
     def find(self, name: str) -> tuple[Path, str | None] | None:
-        """The file of this name, however its separators and accents are written.
+        """The file of this name, allowing for other separators and Unicode forms.
 
         Returns:
-            The path and, if it was found under another spelling, which; None if there is none.
+            The path and the kind of spelling, if not literal; None if there is no such file.
         """
         if self.has(self.root / name):
             return self.root / name, None
@@ -246,7 +246,7 @@ class Folder:
         return None
 
     def hint(self, name: str) -> str:
-        """Which names in the same folder differ in case or ending only, as part of a message."""
+        """Names in the same folder that differ only in case or extension, for a message."""
         path = self.root / name.replace("\\", "/")
         stem = path.stem.lower()
         near = sorted(n for n in self.names(path.parent) if Path(n).stem.lower() == stem)
@@ -254,23 +254,23 @@ class Folder:
 
 
 def listed(names: Iterable[str], limit: int = 8) -> str:
-    """Names in a sentence, the first few of them."""
+    """The first few names, for a message."""
     names = list(names)
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest
 
 
 def is_text(value: Any) -> TypeGuard[str]:
-    """Whether a value of a file is text that can be written again, and not blank."""
+    """Whether a value is non-blank text that can be encoded."""
     return isinstance(value, str) and bool(value.strip()) and _printable(value) == value
 
 
 def _printable(text: str) -> str:
-    """Without halves of characters, which no terminal and no file takes."""
+    """Without lone surrogates, which cannot be encoded."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def shown(value: Any) -> str:
-    """A value from a file, as short as a message needs it."""
+    """A value from a file, shortened for a message."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,11 +1,11 @@
-"""Augmentations of uint8 images (H, W, 3), each as torchvision's up to rounding.
+"""Augmentations of uint8 images (H, W, 3), equal to torchvision's up to rounding.
 
 The resize is torch's own antialiased bicubic, on bytes, or Pillow's bilinear; color and blur are
-OpenCV's. No float image is ever made. Nothing here is random: :mod:`intl_transfer.data.views` draws
+OpenCV's. No float images are created. Nothing here is random: :mod:`intl_transfer.data.views` draws
 the parameters.
 
-Every operation writes into ``out`` where that is given, an array of its result's shape that may be
-the image itself (in place, to the same values); else it makes a new one.
+Every operation writes into ``out`` if given, an array of the result's shape that may be the image
+itself (in place, with the same result); otherwise into a new array.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ Interpolation = Literal["bicubic", "bilinear"]
 
 # ITU-R 601, as PIL and torchvision weigh red, green and blue.
 _LUMA = (0.299, 0.587, 0.114)
-# torchvision cuts the fraction off, OpenCV rounds half to even; just under a half makes them agree.
+# torchvision truncates, OpenCV rounds half to even; an offset of just under a half makes them
+# agree.
 _CUT = 0.499
 _KERNEL_RADIUS_MAX = 6
 
@@ -39,7 +40,7 @@ def crop_and_resize(
     interpolation: Interpolation = "bicubic",
     out: Pixels | None = None,
 ) -> Pixels:
-    """Cuts a box out and resizes it to a square, antialiased.
+    """Crops a box and resizes it to a square, with antialiasing.
 
     Args:
         image: (H, W, 3).
@@ -48,9 +49,9 @@ def crop_and_resize(
         height: rows of the box.
         width: columns.
         size: side of the result, in pixels.
-        interpolation: ``bicubic``, near Pillow's and five times as fast; ``bilinear``, by Pillow:
-            torchvision's to the bit, as evaluations are published.
-        out: (size, size, 3), where to; not the image's own memory.
+        interpolation: ``bicubic``, close to Pillow's and five times as fast; ``bilinear``, by
+            Pillow: bit-identical to torchvision's, as in published evaluations.
+        out: (size, size, 3), for the result; must not overlap the image.
 
     Returns:
         (size, size, 3), contiguous.
@@ -74,14 +75,14 @@ def flip_horizontally(image: Pixels, out: Pixels | None = None) -> Pixels:
 
 
 def adjust_brightness(image: Pixels, factor: float, out: Pixels | None = None) -> Pixels:
-    """``factor * pixel``, cut to 0..255."""
+    """``factor * pixel``, clipped to 0..255."""
     return _affine(image, factor, 0.0, 0.0, out)
 
 
 def adjust_contrast(image: Pixels, factor: float, out: Pixels | None = None) -> Pixels:
     """Blends with the mean of the gray image: ``factor * pixel + (1 - factor) * mean``."""
     red, green, blue, _ = cv2.mean(image)
-    mean = int(red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2] + 0.5)  # whole, as Pillow's
+    mean = int(red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2] + 0.5)  # an integer, as Pillow's
     return _affine(image, factor, 0.0, (1 - factor) * mean, out)
 
 
@@ -91,12 +92,12 @@ def adjust_saturation(image: Pixels, factor: float, out: Pixels | None = None) -
 
 
 def adjust_hue(image: Pixels, shift: float, out: Pixels | None = None) -> Pixels:
-    """Turns the color circle.
+    """Shifts the hue.
 
     Args:
         image: (H, W, 3).
-        shift: share of the circle, -0.5 to 0.5; resolved to 1/256, as PIL does.
-        out: where to.
+        shift: fraction of the color circle, -0.5 to 0.5; resolved to 1/256, as PIL does.
+        out: for the result.
     """
     hsv = _image(cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL, dst=out))
     turn = np.zeros((hsv.shape[1], 3), np.uint8)
@@ -117,7 +118,7 @@ def gaussian_blur(image: Pixels, sigma: float, out: Pixels | None = None) -> Pix
     Args:
         image: (H, W, 3).
         sigma: standard deviation in pixels, up to 2. The kernel reaches three of them.
-        out: where to.
+        out: for the result.
     """
     radius = min(_KERNEL_RADIUS_MAX, max(1, math.ceil(3 * sigma)))
     kernel = cv2.getGaussianKernel(2 * radius + 1, sigma, cv2.CV_32F)
@@ -133,8 +134,8 @@ def solarize(image: Pixels, out: Pixels | None = None) -> Pixels:
 def _bicubic(crop: torch.Tensor, out: torch.Tensor) -> None:
     """Resizes (H, W, 3) into (size, size, 3), antialiased.
 
-    What ``torch.nn.functional.interpolate`` calls; itself it makes a new image each time, into
-    which a tenth of a resize's time went.
+    Calls the operator behind ``torch.nn.functional.interpolate``, which always allocates its result
+    (a tenth of the time of a resize).
     """
     torch._C._nn._upsample_bicubic2d_aa(  # type: ignore[call-arg]  # its stub lacks `out`
         crop.permute(2, 0, 1).unsqueeze(0),
@@ -149,7 +150,7 @@ def _bicubic(crop: torch.Tensor, out: torch.Tensor) -> None:
 def _affine(
     image: Pixels, factor: float, greyness: float, offset: float, out: Pixels | None
 ) -> Pixels:
-    """``factor * pixel + greyness * luminance + offset``, the fraction cut off, within 0..255."""
+    """``factor * pixel + greyness * luminance + offset``, truncated and clipped to 0..255."""
     red, green, blue = (greyness * weight for weight in _LUMA)
     cut = offset - _CUT
     matrix = (

@@ -1,7 +1,6 @@
 """CIFAR-10 and CIFAR-100 from the files that their authors distribute.
 
-Either kind is read: the Python version (pickles, by a reader that makes arrays and nothing else)
-and the binary version.
+Reads the Python version (pickles, by a reader that only creates arrays) and the binary version.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ _BINARY = {
 
 
 def find(root: str | Path) -> Path | None:
-    """The folder of CIFAR's files that ``root`` is or holds; None if there is none."""
+    """The folder with CIFAR's files, ``root`` or in it; None if there is none."""
     for folder in (Path(root), *(Path(root) / name for name in (*_PYTHON, *_BINARY))):
         if folder.name in (*_PYTHON, *_BINARY) and folder.is_dir():
             return folder
@@ -56,11 +55,11 @@ class CifarSource(ImageSource):
 
     Args:
         root: ``cifar-10-batches-py``, ``cifar-100-python``, ``cifar-10-batches-bin`` or
-            ``cifar-100-binary``, or the folder that holds one of them.
+            ``cifar-100-binary``, or the folder that contains one of them.
         part: ``"train"`` or ``"test"``.
 
     Raises:
-        UserError: if a file is missing or is not what it should be.
+        UserError: if a file is missing or invalid.
     """
 
     def __init__(self, root: str | Path, part: str = "train") -> None:
@@ -135,7 +134,7 @@ def _unpickle(file: Path) -> dict[Any, Any]:
     except PickleError as error:
         raise UserError(f"{file} is not a CIFAR file, or damaged ({error})") from None
     if found.names:
-        raise UserError(f"{file} is not a CIFAR file: it asks for {found.names[0]}, as none does")
+        raise UserError(f"{file} is not a CIFAR file: it imports {found.names[0]}")
     value = found.value
     if not isinstance(value, dict):
         raise UserError(f"{file}: expected a dictionary, found {type(value).__name__}")
@@ -151,7 +150,7 @@ def _as_text(value: Any) -> Any:
 
 
 def _labels(file: Path, key: str, values: Any, images: int) -> NDArray[np.int64]:
-    """Class numbers, as many as there are images."""
+    """Class indices, one per image."""
     numbers = values.tolist() if isinstance(values, np.ndarray) else values
     good = isinstance(numbers, list) and len(numbers) == images
     if not good or not all(type(n) is int and 0 <= n < _MOST_CLASSES for n in numbers):

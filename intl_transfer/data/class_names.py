@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 
 def told_apart(names: Sequence[str]) -> list[str]:
-    """Names of classes with a number behind those that stand twice, so that none is lost.
+    """Makes class names unique by appending numbers to duplicates.
 
     Args:
         names: in the order of the classes.
 
     Returns:
-        As many, in the same order, all different: ``["bird", "bird"]`` becomes
-        ``["bird", "bird (2)"]``. Names that stand once stay as they are.
+        Unique names in the same order: ``["bird", "bird"]`` becomes ``["bird", "bird (2)"]``.
+        Unique ones are unchanged.
     """
     found: list[str] = []
     reserved = set(names)

@@ -1,4 +1,4 @@
-"""COCO's json as records: what Detectron2's ``load_coco_json`` reads, and what it cannot."""
+"""Reads COCO's json: all that Detectron2's ``load_coco_json`` reads, and more."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def read_coco(one: DetectionSet) -> Contents:
     """Reads a COCO-style annotation file.
 
     Args:
-        one: where it lies; its ``classes``, if given, decide which there are and their order.
+        one: its location; its ``classes``, if given, determine the classes and their order.
 
     Returns:
-        What there is, with problems and notes; no image is opened but those whose size the file
-        does not say.
+        The content, with problems and notes; only images whose size the file does not state are
+        opened.
     """
     findings = Findings()
     content = _load(one.annotations, findings)
@@ -60,7 +60,7 @@ def read_coco(one: DetectionSet) -> Contents:
     findings.published = len(content["images"]) == one.known_images
     reader = _Reader(one, findings)
     enabled = gc.isenabled()
-    gc.disable()  # millions of small objects, none of which is garbage
+    gc.disable()  # millions of small objects, none of them garbage
     try:
         contents = reader.read(content)
     finally:
@@ -71,7 +71,7 @@ def read_coco(one: DetectionSet) -> Contents:
 
 
 def _load(file: Path, findings: Findings) -> dict[str, Any] | None:
-    """The file's three lists; ``annotations`` is None where it is absent."""
+    """The file's three lists; ``annotations`` is None if missing."""
     try:
         content = json.loads(file.read_bytes())
     except OSError as error:
@@ -114,7 +114,7 @@ class _Reader:
         contents = Contents(annotated="annotations" in content)
         images = self._images(content["images"])
         ids = list(images.known)
-        # Beyond 2**53 the fast evaluator, which counts in floats, would take one for another.
+        # Beyond 2**53 the fast evaluator, which uses floats, would confuse ids.
         if not all(type(i) is int and 0 <= i < 2**53 for i in ids):
             if any(type(i) is int for i in ids) or len({str(i) for i in ids}) < len(ids):
                 self._note("image ids", "image ids that are not whole numbers, all kept as text")
@@ -178,7 +178,7 @@ class _Reader:
                 self._problem("file name", f"{at}: file_name is {shown(name)}; expected text")
             elif number in entries:
                 if entries[number] == (name, entry.get("width"), entry.get("height")):
-                    self._note("image twice", "images listed twice, taken once", at)
+                    self._note("image twice", "images listed twice, used once", at)
                 else:
                     self._problem(
                         "image twice", f"{at} is listed twice, as {entries[number][0]} and {name}"
@@ -299,7 +299,7 @@ class _Reader:
         if earlier is given:
             return False
         if earlier == given:
-            self._note("twice", "annotations that are there twice, taken once", at)
+            self._note("twice", "annotations that are listed twice, used once", at)
         else:
             text = f"{self._file}: {at} is there twice, and the two differ"
             self._findings.doubt("id twice", text)

@@ -1,4 +1,4 @@
-"""Ids of COCO's json: numbers as a rule, and text, floats and gaps as other tools write them."""
+"""Ids in COCO's json: usually integers; also text, floats and gaps, as some tools write them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from intl_transfer.data.segmentations import is_whole
 
 
 class ImagesById:
-    """Images by id, found also where one place has a number and the other its digits."""
+    """Images by id; a number also matches the same number as text."""
 
     def __init__(self, known: dict[Any, AnnotatedImage]) -> None:
         self.known = known

@@ -1,7 +1,7 @@
-"""Boxes and areas of COCO files that are numbers, yet cannot be right.
+"""Detects implausible boxes and areas in COCO files.
 
 Corners given as width and height, coordinates relative to the image's size, areas that contradict
-box and mask: a training would run on them, and its figures would be false.
+box and mask: training would run on them, with wrong metrics.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from intl_transfer.data.annotations import SLACK
 from intl_transfer.data.segmentations import Box, outline_area, pixel_area
 
 _ROUNDING = 2.0  # pixels by which a box and its mask's extent may differ
-_SMALL = 64.0  # pixels of area about which nobody argues
+_SMALL = 64.0  # tolerated difference of areas, in pixels
 
 
 class Suspicions:
-    """Looks at one annotation after the other, and says at the end what is wrong."""
+    """Checks annotations one by one and reports problems at the end."""
 
     def __init__(self) -> None:
         self._lines: dict[str, list[str]] = {}
@@ -27,11 +27,11 @@ class Suspicions:
         self._first: dict[str, str] = {}
 
     def see(self, at: str, box: Sequence[float], around: Box | None, size: tuple[int, int]) -> None:
-        """Looks at a box as it is written.
+        """Checks a box as written in the file.
 
         Args:
             at: which annotation, for messages.
-            box: x, y, width and height, if it is right.
+            box: x, y, width and height, if correct.
             around: its mask's extent, left, top, right, bottom, if there is one.
             size: of the image, width and height.
         """
@@ -53,7 +53,7 @@ class Suspicions:
         ends_as_corners = abs(w - right) <= near and abs(h - bottom) <= near
         ends = abs(x + w - right) <= near and abs(y + h - bottom) <= near
         if starts and ends and not ends_as_corners:
-            self._all_fit_as_corners = False  # its mask says that it is none
+            self._all_fit_as_corners = False  # its mask shows that it is not one
         elif starts and ends_as_corners and not ends:
             self._add(
                 "corners",
@@ -74,7 +74,7 @@ class Suspicions:
     def see_area(
         self, at: str, area: float, box: Sequence[float], mask: Any, size: tuple[int, int]
     ) -> None:
-        """Looks at the area that goes with a box and, maybe, a mask."""
+        """Checks an area against its box and mask, if any."""
         own = box[2] * box[3]
         if mask is None:
             if _fit_as_corners(box, size):
@@ -100,7 +100,7 @@ class Suspicions:
         )
 
     def found(self) -> Iterator[tuple[str, str]]:
-        """Kind and text of everything that is wrong."""
+        """Kind and text of each problem."""
         if self._boxes and self._relative == self._boxes:
             yield (
                 "relative",
@@ -134,5 +134,5 @@ def _fit_as_corners(box: Sequence[float], size: tuple[int, int]) -> bool:
 
 
 def _agree(area: float, box: float, mask: float) -> bool:
-    """Whether an area is about the mask's, or about the box's, as some tools write it."""
+    """Whether an area is close to the mask's or, as some tools write it, the box's."""
     return mask / 2 - _SMALL <= area <= 2 * mask + _SMALL or abs(area - box) <= 0.1 * box + _SMALL

@@ -1,4 +1,4 @@
-"""Makes a data set from a seed: drawn shapes, or cut-out photographs on photographs.
+"""Generates a data set from a seed: drawn shapes, or cut-out photographs on photographs.
 
     intl-transfer data shapes --out datasets/shapes
     intl-transfer data photo-cutouts
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from intl_transfer.data.made_sets import MadeSet
 
 _HELP = {
-    "seed": "decides every pixel",
+    "seed": "random seed",
     "object_size": "side of object-centric images, px",
     "objects_train": "object-centric images for training",
     "objects_val": "object-centric images for validation",
@@ -44,7 +44,7 @@ def _sets() -> dict[str, MadeSet[Any]]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``intl-transfer data``."""
     sets = _sets()
-    parser.add_argument("dataset", choices=list(sets), help="which data set to make")
+    parser.add_argument("dataset", choices=list(sets), help="data set to generate")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: datasets/NAME")
     fields = [(name, f) for name, one in sets.items() for f in dataclasses.fields(one.spec)]
     for key in dict.fromkeys(field.name for _, field in fields):
@@ -58,30 +58,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             type=type(next(iter(defaults.values()))),
             help=f"{_HELP[key]} (default: {', '.join(shown)})",
         )
-    parser.add_argument("--force", action="store_true", help="replace a set made with other values")
-    parser.add_argument("--contact-sheet", type=Path, metavar="PNG", help="also draw an overview")
+    parser.add_argument(
+        "--force", action="store_true", help="replace a data set generated with other options"
+    )
+    parser.add_argument(
+        "--contact-sheet", type=Path, metavar="PNG", help="also draw a contact sheet"
+    )
     parser.add_argument(
         "--share",
         type=Path,
         metavar="DIR",
-        help="photo-cutouts: where the Debian packages were unpacked (default: /usr/share)",
+        help="photo-cutouts: location of the unpacked Debian packages (default: /usr/share)",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Makes the set; returns 0."""
+    """Generates the data set; returns 0."""
     from intl_transfer.data.photo_cutouts import PHOTO_CUTOUTS, UNLABELED, use_share
 
     made = _sets()[arguments.dataset]
     given = {key: getattr(arguments, key) for key in _HELP if getattr(arguments, key) is not None}
     known = {field.name for field in dataclasses.fields(made.spec)}
     for key in given.keys() - known:
-        raise UserError(f"--{key.replace('_', '-')}: {made.command} has nothing of this kind")
+        raise UserError(f"--{key.replace('_', '-')}: not an option of {made.command}")
     spec = made.spec(**given)
     out = arguments.out or Path("datasets", made.name)
     if arguments.share is not None:
         if made is not PHOTO_CUTOUTS:
-            raise UserError(f"--share: {made.command} is made of no packages")
+            raise UserError(f"--share: not an option of {made.command}")
         use_share(arguments.share)
 
     def progress(part: str, done: int, total: int) -> None:
@@ -91,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     there = made.is_complete(out, spec)
     root = made.make(out, spec, progress, arguments.force)
-    print(f"{root} is {'there already' if there else 'made'}:")
+    print(f"{root} is {'already there' if there else 'generated'}:")
     print(
         f"  {root}/classification/train and val: {spec.objects_train} + {spec.objects_val} images"
     )

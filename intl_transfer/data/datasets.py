@@ -15,7 +15,7 @@ from intl_transfer.data.images import UnreadableImageError
 from intl_transfer.data.source import ImageSource
 from intl_transfer.data.views import View
 
-#: After this many unreadable images in a row a data set is taken to have gone.
+#: After this many consecutive unreadable images a data set is assumed to be unavailable.
 TRIES = 16
 
 
@@ -24,9 +24,9 @@ class Batch(NamedTuple):
 
     Attributes:
         views: V uint8 tensors (n, size, size, 3).
-        shown: index of the image that each row shows, int64 (n,).
+        shown: index of each row's image, int64 (n,).
         unreadable: (index, reason) of every image that could not be decoded.
-        gone: whether so many in a row could not that the row is left black.
+        gone: whether too many consecutive images were unreadable, so that rows are black.
     """
 
     views: list[Tensor]
@@ -36,13 +36,12 @@ class Batch(NamedTuple):
 
 
 class ViewsDataset(Dataset[Batch]):
-    """Views of images, each drawn from a random stream of its own.
+    """Views of images, each from a separate random stream.
 
-    Items are asked for by ``(epoch, index)``. The views depend on the seed, the epoch and the
-    index alone, not on which worker or rank draws them nor on what was drawn before, so that a
-    resumed run and a run on another number of ranks see the same images. That holds for damaged
-    files too: another image takes the place of one that cannot be read, chosen by the same three
-    numbers, so that all ranks agree on the global batch.
+    Items are indexed by ``(epoch, index)``. The views depend on the seed, the epoch and the index
+    alone, not on the worker, the rank or earlier items, so that a resumed run or one with another
+    number of ranks sees the same images. An unreadable image is replaced by another one chosen by
+    the same three numbers, so that all ranks agree on the global batch.
 
     Args:
         source: the images.
@@ -69,7 +68,7 @@ class ViewsDataset(Dataset[Batch]):
         return self.__getitems__([key])
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Batch:
-        """The views of the images that ``(epoch, index)`` pairs name."""
+        """The views for a list of ``(epoch, index)`` pairs."""
         sizes = [view.config.size for view in self._views]
         tensors = [_empty(len(keys), size) for size in sizes]
         arrays = [tensor.numpy() for tensor in tensors]
@@ -88,15 +87,15 @@ class ViewsDataset(Dataset[Batch]):
         return Batch(tensors, torch.from_numpy(shown), unreadable, gone)
 
     def name(self, index: int) -> str:
-        """What to call an image in a message."""
+        """The name of an image, for messages."""
         return self._source.name(index)
 
     def _image(
         self, epoch: int, index: int, unreadable: list[tuple[int, str]]
     ) -> tuple[Pixels | None, int]:
-        """An image, or one in its place; None where too many in a row cannot be read.
+        """An image or its replacement; None if too many consecutive ones are unreadable.
 
-        With it the index of the image that it is.
+        Also its index.
         """
         for attempt in range(TRIES):
             try:
@@ -123,11 +122,11 @@ class ViewsDataset(Dataset[Batch]):
 
 
 def _empty(rows: int, size: int) -> Tensor:
-    """A batch to fill; in a loading process, in memory that the training process sees as well."""
+    """An empty batch; in a worker process, in shared memory."""
     shape = (rows, size, size, 3)
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
     count = rows * size * size * 3
-    # As torch's own collation does it: no copy on the way to the training process.
+    # As in torch's own collation: no copy to the training process.
     storage: Any = torch.empty(0, dtype=torch.uint8).untyped_storage()
     return torch.empty(0, dtype=torch.uint8).set_(storage._new_shared(count)).view(shape)

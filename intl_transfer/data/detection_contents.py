@@ -1,7 +1,7 @@
-"""What is in a detection data set, and what is wrong with it, without Detectron2.
+"""The content of a detection data set and its problems, without Detectron2.
 
 :func:`read_set` reads annotations; :func:`open_set` is the dry run: it also builds the evaluator's
-truth, opens the header of every image and decodes some. Training and doctor do the latter alike.
+ground truth, opens the header of every image and decodes some. Training and doctor both use it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ from intl_transfer.data.voc_annotations import read_voc
 from intl_transfer.runs.atomic import sha256_file
 from intl_transfer.runs.records import ImageSet
 
-#: An image that is more times as wide as high, or as high as wide, is refused: scaled to what a
-#: detector takes, no line of it would be left.
+#: Maximum aspect ratio of an image: a more elongated one would vanish when resized for a detector.
 MAX_RATIO = 100
-# Detection sets that are made here, and the folder of each.
+# Generated detection data sets, and the folder of each.
 _MADE = {
     one.name: folder
     for one in standard_sets(Path()).values()
@@ -40,17 +39,17 @@ _OPENING, _DECODING = 16, 4  # threads: waiting for the file system, and for dec
 
 
 def read_set(one: DetectionSet) -> Contents:
-    """Reads all annotations of a set and looks for every image, without opening any.
+    """Reads all annotations of a data set and checks that every image exists, without opening it.
 
     Returns:
-        What there is. ``problems`` names what is missing or cannot be right, ``notes`` what was
-        put right; each the first of its kind, with the number of the others.
+        The content. ``problems`` lists missing and implausible items, ``notes`` corrections; each
+        the first of its kind, with counts.
     """
     made = MADE.get(_MADE.get(one.name, ""))
     if made is not None and not made.is_complete(folder := one.images.parents[1]):
         problem = (
-            f"data set '{one.name}' is not there: looked for {folder}. Make it with "
-            f"`{command_for(folder)}`, or set DETECTRON2_DATASETS to the folder that holds it"
+            f"data set '{one.name}' does not exist: looked for {folder}. Generate it with "
+            f"`{command_for(folder)}`, or set DETECTRON2_DATASETS to the folder that contains it"
         )
         return Contents(problems=[problem])
     for path in (one.listing, one.annotations, one.images):
@@ -58,25 +57,24 @@ def read_set(one: DetectionSet) -> Contents:
             return Contents(
                 problems=[
                     f"data set '{one.name}': {path} is missing (looked for {path.resolve()}). Set "
-                    "DETECTRON2_DATASETS to the folder that holds the data sets; `intl-transfer "
-                    "doctor` shows what is found"
+                    "DETECTRON2_DATASETS to the folder that contains the data sets; `intl-transfer "
+                    "doctor` shows which are found"
                 ]
             )
     return read_coco(one) if one.layout == "coco" else read_voc(one)
 
 
 def open_set(one: DetectionSet, everything: bool = False) -> Contents:
-    """As :func:`read_set`, and the dry run: whatever would stop a training or its evaluation.
+    """Like :func:`read_set`, with a dry run: finds all that would stop training or evaluation.
 
     Args:
-        one: where the set lies.
-        everything: decode every image in place of 64 spread over the set.
+        one: its location.
+        everything: decode every image instead of 64 evenly spaced ones.
     """
     contents = read_set(one)
     if not contents.annotated:
         contents.problems.append(
-            f"{one.annotations} has no annotations: neither a training nor an evaluation can be "
-            "made of it"
+            f"{one.annotations} has no annotations: neither training nor evaluation is possible"
         )
     if not contents.problems:
         contents.problems += _truth_problems(one, contents)
@@ -85,7 +83,7 @@ def open_set(one: DetectionSet, everything: bool = False) -> Contents:
 
 
 def truth_of(contents: Contents) -> COCO:
-    """The annotations as pycocotools takes them: the evaluator's truth side.
+    """The annotations in pycocotools' form: the evaluator's ground truth.
 
     Objects are numbered from 1: 0 is pycocotools' mark for 'unmatched'.
     """
@@ -129,15 +127,15 @@ def _as_coco(number: int, image: Any, annotation: Annotation, category: int) -> 
 
 
 def _truth_problems(one: DetectionSet, contents: Contents) -> list[str]:
-    """What the evaluator could not take, though the reader did: nothing, as far as is known."""
+    """Annotations that the evaluator rejects although the reader accepts them; none are known."""
     truth = truth_of(contents)
-    if len(contents.images) == one.known_images:  # the world knows that it can
+    if len(contents.images) == one.known_images:  # known to be accepted
         return []
     for annotation in truth.dataset["annotations"]:
         if "segmentation" in annotation:
             try:
                 truth.annToRLE(annotation)
-            except Exception as error:  # whatever a library in C makes of it
+            except Exception as error:  # any error of the C library
                 where = f"{one.annotations}, image {annotation['image_id']}"
                 return [f"{where}: a mask that COCO's evaluation cannot take ({error})"]
     return []
@@ -147,7 +145,7 @@ def _image_problems(contents: Contents, everything: bool) -> list[str]:
     """Opens every image, and decodes some or all."""
     findings = Findings()
     keys = list(contents.images)
-    with warnings.catch_warnings():  # here: it is not made for threads
+    with warnings.catch_warnings():  # here, since it is not thread-safe
         warnings.simplefilter("ignore")
         with ThreadPoolExecutor(_OPENING) as pool:
             found = list(pool.map(_header_problem, contents.images.values()))
@@ -193,14 +191,14 @@ def _pixel_problem(image: AnnotatedImage) -> tuple[str, str] | None:
 
 
 def spread(keys: list[Any], count: int) -> list[Any]:
-    """So many of these at even distances, or all."""
+    """A number of evenly spaced items, or all."""
     if len(keys) <= count:
         return keys
     return [keys[i * len(keys) // count] for i in range(count)]
 
 
 def described(one: DetectionSet, contents: Contents) -> ImageSet:
-    """What is in a set: numbers, and a digest of all annotations and of 64 images' bytes.
+    """A summary: counts, and a digest of all annotations and the bytes of 64 images.
 
     Args:
         one: where it lies.
@@ -213,7 +211,7 @@ def described(one: DetectionSet, contents: Contents) -> ImageSet:
     pictures = [image.file for image in contents.images.values()]
     places = {round(i * (len(pictures) - 1) / (SAMPLE - 1)) for i in range(SAMPLE)}
     for file in [*files, *(pictures[place] for place in sorted(places))]:
-        with contextlib.suppress(OSError):  # a picture that went meanwhile; the loader names it
+        with contextlib.suppress(OSError):  # an image removed meanwhile; the loader reports it
             digest.update(bytes.fromhex(sha256_file(file)))
     return ImageSet(
         images=len(pictures),
@@ -224,7 +222,7 @@ def described(one: DetectionSet, contents: Contents) -> ImageSet:
 
 
 def count_note(one: DetectionSet, contents: Contents) -> str | None:
-    """What there is to say of a published set with another number of images than it has."""
+    """A note if a published data set has an unexpected number of images."""
     found = len(contents.images)
     if one.known_images is None or found == one.known_images:
         return None
@@ -232,7 +230,7 @@ def count_note(one: DetectionSet, contents: Contents) -> str | None:
 
 
 def remarks(one: DetectionSet, contents: Contents) -> Iterator[str]:
-    """What a user should know of a set that can be used."""
+    """Notes for the user on a usable data set."""
     yield from contents.notes
     if (note := count_note(one, contents)) is not None:
         yield note

@@ -1,4 +1,4 @@
-"""``intl-transfer doctor --datasets``: the dry run of a training's data, without a training."""
+"""``intl-transfer doctor --datasets``: a dry run of training's data, without training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _FAMILIES = ("coco", "voc", *MADE)
 
 @dataclass
 class Finding:
-    """What was found of one set, or of the sets of one configuration together.
+    """The findings on one data set, or on the data sets of one configuration together.
 
     Attributes:
         name: of the set, or the configuration.
@@ -42,8 +42,8 @@ class Finding:
         objects: number of objects.
         classes: number of classes.
         masks: number of objects with a mask.
-        problems: one line each: a training or evaluation would stop at the first of them.
-        notes: one line each: what is read otherwise than it is written, or is worth knowing.
+        problems: one line each; training or evaluation would stop at the first.
+        notes: one line each: corrections and remarks.
         sheet: the contact sheet, if there was anything to draw.
     """
 
@@ -59,13 +59,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Request:
-    """Sets to be opened, and what they are for.
+    """Data sets to check, and their roles.
 
     Attributes:
-        sets: to be opened, those that are trained on first.
-        config: the configuration that names them, if one does.
-        train: names of those that are trained on.
-        test: names of those that are tested on.
+        sets: to check, training sets first.
+        config: the configuration that names them, if any.
+        train: names of the training sets.
+        test: names of the test sets.
     """
 
     sets: list[DetectionSet]
@@ -75,11 +75,11 @@ class Request:
 
 
 def run(names: str, folder: str, as_json: bool, everything: bool = False) -> int:
-    """Opens sets, prints a line or more for each; returns 0 if all can be used, else 1.
+    """Checks data sets and prints the findings; returns 0 if all are usable, else 1.
 
     Args:
         names: separated by commas.
-        folder: for the contact sheets; made if absent.
+        folder: for the contact sheets; created if missing.
         as_json: print one JSON object instead.
         everything: decode every image.
     """
@@ -96,10 +96,10 @@ def run(names: str, folder: str, as_json: bool, everything: bool = False) -> int
 
 
 def chosen(names: list[str], root: Path) -> list[Request]:
-    """The sets that names stand for: families, sets, and configurations with sets of their own.
+    """The data sets of given names: families, data sets, and configurations with custom data sets.
 
     Raises:
-        UserError: for a name that stands for nothing.
+        UserError: for an unknown name.
     """
     standard = standard_sets(root)
     requests = []
@@ -115,7 +115,7 @@ def chosen(names: list[str], root: Path) -> list[Request]:
             known = [*_FAMILIES, *standard]
             raise UserError(
                 f"--datasets {name}: no such data set.{did_you_mean(name, known)} Known: "
-                f"{', '.join(known)}; sets of your own by their configuration (my.yaml)"
+                f"{', '.join(known)}; for custom data sets, give their configuration (my.yaml)"
             )
     return requests
 
@@ -129,24 +129,24 @@ def _configured(config: Path, standard: dict[str, DetectionSet], root: Path) -> 
     own = custom_sets(block, root, str(config))
     for name in own:
         if name in standard:
-            raise UserError(f"CUSTOM_DATASETS.{name}: there is a data set of this name already")
+            raise UserError(f"CUSTOM_DATASETS.{name}: a data set of this name already exists")
     train, test = roles_in(config)
     known = {**standard, **own}
     used = [name for name in dict.fromkeys([*train, *test]) if name in own]
-    if not used:  # roles of another configuration: each set is looked at alone
+    if not used:  # roles of another configuration: each data set is checked separately
         return Request(list(own.values()), config)
     for name in [*train, *test]:
         if name not in known:
             raise UserError(
-                f"{config}: no data set '{name}' is registered.{did_you_mean(name, known)} Sets of "
-                "your own are named in CUSTOM_DATASETS (docs/detection.md)"
+                f"{config}: no data set '{name}' is registered.{did_you_mean(name, known)} Custom "
+                "data sets are defined in CUSTOM_DATASETS (docs/detection.md)"
             )
     ordered = dict.fromkeys([*train, *test, *own])
     return Request([known[name] for name in ordered], config, tuple(train), tuple(test))
 
 
 def look(request: Request, folder: Path, everything: bool = False) -> list[Finding]:
-    """Opens sets one by one, draws a contact sheet of each, and holds them against each other."""
+    """Checks data sets one by one, draws a contact sheet of each, and compares them."""
     findings, opened = [], {}
     for one in request.sets:
         contents = open_set(one, everything)

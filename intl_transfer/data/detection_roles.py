@@ -1,6 +1,6 @@
-"""Data sets together: what is trained on and what is tested on, compared.
+"""Compares the training and test sets of a run.
 
-Training and doctor ask the same functions, so that neither finds what the other does not.
+Training and doctor use the same functions, so that their findings agree.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CONFIGS = config_folder("detection")
 
 @dataclass
 class Agreement:
-    """Sets under one list of classes.
+    """Data sets with a common list of classes.
 
     Attributes:
         classes: names in order: those of the first set.
@@ -36,10 +36,10 @@ class Agreement:
 
 
 def agree(found: Mapping[str, Contents]) -> Agreement:
-    """Settles classes and their order by name.
+    """Reconciles classes and their order by name.
 
-    The first set decides. Another may have them in another order or under other ids, may lack some,
-    and may name further ones of which it has no object.
+    The first data set determines them. Others may have them in another order or with other ids, may
+    lack some, and may list further ones without objects.
 
     Args:
         found: by name of the set, the training sets first.
@@ -70,7 +70,7 @@ def agree(found: Mapping[str, Contents]) -> Agreement:
             if lacking:
                 parts.append(f"(it lacks {listed(lacking)})")
             if strange:
-                parts.append(f"({listed(strange)}, without objects, left aside)")
+                parts.append(f"({listed(strange)}, without objects, ignored)")
             agreement.notes.append(f"classes of '{name}' taken {' '.join(parts)}")
             kept = contents.relabeled([*agreement.classes, *strange])
             size = len(agreement.classes)
@@ -81,7 +81,7 @@ def agree(found: Mapping[str, Contents]) -> Agreement:
 
 
 def role_problems(train: Mapping[str, Contents], test: Mapping[str, Contents]) -> Iterator[str]:
-    """What keeps sets from being trained on, or tested on.
+    """Problems that prevent training or testing.
 
     Args:
         train: by name; may be empty, for an evaluation alone.
@@ -95,8 +95,8 @@ def role_problems(train: Mapping[str, Contents], test: Mapping[str, Contents]) -
     for name, contents in test.items():
         if contents.annotated and all(a.ignored for a in contents.all_annotations()):
             yield (
-                f"no object that counts in '{name}' (crowds and difficult ones do not): all "
-                "figures of its evaluation would be empty"
+                f"no object that counts in '{name}' (crowds and difficult ones do not): all its "
+                "metrics would be undefined"
             )
 
 
@@ -107,7 +107,7 @@ def _is_trained_on(annotation: Any) -> bool:
 
 
 def without_masks(found: Mapping[str, Contents]) -> str | None:
-    """Why no masks can be trained and evaluated on these sets, or None where all objects have one.
+    """Why masks cannot be used with these data sets; None if all objects have one.
 
     Args:
         found: by name.
@@ -122,18 +122,18 @@ def without_masks(found: Mapping[str, Contents]) -> str | None:
 
 
 def mask_problem(found: Mapping[str, Contents], asked: bool | None) -> str | None:
-    """What is wrong where the user insists on masks (``MODEL.MASK_ON True``) and there are none."""
+    """The problem if the user requires masks (``MODEL.MASK_ON True``) and some are missing."""
     why = without_masks(found) if asked else None
     if why is None:
         return None
     return (
-        f"MODEL.MASK_ON is True, but {why}. Leave it out, and boxes alone are trained (Faster "
-        "R-CNN), or give every object a mask"
+        f"MODEL.MASK_ON is True, but {why}. Remove it to train boxes only (Faster R-CNN), or add a "
+        "mask to every object"
     )
 
 
 def has_run_lengths(found: Mapping[str, Contents]) -> bool:
-    """Whether any mask is not polygons: then all are trained on as pixels."""
+    """Whether any mask is not polygons; all are then used as bitmaps."""
     return any(
         isinstance(a.segmentation, dict) and not a.ignored
         for contents in found.values()
@@ -142,9 +142,9 @@ def has_run_lengths(found: Mapping[str, Contents]) -> bool:
 
 
 def asked_of_masks(config: Path, overrides: Sequence[str] = ()) -> bool | None:
-    """``MODEL.MASK_ON`` as a user gave it: on the command line, or in a file of their own.
+    """``MODEL.MASK_ON`` as set by the user, on the command line or in their own file.
 
-    What the configurations of this project say is not among them: they follow the data.
+    Configurations of this project do not count: they follow the data.
 
     Args:
         config: the configuration.
@@ -156,7 +156,7 @@ def asked_of_masks(config: Path, overrides: Sequence[str] = ()) -> bool | None:
     for file, values in _with_bases(config):
         shipped = _CONFIGS / file.name
         if shipped.is_file() and shipped.read_bytes() == file.read_bytes():
-            return None  # and so are all files below it
+            return None  # and so are all its bases
         model = values.get("MODEL")
         if isinstance(model, dict) and "MASK_ON" in model:
             return bool(model["MASK_ON"])
@@ -164,7 +164,7 @@ def asked_of_masks(config: Path, overrides: Sequence[str] = ()) -> bool | None:
 
 
 def roles_in(config: Path) -> tuple[list[str], list[str]]:
-    """Names of the sets that a configuration trains on and is tested on, in it or its bases."""
+    """Names of the training and test sets in a configuration or its bases."""
     roles: dict[str, list[str]] = {}
     for _, values in _with_bases(config):
         block = values.get("DATASETS")
@@ -176,14 +176,14 @@ def roles_in(config: Path) -> tuple[list[str], list[str]]:
 
 
 def _names(given: Any) -> list[str]:
-    """A list of names, also as YAML has a tuple of Python: text."""
+    """A list of names, also from a Python tuple, which YAML reads as text."""
     if isinstance(given, str):
         return [part.strip(" '\"") for part in given.strip("() ").split(",") if part.strip(" '\"")]
     return [str(name) for name in given] if isinstance(given, (list, tuple)) else []
 
 
 def _with_bases(config: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """A configuration and, after it, the files that it is based on."""
+    """A configuration, followed by its bases."""
     seen: set[Path] = set()
     file: Path | None = config
     while file is not None and file.is_file() and file.resolve() not in seen:

@@ -1,4 +1,4 @@
-"""Detection data sets on disk: where the standard ones lie, and those that a configuration names.
+"""Locations of detection data sets: standard ones, and those of a configuration.
 
 COCO-style sets are a json file and a folder of images, VOC-style ones a folder with lists of images
 and an xml file for each.
@@ -23,16 +23,16 @@ VOC_CLASSES = (
 
 @dataclass(frozen=True)
 class DetectionSet:
-    """Where one split of a data set lies.
+    """The location of one split of a data set.
 
     Attributes:
-        name: under which configurations know it.
+        name: in configurations.
         layout: ``coco`` or ``voc``.
         images: folder of the images.
         annotations: the json file, or the folder of xml files.
         listing: VOC's list of the split's images.
-        classes: their names in order; None takes them from the annotations.
-        known_images: how many the published set has, where it is one.
+        classes: their names in order; None: from the annotations.
+        known_images: number of images, for a published data set.
         year: of VOC's metric: 2007 for the 11-point one, 2012 for the area under the curve.
     """
 
@@ -47,7 +47,7 @@ class DetectionSet:
 
 
 def standard_sets(root: Path) -> dict[str, DetectionSet]:
-    """COCO 2017, VOC 2007 and 2012, and the sets made here, in their standard places."""
+    """COCO 2017, VOC 2007 and 2012, and the generated data sets, at their standard locations."""
     coco = root / "coco"
     sets = [
         DetectionSet(
@@ -90,16 +90,16 @@ def _voc(
 
 
 def custom_sets(block: Mapping[str, Any], root: Path, where: str) -> dict[str, DetectionSet]:
-    """The sets that a configuration's ``CUSTOM_DATASETS`` names.
+    """The data sets in a configuration's ``CUSTOM_DATASETS``.
 
     Args:
         block: by name, ``{LAYOUT: coco, JSON, IMAGES}`` or ``{LAYOUT: voc, FOLDER, SPLIT}``, with
-            ``CLASSES`` (a list of names) and, for VOC, ``YEAR`` of the metric as one likes.
-        root: what relative paths are relative to.
+            optionally ``CLASSES`` (a list of names) and, for VOC, ``YEAR`` of the metric.
+        root: base of relative paths.
         where: the configuration, for messages.
 
     Raises:
-        UserError: for a missing, unknown or impossible value, with what was expected.
+        UserError: for a missing, unknown or invalid value.
     """
     found = {}
     for name, given in block.items():

@@ -19,7 +19,7 @@ _TILE, _COLUMNS, _TITLE = 320, 4, 16
 
 
 def contact_sheet(contents: Contents, path: str | Path, count: int = 12) -> None:
-    """Draws images spread over the set, each with boxes, masks and names.
+    """Draws evenly spaced images, each with boxes, masks and names.
 
     Crowds and difficult objects have thin boxes.
 
@@ -46,7 +46,7 @@ def _tile(contents: Contents, key: Any) -> Image.Image:
     try:
         image = Image.fromarray(read_image(picture.file))
     except UserError:
-        return Image.new("RGB", (_TILE, _TILE), "red")  # named among the problems
+        return Image.new("RGB", (_TILE, _TILE), "red")  # listed among the problems
     scale = min(_TILE / image.width, _TILE / image.height)
     objects = [_drawn(annotation).scaled(scale) for annotation in contents.annotations[key]]
     size = (max(1, round(scale * image.width)), max(1, round(scale * image.height)))

@@ -1,4 +1,4 @@
-"""Boxes, masks and their names on a picture, the same way wherever detections are shown."""
+"""Draws boxes, masks and class names on an image, for all places that show detections."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from PIL import Image, ImageDraw
 
 from intl_transfer.data.fonts import draw_text, text_box
 
-# Told apart also by most of those who see colors differently; more classes turn the hue on.
+# Distinguishable for most kinds of color blindness; further classes continue with shifted hues.
 _COLORS = (
     *((230, 97, 0), (0, 114, 210), (0, 158, 96), (204, 51, 163), (240, 190, 20)),
     *((86, 180, 233), (150, 80, 30), (120, 94, 240), (200, 30, 50), (110, 170, 30)),
 )
-_FINER = 2  # drawn this many times larger, then reduced: smooth lines
+_FINER = 2  # supersampling factor, for smooth lines
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,11 @@ class DrawnObject:
 
     Attributes:
         label: the class's number.
-        box: x0, y0, x1, y1 in pixels of the picture.
+        box: x0, y0, x1, y1 in pixels of the image.
         polygons: outlines of its mask, each x, y, x, y ...
         score: of a detection.
-        is_match: whether it was found, or is right; None if it does not count.
+        is_match: whether the object was found, or the detection is correct; None if it does not
+            count.
     """
 
     label: int
@@ -40,7 +41,7 @@ class DrawnObject:
     is_match: bool | None = True
 
     def scaled(self, factor: float) -> DrawnObject:
-        """The same on a picture of another size."""
+        """The same, scaled to an image of another size."""
         x0, y0, x1, y1 = self.box
         return DrawnObject(
             self.label,
@@ -63,19 +64,19 @@ def color(label: int) -> tuple[int, int, int]:
 def draw_objects(
     image: Image.Image, objects: Sequence[DrawnObject], classes: Sequence[str], text: int = 11
 ) -> Image.Image:
-    """Draws objects on a copy of a picture.
+    """Draws objects on a copy of an image.
 
-    Solid boxes are right, dashed ones wrong (missed or false), thin ones do not count. Large
-    things are drawn first, so that small ones stay visible.
+    Solid boxes are correct, dashed ones wrong (missed or false), thin ones do not count. Large
+    objects are drawn first, so that small ones stay visible.
 
     Args:
-        image: an RGB picture.
+        image: in RGB.
         objects: what to draw.
         classes: names, by label.
         text: height of the names in pixels.
     """
     layer = Image.new("RGBA", (image.width * _FINER, image.height * _FINER), (0, 0, 0, 0))
-    # Drawn over what is there, not blended with it, so that each mask stays in its own color.
+    # Drawn opaque, so that each mask keeps its color.
     pen = ImageDraw.Draw(layer)
     ordered = sorted(objects, key=lambda object_: -_area(object_.box))
     for object_ in ordered:
@@ -135,7 +136,7 @@ def _dashes(start: tuple[float, float], end: tuple[float, float]) -> list[tuple[
 def _draw_names(
     image: Image.Image, objects: Sequence[DrawnObject], classes: Sequence[str], text: int
 ) -> None:
-    """Writes each name at the first corner of its box where no other name stands."""
+    """Writes each name at the first corner of its box that is still free."""
     pen = ImageDraw.Draw(image)
     taken: list[tuple[float, float, float, float]] = []
     for object_ in objects:

@@ -1,9 +1,9 @@
 """Images in class folders, listed once.
 
 Listing 1.28 million files of a parallel file system takes minutes; the list is kept in the user's
-cache. A folder's modification time changes with every file that comes or goes, so that a list that
-is out of date is noticed by a thousand calls in place of a million, and only the folders that
-changed are listed again.
+cache. A folder's modification time changes with every file that comes or goes, so that an outdated
+list is detected by a thousand calls instead of a million, and only changed folders are listed
+again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from intl_transfer.data.source import ImageSource, NameTable, cache_file
 from intl_transfer.errors import UserError
 from intl_transfer.runs.atomic import write_atomically
 
-# torchvision's list, and GIF, in small letters.
+# torchvision's list, and GIF, in lower case.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 _VERSION = 2
 _PARTS = ("train", "training", "trainval", "val", "valid", "validation", "test", "testing")
@@ -33,7 +33,7 @@ _PARTS = ("train", "training", "trainval", "val", "valid", "validation", "test",
 
 @dataclass
 class _Class:
-    """A class folder: all folders in it with their modification times in ns, and all files."""
+    """A class folder: its subfolders with modification times in ns, and all files."""
 
     name: str
     folders: dict[str, int]
@@ -44,15 +44,15 @@ class FolderSource(ImageSource):
     """A folder of ``CLASS/IMAGE`` files, in the order of torchvision's ``ImageFolder``.
 
     Args:
-        root: the folder. Images may also lie in folders below a class.
+        root: the folder. Images may also be in subfolders of a class.
         key: the setting that names it, for messages.
         upright: as for :func:`~intl_transfer.data.images.decode_image`.
 
     Attributes:
-        listed: how many class folders had to be listed; 0 where the cached list was up to date.
+        listed: number of class folders that had to be listed; 0 if the cache was up to date.
 
     Raises:
-        UserError: if the folder is absent, or a class folder without image is found, or none.
+        UserError: if the folder does not exist, has no class folders, or has one without images.
     """
 
     def __init__(self, root: str | Path, key: str = "data.root", upright: bool = True) -> None:
@@ -97,12 +97,12 @@ class FolderSource(ImageSource):
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a folder is the system's own: hidden, of snapshots, thumbnails or the trash."""
+    """Whether a folder belongs to the system: hidden, snapshots, thumbnails or trash."""
     return name.startswith((".", "@", "#", "$")) or name in ("__MACOSX", "lost+found")
 
 
 def class_folders(root: Path) -> list[str]:
-    """Names of the folders that stand for classes, sorted."""
+    """Names of the class folders, sorted."""
     with os.scandir(root) as entries:
         return sorted(
             entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)
@@ -110,7 +110,7 @@ def class_folders(root: Path) -> list[str]:
 
 
 def has_classes(root: str | Path) -> bool:
-    """Whether a folder has class folders with images: then archives beside them do not count."""
+    """Whether a folder has class folders with images; archives next to them are then ignored."""
     root = Path(root)
     if not root.is_dir():
         return False
@@ -122,7 +122,7 @@ def has_classes(root: str | Path) -> bool:
 
 
 def _refuse_parts(root: Path, key: str) -> None:
-    """Refuses the parent of ``train/`` and ``val/``: these are parts of a data set, no classes."""
+    """Refuses the parent of ``train/`` and ``val/``: these are splits, not classes."""
     names = class_folders(root)
     parts = [name for name in names if name.lower() in _PARTS]
     inner = [name for name in parts if class_folders(root / name)]
@@ -135,10 +135,10 @@ def _refuse_parts(root: Path, key: str) -> None:
 
 
 def _remedy(root: Path, key: str) -> str:
-    """What to do about a folder that is not there."""
+    """Advice for a missing folder."""
     command = command_for(root)
     if command is not None:
-        return f"This set is made by `{command}`"
+        return f"Generate this data set with `{command}`"
     return (
         f"Give another with {key}=DIR; for {key} below datasets/, DETECTRON2_DATASETS and "
         "IMAGENET_DIR say where that is"
@@ -146,7 +146,7 @@ def _remedy(root: Path, key: str) -> str:
 
 
 def _listings(root: Path) -> tuple[list[_Class], int]:
-    """All class folders with their files, and how many of them had to be listed."""
+    """All class folders with their files, and how many had to be listed."""
     names = class_folders(root)
     cache = _cache_file(root)
     known = {entry.name: entry for entry in _read_cache(cache)}
@@ -177,7 +177,7 @@ def _modified(folder: Path) -> int:
 def _list(root: Path, name: str) -> _Class:
     folders: dict[str, int] = {}
     files: list[str] = []
-    seen: set[tuple[int, int]] = set()  # a link to a folder above would never end
+    seen: set[tuple[int, int]] = set()  # a link to a parent folder would recurse forever
     for parent, inner, found in os.walk(root / name, followlinks=True):
         try:
             status = os.stat(parent)
@@ -189,7 +189,7 @@ def _list(root: Path, name: str) -> _Class:
         seen.add((status.st_dev, status.st_ino))
         inner[:] = sorted(folder for folder in inner if not is_hidden(folder))
         relative = os.path.relpath(parent, root / name)
-        # Before the files are read: one that comes meanwhile makes the time differ.
+        # Before the files are listed: a file added meanwhile changes the time.
         folders[relative] = _modified(Path(parent))
         prefix = "" if relative == "." else f"{relative}/"
         files += [prefix + file for file in sorted(found) if file.lower().endswith(EXTENSIONS)]
@@ -201,7 +201,7 @@ def _cache_file(root: Path) -> Path:
 
 
 def _read_cache(file: Path) -> list[_Class]:
-    """What an earlier run listed; nothing where the cache is absent or damaged."""
+    """The cached list; empty if the cache is missing or damaged."""
     try:
         with np.load(file, allow_pickle=False) as saved:
             classes = json.loads(saved["classes"].tobytes())
@@ -214,7 +214,7 @@ def _read_cache(file: Path) -> list[_Class]:
                 listings.append(_Class(name, folders, files))
                 start += count
             return listings
-    except Exception:  # a cache: whatever is wrong with it, listing again is right
+    except Exception:  # a cache: on any error, list again
         return []
 
 

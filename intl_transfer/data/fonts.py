@@ -1,8 +1,8 @@
-"""Text of any script on pictures: each part of it in a font that has its characters.
+"""Draws text of any script, each part of it in a font that has its characters.
 
 DejaVu Sans, which comes with matplotlib, has Latin, Greek, Cyrillic and a few more; the Noto fonts
-that come as packages have the other scripts in use; what they lack is looked for among the
-machine's own fonts. Shaping and direction within a part are Pillow's (Raqm, where it has it).
+that come as packages have the other scripts in use; missing characters are searched for in the
+machine's fonts. Shaping and direction within a part are Pillow's (Raqm, if available).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fontTools.ttLib import TTCollection, TTFont, TTLibError
 from matplotlib import font_manager
 from PIL import ImageDraw, ImageFont
 
-# Packages that hold nothing but fonts (pyproject.toml).
+# Packages that contain only fonts (pyproject.toml).
 _PACKAGES = ("manimgx_fonts", "noto_cjk_sans_otc")
 # Faces of Noto Sans CJK: one character may be written otherwise in Japan, Korea and China.
 _JAPANESE, _KOREAN, _CHINESE = 0, 1, 2
@@ -36,10 +36,10 @@ class Face:
 def draw_text(
     pen: ImageDraw.ImageDraw, place: tuple[float, float], text: str, size: int, fill: object
 ) -> None:
-    """Writes one line, its baseline where :func:`text_box` counts from.
+    """Writes one line at a baseline, as measured by :func:`text_box`.
 
     Args:
-        pen: of the picture.
+        pen: of the image.
         place: x, and y of the baseline.
         text: of any script; line breaks and control characters become spaces.
         size: height of the font in pixels.
@@ -69,17 +69,17 @@ def text_box(text: str, size: int) -> tuple[float, float, float, float]:
 
 @lru_cache(maxsize=256)
 def font(size: int, face: Face | None = None) -> ImageFont.FreeTypeFont:
-    """A face in a size; DejaVu Sans by default, so that pictures look the same everywhere."""
+    """A face in a size; DejaVu Sans by default, so that images look the same everywhere."""
     face = face or Face(_dejavu())
     return ImageFont.truetype(face.file, size, index=face.index)
 
 
 @lru_cache(maxsize=4096)
 def parts(text: str) -> tuple[tuple[str, Face], ...]:
-    """A line in parts of one face each.
+    """Splits a line into parts of one face each.
 
-    Spaces, punctuation and combining marks stay with what stands before them, where its face has
-    them. Characters of no face at all are in DejaVu Sans, as boxes.
+    Spaces, punctuation and combining marks use the face of the preceding character, if it has them.
+    Characters without a face are drawn in DejaVu Sans, as boxes.
     """
     clean = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
     found: list[tuple[str, Face]] = []
@@ -97,10 +97,10 @@ def parts(text: str) -> tuple[tuple[str, Face], ...]:
 
 
 def families(text: str = "") -> list[str]:
-    """Names of font families for matplotlib, which takes each character from the first that has it.
+    """Names of font families for matplotlib, in order of fallback.
 
     Args:
-        text: all that is going to be written; fonts of which nothing is needed are left out.
+        text: all that will be drawn; unneeded fonts are omitted.
     """
     names = ["DejaVu Sans"]
     known = {entry.fname for entry in font_manager.fontManager.ttflist}
@@ -110,13 +110,13 @@ def families(text: str = "") -> list[str]:
         if str(face.file) not in known:
             font_manager.fontManager.addfont(face.file)
             known.add(str(face.file))
-        # A collection is known to matplotlib by its first face alone.
+        # matplotlib knows only the first face of a collection.
         names.append(font_manager.get_font(face.file).family_name)
     return list(dict.fromkeys(names))
 
 
 def _faces(text: str) -> Iterator[Face]:
-    """All faces, in the order in which they are asked."""
+    """All faces, in order of preference."""
     yield Face(_dejavu())
     for file in _packaged():
         if file.suffix == ".ttc":
@@ -128,7 +128,7 @@ def _faces(text: str) -> Iterator[Face]:
 
 
 def _written_in(text: str) -> int:
-    """Which face of a CJK font a text asks for, by the characters that one country alone has."""
+    """The face of a CJK font for a text, by characters that only one country uses."""
     if any("\u3040" <= character <= "\u30ff" for character in text):
         return _JAPANESE
     if any("\uac00" <= c <= "\ud7a3" or "\u1100" <= c <= "\u11ff" for c in text):
@@ -143,7 +143,7 @@ def _dejavu() -> Path:
 
 @lru_cache
 def _packaged() -> tuple[Path, ...]:
-    """Font files of the packages that are there: upright ones, pictographs last."""
+    """Font files of the installed packages: upright ones, pictographs last."""
     files: list[Path] = []
     for package in _PACKAGES:
         spec = importlib.util.find_spec(package)
@@ -164,7 +164,7 @@ def _has(face: Face, character: str) -> bool:
 
 @lru_cache(maxsize=512)
 def _characters(file: Path) -> frozenset[int]:
-    """The code points that a font has glyphs for; none for a file that cannot be read."""
+    """The code points that a font has glyphs for; empty for an unreadable file."""
     try:
         if file.suffix in (".ttc", ".otc"):
             with TTCollection(file, lazy=True) as collection:

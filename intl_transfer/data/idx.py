@@ -18,7 +18,7 @@ _LARGEST = 1 << 30  # bytes, unpacked
 
 
 def find(root: str | Path) -> Path | None:
-    """The folder of IDX files that ``root`` is or holds; None if there is none."""
+    """The folder with IDX files, ``root`` or in it; None if there is none."""
     for folder in (Path(root), Path(root) / "fashion-mnist"):
         if _file(folder, "train-images-idx3-ubyte") is not None:
             return folder
@@ -33,11 +33,11 @@ class IdxSource(ImageSource):
     """Grayscale images of MNIST's layout, in memory, as RGB.
 
     Args:
-        root: folder of ``train-images-idx3-ubyte[.gz]`` and the other three, or what holds it.
+        root: folder of ``train-images-idx3-ubyte[.gz]`` and the other three, or its parent.
         part: ``"train"`` or ``"test"``.
 
     Raises:
-        UserError: if a file is missing, cut off or no IDX.
+        UserError: if a file is missing, truncated or not IDX.
     """
 
     def __init__(self, root: str | Path, part: str = "train") -> None:

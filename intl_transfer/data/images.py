@@ -1,14 +1,13 @@
 """Image files of any kind as uint8 RGB, or a clear error.
 
-Every stage opens its images here: pretraining, classification, fine-tuning, its evaluation, the
-demo, the doctor, contact sheets and the report. A file is looked at before it is decoded: formats
-are those of a fixed list, none of which starts another program (PostScript does), and size and
-memory are bounded by what the header says.
+All stages open images here: pretraining, classification, fine-tuning, its evaluation, the demo, the
+doctor, contact sheets and the report. A file is checked before it is decoded: only formats of a
+fixed list are accepted, none of which starts another program (as PostScript does), and size and
+memory are bounded according to the header.
 
-How an image lies is decided here as well: it is turned upright by its orientation tag, as it is
-seen, as annotators saw it and as Detectron2 reads it. Pretraining and classification alone can
-leave the tag aside (``data.exif_orientation=false``), since published protocols are those of
-torchvision's reader, which does.
+Images are turned upright according to their orientation tag, as viewers, annotators and Detectron2
+do. Only pretraining and classification can ignore the tag (``data.exif_orientation=false``), as
+torchvision's reader and so published protocols do.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ from PIL import Image, UnidentifiedImageError
 from intl_transfer.data.augment import Pixels
 from intl_transfer.errors import UserError
 
-#: What is opened, as Pillow names it. Each is decoded by a library within this process; JPEG
-#: includes the several pictures in one file of some cameras (MPO), PPM includes PBM and PGM.
+#: Accepted formats, by Pillow's names. Each is decoded by a library within this process; JPEG
+#: includes MPO (several images in one file, as of some cameras), PPM includes PBM and PGM.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "JPEG2000")
-#: Endings of such files, in small letters.
+#: Extensions of such files, in lower case.
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".png", ".gif", ".bmp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff", ".webp"),
     *(".jp2", ".j2k", ".jpe", ".jfif", ".mpo"),
@@ -44,17 +43,17 @@ EXTENSIONS = (
 #: An image of more pixels is refused: it would fill a worker's memory. ImageNet's largest has 38
 #: million.
 MAX_PIXELS = 100_000_000
-#: Bytes that decoding may need, as far as the header tells.
+#: Bytes that decoding may need, according to the header.
 MAX_MEMORY = 1 << 30
 
 _JPEG_START = b"\xff\xd8\xff"
 # Markers of a JPEG (ITU-T T.81, B.1.1.3): of segments in which tags can be, and of the first scan.
 _APP1, _START_OF_SCAN = 0xE1, 0xDA
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
-_STRIP = 1 << 22  # pixels that are converted at a time
+_STRIP = 1 << 22  # pixels converted at a time
 _ORIENTATION = 0x0112  # EXIF's tag
-# What a decoder holds beside its result, bytes a pixel: coefficients of a progressive JPEG, two
-# canvases of a WebP, JPEG 2000's 32-bit components.
+# Memory of a decoder in addition to its result, bytes per pixel: coefficients of a progressive
+# JPEG, two canvases of a WebP, JPEG 2000's 32-bit components.
 _DECODER = {"JPEG": 8, "MPO": 8, "WEBP": 8, "JPEG2000": 16}
 _JPEG_BYTES = 4 + _DECODER["JPEG"] + 3  # a pixel, as for any other image
 _DAMAGE = (
@@ -83,12 +82,12 @@ class UnreadableImageError(UserError):
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What is known of an image before it is decoded.
+    """Properties of an image before it is decoded.
 
     Attributes:
         width: in pixels, turned upright as its orientation tag says.
         height: likewise.
-        turned: whether width and height are exchanged by that tag.
+        turned: whether that tag exchanges width and height.
     """
 
     width: int
@@ -104,9 +103,9 @@ def read_image(path: str | Path, upright: bool = True) -> Pixels:
         upright: as for :func:`decode_image`.
 
     Raises:
-        UnreadableImageError: if the file cannot be opened or is not a whole image.
+        UnreadableImageError: if the file cannot be opened or is not an intact image.
     """
-    with _opened(path, buffering=0) as file:  # read once, as a whole
+    with _opened(path, buffering=0) as file:  # read once, completely
         data = file.read()
     return decode_image(data, str(path), upright)
 
@@ -114,23 +113,23 @@ def read_image(path: str | Path, upright: bool = True) -> Pixels:
 def decode_image(data: bytes, name: str, upright: bool = True) -> Pixels:
     """Decodes an image file's content as uint8 RGB.
 
-    Grayscale, palette, CMYK and 16-bit images become 8-bit RGB, transparency is dropped, and of an
-    animation the first frame counts: all as :class:`torchvision.datasets.ImageFolder` has it, but
-    for 16-bit grayscale, which it cuts to white and which keeps its upper eight bits here.
+    Grayscale, palette, CMYK and 16-bit images become 8-bit RGB, transparency is dropped, and the
+    first frame of an animation is used: all as in :class:`torchvision.datasets.ImageFolder`, except
+    16-bit grayscale, which it saturates to white and which keeps its upper eight bits here.
 
     Args:
         data: the file's bytes.
         name: for the error message.
         upright: turn the image as its orientation tag says, once (EXIF 2.32, 4.6.5.1). False is
-            torchvision's reader, which leaves the tag aside (but turns TIFF files, since Pillow
-            turns them as it decodes them).
+            torchvision's behavior, which ignores the tag (except for TIFF files, which Pillow turns
+            while decoding).
 
     Returns:
         (H, W, 3), writable.
 
     Raises:
-        UnreadableImageError: if it is no image, is damaged or cut off, has over 100 million
-            pixels, or would need over 1 GiB to be decoded; the last two before it is decoded.
+        UnreadableImageError: if it is not an image, is damaged or truncated, has over 100 million
+            pixels, or would need over 1 GiB to decode; the last two are checked before decoding.
     """
     decoded = _decode_jpeg(data)
     if decoded is not None and not (upright and _may_be_tagged(data)):
@@ -151,7 +150,7 @@ def decode_cut_out(data: bytes, name: str) -> Pixels:
         name: for the error message.
 
     Returns:
-        (H, W, 4), writable; alpha is 255 everywhere where the file has none.
+        (H, W, 4), writable; alpha is 255 everywhere if the file has none.
 
     Raises:
         UnreadableImageError: as for :func:`decode_image`.
@@ -161,10 +160,10 @@ def decode_cut_out(data: bytes, name: str) -> Pixels:
 
 
 def read_header(path: str | Path) -> ImageHeader:
-    """Looks at an image file without decoding it (but for the few whose header is not enough).
+    """Inspects an image file without decoding it (except the few whose header is insufficient).
 
     Raises:
-        UnreadableImageError: if it cannot be opened, is of no known format, or is too large.
+        UnreadableImageError: if it cannot be opened, has an unknown format, or is too large.
     """
     with (
         _opened(path) as file,
@@ -185,7 +184,7 @@ def _opened(path: str | Path, buffering: int = -1) -> Iterator[BinaryIO]:
     """A regular file that is small enough to be read."""
     try:
         mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # reading a pipe would never end
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # reading a pipe could block forever
             raise UnreadableImageError(f"{path} cannot be read (not a regular file)")
         with open(path, "rb", buffering) as file:
             size = os.fstat(file.fileno()).st_size
@@ -206,7 +205,7 @@ def _words_for_damage(name: str, empty: bool) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             if threading.current_thread() is threading.main_thread():  # filters are the process's
                 stack.enter_context(warnings.catch_warnings())
-                # Pillow's own limit is below ours; its remarks on palettes and tags are not news.
+                # Pillow's limit is below ours; its warnings on palettes and tags are irrelevant.
                 warnings.simplefilter("ignore")
             yield
     except _DAMAGE as error:
@@ -231,7 +230,7 @@ def _header(file: BinaryIO, size: int) -> Iterator[Image.Image]:
         if width * height > MAX_PIXELS:
             raise ValueError(f"{width} x {height} pixels, over the limit of {MAX_PIXELS:,}")
         if image.mode == "F":
-            raise ValueError("floating-point pixels, whose range is not known")
+            raise ValueError("floating-point pixels, whose range is unknown")
         needed = width * height * _bytes_a_pixel(image) + size
         if needed > MAX_MEMORY:
             raise ValueError(
@@ -242,7 +241,7 @@ def _header(file: BinaryIO, size: int) -> Iterator[Image.Image]:
 
 
 def _bytes_a_pixel(image: Image.Image) -> int:
-    """What Pillow and the decoder hold at once, and the result."""
+    """The memory of Pillow, the decoder and the result together."""
     held = {"1": 1, "L": 1, "P": 1, **dict.fromkeys(_SIXTEEN_BIT, 2)}.get(image.mode, 4)
     decoder = _DECODER.get(image.format or "", 0)
     if image.format == "TIFF":  # a strip, which may be all of it, as it is stored
@@ -265,10 +264,10 @@ def _has_late_tags(file: BinaryIO) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1 (upright) to 8; 1 where there is none or it cannot be read."""
+    """EXIF's orientation, 1 (upright) to 8; 1 if there is none or it is unreadable."""
     try:
         found = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # whatever a damaged tag makes Pillow raise: the pixels are still good
+    except Exception:  # any error of Pillow on a damaged tag: the pixels are still good
         return 1
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
@@ -295,10 +294,10 @@ def _turned(pixels: Pixels, orientation: int) -> Pixels:
 
 
 def _decode_jpeg(data: bytes) -> Pixels | None:
-    """A JPEG by libjpeg-turbo itself: Pillow's library and pixels in half of its time; or None.
+    """Decodes a JPEG by libjpeg-turbo directly: Pillow's pixels in half the time; or None.
 
-    None is for Pillow to decide, and to say why not: what is no JPEG or an unusual one (CMYK), has
-    too many pixels, or made the decoder complain of anything, such as an early end.
+    None leaves the file, and the error message, to Pillow: if it is not a JPEG or an unusual one
+    (CMYK), has too many pixels, or the decoder warned of anything, such as truncation.
     """
     if not data.startswith(_JPEG_START):
         return None

@@ -1,4 +1,4 @@
-"""Batches for every rank, the same global batch whatever the number of ranks."""
+"""Batches for every rank; the global batch does not depend on the number of ranks."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from intl_transfer.errors import UserError
 
 
 def rank_batch_size(batch_size: int, world_size: int) -> int:
-    """Rows of the global batch that each rank holds.
+    """The batch size per rank.
 
     Raises:
-        UserError: if the ranks do not divide the batch; names the nearest that do.
+        UserError: if the batch size is not divisible by the number of ranks; suggests the nearest
+            numbers.
     """
     if batch_size % world_size:
         divisors = [w for w in range(1, batch_size + 1) if batch_size % w == 0]
@@ -40,14 +41,13 @@ def rank_batch_size(batch_size: int, world_size: int) -> int:
 class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
     """One rank's share of each global batch of one epoch.
 
-    The order depends on seed and epoch alone (a permutation, or what the source's
-    ``epoch_order`` makes of them); rank r takes rows r*b to (r+1)*b of each
-    global batch of W*b, so that the global batch is the same for any W. The last, incomplete
-    batch is dropped.
+    The order depends only on seed and epoch (a permutation, or the source's ``epoch_order``); rank
+    r takes rows r*b to (r+1)*b of each global batch of W*b, so that the global batch is the same
+    for any W. The last, incomplete batch is dropped.
 
     Attributes:
         epoch: set before each epoch.
-        start: number of global batches of this epoch to leave out, for resuming.
+        start: number of global batches of this epoch to skip, for resuming.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
     ) -> None:
         if length < batch_size:
             raise UserError(
-                f"{length} images do not fill one global batch of {batch_size}; take a smaller "
+                f"{length} images do not fill one global batch of {batch_size}; use a smaller "
                 "optim.batch_size or more images"
             )
         self._epoch_order = epoch_order or self._permutation
@@ -107,11 +107,11 @@ def build_loader(
 
 
 def on_device(loader: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """A loader's batches, the next one on its way to the GPU while the present one is learned from.
+    """Prefetches a loader's batches to the GPU.
 
     Args:
-        loader: of batches in pinned memory, where the device is a GPU.
-        device: anything but a GPU gets the batches as they are.
+        loader: of batches, in pinned memory if the device is a GPU.
+        device: batches are passed through unchanged unless it is a GPU.
     """
     if device.type != "cuda":
         yield from loader
@@ -130,7 +130,7 @@ def on_device(loader: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
 
 
 def _arrived(batch: Batch, event: torch.cuda.Event) -> Batch:
-    """The GPU's present work waits for a batch that another stream brings; the host does not."""
+    """Makes the current stream, not the host, wait for a batch copied by another stream."""
     present = torch.cuda.current_stream()
     present.wait_event(event)
     for view in batch.views:
@@ -139,10 +139,10 @@ def _arrived(batch: Batch, event: torch.cuda.Event) -> Batch:
 
 
 def worker_options(workers: int) -> dict[str, Any]:
-    """Arguments for a ``DataLoader`` whose processes leave signals to the training process.
+    """Arguments for a ``DataLoader`` whose workers leave signals to the training process.
 
     Args:
-        workers: number of loading processes; 0 loads in the training process.
+        workers: number of worker processes; 0 loads in the training process.
 
     Returns:
         ``num_workers`` and ``worker_init_fn``.
@@ -161,20 +161,19 @@ def _as_it_is(batch: Any) -> Any:
 def _prepare_worker(_: int) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    # A scheduler's signal and Ctrl-C reach every process of a job; the training process answers
-    # them, and needs its workers until it has.
+    # A scheduler's signal and Ctrl-C reach every process of a job; the training process handles
+    # them, and needs its workers until then.
     for number in (signal.SIGINT, signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def _end_workers() -> None:
-    """Ends loading processes with the training process, before Python waits for them.
+    """Ends worker processes with the training process, before Python waits for them.
 
-    Python ends daemons, which they are, by SIGTERM, which they leave aside, and would wait for
-    ever.
+    Python ends daemon processes by SIGTERM, which workers ignore, and would wait forever.
     """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would call their end an error
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would report an error
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()

@@ -1,4 +1,4 @@
-"""The data sets that ``intl-transfer data`` makes, by the names of their folders."""
+"""The data sets that ``intl-transfer data`` generates, by folder name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MADE: dict[str, MadeSet[Any]] = {one.name: one for one in (SHAPES, PHOTO_CUTOUTS
 
 
 def command_for(path: str | Path) -> str | None:
-    """The command that makes the set which a path is in or below, by the name of its folder."""
+    """The command that generates the data set of a path, by the name of its folder."""
     parts = Path(path).parts
     for name, one in MADE.items():
         if name in parts:

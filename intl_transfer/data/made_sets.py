@@ -1,7 +1,7 @@
-"""Data sets that are made here, each from a seed: what they have in common.
+"""Common parts of data sets generated from a seed.
 
-Every one has object-centric images in ImageFolder layout and scenes in COCO's and in VOC's layout,
-and takes its place whole or not at all.
+Each has object-centric images in ImageFolder layout and scenes in COCO's and in VOC's layout, and
+is written atomically.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from intl_transfer.errors import UserError
 from intl_transfer.files.jsons import parse_json
 from intl_transfer.runs.atomic import write_json
 
-#: Written last: what was made.
+#: Written last; contains the spec.
 COMPLETE = "COMPLETE.json"
 # Scene ids of the validation split begin here, so that no id is used twice.
 _VAL_OFFSET = 100_000
@@ -33,14 +33,14 @@ class SetSpec:
     """What is made.
 
     Attributes:
-        seed: of everything; image i of a split depends on the seed, the size and i alone.
+        seed: image i of a split depends only on the seed, the size and i.
         object_size: side of object-centric images, in pixels.
         objects_train: their number for training.
         objects_val: their number for validation.
         scene_size: side of scenes, in pixels.
         scenes_train: number of scenes for training.
         scenes_val: number of scenes for validation.
-        crowd_fraction: share of scenes with a cluster annotated as a crowd.
+        crowd_fraction: fraction of scenes with a cluster annotated as a crowd.
     """
 
     set_name: ClassVar[str] = "set"
@@ -83,18 +83,18 @@ S = TypeVar("S", bound=SetSpec)
 
 @dataclass(frozen=True)
 class MadeSet(Generic[S]):
-    """A data set that is made from a spec.
+    """A data set generated from a spec.
 
     Attributes:
         name: of its folder, and of its detection sets: ``NAME_coco_train``.
-        command: what ``intl-transfer data`` calls it.
-        version: raised whenever the same spec would give other pixels or other annotations.
+        command: its name for ``intl-transfer data``.
+        version: incremented whenever the same spec would give other pixels or annotations.
         classes: names, in the order of the labels.
         spec: the type of its specs.
         render_object: (spec, split, index) to uint8 (size, size, 3) in RGB and the class index.
         render_scene: (spec, split, index) to a scene.
-        further: writes what the set has beside these, given its folder, the spec and the progress.
-        prepare: refuses what keeps it from being made, before anything is begun.
+        further: writes the set's additional files, given its folder, the spec and the progress.
+        prepare: checks the requirements before generation starts.
     """
 
     name: str
@@ -108,7 +108,7 @@ class MadeSet(Generic[S]):
     prepare: Callable[[], None] | None = None
 
     def is_complete(self, root: str | Path, spec: S | None = None) -> bool:
-        """Whether a folder holds a whole set, of this spec if one is given."""
+        """Whether a folder contains the complete data set, of this spec if one is given."""
         try:
             found = parse_json((Path(root) / COMPLETE).read_bytes(), COMPLETE)
         except (OSError, UserError):
@@ -127,23 +127,23 @@ class MadeSet(Generic[S]):
         progress: Progress | None = None,
         force: bool = False,
     ) -> Path:
-        """Makes the data set, or leaves it alone if it is there.
+        """Generates the data set, unless it already exists.
 
-        Everything is built in a folder beside ``root`` and takes its place in one step, so that an
-        interrupted call leaves nothing that could be taken for a whole set.
+        It is built in a temporary folder and renamed to ``root``, so that an interrupted call
+        leaves no partial data set.
 
         Args:
             root: the set's folder.
-            spec: what to make; the defaults if None.
+            spec: None for the defaults.
             progress: called with (part, done, total).
-            force: replace a set of another spec.
+            force: replace a data set of another spec.
 
         Returns:
             ``root``.
 
         Raises:
-            UserError: if ``root`` holds a set of another spec (and not ``force``), or something
-                else.
+            UserError: if ``root`` contains a data set of another spec (without ``force``), or other
+                files.
         """
         root, spec = Path(root), spec or self.spec()
         if self.is_complete(root, spec):
@@ -151,13 +151,14 @@ class MadeSet(Generic[S]):
         if self.is_complete(root):
             if not force:
                 raise UserError(
-                    f"{root} holds another set ({self._differences(root, spec)}). "
-                    "Give another folder, or --force to replace it"
+                    f"{root} contains a data set with other options "
+                    f"({self._differences(root, spec)}). Choose another folder, or replace it with "
+                    "--force"
                 )
         elif root.exists() and any(root.iterdir()):
             raise UserError(
-                f"{root} is not empty and has no {COMPLETE}, so it is not a set made here. "
-                "Give another folder, or remove that one"
+                f"{root} is not empty and has no {COMPLETE}, so it is not a generated data set. "
+                "Choose another folder, or remove that one"
             )
         if self.prepare is not None:
             self.prepare()
@@ -184,7 +185,7 @@ class MadeSet(Generic[S]):
         there = {"version": found.get("version"), **(made if isinstance(made, dict) else {})}
         here: dict[str, Any] = {"version": self.version, **dataclasses.asdict(spec)}
         return ", ".join(
-            f"{name}: {there.get(name)} there, {value} wanted"
+            f"{name}: {there.get(name)} instead of {value}"
             for name, value in here.items()
             if there.get(name) != value
         )
@@ -213,7 +214,7 @@ class MadeSet(Generic[S]):
         write_scenes(root, named, scenes, total, report)
 
     def contact_sheet(self, spec: S, path: str | Path) -> None:
-        """Draws a PNG of both flavours: every class four times, twelve scenes with their truth.
+        """Draws a contact sheet: four images per class, and twelve scenes with annotations.
 
         Args:
             spec: what to draw.

@@ -1,9 +1,9 @@
 """The data set `photo_cutouts`: cut-out photographs on photographs, composed from a seed.
 
-No image of a part of the cut-outs and backgrounds that tests are made of is seen in pretraining or
-in training (:mod:`intl_transfer.data.photo_sources`). As for `shapes`, every decision is made in
-integers from a stream whose sequence numpy guarantees, images are scaled by Pillow's fixed-point
-filters, and blending is integer arithmetic.
+The cut-outs and backgrounds of the test images are never used for pretraining or training
+(:mod:`intl_transfer.data.photo_sources`). As for `shapes`, every decision is made in integers from
+a stream whose sequence numpy guarantees, images are scaled by Pillow's fixed-point filters, and
+blending is integer arithmetic.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from intl_transfer.data.photo_sources import Library, Part, Source
 from intl_transfer.data.scenes import Mask, Progress, Scene, SceneObject
 from intl_transfer.data.shapes_drawing import random_stream
 
-# Raised whenever the same spec would give other pixels or other annotations.
+# Incremented whenever the same spec would give other pixels or annotations.
 VERSION = 1
 CLASSES = tuple(FOLDERS)
-#: Folder of the unlabeled images, and beside it the list of what each part is composed of.
+#: Folder of the unlabeled images, and the file that lists the sources of each split.
 UNLABELED, SOURCES = "unlabeled", "sources.json"
 
-# Things that have no side that is always up are turned as well as mirrored.
+# Objects without a fixed upright orientation are rotated as well as mirrored.
 _ANY_WAY_UP = ("fruit", "vegetable", "flower", "tool", "instrument")
-# Share of an object's pixels that must be seen, and how many.
+# Minimum visible fraction and number of an object's pixels.
 _LEAST_VISIBLE, _LEAST_PIXELS = 1 / 3, 40
 _PART: dict[str, Part] = {"train": "train", "val": "test", UNLABELED: "train"}
 
 
 @dataclass(frozen=True)
 class PhotoSpec(SetSpec):
-    """What is made; as of :class:`SetSpec`, and images without labels.
+    """The spec; as :class:`SetSpec`, with unlabeled images.
 
     Attributes:
         unlabeled: number of images for pretraining, of training's cut-outs and backgrounds.
@@ -59,7 +59,7 @@ _share: Path | None = None
 
 
 def use_share(folder: Path | None) -> None:
-    """Takes the packages below another folder than ``/usr/share``; None goes back to that."""
+    """Sets the folder of the packages; None for ``/usr/share``."""
     global _share
     _share = folder
     library.cache_clear()
@@ -67,17 +67,17 @@ def use_share(folder: Path | None) -> None:
 
 @functools.cache
 def library() -> Library:
-    """What scenes are composed of.
+    """The sources of scenes.
 
     Raises:
-        UserError: if a Debian package is missing; says which, and the command that installs it.
+        UserError: if a Debian package is missing, with the command to install it.
     """
     return Library(_share)
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """A cut-out that is to be laid on an image.
+    """A cut-out to be pasted onto an image.
 
     Attributes:
         pixels: (h, w, 4).
@@ -96,7 +96,7 @@ class _Piece:
 
     @property
     def solid(self) -> Mask:
-        """Pixels that are more its own than what lies behind it."""
+        """Pixels that are mostly opaque."""
         mask: Mask = self.pixels[..., 3] > 127
         return mask
 
@@ -111,7 +111,7 @@ def _sources(part: Part, label: int | None = None) -> list[Source]:
 
 
 def _lit(pixels: Pixels, light: int, rng: np.random.RandomState) -> Pixels:
-    """Lighter or darker, and a little of another color; alpha stays."""
+    """Random brightness and tint; alpha is unchanged."""
     factors = [light * int(rng.randint(236, 277)) >> 8 for _ in range(3)]
     lit = pixels.copy()
     scaled = pixels[..., :3].astype(np.int32) * np.array(factors, dtype=np.int32) >> 8
@@ -120,7 +120,7 @@ def _lit(pixels: Pixels, light: int, rng: np.random.RandomState) -> Pixels:
 
 
 def _background(part: Part, size: int, rng: np.random.RandomState) -> Pixels:
-    """A square piece of one of the part's photographs, uint8 (size, size, 3)."""
+    """A square crop of one of the split's photographs, uint8 (size, size, 3)."""
     sources = [source for source in library().backgrounds if source.part == part]
     pixels = library().background(sources[int(rng.randint(len(sources)))])
     height, width = pixels.shape[:2]
@@ -135,13 +135,13 @@ def _background(part: Part, size: int, rng: np.random.RandomState) -> Pixels:
 
 
 def _drawn(source: Source, extent: int, longest: int, rng: np.random.RandomState) -> Pixels:
-    """A cut-out as it is laid on an image: (h, w, 4).
+    """A cut-out prepared for pasting: (h, w, 4).
 
     Args:
         source: which.
         extent: root of its box's area, in pixels.
-        longest: neither side is longer.
-        rng: of its direction and light.
+        longest: maximum side.
+        rng: for its orientation and brightness.
     """
     pixels = library().cut_out(source)
     if CLASSES[source.label] in _ANY_WAY_UP:
@@ -150,7 +150,7 @@ def _drawn(source: Source, extent: int, longest: int, rng: np.random.RandomState
         pixels = pixels[:, ::-1]
     height, width = pixels.shape[:2]
     root = max(1, math.isqrt(height * width))
-    divisor = max(root * longest, extent * max(height, width))  # whichever bound is met first
+    divisor = max(root * longest, extent * max(height, width))  # whichever bound is tighter
     new_width, new_height = (max(4, n * extent * longest // divisor) for n in (width, height))
     image = Image.fromarray(np.ascontiguousarray(pixels))
     scaled = np.asarray(image.resize((new_width, new_height), Image.Resampling.BICUBIC))
@@ -163,7 +163,7 @@ def _somewhere(pixels: Pixels, size: int, rng: np.random.RandomState) -> _Piece:
 
 
 def _blend(image: Pixels, piece: _Piece) -> None:
-    """Lays a piece on an image, by its alpha."""
+    """Pastes a cut-out onto an image, by its alpha."""
     alpha = piece.pixels[..., 3:].astype(np.int32)
     below = image[piece.place].astype(np.int32)
     above = piece.pixels[..., :3].astype(np.int32)
@@ -184,7 +184,7 @@ def render_object(spec: PhotoSpec, split: str, index: int) -> tuple[Pixels, int]
     Args:
         spec: sizes and seed.
         split: ``"train"`` or ``"val"``.
-        index: of the image; classes take turns.
+        index: of the image; determines the class.
 
     Returns:
         uint8 (size, size, 3) in RGB, and the class index.
@@ -198,7 +198,7 @@ def render_object(spec: PhotoSpec, split: str, index: int) -> tuple[Pixels, int]
 
 
 def render_unlabeled(spec: PhotoSpec, index: int) -> Pixels:
-    """Composes one image for pretraining, of any of training's cut-outs.
+    """Composes one image for pretraining, from any of the training cut-outs.
 
     Args:
         spec: sizes and seed.
@@ -214,10 +214,10 @@ def render_unlabeled(spec: PhotoSpec, index: int) -> Pixels:
 
 
 def render_scene(spec: PhotoSpec, split: str, index: int) -> Scene:
-    """Composes one scene of two to five objects, some in front of others.
+    """Composes one scene of two to five objects, with occlusion.
 
     Args:
-        spec: sizes, seed and share of crowds.
+        spec: sizes, seed and fraction of crowds.
         split: ``"train"`` or ``"val"``.
         index: of the scene.
     """
@@ -265,7 +265,7 @@ def _cluster(label: int, part: Part, size: int, rng: np.random.RandomState) -> l
 
 
 def _ownership(layers: list[list[_Piece]], size: int) -> tuple[np.ndarray, list[float], list[int]]:
-    """Whose each pixel is (-1 for the background's), and the visible share and pixels of each."""
+    """The owner of each pixel (-1: background), and each object's visible fraction and pixels."""
     owners = np.full((size, size), -1)
     whole = []
     for number, layer in enumerate(layers):
@@ -280,7 +280,7 @@ def _ownership(layers: list[list[_Piece]], size: int) -> tuple[np.ndarray, list[
 
 
 def _further(root: Path, spec: PhotoSpec, report: Progress) -> None:
-    """The unlabeled images, and the list of what each part is composed of."""
+    """Writes the unlabeled images, and the list of each split's sources."""
     folder = root / UNLABELED / "images"
     folder.mkdir(parents=True)
     for index in range(spec.unlabeled):

@@ -1,9 +1,9 @@
-"""What the set `photo_cutouts` is composed of: Debian's Tux Paint stamps and GCompris photographs.
+"""The sources of the data set `photo_cutouts`: Debian's Tux Paint stamps and GCompris photographs.
 
-Nothing of them is part of this project. Both lists were chosen by looking at every image: stamps
-that are drawn and no photographs, parts of things, and mirrored twins are left out; photographs
-with an animal, vehicle, flower, fruit, tool or instrument in them (also as a statue) are no
-backgrounds, and of several photographs of one place one is taken.
+They are not part of this project. Both lists were chosen by inspecting every image: drawn stamps,
+parts of objects, and mirrored duplicates are excluded; photographs that contain an animal, vehicle,
+flower, fruit, tool or instrument (also as a statue) are not used as backgrounds, and of several
+photographs of one place only one is used.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from intl_transfer.files.rcc import RccFile
 
 Part = Literal["train", "test"]
 
-#: Where Debian's packages put what they bring.
+#: Installation prefix of Debian's packages.
 SHARE = Path("/usr/share")
 PACKAGES = {
     "tuxpaint-stamps-default": Path("tuxpaint/stamps"),
     "gcompris-qt-data": Path("gcompris-qt/rcc"),
 }
-#: Folder of each class's stamps, and names within it that are left out.
+#: Folder of each class's stamps, and excluded names within it.
 CLASSES: dict[str, str] = {
     "mammal": "animals/mammals",
     "bird": "animals/birds",
@@ -109,9 +109,9 @@ BACKGROUNDS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("clickgame.rcc", "clickgame/resource", ("sea1", "sea2", "sea5")),
 )
 
-# One in so many of each class, and of the backgrounds, is for tests.
+# One in this many of each class, and of the backgrounds, is for the test set.
 _TEST_SHARE = 3
-# What is kept of an image: larger than any scene needs, small enough for all to stay in memory.
+# Maximum size in memory: larger than any scene needs, small enough to keep all.
 _LARGEST_CUT_OUT, _LARGEST_BACKGROUND = 320, 512
 
 
@@ -137,7 +137,7 @@ def folders(share: Path | None = None) -> tuple[Path, Path]:
         share: in place of ``/usr/share``, for packages unpacked elsewhere.
 
     Raises:
-        UserError: naming the packages that are not there and how they are installed.
+        UserError: if packages are missing, with the command to install them.
     """
     root = share or SHARE
     missing = [name for name, place in PACKAGES.items() if not (root / place).is_dir()]
@@ -159,7 +159,7 @@ def _is_test(ranked: Sequence[str], group: str) -> bool:
 
 
 def _parts(names: Sequence[str]) -> list[Part]:
-    """Which part each image is of; it follows from the names alone, not from any seed."""
+    """The split of each image, determined by the names alone, not by a seed."""
     stems = [Path(name).stem for name in names]
     groups = [_ALIKE.get(stem, stem) for stem in stems]
     distinct = sorted(set(groups))
@@ -167,7 +167,7 @@ def _parts(names: Sequence[str]) -> list[Part]:
 
 
 class Library:
-    """All cut-outs and backgrounds, each in its part.
+    """All cut-outs and backgrounds, by split.
 
     Args:
         share: as for :func:`folders`.
@@ -177,7 +177,7 @@ class Library:
         backgrounds: the photographs.
 
     Raises:
-        UserError: if a package is missing, or has other contents than those that are known.
+        UserError: if a package is missing or has unexpected content.
     """
 
     def __init__(self, share: Path | None = None) -> None:
@@ -200,8 +200,8 @@ class Library:
             if missing:
                 raise UserError(
                     f"{self._resources / file} lacks {len(missing)} of {len(wanted)} photographs, "
-                    f"the first: {min(missing)}. Expected those of gcompris-qt-data 3.1, as in "
-                    "Debian 12; another version cannot be told apart by parts in the same way"
+                    f"the first: {min(missing)}. Expected gcompris-qt-data 3.1, as in Debian 12; "
+                    "other versions cannot be split in the same way"
                 )
 
     def _listed_cut_outs(self) -> list[Source]:
@@ -228,7 +228,7 @@ class Library:
         """An image's file.
 
         Raises:
-            UserError: if it is not there.
+            UserError: if it does not exist.
         """
         if source.label >= 0:
             return (self._stamps / source.name).read_bytes()
@@ -237,11 +237,11 @@ class Library:
 
     @functools.cache  # noqa: B019 - a library lives as long as its process
     def cut_out(self, source: Source) -> Pixels:
-        """A stamp as uint8 RGBA, cut to what is not transparent, at most 320 px long."""
+        """A stamp as uint8 RGBA, cropped to its visible part, at most 320 px long."""
         pixels = decode_cut_out(self.content(source), source.name)
         solid = pixels[..., 3] > 127
         if not solid.any():
-            raise UserError(f"{source.name} is transparent everywhere; expected a cut-out")
+            raise UserError(f"{source.name} is fully transparent; expected a cut-out")
         rows, columns = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
         pixels = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         return _at_most(pixels, max(pixels.shape[:2]), _LARGEST_CUT_OUT)
@@ -253,7 +253,7 @@ class Library:
         return _at_most(pixels, min(pixels.shape[:2]), _LARGEST_BACKGROUND)
 
     def write_list(self, path: Path) -> None:
-        """Writes which images are of which part, with the SHA-256 of each, as JSON."""
+        """Writes the split and SHA-256 of each image, as JSON."""
         listed: dict[str, dict[str, dict[str, str]]] = {}
         for kind, sources in (("cut_outs", self.cut_outs), ("backgrounds", self.backgrounds)):
             for source in sources:
@@ -268,10 +268,10 @@ def _resources(path: Path) -> RccFile:
 
 
 def _at_most(pixels: Pixels, side: int, largest: int) -> Pixels:
-    """Scaled down so that ``side`` becomes ``largest``, or as it is."""
+    """Scaled down so that ``side`` becomes at most ``largest``."""
     if side <= largest:
         return pixels
     height, width = (max(1, length * largest // side) for length in pixels.shape[:2])
-    # Pillow weighs colors by their alpha, so that what is transparent bleeds into nothing.
+    # Pillow weights colors by alpha, so that transparent pixels do not bleed.
     scaled = Image.fromarray(pixels).resize((width, height), Image.Resampling.BOX)
     return np.asarray(scaled)

@@ -1,8 +1,8 @@
-"""Where data sets lie: resolved once, for the doctor and for every stage.
+"""Locations of data sets, for the doctor and all stages.
 
-In this order: what the command line or a configuration names; where that is a place below
-``datasets/`` (as in every configuration shipped), what the environment says of it; then
-``datasets/`` itself.
+In this order: the path in the command line or configuration; if it is relative and below
+``datasets/`` (as in all shipped configurations), the environment's replacement; then ``datasets/``
+itself.
 
 - ``IMAGENET_DIR`` stands for ``datasets/imagenet``.
 - ``DETECTRON2_DATASETS`` stands for ``datasets``.
@@ -26,14 +26,14 @@ def data_root() -> Path:
 
 
 def located(path: str | Path) -> str:
-    """Where a data set that a setting names is to be looked for.
+    """The location of the data set that a setting names.
 
     Args:
-        path: as given; patterns and parts (``:test``) behind it stay.
+        path: as given; trailing patterns and parts (``:test``) are kept.
 
     Returns:
-        The path itself, unless it is a relative one below ``datasets/``: then with the
-        environment's folder in place of the beginning.
+        The path itself, unless it is relative and below ``datasets/``: then with that prefix
+        replaced by the environment's folder.
     """
     text = str(path)
     parts = PurePosixPath(text).parts

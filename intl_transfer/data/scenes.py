@@ -1,7 +1,6 @@
-"""Scenes that are made here: an image and what is in it, written in COCO's and in VOC's layout.
+"""Generated scenes: an image and its objects, written in COCO's and in VOC's layout.
 
-Boxes and masks are those of the visible pixels, exactly: what lies in front is cut out of what
-lies behind it.
+Boxes and masks cover exactly the visible pixels: occluding objects are subtracted.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One annotated thing in a scene.
+    """One annotated object in a scene.
 
     Attributes:
         label: class index.
         mask: its visible pixels, (H, W).
-        visible: visible share of its pixels.
+        visible: visible fraction of its pixels.
         iscrowd: True for a cluster of small items annotated as one.
     """
 
@@ -51,13 +50,13 @@ class SceneObject:
 
     @property
     def difficult(self) -> bool:
-        """VOC's flag: crowds, and objects of which less than half is seen."""
+        """VOC's flag: crowds, and objects of which less than half is visible."""
         return self.iscrowd or self.visible < 0.5
 
 
 @dataclass(frozen=True)
 class Scene:
-    """An image and what is in it.
+    """An image and its objects.
 
     Attributes:
         image: uint8 (H, W, 3), RGB.
@@ -70,7 +69,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class SceneSplit:
-    """Where and under which names a split's scenes are written.
+    """Names and numbering of a split's scenes.
 
     Attributes:
         name: of the data set, for descriptions.
@@ -193,7 +192,7 @@ def _voc_tree(
 
 
 def annotated(scene: Scene) -> Pixels:
-    """A scene's image with its truth drawn in: outlines of masks, and boxes; crowds in white."""
+    """A scene's image with its annotations: outlines of masks, and boxes; crowds in white."""
     image = scene.image.copy()
     palette = [(255, 80, 80), (80, 255, 80), (90, 130, 255), (255, 255, 80), (255, 80, 255)]
     for index, thing in enumerate(scene.objects):

@@ -1,4 +1,4 @@
-"""COCO's masks, polygons and RLE: checked before they reach a C library."""
+"""COCO's masks (polygons and RLE), validated before they reach a C library."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ Box = tuple[float, float, float, float]
 
 
 class MaskError(ValueError):
-    """A mask that cannot be one; the message says what was found and expected."""
+    """An invalid mask; the message states what was found and expected."""
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a json file is a number that can be worked with."""
+    """Whether a value of a json file is a finite number."""
     if isinstance(value, float):
         return math.isfinite(value)
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value of a json file is a whole number, however written (64.0)."""
+    """Whether a value of a json file is an integer, in any notation (64.0)."""
     return is_number(value) and value == int(value)
 
 
 def normalized(segmentation: Any, height: int, width: int) -> tuple[Any, str | None]:
-    """A mask in the form that Detectron2 and pycocotools take.
+    """A mask in the form of Detectron2 and pycocotools.
 
     Args:
         segmentation: as a json file has it.
@@ -38,8 +38,8 @@ def normalized(segmentation: Any, height: int, width: int) -> tuple[Any, str | N
         Polygons or compressed run lengths, None for no mask, and what was changed, if anything.
 
     Raises:
-        MaskError: for polygons of fewer than three points, run lengths that are of another size or
-            do not fill it, and whatever is neither.
+        MaskError: for polygons of fewer than three points, run lengths of another size or that do
+            not fill it, and anything else.
     """
     if segmentation is None or segmentation == [] or segmentation == {}:
         return None, None
@@ -57,7 +57,7 @@ def normalized(segmentation: Any, height: int, width: int) -> tuple[Any, str | N
             raise MaskError(
                 f"has a polygon of {len(polygon)} numbers; expected x, y of three points or more"
             )
-        reach = 10 * max(height, width)  # the library in C draws what lies outside, too
+        reach = 10 * max(height, width)  # the C library also draws what is outside
         if not -reach <= min(polygon) <= max(polygon) <= reach:
             raise MaskError(f"has a polygon far outside its image of {width} x {height}")
     return segmentation, changed
@@ -92,11 +92,11 @@ def _run_lengths(given: dict[str, Any], height: int, width: int) -> tuple[Any, s
 def _decoded(text: str) -> list[int]:
     """COCO's compressed counts as numbers (``rleFrString`` of its mask library).
 
-    Five bits a letter from '0' on, the lowest first; the sixth says that more follow, and from the
-    fourth number on each is the difference to the last but one.
+    Five bits per character from '0' on, lowest first; the sixth bit marks continuation, and from
+    the fourth number on each is the difference to the one two places before.
 
     Raises:
-        MaskError: for letters that are none of these, or a number that does not end.
+        MaskError: for invalid characters or an unterminated number.
     """
     runs: list[int] = []
     value = shift = 0
@@ -128,7 +128,7 @@ def extent(segmentation: Any) -> Box | None:
 
 
 def outline_area(segmentation: Any) -> float:
-    """Area of a mask, by its polygons' corners where it has such (fast, and nearly the pixels')."""
+    """Area of a mask, from its polygons' corners if any (fast, and close to the pixel count)."""
     if isinstance(segmentation, dict):
         return float(run_lengths.area(segmentation))
     total = 0.0

@@ -1,8 +1,8 @@
-"""The embedded data set `shapes`: textured shapes on photographs, made by code from a seed.
+"""The embedded data set `shapes`: textured shapes on photographs, generated from a seed.
 
-Two flavours: object-centric images in ImageFolder layout, for pretraining and classification, and
-scenes for detection, exported alike in COCO's and in VOC's layout. Textures and backgrounds are
-cut from the photographs that scikit-image ships.
+Two parts: object-centric images in ImageFolder layout, for pretraining and classification, and
+scenes for detection, in both COCO's and VOC's layout. Textures and backgrounds are crops of the
+photographs that scikit-image ships.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ __all__ = [
     "render_scene",
 ]
 
-# Raised whenever the same spec would give other pixels or other annotations.
+# Incremented whenever the same spec would give other pixels or annotations.
 VERSION = 1
 
 
 @dataclass(frozen=True)
 class ShapesSpec(SetSpec):
-    """What is made; fields and their meaning as of :class:`SetSpec`."""
+    """The spec; fields as in :class:`SetSpec`."""
 
     set_name: ClassVar[str] = "shapes"
 
@@ -45,7 +45,7 @@ def render_object(spec: ShapesSpec, split: str, index: int) -> tuple[Pixels, int
     Args:
         spec: sizes and seed.
         split: ``"train"`` or ``"val"``.
-        index: of the image; classes take turns.
+        index: of the image; determines the class.
 
     Returns:
         uint8 (size, size, 3) in RGB, and the class index.
@@ -59,7 +59,7 @@ def render_scene(spec: ShapesSpec, split: str, index: int) -> Scene:
     """Draws one scene of two to five objects.
 
     Args:
-        spec: sizes, seed and share of crowds.
+        spec: sizes, seed and fraction of crowds.
         split: ``"train"`` or ``"val"``.
         index: of the scene.
     """
@@ -72,7 +72,7 @@ SHAPES = MadeSet("shapes", "shapes", VERSION, CLASSES, ShapesSpec, render_object
 
 
 def is_complete(root: str | Path, spec: ShapesSpec | None = None) -> bool:
-    """Whether a folder holds a whole set, of this spec if one is given."""
+    """Whether a folder contains the complete data set, of this spec if one is given."""
     return SHAPES.is_complete(root, spec)
 
 
@@ -82,10 +82,10 @@ def make_shapes(
     progress: Progress | None = None,
     force: bool = False,
 ) -> Path:
-    """Makes the data set, or leaves it alone if it is there: :meth:`MadeSet.make`."""
+    """Generates the data set, unless it already exists: :meth:`MadeSet.make`."""
     return SHAPES.make(root, spec, progress, force)
 
 
 def contact_sheet(spec: ShapesSpec, path: str | Path) -> None:
-    """Draws a PNG of both flavours: :meth:`MadeSet.contact_sheet`."""
+    """Draws a contact sheet: :meth:`MadeSet.contact_sheet`."""
     SHAPES.contact_sheet(spec, path)

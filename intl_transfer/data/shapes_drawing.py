@@ -96,7 +96,7 @@ def _photograph(name: str) -> Image.Image:
 
 
 def random_stream(*key: object) -> np.random.RandomState:
-    """A stream that depends on the key alone (numpy keeps RandomState's sequence for ever)."""
+    """A stream that depends only on the key (numpy guarantees RandomState's sequence)."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return np.random.RandomState(np.frombuffer(digest[:16], dtype="<u4").astype(np.uint32))
 
@@ -115,7 +115,7 @@ def _cut(
     size: int,
     rng: np.random.RandomState,
 ) -> Pixels:
-    """A random square of ``side`` pixels in ``region``, scaled to ``size``, turned and mirrored."""
+    """A random square of ``side`` pixels in ``region``, resized, rotated and mirrored."""
     left = rng.randint(region[0], max(region[0], region[2] - side) + 1)
     top = rng.randint(region[1], max(region[1], region[3] - side) + 1)
     box = (int(left), int(top), int(min(left + side, region[2])), int(min(top + side, region[3])))
@@ -179,7 +179,7 @@ def form_mask(label: int, size: int, center: tuple[int, int], radius: int, turn:
 
 
 def draw_object(size: int, rng: np.random.RandomState, label: int) -> Pixels:
-    """One object in the middle of a square image."""
+    """One object at the center of a square image."""
     image = background(size, rng)
     radius = int(rng.randint(size * _UNIT * 28 // 100, size * _UNIT * 46 // 100))
     slack = max(1, size * _UNIT // 2 - radius)
@@ -191,9 +191,9 @@ def draw_object(size: int, rng: np.random.RandomState, label: int) -> Pixels:
 
 
 def draw_scene(size: int, rng: np.random.RandomState, crowd: bool) -> Scene:
-    """Two to five objects, some in front of others; with ``crowd``, a cluster behind them.
+    """Two to five objects, with occlusion; with ``crowd``, a cluster behind them.
 
-    Placement is drawn again until at least a third of every object is visible.
+    Placement is redrawn until at least a third of every object is visible.
     """
     count = int(rng.randint(2, 6))
     labels = [int(label) for label in rng.randint(len(KINDS), size=count)]

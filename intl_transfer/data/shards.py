@@ -36,7 +36,7 @@ _MOST_SHARDS = 1_000_000
 
 
 def are_shards(root: str | Path) -> bool:
-    """Whether a path stands for tar shards: a pattern of ``.tar`` files or a folder with some."""
+    """Whether a path denotes tar shards: a pattern of ``.tar`` files, or a folder with some."""
     text = str(root)
     if text.endswith(".tar"):
         return True
@@ -44,7 +44,7 @@ def are_shards(root: str | Path) -> bool:
 
 
 def shard_files(root: str | Path) -> list[str]:
-    """The shards that a folder or a pattern stands for, sorted.
+    """The shards of a folder or a pattern, sorted.
 
     Args:
         root: a folder, ``FOLDER/train-{0000..0146}.tar``, ``FOLDER/train-*.tar``, or one file.
@@ -81,7 +81,7 @@ def shard_files(root: str | Path) -> list[str]:
 
 
 def glob_escape(text: str) -> str:
-    """A path in which no sign is taken for a pattern."""
+    """A path with pattern characters escaped."""
     return re.sub(r"([*?[])", r"[\1]", text)
 
 
@@ -93,7 +93,7 @@ class TarSource(ImageSource):
         upright: as for :func:`~intl_transfer.data.images.decode_image`.
 
     Raises:
-        UserError: if a shard is missing, is no tar file or is cut off, or there is no image.
+        UserError: if a shard is missing, truncated or not a tar file, or there are no images.
     """
 
     def __init__(self, root: str | Path, upright: bool = True) -> None:
@@ -137,7 +137,7 @@ class TarSource(ImageSource):
 
     def content(self, index: int) -> bytes:
         """The member, at its offset."""
-        if self._process != os.getpid():  # a loading process opens its own
+        if self._process != os.getpid():  # each worker process opens its own
             self._open, self._process = {}, os.getpid()
         shard = self._shard(index)
         if shard not in self._open:
@@ -164,13 +164,13 @@ class TarSource(ImageSource):
         return int(np.searchsorted(self._ends, index, side="right"))
 
     def _forget(self) -> None:
-        """Closes the files opened first: windows move on."""
+        """Closes the files opened first, which are no longer needed."""
         while len(self._open) >= 2 * _WINDOW:
             os.close(self._open.pop(next(iter(self._open))))
 
 
 def _in_order(label: str) -> tuple[bool, int, str, str]:
-    """Sorts digits as numbers, however many they are, and before names; ``²`` is a name."""
+    """Sort key: digits as numbers, before names; ``²`` is a name."""
     if label.isascii() and label.isdecimal():
         digits = label.lstrip("0")
         return False, len(digits), digits, label
@@ -178,7 +178,7 @@ def _in_order(label: str) -> tuple[bool, int, str, str]:
 
 
 def _index(file: str) -> dict[str, NDArray[Any]]:
-    """Where the images of a shard lie; from the cache where the shard has not changed."""
+    """The offsets of a shard's images; from the cache if the shard has not changed."""
     state = os.stat(file)
     key = f"{os.path.realpath(file)} {state.st_size} {state.st_mtime_ns} {_VERSION}"
     cache = cache_file("shard", key)
@@ -199,7 +199,7 @@ def _read_headers(file: str) -> dict[str, NDArray[Any]]:
             for member in archive:
                 if not member.isfile() or member.issparse():
                     continue
-                # What is no UTF-8 would be no text that a manifest could hold.
+                # Names that are not UTF-8 could not be stored in a manifest.
                 name = member.name.encode(errors="surrogateescape").decode(errors="replace")
                 name = name.removeprefix("./")
                 key, _, extension = name.rpartition(".")
@@ -211,7 +211,7 @@ def _read_headers(file: str) -> dict[str, NDArray[Any]]:
                         content.read(64).decode(errors="replace").strip() if content else ""
                     )
             end = max((offset + size for _, offset, size in images), default=0)
-    except Exception as error:  # a damaged header can make its reader fail in any way
+    except Exception as error:  # a damaged header can cause any exception
         reason = str(error) or type(error).__name__
         raise UserError(f"{file} is not a whole, uncompressed tar file ({reason})") from None
     if end > os.path.getsize(file) or any(size < 0 for _, _, size in images):

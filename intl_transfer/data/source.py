@@ -1,7 +1,6 @@
-"""What every source of labeled images is, and some images of one.
+"""The interface of sources of labeled images, and subsets.
 
-Every source has the same few methods, so that the loader, k-NN and evaluation need not know which
-one they read.
+All sources have the same methods, so that the loader, k-NN and evaluation work with any of them.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from numpy.typing import NDArray
 from intl_transfer.data.augment import Pixels
 from intl_transfer.runs.records import ImageSet
 
-#: Images whose bytes a source's digest is made of, at equal distances: a set that was drawn or
-#: encoded in another way is noticed, without reading all of it.
+#: Number of evenly spaced images in a source's digest: a data set drawn or encoded differently is
+#: detected without reading all of it.
 SAMPLE = 64
 
 
@@ -39,7 +38,7 @@ class ImageSource(ABC):
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """What to call an image in a message: its path, or its shard and key."""
+        """The name of an image, for messages: its path, or its shard and key."""
 
     @abstractmethod
     def image(self, index: int) -> Pixels:
@@ -58,11 +57,11 @@ class ImageSource(ABC):
         """
 
     def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        """A permutation of all indices that depends on seed and epoch alone."""
+        """A permutation of all indices that depends only on seed and epoch."""
         return np.random.default_rng((seed, epoch)).permutation(len(self)).astype(np.int64)
 
     def described(self) -> ImageSet:
-        """What is in the source: numbers, and a digest of labels and of 64 images' bytes."""
+        """A summary: counts, and a digest of labels and the bytes of 64 images."""
         digest = hashlib.sha256(np.ascontiguousarray(self.labels, np.int64).tobytes())
         for index in np.unique(np.linspace(0, len(self) - 1, SAMPLE).round().astype(int)):
             try:
@@ -98,7 +97,7 @@ class NameTable(Sequence[str]):
 
 
 def cache_file(kind: str, key: str) -> Path:
-    """Where a list is kept in the user's cache, under what it is a list of."""
+    """The path of a list in the user's cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     name = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:24]
     return Path(base) / "intl-transfer" / f"{kind}-{name}.npz"
@@ -138,7 +137,7 @@ class Subset(ImageSource):
         return self._source.content(int(self._indices[index]))
 
     def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        """In the order in which the source would have them, for tar shards' sake."""
+        """In the source's order, which matters for tar shards."""
         position = np.full(len(self._source), -1, np.int64)
         position[self._indices] = np.arange(len(self._indices))
         order = position[self._source.epoch_order(seed, epoch)]

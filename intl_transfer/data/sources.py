@@ -1,4 +1,4 @@
-"""Labeled images from wherever they lie: class folders, tar shards, CIFAR's and MNIST's files."""
+"""Opens labeled images: class folders, tar shards, CIFAR's and MNIST's files."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from intl_transfer.files.texts import lines_of
 
 @dataclass(frozen=True)
 class SourceKind:
-    """One layout in which labeled images lie on a disk.
+    """A layout of labeled images on disk.
 
     Attributes:
-        fits: whether it is what lies at a place: a folder or file, or a pattern of files.
-        open: reads it, given the place, ``train`` or ``test`` of a set that has both, and whether
-            images are turned upright.
+        fits: whether a path (folder, file or pattern) has this layout.
+        open: opens it, given the path, ``train`` or ``test`` of a data set that has both, and
+            whether images are turned upright.
     """
 
     fits: Callable[[str], bool]
     open: Callable[[str, str, bool], ImageSource]
 
 
-#: Every layout, the most particular first; class folders are what is left.
+#: All layouts, most specific first; class folders are the default.
 SOURCES: tuple[SourceKind, ...] = (
     SourceKind(
         lambda place: shards.are_shards(place) and not folders.has_classes(place),
@@ -51,15 +51,15 @@ def select(source: ImageSource, listing: str | Path) -> Subset:
 
     Args:
         source: the whole.
-        listing: a file with one entry a line: class names (ImageNet-100), or image names with or
+        listing: a file with one entry per line: class names (ImageNet-100), or image names with or
             without their folders, ``n01440764_10026.JPEG`` (the 1 % and 10 % lists). Empty lines
-            and lines that begin with ``#`` do not count.
+            and lines that begin with ``#`` are ignored.
 
     Returns:
         The subset; with class names its classes are those listed, in sorted order.
 
     Raises:
-        UserError: if the file is absent or empty, or an entry is not in the source.
+        UserError: if the file is missing or empty, or an entry is not in the source.
     """
     listing = Path(listing)
     try:
@@ -68,7 +68,7 @@ def select(source: ImageSource, listing: str | Path) -> Subset:
         raise UserError(f"the subset list {listing} cannot be read: {error}") from None
     wanted = list(dict.fromkeys(line for line in lines if not line.startswith("#")))
     if not wanted:
-        raise UserError(f"the subset list {listing} names nothing")
+        raise UserError(f"the subset list {listing} is empty")
     numbers = {name: index for index, name in enumerate(source.classes)}
     if all(entry in numbers for entry in wanted):
         keep = np.isin(source.labels, [numbers[entry] for entry in wanted])
@@ -95,7 +95,7 @@ def open_source(
     key: str = "data.root",
     upright: bool = True,
 ) -> ImageSource:
-    """Opens a data set, of whichever kind lies at ``root``.
+    """Opens a data set of any layout.
 
     Args:
         root: a folder of ``CLASS/IMAGE`` files, a folder of ``.tar`` shards or a pattern of such
@@ -108,7 +108,7 @@ def open_source(
             MNIST have no tags.
 
     Raises:
-        UserError: if nothing of the kind is there.
+        UserError: if there is no such data set.
     """
     part = "train"
     place = located(root)

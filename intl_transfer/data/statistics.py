@@ -1,4 +1,4 @@
-"""Mean and standard deviation by which images are normalized: those of the data they come from."""
+"""Mean and standard deviation for normalizing images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Statistics:
-    """What is subtracted from an image's channels, and what they are then divided by.
+    """Mean and standard deviation per channel.
 
     Attributes:
         mean: of red, green and blue, for values from 0 to 1.
@@ -25,12 +25,12 @@ class Statistics:
     std: Triple
 
     def as_dict(self) -> dict[str, list[float]]:
-        """As configurations and files hold numbers."""
+        """As lists of numbers, for configurations and files."""
         return {"mean": list(self.mean), "std": list(self.std)}
 
     @property
     def name(self) -> str | None:
-        """The set that they are of, one of :data:`STATISTICS`; None for other numbers."""
+        """Their name in :data:`STATISTICS`; None for other numbers."""
         return next((name for name, known in STATISTICS.items() if known == self), None)
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class Statistics:
         return f"{name}mean ({mean}) and standard deviation ({std})"
 
 
-#: Of the training images, as they are published.
+#: Of the training images, as published.
 STATISTICS: dict[str, Statistics] = {
     "imagenet": Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "cifar10": Statistics((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),

@@ -1,7 +1,7 @@
 """Random views of an image: crops of several sizes, color, blur, solarization.
 
-Parameters are drawn as torchvision draws them, by a generator of the image's own; pixels stay
-uint8 until :func:`normalize` turns a whole batch to floats in one step, on the device.
+Parameters are drawn as in torchvision, by a separate generator per image; pixels stay uint8 until
+:func:`normalize` turns a whole batch to floats in one step, on the device.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ IMAGENET_MEAN, IMAGENET_STD = STATISTICS["imagenet"].mean, STATISTICS["imagenet"
 _CROP_TRIES = 10
 _LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
 _SIGMA = (0.1, 2.0)
-# Uniform numbers that one view consumes, whatever it does with them: so that no draw depends on
-# the outcome of another.
+# Uniform numbers consumed per view, used or not, so that no draw depends on another's outcome.
 _BOX_DRAWS = 2 * _CROP_TRIES + 2
 _DRAWS = _BOX_DRAWS + 12  # the last is not used
 _ORDERS = [
@@ -40,20 +39,20 @@ _ORDERS = [
 
 @dataclass
 class ViewConfig:
-    """How one view is drawn from an image.
+    """The distribution of a view.
 
     Attributes:
         size: side of the square crop, in pixels.
-        scale_min: smallest share of the image's area that a crop covers.
-        scale_max: largest share.
+        scale_min: minimum fraction of the image's area that a crop covers.
+        scale_max: maximum fraction.
         blur: probability of a Gaussian blur, sigma uniform in [0.1, 2] px.
         solarize: probability of solarization at 128.
         jitter: probability of color jitter.
         brightness: half-width of the brightness factor around 1.
         contrast: half-width of the contrast factor.
         saturation: half-width of the saturation factor.
-        hue: half-width of the hue shift, as a share of the circle.
-        grayscale: probability of turning gray.
+        hue: half-width of the hue shift, as a fraction of the color circle.
+        grayscale: probability of conversion to grayscale.
         flip: probability of a horizontal flip.
     """
 
@@ -73,14 +72,14 @@ class ViewConfig:
 
 @dataclass(frozen=True)
 class ViewParameters:
-    """What was drawn for one view of one image.
+    """The parameters drawn for one view of an image.
 
     Attributes:
         box: top, left, height, width of the crop.
         flip: whether it is mirrored.
         jitter: (operation, value) pairs in their order, operations 0 to 3 being brightness,
             contrast, saturation and hue; empty without jitter.
-        grayscale: whether it turns gray.
+        grayscale: whether it is converted to grayscale.
         sigma: of the blur, in pixels; None without.
         solarize: whether it is solarized.
     """
@@ -143,13 +142,13 @@ class View:
         )
 
     def apply(self, image: Pixels, parameters: ViewParameters, out: Pixels | None = None) -> Pixels:
-        """The view (size, size, 3) of a uint8 image (H, W, 3) that these parameters make.
+        """Renders a view (size, size, 3) of a uint8 image (H, W, 3) from its parameters.
 
         Args:
-            image: the whole one; it stays as it is.
-            parameters: of :meth:`draw`.
-            out: where to, (size, size, 3) and contiguous: all operations after the resize are in
-                place, so that no memory is asked for.
+            image: unchanged.
+            parameters: from :meth:`draw`.
+            out: for the result, (size, size, 3) and contiguous: all operations after the resize are
+                in place, without allocation.
         """
         view = augment.crop_and_resize(
             image, *parameters.box, self.config.size, self._interpolation, out
@@ -184,7 +183,7 @@ _JITTER = (
 def _draw_box(
     height: int, width: int, config: ViewConfig, u: list[float]
 ) -> tuple[int, int, int, int]:
-    """A random box of some area and aspect ratio, as ``RandomResizedCrop`` draws it."""
+    """A random box, as drawn by ``RandomResizedCrop``."""
     area = height * width
     position = u[2 * _CROP_TRIES : _BOX_DRAWS]
     for tried in range(_CROP_TRIES):
@@ -196,7 +195,7 @@ def _draw_box(
         if 0 < w <= width and 0 < h <= height:
             top, left = int(position[0] * (height - h + 1)), int(position[1] * (width - w + 1))
             return top, left, h, w
-    # The largest central box whose aspect ratio is allowed.
+    # The largest central box with an allowed aspect ratio.
     w, h = width, height
     if width / height < 3 / 4:
         h = min(height, max(1, round(width / (3 / 4))))
@@ -220,7 +219,7 @@ def normalize(
 
     Args:
         images: uint8, (B, H, W, 3).
-        device: where to; the batch is copied there as uint8, a quarter of the traffic.
+        device: of the result; the batch is copied to it as uint8, a quarter of the traffic.
         mean: of each channel, for channels in [0, 1].
         std: of each channel.
 
@@ -239,7 +238,7 @@ def normalize(
 def _scale_and_offset(
     mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """What bytes are multiplied by and what is taken away, a row of pixels each."""
+    """Scale and offset for uint8 values, one row of pixels each."""
     center, spread = (torch.tensor(value) * 255 for value in (mean, std))
     return (
         (1 / spread).repeat(width).to(device),

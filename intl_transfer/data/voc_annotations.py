@@ -1,4 +1,4 @@
-"""VOC's lists and xml files as records: what Detectron2 reads of them, and more."""
+"""Reads VOC's lists and xml files: all that Detectron2 reads, and more."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _DECLARATION = re.compile(rb"""^\s*<\?xml[^>]*?encoding\s*=\s*["']([A-Za-z0-9._-
 
 
 class XmlError(ValueError):
-    """An annotation file that cannot be one; the message says what was found and expected."""
+    """An invalid annotation file; the message states what was found and expected."""
 
 
 @dataclass(frozen=True)
 class _Object:
-    """One object as it is written: class, corners counted from 1 and inside, whether difficult."""
+    """One object as written: class, corners (1-based, inclusive), whether difficult."""
 
     name: str
     corners: Box
@@ -44,7 +44,7 @@ class _Object:
 
 @dataclass(frozen=True)
 class _Page:
-    """One xml file: width and height (None where it does not say), file name, objects."""
+    """One xml file: width and height (None if not stated), file name, objects."""
 
     size: tuple[int, int] | None
     filename: str | None
@@ -53,12 +53,12 @@ class _Page:
 
 
 def read_voc(one: DetectionSet) -> Contents:
-    """Reads a VOC-style set: its list, the xml files that it names, and what classes there are.
+    """Reads a VOC-style data set: its list, its xml files, and its classes.
 
     Args:
-        one: where it lies; its ``classes``, if given, decide which there are and their order.
-            Otherwise they are all that the folder's xml files name, sorted, so that a class may be
-            missing in one split.
+        one: its location; its ``classes``, if given, determine the classes and their order.
+            Otherwise they are those of all xml files in the folder, sorted, so that a split may
+            lack a class.
     """
     findings = Findings()
     reader = _Reader(one, findings)
@@ -68,7 +68,7 @@ def read_voc(one: DetectionSet) -> Contents:
 
 
 def class_names(one: DetectionSet) -> tuple[str, ...]:
-    """Names of a VOC-style set's classes: as given, or all that its folder's annotations name."""
+    """Names of a VOC-style data set's classes: as given, or those in its folder's annotations."""
     if one.classes is not None:
         return one.classes
     names: set[str] = set()
@@ -76,7 +76,7 @@ def class_names(one: DetectionSet) -> tuple[str, ...]:
         try:
             names.update(thing.name for thing in _page(file).objects)
         except XmlError:
-            continue  # named where it is listed
+            continue  # reported where it is listed
     return tuple(sorted(names))
 
 
@@ -157,7 +157,7 @@ class _Reader:
             number = self._id(line, f"in line {place} of {self._listing}")
             if number in ids:
                 where = f"{number} in {self._listing}"
-                self._findings.note("listed twice", "images listed twice, taken once", where)
+                self._findings.note("listed twice", "images listed twice, used once", where)
             ids[number] = None
         if not ids:
             text = f"{self._listing} is empty: no images in data set '{self._one.name}'"
@@ -165,11 +165,11 @@ class _Reader:
         return list(ids)
 
     def _id(self, line: str, where: str) -> str:
-        """The image that a line means: all of it, or its first column, with or without ending."""
+        """The image of a line: the whole line or its first column, with or without extension."""
         first, *columns = line.split()
-        for text, note in ((line, ""), (first, "columns beside the image's name left aside")):
+        for text, note in ((line, ""), (first, "columns after the image's name ignored")):
             if note and not all(re.fullmatch(r"[-+]?\d+", column) for column in columns):
-                break  # a name with spaces, which is not there
+                break  # a name with spaces that does not exist
             if self._xml.has(self._one.annotations / f"{text}.xml"):
                 if note:
                     self._findings.note("columns", note, where)
@@ -178,13 +178,13 @@ class _Reader:
             if bare.suffix.lower() in (*EXTENSIONS, ".xml"):
                 for other in (str(bare.with_suffix("")), bare.stem):
                     if self._xml.has(self._one.annotations / f"{other}.xml"):
-                        note = "endings and folders in the list left aside"
+                        note = "extensions and folders in the list ignored"
                         self._findings.note("endings", note, where)
                         return other
         return first if columns and all(c.lstrip("+-").isdigit() for c in columns) else line
 
     def _picture(self, number: str, page: _Page) -> Path | None:
-        """The image's file, whatever its format."""
+        """The image's file, of any format."""
         usual = self._one.images / f"{number}.jpg"
         if self._pictures.has(usual):
             return usual
@@ -209,7 +209,7 @@ class _Reader:
         except UnreadableImageError as error:
             self._findings.problem("unreadable", str(error))
             return None
-        text = "sizes taken from the images, since the xml does not say them"
+        text = "sizes taken from the images, since the xml does not state them"
         self._findings.note("no size", text, f"in {file}")
         return header.width, header.height
 

@@ -1,4 +1,4 @@
-"""Frozen features, and what they tell."""
+"""Evaluation of backbones by classification."""
 
 from intl_transfer.evaluation.features import EvaluationImages, extract_features
 from intl_transfer.evaluation.knn import knn_accuracy, knn_predict

@@ -1,4 +1,4 @@
-"""The backbone that is evaluated: any checkpoint, a pretraining run, or random weights."""
+"""The backbone under evaluation: a checkpoint, a pretraining run, or random weights."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from intl_transfer.conversion.audit import audit
+from intl_transfer.conversion.backbone import Backbone
 from intl_transfer.conversion.evidence import configured
-from intl_transfer.conversion.formats import Backbone, read_backbone
+from intl_transfer.conversion.formats import read_backbone
 from intl_transfer.conversion.pipeline import (
     CheckpointMetadata,
     initialization,
@@ -27,23 +28,23 @@ from intl_transfer.evaluation.config import ModelConfig
 from intl_transfer.models import build_backbone
 from intl_transfer.runs.records import Initialization
 
-#: What ``--weights`` says for a backbone that has learned nothing.
+#: Value of ``--weights`` for random initialization.
 RANDOM = "random"
 
 
 @dataclass(frozen=True)
 class EvaluatedBackbone:
-    """A backbone, how it takes its images, and where it comes from.
+    """A backbone, its image preprocessing, and its origin.
 
     Attributes:
         network: images (B, 3, H, W) to features (B, width).
         width: of the features.
         architecture: ``resnet18`` to ``resnet152``, ``wide_resnet50_2``.
         stem: ``imagenet``, ``cifar`` or ``cifar_published``.
-        settings: how it was trained to see images.
+        settings: image preprocessing.
         initialization: for the results.
         inputs: the file that was read, for the manifest.
-        stem_source: where the stem is known from; None where it is assumed.
+        stem_source: evidence for the stem; None if it is assumed.
     """
 
     network: nn.Module
@@ -56,7 +57,7 @@ class EvaluatedBackbone:
     stem_source: str | None = "the configuration"
 
     def images(self, pixels: Tensor, device: torch.device) -> Tensor:
-        """A uint8 RGB batch (B, H, W, 3) as the network takes it, float32 (B, 3, H, W)."""
+        """Preprocesses a uint8 RGB batch (B, H, W, 3) to float32 (B, 3, H, W)."""
         if self.settings.channels == "BGR":
             pixels = pixels.flip(-1)
         mean, std = (
@@ -66,7 +67,7 @@ class EvaluatedBackbone:
         return normalize(pixels, device, mean, std)
 
     def assumptions(self) -> list[str]:
-        """What is not known of the backbone and was assumed, for the user to read."""
+        """Assumptions about the backbone, for the user."""
         found = []
         if self.settings.source is None:
             mean, std = (
@@ -88,19 +89,19 @@ def load_evaluated_backbone(
     told: CheckpointMetadata | None = None,
     statistics: Statistics | None = None,
 ) -> EvaluatedBackbone:
-    """Reads a backbone and makes sure that it is a whole, trained ResNet.
+    """Reads a backbone and checks that it is a complete, trained ResNet.
 
     Args:
         weights: a pretraining run's directory, a checkpoint of any known format, a converted file,
             or ``random``.
-        model: what ``random`` makes.
-        branch: ``online`` or ``target`` where a file holds both.
-        told: what the file does not say.
-        statistics: of the data set, by which images are normalized for random weights, and for a
-            network for small images that does not say by which it was trained.
+        model: architecture for ``random``.
+        branch: ``online`` or ``target`` if a file contains both.
+        told: metadata given by the user.
+        statistics: of the data set, for normalizing images for random weights, and for networks for
+            small images that do not state theirs.
 
     Raises:
-        UserError: if it is none of these.
+        UserError: if it is invalid.
     """
     own = from_statistics(statistics or STATISTICS["imagenet"])
     if weights == RANDOM:
@@ -120,7 +121,7 @@ def load_evaluated_backbone(
     if backbone.stem != "imagenet":
         network, _ = build_backbone(architecture, backbone.stem)
         network.load_state_dict(backbone.state, strict=False)  # counters may be missing
-        if backbone.settings.source is None:  # assumed: a network of this data's kind
+        if backbone.settings.source is None:  # assumed: a network trained on this data
             backbone = replace(backbone, settings=own)
     else:
         network = torchvision_network(backbone.state, architecture, backbone.settings)
@@ -149,10 +150,10 @@ def load_evaluated_backbone(
 
 
 def _provenance(backbone: Backbone, architecture: str) -> dict[str, Any]:
-    """Where a backbone comes from; a converted file leads back to what it was made from."""
+    """The provenance of a backbone; for a converted file, that of its source."""
     found = provenance_of(backbone, architecture)
     if backbone.provenance is None:
         return found
-    # What is known now, by the user or for want of better, is of now.
+    # Facts given by the user or assumed are those of this run.
     now = ("method", "pretrain_run", "stem", "stem_source", "pixels", "evidence")
     return {**found, **backbone.provenance, **{key: found[key] for key in now}}

@@ -1,4 +1,4 @@
-"""Labeled batches: crops of images drawn again every epoch, or features computed once."""
+"""Labeled batches: random crops of images, or features computed once."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from intl_transfer.runs.controls import ControlConfig, noisy, shuffled
 from intl_transfer.runs.distributed import Ranks
 from intl_transfer.runs.records import ImageSet
 
-_DRAWN_SEED = 0  # of the labels that are drawn: the same images for every seed of a run
+_DRAWN_SEED = 0  # for drawing the labels: the same images for every seed of a run
 
 
 def open_sets(data: DataConfig, ranks: Ranks) -> tuple[ImageSource, ImageSource]:
-    """The images to learn from and those to be tested on.
+    """Opens the training and test images.
 
     Rank 0 lists them first, so that the others find its list.
 
     Raises:
-        UserError: if one is not there, or their classes differ.
+        UserError: if one does not exist, or their classes differ.
     """
     if not ranks.is_main:
         ranks.barrier()
@@ -58,7 +58,7 @@ def open_sets(data: DataConfig, ranks: Ranks) -> tuple[ImageSource, ImageSource]
 
 
 def described(train: ImageSource, test: ImageSource, ranks: Ranks) -> dict[str, ImageSet]:
-    """What the sets hold, the same on every rank: rank 0 looks."""
+    """The content of the data sets, determined by rank 0 for all ranks."""
     found = {}
     if ranks.is_main:
         found = {"train": train.described(), "test": test.described()}
@@ -67,14 +67,14 @@ def described(train: ImageSource, test: ImageSource, ranks: Ranks) -> dict[str, 
 
 
 def drawn_labels(labels: NDArray[np.int64], percent: float) -> NDArray[np.int64]:
-    """Some images of each class, at least one of each, always the same ones.
+    """A fixed subset of images of each class, at least one of each.
 
     Args:
         labels: of all images.
-        percent: share of each class's images.
+        percent: percentage of each class's images.
 
     Returns:
-        Their indices, in rising order.
+        Their indices, in ascending order.
     """
     generator = np.random.default_rng(_DRAWN_SEED)
     chosen = []
@@ -86,13 +86,13 @@ def drawn_labels(labels: NDArray[np.int64], percent: float) -> NDArray[np.int64]
 
 
 class Controlled(ImageSource):
-    """A source from which a control takes something; its content and digest stay the source's.
+    """A source with a control applied; content and digest remain the source's.
 
     Args:
         source: the images.
-        control: what is taken.
+        control: the control.
         seed: of the run.
-        trained: whether it is learned from: labels of tests stay.
+        trained: whether it is used for training; labels of test images are never shuffled.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Controlled(ImageSource):
         return self._source.name(index)
 
     def image(self, index: int) -> Pixels:
-        """The source's, with its share of noise."""
+        """The source's, blended with noise."""
         return noisy(self._source.image(index), self._noise)
 
     def content(self, index: int) -> bytes:
@@ -123,13 +123,13 @@ class Controlled(ImageSource):
 class CroppedImages:
     """Random crops of images, uint8 (B, size, size, 3), with labels; this rank's rows.
 
-    What a batch holds depends on seed, epoch and index alone, as in pretraining.
+    A batch depends only on seed, epoch and index, as in pretraining.
 
     Args:
         source: the images.
         data: sizes and workers.
         seed: of the run.
-        batch_size: of all ranks together.
+        batch_size: total over ranks.
         ranks: this process's place.
     """
 
@@ -149,7 +149,7 @@ class CroppedImages:
         )
         self._labels = torch.from_numpy(np.ascontiguousarray(source.labels))
         self._unreadable = Unreadable(dataset, data.max_unreadable, ranks)
-        self.figures: dict[str, float] = {}
+        self.counts: dict[str, float] = {}
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self._loader:
@@ -157,12 +157,12 @@ class CroppedImages:
             yield batch.views[0], self._labels[batch.shown]
 
     def check(self) -> None:
-        """Counts unreadable images over all ranks; to be called by all at the same step.
+        """Counts unreadable images over all ranks; must be called by all at the same step.
 
         Raises:
             UserError: if there are too many.
         """
-        self._unreadable.check(self.figures)
+        self._unreadable.check(self.counts)
 
 
 class Features:
@@ -172,9 +172,9 @@ class Features:
         features: (n, width).
         labels: (n,).
         seed: of the order.
-        batch_size: of all ranks together.
+        batch_size: total over ranks.
         ranks: this process's place.
-        unreadable: images that have no features.
+        unreadable: number of images without features.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ class Features:
         self.sampler = GlobalBatchSampler(
             *(len(labels), batch_size, seed, ranks.rank, ranks.world_size)
         )
-        self.figures: dict[str, float] = {"unreadable_images": unreadable}
+        self.counts: dict[str, float] = {"unreadable_images": unreadable}
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for keys in self.sampler:
@@ -198,4 +198,4 @@ class Features:
             yield self._features[rows], self._labels[rows]
 
     def check(self) -> None:
-        """Nothing is read any more."""
+        """Does nothing: no images are read."""

@@ -1,4 +1,4 @@
-"""Settings that no evaluation can use are refused before anything is built."""
+"""Checks settings of an evaluation before anything is built."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from intl_transfer.runs.config import Rules, check_values
 
 
 def check(config: EvaluationConfig) -> None:
-    """Refuses values that no evaluation could use, before anything is built.
+    """Refuses invalid values before anything is built.
 
     Raises:
-        UserError: naming the key, what it is and what was expected.
+        UserError: naming the key, the value found and what is expected.
     """
     data, optim = config.data, config.optim
     choices = {
@@ -74,15 +74,15 @@ def _optim_rules(optim: OptimConfig) -> Rules:
 
 def _data_rules(data: DataConfig) -> Rules:
     return {
-        "data.crop_pct": (data.crop_pct, 0 < data.crop_pct <= 1, "a share above 0, up to 1"),
+        "data.crop_pct": (data.crop_pct, 0 < data.crop_pct <= 1, "a fraction above 0, up to 1"),
         "data.workers": (data.workers, data.workers >= 0, "0 or more"),
-        "data.scale_min": (data.scale_min, 0 < data.scale_min <= 1, "a share above 0, up to 1"),
+        "data.scale_min": (data.scale_min, 0 < data.scale_min <= 1, "a fraction above 0, up to 1"),
         "data.max_unreadable": (data.max_unreadable, 0 <= data.max_unreadable <= 1, "0 to 1"),
     }
 
 
 def _final_rate(optim: OptimConfig) -> Rules:
-    """Of the schedule that ends at a rate."""
+    """Rules for the schedule with a final rate."""
     if optim.schedule != "exponential":
         return {}
     final = optim.final_lr
@@ -91,7 +91,7 @@ def _final_rate(optim: OptimConfig) -> Rules:
 
 
 def _semi_rules(config: EvaluationConfig) -> Rules:
-    """Of what trains the backbone too, on a part of the labels."""
+    """Rules for fine-tuning the backbone on part of the labels."""
     rate, share = config.optim.backbone_lr, config.data.labels_percent
     augment = config.data.augment
     return {
@@ -104,7 +104,7 @@ def _semi_rules(config: EvaluationConfig) -> Rules:
         "data.augment": (
             augment,
             augment,
-            "true: what learns as a whole needs crops that change",
+            "true: fine-tuning the backbone needs random crops",
         ),
     }
 

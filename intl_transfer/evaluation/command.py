@@ -4,8 +4,7 @@
     torchrun --nproc-per-node 8 -m intl_transfer evaluate --weights RUN --config imagenet_semi1
     intl-transfer evaluate --weights random --config shapes_knn
 
-Run the same command again to continue a run that was stopped; exit status 75 says that it wants to
-be.
+Run the same command again to continue an interrupted run (exit status 75).
 """
 
 from __future__ import annotations
@@ -34,24 +33,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         required=True,
         metavar="RUN_OR_CKPT",
-        help="pretraining run, checkpoint of any format that `convert` knows, or 'random'",
+        help="pretraining run, checkpoint of any format that `convert` reads, or 'random'",
     )
     parser.add_argument("--config", required=True, help="name in configs/evaluation/, or a path")
-    parser.add_argument("--output-dir", help="run directory, as output_dir=DIR")
-    parser.add_argument("--branch", metavar="online|target", help="which of two networks")
+    parser.add_argument("--output-dir", help="run directory; same as output_dir=DIR")
+    parser.add_argument(
+        "--branch",
+        metavar="online|target",
+        help="the online network or its moving average (default: the format's)",
+    )
     Continuation.add_option(parser)
     parser.add_argument(
         "--check-expected",
         action="store_true",
-        help="compare the results with those that the configuration expects; exit status 1 if "
+        help="compare the results with the configuration's expected ones; exit status 1 if "
         "they differ",
     )
     add_metadata_arguments(parser)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example seed=1")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="override a setting, for example seed=1"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluates; returns 0, 75 for a run that was asked to stop, 1 for unexpected results."""
+    """Evaluates; returns 0, 75 for an interrupted run, 1 for unexpected results."""
     import torch
 
     from intl_transfer.boundary import Boundary
@@ -71,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         config = configuration(arguments.config, arguments.overrides)
         label = f"{name}_{weights_label(arguments.weights)}_seed{config.seed}"
         output = arguments.output_dir or config.output_dir or f"runs/evaluation/{label}"
-        # A run that is there already keeps what it began with.
+        # An existing run keeps its implied settings.
         begun = as_begun(output, "evaluation")
         config = configuration(arguments.config, arguments.overrides, begun)
         config.output_dir = output
@@ -79,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
             if ranks.is_main:
                 stack.enter_context(directory_lock(config.output_dir))
             boundary.folder = Path(config.output_dir)
-            torch.manual_seed(config.seed)  # decides random weights
+            torch.manual_seed(config.seed)  # determines random weights
             subject = load_evaluated_backbone(
                 arguments.weights,
                 config.model,
@@ -94,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
             if config.control.permute_weights:
                 network = subject.network
                 network.load_state_dict(permuted(network.state_dict(), config.seed))
-            # The configuration says what is evaluated, also where a file decides.
+            # The configuration records the evaluated architecture, also for weights from a file.
             config.model = ModelConfig(subject.architecture, subject.stem)
             earlier = Continuation(
                 *(config.output_dir, "evaluation", dataclasses.asdict(config), subject.inputs),
@@ -111,7 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _compare(folder: str, expected: list[Expectation]) -> int:
-    """Prints a finished run's results beside the expected ones; returns 1 if they differ."""
+    """Compares a finished run's results with the expected ones; returns 1 if they differ."""
     from intl_transfer.evaluation.expected import compare
     from intl_transfer.runs import read_results
 
@@ -130,7 +135,7 @@ def configuration(
     Args:
         name: in ``configs/evaluation/``, or a path.
         overrides: ``key=value``.
-        defaults: by dotted key, values in place of the usual defaults.
+        defaults: by dotted key, values that replace the usual defaults.
 
     Raises:
         UserError: for an unknown name, key or value.
@@ -145,7 +150,7 @@ def configuration(
 
 
 def weights_label(weights: str) -> str:
-    """What a run is called after."""
+    """The name of the weights, for the run's name."""
     path = Path(weights).resolve()
     inside = path.is_file() and (path.parent / "manifest.json").exists()
     return path.parent.name if inside else path.name if path.is_dir() else path.name.split(".")[0]

@@ -24,27 +24,27 @@ class DataConfig:
 
     Attributes:
         name: of the data set, in tables: ``imagenet``, ``cifar10``, ...
-        train: images to learn from: a folder of ``CLASS/IMAGE``, tar shards, or CIFAR's files.
-        test: images to be tested on; their classes must be the same.
-        subset: a list of the training images that count (ImageNet's 1 % and 10 %).
-        labels_percent: share of the labels that ``semi`` sees. Without ``subset`` as many images
-            of each class are drawn, the same for every seed.
+        train: training images: a folder of ``CLASS/IMAGE``, tar shards, or CIFAR's files.
+        test: test images, with the same classes.
+        subset: a list of training images to use (ImageNet's 1 % and 10 %).
+        labels_percent: percentage of labels used by ``semi``. Without ``subset``, that percentage
+            of each class is drawn, the same for every seed.
         normalize: statistics of the data set: ``imagenet``, ``cifar10``, ``cifar100``, or numbers
-            for channels from 0 to 1, ``{mean: [r, g, b], std: [r, g, b]}``; null takes ImageNet's.
-            A backbone that says by which statistics it was trained is given those; these are for
-            random weights, and for networks for small images that do not say.
+            for channels from 0 to 1, ``{mean: [r, g, b], std: [r, g, b]}``; null for ImageNet's.
+            They are used for random weights, and for networks for small images that do not state
+            the statistics of their training.
         exif_orientation: turn images upright by their orientation tag, as detection does; false
-            leaves it aside, as torchvision's reader and so the published recipes do.
+            ignores it, as torchvision's reader and so the published recipes do.
         size: side of the images, in pixels.
-        crop_pct: what ``size`` is of the short side that images without augmentation are resized
-            to before their center is cut out: 224 of 256. 1 leaves images of that size as they are.
+        crop_pct: without augmentation, images are resized so that ``size`` is this fraction of the
+            short side, then center-cropped: 224 of 256. 1 leaves images of ``size`` unchanged.
         interpolation: of crops and resizes: ``bilinear``, as published, or ``bicubic``.
-        augment: whether training images are cropped and mirrored at random. Without, features of a
+        augment: whether training images are randomly cropped and flipped. If not, features of a
             frozen backbone are computed once.
-        scale_min: smallest share of an image's area that a random crop covers.
-        workers: loading processes of each rank.
+        scale_min: minimum fraction of an image's area that a random crop covers.
+        workers: data loading processes per rank.
         cache: keep decoded training images in memory.
-        max_unreadable: share of the images that may be unreadable before the run fails.
+        max_unreadable: maximum fraction of unreadable images before the run fails.
     """
 
     name: str = MISSING
@@ -66,7 +66,7 @@ class DataConfig:
 
 @dataclass
 class ModelConfig:
-    """The backbone that ``--weights random`` makes; files say themselves what they hold.
+    """The backbone for ``--weights random``.
 
     Attributes:
         backbone: ``resnet18`` to ``resnet152``, ``wide_resnet50_2``.
@@ -79,24 +79,24 @@ class ModelConfig:
 
 @dataclass
 class OptimConfig:
-    """How the head, and in ``semi`` the backbone, learns.
+    """Optimization of the head and, in ``semi``, of the backbone.
 
     Attributes:
         optimizer: ``sgd`` or ``adam``.
         epochs: passes over the training images.
-        batch_size: N of all ranks together.
+        batch_size: total over ranks.
         lr: learning rate of the head.
         backbone_lr: learning rate of the backbone, in ``semi``.
-        base_batch_size: batch that both rates are meant for; they are scaled linearly to
-            ``batch_size``. null takes them as they are.
+        base_batch_size: batch size for which both rates are given; they are scaled linearly to
+            ``batch_size``. null: not scaled.
         momentum: of SGD.
-        weight_decay: on all that learns.
+        weight_decay: on all trained parameters.
         schedule: ``steps`` (a tenth at each milestone), ``cosine`` (to zero, epoch by epoch),
             ``cosine_steps`` (step by step) or ``exponential`` (to ``final_lr``, epoch by epoch).
-        milestones: epochs at which ``steps`` steps.
-        final_lr: where ``exponential`` ends.
-        head_std: standard deviation of the head's first weights, its bias being zero; null takes
-            torch's default for both.
+        milestones: epochs at which ``steps`` reduces the rate.
+        final_lr: final rate of ``exponential``.
+        head_std: standard deviation of the head's initial weights, with zero bias; null for torch's
+            default of both.
     """
 
     optimizer: str = "sgd"
@@ -113,23 +113,23 @@ class OptimConfig:
     head_std: float | None = 0.01
 
     def scale(self) -> float:
-        """What both rates are multiplied by for the batch size."""
+        """The factor of both rates for the batch size."""
         return 1.0 if self.base_batch_size is None else self.batch_size / self.base_batch_size
 
 
 @dataclass
 class EngineConfig:
-    """How the machine is used.
+    """Execution on the machine.
 
     Attributes:
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: of the backbone: ``fp32``, ``bf16`` or ``fp16``. The head is always fp32.
         channels_last: memory layout of convolutions.
-        threads: CPU threads; null leaves torch's choice.
+        threads: CPU threads; null for torch's choice.
         checkpoint_epochs: epochs between checkpoints.
-        nonfinite_steps: steps in a row that are not finite, and so are skipped, before the run
-            stops.
-        stop_after_steps: end this session after so many steps; the run can be continued.
+        nonfinite_steps: maximum number of consecutive non-finite (skipped) steps before the run
+            fails.
+        stop_after_steps: end this session after this many steps; the run can be continued.
     """
 
     device: str = "auto"
@@ -143,14 +143,15 @@ class EngineConfig:
 
 @dataclass
 class LogConfig:
-    """What is logged while a run is in progress.
+    """Logging during a run.
 
     Attributes:
         seconds: time between progress lines.
         steps: steps between lines of ``metrics.jsonl``.
-        test_epochs: epochs between tests; 0 tests at the end alone. Results are the last test's.
+        test_epochs: epochs between tests; 0 tests only at the end. Results are those of the last
+            test.
         tensorboard: also write TensorBoard's files.
-        wandb: project of Weights & Biases to report to; null does not.
+        wandb: project of Weights & Biases; null for none.
     """
 
     seconds: float = 10.0
@@ -162,14 +163,13 @@ class LogConfig:
 
 @dataclass
 class Expectation:
-    """What a recipe is expected to give, for ``evaluate --check-expected``.
+    """An expected result of a recipe, for ``evaluate --check-expected``.
 
     Attributes:
-        pretraining: configuration of the pretraining that the backbone is from; ``random`` for
-            weights that have learned nothing.
+        pretraining: configuration of the backbone's pretraining; ``random`` for random weights.
         metric: ``top1`` or ``top5``.
         value: in %.
-        tolerance: by how much a run may differ, either way, in % points.
+        tolerance: maximum absolute difference, in percentage points.
         source: where the value was read or measured.
     """
 
@@ -182,21 +182,20 @@ class Expectation:
 
 @dataclass
 class EvaluationConfig:
-    """A whole evaluation.
+    """The configuration of an evaluation.
 
     Attributes:
         kind: ``linear``, ``semi`` or ``knn`` (:data:`intl_transfer.evaluation.kinds.KINDS`).
-        seed: decides the head's first weights, order and crops.
-        output_dir: the run directory; null makes ``runs/evaluation/CONFIG_WEIGHTS_seedN``.
+        seed: for the head's initial weights, order and crops.
+        output_dir: the run directory; null for ``runs/evaluation/CONFIG_WEIGHTS_seedN``.
         data: labeled images.
         model: for ``--weights random``.
         optim: not for ``knn``.
         k: neighbors of ``knn``.
-        engine: how the machine is used.
-        log: what is logged.
-        expected: results that the configuration, as it is, should give. A configuration that
-            starts from this one does not take them over.
-        control: what is taken from the evaluation, of a control.
+        engine: execution on the machine.
+        log: logging.
+        expected: expected results of the unchanged configuration; not inherited through ``base``.
+        control: for a control, the factor removed.
     """
 
     kind: str = MISSING
@@ -213,7 +212,7 @@ class EvaluationConfig:
 
 
 def interpolation_of(data: DataConfig) -> Interpolation:
-    """The interpolation of crops and resizes, once it is checked."""
+    """The interpolation of crops and resizes, after checking."""
     return cast(Interpolation, data.interpolation)
 
 
@@ -221,13 +220,13 @@ def data_statistics(data: DataConfig) -> Statistics:
     """The statistics of the data set.
 
     Raises:
-        UserError: if ``data.normalize`` is none.
+        UserError: if ``data.normalize`` is invalid.
     """
     return statistics_of("imagenet" if data.normalize is None else data.normalize)
 
 
 def protocol(config: EvaluationConfig) -> dict[str, Any]:
-    """What must agree for the figures of two evaluations that train to be compared."""
+    """The protocol on which trained evaluations must agree for their metrics to be comparable."""
     data, optim = config.data, config.optim
     values: dict[str, Any] = {
         "epochs": optim.epochs,

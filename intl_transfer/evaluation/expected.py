@@ -1,4 +1,4 @@
-"""Results against what a recipe is expected to give (``evaluate --check-expected``)."""
+"""Compares results with those expected of a recipe (``evaluate --check-expected``)."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def expectations(
     weights: str,
     subject: EvaluatedBackbone,
 ) -> list[Expectation]:
-    """What a run is expected to give, found before it begins.
+    """The expected results of a run, determined before it starts.
 
     Args:
         name: the configuration's.
         config: the run's.
-        recipe: the same configuration without anything changed.
-        weights: as the command line names them.
+        recipe: the same configuration without overrides.
+        weights: from the command line.
         subject: the backbone.
 
     Raises:
-        UserError: if nothing is expected of it: settings that decide the result differ from the
-            recipe's, or the recipe names nothing for this backbone.
+        UserError: if there are no expected results: deciding settings differ from the recipe's, or
+            the recipe has none for this backbone.
     """
     settings = [deciding("evaluation", dataclasses.asdict(item)) for item in (recipe, config)]
     changes = contrast(*settings)
@@ -54,7 +54,7 @@ def expectations(
 
 
 def pretraining_of(weights: str, subject: EvaluatedBackbone) -> str | None:
-    """The pretraining configuration behind a backbone; None where it is not recorded."""
+    """The configuration of a backbone's pretraining; None if not recorded."""
     if weights == RANDOM:
         return RANDOM
     provenance = subject.initialization.provenance
@@ -65,7 +65,7 @@ def pretraining_of(weights: str, subject: EvaluatedBackbone) -> str | None:
 def compare(
     metrics: Mapping[str, float | None], expected: Sequence[Expectation]
 ) -> tuple[bool, list[str]]:
-    """Whether results are as expected, and a line for each that says so.
+    """Whether results are as expected, with a line for each.
 
     Args:
         metrics: in %, by name.
@@ -74,7 +74,7 @@ def compare(
     lines, is_as_expected = [], True
     for item in expected:
         value = metrics.get(item.metric)
-        # NaN is not as expected.
+        # NaN is never as expected.
         is_near = value is not None and abs(value - item.value) <= item.tolerance
         is_as_expected &= is_near
         found = "not measured" if value is None else f"{value:.2f} %"

@@ -21,18 +21,18 @@ from intl_transfer.data.views import normalize
 from intl_transfer.runs.distributed import Ranks
 from intl_transfer.runs.finite import StateNotFiniteError
 
-#: Of the published evaluations: 224 px of 256.
+#: As in published evaluations: 224 px of 256.
 CROP_PCT = 0.875
 Prepare = Callable[[Tensor, torch.device], Tensor]
 
 
 class EvaluationImages(Dataset[tuple[Tensor, int]]):
-    """The images of a source as they are looked at without augmentation, by :func:`center_crop`.
+    """The images of a source without augmentation, by :func:`center_crop`.
 
     Args:
         source: labeled images.
         size: side of the crop, in pixels.
-        crop_pct: the crop's share of the short side, to which the image is resized before.
+        crop_pct: size of the crop as a fraction of the resized image's short side.
         interpolation: of the resize.
 
     Attributes:
@@ -68,14 +68,13 @@ def center_crop(
     crop_pct: float = CROP_PCT,
     interpolation: Interpolation = "bilinear",
 ) -> Pixels:
-    """Torchvision's ``Resize`` and ``CenterCrop`` on a Pillow image, to the bit.
+    """Torchvision's ``Resize`` and ``CenterCrop`` of a Pillow image, bit-identical.
 
     Args:
         image: uint8 (H, W, 3).
         size: side of the result, in pixels.
-        crop_pct: what ``size`` is of the short side that the whole image is resized to before the
-            cut, ``floor(size / crop_pct)``: 256 for 224. An image whose short side it is stays as
-            it is.
+        crop_pct: the image is resized to a short side of ``floor(size / crop_pct)``, 256 for 224,
+            unless it already has that size.
         interpolation: of the resize.
 
     Returns:
@@ -97,9 +96,9 @@ def extract_features(
     workers: int = 0,
     prepare: Prepare = normalize,
 ) -> tuple[Tensor, Tensor]:
-    """This rank's share of a set's features: images rank, rank + W, rank + 2 W, ...
+    """This rank's part of a data set's features: images rank, rank + W, rank + 2 W, ...
 
-    The backbone is put into evaluation mode for the time, and back.
+    The backbone is temporarily in evaluation mode.
 
     Args:
         backbone: images (B, 3, H, W) to features (B, width).
@@ -107,15 +106,15 @@ def extract_features(
         ranks: this process's place.
         batch_size: images at once.
         workers: loading processes.
-        prepare: uint8 images (B, H, W, 3) to what the backbone takes, on the device.
+        prepare: preprocesses uint8 images (B, H, W, 3), on the device.
 
     Returns:
         Features, float32 (n, width), and labels (n,), on the backbone's device. Unreadable images
-        are left out.
+        are omitted.
     """
     was_training = backbone.training
     backbone.eval()
-    # An empty share has features too: none, of the right width.
+    # An empty part still needs features of the right width.
     blank = torch.zeros(1, images.size, images.size, 3, dtype=torch.uint8)
     try:
         features = [backbone(prepare(blank, ranks.device)).float()[:0]]
@@ -131,22 +130,22 @@ def extract_features(
 
 
 def check_features(features: Tensor, ranks: Ranks) -> None:
-    """Refuses features that hold NaN or infinity, from which nothing can be told.
+    """Refuses features with NaN or infinity.
 
     Args:
         features: this rank's, (n, width).
-        ranks: this process's place; all ranks come to the same answer.
+        ranks: this process's place; all ranks get the same answer.
 
     Raises:
-        StateNotFiniteError: saying of how many images they are.
+        StateNotFiniteError: with the number of affected images.
     """
     broken = len(features) - int(features.isfinite().all(1).sum())
     counts = ranks.gather_objects((broken, len(features)))
     total, images = (sum(numbers) for numbers in zip(*counts, strict=True))
     if total:
         raise StateNotFiniteError(
-            f"the features of {total} of {images} images hold NaN or infinity; look at the "
-            "weights, or take engine.precision=fp32"
+            f"the features of {total} of {images} images contain NaN or infinity; check the "
+            "weights, or use engine.precision=fp32"
         )
 
 
@@ -162,7 +161,7 @@ def own_share(
         images,
         batch_size=batch_size,
         sampler=np.arange(ranks.rank, len(images), ranks.world_size).tolist(),
-        # A generator of its own: the loader would otherwise draw from the training's.
+        # A separate generator: the loader would otherwise draw from the training's.
         generator=torch.Generator(),
         **worker_options(workers),
     )
@@ -171,20 +170,20 @@ def own_share(
 def on_every_rank(
     features: Tensor, labels: Tensor, images: EvaluationImages, ranks: Ranks
 ) -> tuple[Tensor, Tensor]:
-    """All ranks' shares, in the order of the images, whatever the number of ranks.
+    """Gathers the features of all ranks, in the order of the images.
 
-    Where images could not be read, which of them is not known here: share after share then.
+    If some images were unreadable, the parts are concatenated by rank instead.
 
     Args:
         features: this rank's, from :func:`extract_features`.
         labels: theirs.
-        images: the set that they are of.
+        images: their data set.
         ranks: this process's place.
     """
     if ranks.world_size == 1:
         return features, labels
     shares = ranks.gather_objects((features.cpu(), labels.cpu()))
-    if sum(len(own) for _, own in shares) == len(images):  # none is missing: one of each in turn
+    if sum(len(own) for _, own in shares) == len(images):  # none is missing: interleave
         order = torch.cat(
             [torch.arange(rank, len(images), ranks.world_size) for rank in range(len(shares))]
         ).argsort()

@@ -1,4 +1,4 @@
-"""Kinds of evaluation, one row each: what it is called, how it is done, what has to agree."""
+"""Kinds of evaluation, one row each."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from intl_transfer.runs.stopping import StopRequest
 def _train(
     session: Session, train: ImageSource, test: ImageSource, stop: StopRequest, stack: ExitStack
 ) -> int:
-    """A head, with or without its backbone, learns; then it is tested."""
+    """Trains a head, with or without its backbone, and tests it."""
     return Training(session, train, test).run(stop, stack)
 
 
 def _neighbors(
     session: Session, train: ImageSource, test: ImageSource, stop: StopRequest, stack: ExitStack
 ) -> int:
-    """The k nearest neighbors on frozen features; nothing learns."""
+    """K nearest neighbors on frozen features, without training."""
     began = time.perf_counter()
     config, ranks = session.config, session.ranks
     network = FeatureNetwork(session.subject, config, ranks)
@@ -48,7 +48,7 @@ def _neighbors(
     return 0
 
 
-#: Every kind, by its name (``kind`` of a configuration).
+#: All kinds by name (``kind`` of a configuration).
 KINDS: dict[str, Kind] = {
     "linear": Kind("linear evaluation", _train),
     "semi": Kind("fine-tuning on a part of the labels", _train),

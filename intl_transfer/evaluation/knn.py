@@ -19,17 +19,17 @@ def knn_predict(
     k: int = 5,
     ranks: Ranks | None = None,
 ) -> Tensor:
-    """Classifies by majority among the k nearest neighbors in Euclidean distance.
+    """Classifies by majority vote of the k nearest neighbors in Euclidean distance.
 
-    That is the evaluation of the whitening literature (W-MSE, INTL: k = 5). Among classes with
-    equally many votes the smallest label wins, as in scikit-learn. Distances are taken from the
-    mean of the training features: what all features have in common costs no precision.
+    This is the protocol of the whitening literature (W-MSE, INTL: k = 5). Ties are resolved to the
+    smallest label, as in scikit-learn. For precision, the mean of the training features is
+    subtracted before computing distances.
 
     Args:
-        train: features (n, width); under several ranks this rank's share, of any length.
+        train: features (n, width); with several ranks this rank's part, of any length.
         train_labels: (n,), int64.
         queries: features (q, width), the same on every rank.
-        k: neighbors; fewer where there are not as many.
+        k: neighbors; fewer if there are not enough.
         ranks: this process's place, if it is one of several.
 
     Returns:
@@ -49,7 +49,7 @@ def knn_predict(
     several = ranks is not None and ranks.world_size > 1
     classes = int(train_labels.max()) + 1 if len(train_labels) else 0
     if several:
-        # `several` holds that there are some.
+        # `several` implies that ranks is not None.
         classes = max(ranks.gather_objects(classes))  # type: ignore[union-attr]
     if classes == 0:
         raise ValueError("no training features; k nearest neighbors need at least one")
@@ -75,7 +75,7 @@ def _mean(train: Tensor, queries: Tensor, several: bool) -> Tensor:
 
 
 def _nearest(train: Tensor, labels: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Distances and labels (q, k), the nearest first; infinitely far where there are fewer."""
+    """Distances and labels (q, k), nearest first; infinite distances if there are fewer."""
     found = torch.full((len(queries), k), float("inf"), device=queries.device)
     whose = torch.zeros(len(queries), k, dtype=torch.int64, device=queries.device)
     if len(train):
@@ -88,7 +88,7 @@ def _nearest(train: Tensor, labels: Tensor, queries: Tensor, k: int) -> tuple[Te
 
 
 def _nearest_of_all(distances: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k nearest among all ranks' k nearest: no rank ever holds the others' features."""
+    """The k nearest among all ranks' k nearest, without gathering the features."""
     ranks = dist.get_world_size()
     all_distances = [torch.empty_like(distances) for _ in range(ranks)]
     all_labels = [torch.empty_like(labels) for _ in range(ranks)]
@@ -100,10 +100,10 @@ def _nearest_of_all(distances: Tensor, labels: Tensor, k: int) -> tuple[Tensor, 
 
 
 def _majority(labels: Tensor, distances: Tensor, classes: int) -> Tensor:
-    """The most frequent label of each row; of several, the smallest."""
+    """The most frequent label of each row; on ties, the smallest."""
     votes = torch.zeros(len(labels), classes, dtype=torch.int64, device=labels.device)
     votes.scatter_add_(1, labels, torch.isfinite(distances).long())
-    return votes.argmax(1)  # the first of equal ones
+    return votes.argmax(1)  # the first of equal values
 
 
 def knn_accuracy(
@@ -114,12 +114,12 @@ def knn_accuracy(
     k: int = 5,
     ranks: Ranks | None = None,
 ) -> float:
-    """Share of the test features whose nearest training features have their label, in per cent.
+    """Accuracy of :func:`knn_predict` on test features, in percent.
 
     Args:
-        train: features (n, width), this rank's share.
+        train: features (n, width), this rank's part.
         train_labels: (n,).
-        test: features (m, width), this rank's share.
+        test: features (m, width), this rank's part.
         test_labels: (m,).
         k: neighbors.
         ranks: this process's place, if it is one of several.

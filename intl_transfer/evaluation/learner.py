@@ -1,4 +1,4 @@
-"""What is trained in an evaluation: a linear head, alone or with the backbone below it."""
+"""The trained model of an evaluation: a linear head, alone or with its backbone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STEP_FACTOR = 0.1
 
 
 class FeatureNetwork(nn.Module):
-    """A backbone under a precision of its own; features come out as float32.
+    """A backbone with its own precision; features are float32.
 
     Args:
         subject: whose backbone it is.
@@ -38,7 +38,7 @@ class FeatureNetwork(nn.Module):
         self.backbone = cast(Any, subject.network).to(ranks.device, memory_format=self._memory)
 
     def inputs(self, pixels: Tensor, device: torch.device) -> Tensor:
-        """A uint8 batch (B, H, W, 3) as the backbone takes it, on the device."""
+        """Preprocesses a uint8 batch (B, H, W, 3), on the device."""
         return self._subject.images(pixels, device).to(memory_format=self._memory)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -56,9 +56,9 @@ class Classifier(nn.Module):
         features: images to features.
         width: of the features.
         classes: number of classes.
-        head_std: standard deviation of the head's first weights, its bias starting at zero; None
-            takes torch's default.
-        is_frozen: the backbone stays as it is, in evaluation mode.
+        head_std: standard deviation of the head's initial weights, with zero bias; None for torch's
+            default.
+        is_frozen: the backbone is not trained and stays in evaluation mode.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Classifier(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> Classifier:
-        """As of any module; a frozen backbone stays in evaluation mode."""
+        """As for any module, except that a frozen backbone stays in evaluation mode."""
         super().train(mode)
         if self.is_frozen:
             self.features.eval()
@@ -97,9 +97,9 @@ class Classifier(nn.Module):
 class Learner:
     """The classifier, its optimizer and its schedule.
 
-    A step that is not finite is skipped. Where the backbone learns too, its statistics are put
-    back, and the step waits for the device once. A head alone is left as it is by the optimizer
-    itself, on the device, and nobody waits.
+    Non-finite steps are skipped. If the backbone is trained, its batch-norm statistics are
+    restored, which synchronizes with the device once per step. For a head alone, the fused
+    optimizer skips the step on the device, without synchronization.
 
     Args:
         subject: the backbone.
@@ -111,7 +111,7 @@ class Learner:
         skips: counts the skipped steps.
 
     Raises:
-        UserError: if the ranks do not divide the batch.
+        UserError: if the batch size is not divisible by the number of ranks.
     """
 
     def __init__(
@@ -136,23 +136,24 @@ class Learner:
         self._guard = StepGuard({"backbone": features.backbone}, ranks)
 
     def inputs(self, batch: Tensor) -> Tensor:
-        """Pixels as the network takes them; features as they are. On the device."""
+        """Preprocessed pixels, or unchanged features, on the device."""
         device = self._ranks.device
         return (
             batch.to(device) if batch.dim() == 2 else self.classifier.features.inputs(batch, device)
         )
 
     def step(self, factor: float, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Learns from this rank's rows.
+        """Takes one training step on this rank's samples.
 
         Args:
-            factor: of all learning rates, from :func:`schedule`; the batch size's comes to it.
+            factor: of all learning rates, from :func:`schedule`, in addition to that of the batch
+                size.
             inputs: pixels (B, size, size, 3), or features (B, width).
             labels: (B,).
 
         Returns:
-            This rank's mean cross-entropy, and how many rows were classified rightly before the
-            step, both on the device.
+            This rank's mean cross-entropy, and the number of samples classified correctly before
+            the step, both on the device.
         """
         rates = (self._optim.lr, self._optim.backbone_lr)  # in the order of the groups
         for group, rate in zip(self.optimizer.param_groups, rates, strict=False):
@@ -169,18 +170,20 @@ class Learner:
         return loss.detach(), (logits.detach().argmax(1) == labels).sum()
 
     def _step_head(self, loss: Tensor) -> None:
-        # Gradients are those of all ranks, and not finite where any rank's loss is not.
+        # Gradients are averaged over ranks, so they are not finite if any rank's loss is not.
         finite = all_finite(self._gradients())
         self.skips.note(finite)
         optimizer: Any = self.optimizer
-        optimizer.found_inf = (~finite).float()  # as a gradient scaler tells fused optimizers
+        optimizer.found_inf = (
+            ~finite
+        ).float()  # the interface between gradient scalers and fused optimizers
         try:
             self.optimizer.step()
         finally:
             del optimizer.found_inf
 
     def _step_all(self, loss: Tensor) -> None:
-        # Scaled gradients overflow now and then, which is the scaler's to see.
+        # Scaled gradients overflow occasionally, which the scaler handles.
         seen = [] if self.scaler.is_enabled() else self._gradients()
         finite = self._guard.is_finite(loss, seen)
         self.skips.note(finite)
@@ -194,7 +197,7 @@ class Learner:
         return [p.grad for p in self.classifier.parameters() if p.grad is not None]
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of it; of a frozen backbone nothing."""
+        """Its state for a checkpoint; excludes a frozen backbone."""
         learned = self.classifier.head if self.classifier.is_frozen else self.classifier
         return {
             "classifier": learned.state_dict(),
@@ -203,13 +206,13 @@ class Learner:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Takes up what :meth:`state` gave."""
+        """Restores what :meth:`state` returned."""
         learned = self.classifier.head if self.classifier.is_frozen else self.classifier
         learned.load_state_dict(state["classifier"])
-        # Decay and momentum are this configuration's, which may have been changed on purpose.
+        # Weight decay and momentum are this configuration's, which may have been changed.
         settings = [dict(group, params=None) for group in self.optimizer.param_groups]
         for group in state["optimizer"]["param_groups"]:
-            group["fused"] = self.optimizer.defaults["fused"]  # decides where counters lie
+            group["fused"] = self.optimizer.defaults["fused"]  # determines the device of counters
         self.optimizer.load_state_dict(state["optimizer"])
         for group, own in zip(self.optimizer.param_groups, settings, strict=True):
             group.update({key: value for key, value in own.items() if key != "params"})
@@ -217,9 +220,9 @@ class Learner:
 
 
 def build_optimizer(classifier: Classifier, optim: OptimConfig) -> torch.optim.Optimizer:
-    """SGD or Adam on the head, and on a backbone that learns at a rate of its own.
+    """SGD or Adam for the head, and for a trained backbone with its own rate.
 
-    A head alone takes fused steps, which can be skipped on the device.
+    A head alone uses fused steps, which can be skipped on the device.
     """
     groups: list[dict[str, Any]] = [{"params": list(classifier.head.parameters())}]
     if not classifier.is_frozen:
@@ -231,18 +234,18 @@ def build_optimizer(classifier: Classifier, optim: OptimConfig) -> torch.optim.O
         *(groups, optim.lr, optim.momentum), weight_decay=optim.weight_decay, fused=fused
     )
     if fused and optim.momentum:
-        # A first step that is skipped would leave torch's momentum uninitialized.
+        # Skipping the first step would leave torch's momentum uninitialized.
         for parameter in classifier.head.parameters():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
 def schedule(step: int, steps_per_epoch: int, optim: OptimConfig) -> float:
-    """What all learning rates are multiplied by at a step, counted from 0.
+    """The factor of all learning rates at a step, counted from 0.
 
     ``steps``: a tenth for each milestone passed. ``cosine``: ``(1 + cos(pi epoch / epochs)) / 2``,
-    ``cosine_steps`` with steps in place of epochs. ``exponential``:
-    ``(final_lr / lr)^(epoch / epochs)``.
+    ``cosine_steps`` the same with steps instead of epochs. ``exponential``: ``(final_lr /
+    lr)^(epoch / epochs)``.
     """
     epoch = step // steps_per_epoch
     if optim.schedule == "cosine":

@@ -1,4 +1,4 @@
-"""What the kinds of evaluation share: the run directory, features of whole sets."""
+"""Common parts of all kinds of evaluation: the run directory, features of data sets."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from intl_transfer.runs.records import (
 from intl_transfer.runs.settings import Differences
 from intl_transfer.runs.stopping import StopRequest
 
-ROWS = 128  # images or features at a time where nothing is learned
+ROWS = 128  # images or features per batch without training
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Kind:
     """One kind of evaluation.
 
     Attributes:
-        title: in words, for the screen.
-        run: evaluates, given the session, images to learn from, images to be tested on, what hears
-            of a request to stop, and a stack for what has to be closed; returns an exit status.
-        trains: whether something learns, by ``optim``.
-        protocol: what must agree for two evaluations' figures to be compared.
+        title: for display.
+        run: evaluates, given the session, training images, test images, the handler of requests to
+            stop, and an exit stack; returns an exit status.
+        trains: whether it trains, with ``optim``.
+        protocol: facts on which two evaluations must agree for their metrics to be comparable.
     """
 
     title: str
@@ -58,7 +58,7 @@ class Kind:
 
 @dataclass
 class Session:
-    """What one session of an evaluation works with.
+    """The state of one session of an evaluation.
 
     Attributes:
         config: the run's.
@@ -78,7 +78,7 @@ class Session:
     kind: Kind
     run: RunDirectory | None = None
 
-    def finish(self, metrics: dict[str, float | None], seconds: float, **figures: Any) -> None:
+    def finish(self, metrics: dict[str, float | None], seconds: float, **facts: Any) -> None:
         """Writes the results, on rank 0."""
         if self.run is None:
             return
@@ -95,7 +95,7 @@ class Session:
                 initialization=self.subject.initialization,
                 seed=config.seed,
                 metrics=metrics,
-                **figures,
+                **facts,
                 wall_time_s=round(seconds, 3),
             )
         )
@@ -148,7 +148,7 @@ def open_run(session: Session, changes: Differences, dataset: dict[str, ImageSet
 
 
 def images_of(config: EvaluationConfig, source: ImageSource) -> EvaluationImages:
-    """A set's images as they are looked at without augmentation."""
+    """A data set's images without augmentation."""
     data = config.data
     return EvaluationImages(source, data.size, data.crop_pct, interpolation_of(data))
 
@@ -156,10 +156,10 @@ def images_of(config: EvaluationConfig, source: ImageSource) -> EvaluationImages
 def frozen_features(
     session: Session, network: FeatureNetwork, images: EvaluationImages
 ) -> tuple[Tensor, Tensor]:
-    """This rank's share of a set's features and labels, as they are without augmentation.
+    """This rank's part of a data set's features and labels, without augmentation.
 
     Raises:
-        StateNotFiniteError: if features of any rank hold NaN or infinity.
+        StateNotFiniteError: if features of any rank contain NaN or infinity.
     """
     workers = session.config.data.workers
     found = extract_features(network, images, session.ranks, ROWS, workers, network.inputs)
@@ -168,27 +168,27 @@ def frozen_features(
 
 
 def count_over(ranks: Ranks, part: tuple[Tensor, Tensor]) -> int:
-    """Of how many images all ranks have features and labels."""
+    """The number of images with features, over all ranks."""
     return int(sum(ranks.gather_objects(len(part[1]))))
 
 
 def check_readable(session: Session, images: EvaluationImages, read: int) -> int:
-    """How many of a set's images could not be read.
+    """The number of unreadable images of a data set.
 
     Args:
-        session: whose limit counts.
+        session: provides the limit.
         images: the set.
-        read: how many of them could, on all ranks together.
+        read: number of readable ones, over all ranks.
 
     Raises:
-        UserError: if too many could not, or all.
+        UserError: if too many, or all, are unreadable.
     """
     missing = len(images) - read
     limit = session.config.data.max_unreadable
     if missing > limit * len(images) or not read:
         raise UserError(
             f"{missing} of {len(images)} images cannot be read, over the limit of "
-            f"data.max_unreadable={limit:g}; `intl-transfer evaluate` needs images that OpenCV "
-            "or Pillow can open"
+            f"data.max_unreadable={limit:g}; `intl-transfer evaluate` needs images that OpenCV or "
+            "Pillow can open"
         )
     return missing

@@ -1,4 +1,4 @@
-"""The evaluation stage: a backbone in, top-1 and top-5 out, by way of a run directory."""
+"""The evaluation stage: top-1 and top-5 accuracy of a backbone, in a run directory."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def evaluate(
     ranks: Ranks,
     earlier: Continuation,
 ) -> int:
-    """One evaluation from start, or from its newest checkpoint, to its results.
+    """Runs an evaluation, from the start or its newest checkpoint, to its results.
 
     Args:
         config: checked, with ``output_dir``.
         name: the configuration's.
         subject: the backbone.
         ranks: this process's place.
-        earlier: what the run directory held.
+        earlier: the existing run in the directory, if any.
 
     Returns:
-        An exit status: 0, or 75 for a run that was asked to stop and can be continued.
+        An exit status: 0, or 75 for an interrupted run.
     """
     if config.engine.threads is not None:
         torch.set_num_threads(config.engine.threads)
@@ -63,7 +63,10 @@ def evaluate(
                 f"{len(train)} + {len(test)} images, {len(train.classes)} classes, "
                 f"{ranks.world_size} rank(s) on {ranks.device.type}",
                 *([f"control: {control}"] if control else []),
-                *(f"assumed, the weights do not say: {text}" for text in subject.assumptions()),
+                *(
+                    f"assumed, since the weights do not state it: {text}"
+                    for text in subject.assumptions()
+                ),
                 sep="\n",
                 flush=True,
             )

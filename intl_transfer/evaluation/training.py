@@ -1,4 +1,4 @@
-"""A head learns on a backbone, frozen or not, and is tested."""
+"""Trains and tests a head on a backbone, frozen or not."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ from intl_transfer.runs.stopping import AGAIN, StopRequest, ending
 from intl_transfer.runs.trackers import Trackers
 
 _TOP = (1, 5)
-_KEPT = 2  # checkpoints: the one before the last is known to be good
+_KEPT = 2  # checkpoints; the second newest is a fallback
 
 
 class Training:
-    """A head, with or without its backbone, learns; then it is tested.
+    """Trains a head, with or without its backbone, and tests it.
 
     Args:
-        session: what it works with.
-        train: images to learn from.
-        test: images to be tested on.
+        session: of the evaluation.
+        train: training images.
+        test: test images.
     """
 
     def __init__(self, session: Session, train: ImageSource, test: ImageSource) -> None:
@@ -79,7 +79,7 @@ class Training:
         self._saved: int | None = None  # the step of this session's last checkpoint
 
     def run(self, stop: StopRequest, stack: ExitStack) -> int:
-        """From the newest checkpoint to the results, or to a request to stop."""
+        """Runs from the newest checkpoint to the results, or until a request to stop."""
         config, ranks, output = self._config, self._ranks, self._session.output
         step = self._resume(output / "checkpoints")
         self._progress = Progress(
@@ -109,7 +109,7 @@ class Training:
                 stopped = stop.agreed()
                 owed = owed or stopped or step == end
                 owed = owed or (within == 0 and epoch % config.engine.checkpoint_epochs == 0)
-                if owed:  # not among skipped steps: after the next that counts
+                if owed:  # not within skipped steps: after the next finite one
                     owed = not self._save(output / "checkpoints", step)
                 if within == 0 or step == end or stopped:
                     break
@@ -135,22 +135,22 @@ class Training:
         )
 
     def _tell(self, step: int, factor: float, loss: Tensor, right: Tensor, rows: int) -> None:
-        """Figures of this rank's rows to the log and the progress line."""
+        """Logs this rank's training metrics, and prints progress."""
         value, optim = float(loss), self._config.optim
         rate = self._progress.rate(step) * optim.batch_size
         lr = optim.lr * optim.scale() * factor
-        figures = {"loss": value, "train_top1": 100 * float(right) / rows, "lr": lr}
-        self._log(step, {**figures, "images_per_second": rate})
+        metrics = {"loss": value, "train_top1": 100 * float(right) / rows, "lr": lr}
+        self._log(step, {**metrics, "images_per_second": rate})
         if self._session.run is not None:
             epoch = step / self._per_epoch
-            text = f"epoch {epoch:.2f} loss {value:.4g} lr {figures['lr']:.2g}"
+            text = f"epoch {epoch:.2f} loss {value:.4g} lr {metrics['lr']:.2g}"
             self._progress.show(step, text, rate)
 
     def _look_for_skips(self, step: int) -> Skips:
-        """Tells of steps that were skipped since the last look; ends the run at too many in a row.
+        """Reports skipped steps; ends the run after too many consecutive ones.
 
         Raises:
-            UserError: if they are ``engine.nonfinite_steps``.
+            UserError: after ``engine.nonfinite_steps`` of them.
         """
         skips = self.learner.skips.read()
         if skips.new:
@@ -159,30 +159,30 @@ class Training:
                 steps = "1 step was" if skips.new == 1 else f"{skips.new} steps were"
                 self._progress.say(
                     f"step {step}: {steps} skipped, the loss or its gradients being NaN or "
-                    f"infinite; nothing that learns was changed ({skips.total} so far)"
+                    f"infinite; no parameters were changed ({skips.total} so far)"
                 )
         if skips.longest >= self._config.engine.nonfinite_steps:
             folder = self._session.output / "checkpoints"
             if self._session.run is not None and self._saved == step - skips.in_a_row:
-                set_aside(folder, self._saved)  # no step has counted since
+                set_aside(folder, self._saved)  # no finite step since
             raise UserError(
-                f"NaN or infinity in the loss or its gradients, {skips.longest} steps in a row up "
-                f"to step {step}; {self._advice()}"
+                f"NaN or infinity in the loss or its gradients, {skips.longest} consecutive steps "
+                f"up to step {step}; {self._advice()}"
             )
         return skips
 
     def _advice(self) -> str:
         return (
-            f"take a smaller optim.lr (now {self._config.optim.lr:g}), engine.precision=fp32, or "
-            "look at the features of these weights"
+            f"use a smaller optim.lr (now {self._config.optim.lr:g}) or engine.precision=fp32, or "
+            "check the features of these weights"
         )
 
-    def _log(self, step: int, figures: dict[str, Any]) -> None:
+    def _log(self, step: int, metrics: dict[str, Any]) -> None:
         epoch = step / self._per_epoch
         if self._session.run is not None:
-            self._session.run.log(step=step, epoch=epoch, **figures)
+            self._session.run.log(step=step, epoch=epoch, **metrics)
         if self._trackers is not None:
-            self._trackers.log(step, {"epoch": epoch, **figures})
+            self._trackers.log(step, {"epoch": epoch, **metrics})
 
     def _test(self, step: int) -> dict[str, float | None]:
         """Top-1 and top-5 of the test images, in per cent, the same on every rank."""
@@ -202,12 +202,12 @@ class Training:
         *right, number, finite = together.tolist()
         if finite < number:
             raise UserError(
-                f"NaN or infinity in the answers to {number - finite} of {number} test images "
+                f"NaN or infinity in the outputs for {number - finite} of {number} test images "
                 f"after step {step}; {self._advice()}"
             )
         self._unreadable_tests = check_readable(self._session, self._test_images, number)
         found = {f"top{k}": 100 * count / number for k, count in zip(_TOP, right, strict=True)}
-        # Of five classes or fewer, five guesses are always right.
+        # With five classes or fewer, top-5 is always 100 %.
         metrics: dict[str, float | None] = {
             "top1": found["top1"],
             "top5": found["top5"] if len(self._classes) > 5 else None,
@@ -219,7 +219,7 @@ class Training:
         return metrics
 
     def _test_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
-        """This rank's share: features where they stay the same, else pixels."""
+        """This rank's batches: features if they are constant, otherwise pixels."""
         if not self.learner.classifier.is_frozen:
             workers = self._config.data.workers
             return own_share(self._test_images, self._ranks, ROWS, workers)
@@ -230,13 +230,13 @@ class Training:
         return zip(torch.split(features, ROWS), torch.split(labels, ROWS), strict=True)
 
     def _save(self, folder: Path, step: int) -> bool:
-        """Writes a checkpoint, on rank 0; where that fails the run continues without.
+        """Writes a checkpoint, on rank 0; on failure the run continues without it.
 
         Returns:
-            Whether it was tried: not among skipped steps.
+            Whether it was attempted: not within skipped steps.
 
         Raises:
-            StateNotFiniteError: if what has learned holds NaN or infinity.
+            StateNotFiniteError: if the trained parameters contain NaN or infinity.
         """
         skips = self._look_for_skips(step)
         if skips.in_a_row:
@@ -245,9 +245,9 @@ class Training:
         require_finite(learned, f"after step {step}", f"; {self._advice()}")
         if self._session.run is None:
             return True
-        figures = {**self.batches.figures, "skipped_steps": skips.total}
+        counts = {**self.batches.counts, "skipped_steps": skips.total}
         progress = {"step": step, "seconds": self._seconds + self._progress.elapsed()}
-        state = {**learned, "progress": progress, "figures": figures}
+        state = {**learned, "progress": progress, "figures": counts}  # the key of earlier versions
         save = partial(save_checkpoint, folder, step, state, _KEPT)
         if try_to_save(self._session.run, save, lambda: list_checkpoints(folder)):
             self._saved = step
@@ -258,14 +258,14 @@ class Training:
 
     def _load(self, state: dict[str, Any]) -> int:
         self.learner.load(state)
-        figures = dict(state["figures"])
-        self.learner.skips.total = int(figures.pop("skipped_steps", 0))
-        self.batches.figures.update(figures)
+        counts = dict(state["figures"])
+        self.learner.skips.total = int(counts.pop("skipped_steps", 0))
+        self.batches.counts.update(counts)
         self._seconds = float(state["progress"]["seconds"])
         return int(state["progress"]["step"])
 
     def _conclude(self, metrics: dict[str, float | None]) -> None:
-        """The trained classifier and the results, on rank 0."""
+        """Writes the trained classifier and the results, on rank 0."""
         session = self._session
         if session.run is not None:
             file = session.output / CLASSIFIER
@@ -275,8 +275,8 @@ class Training:
             facts = {"classes": json.dumps(self._classes), "architecture": architecture}
             data = safetensors_bytes(weights, facts | trained_backbone(session))
             write_atomically(file, lambda out: out.write(data))
-            figures = {**self.batches.figures}
-            missing = int(figures.pop("unreadable_images", 0)) + self._unreadable_tests
+            counts = {**self.batches.counts}
+            missing = int(counts.pop("unreadable_images", 0)) + self._unreadable_tests
             seconds = self._seconds + self._progress.elapsed()
             skipped = self.learner.skips.read().total
             session.finish(metrics, seconds, unreadable_images=missing, skipped_steps=skipped)
@@ -285,7 +285,7 @@ class Training:
 
 
 def hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many rows have their label first, how many among the first five, and how many there are.
+    """Counts of samples correct in top-1, correct in top-5, and in total.
 
     Args:
         logits: (n, classes).
@@ -308,7 +308,7 @@ def percentages(metrics: dict[str, float | None]) -> str:
 
 
 def torchvision_names(classifier: Classifier) -> dict[str, Tensor]:
-    """What was learned, named as in torchvision's ResNets: the head is ``fc``."""
+    """The trained parameters, named as in torchvision's ResNets: the head is ``fc``."""
     head = {f"fc.{key}": value for key, value in classifier.head.state_dict().items()}
     backbone = {} if classifier.is_frozen else classifier.features.backbone.state_dict()
     return {key: value.cpu().contiguous() for key, value in {**backbone, **head}.items()}

@@ -1,1 +1,1 @@
-"""Readers of untrusted files: one per kind, used everywhere."""
+"""Readers of untrusted files, one per kind."""

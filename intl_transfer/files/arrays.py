@@ -1,9 +1,9 @@
-"""Numpy's arrays in pickles, without trusting what a pickle says about their memory.
+"""Reads numpy's arrays from pickles, without trusting their stated memory layout.
 
-numpy takes the state of a type or an array from a pickle as it is. Sizes and flags that are not the
-type's own make it read and free memory that is not the array's, and a field of references follows
-addresses out of the file. So arrays of numbers are made here, from a type by its code and as many
-bytes as its shape wants; any other array stays a record of what the file says.
+numpy does not validate the state of a dtype or array in a pickle. Wrong sizes and flags make it
+read and free foreign memory, and an object field dereferences addresses from the file. So arrays of
+numbers are built here, from a dtype code and exactly as many bytes as the shape needs; any other
+array is kept as a placeholder.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 from intl_transfer.files.pickles import Machine, Maker, Pending, PickleError
 from intl_transfer.files.placeholders import Stored
 
-# Floats of 12 and 16 bytes are of one machine; a text or a reference is no number.
+# Floats of 12 and 16 bytes depend on the machine; texts and objects are not numbers.
 _NUMBERS = re.compile(r"[<>=|]?(?:b1|[iu][1248]|f[248]|c(?:8|16))")
 _TEXTS = re.compile(r"[<>=|]?U\d*")
 _ORDERS = ("<", ">", "=", "|")
-# No subarray, no fields, and sizes and flags as the type has them.
+# No subarray, no fields, and the dtype's own sizes and flags.
 _PLAIN = (None, None, None, -1, -1, 0)
 _MOST_DIMENSIONS = 32
 
@@ -41,7 +41,7 @@ class StoredType(Pending):
         self.is_text = known and _TEXTS.fullmatch(code) is not None
 
     def made(self, state: Any) -> StoredType:
-        """Takes the byte order; a type that says anything else of itself is none of numbers."""
+        """Sets the byte order; a dtype with any other state is not numeric."""
         known = isinstance(state, tuple) and len(state) == 8 and state[0] == 3
         if self.dtype is None:
             self.state = state
@@ -57,10 +57,10 @@ def _same(one: Any, other: Any) -> bool:
 
 
 class StoredArray(Pending):
-    """A numpy array before its state is known, and one that is not of numbers."""
+    """A numpy array before its state is set, or one that is not numeric."""
 
     def made(self, state: Any) -> Any:
-        """The array that a state tells of; this, where it is not of numbers."""
+        """The array for a state; itself if not numeric."""
         if not isinstance(state, tuple) or len(state) not in (4, 5):
             raise PickleError("an array with a state that is none")
         shape, kind, in_columns, data = state[-4:]

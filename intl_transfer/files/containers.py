@@ -1,4 +1,4 @@
-"""Python's own containers and numbers in pickles: what the names of its builtins stand for."""
+"""Python's containers and numbers in pickles."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _counter(machine: Machine, arguments: tuple[Any, ...]) -> Any:
 
 
 def _default(machine: Machine, arguments: tuple[Any, ...]) -> OrderedDict[Any, Any]:
-    """In place of a `defaultdict`, whose factory would be called later."""
+    """Replaces a `defaultdict`, whose factory would be called later."""
     return _ordered(machine, arguments[1:])
 
 
@@ -71,7 +71,7 @@ def _queue(machine: Machine, arguments: tuple[Any, ...]) -> list[Any]:
 def _number(kind: type[Any]) -> Maker:
     def make(machine: Machine, arguments: tuple[Any, ...]) -> Any:
         for value in arguments:
-            # Digits cost their square.
+            # The cost is quadratic in the digits.
             text = isinstance(value, (str, bytes, bytearray)) and len(value) > _LONGEST_NUMBER
             if text or not isinstance(value, _SIMPLE):
                 raise PickleError(f"a number made of '{type(value).__name__}'")
@@ -89,7 +89,7 @@ def _text(machine: Machine, arguments: tuple[Any, ...]) -> Any:
 
 
 def _bytes(machine: Machine, arguments: tuple[Any, ...]) -> bytes:
-    """Of a number `bytes` would make as many zeros."""
+    """From a number, `bytes` would allocate that many zeros."""
     if arguments and not isinstance(arguments[0], (str, bytes, bytearray, list, tuple)):
         raise PickleError(f"bytes made of '{type(arguments[0]).__name__}'")
     if arguments:

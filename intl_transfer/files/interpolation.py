@@ -1,8 +1,8 @@
-"""Interpolations in configurations: a configuration's own keys, and nothing of the machine's.
+"""Restricts interpolations in configurations to the configuration's own keys.
 
-OmegaConf's ``${…}`` can ask for any environment variable, in a file that a stranger wrote, and the
-answer would stand in the manifest, the model card and the report. So what may stand in ``${…}`` is
-listed here; and what it would be, written out, is counted before it is.
+OmegaConf's ``${…}`` can read any environment variable, also in an untrusted file, and its value
+would appear in the manifest, the model card and the report. So only listed functions are allowed,
+and the size of the resolved configuration is checked before resolving.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from omegaconf import OmegaConf
 
 from intl_transfer.errors import UserError
 
-#: Functions that may be asked for, beside the configuration's own keys.
+#: Allowed functions, in addition to the configuration's own keys.
 RESOLVERS = ("oc.select", "oc.dict.keys", "oc.dict.values", "oc.env")
-#: Environment variables that a configuration may ask for; docs/run-directory.md lists them.
+#: Environment variables that a configuration may read; see docs/run-directory.md.
 VARIABLES = ("DETECTRON2_DATASETS", "IMAGENET_DIR")
 _MOST = 1_000_000
-# OmegaConf's parser takes a millisecond for each, whatever it says.
+# OmegaConf's parser takes a millisecond for each.
 _COST = 1000
 _LONGEST = 10_000
 _OPENED = re.compile(r"(?<!\\)((?:\\\\)*)\$\{")
@@ -29,11 +29,11 @@ _CALL = re.compile(r"\s*([\w.]+)\s*:\s*(['\"]?)([^,}'\"$]*)\2\s*[,}]")
 
 
 def check_interpolations(value: Any, where: str) -> None:
-    """Refuses interpolations that ask for anything but keys and what is listed.
+    """Refuses interpolations of anything but keys and listed functions.
 
     Args:
         value: of nested dictionaries and lists.
-        where: it is from, for messages.
+        where: its source, for messages.
 
     Raises:
         UserError: naming the first.
@@ -64,11 +64,11 @@ def check_interpolations(value: Any, where: str) -> None:
 
 
 def check_size(config: Any, where: str) -> None:
-    """Refuses interpolations that lead to themselves, or would be very large written out.
+    """Refuses circular interpolations, and ones that would be very large when resolved.
 
     Args:
         config: an OmegaConf configuration, or nested dictionaries and lists.
-        where: it is from, for messages.
+        where: its source, for messages.
 
     Raises:
         UserError: naming a key.
@@ -94,7 +94,7 @@ def check_size(config: Any, where: str) -> None:
         elif isinstance(value, str):
             total += len(value)
             for target in _targets(value, place):
-                # A value inside what holds it would be inside itself.
+                # A container that contains itself.
                 total += size_of(target, depth + 1) + _COST
         if total > _MOST:
             raise UserError(

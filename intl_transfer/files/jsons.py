@@ -1,4 +1,4 @@
-"""JSON: the one reader of manifests, results, reports and whatever else is written in it."""
+"""The reader of JSON files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic_core import from_json
 
 from intl_transfer.errors import UserError
 
-#: Levels of objects and lists, and digits of a whole number: beyond, no float could hold it.
+#: Maximum nesting, and digits of an integer, beyond which it overflows a float.
 DEEPEST = 200
 MOST_DIGITS = 308
 _LONG = re.compile(rf"\d{{{MOST_DIGITS + 1}}}")
@@ -18,11 +18,11 @@ _LONG_BYTES = re.compile(_LONG.pattern.encode())
 
 
 def parse_json(data: bytes | str, where: str) -> Any:
-    """The value that a JSON text holds.
+    """Parses a JSON text.
 
     NaN and the infinities, which Python writes, are read; what a field may be is said by the
-    records (:mod:`intl_transfer.runs.records`). Half of a surrogate pair, which is no text that
-    could be written again, becomes a question mark.
+    records (:mod:`intl_transfer.runs.records`). A lone surrogate, which cannot be encoded, becomes
+    a question mark.
 
     Args:
         data: the text, UTF-8 where it is bytes.

@@ -1,13 +1,13 @@
-"""Reads pickles without running what they ask for: the one reader of every kind of them here.
+"""Reads pickles without executing them.
 
 A pickle is a program: it names classes and functions, calls them, and gives objects their states.
-This machine knows its instructions (https://docs.python.org/3/library/pickletools.html) and looks
-no name up. Some names stand for something that is made here, with everything it is given checked:
-Python's containers and numbers, numpy's arrays and torch's tensors of numbers. Every other one is
-:class:`~intl_transfer.files.placeholders.Stored`: kept, and never called.
+This interpreter implements its instructions (https://docs.python.org/3/library/pickletools.html)
+and imports no name. Some names are implemented here, with all arguments checked: Python's
+containers and numbers, numpy's arrays and torch's tensors of numbers. Any other becomes a
+:class:`~intl_transfer.files.placeholders.Stored`, which is never called.
 
-What a file can cost is bounded by its own size and by :data:`MOST_WORK`: no number in it makes the
-machine fill memory, no nesting makes it recurse, and what it gives back has an end.
+The cost of a file is bounded by its size and by :data:`MOST_WORK`: no number in it allocates
+memory, no nesting causes recursion, and the result is finite.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from intl_transfer.files.placeholders import Stored, StoredMapping, as_mapping
 
 #: Instructions in one file, and what calls copy: some seconds and less than 1.5 GiB.
 MOST_WORK = 3_000_000
-# What a file gives back may name one thing many times; written out it may be so much larger.
+# The result may reference an object many times; limit of its expanded size.
 _MOST_REPEATED = 1_000_000
 _DEEPEST = 100
 _LARGEST_KEY = 1000
@@ -39,26 +39,26 @@ Maker = Callable[["Machine", tuple[Any, ...]], Any]
 
 
 class PickleError(ValueError):
-    """A pickle that is damaged, or that no writer makes."""
+    """A pickle that is damaged or invalid."""
 
 
 class Pending(Stored):
-    """What is made once its state is known; a file may name it before."""
+    """An object that is built once its state is known; it may be referenced before."""
 
     def made(self, state: Any) -> Any:
-        """What takes its place."""
+        """Its replacement."""
         raise NotImplementedError
 
 
 @dataclass
 class Budget:
-    """What one file, with the files inside it, may still cost.
+    """The budget of one file, including nested files.
 
     Attributes:
         size: of the file, in bytes.
         work: instructions and copied values so far.
         tensor_bytes: of all tensors so far, each counted in full.
-        names: of whatever is no value of its own: classes and functions of others.
+        names: of foreign classes and functions.
     """
 
     size: int
@@ -83,11 +83,11 @@ class Machine:
     Args:
         data: the file's bytes.
         position: where the pickle begins.
-        makers: what some names stand for, by name with module: called with this machine and the
+        makers: implementations of names, by name with module: called with this interpreter and the
             arguments.
-        constants: values that names stand for.
+        constants: values of names.
         budget: of the file.
-        persistent: gives what lies elsewhere in the file, by what the pickle says of it.
+        persistent: resolves persistent ids, for data elsewhere in the file.
     """
 
     _OPERATIONS: ClassVar[dict[int, Callable[[Machine], None]]] = {}
@@ -134,7 +134,7 @@ class Machine:
                 operation(self)
         except PickleError:
             raise
-        except Exception as error:  # a damaged one can make a step fail in any way
+        except Exception as error:  # a damaged pickle can cause any exception
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise PickleError(f"its pickle is broken at byte {self.position}: {reason}") from None
         finally:
@@ -193,7 +193,7 @@ class Machine:
         if isinstance(value, Pending):
             self._places.setdefault(id(value), []).append(place)
 
-    # What a pickle could do harm with
+    # Potentially harmful instructions
 
     def _named(self, module: str, name: str) -> Any:
         full = f"{_MODULES.get(module, module)}.{name}"
@@ -204,7 +204,7 @@ class Machine:
         return Stored(full)
 
     def call(self, what: Any, arguments: Any) -> Any:
-        """What stands for a call: something made here, or a record of it."""
+        """The result of a call: an object built here, or a placeholder."""
         if not isinstance(what, Stored) or not isinstance(arguments, tuple):
             raise PickleError(f"a call of {_kind(what)} with {_kind(arguments)}")
         if what.arguments is not None or isinstance(what, StoredMapping):
@@ -223,7 +223,7 @@ class Machine:
         elif isinstance(target, Stored):
             target.state = state
         elif type(target) is OrderedDict:
-            # What torch keeps beside a state dict. Any other name could hide a method of it.
+            # An attribute of torch's state dicts. Any other name could shadow a method.
             if isinstance(state, dict) and isinstance(state.get("_metadata"), dict):
                 # As torch sets it.
                 target._metadata = state["_metadata"]  # type: ignore[attr-defined]
@@ -255,9 +255,9 @@ class Machine:
             raise PickleError(f"entries put into {_kind(target)}")
 
     def key(self, value: Any) -> Hashable:
-        """A key of a dictionary or a member of a set, whose hash costs what it looks like.
+        """Checks a dictionary key or set member, whose hash must be cheap.
 
-        The hash of tuples that hold one another takes twice as long with each.
+        Hashing nested tuples can take exponential time.
         """
         waiting, seen = [value], 0
         while waiting:
@@ -272,7 +272,7 @@ class Machine:
                 raise PickleError("a number as key that is larger than any")
             elif not isinstance(part, _KEYS):
                 raise PickleError(f"{_kind(part)} as key")
-        if seen > 1 or isinstance(value, complex):  # a file can choose many that have one hash
+        if seen > 1 or isinstance(value, complex):  # a file can choose many with the same hash
             self.budget.spend(_CHOSEN_KEY)
         return value  # type: ignore[no-any-return]  # one of _KEYS
 
@@ -307,13 +307,13 @@ def _kind(value: Any) -> str:
 
 
 def check_end(value: Any, budget: Budget) -> None:
-    """Makes sure that going through a value, container by container, comes to an end soon.
+    """Checks that traversing a value terminates quickly.
 
     Raises:
-        PickleError: if a container holds itself, or is nested too deeply, or names one thing so
-            often that written out it would be far larger than the file.
+        PickleError: if a container contains itself, is nested too deeply, or references an object
+            so often that its expanded size is far larger than the file.
     """
-    # Depth first, without recursion: sizes written out, by identity; None while inside.
+    # Depth first, without recursion: expanded sizes, by identity; None while inside.
     sizes: dict[int, int | None] = {}
     path: list[tuple[Any, Iterator[Any], int]] = [(None, iter((value,)), 0)]
     while path:

@@ -1,8 +1,8 @@
-"""What stands in for whatever a pickle names: it can be stored and inspected, and does nothing.
+"""Placeholders for objects in a pickle, which can be inspected but do nothing.
 
 A pickle names classes and functions of other libraries, calls them and gives the objects states.
-Here nothing is looked up, so nothing can be called: a name stays a name, a call a record of what it
-was called with.
+Here nothing is imported, so nothing can be called: a name stays a name, and a call a record of its
+arguments.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import Any
 
 from torch import Tensor
 
-# Modules in modules, and wrappers around a value; a file could hold a circle.
+# Maximum nesting of modules and wrappers; a file could be circular.
 _DEEPEST = 64
 # Modules of a network, far more than any ResNet has.
 _MOST_MODULES = 50_000
 
 
 class Stored:
-    """Something of another library that a file holds: never the thing itself.
+    """A placeholder for an object of another library.
 
-    What a file says of it lies in these attributes and is never one itself.
+    The file's content is stored in these attributes and never becomes an attribute itself.
 
     Attributes:
         name: of the class or function, with its module, as the file has it.
         arguments: what it was called with; None where the file names it without a call.
-        state: what the file would have made its state.
-        appended: what the file appends to it.
+        state: its state in the file.
+        appended: items that the file appends to it.
     """
 
     def __init__(self, name: str, arguments: tuple[Any, ...] | None = None) -> None:
@@ -41,7 +41,7 @@ class Stored:
 
 
 class StoredMapping(Stored, Mapping[Any, Any]):
-    """As :class:`Stored`, of a class that the file fills like a dictionary."""
+    """Like :class:`Stored`, for a class that the file fills like a dictionary."""
 
     _entries: dict[Any, Any]
 
@@ -59,7 +59,7 @@ class StoredMapping(Stored, Mapping[Any, Any]):
     __hash__ = object.__hash__
 
     def put(self, key: Hashable, value: Any) -> None:
-        """Takes an entry."""
+        """Adds an entry."""
         self._entries[key] = value
 
 
@@ -73,7 +73,7 @@ def as_mapping(stored: Stored) -> StoredMapping:
 
 
 def plain(value: Any) -> Any:
-    """A value without whatever wrapped it.
+    """Unwraps a value.
 
     Args:
         value: as read. Of a dictionary's relatives their entries are given, of OmegaConf's nodes
@@ -94,7 +94,7 @@ def plain(value: Any) -> Any:
 
 
 def module_state(value: Any) -> OrderedDict[str, Tensor] | None:
-    """The tensors of a network that was pickled whole, as its ``state_dict()`` would name them.
+    """The tensors of a pickled network, named as in its ``state_dict()``.
 
     Args:
         value: as read.
@@ -106,7 +106,7 @@ def module_state(value: Any) -> OrderedDict[str, Tensor] | None:
         return None
     found: OrderedDict[str, Tensor] = OrderedDict()
     waiting = [("", value, frozenset({id(value)}))]
-    for _ in range(_MOST_MODULES):  # networks in networks could be named without end
+    for _ in range(_MOST_MODULES):  # circular networks would have infinitely many names
         if not waiting:
             break
         place, module, above = waiting.pop()
@@ -128,7 +128,7 @@ def _is_module(value: Any) -> bool:
 
 
 def _is_script(module: Stored) -> bool:
-    """Whether a network is a program of TorchScript, which has its parts as plain attributes."""
+    """Whether a network is a TorchScript program, whose parts are plain attributes."""
     return module.name.startswith("__torch__.")
 
 

@@ -31,8 +31,8 @@ _COMPRESSED, _FOLDER, _ZSTD = 1, 2, 4
 class RccFile:
     """The files in a Qt resource file.
 
-    Only the list is read at first; a content is looked at when it is asked for. Whatever a damaged
-    or forged file says, no more is read than it has, and no node twice.
+    Only the list is read at first, contents on request. In a damaged or forged file, nothing
+    outside of it is read, and no node twice.
 
     Args:
         path: the file.

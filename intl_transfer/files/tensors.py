@@ -1,8 +1,8 @@
-"""Torch's tensors in pickles: numbers out of the file's own bytes, every size checked.
+"""Reads torch's tensors from pickles, with all sizes checked.
 
-A tensor is a window into a storage: an offset, a shape and strides, all of which a file states.
-Here a window has to lie inside its storage, and what the windows of one file show has to stay near
-what the file holds: a single number can be shown 10^12 times at no cost, until somebody copies it.
+A tensor is a view of a storage: an offset, a shape and strides, all stated in the file. Here a view
+must lie inside its storage, and the total size of a file's views must be close to the file's size:
+with stride 0, a single number can appear 10^12 times at no cost until it is copied.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _DTYPES = {
 
 @dataclass
 class StoredStorage:
-    """Bytes of a file that tensors are windows into.
+    """Bytes of a file that tensors are views of.
 
     Attributes:
         bytes: of all of it.
@@ -83,10 +83,10 @@ def number(value: Any, what: str, most: int = 2**62) -> int:
 def window(
     storage: Any, dtype: torch.dtype | None, offset: Any, size: Any, stride: Any, budget: Budget
 ) -> Tensor:
-    """The tensor that a window into a storage shows.
+    """Builds a tensor, a view of a storage.
 
     Args:
-        storage: as the file names it.
+        storage: from the file.
         dtype: of the tensor; None for the storage's.
         offset: of its first number.
         size: its shape.
@@ -94,7 +94,7 @@ def window(
         budget: of the file.
 
     Raises:
-        PickleError: if it does not lie in its storage, or shows far more than the file holds.
+        PickleError: if it is outside its storage, or far larger than the file.
     """
     if not isinstance(storage, StoredStorage):
         raise PickleError("a tensor without numbers")

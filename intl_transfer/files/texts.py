@@ -1,4 +1,4 @@
-"""Text files: what is not text is refused by name."""
+"""Reads text files of bounded size."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_bytes(path: str | Path, most: int, what: str) -> bytes:
-    """The bytes of a plain file of bounded size.
+    """The bytes of a regular file of bounded size.
 
     Args:
-        path: the file. A pipe, which would be waited for, is none.
+        path: the file; pipes, which could block, are refused.
         most: bytes it may have.
         what: is expected, for messages: ``"a configuration"``.
 
     Raises:
         FileNotFoundError: if there is none.
-        UserError: if it cannot be read, is no plain file, or is larger.
+        UserError: if it cannot be read, is not a regular file, or is larger.
     """
     path = Path(path)
     try:
@@ -53,15 +53,15 @@ def read_bytes(path: str | Path, most: int, what: str) -> bytes:
 
 
 def decoded(data: bytes, where: str | Path, what: str) -> str:
-    """The text that bytes are: UTF-8, or UTF-16 where it says so.
+    """Decodes bytes as UTF-8, or UTF-16 with a byte order mark.
 
     Args:
         data: of the file.
-        where: they are from, for messages.
+        where: their source, for messages.
         what: is expected, for messages.
 
     Raises:
-        UserError: if they are no text.
+        UserError: if they are not text.
     """
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     try:
@@ -89,7 +89,7 @@ def read_text(path: str | Path, most: int, what: str) -> str:
 
 
 def is_file(path: str | Path) -> bool:
-    """Whether a file is there; False for what no file could be called."""
+    """Whether a file exists; False for invalid names."""
     try:
         return Path(path).is_file()
     except (OSError, ValueError):
@@ -97,12 +97,12 @@ def is_file(path: str | Path) -> bool:
 
 
 def has_surrogate(text: str) -> bool:
-    """Whether half of a surrogate pair is in it, which no file can be written with."""
+    """Whether a text contains a lone surrogate, which cannot be encoded."""
     return _SURROGATE.search(text) is not None
 
 
 def lines_of(path: str | Path, what: str, most: int = 1 << 30) -> list[str]:
-    """The lines of a text file that are not empty, without what surrounds them.
+    """The non-empty lines of a text file, stripped.
 
     Args:
         path: the file.
@@ -110,7 +110,7 @@ def lines_of(path: str | Path, what: str, most: int = 1 << 30) -> list[str]:
         most: bytes it may have.
 
     Raises:
-        UserError: if it is absent or no text.
+        UserError: if it is missing or not text.
     """
     try:
         text = read_text(path, most, what)

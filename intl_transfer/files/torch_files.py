@@ -1,4 +1,4 @@
-"""Files of pickles: torch's two forms, and plain ones. Nothing in them is run, ever.
+"""Reads files of pickles, torch's two formats and plain ones, without executing them.
 
 torch's newer form is a zip archive of ``data.pkl`` and one stored record for each storage, its
 older one (before torch 1.6) five pickles and then the storages, one behind the other.
@@ -37,11 +37,11 @@ _KNOWN: dict[str, Maker] = {**containers.MAKERS, **arrays.MAKERS, **tensors.MAKE
 
 @dataclass(frozen=True)
 class Pickled:
-    """What a file of pickles holds.
+    """The content of a file of pickles.
 
     Attributes:
         value: the object in it.
-        names: of the classes and functions in it that nothing here stands for.
+        names: of the classes and functions in it that are not implemented here.
         verify: holds what some of the tensors were read from against its checksums, and raises an
             OSError or :class:`PickleError`; in forms without checksums it does nothing. The file
             must still be what it was.
@@ -57,10 +57,10 @@ def read_pickled(path: str | Path, mapped: bool = False, verified: bool = False)
 
     Args:
         path: the file.
-        mapped: leave the tensors of torch's newer form in the file until they are used, so that
-            those that are not used cost no memory. The file must then stay as it is.
-        verified: hold every record of torch's newer form against its checksum first. The older
-            form and plain pickles have none.
+        mapped: memory-map the tensors of torch's zip format, so that unused ones need no memory.
+            The file must then not be modified.
+        verified: first verify the checksum of every record of torch's zip format. The older format
+            and plain pickles have none.
 
     Returns:
         What is in it. Tensors and arrays of numbers, numbers, texts and Python's containers are
@@ -68,7 +68,7 @@ def read_pickled(path: str | Path, mapped: bool = False, verified: bool = False)
 
     Raises:
         OSError: if it cannot be read.
-        PickleError: if it is damaged, or is no such file.
+        PickleError: if it is damaged or not such a file.
     """
     path = Path(path)
     with open(path, "rb") as file:
@@ -116,7 +116,7 @@ def _machine(
 
 
 def _announced(what: Any) -> tuple[torch.dtype, str, int, Any]:
-    """Type, key, number of elements and the rest of what a pickle says of a storage."""
+    """Type, key, number of elements and further facts of a storage, from a persistent id."""
     if not isinstance(what, tuple) or len(what) not in (5, 6) or what[0] != "storage":
         raise PickleError("an object outside the file")
     _, kind, key, _, numel, *rest = what
@@ -138,10 +138,10 @@ class _Archive:
         try:
             with zipfile.ZipFile(file) as archive:
                 self._records = {record.filename: record for record in archive.infolist()}
-        # A damaged directory can make its reader fail in any way.
+        # A damaged directory can cause any exception.
         except Exception as error:
             raise PickleError(f"its archive is damaged ({_first(error)})") from None
-        # Records may lie over one another; packed ones are not read.
+        # Records may overlap; compressed ones are not read.
         stored = (r for r in self._records.values() if r.compress_type == zipfile.ZIP_STORED)
         if sum(record.file_size for record in stored) > budget.size:
             raise PickleError("its records are larger than the file")
@@ -162,12 +162,12 @@ class _Archive:
         return _machine(data, 0, self._budget, 0, self._storage).run()
 
     def verify(self) -> None:
-        """Holds every record against its checksum."""
+        """Verifies the checksum of every record."""
         for name in self._records:
             self._verify(name.removeprefix(self._folder))
 
     def verify_used(self, tensors: Iterable[Tensor]) -> None:
-        """Holds against their checksums the records that some tensors lie in."""
+        """Verifies the checksums of the records of some tensors."""
         places = {tensor.untyped_storage().data_ptr() for tensor in tensors}
         with open(self._path, "rb") as self._file:
             for place in sorted(places & self._origins.keys()):
@@ -199,7 +199,7 @@ class _Archive:
         return data
 
     def _place(self, name: str) -> tuple[int, int]:
-        """Where a record's bytes begin, and how many there are."""
+        """Offset and size of a record."""
         record = self._records.get(f"{self._folder}{name}")
         if record is None:
             raise PickleError(f"it has no record '{name[:40]}'")
@@ -283,7 +283,7 @@ class _Sequence:
         return value
 
     def _fill(self, storage: StoredStorage, position: int) -> int:
-        """Takes a storage's numbers; gives back where the next one's begin."""
+        """Reads a storage; returns the offset of the next one."""
         start = position + 8
         if len(self._data) < start:
             raise PickleError("it ends too early")

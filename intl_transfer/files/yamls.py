@@ -1,7 +1,7 @@
-"""YAML: the one reader of configurations, profiles and whatever else is written in it.
+"""The reader of YAML files.
 
-Plain values only. A file has no tags, so that it makes no objects; it has an end, however its
-aliases name one another; and whatever is wrong with it is one line with file, line and column.
+Plain values only: tags, which create objects, are refused, the expanded size of aliases is bounded,
+and every error is one line with file, line and column.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _Parser: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Loader(_Parser):  # type: ignore[misc]  # one of two classes
-    """The safe loader, without dates, which no configuration has and JSON cannot hold."""
+    """The safe loader, without dates, which JSON cannot represent."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - as the base class has it
         first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:timestamp"]
@@ -36,7 +36,7 @@ class _Loader(_Parser):  # type: ignore[misc]  # one of two classes
     }
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
-        """A value; what looks like a number and is none is named with its place."""
+        """A value; invalid numbers are reported with their position."""
         try:
             return super().construct_object(node, deep)
         except (ValueError, OverflowError) as error:
@@ -54,7 +54,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         Its keys and values; empty for an empty file.
 
     Raises:
-        UserError: if it is absent, no text, no valid YAML, no mapping, too large, or has tags.
+        UserError: if it is missing, not text, not valid YAML, not a mapping, too large, or has
+            tags.
     """
     try:
         data = read_bytes(path, MOST_BYTES, _WHAT)
@@ -75,11 +76,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The value that a YAML text holds.
+    """Parses a YAML text.
 
     Args:
         text: one document.
-        where: it is from, for messages.
+        where: its source, for messages.
 
     Raises:
         UserError: in one line, with line and column.
@@ -103,13 +104,13 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def ord_of(character: Any) -> int:
-    """The number of a character, of which a reader's error may already tell the number."""
+    """The code point of a character in a reader's error."""
     return character if isinstance(character, int) else ord(str(character)[:1] or "\0")
 
 
 @dataclass
 class _Open:
-    """A container that is being read.
+    """A container being read.
 
     Attributes:
         anchor: its name, if it has one.
@@ -132,7 +133,7 @@ def _error(where: str, mark: Any, reason: str) -> UserError:
 
 
 def _check(text: str, where: str) -> None:
-    """Goes through a text once, part by part, before anything is made of it."""
+    """Checks a text in one pass, before any object is built."""
     sizes: dict[str, int] = {}
     path = [_Open(None, False)]
     documents = 0

@@ -1,4 +1,4 @@
-"""What the tasks of a job found, judged: the checks of ``intl-transfer doctor --cluster``."""
+"""Evaluates the reports of a job's tasks: the checks of ``intl-transfer doctor --cluster``."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from intl_transfer.machine.outcomes import Check, Checklist, FailedCheckError, S
 from intl_transfer.runs.directory import read_json_object
 from intl_transfer.runs.late import LATE_SECONDS
 
-#: Bytes that one loading process may have waiting in /dev/shm: four batches (the loaders' prefetch)
-#: of two views of 224 x 224 uint8 pixels of 32 images (a batch of 256 on 8 GPUs).
+#: Bytes that one data loading worker may have in /dev/shm: four batches (the loaders' prefetch) of
+#: two views of 224 x 224 uint8 pixels of 32 images (a batch of 256 on 8 GPUs).
 SHM_OF_WORKER = 4 * 2 * 32 * 3 * 224 * 224
 
 Facts = Mapping[str, Any]
@@ -22,7 +22,7 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Requested:
-    """What the job asked for.
+    """The resources requested by the job.
 
     Attributes:
         tasks: of all nodes.
@@ -38,7 +38,7 @@ class Requested:
 
 
 def read_tasks(folder: Path, tasks: int) -> list[dict[str, Any]]:
-    """The reports that are there, by rank."""
+    """The available reports, by rank."""
     files = [folder / f"task-{rank}.json" for rank in range(tasks)]
     return [read_json_object(file) for file in files if file.exists()]
 
@@ -48,7 +48,7 @@ def check_tasks(found: Sequence[Facts], requested: Requested) -> list[Check]:
 
     Args:
         found: of each task that reported, by rank (see :mod:`.task`).
-        requested: what the job asked for.
+        requested: resources of the job.
     """
     checklist = Checklist()
     hosts = {task["host"] for task in found}
@@ -92,7 +92,7 @@ def _tasks(found: Sequence[Facts], requested: Requested) -> str:
 
 
 def _affinity(found: Sequence[Facts], requested: Requested) -> tuple[str, str]:
-    """Cores that each task may use; tasks of one node that have the same few share them."""
+    """Checks the cores of each task, and whether tasks of a node share them."""
     counts = [len(task["cores"]) for task in found]
     figure = f"{_span(counts)} core(s) a task"
     if requested.scheduler != "slurm":
@@ -135,7 +135,7 @@ def _gpus(found: Sequence[Facts], requested: Requested) -> tuple[str, str]:
 
 
 def _shared_memory(found: Sequence[Facts], requested: Requested) -> str:
-    """Whether the loaders' batches fit; by :data:`SHM_OF_WORKER`."""
+    """Checks that the workers' batches fit, by :data:`SHM_OF_WORKER`."""
     free = min(task["shm_free"] for task in found)
     figure = f"{free / 2**30:.1f} GiB free"
     for host, tasks in _by_host(found).items():
@@ -151,7 +151,7 @@ def _shared_memory(found: Sequence[Facts], requested: Requested) -> str:
 
 
 def _gloo(found: Sequence[Facts], requested: Requested) -> tuple[str, str]:
-    """Gloo offers its peers the address that the node's own name resolves to."""
+    """Checks the address that gloo announces: that of the node's own name."""
     several = len({task["host"] for task in found}) > 1
     said = set()
     for task in found:
@@ -175,7 +175,7 @@ def _gloo(found: Sequence[Facts], requested: Requested) -> tuple[str, str]:
 
 
 def _nccl(found: Sequence[Facts], requested: Requested) -> str:
-    """NCCL takes what ``NCCL_SOCKET_IFNAME`` names, else any interface that is up."""
+    """Checks the interface of NCCL: ``NCCL_SOCKET_IFNAME``, or any that is up."""
     several = len({task["host"] for task in found}) > 1
     said = set()
     for task in found:
@@ -228,12 +228,12 @@ def _outward(task: Facts) -> list[str]:
 
 
 def _requeue(found: Sequence[Facts], requested: Requested) -> str:
-    """Rank 0 puts an interrupted job back into the queue, from its node."""
+    """Checks that rank 0 can requeue the job from its node."""
     said = found[0]["requeue"] or {"allowed": False, "problem": "rank 0 did not look"}
     if said["problem"]:
         raise FailedCheckError(
-            f"{said['problem']}: jobs cannot put themselves back into the queue at a time-out; "
-            "start them again by hand, or ask the site"
+            f"{said['problem']}: jobs cannot requeue themselves at a time-out; relaunch them, or "
+            "ask the site's administrators"
         )
     if not said["allowed"]:
         raise FailedCheckError(
@@ -244,7 +244,7 @@ def _requeue(found: Sequence[Facts], requested: Requested) -> str:
 
 
 def _disk(found: Sequence[Facts], requested: Requested) -> tuple[str, str]:
-    """Latency of a small file, and whether another task sees it."""
+    """Checks the latency of a small file, and whether another task sees it."""
     ended = [task for task in found if task.get("disk")]
     if not ended:
         raise SkippedCheckError("no task came so far")

@@ -1,4 +1,4 @@
-"""The NVIDIA driver against what torch was built for."""
+"""Compares the NVIDIA driver with torch's CUDA version."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ _KERNEL_MODULE = Path("/proc/driver/nvidia/version")
 
 
 def minimum_driver(cuda: str) -> str | None:
-    """The oldest driver for a version of CUDA, by ``drivers.yaml``.
+    """The minimum driver version for a version of CUDA, from ``drivers.yaml``.
 
     Args:
         cuda: for example ``13.0``, as ``torch.version.cuda`` has it.
 
     Returns:
-        The driver's version; None where none is recorded for that major version.
+        The driver's version; None if none is recorded for that major version.
     """
     found = read_yaml(_TABLE)["minimum"].get(cuda.split(".")[0])
     return None if found is None else str(found)
 
 
 def installed_driver(kernel_module: Path = _KERNEL_MODULE) -> str | None:
-    """The version of the NVIDIA driver that is loaded; None where there is none.
+    """The version of the loaded NVIDIA driver; None if there is none.
 
     Args:
-        kernel_module: where the driver says its version.
+        kernel_module: file with the driver's version.
     """
     try:
         said = kernel_module.read_text()
@@ -47,11 +47,11 @@ def installed_driver(kernel_module: Path = _KERNEL_MODULE) -> str | None:
 
 
 def compare_driver(driver: str, cuda: str | None) -> str:
-    """The figure of the check of the driver.
+    """The result of the driver check.
 
     Args:
         driver: its version.
-        cuda: that torch was built for; None for a build without.
+        cuda: version that torch was built for; None without CUDA.
 
     Raises:
         FailedCheckError: if the driver is too old, or torch was built without CUDA.

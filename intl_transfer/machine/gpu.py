@@ -1,4 +1,4 @@
-"""The checks of ``intl-transfer doctor --gpu``: on each kind of device that is here.
+"""The checks of ``intl-transfer doctor --gpu``, on each kind of device.
 
 All but the driver's is one code for GPUs (NCCL) and the CPU (gloo).
 """
@@ -27,8 +27,8 @@ from intl_transfer.spectral import intl_loss
 _STEPS = 2
 #: Half precision on each kind of device: as published on GPUs, where gradients are scaled.
 _HALF = {"cuda": torch.float16, "cpu": torch.bfloat16}
-#: A loss in half precision may be off by so many roundings, each of half a unit in the last place.
-#: Those of the ResNet's 20 layers add up like a random walk, sqrt(20) = 4.5; twice that.
+#: Allowed error of a loss in half precision, in roundings of half a unit in the last place. Those
+#: of the ResNet's 20 layers add up like a random walk, sqrt(20) = 4.5; twice that.
 _ROUNDINGS = 9
 #: Of float32 against float64, relative: the order of sums differs, through four Newton iterations.
 _FLOAT32 = 1e-4
@@ -36,7 +36,7 @@ _NO_GPU = "no NVIDIA GPU on this machine"
 
 
 def check_gpus() -> list[Check]:
-    """Makes all checks; those of GPUs are ``not here`` where there is none."""
+    """Runs all checks; those of GPUs are ``not here`` without one."""
     checklist = Checklist()
     found = gpus()
     driver = installed_driver()
@@ -103,7 +103,7 @@ def compiled_operators(device: torch.device) -> tuple[str, str]:
 
 
 def _detectron2_operators(device: torch.device) -> str:
-    """What there is to say of Detectron2's own operators."""
+    """The state of Detectron2's own operators."""
     from intl_transfer.detectron2_compat import install, status
 
     found = status()
@@ -168,7 +168,7 @@ def pretraining_losses(device: torch.device, half: torch.dtype | None) -> list[f
 
 
 class Collectives:
-    """All-reduce and the shared-out head, both by one set of ranks: to start them takes longest.
+    """All-reduce and the sharded head, both by one set of ranks, since starting them is slow.
 
     Args:
         kind: ``cuda`` or ``cpu``.
@@ -180,14 +180,14 @@ class Collectives:
         self._errors: list[list[float]] = []
 
     def all_reduce(self) -> tuple[str, str]:
-        """A sum over ranks, each of which knows what it must be."""
+        """A sum over ranks, compared with its known value."""
         found = in_processes(_collectives, self._ranks, self._kind)
         self._errors = [errors for _, errors in found]
         alone = "one GPU, one rank: nothing was sent" if self._ranks == 1 else ""
         return f"{self._ranks} rank(s), {min(rate for rate, _ in found) / 1e9:.2f} GB/s", alone
 
     def sharded_head(self) -> str:
-        """Loss and parameter gradients of the shared-out head against one process, in float64."""
+        """Loss and parameter gradients of the sharded head against one process, in float64."""
         if not self._errors:
             raise SkippedCheckError("the ranks did not come so far")
         loss, gradient = (_worst(column) for column in zip(*self._errors, strict=True))
@@ -251,11 +251,11 @@ def _sharded_head(rank: int, device: torch.device) -> list[float]:
 
 
 def compiled_projector(kind: str) -> str:
-    """``torch.compile`` of a projector, as ``engine.compile`` has it, against eager mode."""
+    """``torch.compile`` of a projector, as in ``engine.compile``, against eager mode."""
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise SkippedCheckError(f"torch.compile needs a C++ compiler, and {compiler} is not here")
-    # In a process of its own, with a cache of its own: nothing of an earlier compilation helps.
+    # In a separate process with a separate cache, independent of earlier compilations.
     (error,) = in_processes(_compiled_projector, 1, kind, seconds=180)
     figure = f"off eager mode by {error:.1e} (allowed {_FLOAT32:.0e})"
     if not error <= _FLOAT32:

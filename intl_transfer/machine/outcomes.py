@@ -13,11 +13,11 @@ Outcome = Literal["ok", "failed", "not here", "skipped"]
 
 
 class FailedCheckError(Exception):
-    """A check found something wrong; the text says what, and what to do."""
+    """A check failed; the text states why, and what to do."""
 
 
 class SkippedCheckError(Exception):
-    """A check could not be made; the text says why."""
+    """A check could not be run; the text states why."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Check:
     """One check's outcome.
 
     Attributes:
-        name: what was checked.
-        place: on what: ``GPU``, ``CPU``, or a task of a job.
+        name: of the check.
+        place: ``GPU``, ``CPU``, or a task of a job.
         outcome: ``ok``, ``failed``, ``not here`` (nothing of that kind on this machine) or
             ``skipped`` (could not be made).
-        figure: what was measured; empty where nothing was.
-        detail: why it failed or was skipped, and what to do; or what else there is to say.
-        seconds: that it took.
+        figure: the measured value; may be empty.
+        detail: why it failed or was skipped, and what to do; or further information.
+        seconds: duration.
     """
 
     name: str
@@ -44,23 +44,23 @@ class Check:
 
 @dataclass
 class Checklist:
-    """Makes checks, one after the other; none ends the others.
+    """Runs checks one by one; a failure does not affect the others.
 
     Attributes:
-        checks: made so far.
+        checks: run so far.
     """
 
     checks: list[Check] = field(default_factory=list)
 
     def attempt(self, name: str, place: str, check: Callable[[], str | tuple[str, str]]) -> bool:
-        """Makes one check.
+        """Runs one check.
 
         Args:
-            name: what is checked.
-            place: on what.
-            check: gives back the figure, or figure and detail. It raises
-                :class:`FailedCheckError` or :class:`SkippedCheckError`; anything else that it
-                raises has failed it too.
+            name: of the check.
+            place: of the check.
+            check: returns the measured value, or value and detail. It raises
+                :class:`FailedCheckError` or :class:`SkippedCheckError`; any other exception also
+                counts as a failure.
 
         Returns:
             Whether the outcome is ``ok``.
@@ -75,14 +75,14 @@ class Checklist:
             outcome, detail = "skipped", str(error)
         except FailedCheckError as error:
             outcome, detail = "failed", str(error)
-        except Exception as error:  # of a broken driver, library or network: the very thing sought
+        except Exception as error:  # any error of a broken driver, library or network
             outcome, detail = "failed", f"{type(error).__name__}: {first_line(error)}"
         seconds = time.perf_counter() - began
         self.checks.append(Check(name, place, outcome, figure, detail, round(seconds, 2)))
         return outcome == "ok"
 
     def leave_out(self, name: str, place: str, outcome: Outcome, reason: str) -> None:
-        """Lists a check that is not made."""
+        """Adds a check that is not run."""
         self.checks.append(Check(name, place, outcome, detail=reason))
 
 
@@ -93,7 +93,7 @@ def as_json(checks: Iterable[Check]) -> dict[str, Any]:
 
 
 def show(checks: Iterable[Check]) -> None:
-    """Prints a table, a line for each check."""
+    """Prints a table, one line per check."""
     from rich.console import Console
     from rich.markup import escape
 

@@ -1,4 +1,4 @@
-"""Functions in fresh processes: as ranks of a process group, or one that may crash or hang."""
+"""Runs functions in new processes, as ranks of a process group, or a single one that may crash."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def in_processes(
     They form a process group: NCCL on GPUs, one each, gloo on the CPU.
 
     Args:
-        function: of a module, importable; it returns what JSON can hold.
+        function: importable; returns a JSON-compatible value.
         count: number of processes.
         device_type: ``cuda`` or ``cpu``.
         arguments: further ones.
-        seconds: until all must have ended.
+        seconds: time limit.
 
     Returns:
-        What each rank returned, in order.
+        The results of the ranks, in order.
 
     Raises:
         FailedCheckError: if one raises, dies, or does not end in time.
@@ -102,7 +102,7 @@ def _main(
 ) -> None:
     outcome: tuple[bool, Any]
     with open(Path(folder) / f"{rank}.err", "wb") as errors:
-        os.dup2(errors.fileno(), 2)  # warnings of libraries are no part of the table
+        os.dup2(errors.fileno(), 2)  # library warnings would disturb the table
     try:
         device = torch.device(device_type, rank) if device_type == "cuda" else torch.device("cpu")
         if device_type == "cuda":
@@ -127,6 +127,6 @@ def _main(
     partial.write_text(json.dumps(outcome))
     partial.rename(Path(folder) / str(rank))
     if not outcome[0]:
-        os._exit(1)  # the others may wait in a collective: no farewell that could hang
+        os._exit(1)  # the others may wait in a collective: exit without cleanup, which could hang
     dist.barrier()
     dist.destroy_process_group()

@@ -1,10 +1,10 @@
-"""What one task of a job finds on its node, for ``intl-transfer doctor --cluster``.
+"""The report of one task of a job, for ``intl-transfer doctor --cluster``.
 
     python -m intl_transfer.machine.task FOLDER [--slurm]
 
 runs in each task of a job, with torch.distributed's variables set, and writes
-``FOLDER/task-RANK.json``: once with what is known of the node, and again, with ``"done": true``,
-after the tasks have met. So that a rendezvous that hangs leaves the first to judge by.
+``FOLDER/task-RANK.json``: once with the facts of the node, and again, with ``"done": true``, after
+the rendezvous. If the rendezvous hangs, the first report remains.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from intl_transfer.errors import first_line
 from intl_transfer.runs.atomic import write_json
 from intl_transfer.runs.late import LATE_SECONDS, wait_until
 
-#: Seconds that the tasks have to meet.
+#: Time limit of the rendezvous, in seconds.
 RENDEZVOUS_SECONDS = 45
 _ROUNDS = 20  # writes that are timed
 _FLAGS, _ADDRESS = 0x8913, 0x8915  # Linux: SIOCGIFFLAGS, SIOCGIFADDR
@@ -36,10 +36,10 @@ _UP, _LOOPBACK = 0x1, 0x8
 
 
 def main() -> int:
-    """Writes this task's report; always 0, since its reader judges."""
+    """Writes this task's report; always returns 0, since the reader evaluates it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="where the tasks leave what they found")
-    parser.add_argument("--slurm", action="store_true", help="the job is SLURM's")
+    parser.add_argument("folder", type=Path, help="folder for the reports of the tasks")
+    parser.add_argument("--slurm", action="store_true", help="the job runs on SLURM")
     arguments = parser.parse_args()
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     file = arguments.folder / f"task-{rank}.json"
@@ -72,7 +72,7 @@ def node() -> dict[str, Any]:
 
 
 def resolved(host: str) -> str | None:
-    """The IPv4 address that a name stands for, as gloo looks its own up; None for none."""
+    """The IPv4 address of a name, resolved as by gloo; None if there is none."""
     try:
         return socket.gethostbyname(host)
     except OSError:
@@ -105,7 +105,7 @@ def interfaces() -> dict[str, dict[str, Any]]:
 
 
 def requeue() -> dict[str, Any]:
-    """Whether this job may put itself back into the queue: ``{"allowed", "problem"}``."""
+    """Whether this job may requeue itself: ``{"allowed", "problem"}``."""
     job = os.environ.get("SLURM_JOB_ID", "")
     try:
         done = subprocess.run(
@@ -123,7 +123,7 @@ def requeue() -> dict[str, Any]:
 
 
 def disk(folder: Path, rank: int) -> dict[str, float]:
-    """Milliseconds that a small file takes: written, flushed to the disk, renamed.
+    """Milliseconds to write, flush and rename a small file.
 
     Returns:
         ``median`` and ``most`` of :data:`_ROUNDS` files.
@@ -142,10 +142,10 @@ def disk(folder: Path, rank: int) -> dict[str, float]:
 
 
 def neighbor(folder: Path, rank: int, ranks: int) -> float | None:
-    """Seconds until another process's file is seen here; None if it is not.
+    """Seconds until another process's file is visible; None if it is not.
 
-    The other is the next task, which wrote its file before the tasks met. A single task asks a
-    process of its own.
+    The other is the next task, which wrote its file before the rendezvous; for a single task, a
+    child process.
     """
     began = time.perf_counter()
     other = folder / f"disk-{(rank + 1) % ranks}"
@@ -159,13 +159,14 @@ def neighbor(folder: Path, rank: int, ranks: int) -> float | None:
 
 
 def meet(then: Callable[[], float | None]) -> dict[str, Any]:
-    """Brings all tasks together, by gloo and where there are GPUs by NCCL.
+    """Runs a rendezvous of all tasks, by gloo and, with GPUs, by NCCL.
 
     Args:
-        then: is called once all have met.
+        then: called after the rendezvous.
 
     Returns:
-        ``seconds`` by backend, ``seen`` (what ``then`` gave), and ``problem``: None if all is well.
+        ``seconds`` by backend, ``seen`` (the result of ``then``), and ``problem``: None if there is
+        none.
     """
     import torch
     import torch.distributed as dist

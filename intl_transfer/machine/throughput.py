@@ -1,4 +1,4 @@
-"""How many images per second a device trains on, against what is expected of it."""
+"""Measures training throughput, and compares it with the expected range."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from intl_transfer.machine.outcomes import FailedCheckError
 from intl_transfer.models import build_backbone
 
 _TABLE = Path(__file__).with_name("throughput.yaml")
-#: Below this share of the median of a machine's GPUs, one is called slow. Chosen here: GPUs of one
-#: kind differ by a few per cent; one that is throttled or shared loses much more.
+#: A GPU is called slow below this fraction of the median of the machine's GPUs. GPUs of one kind
+#: differ by a few percent; throttled or shared ones are much slower.
 SLOW = 0.8
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Forward and backward passes of a backbone on images that are there already.
+    """Forward and backward passes of a backbone on images in memory.
 
     Attributes:
         name: in ``throughput.yaml``.
@@ -29,7 +29,7 @@ class Workload:
         size: side of the images, in pixels.
         batch: images per step.
         half: dtype of autocast; None for float32.
-        steps: that are timed, after a fifth as many that are not.
+        steps: timed, after a fifth as many warm-up steps.
     """
 
     name: str
@@ -47,7 +47,7 @@ WORKLOADS = {
 
 
 def measure(device: torch.device, workload: Workload) -> float:
-    """Images per second: the median over steps, each waited for."""
+    """Images per second: the median over synchronized steps."""
     torch.manual_seed(0)
     network, _ = build_backbone(workload.backbone)
     network = network.to(device).to(memory_format=torch.channels_last)
@@ -68,12 +68,12 @@ def measure(device: torch.device, workload: Workload) -> float:
 
 
 def judged(rate: float, name: str, workload: Workload, table: Path = _TABLE) -> str:
-    """What to say of a rate.
+    """Compares a rate with the expected range.
 
     Args:
         rate: images per second.
-        name: the device's, as torch has it.
-        workload: that was measured.
+        name: of the device, from torch.
+        workload: measured.
         table: of expected ranges.
 
     Raises:
@@ -94,7 +94,7 @@ def judged(rate: float, name: str, workload: Workload, table: Path = _TABLE) -> 
 
 
 def slow_ones(rates: dict[str, float]) -> list[str]:
-    """Names of devices that lag behind the others of one machine, by :data:`SLOW`."""
+    """Names of devices that are slower than the others of a machine, by :data:`SLOW`."""
     if len(rates) < 2:
         return []
     middle = statistics.median(rates.values())

@@ -1,4 +1,4 @@
-"""Activation checkpointing: memory for time, on GPUs that are small for the batch."""
+"""Activation checkpointing: less memory for more time."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ T = TypeVar("T")
 
 
 def checkpoint_activations(backbone: nn.Module) -> None:
-    """Keeps a ResNet's activations between its stages only, and computes the others again.
+    """Stores a ResNet's activations only between its stages, and recomputes the others.
 
-    Names, parameters and results stay the same; running statistics too, which a second forward
-    pass would otherwise update twice. About a third more time for less than half the memory.
+    Names, parameters, results and running statistics are unchanged; a second forward pass would
+    otherwise update the latter twice. About a third more time for less than half the memory.
 
     Args:
         backbone: a ResNet with ``layer1`` to ``layer4``; changed in place.
@@ -30,7 +30,7 @@ def checkpoint_activations(backbone: nn.Module) -> None:
 
 
 def is_checkpointed(module: nn.Module) -> bool:
-    """Whether a module is a stage whose activations are computed again."""
+    """Whether a module is a stage with recomputed activations."""
     forward: Any = module.forward
     return isinstance(forward, partial) and forward.func is _forward
 
@@ -44,11 +44,10 @@ def _forward(stage: nn.Module, forward: Callable[[Tensor], Tensor], features: Te
 def checkpointed(
     stages: Sequence[nn.Module], forward: Callable[..., T], features: Sequence[Tensor]
 ) -> T:
-    """``forward(*features)``, of which the backward pass computes the activations again.
+    """``forward(*features)``, with activations recomputed in the backward pass.
 
     Args:
-        stages: whose batch norms ``forward`` goes through; the second pass leaves their running
-            statistics alone.
+        stages: used by ``forward``; the second pass does not update their running statistics.
         forward: of the stages.
         features: its arguments.
     """
@@ -64,9 +63,9 @@ def checkpointed(
 
 @contextmanager
 def _frozen_statistics(stages: Sequence[nn.Module]) -> Iterator[None]:
-    """Batch norms compute as in training and leave their running statistics alone."""
+    """Within the block, batch norms compute as in training without updating running statistics."""
     norms = [m for stage in stages for m in stage.modules() if isinstance(m, _BatchNorm)]
-    # The second pass ends as soon as it has what it needs: not every batch norm need be in it.
+    # The second pass stops as soon as possible, so it may not reach every batch norm.
     before = [(norm.momentum, _copy(norm.num_batches_tracked)) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0

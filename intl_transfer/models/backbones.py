@@ -11,8 +11,8 @@ from intl_transfer.errors import UserError, did_you_mean
 
 Stem = Literal["imagenet", "cifar", "cifar_published"]
 STEMS: tuple[Stem, ...] = get_args(Stem)
-# Of the 3x3 convolution, in pixels. INTL's authors pad by one before a stem that pads by one,
-# which is the same as padding by two; the weights of both stems have the same shapes.
+# Padding of the 3x3 convolution, in pixels. INTL's authors pad by one before a stem that pads by
+# one, which equals padding by two; both stems have weights of the same shapes.
 _SMALL_PADDING: dict[Stem, int] = {"cifar": 1, "cifar_published": 2}
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2")
 
@@ -28,7 +28,7 @@ def build_backbone(
         stem: ``"imagenet"`` (7x7 convolution of stride 2 and max-pooling), ``"cifar"`` (3x3 of
             stride 1, no pooling: 32 px give maps of 32, 32, 16, 8, 4) or ``"cifar_published"``
             (INTL's authors': a further pixel of zero padding, maps of 34, 34, 17, 9, 5, and the
-            stem's weights by torch's default in place of Kaiming's fan-out).
+            stem's weights initialized by torch's default instead of Kaiming's fan-out).
         zero_init_residual: start each residual branch's last batch norm weight at zero, as the
             published ResNet-50 recipes do (not those of ResNet-18).
 

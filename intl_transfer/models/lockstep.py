@@ -1,12 +1,12 @@
-"""Views that go through a network together, layer by layer.
+"""Processes several views in a network together, layer by layer.
 
-One by one, every batch norm of the network exchanges its statistics once a view: of six crops, six
-times a layer. In lockstep each layer is applied to all views before the next one is, so that one
-exchange serves them all. Nothing else changes: each view has the statistics of its own rows, and
-running statistics are updated view by view in their order.
+If views are processed one by one, every batch norm exchanges its statistics once per view. In
+lockstep each layer is applied to all views before the next one, so that they share one exchange.
+Otherwise the computation is the same: each view has its own batch statistics, and running
+statistics are updated view by view in order.
 
-Views of one size are one batch between batch norms. A view can go through a copy of the network
-(the moving average) and still share the exchange.
+Views of one size form one batch between batch norms. A view can use a copy of the network (the
+moving average) and still share the exchange.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _BRANCH: dict[type[nn.Module], tuple[str, ...]] = {
 
 
 def walk_together(networks: Sequence[nn.Module], views: Sequence[Tensor]) -> list[Tensor]:
-    """Each view through its network, as ``network(view)`` one after the other.
+    """Applies networks to views; equivalent to ``network(view)`` one by one.
 
     Args:
-        networks: one a view: the same, or copies of one another. Torchvision's ResNets, sequences
-            of them and of layers, and any modules without batch norm.
+        networks: one per view: the same, or copies of it. Torchvision's ResNets, sequences of them
+            and of layers, and any modules without batch norm.
         views: tensors (B, ...); sizes may differ.
 
     Returns:
-        One tensor a view.
+        One tensor per view.
 
     Raises:
-        TypeError: for a network with batch norms whose layers are not known.
+        TypeError: for a network with batch norms and unknown layers.
     """
     numbers: dict[tuple[int, torch.Size, torch.dtype], list[int]] = {}
     for number, (network, view) in enumerate(zip(networks, views, strict=True)):
@@ -65,7 +65,7 @@ def _joined(views: list[Tensor]) -> Tensor:
 
 
 class _Walk:
-    """Applies corresponding modules of networks to a batch each.
+    """Applies corresponding modules of networks to one batch each.
 
     Args:
         views: the numbers of the views in each batch.
@@ -80,7 +80,7 @@ class _Walk:
         if isinstance(first, _BatchNorm) and first.training:
             if ranks_sharing(first) == 1:
                 return self._one_by_one(modules, batches)
-            # All are of the kind of the first.
+            # All have the type of the first.
             return normalize_together(modules, batches, self._views)  # type: ignore[arg-type]
         if not any(
             isinstance(module, _BatchNorm) and module.training for module in first.modules()
@@ -91,7 +91,7 @@ class _Walk:
         return self._inside(modules, batches)
 
     def _one_by_one(self, norms: Sequence[nn.Module], batches: Sequence[Tensor]) -> list[Tensor]:
-        """Batch norms that exchange nothing: torch's own pass, which is faster, in views' order."""
+        """Batch norms without exchange, by torch's own faster pass, in the order of views."""
         parts = [
             list(batch.chunk(len(views))) for batch, views in zip(batches, self._views, strict=True)
         ]
@@ -103,7 +103,7 @@ class _Walk:
         return [_joined(views) for views in parts]
 
     def _inside(self, modules: Sequence[nn.Module], batches: Sequence[Tensor]) -> list[Tensor]:
-        """Through the layers that modules are made of."""
+        """Applies the layers of composite modules."""
         first = modules[0]
         if isinstance(first, nn.Sequential):
             return self._named(modules, [name for name, _ in first.named_children()], batches)
@@ -118,8 +118,8 @@ class _Walk:
             total = [out.add_(skip) for out, skip in zip(branch, skipped, strict=True)]
             return self._named(modules, ["relu"], total)
         raise TypeError(
-            f"{type(first).__name__} has batch norms and layers that views cannot walk through in "
-            "lockstep; known are torchvision's ResNets and nn.Sequential"
+            f"{type(first).__name__} has batch norms and is not supported in lockstep; supported "
+            "are torchvision's ResNets and nn.Sequential"
         )
 
     def _named(

@@ -6,7 +6,7 @@ import torch
 
 from intl_transfer.errors import UserError
 
-#: What autocast is told; None computes in float32 as it is.
+#: The dtype for autocast; None for float32 without autocast.
 PRECISIONS: dict[str, torch.dtype | None] = {
     "fp32": None,
     "bf16": torch.bfloat16,
@@ -15,7 +15,7 @@ PRECISIONS: dict[str, torch.dtype | None] = {
 
 
 def check_precision(name: str, device: torch.device) -> None:
-    """Refuses a precision that a device computes by detours, or not at all.
+    """Refuses a precision that a device emulates or does not support.
 
     Args:
         name: of :data:`PRECISIONS`.
@@ -29,5 +29,5 @@ def check_precision(name: str, device: torch.device) -> None:
     if not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(
             f"engine.precision is bf16, which {torch.cuda.get_device_name(device)} does not "
-            "compute in (NVIDIA's do from compute capability 8.0 on); take engine.precision=fp16"
+            "compute in (NVIDIA's do from compute capability 8.0 on); use engine.precision=fp16"
         )

@@ -19,8 +19,8 @@ class Encoder(nn.Module):
     Attributes:
         backbone: images (B, 3, H, W) to features (B, width).
         projector: features to embeddings (B, d).
-        lockstep: whether views walk through the network together
-            (:mod:`intl_transfer.models.lockstep`) or one by one, to the same result.
+        lockstep: whether views are processed together (:mod:`intl_transfer.models.lockstep`) or one
+            by one, with the same result.
     """
 
     def __init__(self, backbone: nn.Module, projector: nn.Module, lockstep: bool = False) -> None:
@@ -30,14 +30,14 @@ class Encoder(nn.Module):
         self.lockstep = lockstep
 
     def forward(self, views: Sequence[Tensor], target: Encoder | None = None) -> list[Tensor]:
-        """Embeds each view by itself, so that each has its own batch-norm statistics.
+        """Embeds each view separately, with its own batch-norm statistics.
 
         Args:
             views: tensors (B, 3, H_v, W_v); sizes may differ between views.
-            target: a copy of this encoder, through which view 0 goes in place of this one.
+            target: a copy of this encoder, used for view 0 instead.
 
         Returns:
-            One tensor (B, d) a view.
+            One tensor (B, d) per view.
         """
         # One call for all views: DistributedDataParallel allows a single forward per backward.
         encoders = [self if view or target is None else target for view in range(len(views))]
@@ -71,9 +71,9 @@ class MovingAverage:
 
     @contextmanager
     def ahead(self, online: Encoder, momentum: float) -> Iterator[None]:
-        """Within the block the copy is as :meth:`update` would make it; after it as before.
+        """Within the block the copy is as after :meth:`update`; afterwards it is restored.
 
-        A step whose outcome is not known yet can embed by it, and update once it is known to count.
+        A step can embed with it, and update permanently once the step is known to be valid.
         """
         parameters = list(self.encoder.parameters())
         before = [p.data for p in parameters]

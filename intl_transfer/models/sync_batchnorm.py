@@ -1,8 +1,8 @@
 """Batch norm over the global batch, of one batch or of several views at once.
 
 :class:`torch.nn.SyncBatchNorm` runs on GPUs only, exchanges the statistics of one batch at a time,
-and waits for the GPU at each of them. Here all batches that are handed in together, each view with
-statistics of its own, share one exchange forward and one backward, and nobody waits.
+and waits for the GPU at each of them. Here all batches passed together, with separate statistics
+per view, share one exchange in each direction, without synchronization.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 
 
 class CollectiveBatchNorm(_BatchNorm):
-    """Batch norm whose training statistics are those of all ranks' rows together.
+    """Batch norm with training statistics over all ranks.
 
-    Ranks may differ in their numbers of rows, of which each needs one at least.
+    Ranks may have different batch sizes, of at least one.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -76,7 +76,7 @@ def ranks_sharing(norm: _BatchNorm) -> int:
 
 @torch.no_grad()
 def _track(norm: _BatchNorm, mean: Tensor, unbiased: Tensor) -> None:
-    """Takes one view's statistics up into the running ones."""
+    """Updates the running statistics by one view's."""
     if norm.running_mean is None or norm.running_var is None:
         return
     assert norm.num_batches_tracked is not None
@@ -92,7 +92,7 @@ def _track(norm: _BatchNorm, mean: Tensor, unbiased: Tensor) -> None:
 
 @dataclass(frozen=True)
 class _Layout:
-    """What one layer's pass needs to know besides tensors.
+    """Settings of one layer's pass.
 
     Attributes:
         counts: number of views in each batch, V in all.

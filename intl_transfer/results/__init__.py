@@ -1,4 +1,4 @@
-"""Run directories in, tables out."""
+"""Collects run directories into tables."""
 
 from intl_transfer.results.collect import Collection, collect
 from intl_transfer.results.render import render

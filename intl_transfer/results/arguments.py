@@ -13,7 +13,7 @@ _TABLES = ("detection", "classification")
 
 
 def one_of(*known: str) -> Callable[[str], str]:
-    """A type for argparse that names the nearest word."""
+    """An argparse type for one of several words, with suggestions."""
 
     def check(text: str) -> str:
         if text not in known:
@@ -26,7 +26,7 @@ def one_of(*known: str) -> Callable[[str], str]:
 
 
 def some_of(*known: str) -> Callable[[str], tuple[str, ...]]:
-    """The same for several words with commas between them."""
+    """The same for a comma-separated list."""
     check = one_of(*known)
     return lambda text: tuple(check(word) for word in _words(text))
 
@@ -37,7 +37,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 def _digits(text: str) -> int:
     if not text.isdecimal() or int(text) > 10:
-        raise argparse.ArgumentTypeError(f"'{text}': expected digits after the point, 0 to 10")
+        raise argparse.ArgumentTypeError(f"'{text}': expected a number of decimals, 0 to 10")
     return int(text)
 
 
@@ -61,19 +61,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``intl-transfer collect``."""
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUNS", help="run directories, or folders of them")
-    add("--out", metavar="FILE|FOLDER/", help="a table's file, or a folder for a whole report")
-    add("--watch", action="store_true", help="rebuild the report when runs change, until Ctrl-C")
-    text = "default: by the name of --out; without that, console on a terminal and md elsewhere"
+    add("--out", metavar="FILE|FOLDER/", help="a file for a table, or a folder for a report")
+    add(
+        "--watch", action="store_true", help="rebuild the report whenever runs change, until Ctrl-C"
+    )
+    text = (
+        "output format (default: by the extension of --out, otherwise console on a terminal and md "
+        "elsewhere)"
+    )
     _choice(add, "--format", FORMS, text, None)
     add(
         "--disclose",
         action="store_true",
-        help="also write the runs' absolute paths, hosts, users and command lines",
+        help="include absolute paths, hosts, users and command lines of the runs",
     )
     add(
         "--anonymous",
         action="store_true",
-        help="for double-blind review: also without addresses, e-mail, revisions and times",
+        help="for double-blind review: also omit addresses, e-mail, revisions and times",
     )
     _shown(parser.add_argument_group("what is shown").add_argument)
     _statistics(parser.add_argument_group("statistics").add_argument)
@@ -82,47 +87,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _shown(add: Callable[..., object]) -> None:
-    add("--published", action="store_true", help="also show published rows")
+    add("--published", action="store_true", help="include published results")
     add(
         "--tables",
         type=some_of(*_TABLES),
         default=_TABLES,
         metavar=",".join(_TABLES),
-        help="which tables; default: both",
+        help="kinds of tables (default: both)",
     )
-    text = "paper (default): one row per method across data sets; dataset: a table for each"
+    text = "paper (default): one row per method across data sets; dataset: one table per data set"
     _choice(add, "--layout", ("paper", "dataset"), text, "paper")
     add(
         "--columns",
         type=_words,
         default=(),
         metavar="COLUMN,...",
-        help="TASK.METRIC, TASK or METRIC, as box.AP,voc or AP,APs",
+        help="columns to show: TASK.METRIC, TASK or METRIC, for example box.AP,voc or AP,APs",
     )
     add(
         "--hide",
         type=some_of("pretraining", "n"),
         default=(),
         metavar="pretraining,n",
-        help="columns to leave out",
+        help="columns to omit",
     )
     add(
         "--rows",
         action="append",
         default=[],
         metavar="KEY=PATTERN",
-        help="only matching rows; also KEY!=PATTERN; keys: method, pretraining, dataset, detector, "
-        "schedule, source (measured, external, published); may be repeated",
+        help="show only matching rows (also KEY!=PATTERN); keys: method, pretraining, dataset, "
+        "detector, schedule, source (measured, external, published); may be repeated",
     )
-    add("--sort", metavar="COLUMN", help="method, pretraining, n, or a column; default: best first")
-    add("--reverse", action="store_true", help="the other way round")
-    add("--precision", type=_digits, default=1, help="digits after the point (default: 1)")
+    add(
+        "--sort",
+        metavar="COLUMN",
+        help="sort by method, pretraining, n, or a column (default: best first)",
+    )
+    add("--reverse", action="store_true", help="reverse the order")
+    add("--precision", type=_digits, default=1, help="number of decimals (default: 1)")
 
 
 def _statistics(add: Callable[..., object]) -> None:
     text = (
-        "beside a mean: the sample standard deviation (default), a 95 %% interval of the mean by "
-        "Student's t or by bootstrap, the difference to --baseline with its interval, or nothing"
+        "shown with a mean: the sample standard deviation (default), a 95 %% interval of the mean "
+        "by Student's t or by bootstrap, the difference to --baseline with its interval, or nothing"
     )
     _choice(add, "--spread", ("std", "t", "bootstrap", "difference", "none"), text, "std")
     add(
@@ -133,50 +142,56 @@ def _statistics(add: Callable[..., object]) -> None:
     add(
         "--power",
         action="store_true",
-        help="instead of tables: what the seeds resolve, and how many a difference needs",
+        help="instead of tables, print the differences that the seeds resolve, and the seeds that "
+        "a difference needs",
     )
-    text = "auto (default): paired where both rows have the same seeds, else Welch's"
+    text = "auto (default): paired if both rows have the same seeds, otherwise Welch's"
     _choice(add, "--test", ("auto", "paired", "welch"), text, "auto")
     text = (
-        "learning rates in tables of their own (default), or each row at the one with the highest "
-        "mean AP, which a footnote says"
+        "separate (default): one table per learning rate; best: each row at the one with the "
+        "highest mean AP, stated in a footnote"
     )
     _choice(add, "--lr-selection", ("separate", "best"), text, "separate")
 
 
 def _forms(add: Callable[..., object]) -> None:
-    add("--standalone", action="store_true", help="LaTeX that compiles on its own")
-    each = "of LaTeX's first table; again for the second, and so on; default: "
-    add("--caption", action="append", default=[], metavar="LATEX", help=f"{each}its title")
+    add("--standalone", action="store_true", help="LaTeX: write a complete document")
+    each = "of LaTeX's first table; repeat for further ones; default: "
+    add("--caption", action="append", default=[], metavar="LATEX", help=f"caption {each}its title")
     add(
         "--tex-label",
         action="append",
         default=[],
         metavar="NAME",
-        help=f"{each}tab: and what it shows",
+        help=f"label {each}tab: and its content",
     )
-    text = "of LaTeX: table (one column), table* (across the page), auto (default): by the width"
+    text = "LaTeX: table (one column), table* (full width), auto (default): by the width"
     _choice(add, "--float", ("auto", "table", "table*"), text, "auto")
     add(
         "--link",
         default="",
         metavar="ADDRESS",
-        help="of the report's page, to which tables link; in a folder: its index.html",
+        help="URL of the report, to which tables link (default in a folder: its index.html)",
     )
     add(
         "--names",
         metavar="FILE",
-        help="YAML: by run, weights hash or row, the name to show, order, group, rule",
+        help="YAML file with names, order, groups and rules of rows, by run, weights hash or row",
     )
-    add("--template", metavar="FILE", help="fill this Jinja2 template instead of a format")
+    add("--template", metavar="FILE", help="render this Jinja2 template instead of --format")
     add(
         "--export",
         action="append",
         default=[],
         metavar="KIND=TARGET",
-        help="also to mlflow=FOLDER, wandb=FOLDER (offline) or card=README.md of a backbone",
+        help="export to mlflow=FOLDER, wandb=FOLDER (offline) or card=README.md of a backbone",
     )
-    add("--figures", type=Path, metavar="FOLDER", help="also draw curves and bars for papers")
+    add(
+        "--figures",
+        type=Path,
+        metavar="FOLDER",
+        help="also draw figures (curves and bars) for papers",
+    )
     add(
         "--figure-format",
         type=some_of("pdf", "svg", "png"),
@@ -192,13 +207,13 @@ def _reading(add: Callable[..., object]) -> None:
         action="append",
         default=[],
         metavar="PATH=NAME",
-        help="method name of a Detectron2 folder that other scripts wrote",
+        help="method name for an output folder of Detectron2",
     )
     add(
         "--stalled-after",
         type=_minutes,
         default=60.0,
         metavar="MINUTES",
-        help="without output, after which a run counts as stalled (default: 60)",
+        help="minutes without output after which a run counts as stalled (default: 60)",
     )
-    add("--no-cache", action="store_true", help="read everything again, and cache nothing")
+    add("--no-cache", action="store_true", help="do not use the cache")

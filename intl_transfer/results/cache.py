@@ -1,7 +1,7 @@
-"""What was read before, so that a thousand unchanged run directories are not read again.
+"""A cache of run directories, so that unchanged ones are not read again.
 
-A file counts as unchanged while its path, modification time (ns) and size are. The cache lies in
-the user's cache folder, one file for each folder that is collected; it may be deleted at any time.
+A file counts as unchanged if its path, modification time (ns) and size are. The cache is in the
+user's cache folder, one file per collected folder; it can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from typing import Any
 from intl_transfer.runs import write_atomically
 
 _VERSION = 1
-# File systems keep times to 2 s at the coarsest (FAT): a file this young could change again
-# without its time changing.
+# File systems keep times to 2 s at the coarsest (FAT): a file this recent could change again with
+# the same time.
 _YOUNG_SECONDS = 2.5
 
 Stamp = list[list[Any]]
 
 
 def cache_path(root: Path) -> Path:
-    """Where the cache of one collected folder lies."""
+    """The path of a collected folder's cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:24]
     return Path(base) / "intl-transfer" / f"collect-{name}.json"
 
 
 def stamp_of(files: Mapping[str, os.stat_result]) -> Stamp:
-    """What must stay the same for a record to hold: name, time and size of each file."""
+    """The key of a record's validity: name, time and size of each file."""
     return [[name, status.st_mtime_ns, status.st_size] for name, status in sorted(files.items())]
 
 
@@ -41,7 +41,7 @@ class Cache:
     """Records of folders below one root.
 
     Args:
-        root: the folder that is collected.
+        root: the collected folder.
         enabled: False reads and writes nothing.
     """
 
@@ -52,7 +52,7 @@ class Cache:
         self._changed = False
         self.hits = 0
         if self._file is not None:
-            # Whatever is wrong with a cache, reading the folders again is right.
+            # On any error of the cache, the folders are read again.
             with contextlib.suppress(Exception):
                 content = json.loads(self._file.read_bytes())
                 if content["version"] == _VERSION:
@@ -69,17 +69,17 @@ class Cache:
         return record["value"]
 
     def put(self, folder: Path, stamp: Stamp, value: Any) -> None:
-        """Keeps a record, unless a file is so young that it may change under the same stamp."""
+        """Stores a record, unless a file is so recent that it may change with the same time."""
         newest = max((nanoseconds for _, nanoseconds, _ in stamp), default=0)
         if time.time() - newest / 1e9 > _YOUNG_SECONDS:
             self._kept[os.path.abspath(folder)] = {"stamp": stamp, "value": value}
             self._changed = True
 
     def save(self) -> None:
-        """Writes the records of the folders that are still there; does without if it cannot."""
+        """Writes the records of existing folders; errors are ignored."""
         if self._file is None or not (self._changed or self._kept.keys() != self._known.keys()):
             return
-        # Not write_json: no indent, and NaN in a external file is no reason to fail.
+        # Not write_json: no indent, and NaN in an external file must not fail.
         text = json.dumps({"version": _VERSION, "folders": self._kept}, separators=(",", ":"))
         with contextlib.suppress(OSError):
             write_atomically(self._file, lambda out: out.write(text.encode()))

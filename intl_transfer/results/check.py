@@ -1,9 +1,9 @@
-"""Checks run directories, of this project or made by hand, and reports what is wrong.
+"""Validates run directories, of this project or written by other tools.
 
     intl-transfer check runs/ my_evaluator/run_0
 
-Every field that is wrong is named with what was expected and what was found; docs/run-directory.md
-describes all of them. Exit status 1 says that something has to be corrected.
+Lists every invalid field, with what was expected and found; docs/run-directory.md describes all
+fields. The exit status is 1 if there are errors.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from intl_transfer.runs.records import (
     results_class,
 )
 
-_MOST = 20  # problems of one file that are named
+_MOST = 20  # problems listed per file
 
 
 @dataclass
 class Findings:
-    """What was found in one run directory.
+    """The findings on one run directory.
 
     Attributes:
         folder: the directory.
-        errors: what has to be corrected.
-        warnings: what looks wrong.
-        words: what the directory is.
+        errors: that must be corrected.
+        warnings: suspicious values.
+        words: description of the directory.
     """
 
     folder: Path
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Checks; returns 0, or 1 if something has to be corrected."""
+    """Checks; returns 0, or 1 if there are errors."""
     problems: list[str] = []
     found = [check(folder) for root in arguments.folders for folder in _folders(root, problems)]
     if not found:
@@ -96,7 +96,7 @@ def check(folder: Path) -> Findings:
     """Checks one run directory.
 
     Args:
-        folder: that holds ``manifest.json``, or ``results.json`` alone with ``external`` in it.
+        folder: with ``manifest.json``, or only ``results.json`` with the field ``external``.
     """
     found = Findings(folder)
     manifest = results = None
@@ -146,7 +146,7 @@ def _content(file: Path, found: Findings) -> dict[str, Any] | None:
 def _record(
     file: Path, kind: type[Record], found: Findings, content: dict[str, Any] | None = None
 ) -> Any:
-    """The file as a record; None, and every problem named, where it is not one."""
+    """The file as a record; None, after adding all problems, if it is invalid."""
     content = content if content is not None else _content(file, found)
     if content is None:
         return None
@@ -160,13 +160,13 @@ def _record(
         return None
     for name, known in _unknown(record):
         hint = did_you_mean(name.rsplit(".", 1)[-1], known)
-        if hint:  # further fields are allowed; those that look like a known one are not meant
+        if hint:  # further fields are allowed, except misspellings of known ones
             found.warnings.append(f"{file.name}: no field '{name}' is known.{hint}")
     return record
 
 
 def _unknown(record: Record, place: str = "") -> Iterator[tuple[str, list[str]]]:
-    """Fields that are not documented, with those of the object that are and are not given."""
+    """Undocumented fields, with the documented ones that are missing in the same object."""
     names = {
         str(info.validation_alias or name): name for name, info in type(record).model_fields.items()
     }
@@ -218,7 +218,7 @@ def _check_backbone(folder: Path, results: PretrainResults, found: Findings) -> 
 
 
 def _check_metrics(file: Path, found: Findings) -> None:
-    """Whether every line is in the form; a last line that a crash cut off does no harm."""
+    """Checks every line; an incomplete last line, left by a crash, is accepted."""
     for index, line in enumerate(read_lines(file)):
         try:
             MetricsLine.model_validate(line)

@@ -1,4 +1,4 @@
-"""What makes a finished run's results unusable, and what looks wrong about them."""
+"""Errors and warnings about the results of a finished run."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from intl_transfer.runs.records import (
 )
 
 #: Kinds of the evaluation stage: frozen features with a linear head, k nearest neighbors, and
-#: fine-tuning on a part of the labels. Evaluators of others have kinds of their own.
+#: fine-tuning on a part of the labels. Other evaluators may have further kinds.
 EVALUATION_KINDS = ("linear", "knn", "semi")
 
 
 def problem_of(results: AnyResults, config: Mapping[str, Any] | None = None) -> str | None:
-    """What makes results of the right form unusable, in one sentence; None for good ones.
+    """Why valid results are unusable, in one sentence; None if they are usable.
 
     Args:
         results: of a run.
-        config: of the run, where it is known. A kind of evaluation that the run's own
-            configuration asked for is one, whether or not it is known here.
+        config: of the run, if known. A kind of evaluation in the run's own configuration is
+            accepted even if unknown here.
     """
     if isinstance(results, DetectionResults):
         return _detection_problem(results)
@@ -33,17 +33,17 @@ def problem_of(results: AnyResults, config: Mapping[str, Any] | None = None) -> 
 
 
 def warnings_of(results: AnyResults) -> list[str]:
-    """What looks wrong about usable results."""
-    figures = [value for _, value in figures_of(results) if isinstance(value, (int, float))]
-    if figures and 0 < max(figures) <= 1:
+    """Warnings about usable results."""
+    found = [value for _, value in metrics_of(results) if isinstance(value, (int, float))]
+    if found and 0 < max(found) <= 1:
         return [
-            f"no metric is above 1 (the highest: {max(figures):g}); they are taken as percentages, "
+            f"no metric is above 1 (the highest: {max(found):g}); they are taken as percentages, "
             "from 0 to 100"
         ]
     return []
 
 
-def figures_of(results: AnyResults) -> Iterator[tuple[str, Any]]:
+def metrics_of(results: AnyResults) -> Iterator[tuple[str, Any]]:
     """Name and value of every metric: ``box.AP``, ``top1``; those of single classes left out."""
     metrics: Mapping[str, Any] = getattr(results, "metrics", {})
     for task, values in metrics.items():
@@ -78,11 +78,11 @@ def _evaluation_problem(results: EvaluationResults, asked: Any) -> str | None:
 
 
 def _percentages(results: AnyResults) -> str | None:
-    values = dict(figures_of(results))
+    values = dict(metrics_of(results))
     for name, value in values.items():
         if value is not None and not _is_percentage(value):
             return f"{name} is {value!r}; expected a percentage from 0 to 100"
-    return None if any(v is not None for v in values.values()) else "holds no figure at all"
+    return None if any(v is not None for v in values.values()) else "has no metrics"
 
 
 def _is_percentage(value: Any) -> bool:

@@ -1,6 +1,6 @@
 """Tables of classification: ImageNet linear, k nearest neighbors, few labels, small data sets.
 
-Figures come from what pretraining measures at its end (``knn_accuracy``) and from runs of the stage
+Metrics come from the end of pretraining (``knn_accuracy``) and from runs of the stage
 ``evaluation``.
 """
 
@@ -21,7 +21,7 @@ from intl_transfer.results.published import (
     published_linear,
     published_small,
 )
-from intl_transfer.results.rows import Column, Figures, Row, Table
+from intl_transfer.results.rows import Column, Metrics, Row, Table
 from intl_transfer.results.run import Run
 from intl_transfer.results.starts import (
     assumed_note,
@@ -47,7 +47,7 @@ _AT_THE_END = "k-NN as measured at the end of pretraining"
 _SMALL_TITLE = "Small data sets, resnet18: linear top-1, 5-NN, linear top-5"
 _LINEAR_TITLE = "ImageNet, resnet50: linear top-1 by epochs of pretraining"
 _ONLINE = "online linear head"
-#: Of weights whose pretraining's length nobody states, such as a supervised baseline's.
+#: For weights with an unknown length of pretraining, such as a supervised baseline's.
 _NO_EPOCHS = "epochs not stated"
 _KINDS = {"knn": "k-NN", "linear": "linear evaluation", "semi": "fine-tuned on few labels"}
 _METRICS = {"top1": "top-1", "top5": "top-5"}
@@ -55,22 +55,22 @@ _METRICS = {"top1": "top-1", "top5": "top-5"}
 
 @dataclass(frozen=True)
 class _Sample:
-    """Figures of one run, and the protocol that they were measured by.
+    """The metrics of one run, and their protocol.
 
     Attributes:
         run: the run.
-        protocol: in words.
-        group: the same for samples of a kind, data set and backbone whose settings agree.
-        settings: what decided the figures beside the start, by dotted key.
-        figures: by metric.
-        from_pretraining: measured by the pretraining on its way.
+        protocol: as text.
+        group: equal for samples of the same kind, data set and backbone whose settings agree.
+        settings: deciding settings other than the initialization's, by dotted key.
+        metrics: values by name.
+        from_pretraining: measured during pretraining.
         notes: footnotes.
     """
 
     run: Run
     protocol: str
     settings: Mapping[str, Any]
-    figures: dict[str, float]
+    metrics: dict[str, float]
     from_pretraining: bool = False
     notes: tuple[str, ...] = ()
     group: int = 0
@@ -104,15 +104,15 @@ class _Sample:
 
 
 def classification_tables(collection: Collection, published: bool = False) -> list[Table]:
-    """Tables of every classification that was measured, and of the published ones.
+    """Tables of all measured and published classifications.
 
     Args:
         collection: from :func:`intl_transfer.results.collect`.
-        published: also show published rows.
+        published: include published rows.
 
     Returns:
-        ImageNet linear, small data sets, then one table for each other kind, data set, backbone
-        and protocol.
+        ImageNet linear, small data sets, then one table for each other kind, data set, backbone and
+        protocol.
     """
     runs = with_keys([*collection.evaluations, *_pretrained(collection)])
     samples = _told_apart([_sample(run) for run in runs])
@@ -153,7 +153,7 @@ def classification_tables(collection: Collection, published: bool = False) -> li
 
 
 def _pretrained(collection: Collection) -> Iterable[Run]:
-    """What pretraining runs measured at their end, in the form of an evaluation."""
+    """Metrics measured at the end of pretraining, in the form of an evaluation."""
     for path, results in collection.pretraining.items():
         if results.knn_accuracy is None or not results.dataset or not results.backbone:
             continue
@@ -194,20 +194,20 @@ def _sample(run: Run) -> _Sample:
     text = f"k = {protocol['k']}" if list(protocol) == ["k"] else ", ".join(words)
     if on_the_way and (train := (manifest.config.get("knn") or {}).get("train")):
         text += f", neighbors from {Path(str(train)).name}"
-    figures = {
+    metrics = {
         _METRICS.get(key, key): float(value)
         for key, value in results.metrics.items()
-        # Five votes of neighbors are no ranking: k-NN has one figure.
+        # k-NN has no ranking of classes, so only top-1.
         if value is not None and (results.kind != "knn" or key != "top5")
     }
-    return _Sample(run, text, settings, figures, on_the_way)
+    return _Sample(run, text, settings, metrics, on_the_way)
 
 
 def _told_apart(samples: Sequence[_Sample]) -> list[_Sample]:
-    """Samples whose protocols' words differ wherever their settings do."""
+    """Makes protocol texts differ wherever settings do."""
     alike: dict[tuple[str, ...], list[_Sample]] = defaultdict(list)
     for s in samples:
-        # A dedicated evaluation counts before what pretraining measured with as many neighbors.
+        # A dedicated evaluation takes precedence over pretraining's own with the same k.
         measured = "on the way" if s.from_pretraining else ""
         share = f"{s.labels_percent:g}" if s.kind == "semi" else ""
         alike[s.kind, s.dataset, s.backbone, s.protocol, measured, share].append(s)
@@ -225,7 +225,7 @@ def _told_apart(samples: Sequence[_Sample]) -> list[_Sample]:
 def _one_protocol_each(
     samples: Sequence[_Sample],
 ) -> tuple[list[_Sample], list[_Sample]]:
-    """Samples of data sets and kinds that were measured by one protocol, and the others."""
+    """Splits samples: those of data sets and kinds with a single protocol, and the others."""
     protocols: dict[tuple[str, str], set[tuple[str, int]]] = defaultdict(set)
     for sample in samples:
         protocols[sample.dataset, sample.kind].add((sample.protocol, sample.group))
@@ -237,31 +237,31 @@ _Entry = tuple[str, Column, float, _Sample]
 
 
 def _rows(entries: Sequence[_Entry], details: Mapping[str, str] | None = None) -> list[Row]:
-    """Rows with the figures of each column over runs.
+    """Rows with the metrics of each column over runs.
 
     Args:
-        entries: key of the row, column, figure, sample.
-        details: of rows, by key, where they are not the starts' own.
+        entries: key of the row, column, value, sample.
+        details: of rows, by key, if different from those of the initializations.
     """
     groups: dict[str, list[tuple[Column, float, _Sample]]] = defaultdict(list)
     for key, column, value, sample in entries:
         groups[key].append((column, value, sample))
     rows = []
     for key, members in groups.items():
-        figures: Figures = {}
+        metrics: Metrics = {}
         each: dict[Column, dict[Path, float]] = {}
         for column in dict.fromkeys(column for column, _, _ in members):
             found = [(v, s) for c, v, s in members if c == column]
-            # A dedicated evaluation counts before what pretraining measured on the way.
+            # A dedicated evaluation takes precedence over pretraining's own.
             if not all(s.from_pretraining for _, s in found):
                 found = [(v, s) for v, s in found if not s.from_pretraining]
             summary = summary_of([s.run for _, s in found], [v for v, _ in found])
             assert summary is not None
-            figures[column] = summary
+            metrics[column] = summary
             each[column] = {s.run.path: v for v, s in found}
         start = members[0][2].run.start
         runs = tuple({sample.run.path: sample.run for _, _, sample in members}.values())
-        n = max(summary.n for summary in figures.values())
+        n = max(summary.n for summary in metrics.values())
         notes = dict.fromkeys(note for _, _, sample in members for note in sample.notes)
         evaluated = [run for run in runs if run.manifest.stage == "evaluation"]
         if evaluated:
@@ -272,7 +272,7 @@ def _rows(entries: Sequence[_Entry], details: Mapping[str, str] | None = None) -
         external = any(run.external for run in runs)
         rows.append(
             Row(
-                *(start.method, detail, figures, n),
+                *(start.method, detail, metrics, n),
                 notes=tuple(notes),
                 runs=runs,
                 external=external,
@@ -285,10 +285,10 @@ def _rows(entries: Sequence[_Entry], details: Mapping[str, str] | None = None) -
 def _shared_rows(
     samples: Sequence[_Sample], column_of: Mapping[int, Column], details: Mapping[int, str]
 ) -> dict[int, str]:
-    """Keys of rows that hold several starts side by side, one in each column.
+    """Keys of rows that combine several initializations, one per column.
 
-    Starts of one method and detail share a row where no column has two of them; else each has a
-    row of its own.
+    Initializations with the same method and detail share a row if no column has two of them;
+    otherwise each has a separate row.
 
     Args:
         samples: any.
@@ -308,7 +308,7 @@ def _shared_rows(
 
 
 def _linear_table(protocol: str, samples: Sequence[_Sample]) -> Table:
-    # The epochs are columns: configurations that differ in them alone are one row.
+    # Epochs are columns: configurations that differ only in epochs share a row.
     details = {
         index: _EPOCHS_IN_NAME.sub("", s.run.start.detail).replace(f", {s.epochs} ep", "")
         for index, s in enumerate(samples)
@@ -319,9 +319,9 @@ def _linear_table(protocol: str, samples: Sequence[_Sample]) -> Table:
     }
     keys = _shared_rows(samples, columns, details)
     entries = [
-        (keys[index], columns[index], sample.figures["top-1"], sample)
+        (keys[index], columns[index], sample.metrics["top-1"], sample)
         for index, sample in enumerate(samples)
-        if "top-1" in sample.figures
+        if "top-1" in sample.metrics
     ]
     rows = _rows(entries, {keys[index]: detail for index, detail in details.items()})
     table = Table(f"{_LINEAR_TITLE} ({protocol})", ("linear",), rows)
@@ -330,19 +330,19 @@ def _linear_table(protocol: str, samples: Sequence[_Sample]) -> Table:
 
 
 def _finish_linear(table: Table, published: bool = True) -> Table:
-    """Columns in the order of epochs, best first; published rows where asked for."""
+    """Columns in the order of epochs, best first; with published rows if requested."""
     if published:
         table.rows += [entry.row("batch_size", "evaluation") for entry in published_linear()]
-    metrics = {metric for row in table.rows for _, metric in row.figures}
+    metrics = {metric for row in table.rows for _, metric in row.metrics}
     table.metrics = {"linear": tuple(sorted(metrics, key=_by_epochs))}
     table.headings = {"linear": "top-1"}
     if not published:
-        table.rows.sort(key=lambda row: -max(s.mean for s in row.figures.values()))
+        table.rows.sort(key=lambda row: -max(s.mean for s in row.metrics.values()))
     return table
 
 
 def _by_epochs(column: str) -> tuple[bool, int]:
-    """The order of columns: by number, what is not stated last."""
+    """Sort key of columns: by number, not stated last."""
     return column == _NO_EPOCHS, 0 if column == _NO_EPOCHS else int(column.split()[0])
 
 
@@ -350,7 +350,7 @@ def _small_tables(samples: Sequence[_Sample], published: bool) -> list[Table]:
     configurations: dict[str, dict[str, str]] = defaultdict(dict)
     for sample in samples:
         configurations[sample.run.start.method].setdefault(sample.dataset, sample.run.start.detail)
-    # One row per method where every data set has one pretraining; else one for each of them.
+    # One row per method if every data set has one pretraining; otherwise one per pretraining.
     details = {
         index: "; ".join(
             detail
@@ -364,11 +364,11 @@ def _small_tables(samples: Sequence[_Sample], published: bool) -> list[Table]:
     shared = {repr((s.run.start.method, details[i])) for i, s in enumerate(samples)}
     entries: list[_Entry] = []
     for index, sample in enumerate(samples):
-        for name, value in sample.figures.items():
+        for name, value in sample.metrics.items():
             metric = "5-NN" if sample.kind == "knn" else name
             entries.append((keys[index], (sample.dataset, metric), value, sample))
     rows = _rows(entries, {key: details[i] for i, key in keys.items() if key in shared})
-    rows.sort(key=lambda row: -max(summary.mean for summary in row.figures.values()))
+    rows.sort(key=lambda row: -max(summary.mean for summary in row.metrics.values()))
     if published:
         rows += [
             entry.row("epochs", "evaluation")
@@ -377,7 +377,7 @@ def _small_tables(samples: Sequence[_Sample], published: bool) -> list[Table]:
         ]
     if not rows:
         return []
-    present = {dataset for row in rows for dataset, _ in row.figures}
+    present = {dataset for row in rows for dataset, _ in row.metrics}
     tasks = tuple(name for name in SMALL if name in present)
     title = _SMALL_TITLE + ("" if samples else ", published only")
     protocols = {s.dataset: s.protocol for s in samples if s.kind == "linear"}
@@ -386,7 +386,7 @@ def _small_tables(samples: Sequence[_Sample], published: bool) -> list[Table]:
     elif protocols:
         title += f" ({'; '.join(f'{name}: {text}' for name, text in sorted(protocols.items()))})"
     columns_of = {
-        task: tuple(m for m in SMALL_METRICS if any((task, m) in row.figures for row in rows))
+        task: tuple(m for m in SMALL_METRICS if any((task, m) in row.metrics for row in rows))
         for task in tasks
     }
     datasets = " + ".join(tasks)
@@ -394,21 +394,21 @@ def _small_tables(samples: Sequence[_Sample], published: bool) -> list[Table]:
 
 
 def _online_tables() -> list[Table]:
-    """Published rows whose linear head was trained along with the backbone: another protocol."""
+    """Published rows with a linear head trained online, which is another protocol."""
     entries = [entry for entry in published_small() if entry.evaluation.startswith(_ONLINE)]
     rows = [entry.row("epochs") for entry in entries]
-    tasks = tuple(name for name in SMALL if any(name == t for e in entries for t, _ in e.figures))
+    tasks = tuple(name for name in SMALL if any(name == t for e in entries for t, _ in e.metrics))
     metrics: dict[str, tuple[str, ...]] = dict.fromkeys(tasks, ("top-1", "top-5"))
     title = f"{_SMALL_TITLE.split(':')[0]}: online linear head, published only"
     return [Table(title, tasks, rows, " + ".join(tasks), "resnet18", _ONLINE, metrics=metrics)]
 
 
 def _benchmark_tables() -> list[Table]:
-    """Published benchmarks of one code base each, whose rows were trained alike."""
+    """Published benchmarks of one code base each, with a common training protocol."""
     tables = []
     for name, entries in published_benchmarks().items():
         metrics: dict[str, tuple[str, ...]] = {}
-        for task, metric in dict.fromkeys(column for e in entries for column in e.figures):
+        for task, metric in dict.fromkeys(column for e in entries for column in e.metrics):
             metrics[task] = (*metrics.get(task, ()), metric)
         unstated = ("evaluation",) if not any(e.evaluation for e in entries) else ()
         rows = [entry.row("batch_size", *unstated) for entry in entries]
@@ -426,11 +426,11 @@ def _other_table(key: tuple[str, str, str, str, int], samples: Sequence[_Sample]
         task = {"knn": "k-NN", "linear": "linear"}.get(kind, kind)
         if kind == "semi":
             task = f"{sample.labels_percent:g} % labels"
-        for name, value in sample.figures.items():
+        for name, value in sample.metrics.items():
             entries.append((sample.run.start.key, (task, name), value, sample))
     rows = _rows(entries)
-    rows.sort(key=lambda row: -max(summary.mean for summary in row.figures.values()))
-    present = dict.fromkeys(column for row in rows for column in row.figures)
+    rows.sort(key=lambda row: -max(summary.mean for summary in row.metrics.values()))
+    present = dict.fromkeys(column for row in rows for column in row.metrics)
     tasks = tuple(sorted({task for task, _ in present}, key=lambda t: (len(t), t)))
     usual = ("top-1", "top-5")
     columns = {

@@ -1,4 +1,4 @@
-"""Run directories in, rows out; what cannot be used is named, never dropped silently."""
+"""Collects run directories; unusable ones are reported, never dropped silently."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ from intl_transfer.runs.records import (
 )
 from intl_transfer.runs.settings import comparable, differences
 
-#: Seconds without a sign of life after which a run that says it is running is called stalled. An
-#: evaluation writes nothing while it is in progress.
+#: Seconds without output after which a run with status running counts as stalled. An evaluation
+#: writes nothing while it is in progress.
 STALLED_AFTER = 3600.0
 
 
 @dataclass
 class Collection:
-    """All that was found.
+    """The result of collecting.
 
     Attributes:
         runs: finished, consistent detection runs, one for each seed of each row.
         pretraining: results of finished pretraining runs, by directory.
-        unfinished: (directory, status) of runs that have no results yet.
-        problems: one line for everything that was left out or looks wrong.
+        unfinished: (directory, status) of runs without results.
+        problems: one line for each omitted or suspicious item.
         evaluations: finished, consistent runs of the stage ``evaluation``.
-        entries: every run directory that was found, in whatever state, by path.
+        entries: all run directories found, in any state, by path.
         manifests: manifests of the finished pretraining runs, by directory.
-        cached: how many directories were unchanged since an earlier collection.
+        cached: number of directories unchanged since an earlier collection.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -71,17 +71,17 @@ def collect(
     cache: bool = True,
     stalled_after: float = STALLED_AFTER,
 ) -> Collection:
-    """Reads every run directory below the given folders.
+    """Reads all run directories in the given folders.
 
     Args:
-        paths: run directories, or folders that hold some at any depth.
+        paths: run directories, or folders that contain some at any depth.
         labels: method names of external folders, by path.
-        cache: keep in the user's cache what was read, and read only what has changed since.
-        stalled_after: seconds without a sign of life after which a run that says it is running is
-            called stalled.
+        cache: use the user's cache, and read only what has changed.
+        stalled_after: seconds without output after which a run with status running counts as
+            stalled.
 
     Returns:
-        Finished runs, unfinished ones, and what was wrong.
+        Finished runs, unfinished ones, and problems.
 
     Raises:
         UserError: if a path does not exist, or a label is for a folder that was not found.
@@ -92,7 +92,7 @@ def collect(
 
 @contextlib.contextmanager
 def paused_collector() -> Iterator[None]:
-    """Keeps Python from looking for cycles again and again while thousands of files are read."""
+    """Disables garbage collection while thousands of files are read."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -138,12 +138,12 @@ def _collect(
 def run_folders(
     root: Path, problems: list[str], visited: set[tuple[int, int]] | None = None
 ) -> Iterator[tuple[Path, dict[str, os.stat_result]]]:
-    """Folders that hold a run, each once, with what ``stat`` says of the files that matter.
+    """Folders with a run, each once, with the ``stat`` results of the relevant files.
 
     Args:
-        root: a run directory, or a folder that holds some at any depth.
-        problems: told of what cannot be read.
-        visited: folders that were met before, by device and inode.
+        root: a run directory, or a folder that contains some at any depth.
+        problems: unreadable items are added to it.
+        visited: folders already visited, by device and inode.
     """
     visited = set() if visited is None else visited
     waiting = [str(root)]
@@ -153,31 +153,33 @@ def run_folders(
             with os.scandir(folder) as found:
                 entries = {entry.name: entry for entry in found}
             if any(name in entries for name in external.OURS) or external.looks_external(entries):
-                # Nothing below a run directory is another run.
+                # Run directories are not nested.
                 where = os.stat(folder)
                 if (where.st_dev, where.st_ino) not in visited:
                     visited.add((where.st_dev, where.st_ino))
                     yield Path(folder), _files_that_matter(entries)
                 continue
-            # Snapshots that file servers keep (.snapshot), and what tools hide, are no runs.
+            # Snapshots of file servers (.snapshot) and hidden folders are not runs.
             inner = [e for name, e in entries.items() if name[0] != "." and _is_searched(e)]
             waiting += sorted((entry.path for entry in inner), reverse=True)
-        except OSError as error:  # no permission, removed meanwhile, a link to nothing
+        except OSError as error:  # no permission, removed meanwhile, a broken link
             name = error.filename or folder
             problems.append(f"left out: {name} cannot be read: {error.strerror}")
 
 
 def _is_searched(entry: os.DirEntry[str]) -> bool:
-    """Folders, and links to run directories; other links could lead round in circles."""
+    """Folders, and links to run directories; other links could be circular."""
     if entry.is_symlink():
         return os.path.exists(os.path.join(entry.path, MANIFEST))
     return entry.is_dir()
 
 
 def _files_that_matter(entries: Mapping[str, os.DirEntry[str]]) -> dict[str, os.stat_result]:
-    if MANIFEST in entries:  # ours, whatever Detectron2 left beside it
+    if MANIFEST in entries:  # ours, whatever else Detectron2 wrote
         wanted: tuple[str, ...] = (MANIFEST, RESULTS)
-    elif any(name in entries for name in external.OURS):  # made by hand, or copied half
+    elif any(
+        name in entries for name in external.OURS
+    ):  # written by another tool, or copied incompletely
         wanted = (RESULTS,)
     else:
         wanted = external.FILES
@@ -197,7 +199,7 @@ def _own(
 
 
 def _hand_made(folder: Path, files: Mapping[str, os.stat_result], memory: Cache) -> Entry:
-    """Results without a manifest, which say themselves that somebody else made them."""
+    """Results without a manifest that state that they are external."""
     found = _remembered(folder, files, memory, lambda: read_hand_made(folder, files))
     if isinstance(found, Entry):
         return found
@@ -231,7 +233,7 @@ def _remembered(
     read: Callable[[], tuple[Any, Any]],
     label: str | None = None,
 ) -> tuple[Manifest, AnyResults | None] | Entry:
-    """What is read of a folder, from the cache where nothing has changed; or why it cannot be."""
+    """The content of a folder, cached if unchanged; or why it is unreadable."""
     stamp = stamp_of(files) + ([] if label is None else [["--label", 0, label]])
     known = memory.get(folder, stamp)
     try:
@@ -248,9 +250,9 @@ _FURTHER = ("inconsistent", "stalled", "running", "failed", "interrupted", "fini
 
 
 def _without_copies(entries: list[Entry], found: Collection) -> list[Entry]:
-    """Of copies of one run, the one that is furthest; the others are named.
+    """Of copies of one run, keeps the most advanced; the others are reported.
 
-    Folders with one run's id are copies if their contents agree; else all of them count.
+    Folders with the same run id are copies if their contents agree; otherwise all count.
     """
     alike: dict[str, list[Entry]] = {}
     kept = []
@@ -284,13 +286,13 @@ def _without_copies(entries: list[Entry], found: Collection) -> list[Entry]:
 
 
 def _order(entry: Entry, members: Sequence[Entry]) -> tuple[int, bool, int, str]:
-    """Of copies the furthest comes first, then one that lies in no other's folder, then by path."""
+    """Sort key of copies: most advanced first, then not inside another's folder, then by path."""
     inside = any(entry.path.is_relative_to(other.path) for other in members if other is not entry)
     return -_FURTHER.index(entry.status), inside, len(entry.path.parts), str(entry.path)
 
 
 def _disagreement(one: Entry, other: Entry) -> str | None:
-    """In what two folders with one id differ beyond how far they are; None for copies."""
+    """A difference between two folders with the same id, apart from progress; None for copies."""
     assert one.manifest is not None
     assert other.manifest is not None
     if one.stage != other.stage:
@@ -308,7 +310,7 @@ def _disagreement(one: Entry, other: Entry) -> str | None:
 
 
 def _sort_out(entries: list[Entry], found: Collection) -> None:
-    """Files every entry where it belongs, and follows weights to their pretraining run."""
+    """Sorts entries by stage, and links weights to their pretraining runs."""
     finished: list[Entry] = []
     origins = _Origins()
     for entry in entries:
@@ -351,7 +353,7 @@ def _sort_out(entries: list[Entry], found: Collection) -> None:
 
 
 def _problem(entry: Entry) -> str | None:
-    """What makes a finished run's results unusable, if anything does."""
+    """Why a finished run's results are unusable; None if they are usable."""
     if entry.stage not in STAGES:
         return f"stage is '{entry.stage}', expected one of {', '.join(STAGES)}"
     assert entry.results is not None
@@ -374,11 +376,11 @@ class _Origins:
             self._by_hash.setdefault(entry.results.backbone_sha256 or "", entry.path)
 
     def of(self, results: DetectionResults | EvaluationResults) -> tuple[Path | None, bool, bool]:
-        """The run that the weights' hash leads to, by its id if that leads nowhere.
+        """The pretraining run of some weights, by their hash, otherwise by the run's id.
 
         Returns:
-            Its folder or None, whether the weights name a pretraining run at all, and whether
-            their hash led to it.
+            Its folder or None, whether the weights state a pretraining run, and whether it was
+            found by hash.
         """
         provenance = results.initialization.provenance
         origin = provenance.pretrain_run if provenance is not None else None
@@ -390,7 +392,7 @@ class _Origins:
 
 
 def _without_repeats(runs: list[Run], found: Collection) -> list[Run]:
-    """Of runs with the same seed, weights and settings, the newest."""
+    """Of runs with the same seed, weights and settings, keeps the newest."""
     alike: dict[tuple[Any, ...], list[Run]] = {}
     for run in sorted(runs, key=lambda run: str(run.manifest.ended)):
         plan = _plan(run)
@@ -401,11 +403,11 @@ def _without_repeats(runs: list[Run], found: Collection) -> list[Run]:
     for members in alike.values():
         newest: dict[Any, Run] = {}
         for run in members:
-            # Comparing settings takes longer than all else; few runs share the rest.
+            # Comparing settings is the slowest part, so it comes after all else.
             settings = comparable(run.protocol) if len(members) > 1 else None
             former = newest.get(settings)
             if former is not None and former.manifest.id == run.manifest.id != "":
-                settings = (settings, run.path)  # named as what it is: one id, other contents
+                settings = (settings, run.path)  # reported before: same id, different content
             elif former is not None:
                 text = f"{former.path} repeats {run.path} with the same seed; the newer one counts"
                 found.problems.append(f"left out: {text}")

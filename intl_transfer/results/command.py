@@ -35,12 +35,12 @@ _SUFFIXES = {
     ".txt": "console",
     ".parquet": "parquet",
 }
-# Of hundreds of runs that are left out for one reason, the first few say what it is.
+# At most this many lines per reason.
 _MOST_LINES = 40
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Collects; returns 0, or 1 if there is nothing to show."""
+    """Collects; returns 0, or 1 if there are no results."""
     form = _form(arguments)
     if arguments.spread == "difference" and arguments.baseline is None:
         raise UserError("--spread difference needs --baseline METHOD, to which rows are compared")
@@ -50,13 +50,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _watch(arguments: argparse.Namespace, form: str | None) -> int:
-    """Rebuilds the report while jobs run; says what it found the first time and at the end."""
+    """Rebuilds the report while jobs run; prints the findings the first time and at the end."""
     from intl_transfer.results.report import watch
 
     if arguments.export:
-        raise UserError("--export hands over what is finished; give it without --watch")
+        raise UserError("--export is for finished results; use it without --watch")
     if form is not None:
-        raise UserError("--watch keeps a report up to date; give it a folder: --out report/")
+        raise UserError("--watch needs a folder for the report: --out report/")
     cache: Cache = {}
     builds = 0
 
@@ -78,14 +78,14 @@ def build(
     cache: Cache | None = None,
     verbose: bool = True,
 ) -> int:
-    """Collects once and writes what was asked for.
+    """Collects once and writes the requested output.
 
     Args:
         arguments: of the command line.
-        form: of the table; None for a folder with all of them and the report.
-        refresh: seconds after which an open report loads itself again.
-        cache: of the report, kept from one building to the next.
-        verbose: say what was left out.
+        form: format of the table; None for a folder with all formats and the report.
+        refresh: seconds after which an open report reloads.
+        cache: of the report, kept between builds.
+        verbose: print what was omitted.
 
     Returns:
         The exit status.
@@ -119,7 +119,9 @@ def build(
         write_folder(found, tables, Path(arguments.out), rendering, refresh, cache, privacy)
         return 0
     if not tables:
-        print("no finished detection run found, and no evaluation or k-NN figure", file=sys.stderr)
+        print(
+            "no finished detection run found, and no evaluation or k-NN accuracy", file=sys.stderr
+        )
         return 1
     _write(tables, form, arguments, _privacy(found, arguments))
     return 0
@@ -137,18 +139,18 @@ def _export(tables: Sequence[Table], arguments: argparse.Namespace, found: Colle
 
 
 def _privacy(found: Collection, arguments: argparse.Namespace) -> Privacy | None:
-    """What takes out of tables and report what tells of machines and people."""
+    """Removes information on machines and people from tables and report."""
     from intl_transfer.results.outputs import privacy_of
 
     if arguments.disclose and arguments.anonymous:
-        raise UserError("--disclose and --anonymous contradict each other; give one of them")
+        raise UserError("--disclose and --anonymous exclude each other")
     if arguments.disclose:
         return None
     return privacy_of(found, arguments.runs, arguments.anonymous)
 
 
 def tell(found: Collection) -> None:
-    """Says on stderr how many directories there are in each state, and what is left out why."""
+    """Prints to stderr the number of directories in each state, and what is omitted and why."""
     from intl_transfer.results.grid import clean
 
     lines = [clean(problem) for problem in found.problems]
@@ -161,7 +163,7 @@ def tell(found: Collection) -> None:
 
 
 def tell_counts(found: Collection) -> None:
-    """Says on stderr, with the time of day, how many directories there are in each state."""
+    """Prints to stderr, with the time of day, the number of directories in each state."""
     states = Counter(entry.status for entry in found.entries)
     if states:
         text = ", ".join(f"{count} {status}" for status, count in states.most_common())
@@ -209,7 +211,7 @@ def rendering_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _form(arguments: argparse.Namespace) -> str | None:
-    """The table's form, or None where ``--out`` is a folder."""
+    """The table's format, or None if ``--out`` is a folder."""
     out, form = arguments.out, arguments.format
     if out is None:
         return form or ("console" if sys.stdout.isatty() else "md")
@@ -217,9 +219,7 @@ def _form(arguments: argparse.Namespace) -> str | None:
     if out.endswith(("/", "\\")) or Path(out).is_dir() or not suffix:
         for option, name in ((arguments.template, "--template"), (form, "--format")):
             if option:
-                raise UserError(
-                    f"--out {out} is a folder, which gets every format; {name} needs a file"
-                )
+                raise UserError(f"--out {out} is a folder, for all formats; {name} needs a file")
         return None
     if form or arguments.template:
         return form or "md"
@@ -253,7 +253,7 @@ def _write(
         text, hidden = "", privacy.text if privacy else str
         content = as_parquet(tables, lambda value: clean(hidden(value)))
     else:
-        # The parser knows the forms.
+        # The parser has checked the format.
         text = render(tables, form, **rendering_of(arguments))
     text = privacy.text(text) if privacy else text
     if arguments.out is None:

@@ -30,18 +30,18 @@ Text = Callable[[str], str]
 
 
 def export(tables: Sequence[Table], where: str, text: Text = clean) -> str:
-    """Hands tables to another tool.
+    """Exports tables to another tool.
 
     Args:
         tables: from :func:`intl_transfer.results.tables.build_tables`.
         where: ``mlflow=FOLDER`` or a tracking address, ``wandb=FOLDER``, ``card=README.md``.
-        text: what becomes of every text, such as :meth:`intl_transfer.runs.private.Privacy.text`.
+        text: applied to every text, for example :meth:`intl_transfer.runs.private.Privacy.text`.
 
     Returns:
-        What was done, in a line.
+        A one-line summary.
 
     Raises:
-        UserError: for another tool, one that is not installed, or nothing to hand over.
+        UserError: for an unknown or missing tool, or nothing to export.
     """
     kind, sign, target = where.partition("=")
     if kind not in _KINDS or not sign or not target:
@@ -51,17 +51,17 @@ def export(tables: Sequence[Table], where: str, text: Text = clean) -> str:
 
 
 def _runs(tables: Sequence[Table], text: Text) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
-    """Of each run in each table: what it is, and its figures by ``task.metric``."""
+    """Each run of each table: its description, and its metrics by ``task.metric``."""
     grouped: dict[tuple[str, str], tuple[dict[str, Any], dict[str, float]]] = {}
     for one in records(tables, lambda value: clean(text(value))):
         if one["run"] is None:
-            continue  # published: no run of anybody's
+            continue  # published: without runs
         kept = ("task", "metric", "value", "std", "n", "notes")
         described = {k: v for k, v in one.items() if k not in kept and v is not None}
-        _, figures = grouped.setdefault((one["table"], one["run"]), (described, {}))
-        figures[f"{one['task']}.{one['metric']}"] = one["value"]
+        _, metrics = grouped.setdefault((one["table"], one["run"]), (described, {}))
+        metrics[f"{one['task']}.{one['metric']}"] = one["value"]
     if not grouped:
-        raise UserError("nothing to export: no run of the tables has a figure")
+        raise UserError("nothing to export: no run in the tables has metrics")
     yield from grouped.values()
 
 
@@ -73,7 +73,7 @@ def _to_mlflow(tables: Sequence[Table], target: str, text: Text) -> str:
     """A run of MLflow for each run of each table, in one experiment."""
     if "://" not in target:
         target = Path(target).resolve().as_uri()
-        # A folder that MLflow's readers open; since version 3.10 it wants this said.
+        # A folder that MLflow can open; since version 3.10 this must be set.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     try:
@@ -87,11 +87,11 @@ def _to_mlflow(tables: Sequence[Table], target: str, text: Text) -> str:
     known = client.get_experiment_by_name(_PROJECT)
     experiment = known.experiment_id if known else client.create_experiment(_PROJECT)
     count = 0
-    for described, figures in _runs(tables, text):
+    for described, metrics in _runs(tables, text):
         run = client.create_run(experiment, run_name=_name(described)).info.run_id
         for key, value in described.items():
             client.log_param(run, key, value)
-        for key, value in figures.items():
+        for key, value in metrics.items():
             client.log_metric(run, _NO_NAME.sub("_", key), value)
         client.set_terminated(run)
         count += 1
@@ -109,7 +109,7 @@ def _to_wandb(tables: Sequence[Table], target: str, text: Text) -> str:
         ) from None
     Path(target).mkdir(parents=True, exist_ok=True)
     count = 0
-    for described, figures in _runs(tables, text):
+    for described, metrics in _runs(tables, text):
         with wandb.init(
             project=_PROJECT,
             dir=target,
@@ -126,11 +126,11 @@ def _to_wandb(tables: Sequence[Table], target: str, text: Text) -> str:
                 x_disable_machine_info=True,
             ),
         ) as run:
-            run.summary.update(figures)
+            run.summary.update(metrics)
         count += 1
-    # Its service writes the last file behind our back: waiting for its end, the files are whole.
+    # Its service writes in the background; wait for it, so that files are complete.
     wandb.teardown()
-    return f"{count} offline runs written to {target}; `wandb sync` sends them, if you want that"
+    return f"{count} offline runs written to {target}; upload them with `wandb sync`"
 
 
 def _to_card(tables: Sequence[Table], target: str, text: Text) -> str:
@@ -151,8 +151,9 @@ def _to_card(tables: Sequence[Table], target: str, text: Text) -> str:
     ]
     if not rows:
         raise UserError(
-            f"--export card={target}: no row of the tables began with a backbone of this folder; "
-            "expected its pretraining run, or its weights (*.safetensors), beside the card"
+            f"--export card={target}: no row of the tables is initialized with a backbone from "
+            "this folder; expected its pretraining run, or its weights (*.safetensors), next to "
+            "the card"
         )
     lines = [
         "",
@@ -160,13 +161,13 @@ def _to_card(tables: Sequence[Table], target: str, text: Text) -> str:
         "",
         "## Results",
         "",
-        "| data | figure | mean ± std | n |",
+        "| data | metric | mean ± std | n |",
         "|---|---|---|---|",
     ]
     index = []
     for table, row in rows:
         for column in table.columns():
-            if (summary := row.figures.get(column)) is None:
+            if (summary := row.metrics.get(column)) is None:
                 continue
             part = next((p for p in table.parts if column[0] in p.tasks), table)
             what = f"{part.dataset}, {part.architecture}, {part.schedule}".strip(", ")
@@ -182,11 +183,11 @@ def _to_card(tables: Sequence[Table], target: str, text: Text) -> str:
     known = re.compile(rf"\n?{re.escape(_BEGIN)}.*?{re.escape(_END)}\n?", re.DOTALL)
     content = known.sub("", content).rstrip("\n") + "\n" + section
     write_atomically(file, lambda out: out.write(content.encode()))
-    return f"{len(index)} figures written to {target}"
+    return f"{len(index)} metrics written to {target}"
 
 
 def _hashes(run: Run) -> set[str]:
-    """Of the weights that a run began with, and of what those were converted from."""
+    """Hashes of a run's initial weights, and of their sources."""
     start = run.results.initialization
     source = start.provenance.source_sha256 if start.provenance else None
     return {sha for sha in (start.weights_sha256, source) if sha}
@@ -203,7 +204,7 @@ def _hub_entry(text: Text, dataset: str, name: str, value: float) -> dict[str, A
 
 
 def _with_index(file: Path, method: str, index: list[dict[str, Any]], text: Text) -> str:
-    """The card, its front matter (where it has one) with the results."""
+    """The card with the results added, also in its front matter (if any)."""
     content = file.read_text(encoding="utf-8")
     match = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
     if match is None:

@@ -1,7 +1,7 @@
-"""Output folders of Detectron2 that other people's scripts wrote, as rows.
+"""Reads external output folders of Detectron2.
 
-What counts is the final evaluation, never the best one: the last line of ``metrics.json`` with
-figures, or the last evaluation in ``log.txt``, if it belongs to the last iteration.
+The final evaluation is used, never the best one: the last line of ``metrics.json`` with metrics, or
+the last evaluation in ``log.txt``, if it is of the last iteration.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FILES = (METRICS_JSON, LOG, CONFIG, LABEL)
 #: Files of this project's own runs, which such a folder does not have.
 OURS = ("manifest.json", "results.json", "metrics.jsonl")
 
-# The final evaluation stands at the end; logs of long trainings are long.
+# The final evaluation is at the end; logs of long trainings are long.
 _TAIL_BYTES = 8 << 20
 # CommonMetricPrinter writes every 20 iterations.
 _PRINTED_EVERY = 20
@@ -52,25 +52,25 @@ _SEED_IN_NAME = re.compile(r"[-_. ]?(?:seed|run|trial|s)[-_]?(\d{1,6})$", re.IGN
 
 
 def looks_external(names: Mapping[str, Any]) -> bool:
-    """Whether files of these names are a Detectron2 output folder, and not a run of ours."""
+    """Whether files of these names are an external Detectron2 folder."""
     return (METRICS_JSON in names or LOG in names) and CONFIG in names
 
 
 def read_external(
     path: Path, files: Mapping[str, os.stat_result], label: str | None = None
 ) -> tuple[Manifest, DetectionResults | None]:
-    """A manifest and results, in the form of our own, of a external Detectron2 folder.
+    """The manifest and results of an external Detectron2 folder, in our format.
 
     Args:
         path: the folder.
-        files: what ``stat`` says of its files in :data:`FILES`.
-        label: the method's name, in place of ``label.yaml``'s and the folder's.
+        files: ``stat`` results of its files in :data:`FILES`.
+        label: the method's name; overrides ``label.yaml``'s and the folder's.
 
     Returns:
-        The manifest, and the results, or None where the training has not ended.
+        The manifest, and the results, or None if training has not ended.
 
     Raises:
-        UserError: if the configuration is damaged, lacks the schedule, or would run code.
+        UserError: if the configuration is damaged, lacks the schedule, or contains code.
     """
     for name, status in files.items():
         check_plain(path / name, status, limited=name in (CONFIG, LABEL))
@@ -124,7 +124,7 @@ def read_external(
 
 @dataclass(frozen=True)
 class _Stated:
-    """What Detectron2's configuration says of a training; the seed is -1 where it is drawn."""
+    """The facts in Detectron2's configuration; the seed is -1 if it is random."""
 
     architecture: Architecture
     dataset: Dataset
@@ -138,7 +138,7 @@ def _stated(path: Path, config: Mapping[str, Any]) -> _Stated:
     """Reads a folder's configuration.
 
     Raises:
-        UserError: if it is not a whole one.
+        UserError: if it is incomplete.
     """
     try:
         solver, model = config["SOLVER"], config["MODEL"]
@@ -193,13 +193,13 @@ def _tail(file: Path) -> str:
 def _final_metrics(
     path: Path, files: Mapping[str, os.stat_result], test: str, iterations: int
 ) -> tuple[dict[str, Any] | None, str]:
-    """The figures of the last iteration, and the file they were read from."""
+    """The metrics of the last iteration, and the file they are from."""
     if METRICS_JSON in files:
         for line in reversed(_tail(path / METRICS_JSON).splitlines()):
             found = _of_json(line, test) if "/AP" in line else None
             if found is None:
                 continue
-            # Counted from 0; the final evaluation stands at the last iteration or after it.
+            # Counted from 0; the final evaluation is at the last iteration or after it.
             if found[0] >= iterations - 1:
                 return found[1], METRICS_JSON
             break
@@ -211,12 +211,12 @@ def _final_metrics(
 
 
 def _of_json(line: str, test: str) -> tuple[int, dict[str, Any]] | None:
-    """Iteration and figures of one line of ``metrics.json``."""
+    """Iteration and metrics of one line of ``metrics.json``."""
     try:
         values = json.loads(line)
         iteration = int(values["iteration"])
     except (ValueError, TypeError, KeyError, RecursionError):
-        return None  # cut off by a crash
+        return None  # truncated by a crash
     flat: dict[tuple[str, str], Any] = {}
     for key, value in values.items():
         # "bbox/AP50", or "coco_2017_val/bbox/AP50" where several sets are evaluated
@@ -227,7 +227,7 @@ def _of_json(line: str, test: str) -> tuple[int, dict[str, Any]] | None:
 
 
 def _of_log(text: str, test: str, iterations: int) -> dict[str, Any] | None:
-    """The last evaluation of ``log.txt``, if the training had ended before it."""
+    """The last evaluation of ``log.txt``, if training had ended before."""
     reached, final_model = -1, False
     current: dict[tuple[str, str], Any] = {}
     dataset, task = test, ""
@@ -254,10 +254,10 @@ def _of_log(text: str, test: str, iterations: int) -> dict[str, Any] | None:
                 for metric, value in zip(names, words.split(","), strict=False):
                     current[task, metric.strip()] = _number(value)
                 names = []
-    for reached, final_model, dataset, figures in reversed(blocks):
-        if dataset == test and figures:
+    for reached, final_model, dataset, found in reversed(blocks):
+        if dataset == test and found:
             ended = final_model or reached >= iterations - 1 - _PRINTED_EVERY
-            return _arranged(figures, test) if ended else None
+            return _arranged(found, test) if ended else None
     return None
 
 
@@ -269,17 +269,17 @@ def _number(text: str) -> float | None:
 
 
 def _arranged(flat: Mapping[tuple[str, str], Any], test: str) -> dict[str, Any]:
-    """``{"box": {"AP": ..., "per_class": {...}}}``; what is not a number is null."""
+    """``{"box": {"AP": ..., "per_class": {...}}}``; values that are not numbers are null."""
     metrics: dict[str, Any] = {}
     for (kind, metric), value in flat.items():
         task = "voc" if (kind, _layout(test)) == ("bbox", "voc") else _TASKS.get(kind)
         if task is None:
             continue
         good = isinstance(value, (int, float)) and not isinstance(value, bool)
-        figure = float(value) if good and math.isfinite(value) else None
-        figures = metrics.setdefault(task, {"per_class": {}})
+        number = float(value) if good and math.isfinite(value) else None
+        of_task = metrics.setdefault(task, {"per_class": {}})
         if metric.startswith("AP-"):
-            figures["per_class"][metric[3:]] = figure
+            of_task["per_class"][metric[3:]] = number
         else:
-            figures[metric] = figure
+            of_task[metric] = number
     return metrics

@@ -25,7 +25,7 @@ from intl_transfer.results.series import band, curve, lines_of
 from intl_transfer.results.starts import distinctions, keyed, start_of_pretraining
 from intl_transfer.results.statistics import summarize
 
-_MOST_ROWS = 6  # of per-class bars, beyond which nothing can be told apart
+_MOST_ROWS = 6  # of per-class bars, beyond which they are indistinguishable
 _TASK_NAMES = {"voc": "VOC"}
 
 Style = dict[str, Any]
@@ -37,7 +37,7 @@ def draw_figures(
     folder: str | Path,
     formats: Sequence[str] = ("pdf",),
 ) -> list[Path]:
-    """Draws everything that the runs have figures for.
+    """Draws figures for all available metrics.
 
     For each detection table: ``ap`` (bars of AP, error bars the sample standard deviation); for
     each data set: ``loss``, ``lr`` and ``ap_curve`` over iterations, ``classes`` (AP of each
@@ -46,8 +46,8 @@ def draw_figures(
 
     Args:
         collection: what was found.
-        tables: made of it; decides rows, order and selection.
-        folder: where to; made if absent.
+        tables: made from it; determines rows, order and selection.
+        folder: for the files; created if missing.
         formats: of ``pdf``, ``svg``, ``png``.
 
     Returns:
@@ -68,13 +68,13 @@ def draw_figures(
 
 
 def draw_table(table: Table) -> dict[str, bytes]:
-    """A picture of one table: bars of its primary metrics, with error bars, as SVG and PDF.
+    """A bar chart of one table's primary metrics, with error bars, as SVG and PDF.
 
     Args:
-        table: any with figures.
+        table: any with metrics.
 
     Returns:
-        The files, by form; the same table makes the same files.
+        The files, by format; deterministic for a table.
     """
     rows = [row for row in table.rows if not row.published] + [r for r in table.rows if r.published]
     labels = dict.fromkeys(row.label for row in rows if not row.published)
@@ -90,7 +90,7 @@ def draw_table(table: Table) -> dict[str, bytes]:
 
 
 def _styles(collection: Collection, tables: Sequence[Table]) -> dict[str, Style]:
-    """A color and a line for each label, the same in all figures."""
+    """A color and a line style for each label, the same in all figures."""
     labels = dict.fromkeys(row.label for table in tables for row in table.rows if not row.published)
     labels |= dict.fromkeys(_pretraining_groups(collection))
     pairs = zip(cycle(COLORS), cycle(LINES), strict=False)
@@ -122,7 +122,7 @@ def _figures(
             groups = {row.label: _runs(row, part) for row in measured}
             groups = {label: runs for label, runs in groups.items() if runs}
             key = tuple(run.path for runs in groups.values() for run in runs)
-            if not groups or key in drawn:  # a VOC part stands in several tables
+            if not groups or key in drawn:  # a VOC part may be in several tables
                 continue
             drawn.add(key)
             baselines = [row for row in measured if row.label in groups and _is_baseline(row)]
@@ -134,7 +134,7 @@ def _figures(
 
 
 def _is_baseline(row: Row) -> bool:
-    """Whether a row is what others are compared with: named so, or random or supervised weights."""
+    """Whether a row is a baseline: the user's, or random or supervised weights."""
     return row.baseline or any(run.start.kind in ("random", "supervised") for run in row.runs)
 
 
@@ -169,11 +169,11 @@ def _of_part(
 
 
 def _evaluated(row: dict[str, Any], task: str) -> Any:
-    """AP in a line of ours, or of Detectron2's."""
+    """AP in a line of our logs, or of Detectron2's."""
     evaluation = row.get("evaluation")
     if isinstance(evaluation, dict):
-        figures = evaluation.get(task)
-        return figures.get("AP") if isinstance(figures, dict) else None
+        metrics = evaluation.get(task)
+        return metrics.get("AP") if isinstance(metrics, dict) else None
     return row.get({"mask": "segm/AP"}.get(task, "bbox/AP"))
 
 
@@ -217,7 +217,7 @@ def _new(width: float = COLUMN, height: float = 2.3) -> tuple[Figure, Axes]:
 
 
 def _legend(axes: Axes) -> None:
-    """Below the axes: names with their pretraining are long."""
+    """Places the legend below the axes, since names are long."""
     figure = axes.get_figure()
     assert figure is not None
     below = ScaledTranslation(0, -32 / 72, figure.dpi_scale_trans)
@@ -232,15 +232,15 @@ def _legend(axes: Axes) -> None:
 
 def _bars(table: Table, styles: dict[str, Style]) -> Figure:
     """The primary metric of each row and task (AP, top-1); published rows are hatched."""
-    columns = [c for c in primary_columns(table) if any(c in row.figures for row in table.rows)]
-    rows = [row for row in table.rows if any(column in row.figures for column in columns)]
+    columns = [c for c in primary_columns(table) if any(c in row.metrics for row in table.rows)]
+    rows = [row for row in table.rows if any(column in row.metrics for column in columns)]
     figure = Figure(figsize=(COLUMN * max(1, len(columns) * 0.75), 0.5 + 0.24 * len(rows)))
     places = np.arange(len(rows))[::-1]
     axes: Axes | None = None
     for index, column in enumerate(columns):
         axes = figure.add_subplot(1, len(columns), index + 1, sharey=axes)
         for place, row in zip(places, rows, strict=True):
-            summary = row.figures.get(column)
+            summary = row.metrics.get(column)
             if summary is None:
                 continue
             color = styles[row.label]["color"] if not row.published else "#bbbbbb"
@@ -277,25 +277,25 @@ def _classes(
     styles: dict[str, Style],
     kept: Sequence[str] = (),
 ) -> Figure | None:
-    """AP of each class; of many rows the first ones of the table, and always the baselines."""
+    """AP of each class; of many rows, the table's first ones and the baselines."""
     kept = kept[:_MOST_ROWS]
     others = [label for label in groups if label not in kept][: _MOST_ROWS - len(kept)]
     shown = {label: runs for label, runs in groups.items() if label in kept or label in others}
-    figures: dict[str, dict[str, list[float | None]]] = {}
+    values: dict[str, dict[str, list[float | None]]] = {}
     for label, runs in shown.items():
         for run in runs:
-            # What is no dictionary is left out below.
+            # Anything but a dictionary is ignored below.
             found = (run.results.metrics.get(task) or {}).get("per_class")  # type: ignore[union-attr]
             for name, value in (found or {}).items() if isinstance(found, dict) else ():
                 good = isinstance(value, (int, float)) and np.isfinite(value)
-                figures.setdefault(name, {}).setdefault(label, []).append(value if good else None)
-    if not figures:
+                values.setdefault(name, {}).setdefault(label, []).append(value if good else None)
+    if not values:
         return None
-    classes = sorted(figures)
+    classes = sorted(values)
     height = 0.8 / len(shown)
     figure, axes = _new(COLUMN, 0.6 + len(classes) * max(0.16, 0.07 * len(shown)))
     for index, label in enumerate(shown):
-        summaries = [summarize(figures[name].get(label, [])) for name in classes]
+        summaries = [summarize(values[name].get(label, [])) for name in classes]
         places = np.arange(len(classes))[::-1] + 0.4 - height * (index + 0.5)
         spreads = [summary.std or 0 if summary else 0 for summary in summaries]
         axes.barh(
@@ -321,7 +321,7 @@ def _classes(
 
 
 def _pretraining_groups(collection: Collection) -> dict[str, list[Path]]:
-    """Pretraining runs that are seeds of one experiment, by what tells them from others."""
+    """Pretraining runs grouped by experiment, with distinguishing labels."""
     paths = list(collection.pretraining)
     starts = keyed(
         [start_of_pretraining(collection.manifests[p], collection.pretraining[p]) for p in paths]
@@ -360,5 +360,5 @@ def _of_pretraining(
 
 
 def _slug(*words: str) -> str:
-    """Words as a file name."""
+    """A text as a file name."""
     return "_".join(re.sub(r"[^A-Za-z0-9.-]+", "_", word).strip("_.") or "x" for word in words)

@@ -1,4 +1,4 @@
-"""Which rows and columns of the tables to show, and in what order."""
+"""Selects and sorts rows and columns of tables."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _TABLE_KEYS: dict[str, Callable[[Table], str]] = {
 }
 _KEYS = (*_ROW_KEYS, *_TABLE_KEYS)
 _TEXT_KEYS = ("method", "pretraining")
-# Of hundreds of names, so many are listed.
+# Maximum number of values listed.
 _MOST_VALUES = 20
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What a row, or what it was measured on, must fit.
+    """A condition on a row, or on its table.
 
     Attributes:
         key: of the row (method, pretraining, source) or of its table (dataset, detector, schedule).
-        positive: False where it must not fit.
-        patterns: as in a shell; one of them is enough.
+        positive: False for a negated condition.
+        patterns: shell patterns, of which one must match.
         text: as the user wrote it.
     """
 
@@ -46,7 +46,7 @@ class Condition:
     text: str
 
     def holds(self, value: str) -> bool:
-        """Whether a value fits."""
+        """Whether a value matches."""
         return any(fnmatchcase(value, pattern) for pattern in self.patterns) == self.positive
 
 
@@ -54,22 +54,22 @@ def conditions_of(wanted: Sequence[str]) -> list[Condition]:
     """Conditions from ``KEY=PATTERN[,PATTERN...]`` or ``KEY!=PATTERN[,...]``.
 
     Raises:
-        UserError: for a condition in another form, or an unknown key.
+        UserError: for an invalid condition, or an unknown key.
     """
     return [_condition(text) for text in wanted]
 
 
 def fits(table: Table, conditions: Sequence[Condition]) -> bool:
-    """Whether a table of one data set and protocol fits all conditions on tables."""
+    """Whether a table of one data set and protocol matches all conditions on tables."""
     return all(c.holds(_TABLE_KEYS[c.key](table)) for c in conditions if c.key in _TABLE_KEYS)
 
 
 def choose_tasks(table: Table, conditions: Sequence[Condition]) -> Table:
-    """Of a table whose column groups are data sets, those that fit; no rows where none does.
+    """Selects the matching column groups (data sets) of a table; no rows if none matches.
 
     Args:
         table: of classification.
-        conditions: those on tables count.
+        conditions: those on tables are used.
     """
     datasets = table.dataset.split(" + ")
     if set(table.tasks) != set(datasets):
@@ -77,16 +77,16 @@ def choose_tasks(table: Table, conditions: Sequence[Condition]) -> Table:
     kept = [
         task for task in table.tasks if fits(dataclasses.replace(table, dataset=task), conditions)
     ]
-    rows = [row for row in table.rows if any(task in kept for task, _ in row.figures)]
+    rows = [row for row in table.rows if any(task in kept for task, _ in row.metrics)]
     return dataclasses.replace(table, tasks=tuple(kept), dataset=" + ".join(kept), rows=rows)
 
 
 def choose_rows(tables: Sequence[Table], conditions: Sequence[Condition]) -> list[Table]:
-    """Rows that fit all conditions on rows; tables that are left without rows go.
+    """Selects rows that match all conditions on rows; tables without rows are dropped.
 
     Args:
         tables: any.
-        conditions: those on tables are not looked at.
+        conditions: those on tables are ignored.
     """
     chosen = []
     for table in tables:
@@ -101,11 +101,11 @@ def choose_rows(tables: Sequence[Table], conditions: Sequence[Condition]) -> lis
 
 
 def nothing_fits(tables: Sequence[Table], conditions: Sequence[Condition]) -> UserError:
-    """What to say where no row fits: the values that exist.
+    """The error message if no row matches: lists the existing values.
 
     Args:
-        tables: all that there are, nothing chosen.
-        conditions: that leave nothing.
+        tables: all, before selection.
+        conditions: that match nothing.
     """
     lines = []
     for condition in conditions:
@@ -146,7 +146,7 @@ def _condition(text: str) -> Condition:
 
 
 def choose_columns(tables: Sequence[Table], wanted: Sequence[str]) -> list[Table]:
-    """The columns asked for, in that order; tables that have none of them go.
+    """Selects columns, in the given order; tables without any of them are dropped.
 
     Args:
         tables: any.
@@ -169,10 +169,10 @@ def choose_columns(tables: Sequence[Table], wanted: Sequence[str]) -> list[Table
         shown: list[Column] = []
         for text in wanted:
             shown += [column for column in _fitting(table, text) if column not in shown]
-        # A group's columns stand together.
+        # Columns of a group are adjacent.
         order = list(dict.fromkeys(task for task, _ in shown))
         shown.sort(key=lambda column: order.index(column[0]))
-        rows = [row for row in table.rows if any(column in row.figures for column in shown)]
+        rows = [row for row in table.rows if any(column in row.metrics for column in shown)]
         if shown and rows:
             tasks = tuple(order)
             chosen.append(dataclasses.replace(table, rows=rows, shown=tuple(shown), tasks=tasks))
@@ -180,8 +180,8 @@ def choose_columns(tables: Sequence[Table], wanted: Sequence[str]) -> list[Table
 
 
 def _fitting(table: Table, text: str) -> list[Column]:
-    """The columns of a table that a word stands for."""
-    present = {column for row in table.rows for column in row.figures}
+    """The columns of a table that a name selects."""
+    present = {column for row in table.rows for column in row.metrics}
     if text in table.tasks:
         return [column for column in table.columns() if column[0] == text]
     task, _, metric = text.rpartition(".")
@@ -190,20 +190,20 @@ def _fitting(table: Table, text: str) -> list[Column]:
 
 
 def _names(tables: Sequence[Table]) -> list[str]:
-    columns = {column for table in tables for row in table.rows for column in row.figures}
+    columns = {column for table in tables for row in table.rows for column in row.metrics}
     tasks = {task for table in tables for task in table.tasks}
     metrics = {metric for _, metric in columns}
     return [*sorted(tasks), *sorted(f"{t}.{m}" for t, m in columns), *sorted(metrics)]
 
 
 def sort_rows(tables: Sequence[Table], by: str | None, reverse: bool = False) -> list[Table]:
-    """Rows in another order; published rows stay behind measured ones.
+    """Sorts rows; published rows follow measured ones.
 
     Args:
         tables: any.
-        by: ``method`` or ``pretraining`` (alphabetical), ``n``, or a column (highest first; rows
-            without the figure last); None keeps the order.
-        reverse: the other way round.
+        by: ``method`` or ``pretraining`` (alphabetical), ``n``, or a column (highest first; missing
+            values last); None keeps the order.
+        reverse: reverse the order.
 
     Raises:
         UserError: for a column that no table has.
@@ -237,12 +237,12 @@ def _sorted(table: Table, by: str, reverse: bool) -> list[Row]:
     else:
         column = next(iter(_fitting(table, by)), None)
 
-        def figure(row: Row) -> tuple[bool, float]:
+        def highest_first(row: Row) -> tuple[bool, float]:
             if by == "n":
                 return False, (row.n if reverse else -row.n)
-            summary = row.figures.get(column) if column else None
+            summary = row.metrics.get(column) if column else None
             mean = summary.mean if summary else 0.0
             return summary is None, (mean if reverse else -mean)
 
-        rows = sorted(table.rows, key=figure)
+        rows = sorted(table.rows, key=highest_first)
     return sorted(rows, key=lambda row: row.published)

@@ -1,4 +1,4 @@
-"""A table as text in cells: what Markdown, LaTeX, the console and templates have in common."""
+"""A table as text in cells, common to Markdown, LaTeX, the console and templates."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _SPREADS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure.
+    """One cell.
 
     Attributes:
-        mean: as text; "" where there is no figure.
+        mean: as text; "" if missing.
         spread: ``± 0.1`` or ``[38.1, 38.3]``; "" for a single run.
         best: the highest of a primary column.
         arrow: ``↑`` or ``↓`` where significantly above or below the baseline.
-        n: ``n = 2`` where fewer runs have this figure than others of the row.
-        alone: ``†`` for a single run that is shown over means of several.
+        n: ``n = 2`` if this metric has fewer runs than others of the row.
+        alone: ``†`` for a single run ranked above means of several.
     """
 
     mean: str
@@ -43,10 +43,10 @@ class Cell:
 
     @property
     def text(self) -> str:
-        """Mean and spread, with the marks that are characters."""
+        """Mean and spread, with marks as characters."""
         count = f"({self.n})" if self.n else ""
-        figure = f"{self.mean}{self.alone}"
-        return " ".join(part for part in (figure, self.spread, count, self.arrow) if part)
+        mean = f"{self.mean}{self.alone}"
+        return " ".join(part for part in (mean, self.spread, count, self.arrow) if part)
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,15 @@ class Line:
         method: its name.
         detail: of the pretraining.
         n: number of runs, as text.
-        cells: one a figure column.
+        cells: one per metric column.
         published: from the literature.
-        external: from others' Detectron2 folders.
-        baseline: what the others are tested against.
+        external: from external Detectron2 folders.
+        baseline: the row that others are tested against.
         notes: numbers of its footnotes.
         source: of a published row, and ``cite``, its key in published.bib.
-        cite: see there.
-        source_note: the number of the footnote that says its source; 0 without one.
-        group: the heading that it stands below, or "".
+        cite: see ``source``.
+        source_note: number of the footnote with its source; 0 without one.
+        group: the heading above it, or "".
         rule: whether a rule is above it.
     """
 
@@ -85,24 +85,24 @@ class Line:
 
     @property
     def name(self) -> str:
-        """The method, and what it is beyond a measured row."""
+        """The method, with its kind unless it is an ordinary measured row."""
         kinds = (["external"] if self.external else []) + (["baseline"] if self.baseline else [])
         return f"{self.method} ({', '.join(kinds)})" if kinds else self.method
 
 
 @dataclass(frozen=True)
 class Grid:
-    """One table as text, nothing escaped yet.
+    """One table as text, without escaping.
 
     Attributes:
         title: of the table.
         groups: (heading, number of columns) of each column group.
-        metrics: the heading of each figure column, within its group.
+        metrics: the heading of each metric column, within its group.
         lines: measured rows, then published ones.
         notes: footnotes; number 1 is the first.
-        legend: what marks and spreads mean, a sentence each.
-        hide: of ``pretraining`` and ``n``, the columns not to show.
-        slug: a short name of what the table shows, for labels.
+        legend: explanations of marks and spreads, one sentence each.
+        hide: columns to omit, of ``pretraining`` and ``n``.
+        slug: short name of the content, for labels.
         key: of the table on the report's page.
     """
 
@@ -118,27 +118,27 @@ class Grid:
 
     @property
     def leading(self) -> list[str]:
-        """Headings of the columns before the figures."""
+        """Headings of the columns before the metrics."""
         return [name for name in ("initialization", "pretraining", "n") if name not in self.hide]
 
     @property
     def headings(self) -> list[str]:
         """Of all columns, in one line."""
         names = [name for name, span in self.groups for _ in range(span)]
-        figures = [f"{name} {m}" for name, m in zip(names, self.metrics, strict=True)]
-        return [*self.leading, *figures]
+        headings = [f"{name} {m}" for name, m in zip(names, self.metrics, strict=True)]
+        return [*self.leading, *headings]
 
 
 def make_grid(
     table: Table, precision: int = 1, spread: Spread = "std", hide: tuple[str, ...] = ()
 ) -> Grid:
-    """Writes a table's figures as text.
+    """Formats a table as text.
 
     Args:
         table: any.
-        precision: digits after the point.
-        spread: what stands beside a mean.
-        hide: of ``pretraining`` and ``n``, the columns not to show.
+        precision: number of decimals.
+        spread: shown with a mean.
+        hide: columns to omit, of ``pretraining`` and ``n``.
     """
     columns = table.columns()
     groups: list[tuple[str, int]] = []
@@ -185,7 +185,7 @@ def _line(table: Table, row: Row, notes: list[str], precision: int, spread: Spre
 
 
 def _cell(table: Table, row: Row, column: tuple[str, str], precision: int, spread: Spread) -> Cell:
-    summary = row.figures.get(column)
+    summary = row.metrics.get(column)
     if summary is None:
         return Cell("")
     mark = row.marks.get(column) or Mark()
@@ -207,7 +207,7 @@ def _cell(table: Table, row: Row, column: tuple[str, str], precision: int, sprea
 
 
 def spread_text(summary: Summary, precision: int, spread: Spread) -> str:
-    """``± 0.1`` or ``[38.1, 38.3]``; "" where there is none."""
+    """``± 0.1`` or ``[38.1, 38.3]``; "" if there is none."""
     if spread in ("t", "bootstrap"):
         ends = summary.interval(spread)
         if ends is not None:
@@ -219,12 +219,12 @@ def spread_text(summary: Summary, precision: int, spread: Spread) -> str:
 
 
 def difference_text(comparison: Comparison, precision: int) -> str:
-    """``+1.2 [+0.4, +2.0]``, with a true minus."""
+    """``+1.2 [+0.4, +2.0]``, with a typographic minus."""
     parts = (comparison.difference, comparison.low, comparison.high)
     middle, low, high = (rounded(part, precision, sign=True).replace("-", "−") for part in parts)
     return f"{middle} [{low}, {high}]"
 
 
 def clean(text: str) -> str:
-    """Text from users' files in one line, without control characters that a terminal would obey."""
+    """Text from users' files in one line, without control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())

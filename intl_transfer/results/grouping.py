@@ -1,4 +1,4 @@
-"""Detection runs in blocks that may be compared: one table for each data set and schedule."""
+"""Groups comparable detection runs: one table per data set and schedule."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from intl_transfer.results.rows import CHOSEN, Column, Figures, Part, Row, Table
+from intl_transfer.results.rows import CHOSEN, Column, Metrics, Part, Row, Table
 from intl_transfer.results.run import METRICS, TASKS, Run
 from intl_transfer.results.starts import assumed_note
 from intl_transfer.results.statistics import Summary, summarize, summarize_pretrainings
@@ -22,8 +22,8 @@ _NORMS = ("naiveSyncBN", "SyncBN")
 _FREEZE_AT = "MODEL.BACKBONE.FREEZE_AT"
 _RATE = "SOLVER.BASE_LR"
 FOREIGN_NOTE = (
-    "external: read from Detectron2's own files in a folder that this project did not write; what "
-    "weights it began from was not verified"
+    "external: read from Detectron2's files in a folder not written by this project; its initial "
+    "weights were not verified"
 )
 INFERRED_NOTE = (
     "method inferred from names in the checkpoint, not stated; `convert --method` confirms it"
@@ -33,12 +33,12 @@ NOT_STATED_NOTE = "external: {} settings of this table are not stated in its fil
 
 
 def measured_tables(runs: Sequence[Run], lr_selection: LrSelection = "separate") -> list[Table]:
-    """One table for each set of runs that agree in data, detector, schedule and settings.
+    """One table per group of runs with the same data, detector, schedule and settings.
 
     Args:
         runs: finished detection runs.
-        lr_selection: ``"separate"`` makes a table for each learning rate; ``"best"`` shows each
-            row at the rate with the highest mean AP, and says so in a footnote.
+        lr_selection: ``"separate"``: one table per learning rate; ``"best"``: each row at the rate
+            with the highest mean AP, stated in a footnote.
 
     Returns:
         The tables, sorted by data set and schedule.
@@ -57,7 +57,7 @@ def measured_tables(runs: Sequence[Run], lr_selection: LrSelection = "separate")
 
 
 def protocol(run: Run, without: Iterable[str] = ()) -> dict[str, Any]:
-    """What decided a run's result beside its start, but for some keys."""
+    """The deciding settings of a run other than its initialization's, without some keys."""
     dropped = set(without)
     if not dropped:
         return run.protocol
@@ -65,9 +65,9 @@ def protocol(run: Run, without: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def _split(runs: Sequence[Run], without: Iterable[str]) -> list[Group[Run]]:
-    """Runs of one schedule in groups whose settings agree.
+    """Groups runs of one schedule whose settings agree.
 
-    Runs of others state less: they stand where nothing that they state is contradicted.
+    External runs state fewer settings: they join a group that none of theirs contradicts.
     """
     own = [run for run in runs if not run.external]
     groups = group(own, lambda run: protocol(run, without))
@@ -107,7 +107,7 @@ def _table(key: tuple[str, ...], found: Group[Run]) -> Table:
     tasks = _in_order({task: None for run in runs for task in run.tasks})
     frozen = _frozen(runs[0])
     if frozen:
-        differing[_FREEZE_AT] = frozen  # said also where nothing else is
+        differing[_FREEZE_AT] = frozen  # stated even if nothing else is
     said = ", ".join(text for text in (further, in_words(differing)) if text)
     standard = not further and set(differing) <= {_FREEZE_AT, NORM} and not deviations(runs[0])
     labels = labels_of(runs[0])
@@ -133,14 +133,14 @@ def _table(key: tuple[str, ...], found: Group[Run]) -> Table:
 
 
 def _in_order(tasks: Iterable[str]) -> tuple[str, ...]:
-    """Tasks as the literature orders them, others behind by name."""
+    """Tasks in the order of the literature, others after them by name."""
     found = set(tasks)
     return (*(t for t in TASKS if t in found), *sorted(found - set(TASKS)))
 
 
 def _metrics(task: str, rows: Sequence[Row]) -> tuple[str, ...]:
-    """A task's usual columns: AP50, AP, AP75 where it has AP; else all that it has."""
-    present = dict.fromkeys(metric for row in rows for name, metric in row.figures if name == task)
+    """A task's usual columns: AP50, AP, AP75 if it has AP; otherwise all."""
+    present = dict.fromkeys(metric for row in rows for name, metric in row.metrics if name == task)
     if "AP" in present:
         return tuple(metric for metric in METRICS if task in TASKS or metric in present)
     return tuple(present)
@@ -151,13 +151,13 @@ def _stated_keys(runs: Sequence[Run]) -> set[str]:
 
 
 def _frozen(run: Run) -> int:
-    """How many stages of the backbone were not trained; 0 where that is not known."""
+    """The number of frozen stages of the backbone; 0 if unknown."""
     value = run.protocol.get(_FREEZE_AT)
     return value if isinstance(value, int) else 0
 
 
 def deviations(run: Run) -> tuple[str, ...]:
-    """In what a run is known to go against the protocol of the published rows."""
+    """Known deviations of a run from the protocol of the published rows."""
     stated = run.protocol
     norm, labels = stated.get(NORM, _NORMS[0]), labels_of(run)
     found = {
@@ -170,12 +170,12 @@ def deviations(run: Run) -> tuple[str, ...]:
 
 
 def norm_of(run: Run) -> str:
-    """The batch norm of a run's fine-tuning; the protocol's where it does not state it."""
+    """The batch norm of a run's fine-tuning; the protocol's if not stated."""
     return str(run.protocol.get(NORM, _NORMS[0]))
 
 
 def labels_of(run: Run) -> str:
-    """The share of the labels that a run was trained on: ``10 %``, ``1,183 images``; "" for all."""
+    """The fraction of labels used for training: ``10 %``, ``1,183 images``; "" for all."""
     assert isinstance(run.results, DetectionResults)
     used = run.results.dataset.labels
     if used is None:
@@ -191,13 +191,13 @@ def make_row(
     notes: tuple[str, ...] = (),
     stated: Iterable[str] = (),
 ) -> Row:
-    """The row of one start.
+    """The row of one initialization.
 
     Args:
         members: its runs.
-        tasks: whose figures to take.
-        notes: footnotes beyond those that provenance asks for.
-        stated: settings that this project's own runs of the table state.
+        tasks: to include.
+        notes: footnotes in addition to those on provenance.
+        stated: settings stated by this project's own runs in the table.
     """
     start = members[0].start
     names = dict.fromkeys(run.start.detail for run in members)
@@ -207,22 +207,22 @@ def make_row(
         for metric in dict.fromkeys(
             metric
             for run in members
-            # Detection runs alone have tasks.
+            # Only detection runs have tasks.
             for metric, value in (run.results.metrics.get(task) or {}).items()  # type: ignore[union-attr]
             if isinstance(value, (int, float)) and not isinstance(value, bool)
         )
     ]
-    figures: Figures = {
+    metrics: Metrics = {
         column: summary
         for column in columns
-        if (summary := summary_of(members, [run.figure(*column) for run in members])) is not None
+        if (summary := summary_of(members, [run.metric(*column) for run in members])) is not None
     }
     missing = set(stated) - set(members[0].protocol) if members[0].external else set()
     return Row(
         start.method,
         _joined(list(names)),
-        figures,
-        max((summary.n for summary in figures.values()), default=len(members)),
+        metrics,
+        max((summary.n for summary in metrics.values()), default=len(members)),
         notes=(
             *provenance_notes(members),
             *((NOT_STATED_NOTE.format(len(missing)),) if missing else ()),
@@ -232,15 +232,15 @@ def make_row(
         external=any(run.external for run in members),
         each={
             column: {
-                run.path: value for run in members if (value := run.figure(*column)) is not None
+                run.path: value for run in members if (value := run.metric(*column)) is not None
             }
-            for column in figures
+            for column in metrics
         },
     )
 
 
 def _joined(details: Sequence[str]) -> str:
-    """Details of one row: configurations of several names that say the same."""
+    """The detail of one row: all names of equal configurations."""
     if len(details) == 1:
         return details[0]
     parts = [detail.split(", ", 1) for detail in details]
@@ -250,17 +250,17 @@ def _joined(details: Sequence[str]) -> str:
 
 
 def pretrainings_of(runs: Sequence[Run]) -> set[str]:
-    """The pretrainings behind some runs, where they are several; else none."""
+    """The pretrainings of some runs, if there are several; otherwise none."""
     units = {run.start.unit for run in runs if run.start.unit is not None}
     return units if len(units) > 1 else set()
 
 
 def summary_of(runs: Sequence[Run], values: Sequence[float | None]) -> Summary | None:
-    """Mean and spread of a figure over runs; of several pretrainings, over these.
+    """Mean and spread of a metric over runs, or over pretrainings if there are several.
 
     Args:
         runs: of one row.
-        values: a figure of each; None where a run has none.
+        values: of each run; None if missing.
     """
     if pretrainings_of(runs):
         return summarize_pretrainings(
@@ -273,21 +273,21 @@ def summary_of(runs: Sequence[Run], values: Sequence[float | None]) -> Summary |
 
 
 def rank(row: Row, tasks: Sequence[str]) -> float:
-    """Mean AP (or first metric) of the first task that the row has; others come last."""
+    """Sort key: mean AP (or first metric) of the row's first task; missing last."""
     for index, task in enumerate(tasks):
-        if figure := row.figures.get(primary(row, task)):
-            return figure.mean - 1000 * index
+        if summary := row.metrics.get(primary(row, task)):
+            return summary.mean - 1000 * index
     return -1e6
 
 
 def primary(row: Row, task: str) -> Column:
-    """The column by which a task is ranked: AP, or the first that it has."""
-    own = [column for column in row.figures if column[0] == task]
+    """The column by which a task is ranked: AP, or its first one."""
+    own = [column for column in row.metrics if column[0] == task]
     return (task, "AP") if (task, "AP") in own or not own else own[0]
 
 
 def provenance_notes(members: Sequence[Run]) -> tuple[str, ...]:
-    """What there is to say of where a row's weights and code come from."""
+    """Footnotes on the provenance of a row's weights and code."""
     start, results = members[0].start, members[0].results
     if start.kind == "external":
         return (FOREIGN_NOTE,)
@@ -306,13 +306,13 @@ def provenance_notes(members: Sequence[Run]) -> tuple[str, ...]:
             notes.append("weights without a pretraining run of this project")
         if len(members) > 1 and not pretrainings_of(members):
             notes.append(
-                "fine-tunings of one pretraining: pretraining's own spread is not in the figures"
+                "fine-tunings of one pretraining: the spread over pretrainings is not included"
             )
     return (*notes, *_code_notes(members))
 
 
 def _code_notes(members: Sequence[Run]) -> list[str]:
-    """Runs of several versions are one row, with a word about it."""
+    """A footnote on runs with several versions of the code."""
     notes = []
     versions = Counter(
         found for run in members if (found := run.manifest.versions.get("detectron2")) is not None
@@ -330,9 +330,9 @@ def _code_notes(members: Sequence[Run]) -> list[str]:
 
 
 def _choose_rate(members: Sequence[Run], task: str, dataset: str) -> tuple[list[Run], str, int]:
-    """The runs at the learning rate with the highest mean AP, and a footnote that says so.
+    """The runs at the learning rate with the highest mean AP, with a footnote.
 
-    The third is how many repetitions another rate has at most.
+    The third value is the maximum number of repetitions at another rate.
     """
     rates: dict[str, list[Run]] = defaultdict(list)
     for run in members:
@@ -342,16 +342,16 @@ def _choose_rate(members: Sequence[Run], task: str, dataset: str) -> tuple[list[
         return list(members), f"lr {rate}, the only one tried", 0
     means, counts = {}, {}
     for rate, runs in rates.items():
-        summary = summary_of(runs, [run.figure(task, "AP") for run in runs])
+        summary = summary_of(runs, [run.metric(task, "AP") for run in runs])
         means[rate] = summary.mean if summary else -1.0
         counts[rate] = summary.n if summary else 0
-    # Of equal means the smaller rate, so that the choice does not hang on the folders' order.
+    # On ties the smaller rate, so that the choice does not depend on the order of folders.
     best = max(sorted(rates, key=float), key=lambda rate: means[rate])
     tried = ", ".join(f"{rate} (n = {counts[rate]})" for rate in sorted(rates, key=float))
     over = max(count for rate, count in counts.items() if rate != best)
     return (
         rates[best],
         f"lr {best} (n = {counts[best]}), chosen out of {len(rates)} by mean {task} AP on "
-        f"{dataset}, the data that is reported: {tried}",
+        f"{dataset}, the reported data: {tried}",
         over,
     )

@@ -1,4 +1,4 @@
-"""Tables as LaTeX with booktabs and siunitx, to be pasted into a paper or compiled as they are."""
+"""Tables as LaTeX with booktabs and siunitx, to include in a paper or compile directly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["LatexOptions", "escape_latex", "latex"]
 
 Float = Literal["auto", "table", "table*"]
 
-#: What the tables need of a document.
+#: Packages that the tables need.
 PACKAGES = "booktabs,graphicx,siunitx"
 _PREAMBLE = rf"""\documentclass[twocolumn]{{article}}
 \usepackage[a4paper,margin=18mm]{{geometry}}
@@ -23,20 +23,20 @@ _PREAMBLE = rf"""\documentclass[twocolumn]{{article}}
 \begin{{document}}
 """
 # Points of a letter in \footnotesize and between columns, and of a column of the usual two-column
-# classes: what is wider goes across the page. What is wider than that, too, is scaled to it.
+# classes: wider tables span the page; even wider ones are scaled to it.
 _LETTER, _GAP, _COLUMN_WIDTH = 3.9, 6.0, 240.0
 _SMALL = 0.85
 
 
 @dataclass(frozen=True)
 class LatexOptions:
-    """How tables are set.
+    """Options for LaTeX tables.
 
     Attributes:
-        standalone: a whole document, in place of tables to be pasted.
-        captions: of the tables in their order; those without one have their title.
-        labels: of the tables in their order; those without one have a name made of what they show.
-        link: the report's page, where every mark of a table is explained.
+        standalone: a complete document instead of tables to include.
+        captions: of the tables in order; default: their titles.
+        labels: of the tables in order; default: from their content.
+        link: URL of the report, which explains all marks.
         float: ``table`` (one column), ``table*`` (across the page), or ``auto``, by the width.
     """
 
@@ -48,7 +48,7 @@ class LatexOptions:
 
 
 def latex(grids: Sequence[Grid], options: LatexOptions | None = None) -> str:
-    """Tables with rules of booktabs, and figures aligned at the decimal point by siunitx.
+    """Tables with rules of booktabs, and numbers aligned at the decimal point by siunitx.
 
     Args:
         grids: from :func:`intl_transfer.results.grid.make_grid`.
@@ -69,24 +69,24 @@ def latex(grids: Sequence[Grid], options: LatexOptions | None = None) -> str:
     body = "\n\n".join(tables)
     cited = dict.fromkeys(line.cite for grid in grids for line in grid.lines if line.cite)
     if options.standalone:
-        # A float that finds no page of its own waits for the next; many must not pile up.
+        # LaTeX can hold only a limited number of unplaced floats.
         pages = re.sub(r"(\\end\{table\*?\}\n)", r"\1\\clearpage\n", body)
         return f"{_PREAMBLE}{pages}\n{_bibliography(grids)}\\end{{document}}\n"
     lines = [f"% needs \\usepackage{{{PACKAGES}}}"]
     if cited:
-        lines.append("% and the entries of published.bib, which is written beside this file")
+        lines.append("% and the entries of published.bib, which is in the same folder")
     return "\n".join([*lines, f"{body}\n"])
 
 
 def _explained(grid: Grid, link: str) -> str:
-    """A comment that leads to the page; a footnote would be in the paper."""
+    """A comment with the report's URL; a footnote would appear in the paper."""
     # A line's end would end the comment.
     address = " ".join(f"{link}#table-{grid.key}".split())
     return f"% every mark is explained at {address}\n" if link else ""
 
 
 def _labels(grids: Sequence[Grid], given: Sequence[str]) -> list[str]:
-    """A label for each table, no two alike."""
+    """A unique label for each table."""
     labels: list[str] = []
     for index, grid in enumerate(grids):
         words = re.sub(r"[^a-z0-9*]+", "-", grid.slug.lower()).strip("-") or "results"
@@ -116,7 +116,7 @@ def _table(grid: Grid, label: str, caption: str, float_: Float) -> str:
     lines = [
         rf"\begin{{{name}}}",
         r"  \centering",
-        # A caption of one's own is LaTeX; a title is text.
+        # A user's caption is LaTeX; a title is plain text.
         rf"  \caption{{{caption or escape_latex(grid.title)}}}",
         rf"  \label{{{label}}}",
         r"  \footnotesize\setlength{\tabcolsep}{3pt}\sisetup{detect-weight=true}%",
@@ -140,7 +140,7 @@ def _table(grid: Grid, label: str, caption: str, float_: Float) -> str:
 
 
 def _notes_kept(grid: Grid) -> dict[int, int]:
-    """Footnotes by number, with their number here: sources that are cited are not said twice."""
+    """Footnotes with new numbers, without sources that are cited."""
     used = dict.fromkeys(
         number
         for line in grid.lines
@@ -151,7 +151,7 @@ def _notes_kept(grid: Grid) -> dict[int, int]:
 
 
 def _width(grid: Grid, beside: Sequence[bool]) -> float:
-    """About how wide a table is, in points."""
+    """The approximate width of a table, in points."""
     texts = {
         "initialization": [f"{line.name} [9]{',' * len(line.notes)}" for line in grid.lines],
         "pretraining": [line.detail for line in grid.lines],
@@ -162,14 +162,14 @@ def _width(grid: Grid, beside: Sequence[bool]) -> float:
         letters += max(map(len, (name, *texts[name])))
     for i, metric in enumerate(grid.metrics):
         cells = [line.cells[i] for line in grid.lines]
-        figures = max((len(cell.mean) for cell in cells), default=0)
+        digits = max((len(cell.mean) for cell in cells), default=0)
         further = max((len(_plain(cell)) for cell in cells), default=0) if beside[i] else 0
-        letters += max(len(metric), figures + _SMALL * further)
+        letters += max(len(metric), digits + _SMALL * further)
     return letters * _LETTER + _GAP * (len(grid.leading) + len(grid.metrics))
 
 
 def _alignment(grid: Grid, beside: Sequence[bool]) -> str:
-    """Means at the decimal point; what stands beside them follows, in a column of its own."""
+    """Alignment: means at the decimal point, each followed by a column for its spread."""
     columns = ["c" if name == "n" else "l" for name in grid.leading]
     for i, further in enumerate(beside):
         means = [line.cells[i].mean for line in grid.lines if line.cells[i].mean]
@@ -180,7 +180,7 @@ def _alignment(grid: Grid, beside: Sequence[bool]) -> str:
 
 
 def _head(grid: Grid, beside: Sequence[bool]) -> list[str]:
-    """Two lines: groups with a rule below each, then the metrics."""
+    """Two header lines: groups with a rule below each, then the metrics."""
     leading = len(grid.leading)
     spans = [2 if further else 1 for further in beside]
     groups, rules, start, first = [], [], leading + 1, 0
@@ -203,7 +203,7 @@ def _head(grid: Grid, beside: Sequence[bool]) -> list[str]:
 
 
 def _body(grid: Grid, beside: Sequence[bool], kept: dict[int, int]) -> list[str]:
-    """The rows, with rules before the published ones, groups, and where a row asks for one."""
+    """The rows, with rules before published ones, groups, and rows with their own rule."""
     columns = list(accumulate([2 if further else 1 for further in beside], initial=0))[-1]
     columns += len(grid.leading)
     lines: list[str] = []
@@ -234,15 +234,15 @@ def _row(grid: Grid, line: Line, beside: Sequence[bool], kept: dict[int, int]) -
         "pretraining": escape_latex(line.detail),
         "n": escape_latex(line.n),
     }
-    # A row that begins with a bracket would be read as an argument of the \\ before it.
+    # A row that starts with a bracket would be read as an argument of the preceding \\.
     first = f"{{}}{name}" if name.startswith(("[", "*")) else name
     leading["initialization"] = first
-    figures = [
+    cells = [
         text
         for cell, further in zip(line.cells, beside, strict=True)
         for text in (_mean(cell), *([_beside(cell)] if further else []))
     ]
-    return " & ".join([*(leading[key] for key in grid.leading), *figures])
+    return " & ".join([*(leading[key] for key in grid.leading), *cells])
 
 
 def _mean(cell: Cell) -> str:
@@ -250,7 +250,7 @@ def _mean(cell: Cell) -> str:
 
 
 def _plain(cell: Cell) -> str:
-    """What stands beside a mean: marks, spread, number of runs."""
+    """The text after a mean: marks, spread, number of runs."""
     count = f"({cell.n})" if cell.n else ""
     return " ".join(part for part in (cell.alone, cell.spread, count, cell.arrow) if part)
 

@@ -1,4 +1,4 @@
-"""Text that LaTeX prints as it is, whatever it holds."""
+"""Escapes text for LaTeX."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SPECIALS = {
     "ß": r"\ss{}", "ø": r"\o{}", "Ø": r"\O{}", "ł": r"\l{}", "Ł": r"\L{}", "æ": r"\ae{}",
     "Æ": r"\AE{}",
 }  # fmt: skip
-# Commands, which need no font or input encoding: the usual Type 1 fonts of every TeX have them.
+# Commands that need no font or input encoding: available in the Type 1 fonts of every TeX.
 _ACCENTS = {
     "\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304": "=", "\u0306": "u",
     "\u0307": ".", "\u0308": '"', "\u030a": "r", "\u030b": "H", "\u030c": "v", "\u0327": "c",
@@ -24,7 +24,7 @@ _ACCENTS = {
 
 
 def escape_latex(text: str) -> str:
-    """Text that LaTeX prints as it is; what pdflatex has no letters for becomes its code point."""
+    """Escapes text for LaTeX; characters without a glyph in pdflatex become their code points."""
     return "".join(map(_character, text))
 
 

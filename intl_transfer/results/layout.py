@@ -1,4 +1,4 @@
-"""One row per method across data sets, and published rows beside what they may be compared with."""
+"""Joins tables to one row per method across data sets, and adds comparable published rows."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from intl_transfer.results.published import (
     published_detection,
     published_row,
 )
-from intl_transfer.results.rows import CHOSEN, Figures, Part, Row, Table
+from intl_transfer.results.rows import CHOSEN, Metrics, Part, Row, Table
 from intl_transfer.runs.architectures import RCNN
 
 Layout = Literal["paper", "dataset"]
 
 _COCO, _VOC = "coco_2017_val", "voc_2007_test"
 _SPLITS = re.compile(r"_(val|test|minival|test-dev)$")
-# SimSiam's VOC column stands in rows marked with their COCO schedule; whether it was trained for
-# 24 k iterations is not said there, so it is kept apart.
+# SimSiam's VOC column is in rows labeled with their COCO schedule; whether it was trained for 24 k
+# iterations is not stated, so it is kept separate.
 _NOT_STATED = "schedule not stated"
 
 
@@ -31,13 +31,13 @@ def head(dataset: str) -> str:
 
 
 def join(tables: Sequence[Table]) -> list[Table]:
-    """Sets COCO-layout and VOC-layout tables of one detector and kind of data side by side.
+    """Joins COCO-layout and VOC-layout tables of one detector and kind of data.
 
     A VOC table joins the COCO table of its family (``coco_2017_val`` and ``voc_2007_test``;
-    ``shapes_coco_val`` and ``shapes_voc_test``) with the same backbone and head, where each has one
-    protocol. Where there are several (of several learning rates, say), those of the same batch and
-    rate are a pair; what has no partner, or more than one, stays a table of its own: figures of
-    one protocol are never shown twice.
+    ``shapes_coco_val`` and ``shapes_voc_test``) with the same backbone and head, if each has one
+    protocol. If there are several (for example learning rates), those with the same batch size and
+    rate are paired; tables without a unique partner stay separate: results of one protocol are
+    never shown twice.
 
     Args:
         tables: each of one data set.
@@ -59,7 +59,7 @@ def join(tables: Sequence[Table]) -> list[Table]:
 
 
 def _partner(table: Table, others: Sequence[Table]) -> Table | None:
-    """The one table of the other layout that may stand beside a table; None without exactly one."""
+    """The unique table of the other layout that can be joined with a table; None otherwise."""
     family = [other for other in others if _family(other) == _family(table)]
     if len(family) > 1:
         part = table.parts[0]
@@ -69,10 +69,10 @@ def _partner(table: Table, others: Sequence[Table]) -> Table | None:
 
 
 def most_standard_first(tables: Sequence[Table]) -> list[Table]:
-    """Tables by how near their protocol is to a published one; of equals, more runs come first.
+    """Sorts tables by closeness of their protocol to a published one, then by number of runs.
 
     Args:
-        tables: measured ones, of the layout in which they are shown.
+        tables: measured ones, in their final layout.
     """
 
     def standing(table: Table) -> tuple[object, ...]:
@@ -86,17 +86,17 @@ def most_standard_first(tables: Sequence[Table]) -> list[Table]:
 
 
 def _family(table: Table) -> tuple[object, ...]:
-    """What tables must share to stand side by side.
+    """The key on which joined tables must agree.
 
-    What is left of the data set's name without layout, year and split; backbone and head; the batch
-    norm, and in what they go against the protocol: a detector whose backbone was frozen, or that
-    saw a tenth of the labels, does not stand beside one that was trained whole on all.
+    The data set's name without layout, year and split; backbone and head; the batch norm, and
+    deviations from the protocol: a detector with a frozen backbone or a tenth of the labels is not
+    joined with one that was fully trained on all.
     """
     words = table.dataset.lower().split("_")
     known = ("coco", "voc", "val", "test", "minival", "test-dev")
     kept = [word for word in words if word not in known and not word.isdigit()]
     meta, _, built = table.architecture.rpartition(" ")
-    # Masks or none, an R-CNN is an R-CNN; a RetinaNet is another detector.
+    # R-CNNs with and without masks can be joined; a RetinaNet is another detector.
     built = built if meta in RCNN or not meta else table.architecture
     run = table.rows[0].runs[0]
     return "_".join(kept), built, table.parts[0].standard, norm_of(run), deviations(run)
@@ -139,7 +139,7 @@ def _side_by_side(left: Table, right: Table) -> Table:
 def _merged(one: Row, other: Row) -> Row:
     return dataclasses.replace(
         one,
-        figures=one.figures | other.figures,
+        metrics=one.metrics | other.metrics,
         n=max(one.n, other.n),
         notes=tuple(dict.fromkeys(one.notes + other.notes)),
         runs=one.runs + other.runs,
@@ -154,38 +154,38 @@ def _merged(one: Row, other: Row) -> Row:
 def with_published(
     tables: list[Table], layout: Layout, fits: Callable[[Table], bool] = lambda table: True
 ) -> list[Table]:
-    """Adds published rows: to COCO 1x and 2x and VOC 24 k of R50-C4, else in tables of their own.
+    """Adds published rows to COCO 1x, COCO 2x and VOC 24 k of R50-C4, otherwise as new tables.
 
     Args:
         tables: of measured rows.
-        layout: decides whether published rows without a partner share a table across data sets.
-        fits: says of a table of one data set and protocol whether it is to be shown.
+        layout: whether published rows without a measured table share one across data sets.
+        fits: whether to show a table of one data set and protocol.
     """
     published = published_detection()
     result = list(tables)
     for schedule in ("1x", "2x", "unknown", "24k"):
         rows = [entry for entry in published if entry.schedule == schedule]
         for tasks, dataset in ((("box", "mask"), _COCO), (("voc",), _VOC)):
-            here = [entry for entry in rows if any(k[0] in tasks for k in entry.figures)]
+            here = [entry for entry in rows if any(k[0] in tasks for k in entry.metrics)]
             partners = [t for t in tables if _takes(t, dataset, schedule)]
             for table in partners:
                 measured = _norms(table, tasks)
                 table.rows.extend(_row(entry, tasks, measured) for entry in here)
             if partners:
-                # What has found its place is not shown again.
-                rows = [dataclasses.replace(e, figures=_others(e, tasks)) for e in rows]
-        rows = [entry for entry in rows if entry.figures]
+                # Rows already added are not shown again.
+                rows = [dataclasses.replace(e, metrics=_others(e, tasks)) for e in rows]
+        rows = [entry for entry in rows if entry.metrics]
         result += _published_only(rows, schedule, layout, fits)
     return result
 
 
-# By data set, the detector behind its published rows: with masks, boxes score otherwise.
+# By data set, the detector of its published rows: training with masks changes box AP.
 _PUBLISHED_WITH = {_COCO: "Mask R-CNN resnet50-C4", _VOC: "Faster R-CNN resnet50-C4"}
 _SCHEDULES = {_COCO: ("1x", "2x"), _VOC: ("24k",)}
 
 
 def _takes(table: Table, dataset: str, schedule: str) -> bool:
-    """Whether a measured table may hold rows published under the standard protocol."""
+    """Whether a measured table can include rows published under the standard protocol."""
     return any(
         (part.dataset, part.schedule) == (dataset, schedule) and _is_published(part)
         for part in table.parts
@@ -193,14 +193,14 @@ def _takes(table: Table, dataset: str, schedule: str) -> bool:
 
 
 def _is_published(part: Part) -> bool:
-    """Whether rows are published by the protocol of some columns."""
+    """Whether there are published rows with the protocol of some columns."""
     usual = part.standard and part.lr in ("0.02", CHOSEN)
     known = part.schedule in _SCHEDULES.get(part.dataset, ())
     return usual and known and part.architecture == _PUBLISHED_WITH[part.dataset]
 
 
 def _norms(table: Table, tasks: Sequence[str]) -> tuple[str, ...]:
-    """The batch norms of the measured rows of some columns; "" among them for not stated."""
+    """The batch norms of the measured rows of some columns; "" for not stated."""
     part = next(part for part in table.parts if set(part.tasks) & set(tasks))
     runs = [run for row in table.rows for run in row.runs]
     here = [run for run in runs if run.results.dataset.name == part.dataset]
@@ -208,7 +208,7 @@ def _norms(table: Table, tasks: Sequence[str]) -> tuple[str, ...]:
 
 
 def _norm_note(theirs: str, measured: Sequence[str]) -> str:
-    """The footnote of a published row beside measured ones; "" where both have the same norm."""
+    """The footnote of a published row among measured ones; "" if both have the same norm."""
     if theirs and tuple(measured) == (theirs,):
         return ""
     known = ", ".join(norm for norm in measured if norm)
@@ -221,28 +221,28 @@ def _norm_note(theirs: str, measured: Sequence[str]) -> str:
     return f"{said}; {ours}" if ours else said
 
 
-def _others(entry: PublishedRow, tasks: Sequence[str]) -> Figures:
-    return {key: value for key, value in entry.figures.items() if key[0] not in tasks}
+def _others(entry: PublishedRow, tasks: Sequence[str]) -> Metrics:
+    return {key: value for key, value in entry.metrics.items() if key[0] not in tasks}
 
 
 def _row(entry: PublishedRow, tasks: Sequence[str], measured: Sequence[str] | None = None) -> Row:
-    """A published row; of what it stands beside, the batch norms (None: it stands alone)."""
+    """A published row, given the batch norms of measured rows in its table (None: no such rows)."""
     alone = f"its authors' fine-tuning files have {entry.norm}" if entry.norm else ""
     beside = alone if measured is None else _norm_note(entry.norm, measured)
-    figures = {key: value for key, value in entry.figures.items() if key[0] in tasks}
+    metrics = {key: value for key, value in entry.metrics.items() if key[0] in tasks}
     missing = [
         *(["schedule"] if entry.schedule == "unknown" else []),
-        *(["number of runs"] if not any(value.n for value in figures.values()) else []),
+        *(["number of runs"] if not any(value.n for value in metrics.values()) else []),
         *(["batch norm of the fine-tuning"] if measured is None and not entry.norm else []),
     ]
     detail = f"{entry.epochs} ep" if entry.epochs else ""
-    return published_row(entry.method, detail, figures, entry.source, (beside, entry.note), missing)
+    return published_row(entry.method, detail, metrics, entry.source, (beside, entry.note), missing)
 
 
 def _published_only(
     rows: Sequence[PublishedRow], schedule: str, layout: Layout, fits: Callable[[Table], bool]
 ) -> list[Table]:
-    """Published rows that no measured table takes."""
+    """Published rows that fit no measured table."""
     known = {"unknown": "not stated"}.get(schedule, schedule)
     coco = {"unknown": _NOT_STATED}.get(schedule, f"schedule {schedule}")
     voc = {"24k": "schedule 24k", "1x": "rows with COCO schedule 1x"}.get(schedule, _NOT_STATED)
@@ -255,7 +255,7 @@ def _published_only(
     ]
     tables = []
     for title, tasks, dataset, plan in groups:
-        here = [_row(e, tasks) for e in rows if any(key[0] in tasks for key in e.figures)]
+        here = [_row(e, tasks) for e in rows if any(key[0] in tasks for key in e.metrics)]
         table = Table(title, tasks, here, dataset, _PUBLISHED_WITH[dataset], plan)
         if here and fits(table):
             tables.append(table)

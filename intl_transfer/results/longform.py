@@ -12,7 +12,7 @@ from intl_transfer.results.grid import clean
 from intl_transfer.results.rows import Column, Row, Table
 from intl_transfer.results.run import Run
 
-#: The columns, and how each is stored in Parquet.
+#: The columns, with their types in Parquet.
 COLUMNS: dict[str, str] = {
     "table": "string",
     "family": "string",
@@ -41,15 +41,15 @@ _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 def records(
     tables: Sequence[Table], text: Callable[[str], str] = clean
 ) -> Iterator[dict[str, Any]]:
-    """One record per run and metric; of published rows, one per metric, with what is known.
+    """One record per run and metric; for published rows, one per metric.
 
     Args:
         tables: from :func:`intl_transfer.results.tables.build_tables`.
-        text: what becomes of every text; control characters never leave.
+        text: applied to every text; control characters are always removed.
     """
     for table in tables:
         for row in table.rows:
-            for column in row.figures:
+            for column in row.metrics:
                 for own in _measured(row, column) if row.each else _summarized(row, column):
                     found = {**_described(table, row, column), **own}
                     yield {
@@ -94,12 +94,12 @@ def _of_run(run: Run) -> dict[str, Any]:
 
 
 def _summarized(row: Row, column: Column) -> Iterator[dict[str, Any]]:
-    summary = row.figures[column]
+    summary = row.metrics[column]
     yield {"value": summary.mean, "std": summary.std, "n": summary.n or None}
 
 
 def cell(value: Any) -> Any:
-    """A value as CSV holds it: no control character, and nothing that a spreadsheet would run."""
+    """A value for CSV, without control characters or formulas for spreadsheets."""
     if not isinstance(value, str):
         return value
     text = clean(value)
@@ -120,7 +120,7 @@ def as_parquet(tables: Sequence[Table], text: Callable[[str], str] = clean) -> b
 
     Args:
         tables: from :func:`intl_transfer.results.tables.build_tables`.
-        text: what becomes of every text.
+        text: applied to every text.
 
     Raises:
         UserError: without pyarrow.

@@ -1,4 +1,4 @@
-"""Tables for machines: CSV and JSON, all digits, with the paths and hashes behind every row."""
+"""Tables as CSV and JSON, with all digits, paths and hashes."""
 
 from __future__ import annotations
 
@@ -18,25 +18,24 @@ _FURTHER = ("n", "low", "high", "p", "p_holm", "difference", "difference_low", "
 
 
 def as_csv(tables: Sequence[Table]) -> str:
-    """One line a row of any table; the figures of the detection tables have fixed columns.
+    """One line per row of any table; metrics of detection tables have fixed columns.
 
-    No control character leaves in it, and no text that a spreadsheet would take for a formula.
-    ``low`` and ``high`` are the ends of the 95 % t interval, ``p`` and ``p_holm`` belong to the
-    test against the baseline.
+    Without control characters or formulas for spreadsheets. ``low`` and ``high`` are the ends of
+    the 95 % t interval, ``p`` and ``p_holm`` belong to the test against the baseline.
     """
     columns: list[Column] = [(task, metric) for task in TASKS for metric in METRICS]
     for table in tables:
         columns += [column for column in table.columns() if column not in columns]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    figures = [f"{t}_{m}_{s}" for t, m in columns for s in _STATISTICS]
+    statistics = [f"{t}_{m}_{s}" for t, m in columns for s in _STATISTICS]
     further = [f"{t}_{m}_{s}" for t, m in columns for s in _FURTHER]
-    head = ["table", "initialization", "pretraining", "published", "n", *figures]
+    head = ["table", "initialization", "pretraining", "published", "n", *statistics]
     head += ["notes", "runs", "external", "baseline", *further]
     writer.writerow(map(cell, head))
     for table in tables:
         for row in table.rows:
-            described = [_figure(table, row, column) for column in columns]
+            described = [_cell(table, row, column) for column in columns]
             runs = " ".join(str(run.path) for run in row.runs)
             first: list[Any] = [
                 table.title,
@@ -53,7 +52,7 @@ def as_csv(tables: Sequence[Table]) -> str:
 
 
 def as_json(tables: Sequence[Table]) -> str:
-    """Everything that is known of every row."""
+    """All data of all rows."""
     value = [
         {
             "title": table.title,
@@ -72,9 +71,9 @@ def as_json(tables: Sequence[Table]) -> str:
 
 
 def _row(table: Table, row: Row) -> dict[str, Any]:
-    figures: dict[str, dict[str, Any]] = {}
-    for task, metric in row.figures:
-        figures.setdefault(task, {})[metric] = _figure(table, row, (task, metric), wanted=True)
+    metrics: dict[str, dict[str, Any]] = {}
+    for task, metric in row.metrics:
+        metrics.setdefault(task, {})[metric] = _cell(table, row, (task, metric), wanted=True)
     return {
         "initialization": row.name,
         "pretraining": row.detail,
@@ -82,15 +81,15 @@ def _row(table: Table, row: Row) -> dict[str, Any]:
         "external": row.external,
         "baseline": row.baseline,
         "n": row.n or None,
-        "figures": figures,
+        "figures": metrics,
         "notes": list(row.notes),
         "source": row.source or None,
-        "runs": [{**_run(run), "figures": _figures_of(row, run)} for run in row.runs],
+        "runs": [{**_run(run), "figures": _metrics_of(row, run)} for run in row.runs],
     }
 
 
-def _figure(table: Table, row: Row, column: Column, wanted: bool = False) -> dict[str, Any]:
-    summary = row.figures.get(column)
+def _cell(table: Table, row: Row, column: Column, wanted: bool = False) -> dict[str, Any]:
+    summary = row.metrics.get(column)
     if summary is None or not (wanted or column in table.columns()):
         return {}
     value: dict[str, Any] = {"mean": summary.mean, "std": summary.std, "n": summary.n or None}
@@ -116,8 +115,8 @@ def _figure(table: Table, row: Row, column: Column, wanted: bool = False) -> dic
     return value
 
 
-def _figures_of(row: Row, run: Run) -> dict[str, dict[str, float]]:
-    """The figures of one run, by task and metric."""
+def _metrics_of(row: Row, run: Run) -> dict[str, dict[str, float]]:
+    """The metrics of one run, by task and metric."""
     found: dict[str, dict[str, float]] = {}
     for (task, metric), values in row.each.items():
         if run.path in values:

@@ -1,4 +1,4 @@
-"""A file of names: what rows are called in a paper, in what order, in which groups."""
+"""Names files: names, order and groups of rows for a paper."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _DIGEST = re.compile(r"[0-9a-f]{8,64}")
 
 @dataclass(frozen=True)
 class Naming:
-    """What a names file says of one row.
+    """The entry of a names file for one row.
 
     Attributes:
         key: a run's id or folder, the hash of weights (8 digits or more), or a row's name.
         name: to show; "" keeps the row's own.
-        order: rows with smaller numbers come first; those without one follow.
-        group: rows of one stand together.
+        order: rows with smaller numbers come first; rows without one come last.
+        group: rows of a group are adjacent.
         rule: whether a rule is above the row.
     """
 
@@ -36,7 +36,7 @@ class Naming:
     rule: bool = False
 
     def fits(self, row: Row) -> bool:
-        """Whether a row is meant."""
+        """Whether the entry refers to a row."""
         if self.key in (row.method, row.name, row.label):
             return True
         return any(
@@ -46,7 +46,7 @@ class Naming:
 
 
 def _identities(row: Row) -> set[str]:
-    """Ids, folders and hashes that lead to a row: of its runs, weights and pretrainings."""
+    """Ids, folders and hashes that identify a row: of its runs, weights and pretrainings."""
     found: set[str] = set()
     for run in row.runs:
         start = run.results.initialization
@@ -69,7 +69,7 @@ def read_names(file: str | Path) -> list[Naming]:
         file: YAML, as ``{"moco_v2_seed0": "MoCo v2", "6f0c2b1e": {name: INTL, order: 1}}``.
 
     Raises:
-        UserError: if it cannot be read, or says something else.
+        UserError: if it cannot be read or is invalid.
     """
     content = read_yaml(Path(file))
     if not content:
@@ -93,7 +93,7 @@ def _naming(file: str | Path, key: str, value: Any) -> Naming:
     for field, kind in kinds.items():
         stated = value.get(field)
         good = isinstance(stated, kind) and (field == "rule" or not isinstance(stated, bool))
-        good = good and stated == stated  # no NaN, which has no place in an order
+        good = good and stated == stated  # not NaN, which cannot be sorted
         if field in value and not good:
             expected = {"rule": "true or false", "order": "a number"}.get(field, "text")
             raise UserError(f"{file}, {key}: {field} is {value[field]!r}, expected {expected}")
@@ -103,16 +103,16 @@ def _naming(file: str | Path, key: str, value: Any) -> Naming:
 def name_rows(
     tables: Sequence[Table], namings: Sequence[Naming], file: str = "--names"
 ) -> list[Table]:
-    """Rows under the user's names, in the user's order and groups.
+    """Applies the user's names, order and groups to rows.
 
     Args:
         tables: any.
         namings: from :func:`read_names`.
-        file: that they are from, for errors.
+        file: their source, for errors.
 
     Raises:
-        UserError: if two entries mean one row, a name would stand for several rows of a table, or
-            an entry means no row at all.
+        UserError: if two entries refer to one row, a name is given to several rows of a table, or
+            an entry refers to no row.
     """
     used: set[str] = set()
     named = [_named(table, namings, file, used) for table in tables]

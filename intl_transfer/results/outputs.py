@@ -1,4 +1,4 @@
-"""A folder of results: every table in every format, and the report that shows them."""
+"""Writes a folder of results: all tables in all formats, and the report."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 def write_bibliography(tables: Sequence[Table], folder: Path) -> list[Path]:
-    """Writes ``published.bib``, which LaTeX tables cite, where there is anything to cite.
+    """Writes ``published.bib``, which LaTeX tables cite, if there are citations.
 
     Args:
-        tables: that are shown.
-        folder: where they are written.
+        tables: to show.
+        folder: for the file.
 
     Returns:
         The file, or none.
@@ -49,13 +49,13 @@ def write_folder(
     """Writes ``table.md``, ``.tex``, ``.csv``, ``.json``, ``.txt``, the report ``index.html``.
 
     Args:
-        collection: what was found.
-        tables: made of it.
+        collection: from :func:`collect`.
+        tables: made from it.
         folder: where to; made if absent.
         rendering: keywords for :func:`intl_transfer.results.render`.
-        refresh: seconds after which an open report loads itself again; None: never.
-        cache: of the report, kept from one writing to the next.
-        privacy: takes out what tells of machines and people; None leaves it in.
+        refresh: seconds after which an open report reloads; None: never.
+        cache: of the report, kept between builds.
+        privacy: removes information on machines and people; None keeps it.
 
     Returns:
         The files.
@@ -72,7 +72,7 @@ def write_folder(
             shown = render(tables, form, **{"link": PAGE, **rendering})
             text = (privacy.text(shown) if privacy else shown).encode()
             file = folder / f"table.{suffix}"
-            # A default is part of no known type.
+            # The default is not in the declared type.
             write_atomically(file, lambda out, text=text: out.write(text))  # type: ignore[misc]
             files.append(file)
         files += write_bibliography(tables, folder)
@@ -84,16 +84,16 @@ def write_folder(
     names = ", ".join(file.name for file in files[:-1])
     rows = sum(len(table.rows) for table in tables)
     counts = f"{len(tables)} tables, {rows} rows"
-    print_timed(f"wrote {files[-1]} ({counts}), and beside it {names}")
+    print_timed(f"wrote {files[-1]} ({counts}), and in the same folder {names}")
     return files
 
 
 def privacy_of(found: Collection, runs: Sequence[Path], is_anonymous: bool = False) -> Privacy:
-    """What removes from tables and report whatever identifies machines and people.
+    """Removes information that identifies machines and people from tables and report.
 
     Args:
-        found: the runs that are shown.
-        runs: the folders that were read, which paths are shown from.
+        found: the runs to show.
+        runs: the collected folders, to which paths are relative.
         is_anonymous: also what identifies a group, for double-blind review.
     """
     manifests = [entry.manifest for entry in found.entries if entry.manifest is not None]
@@ -101,7 +101,7 @@ def privacy_of(found: Collection, runs: Sequence[Path], is_anonymous: bool = Fal
 
 
 def _machines(manifest: Manifest) -> dict[str, Any]:
-    """What of a manifest names hosts and users; its configuration is long, and all paths."""
+    """The parts of a manifest with hosts and users; its configuration contains only paths."""
     return {
         "host": manifest.hardware.get("host"),
         "sessions": [{"host": one.host, "command": one.command} for one in manifest.sessions],

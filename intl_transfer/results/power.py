@@ -1,4 +1,4 @@
-"""What a number of seeds can show: differences that can be resolved, seeds that are needed."""
+"""Statistical power: differences that a number of seeds resolves, and seeds that are needed."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from intl_transfer.results.rows import Column, Table
 from intl_transfer.results.statistics import Summary
 
 ALPHA, POWER = 0.05, 0.8
-#: More repetitions than anybody makes.
+#: Maximum number of repetitions considered.
 _MOST = 1000
-#: Of AP or top-1, in points, for which the repetitions that are needed are shown.
+#: Differences of AP or top-1, in points, for which needed repetitions are shown.
 DIFFERENCES = (0.1, 0.2, 0.5, 1.0, 2.0)
-#: The metric of a task that is tested, and whose highest is bold; others are described.
+#: The metric of a task that is tested, and whose highest is bold; others are descriptive.
 PRIMARY = ("AP", "top-1", "top1")
 
 
 def primary_columns(table: Table) -> list[Column]:
-    """The column of each task that is tested: AP, top-1, or the task's first metric.
+    """The tested column of each task: AP, top-1, or the task's first metric.
 
-    Where the columns of a task are all one primary metric (top-1 by epochs of pretraining), all
-    are. It does not depend on which columns are shown.
+    If all columns of a task are one primary metric (top-1 by epochs of pretraining), all are
+    tested. It does not depend on the selection of columns.
     """
     found = []
     for task in table.tasks:
@@ -30,7 +30,7 @@ def primary_columns(table: Table) -> list[Column]:
             found += [(task, metric) for metric in table.metrics.get(task, ())]
             continue
         metrics = list(table.metrics.get(task, ())) or sorted(
-            {metric for row in table.rows for name, metric in row.figures if name == task}
+            {metric for row in table.rows for name, metric in row.metrics if name == task}
         )
         known = [metric for metric in PRIMARY if metric in metrics]
         if known or metrics:
@@ -39,10 +39,10 @@ def primary_columns(table: Table) -> list[Column]:
 
 
 def pooled_spread(summaries: Sequence[Summary]) -> tuple[float, int] | None:
-    """The standard deviation that rows have in common, and its degrees of freedom.
+    """The pooled standard deviation of rows, and its degrees of freedom.
 
     Args:
-        summaries: of one column; single runs say nothing.
+        summaries: of one column; single runs do not contribute.
 
     Returns:
         ``sqrt(sum (n_i - 1) s_i^2 / sum (n_i - 1))`` and ``sum (n_i - 1)``; None without spread.
@@ -59,7 +59,7 @@ def resolvable(spread: float, freedom: int, n: int) -> float:
     """The smallest difference of two rows that a two-sided t test at 5 % finds.
 
     Args:
-        spread: of single figures, pooled.
+        spread: standard deviation of single runs, pooled.
         freedom: its degrees of freedom.
         n: repetitions of each row.
 
@@ -72,11 +72,11 @@ def resolvable(spread: float, freedom: int, n: int) -> float:
 
 
 def power(difference: float, spread: float, n: int, alpha: float = ALPHA) -> float:
-    """How often a true difference is found by a two-sided t test of two rows of n repetitions.
+    """The power of a two-sided t test of two rows of n repetitions.
 
     Args:
         difference: of the true means.
-        spread: standard deviation of single figures, the same in both rows.
+        spread: standard deviation of single runs, the same in both rows.
         n: repetitions of each row, at least 2.
         alpha: level of the test.
 
@@ -90,30 +90,30 @@ def power(difference: float, spread: float, n: int, alpha: float = ALPHA) -> flo
     limit = stats.t.ppf(1 - alpha / 2, freedom)
     above = float(stats.nct.sf(limit, freedom, abs(shift)))
     below = float(stats.nct.cdf(-limit, freedom, abs(shift)))
-    # Far out SciPy's noncentral t gives up: there the one tail is nothing, the other all.
+    # For extreme values SciPy's noncentral t fails: there one tail is 0, the other 1.
     return (1.0 if math.isnan(above) else above) + (0.0 if math.isnan(below) else below)
 
 
 def runs_needed(
-    difference: float, spread: float, wanted: float = POWER, alpha: float = ALPHA
+    difference: float, spread: float, target: float = POWER, alpha: float = ALPHA
 ) -> int | None:
-    """Repetitions of each of two rows, so that a true difference is found often enough.
+    """Repetitions of each of two rows needed to detect a true difference with a given power.
 
     Args:
         difference: of the true means, not zero.
-        spread: standard deviation of single figures.
-        wanted: how often, from 0 to 1.
+        spread: standard deviation of single runs.
+        target: the power, from 0 to 1.
         alpha: level of the test.
 
     Returns:
         The smallest number; None for more than a thousand.
     """
-    if power(difference, spread, _MOST, alpha) < wanted:
+    if power(difference, spread, _MOST, alpha) < target:
         return None
-    low, high = 1, _MOST  # low is too few, high enough
+    low, high = 1, _MOST  # low is too few, high is enough
     while high - low > 1:
         middle = (low + high) // 2
-        if middle > 1 and power(difference, spread, middle, alpha) >= wanted:
+        if middle > 1 and power(difference, spread, middle, alpha) >= target:
             high = middle
         else:
             low = middle
@@ -121,10 +121,10 @@ def runs_needed(
 
 
 def power_report(tables: Sequence[Table]) -> str:
-    """For each table and tested column: its spread, what it resolves, what differences need.
+    """For each table and tested column: its spread, resolved differences, needed repetitions.
 
     Args:
-        tables: measured ones among them count.
+        tables: only measured ones are used.
     """
     from tabulate import tabulate
 
@@ -132,7 +132,7 @@ def power_report(tables: Sequence[Table]) -> str:
     for table in tables:
         for column in primary_columns(table):
             rows = [row for row in table.rows if not row.published]
-            summaries = [row.figures[column] for row in rows if column in row.figures]
+            summaries = [row.metrics[column] for row in rows if column in row.metrics]
             found = pooled_spread(summaries)
             if found is None:
                 continue
@@ -149,7 +149,7 @@ def power_report(tables: Sequence[Table]) -> str:
                 ]
             )
     if not lines:
-        return "no column with two runs of one row: nothing is known of the spread over seeds"
+        return "no column with two runs of one row: the spread over seeds is unknown"
     heads = ["column", "spread", "n", "resolved", *(f"n for {d:g}" for d in DIFFERENCES)]
     text = tabulate(lines, heads, tablefmt="github", disable_numparse=True)
     return (

@@ -1,4 +1,4 @@
-"""Published results, each with its source, kept as data beside the code."""
+"""Published results, each with its source, from a data file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib import resources
 from typing import Any
 
 from intl_transfer.files.yamls import parse_yaml
-from intl_transfer.results.rows import Column, Figures, Row
+from intl_transfer.results.rows import Column, Metrics, Row
 from intl_transfer.results.run import METRICS
 from intl_transfer.results.statistics import Summary
 
@@ -22,16 +22,16 @@ class PublishedRow:
         method: its name.
         epochs: of pretraining.
         schedule: ``1x``, ``2x``, ``24k`` or ``unknown``.
-        figures: by (task, metric), in %.
-        source: where the figures were read.
+        metrics: by (task, metric), in %.
+        source: of the metrics.
         note: what to know when comparing, or "".
-        norm: the batch norm in its authors' fine-tuning files, or "" where that is not stated.
+        norm: the batch norm in its authors' fine-tuning files, or "" if not stated.
     """
 
     method: str
     epochs: int
     schedule: str
-    figures: dict[tuple[str, str], Summary]
+    metrics: dict[tuple[str, str], Summary]
     source: str
     note: str = ""
     norm: str = ""
@@ -39,29 +39,29 @@ class PublishedRow:
 
 @functools.cache
 def read_published() -> dict[str, Any]:
-    """The file of published results, as it is."""
+    """The content of the file of published results."""
     text = resources.files("intl_transfer.results").joinpath("published.yaml").read_text()
     content: dict[str, Any] = parse_yaml(text, "published.yaml")
     return content
 
 
 def published_detection() -> list[PublishedRow]:
-    """Every published detection row; figures that were not published are absent."""
+    """All published detection rows; unpublished metrics are missing."""
     rows = []
     for entry in read_published()["detection"]:
-        figures: dict[tuple[str, str], Summary] = {}
+        metrics: dict[tuple[str, str], Summary] = {}
         for task in ("box", "mask", "voc"):
             spread = entry.get(f"{task}_std") or [None] * len(METRICS)
             for metric, value, std in zip(METRICS, entry.get(task) or [], spread, strict=False):
                 if value is not None:
                     seeds = int(entry.get("n_seeds") or 0)
-                    figures[task, metric] = Summary(float(value), std, seeds)
+                    metrics[task, metric] = Summary(float(value), std, seeds)
         rows.append(
             PublishedRow(
                 entry["method"],
                 entry["pretrain_epochs"],
                 entry["schedule"],
-                figures,
+                metrics,
                 entry["source"],
                 entry.get("note", ""),
                 entry.get("norm", ""),
@@ -76,16 +76,16 @@ class PublishedClassification:
 
     Attributes:
         method: its name.
-        figures: by (task, metric), in %.
-        source: where the figures were read.
-        epochs: of pretraining; None where not stated, or where each column has its own.
-        batch_size: of pretraining; None where not stated.
-        evaluation: how it was measured, or "" where that is not stated.
+        metrics: by (task, metric), in %.
+        source: of the metrics.
+        epochs: of pretraining; None if not stated, or if columns differ.
+        batch_size: of pretraining; None if not stated.
+        evaluation: the protocol, or "" if not stated.
         note: what to know when comparing, or "".
     """
 
     method: str
-    figures: dict[Column, float]
+    metrics: dict[Column, float]
     source: str
     epochs: int | None = None
     batch_size: int | None = None
@@ -93,7 +93,7 @@ class PublishedClassification:
     note: str = ""
 
     def row(self, *unstated: str) -> Row:
-        """As a row of a table, with what its source does not state.
+        """As a table row, with facts that its source does not state.
 
         Args:
             unstated: of ``epochs``, ``batch_size`` and ``evaluation``, those that the table's
@@ -113,7 +113,7 @@ class PublishedClassification:
                     *([f"batch {self.batch_size}"] if self.batch_size else []),
                 ]
             ),
-            {key: Summary(value, None, 0) for key, value in self.figures.items()},
+            {key: Summary(value, None, 0) for key, value in self.metrics.items()},
             self.source,
             (self.evaluation, self.note),
             (*missing, "number of runs"),
@@ -123,26 +123,26 @@ class PublishedClassification:
 def published_row(
     method: str,
     detail: str,
-    figures: Figures,
+    metrics: Metrics,
     source: str,
     notes: Sequence[str] = (),
     missing: Sequence[str] = (),
 ) -> Row:
-    """A row of a table whose figures were published.
+    """A table row with published metrics.
 
     Args:
         method: its name.
         detail: of its pretraining.
-        figures: by (task, metric).
-        source: where they were read.
-        notes: what to know when comparing; "" is left out.
-        missing: what the source does not state.
+        metrics: by (task, metric).
+        source: of the metrics.
+        notes: what to know when comparing; "" is ignored.
+        missing: facts that the source does not state.
     """
     said = [f"published: {source}", *(note for note in notes if note)]
     if missing:
         said.append(f"not stated here: {', '.join(missing)}")
-    n = max((value.n for value in figures.values()), default=0)
-    return Row(method, detail, figures, n, True, tuple(said), source=source, cite=key_of(source))
+    n = max((value.n for value in metrics.values()), default=0)
+    return Row(method, detail, metrics, n, True, tuple(said), source=source, cite=key_of(source))
 
 
 def key_of(source: str) -> str:
@@ -152,12 +152,12 @@ def key_of(source: str) -> str:
 
 
 def bibliography() -> str:
-    """``published.bib``, as it ships."""
+    """The content of ``published.bib``."""
     return resources.files("intl_transfer.results").joinpath("published.bib").read_text()
 
 
 def published_linear() -> list[PublishedClassification]:
-    """Every published row of linear evaluation on ImageNet, a column for each number of epochs."""
+    """All published rows of linear evaluation on ImageNet, one column per number of epochs."""
     return [
         PublishedClassification(
             entry["method"],
@@ -170,10 +170,9 @@ def published_linear() -> list[PublishedClassification]:
 
 
 def published_small() -> list[PublishedClassification]:
-    """Published figures on small data sets with ResNet-18.
+    """Published results on small data sets with ResNet-18.
 
-    One row for each method, source, number of epochs and evaluation: of these, none is known to
-    differ within a row.
+    One row per method, source, number of epochs and evaluation.
     """
     rows: dict[tuple[Any, ...], PublishedClassification] = {}
     for entry in read_published()["small_datasets"]:
@@ -181,12 +180,12 @@ def published_small() -> list[PublishedClassification]:
         row = rows.setdefault(key, _classification(entry, {}))
         for metric, value in zip(("top-1", "5-NN", "top-5"), entry["values"], strict=True):
             if value is not None:
-                row.figures[entry["dataset"], metric] = float(value)
+                row.metrics[entry["dataset"], metric] = float(value)
     return list(rows.values())
 
 
-#: Benchmarks of one code base each, on ImageNet with ResNet-50: their part of the file, whose they
-#: are, and their columns.
+#: Benchmarks of one code base each, on ImageNet with ResNet-50: their key in the file, their
+#: source, and their columns.
 _BENCHMARKS: dict[str, tuple[str, tuple[Column, ...]]] = {
     "imagenet_100_epochs_lightly": (
         "lightly",
@@ -197,7 +196,7 @@ _BENCHMARKS: dict[str, tuple[str, tuple[Column, ...]]] = {
 
 
 def published_benchmarks() -> dict[str, list[PublishedClassification]]:
-    """Rows of benchmarks that one code base made, by its name; what they share is theirs alone."""
+    """Rows of benchmarks by code base, by its name."""
     found = {}
     for part, (name, columns) in _BENCHMARKS.items():
         found[name] = [
@@ -215,11 +214,11 @@ def published_benchmarks() -> dict[str, list[PublishedClassification]]:
 
 
 def _classification(
-    entry: Mapping[str, Any], figures: dict[Column, float]
+    entry: Mapping[str, Any], metrics: dict[Column, float]
 ) -> PublishedClassification:
     return PublishedClassification(
         entry["method"],
-        figures,
+        metrics,
         entry["source"],
         entry.get("epochs"),
         entry.get("batch_size"),

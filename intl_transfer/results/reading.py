@@ -1,4 +1,4 @@
-"""One folder in, what it holds out: manifest, results, and the state they are in."""
+"""Reads one run directory: manifest, results, and status."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from intl_transfer.runs.directory import read_json_object
 from intl_transfer.runs.lock import holder_alive
 from intl_transfer.runs.records import DOCUMENTED, SCHEMA, AnyResults, Manifest, results_of
 
-#: Larger than any manifest or results file of ours; what is larger is not one.
+#: Upper limit, larger than any manifest or results file of ours.
 LARGEST_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One run directory that was found, whatever state it is in.
+    """One run directory, in any state.
 
     Attributes:
         path: the folder.
-        status: ``finished``, ``running``, ``stalled`` (says running, but nothing has moved for
-            long), ``failed``, ``interrupted``, ``inconsistent``, ``copy`` or ``superseded`` (the
-            newer run with the same seed and settings counts).
-        detail: why, in words; "" where there is nothing to say.
-        manifest: its manifest, or None where that cannot be read.
-        results: its results, or None where there are none.
-        external: True for what was not written by this project.
+        status: ``finished``, ``running``, ``stalled`` (status running, but no output for long),
+            ``failed``, ``interrupted``, ``inconsistent``, ``copy`` or ``superseded`` (the newer run
+            with the same seed and settings counts).
+        detail: why, as text; may be empty.
+        manifest: its manifest, or None if unreadable.
+        results: its results, or None if there are none.
+        external: whether it was not written by this project.
     """
 
     path: Path
@@ -46,36 +46,36 @@ class Entry:
 
     @cached_property
     def manifest_json(self) -> dict[str, Any]:
-        """The manifest as a JSON object; empty where there is none."""
+        """The manifest as a JSON object; empty if there is none."""
         return {} if self.manifest is None else self.manifest.as_json()
 
     @cached_property
     def results_json(self) -> dict[str, Any]:
-        """The results as a JSON object; empty where there are none."""
+        """The results as a JSON object; empty if there are none."""
         return {} if self.results is None else self.results.as_json()
 
     @property
     def stage(self) -> str:
-        """``pretrain``, ``detection``, ``evaluation``, or "" where that is not known."""
+        """``pretrain``, ``detection``, ``evaluation``, or "" if unknown."""
         return self.manifest.stage if self.manifest else ""
 
 
 def check_plain(path: Path, status: os.stat_result, limited: bool = True) -> None:
-    """Refuses what is not a plain file of a sensible size, before it is opened.
+    """Refuses anything but a regular file of limited size, before opening it.
 
     Args:
         path: the file.
-        status: what ``stat`` says of it.
-        limited: False for files that are read in part, which may be of any size.
+        status: its ``stat`` result.
+        limited: False for files of any size, which are read in part.
 
     Raises:
         UserError: for a pipe, a device, or a file too large to be one of ours.
     """
     if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{path} is not a plain file")
+        raise UserError(f"{path} is not a regular file")
     if limited and status.st_size > LARGEST_BYTES:
         raise UserError(
-            f"{path} holds {status.st_size >> 20} MiB; expected less than {LARGEST_BYTES >> 20}"
+            f"{path} has {status.st_size >> 20} MiB; expected less than {LARGEST_BYTES >> 20}"
         )
 
 
@@ -84,13 +84,13 @@ def read_run(path: Path, files: Mapping[str, os.stat_result]) -> tuple[Any, Any]
 
     Args:
         path: the folder.
-        files: what ``stat`` says of the two files, for those that are there.
+        files: ``stat`` results of the two files, if they exist.
 
     Returns:
         The manifest, and the results or None, for :func:`records_of`.
 
     Raises:
-        UserError: if one of them is damaged, is not a plain file, or cannot be read.
+        UserError: if one of them is damaged, not a regular file, or unreadable.
     """
     with _named(path, files):
         manifest = read_json_object(path / MANIFEST)
@@ -98,15 +98,15 @@ def read_run(path: Path, files: Mapping[str, os.stat_result]) -> tuple[Any, Any]
 
 
 def read_hand_made(path: Path, files: Mapping[str, os.stat_result]) -> tuple[Any, Any]:
-    """Results that somebody wrote without a manifest, and what stands for one.
+    """External results without a manifest, with a substitute for it.
 
     Args:
         path: the folder.
-        files: what ``stat`` says of the results, if they are there.
+        files: ``stat`` result of the results, if they exist.
 
     Raises:
-        UserError: if there are none, or they do not say with ``external`` that they were made by
-            something else: then they are half of a run directory of this project.
+        UserError: if there are none, or they lack the field ``external``: then they are an
+            incomplete run directory of this project.
     """
     file = path / RESULTS
     if RESULTS not in files:
@@ -135,7 +135,7 @@ def read_hand_made(path: Path, files: Mapping[str, os.stat_result]) -> tuple[Any
 
 @contextlib.contextmanager
 def _named(path: Path, files: Mapping[str, os.stat_result]) -> Iterator[None]:
-    """Errors of reading some files, as errors that name the folder."""
+    """Converts errors while reading files to errors that name the folder."""
     for name, status in files.items():
         check_plain(path / name, status)
     try:
@@ -150,11 +150,11 @@ def records_of(as_read: Any, path: Path) -> tuple[Manifest, AnyResults | None]:
     """Manifest and results as records.
 
     Args:
-        as_read: both as JSON objects, as they were read or as a cache keeps them.
+        as_read: both as JSON objects, from the files or the cache.
         path: the folder.
 
     Raises:
-        UserError: naming the first field that is wrong, or in what the two contradict each other.
+        UserError: naming the first invalid field, or a contradiction between the two.
     """
     content, found = as_read
     manifest = Manifest.of(content, str(path / MANIFEST))
@@ -168,7 +168,7 @@ def records_of(as_read: Any, path: Path) -> tuple[Manifest, AnyResults | None]:
 def state_of(
     path: Path, manifest: Manifest, results: AnyResults | None, stalled_after: float
 ) -> tuple[str, str]:
-    """The status of a run directory, and what is to be said about it.
+    """The status of a run directory, with details.
 
     Args:
         path: the folder.
@@ -193,7 +193,7 @@ def state_of(
 
 
 def disagreement(manifest: Manifest, results: Mapping[str, Any]) -> str | None:
-    """In what the two files of a finished run contradict each other, if they do."""
+    """A contradiction between the two files of a finished run, if any."""
     for key in ("stage", "seed"):
         there, here = manifest[key], results.get(key, manifest[key])
         if here != there:
@@ -202,10 +202,10 @@ def disagreement(manifest: Manifest, results: Mapping[str, Any]) -> str | None:
 
 
 def _alive(path: Path, stalled_after: float) -> tuple[str, str]:
-    """Whether a run that says it is running shows a sign of life."""
+    """Why a run with status running counts as stalled, if it does."""
     holder = holder_alive(path)
     if holder is not None and not holder[1]:
-        return "stalled", f"its process {holder[0]} has ended without a word"
+        return "stalled", f"its process {holder[0]} has ended without recording it"
     times = []
     for name in (METRICS, MANIFEST, "checkpoints"):
         try:

@@ -17,7 +17,7 @@ from intl_transfer.results.longform import as_long_csv
 from intl_transfer.results.machine_readable import as_csv, as_json
 from intl_transfer.results.rows import Table
 
-#: Forms, and the suffix of a file in each.
+#: Formats, and the file extension of each.
 FORMS = {
     "console": "txt",
     "md": "md",
@@ -43,18 +43,18 @@ def render(
     placement: Float = "auto",
     link: str = "",
 ) -> str:
-    """Writes tables in one of the known forms.
+    """Renders tables in one of the known formats.
 
     Args:
         tables: from :func:`intl_transfer.results.tables.build_tables`.
-        form: ``md``, ``latex``, ``csv``, ``long`` (CSV, a line per run and metric), ``json`` or
+        form: ``md``, ``latex``, ``csv``, ``long`` (CSV, one line per run and metric), ``json`` or
             ``console``.
-        precision: digits after the point (CSV and JSON keep all).
-        spread: what stands beside a mean: the standard deviation, a 95 % interval, nothing.
+        precision: number of decimals (CSV and JSON keep all digits).
+        spread: shown with a mean: the standard deviation, a 95 % interval, nothing.
         hide: of ``pretraining`` and ``n``, the columns not to show.
-        standalone: LaTeX that compiles as it is, in place of tables to be included.
-        captions: of LaTeX's tables, in their order, in LaTeX; else titles.
-        labels: of LaTeX's tables, in their order; else names of what they show.
+        standalone: a complete LaTeX document instead of tables to include.
+        captions: of LaTeX's tables in order, in LaTeX; default: titles.
+        labels: of LaTeX's tables in order; default: from their content.
         link: the report's page, where every mark of a table is explained.
         placement: the float of LaTeX's tables: ``table``, ``table*``, ``auto`` by their width.
 
@@ -62,7 +62,7 @@ def render(
         The text, ending in a newline.
 
     Raises:
-        UserError: for an unknown form.
+        UserError: for an unknown format.
     """
     if form not in FORMS:
         raise UserError(
@@ -83,15 +83,15 @@ def render(
 
 
 def escape_markdown(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Escapes text for Markdown."""
     for character in "\\`*_[]<>|":
         text = text.replace(character, f"\\{character}")
     return text
 
 
-def _cells(grid: Grid, line: Line, name: str, figures: Sequence[str], detail: str) -> list[str]:
+def _cells(grid: Grid, line: Line, name: str, values: Sequence[str], detail: str) -> list[str]:
     leading = {"initialization": name, "pretraining": detail, "n": line.n}
-    return [*(leading[key] for key in grid.leading), *figures]
+    return [*(leading[key] for key in grid.leading), *values]
 
 
 def _numbers(line: Line) -> str:
@@ -111,11 +111,11 @@ def _markdown(grids: Sequence[Grid], link: str = "") -> str:
             group = line.group
             name = safe(line.name) + _numbers(line)
             name = f"_{name}_" if line.published else name
-            figures = [
+            values = [
                 f"**{cell.text}**" if cell.best and cell.text else cell.text.replace("[", "\\[")
                 for cell in line.cells
             ]
-            rows.append(_cells(grid, line, name, figures, safe(line.detail)))
+            rows.append(_cells(grid, line, name, values, safe(line.detail)))
         headings = [safe(name) for name in grid.headings]
         body = tabulate(rows, headings, tablefmt="pipe", disable_numparse=True)
         footer = [
@@ -126,7 +126,7 @@ def _markdown(grids: Sequence[Grid], link: str = "") -> str:
             footer.insert(0, "_In italics: published._")
         if link:
             footer.append(f"[Every mark explained]({link}#table-{grid.key})")
-        # Two blanks at the end keep Markdown's lines apart.
+        # Two trailing spaces are a line break in Markdown.
         spaced = [f"{text}  " for text in footer]
         parts.append("\n".join([f"### {safe(grid.title)}", "", body, "", *spaced]))
     return "\n\n".join(part.rstrip() for part in parts)
@@ -153,8 +153,8 @@ def _console(grids: Sequence[Grid]) -> str:
             if line.group != group and line.group:
                 drawn.add_row(Text(line.group, "italic"))
             group = line.group
-            figures = [cell.text + (" *" if cell.best else "") for cell in line.cells]
-            cells = _cells(grid, line, line.name + _numbers(line), figures, line.detail)
+            values = [cell.text + (" *" if cell.best else "") for cell in line.cells]
+            cells = _cells(grid, line, line.name + _numbers(line), values, line.detail)
             after = grid.lines[index + 1] if index + 1 < len(grid.lines) else None
             last = after is None or after.published or after.rule or after.group != line.group
             style = "dim italic" if line.published else ""
@@ -162,12 +162,12 @@ def _console(grids: Sequence[Grid]) -> str:
                 *(Text(cell, style) for cell in cells), end_section=last and not line.published
             )
         natural = console.measure(drawn).maximum
-        # A title without its table's width to hold it would make one line of any length.
+        # A title must be wrapped to its table's width.
         console.width = max(80, min(natural, terminal or natural))
         console.print(drawn)
         console.width = max(console.width, 120) if terminal is None else console.width
         for text in grid.legend:
-            # A terminal's text has a star for bold.
+            # On a terminal, a star stands for bold.
             console.print(Text(f"*:{text[5:]}" if text.startswith("Bold:") else text))
         for number, note in enumerate(grid.notes, 1):
             console.print(Text(f"[{number}] {note}"))

@@ -1,24 +1,24 @@
-"""The one rule by which figures are rounded, on tables, plots and the page alike."""
+"""The common rounding rule of tables, plots and the page."""
 
 from __future__ import annotations
 
 from decimal import ROUND_HALF_UP, Decimal
 
-#: Digits of a float that are taken to be meant; what follows is the noise of binary arithmetic.
+#: Significant digits of a float; further ones are considered noise of binary arithmetic.
 SIGNIFICANT = 12
 
 
 def rounded(value: float, digits: int = 1, sign: bool = False) -> str:
-    """A figure with so many digits after the point, halves away from zero, as people round.
+    """Formats a number with a number of decimals, rounding halves away from zero.
 
-    What is rounded is the number as it is printed (12 significant digits), not its binary form:
-    56.25 is 56.3 and 38.15 is 38.2, though the float nearest to 38.15 is below it. The page's
+    The printed decimal number (12 significant digits) is rounded, not its binary value: 56.25 is
+    56.3 and 38.15 is 38.2, though the float nearest to 38.15 is below it. The page's
     ``roundedText`` in ``core.js`` is the same rule.
 
     Args:
         value: finite.
-        digits: after the point.
-        sign: print a plus, too.
+        digits: number of decimals.
+        sign: also print a plus.
 
     Returns:
         The text; zero has no minus sign.

@@ -1,4 +1,4 @@
-"""What tables are made of: rows, their figures and marks, and what the columns were measured on."""
+"""The parts of tables: rows with metrics and marks, and columns."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pathlib import Path
 from intl_transfer.results.run import METRICS, Run
 from intl_transfer.results.statistics import Comparison, Summary
 
-#: In place of a learning rate, where each row has its own.
+#: Instead of a learning rate, if each row has its own.
 CHOSEN = "chosen for each row"
 Column = tuple[str, str]
-Figures = dict[Column, Summary]
+Metrics = dict[Column, Summary]
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What the statistics say of one figure.
+    """Statistical marks of one cell.
 
     Attributes:
         best: the highest mean of a primary column, among measured rows.
-        comparison: with the baseline, where there is one and it can be tested.
-        alone: a single run that is the highest, or was chosen, over means of several.
+        comparison: with the baseline, if there is one and it can be tested.
+        alone: a single run that is the highest, or was chosen, above means of several.
     """
 
     best: bool = False
@@ -39,27 +39,27 @@ class Row:
     Attributes:
         method: the initialization.
         detail: of its pretraining.
-        figures: by (task, metric), in %.
-        n: number of repetitions; 0 where a published row does not say.
+        metrics: by (task, metric), in %.
+        n: number of repetitions; 0 if a published row does not state it.
         published: True for a row from the literature.
         notes: footnotes.
         runs: the runs behind a measured row.
-        external: True for a row from Detectron2 folders that others' scripts wrote.
+        external: True for a row from external Detectron2 folders.
         baseline: True for the row that the others are tested against.
-        marks: by (task, metric), where there is something to mark.
-        words: what tells it from other rows of the method, or "".
-        chosen_over: where a learning rate was chosen, the most runs that another rate has.
-        source: where a published row was read.
+        marks: by (task, metric), if there are any.
+        words: distinguishes it from other rows of the method, or "".
+        chosen_over: if a learning rate was chosen, the maximum number of runs at another rate.
+        source: of a published row.
         cite: its key in ``published.bib``.
-        shown: the user's own name for it, in place of method and words.
-        group: rows of one stand together, below its name.
+        shown: the user's name for it, instead of method and words.
+        group: rows of a group are adjacent, below its name.
         rule: whether a rule is above it.
-        each: by (task, metric), the figure of each run that has one, by its path.
+        each: by (task, metric), the value of each run that has one, by its path.
     """
 
     method: str
     detail: str
-    figures: Figures
+    metrics: Metrics
     n: int
     published: bool = False
     notes: tuple[str, ...] = ()
@@ -78,14 +78,14 @@ class Row:
 
     @property
     def name(self) -> str:
-        """Method, and what tells it from others of the method: ``INTL, iterations 8``."""
+        """Method with its distinguishing words: ``INTL, iterations 8``."""
         if self.shown:
             return self.shown
         return f"{self.method}, {self.words}" if self.words else self.method
 
     @property
     def control(self) -> bool:
-        """Whether something was taken from its runs: it competes with no row."""
+        """Whether it is a control, which is not compared with other rows."""
         return any(run.start.control for run in self.runs)
 
     @property
@@ -96,7 +96,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Part:
-    """What some of a table's columns were measured on.
+    """Data set and protocol of some of a table's columns.
 
     Attributes:
         dataset: its name.
@@ -106,9 +106,9 @@ class Part:
         iterations: of the schedule.
         batch: size.
         lr: base learning rate, or ``chosen for each row``.
-        further: settings beyond these in which it differs from its neighbors, or "".
-        standard: False where these are known not to be those of the MoCo protocol.
-        labels: the share of the training images whose labels were used (``10 %``); "" for all.
+        further: other settings that distinguish it from its neighbors, or "".
+        standard: False if the settings are known to differ from the MoCo protocol.
+        labels: the fraction of training images whose labels were used (``10 %``); "" for all.
     """
 
     dataset: str
@@ -144,15 +144,15 @@ class Table:
         title: data set, detector, schedule.
         tasks: the column groups: ``box``, ``mask``, ``voc``, or those of a classification.
         rows: measured rows, best first, then published ones.
-        dataset: name of the data set; of several, joined by `` + ``.
+        dataset: name of the data set; several are joined by `` + ``.
         architecture: of the detector.
         schedule: its name.
         family: ``detection`` or ``classification``.
-        parts: what the column groups were measured on; empty for published rows alone.
-        metrics: the columns of a group, where they are not AP50, AP, AP75.
-        headings: of groups, where they are not the tasks' names.
+        parts: data sets and protocols of the column groups; empty for only published rows.
+        metrics: the columns of a group, if not AP50, AP, AP75.
+        headings: of groups, if not the tasks' names.
         shown: the columns to show; all if None.
-        legend: what the marks and spreads of this table mean, a line each.
+        legend: explanations of this table's marks and spreads, one line each.
     """
 
     title: str
@@ -170,12 +170,12 @@ class Table:
 
     @property
     def key(self) -> str:
-        """A name for it on the report's page: the same as long as it shows the same."""
+        """Its key on the report's page, stable as long as its content is the same."""
         return hashlib.sha256(json.dumps(self.title).encode()).hexdigest()[:12]
 
     @property
     def slug(self) -> str:
-        """A short name of what it shows: ``coco 1x voc 24k AP vs baseline``."""
+        """A short name of its content: ``coco 1x voc 24k AP vs baseline``."""
         if self.parts:
             words = [f"{_short(part.dataset)} {part.schedule}" for part in self.parts]
             words += [part.lr for part in self.parts[:1] if not part.standard or part.lr == CHOSEN]
@@ -190,7 +190,7 @@ class Table:
         return " ".join(word for word in words if word)
 
     def columns(self) -> list[Column]:
-        """(task, metric) of each figure column, in order."""
+        """(task, metric) of each metric column, in order."""
         if self.shown is not None:
             return list(self.shown)
         return [(task, m) for task in self.tasks for m in self.metrics.get(task, METRICS)]
@@ -200,12 +200,12 @@ class Table:
         return self.headings.get(task, {"voc": "VOC"}.get(task, task))
 
     def dataset_of(self, task: str) -> str:
-        """What a column group was measured on."""
+        """Data set and protocol of a column group."""
         found = [part.dataset for part in self.parts if task in part.tasks]
         return found[0] if found else task if task in self.dataset.split(" + ") else self.dataset
 
     def count(self, row: Row) -> str:
-        """Repetitions behind a row, for each part where they differ: ``3`` or ``1, 5``."""
+        """Repetitions of a row, per part if they differ: ``3`` or ``1, 5``."""
         counts = [self._count(row, tasks) for tasks in self._groups()]
         different = list(dict.fromkeys(count for count in counts if count))
         if len(different) <= 1:
@@ -213,8 +213,8 @@ class Table:
         return ", ".join(count or "-" for count in counts)
 
     def fewer(self, row: Row, column: Column) -> str:
-        """Repetitions behind one figure where that is not its part's number; else ""."""
-        summary = row.figures.get(column)
+        """Repetitions of one cell if different from its part's; otherwise ""."""
+        summary = row.metrics.get(column)
         tasks = next((tasks for tasks in self._groups() if column[0] in tasks), (column[0],))
         if summary is None or row.published or summary.count == self._count(row, tasks):
             return ""
@@ -224,11 +224,11 @@ class Table:
         return [part.tasks for part in self.parts] or [(task,) for task in self.tasks]
 
     def _count(self, row: Row, tasks: tuple[str, ...]) -> str:
-        found = [summary for (task, _), summary in row.figures.items() if task in tasks]
+        found = [summary for (task, _), summary in row.metrics.items() if task in tasks]
         most = max(found, key=lambda summary: (summary.n, summary.runs), default=None)
         return "" if most is None else most.count
 
 
 def _short(dataset: str) -> str:
-    """``coco`` of ``coco_2017_val``; of several, each."""
+    """``coco`` for ``coco_2017_val``; for several, each."""
     return re.sub(r"(_\d{4})?_(val|test|minival)\b", "", dataset)

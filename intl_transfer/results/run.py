@@ -1,4 +1,4 @@
-"""One finished run as tables see it: what it measured, by which protocol, from which start."""
+"""One finished run, as used by tables: metrics, protocol and initialization."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from intl_transfer.runs.changes import changed_midway
 from intl_transfer.runs.records import DetectionResults, EvaluationResults, Labels, Manifest
 from intl_transfer.runs.settings import below, deciding, flatten
 
-# Figures in the order in which the literature prints them.
+# Metrics in the order of the literature.
 METRICS = ("AP50", "AP", "AP75")
 #: Tasks in that order; others follow by name.
 TASKS = ("box", "mask", "voc")
@@ -20,20 +20,20 @@ TASKS = ("box", "mask", "voc")
 
 @dataclass(frozen=True)
 class Start:
-    """What a run began from.
+    """The initialization of a run.
 
     Attributes:
-        kind: ``pretrained``, ``supervised``, ``random``, or of others' folders.
+        kind: ``pretrained``, ``supervised``, ``random``, or external.
         method: the pretraining method.
         detail: the pretraining's configuration, epochs and data.
-        settings: what decided it, by dotted key.
-        key: the same for runs whose starts are one experiment.
-        label: a word of the user's own for it.
-        word: what its file or run is called.
-        unit: the pretraining among repetitions; None where each run is its own.
-        unit_seed: of that pretraining, where known.
-        notes: footnotes that its row needs.
-        control: what was taken from the run, of a control (:mod:`intl_transfer.runs.controls`).
+        settings: deciding settings, by dotted key.
+        key: equal for runs whose initializations are the same experiment.
+        label: the user's name for it.
+        word: name of its file or run.
+        unit: the pretraining among repetitions; None if each run is one.
+        unit_seed: of that pretraining, if known.
+        notes: footnotes for its row.
+        control: for a control (:mod:`intl_transfer.runs.controls`), the factor removed.
     """
 
     kind: str
@@ -57,9 +57,9 @@ class Run:
         path: its directory.
         manifest: its manifest.
         results: its results.
-        start: what it began from.
-        parent: directory of the pretraining run behind it, if that was found.
-        parent_known: whether its weights name a pretraining run of this project.
+        start: its initialization.
+        parent: directory of its pretraining run, if found.
+        parent_known: whether its weights state a pretraining run of this project.
         external: True for what was not written by this project.
     """
 
@@ -73,7 +73,7 @@ class Run:
 
     @property
     def comparable(self) -> tuple[str, ...]:
-        """What the results of two detection runs must share to stand in one table."""
+        """The key on which detection runs must agree to share a table."""
         assert isinstance(self.results, DetectionResults)
         built, plan = self.results.architecture, self.results.schedule
         known = ("name", "iterations", "batch_size", "base_lr")
@@ -87,8 +87,8 @@ class Run:
             _text(plan.iterations),
             _text(plan.batch_size),
             "" if lr is None else f"{lr:g}",
-            # What a schedule says beyond that, such as having been scaled to another batch; and
-            # the images whose labels were used.
+            # Further facts of the schedule, such as scaling to another batch size, and the labels
+            # used.
             ", ".join(
                 [
                     *(f"{key} {value}" for key, value in sorted(further.items())),
@@ -99,7 +99,7 @@ class Run:
 
     @cached_property
     def protocol(self) -> dict[str, Any]:
-        """What decided the result beside the start, by dotted key: settings and data."""
+        """Deciding settings and data other than the initialization's, by dotted key."""
         results, stage = self.results, self.manifest.stage
         found = deciding(stage, self.manifest.config) | changed_midway(self.manifest)
         if not self.manifest.config and isinstance(results, EvaluationResults):
@@ -119,22 +119,22 @@ class Run:
         if evaluator is not None:
             found |= below("evaluator", evaluator.as_json())
         norm = found.get("MODEL.RESNETS.NORM")
-        if norm == "BN" and self.manifest.sessions:  # statistics of each process's images
+        if norm == "BN" and self.manifest.sessions:  # statistics per process
             found["batch_norm.processes"] = self.manifest.sessions[-1].world_size
         return {**found, "schema": results.schema_version}
 
     @property
     def seed(self) -> int:
-        """Of the run itself, not of the pretraining behind it."""
+        """The seed of the run itself, not of its pretraining."""
         return self.results.seed
 
     @property
     def tasks(self) -> list[str]:
-        """What it measured, a group of columns each."""
+        """Its tasks, one column group each."""
         return list(self.results.metrics)
 
-    def figure(self, task: str, metric: str) -> float | None:
-        """One figure in %, or None."""
+    def metric(self, task: str, metric: str) -> float | None:
+        """One metric in %, or None."""
         values: Any = self.results.metrics.get(task)
         value = values.get(metric) if isinstance(values, Mapping) else None
         return None if value is None else float(value)

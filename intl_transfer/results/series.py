@@ -1,4 +1,4 @@
-"""Curves of several runs as one band: a mean line, and the range over seeds."""
+"""Combines curves of several runs: a mean line, and the range over seeds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Band:
 
     Attributes:
         x: steps, iterations or epochs.
-        mean: over the runs that have a value there.
+        mean: over the runs that have a value.
         low: the lowest of them.
         high: the highest of them.
         n: number of runs.
@@ -47,22 +47,22 @@ def curve(
 ) -> Points | None:
     """One run's curve.
 
-    A run that was continued writes some steps again; of those the last one counts.
+    If a continued run logged steps again, the last line is used.
 
     Args:
         rows: from :func:`lines_of`.
-        x: the key that counts: ``step``, ``epoch`` or ``iteration``.
-        value: takes the figure out of a line; lines without a finite one are passed over.
+        x: key of the position: ``step``, ``epoch`` or ``iteration``.
+        value: extracts the value of a line; lines without a finite one are skipped.
 
     Returns:
-        Positions and figures in order, or None where there are fewer than two.
+        Positions and values in order, or None if there are fewer than two.
     """
     found: dict[float, float] = {}
     for row in rows:
-        position, figure = row.get(x), value(row)
-        if all(isinstance(v, (int, float)) and np.isfinite(v) for v in (position, figure)):
+        position, y = row.get(x), value(row)
+        if all(isinstance(v, (int, float)) and np.isfinite(v) for v in (position, y)):
             # Both are numbers, by the line above.
-            found[float(position)] = float(figure)  # type: ignore[arg-type]
+            found[float(position)] = float(y)  # type: ignore[arg-type]
     if len(found) < 2:
         return None
     order = sorted(found)
@@ -72,8 +72,8 @@ def curve(
 def band(curves: Sequence[Points]) -> Band:
     """Mean and range of several curves, in at most 200 points.
 
-    Where the curves have few positions altogether (evaluations), each stands for itself; else
-    neighboring ones are averaged within each curve first.
+    If there are few positions (evaluations), all are kept; otherwise neighboring ones are averaged
+    within each curve first.
 
     Args:
         curves: at least one.
@@ -102,7 +102,7 @@ def band(curves: Sequence[Points]) -> Band:
 def _binned(
     x: NDArray[np.float64], y: NDArray[np.float64], edges: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Mean of the figures in each bin; NaN where there are none."""
+    """Mean of the values in each bin; NaN if there are none."""
     index = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, len(edges) - 2)
     count = np.bincount(index, minlength=len(edges) - 1)
     total = np.bincount(index, weights=y, minlength=len(edges) - 1)

@@ -1,9 +1,8 @@
-"""What is claimed about metrics: the highest of each column, and differences to a named baseline.
+"""Claims about metrics: the highest of each column, and differences to a named baseline.
 
-Nothing is said of rows that are not significantly different: with a handful of seeds that is
-nearly all of them, whatever they are worth. Tests are against a baseline that the user names, of
-one metric a task that is fixed beforehand (AP, top-1), before anything is chosen to be shown: which
-columns, rows or layout are shown changes no claim.
+Rows without a significant difference are not marked, which with few seeds is nearly all of them.
+Tests are against a user-specified baseline, in one predefined metric per task (AP, top-1), before
+any selection: the columns, rows or layout shown do not affect the claims.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ def compare_with_baseline(
 ) -> list[Table]:
     """Tests every measured row against one, in the primary metric of each task.
 
-    The family that Holm's correction is over is the rows of one such column. Published rows take no
-    part: their single figures are not known; and controls none, which compete with nobody.
+    The family of Holm's correction is the rows of one such column. Published rows are excluded,
+    since their single runs are unknown, and so are controls.
 
     Args:
         tables: of one data set and protocol each, all of their rows.
@@ -40,7 +39,7 @@ def compare_with_baseline(
         New tables, with :attr:`intl_transfer.results.rows.Mark.comparison`.
 
     Raises:
-        UserError: if no table, or several rows of one, fit the baseline.
+        UserError: if no row, or several rows of one table, match the baseline.
     """
     compared = [_compared(table, baseline, method) for table in tables]
     if not any(row.baseline for table in compared for row in table.rows):
@@ -73,10 +72,10 @@ def _compared(table: Table, baseline: str, method: TestMethod) -> Table:
 
 
 def mark_best(tables: Sequence[Table], baseline: str | None = None) -> list[Table]:
-    """Marks the highest mean of each primary column that is shown, and says what marks mean.
+    """Marks the highest mean of each shown primary column, and adds legends.
 
     Args:
-        tables: as they will be shown.
+        tables: after selection.
         baseline: as given to :func:`compare_with_baseline`.
     """
     return [_marked(table, baseline) for table in tables]
@@ -89,9 +88,9 @@ def _marked(table: Table, baseline: str | None) -> Table:
     for row in table.rows:
         marks = dict(row.marks)
         for column, mean in best.items():
-            figure = row.figures.get(column)
-            if not (row.published or row.control) and figure is not None and figure.mean == mean:
-                alone = figure.n == 1 and _most(measured, column) > 1
+            summary = row.metrics.get(column)
+            if not (row.published or row.control) and summary is not None and summary.mean == mean:
+                alone = summary.n == 1 and _most(measured, column) > 1
                 mark = marks.get(column, Mark())
                 marks[column] = dataclasses.replace(mark, best=True, alone=alone)
         rows.append(dataclasses.replace(row, marks=_of_chosen(table, row, marks)))
@@ -102,35 +101,35 @@ def _marked(table: Table, baseline: str | None) -> Table:
 
 
 def _best(table: Table, rows: Sequence[Row]) -> dict[Column, float]:
-    """By primary column that is shown, the highest mean, where the rows differ."""
+    """The highest mean of each shown primary column, if rows differ."""
     best = {}
     shown = table.columns()
     for column in primary_columns(table):
         if column not in shown:
             continue
-        means = {row.figures[column].mean for row in rows if column in row.figures}
+        means = {row.metrics[column].mean for row in rows if column in row.metrics}
         if len(means) > 1:
             best[column] = max(means)
     return best
 
 
 def _most(rows: Sequence[Row], column: Column) -> int:
-    """The most repetitions that a row's figure of a column has."""
-    return max((row.figures[column].n for row in rows if column in row.figures), default=0)
+    """The maximum number of repetitions in a column."""
+    return max((row.metrics[column].n for row in rows if column in row.metrics), default=0)
 
 
 def _of_chosen(table: Table, row: Row, marks: dict[Column, Mark]) -> dict[Column, Mark]:
-    """Marks of a row whose learning rate was chosen by one run over several of another rate."""
+    """Marks a row whose learning rate was chosen from one run, with several at another rate."""
     if row.chosen_over < 2:
         return marks
     for column in primary_columns(table):
-        if column in row.figures and row.figures[column].n == 1:
+        if column in row.metrics and row.metrics[column].n == 1:
             marks[column] = dataclasses.replace(marks.get(column, Mark()), alone=True)
     return marks
 
 
 def _of_best(table: Table, rows: Sequence[Row]) -> list[str]:
-    """What bold says: of which columns it is the highest."""
+    """The legend of bold."""
     bold = {column for row in rows for column, mark in row.marks.items() if mark.best}
     columns = [column for column in table.columns() if column in bold]
     if not columns:
@@ -140,7 +139,7 @@ def _of_best(table: Table, rows: Sequence[Row]) -> list[str]:
 
 
 def _of_single_runs(rows: Sequence[Row]) -> list[str]:
-    """What the mark says of one run that is shown over means of several."""
+    """The legend of the mark for single runs."""
     alone = [(row.name, mark.best) for row in rows for mark in row.marks.values() if mark.alone]
     names = {
         "Highest by a single run, beside means of several": [n for n, best in alone if best],
@@ -166,9 +165,9 @@ def _baseline(table: Table, rows: Sequence[Row], name: str) -> Row | None:
 
 
 def _compare(first: Row, second: Row, column: Column, method: TestMethod) -> Comparison | None:
-    sides = [side for row in (first, second) if (side := row.figures.get(column)) is not None]
+    sides = [side for row in (first, second) if (side := row.metrics.get(column)) is not None]
     if len({bool(side.each) for side in sides}) > 1 or any(not side.seeds for side in sides):
-        # Pretrainings on one side, fine-tunings on the other: their seeds are no pairs.
+        # Pretrainings against fine-tunings: their seeds are not paired.
         if method == "paired":
             return None
         method = "welch"
@@ -176,15 +175,15 @@ def _compare(first: Row, second: Row, column: Column, method: TestMethod) -> Com
 
 
 def _values(row: Row, column: Column) -> list[tuple[int, float]]:
-    """(seed, figure) of every run that has the figure."""
-    summary = row.figures.get(column)
+    """(seed, value) of every run that has a value."""
+    summary = row.metrics.get(column)
     if summary is None:
         return []
     return list(zip(summary.seeds or range(summary.n), summary.values, strict=True))
 
 
 def _of_comparisons(table: Table, rows: Sequence[Row], baseline: str) -> list[str]:
-    """What was tested, over which family, and what the seeds can show."""
+    """The legend of the tests: comparison, family, and resolution."""
     chosen = next((row for row in rows if row.baseline), None)
     if chosen is None:
         return [f"No row of the baseline '{baseline}' in this table."]
@@ -226,8 +225,8 @@ def _names(table: Table, columns: Sequence[Column]) -> str:
 
 
 def _limit(table: Table, rows: Sequence[Row], column: Column) -> str | None:
-    """What a column's seeds cannot resolve, from the rows' own spread."""
-    found = [row.figures[column] for row in rows if not row.published and column in row.figures]
+    """The differences that a column's seeds cannot resolve, from the rows' spread."""
+    found = [row.metrics[column] for row in rows if not row.published and column in row.metrics]
     pooled = pooled_spread(found)
     if pooled is None:
         return None

@@ -1,7 +1,7 @@
-"""What runs began from: which starts are repetitions of one experiment, and which are not.
+"""Initializations of runs: which are repetitions of one experiment.
 
-Starts are one experiment if all settings agree that decided the weights. Where nobody says how
-weights were made, they are an experiment of their own.
+Initializations are one experiment if all deciding settings of the weights agree. Weights of unknown
+origin are separate experiments.
 """
 
 from __future__ import annotations
@@ -36,10 +36,8 @@ from intl_transfer.runs.settings import (
 )
 from intl_transfer.runs.wording import method_title, setting_in_words
 
-#: A row's footnote where files of one ``--name`` are taken as repetitions.
-STATED = (
-    "repetitions as `convert --name` states them; the settings of these pretrainings are not known"
-)
+#: Footnote of a row in which files of one ``--name`` count as repetitions.
+STATED = "repetitions according to `convert --name`; the settings of these pretrainings are unknown"
 
 
 def start_of(
@@ -49,15 +47,15 @@ def start_of(
     parent: Manifest | None = None,
     by_hash: bool = True,
 ) -> Start:
-    """What the results of one run say of its start, and what decided that.
+    """The initialization of a run, from its results, with its deciding settings.
 
     Args:
         initialization: of its results.
         stage: of the run.
-        config: of the run; some of its settings belong to the weights.
-        parent: of the pretraining run behind it, where that was found.
-        by_hash: whether the weights' hash led to it; a run that is known by its id alone may have
-            gone on since.
+        config: of the run; some of its settings concern the weights.
+        parent: manifest of its pretraining run, if found.
+        by_hash: whether it was found by the weights' hash; a run found only by its id may have
+            continued since.
     """
     provenance = initialization.provenance or Provenance()
     origin = provenance.pretrain_run or PretrainRun()
@@ -78,7 +76,7 @@ def start_of(
         settings |= {"branch": branch}
         if made:
             settings |= made
-            # As told by the run, not by its user.
+            # As stated by the run, not by the user.
             titles = [one.full_title for one in METHODS.values()]
             if "loss.method" in made and method in titles:
                 method = method_title(nested(made).get("loss", {}))
@@ -103,7 +101,7 @@ def start_of(
 
 
 def initialization_of(manifest: Manifest, results: PretrainResults) -> Initialization:
-    """What would be said of a run that began from a pretraining run's backbone."""
+    """The initialization of a run from a pretraining run's backbone."""
     described = PretrainRun(
         config_name=manifest.config_name, epochs=results.epochs, dataset=results.dataset
     )
@@ -116,23 +114,23 @@ def initialization_of(manifest: Manifest, results: PretrainResults) -> Initializ
 
 
 def start_of_pretraining(manifest: Manifest, results: PretrainResults) -> Start:
-    """A pretraining run as a start; what is repeated is the run itself, by its own seed."""
+    """A pretraining run as an initialization; repeated by its own seed."""
     start = start_of(initialization_of(manifest, results), "pretrain", {}, manifest)
     return dataclasses.replace(start, unit=None)
 
 
 def settings_of_pretraining(manifest: Manifest) -> dict[str, Any]:
-    """What decided the weights of a pretraining run, by dotted key."""
+    """The deciding settings of a pretraining run's weights, by dotted key."""
     images = {n: s.as_json() for n, s in manifest.dataset.items() if n == "train"}
     found = deciding("pretrain", manifest.config) | changed_midway(manifest)
     return portable(found) | below("dataset", images)
 
 
 def _word(provenance: Provenance, origin: PretrainRun) -> str:
-    """What a file of weights or its run is called."""
+    """The name of a weights file or its run."""
     path = Path(provenance.source_path or "")
     stem = path.name.split(".")[0]
-    # Names that every run's file has; the run's folder tells more.
+    # Names that the files of every run have; the folder is more informative.
     generic = stem in ("backbone", "checkpoint", "model_final", "model") or stem.startswith("step_")
     return origin.name or (path.parent.name if generic else stem)
 
@@ -152,7 +150,7 @@ def _detail(
 
 
 def keyed(starts: Sequence[Start]) -> list[Start]:
-    """Starts whose key is the same where they are one experiment; with what that assumes."""
+    """Sets equal keys for initializations of one experiment, with the assumptions made."""
     kinds: dict[tuple[str, str], list[int]] = {}
     for index, start in enumerate(starts):
         kinds.setdefault((start.kind, start.method), []).append(index)
@@ -174,7 +172,7 @@ def keyed(starts: Sequence[Start]) -> list[Start]:
 
 
 def with_keys(runs: Sequence[Run]) -> list[Run]:
-    """The runs, their starts as :func:`keyed` gives them; what others made stays apart."""
+    """The runs with initializations from :func:`keyed`; external ones stay separate."""
     made: dict[int, Run] = {}
     for external in (False, True):
         places = [index for index, run in enumerate(runs) if run.external == external]
@@ -186,24 +184,24 @@ def with_keys(runs: Sequence[Run]) -> list[Run]:
 
 
 def assumed_note(keys: Sequence[str]) -> str:
-    """The footnote of a mean over runs some of which do not record what others do."""
+    """The footnote of a mean over runs of which some do not record a setting."""
     shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-    return f"assumed to be the same where some of the runs do not record it: {shown}"
+    return f"assumed to be equal in runs that do not record it: {shown}"
 
 
-#: Settings that the pretraining's own column shows.
+#: Settings shown in the column of the pretraining.
 _SHOWN = ("optim.epochs", "data.name", "pretraining.epochs", "pretraining.dataset")
 _MOST = 2
 
 
 def distinctions(starts: Sequence[Start]) -> dict[str, str]:
-    """Words that tell the starts of one method apart, by key; "" where none are needed.
+    """Words that distinguish initializations of one method, by key; "" if not needed.
 
-    The fewest settings that no other start has come first, at most two; then the user's own words;
-    a digest is named only where there is no other word.
+    A minimal set of at most two settings that no other has; otherwise the user's label; a digest
+    only as a last resort.
 
     Args:
-        starts: of one method, a key each.
+        starts: of one method, by key.
     """
     if len({start.key for start in starts}) < 2:
         return {start.key: "" for start in starts}
@@ -221,7 +219,7 @@ def distinctions(starts: Sequence[Start]) -> dict[str, str]:
         if few:
             text = ", ".join(setting_in_words(key, known[key]) for key in few)
         elif details.count(start.detail) == 1:
-            text = ""  # the pretraining's own column tells them apart
+            text = ""  # distinguished by the column of the pretraining
         else:
             text = start.label or _many(known)
         if not text and details.count(start.detail) > 1 and "weights" in mine:
@@ -233,7 +231,7 @@ def distinctions(starts: Sequence[Start]) -> dict[str, str]:
 
 
 def _fewest(known: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The fewest settings, two at most, that no other has alike; none where that takes more."""
+    """A minimal set of at most two settings that no other shares; empty if more are needed."""
     stated = [key for key, value in known.items() if value is not NOT_STATED]
     for count in range(1, _MOST + 1):
         for keys in itertools.combinations(stated, count):
@@ -244,7 +242,7 @@ def _fewest(known: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> tu
 
 
 def _many(known: Mapping[str, Any]) -> str:
-    """More settings than a label holds: the first of them, and how many more."""
+    """Shortens many settings: the first ones, and the number of others."""
     if not known:
         return ""
     if all(value is NOT_STATED for value in known.values()):

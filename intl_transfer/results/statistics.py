@@ -1,4 +1,4 @@
-"""Metrics over seeds: spread, intervals, tests, and the correction for many of them."""
+"""Statistics over seeds: spread, intervals, tests, and correction for multiple tests."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import numpy as np
 IntervalMethod = Literal["t", "bootstrap"]
 TestMethod = Literal["auto", "paired", "welch"]
 _RESAMPLES = 9999
-# Percentages that differ by less differ by rounding.
+# Smaller differences of percentages are rounding errors.
 _NO_SPREAD = 1e-9
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean and spread of one figure over runs.
+    """Mean and spread of one metric over runs.
 
     Attributes:
         mean: arithmetic mean.
         std: sample standard deviation (divisor n - 1); None for a single run.
-        n: number of repetitions: runs, or pretrainings where several were fine-tuned.
-        values: the figures themselves, one a repetition; empty where only their summary is known.
-        seeds: of the repetitions they are from, where known.
-        each: how many runs each pretraining has, where pretrainings are what is repeated; its
-            figure is their mean.
+        n: number of repetitions: runs, or pretrainings if several were fine-tuned.
+        values: one per repetition; empty if only the summary is known.
+        seeds: of the repetitions, if known.
+        each: number of runs per pretraining, if pretrainings are the repetitions; each value is
+            then a mean of runs.
     """
 
     mean: float
@@ -40,7 +40,7 @@ class Summary:
 
     @property
     def count(self) -> str:
-        """How often it was repeated: ``5``, ``3 pretrainings × 2``; "" where nobody says."""
+        """The number of repetitions: ``5``, ``3 pretrainings × 2``; "" if unknown."""
         if not self.each:
             return self.short_count
         words = "pretraining" if self.n == 1 else "pretrainings"
@@ -48,7 +48,7 @@ class Summary:
 
     @property
     def short_count(self) -> str:
-        """As :attr:`count`, for a cell: ``5``, ``3 × 2``."""
+        """:attr:`count`, short for a cell: ``5``, ``3 × 2``."""
         low, high = min(self.each, default=1), max(self.each, default=1)
         times = "" if high == 1 else f" × {low}" if low == high else f" × {low}-{high}"
         return f"{self.n}{times}" if self.n else ""
@@ -65,12 +65,12 @@ class Summary:
 
         Args:
             method: ``"t"``, Student's with n - 1 degrees of freedom, or ``"bootstrap"``,
-                percentiles of 9,999 resampled means from a fixed seed. With a handful of seeds the
-                bootstrap is too narrow; it is there for comparison with papers that use it.
+                percentiles of 9,999 resampled means from a fixed seed. With few seeds the bootstrap
+                interval is too narrow; it is provided for comparison with papers that use it.
             level: its coverage.
 
         Returns:
-            Lower and upper end, or None for a single run, or where the figures are not known.
+            Lower and upper end, or None for a single run or unknown values.
         """
         if self.n < 2 or len(self.values) != self.n or self.std is None:
             return None
@@ -87,7 +87,7 @@ class Summary:
             confidence_level=level,
             n_resamples=_RESAMPLES,
             method="percentile",
-            random_state=np.random.default_rng(0),  # also known to SciPy before 1.15
+            random_state=np.random.default_rng(0),  # also supported by SciPy before 1.15
         ).confidence_interval
         return float(found.low), float(found.high)
 
@@ -103,7 +103,7 @@ class Comparison:
         test: ``"paired"`` or ``"welch"``.
         low: lower end of the difference's 95 % interval, by the same test, not corrected.
         high: its upper end.
-        family: how many comparisons Holm's correction was over; 0 before.
+        family: number of comparisons in Holm's correction; 0 before.
     """
 
     difference: float
@@ -120,14 +120,14 @@ class Comparison:
 
 
 def summarize(values: Sequence[float | None], seeds: Sequence[int] | None = None) -> Summary | None:
-    """Mean, sample standard deviation and number of the values that exist.
+    """Mean, sample standard deviation and number of the available values.
 
     Args:
-        values: one a run; None where a run has no such figure.
+        values: one per run; None if missing.
         seeds: of the runs, for paired tests.
 
     Returns:
-        The summary, or None if no run has the figure.
+        The summary, or None if no run has a value.
 
     Raises:
         ValueError: if a value is NaN or infinite.
@@ -136,7 +136,7 @@ def summarize(values: Sequence[float | None], seeds: Sequence[int] | None = None
     if not present:
         return None
     if not all(map(math.isfinite, present)):
-        raise ValueError(f"figures must be finite, found {list(present)}")
+        raise ValueError(f"metrics must be finite, found {list(present)}")
     kept = tuple(s for s, v in zip(seeds or (), values, strict=False) if v is not None)
     mean = math.fsum(present) / len(present)
     if len(present) == 1:
@@ -148,13 +148,13 @@ def summarize(values: Sequence[float | None], seeds: Sequence[int] | None = None
 def summarize_pretrainings(
     runs: Sequence[tuple[str, int | None, float | None]],
 ) -> Summary | None:
-    """Mean of each pretraining's mean; the pretraining is what is repeated.
+    """Summarizes means per pretraining; pretrainings are the repetitions.
 
     Args:
-        runs: one a run: which pretraining, that one's seed where known, the figure or None.
+        runs: per run: its pretraining, that one's seed if known, the value or None.
 
     Returns:
-        The summary over pretrainings, or None if no run has the figure.
+        The summary over pretrainings, or None if no run has a value.
     """
     values: dict[str, list[float]] = {}
     seeds: dict[str, int | None] = {}
@@ -178,15 +178,15 @@ def compare(
     """Tests whether two rows' means differ.
 
     Args:
-        first: (seed, figure) of each run.
+        first: (seed, value) of each run.
         second: of the other row.
         method: ``"paired"``: t test of the differences over the seeds that both have;
-            ``"welch"``: of unequal variances, seeds ignored; ``"auto"``: paired where both rows
-            have the same seeds, each once, else Welch.
+            ``"welch"``: of unequal variances, seeds ignored; ``"auto"``: paired if both rows have
+            the same seeds, each once, otherwise Welch.
 
     Returns:
-        The comparison, first minus second; None where nothing can be said: fewer than two runs (or
-        shared seeds) on a side, or no spread at all.
+        The comparison, first minus second; None if it cannot be tested: fewer than two runs (or
+        shared seeds) on a side, or zero spread.
     """
     seeds = [{seed for seed, _ in side} for side in (first, second)]
     once = len(seeds[0]) == len(first) and len(seeds[1]) == len(second)
@@ -224,7 +224,7 @@ def compare(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: p values that hold for all of a family at once.
+    """Holm's step-down correction of p values for a family of tests.
 
     Args:
         p_values: of one family of tests.

@@ -1,4 +1,4 @@
-"""A collection becomes tables: blocks of what may be compared, chosen, sorted and marked."""
+"""Makes tables of comparable runs from a collection; selects, sorts and marks rows."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from intl_transfer.results.filters import (
 from intl_transfer.results.grouping import LrSelection, measured_tables
 from intl_transfer.results.layout import Layout, join, most_standard_first, with_published
 from intl_transfer.results.names import Naming, name_rows
-from intl_transfer.results.rows import Column, Figures, Mark, Part, Row, Table
+from intl_transfer.results.rows import Column, Mark, Metrics, Part, Row, Table
 from intl_transfer.results.run import Start
 from intl_transfer.results.significance import compare_with_baseline, mark_best
 from intl_transfer.results.starts import distinctions
 from intl_transfer.results.statistics import TestMethod
 
-__all__ = ["Column", "Figures", "Mark", "Part", "Row", "Table", "TableOptions", "build_tables"]
+__all__ = ["Column", "Mark", "Metrics", "Part", "Row", "Table", "TableOptions", "build_tables"]
 
 
 @dataclass(frozen=True)
 class TableOptions:
-    """How tables are made.
+    """Options for tables.
 
     Attributes:
-        layout: ``paper``, one row per method across data sets; ``dataset``, a table for each.
-        lr_selection: ``separate``, a table for each learning rate; ``best``, each row at its best.
+        layout: ``paper``, one row per method across data sets; ``dataset``, one table per data set.
+        lr_selection: ``separate``, one table per learning rate; ``best``, each row at its best.
         baseline: the row to test the others against.
         test: ``auto``, ``paired`` or ``welch``.
         kinds: ``detection``, ``classification``; which tables to make.
         columns: ``TASK``, ``TASK.METRIC`` or ``METRIC``; all of the layout if empty.
-        rows: ``KEY=PATTERN`` or ``KEY!=PATTERN``, all of which a row must fit.
+        rows: ``KEY=PATTERN`` or ``KEY!=PATTERN``, all of which a row must match.
         sort: ``method``, ``pretraining``, ``n`` or a column; best first if None.
-        reverse: the other way round.
-        names: what rows are called, in what order and groups.
+        reverse: reverse the order.
+        names: names, order and groups of rows.
     """
 
     layout: Layout = "paper"
@@ -60,23 +60,23 @@ class TableOptions:
 def build_tables(
     collection: Collection, published: bool = False, options: TableOptions | None = None
 ) -> list[Table]:
-    """Groups runs into tables, and sets published rows beside those they may be compared with.
+    """Groups runs into tables, and adds comparable published rows.
 
     Runs share a table only if data set, detector, schedule, batch size, learning rate and all other
-    settings that decide a result agree; what differs is named in the titles. Published rows join a
-    COCO 1x, COCO 2x or VOC 24k table of Mask or Faster R-CNN R50-C4; those whose partner was not
-    run, or whose schedule is not known, get a table of their own.
+    deciding settings agree; differences are stated in the titles. Published rows join a COCO 1x,
+    COCO 2x or VOC 24k table of Mask or Faster R-CNN R50-C4; those without a matching table, or with
+    an unknown schedule, get separate tables.
 
     Args:
         collection: from :func:`intl_transfer.results.collect`.
-        published: also show published rows.
+        published: include published rows.
         options: layout, selection, sorting and tests.
 
     Returns:
         Detection first, then classification; of detection, the most standard protocol first.
 
     Raises:
-        UserError: if a column, row or baseline that was asked for does not exist, or no row fits.
+        UserError: if a requested column, row or baseline does not exist, or no row matches.
     """
     with paused_collector():
         return _build_tables(collection, published, options or TableOptions())
@@ -89,12 +89,12 @@ def _build_tables(collection: Collection, published: bool, options: TableOptions
     if "classification" in options.kinds:
         more = classification_tables(collection, published)
     if options.baseline is not None:
-        # Before anything is joined or chosen: what is shown must not change what is claimed.
+        # Before joining and selection, which must not affect the claims.
         both = [with_words(table) for table in (*tables, *more)]
         both = compare_with_baseline(both, options.baseline, options.test)
         tables, more = both[: len(tables)], both[len(tables) :]
     conditions = conditions_of(options.rows)
-    # By data set and protocol before anything is joined: `schedule=1x` is of COCO's columns alone.
+    # By data set and protocol, before joining: `schedule=1x` refers only to COCO's columns.
     tables = [table for table in tables if fits(table, conditions)]
     more = [choose_tasks(table, conditions) for table in more]
     if options.layout == "paper":
@@ -116,12 +116,12 @@ def _build_tables(collection: Collection, published: bool, options: TableOptions
 
 
 def _controls_last(table: Table) -> Table:
-    """Rows that are controls stand below those that they are of."""
+    """Moves controls below the rows that they belong to."""
     return dataclasses.replace(table, rows=sorted(table.rows, key=lambda row: row.control))
 
 
 def with_words(table: Table) -> Table:
-    """Rows of one method that differ, with what they differ in: ``INTL, iterations 8``."""
+    """Adds distinguishing words to rows of one method: ``INTL, iterations 8``."""
     starts: dict[str, dict[str, Start]] = {}
     for row in table.rows:
         for run in row.runs[:1]:

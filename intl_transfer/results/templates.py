@@ -1,4 +1,4 @@
-"""Tables in a user's own form, by a Jinja2 template that can read tables and nothing else."""
+"""Renders tables with a user's Jinja2 template, in a sandbox."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def render_template(
     spread: Spread = "std",
     hide: tuple[str, ...] = (),
 ) -> str:
-    """Fills a template.
+    """Renders a template.
 
     It is given ``tables``, a list of :class:`intl_transfer.results.grid.Grid`, ``data``, the
     content of the JSON form, and the filters ``md`` and ``latex``, which escape. It runs in a
-    sandbox: no files, no imports, no attributes that begin with an underscore. What an ``.html``
-    template prints is escaped for HTML.
+    sandbox: no files, no imports, no attributes that begin with an underscore. Output of an
+        ``.html`` template is escaped for HTML.
 
     Args:
         tables: from :func:`intl_transfer.results.tables.build_tables`.
@@ -36,7 +36,7 @@ def render_template(
         hide: of ``pretraining`` and ``n``, the columns not to show.
 
     Raises:
-        UserError: if the template cannot be read, is wrong, or asks for what it may not.
+        UserError: if the template cannot be read, is invalid, or violates the sandbox.
     """
     from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError
     from jinja2.sandbox import ImmutableSandboxedEnvironment

@@ -8,5 +8,5 @@ from intl_transfer.runs.progress import timed
 
 
 def print_timed(text: str) -> None:
-    """Writes a line to stderr at once, with the time of day before it."""
+    """Writes a line to stderr, unbuffered, prefixed with the time of day."""
     print(timed(text), file=sys.stderr, flush=True)

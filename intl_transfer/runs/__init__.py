@@ -1,4 +1,4 @@
-"""Run directories, checkpoints and the process group: what every stage keeps and needs."""
+"""Run directories, checkpoints and the process group, shared by all stages."""
 
 from intl_transfer.runs.atomic import sha256_file, write_atomically, write_json
 from intl_transfer.runs.directory import (

@@ -1,8 +1,8 @@
-"""Keys that earlier versions spelled otherwise: one table, for files and command lines alike.
+"""Earlier spellings of keys: one table, for files and command lines.
 
-What is written has the standard spelling; what was written before is read by its old one. Keys
-stand with their whole path, so that names which a user gives (initializations, data sets, a loss's
-options, classes) are never taken for one.
+The standard spelling is written; earlier spellings are still read. Keys are listed with their full
+path, so that names chosen by users (initializations, data sets, options of a loss, classes) are
+never renamed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from intl_transfer.errors import UserError
 
-#: Earlier to standard spelling, dotted, without indices; they differ in the last part alone.
+#: Earlier to standard spelling, dotted, without indices; they differ only in the last part.
 ALIASES: dict[str, str] = {
     "config_said_by": "config_source",
     "engine.recompute": "engine.activation_checkpointing",
@@ -45,14 +45,14 @@ def standard_keys(values: Any, where: str, prefix: str = "") -> Any:
 
     Args:
         values: nested mappings and lists.
-        where: the values are from, for messages.
-        prefix: dotted, of the values' own place, with a dot at its end.
+        where: source of the values, for messages.
+        prefix: dotted path of the values, ending in a dot.
 
     Returns:
-        The same, with new mappings; the values as they are.
+        New mappings with the same values.
 
     Raises:
-        UserError: if a key stands there in both spellings.
+        UserError: if both spellings of a key are given.
     """
     if isinstance(values, list):
         return [standard_keys(value, where, prefix) for value in values]
@@ -68,5 +68,5 @@ def standard_keys(values: Any, where: str, prefix: str = "") -> Any:
 
 
 def earlier_spellings(key: str) -> list[str]:
-    """What a key was called before; empty for most."""
+    """Earlier spellings of a key; empty for most keys."""
     return [old for old, standard in ALIASES.items() if standard == key]

@@ -1,4 +1,4 @@
-"""What a detector is called, from the configuration that builds it: one answer for all stages."""
+"""Names of detectors, from their configuration; the same in all stages."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import Any
 from intl_transfer.runs.records import Architecture
 from intl_transfer.runs.settings import flatten
 
-# Box heads of an R-CNN that change nothing about what the detector is called.
+# Box heads of an R-CNN that do not change the detector's name.
 _PLAIN_HEADS = ("Res5ROIHeads", "Res5ROIHeadsExtraNorm", "StandardROIHeads")
-# Whole detectors under the names that papers give them.
+# Detectors with their names in papers.
 _META = {
     "PanopticFPN": "Panoptic FPN",
     "SemanticSegmentor": "Semantic FPN",
     "ProposalNetwork": "RPN",
 }
-#: Detectors of one family, whose tables of several data sets may stand side by side.
+#: Detectors of one family, whose results on several data sets can share a table.
 RCNN = ("Mask R-CNN", "Faster R-CNN")
 
 
 def architecture(config: Mapping[str, Any]) -> Architecture:
-    """The detector's kind, backbone and head, as its configuration builds them.
+    """The detector's type, backbone and head.
 
     Args:
-        config: Detectron2's, nested; keys that it lacks have Detectron2's defaults.
+        config: Detectron2's, nested; missing keys have Detectron2's defaults.
 
     Returns:
         ``meta`` is ``Mask R-CNN``, ``Faster R-CNN``, ``Cascade R-CNN``, ``RetinaNet`` and so on;
-        what is not known under another name keeps Detectron2's own.
+        others keep Detectron2's name.
     """
     found = flatten(config)
     return Architecture(meta=_meta(found), backbone=_backbone(found), head=_head(found))
@@ -69,7 +69,7 @@ def _backbone(found: Mapping[str, Any]) -> str:
 
 
 def _head(found: Mapping[str, Any]) -> str:
-    """What the boxes are seen through: the fourth stage, a pyramid, or a dilated fifth stage."""
+    """The features for boxes: C4, FPN, or DC5 (dilated fifth stage)."""
     builder = str(found.get("MODEL.BACKBONE.NAME", "build_resnet_backbone"))
     if "fpn" in builder:
         return "FPN"

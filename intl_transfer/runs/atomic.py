@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Atomic writes: a file is either complete or absent."""
 
 from __future__ import annotations
 
@@ -24,20 +24,19 @@ _LEFTOVER = re.compile(r"\..+\.([0-9a-f]{6})(\d+)-\w{8}\.part")
 def write_atomically(
     path: str | Path, write: Callable[[IO[bytes]], object], private: bool = False
 ) -> None:
-    """Writes a file so that a crash at any moment leaves the old content or the new, never a part.
+    """Writes a file atomically: after a crash, it has either the old content or the new.
 
     The data goes to a temporary file in the same folder, is flushed to disk, and takes the final
     name in one rename, which is flushed to disk too.
 
     Args:
-        path: the file to write; its folder is made if absent.
+        path: the file to write; its folder is created if missing.
         write: called with the open binary file.
-        private: nobody but this user may read it, not for a moment.
+        private: only this user may read it, from its creation on.
 
     Raises:
         OSError: if the folder cannot be written, naming ``path``; the temporary file is removed.
-            Libraries that turn the error of a write into one of their own (torch does) are seen
-            through.
+            If a library (such as torch) hides the error of a write, the original is raised.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +49,7 @@ def write_atomically(
             file.flush()
             os.fsync(file.fileno())
         with naming(path):
-            # mkstemp makes files private; results are meant to be read by a group on shared disks.
+            # mkstemp creates private files; results should be readable by a group on shared disks.
             if not private:
                 os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
@@ -62,7 +61,7 @@ def write_atomically(
 
 
 class _Watched:
-    """A file that notes the error of a write, which a library may hide."""
+    """A file object that records errors of writes, which a library may hide."""
 
     def __init__(self, file: IO[bytes], seen: list[OSError]) -> None:
         self._file, self._seen = file, seen
@@ -80,13 +79,13 @@ class _Watched:
 
 @contextlib.contextmanager
 def naming(path: str | Path) -> Iterator[list[OSError]]:
-    """Errors of the operating system in this block name a file, whatever they named before.
+    """Makes OS errors in this block name a given file.
 
     Args:
-        path: that is being written, under whichever temporary name.
+        path: the file being written, not its temporary name.
 
     Yields:
-        A list; the last error put there is raised in place of one that hides it.
+        A list; the last error appended to it is raised instead of one that hides it.
     """
     seen: list[OSError] = []
     try:
@@ -99,7 +98,7 @@ def naming(path: str | Path) -> Iterator[list[OSError]]:
 
 
 def sync_folder(folder: str | Path) -> None:
-    """Flushes a folder's list of names to disk, where its file system knows how to."""
+    """Flushes a folder's entries to disk, if its file system supports this."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
         try:
@@ -114,9 +113,9 @@ def _host() -> str:
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 
 
-@functools.lru_cache(maxsize=1024)  # once a folder in each process
+@functools.lru_cache(maxsize=1024)  # once per folder and process
 def _clear_dead(folder: Path) -> None:
-    """Removes what processes of this machine that live no more left half written."""
+    """Removes partial files of dead processes of this machine."""
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             found = _LEFTOVER.fullmatch(name)
@@ -128,9 +127,9 @@ def _clear_dead(folder: Path) -> None:
 
 
 def clear_leftovers(folder: str | Path) -> None:
-    """Removes what :func:`write_atomically` left in a folder when its process was killed.
+    """Removes temporary files that :func:`write_atomically` left in a folder when it was killed.
 
-    To be called by whoever holds the folder, while nobody writes there.
+    Call it only while holding the folder's lock.
     """
     for leftover in Path(folder).glob(f".*{PART}"):
         with contextlib.suppress(OSError):
@@ -144,10 +143,10 @@ def _umask() -> int:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes ``value`` as indented JSON, atomically; NaN and infinities are refused.
+    """Writes ``value`` as indented JSON, atomically; NaN and infinities raise an error.
 
     Raises:
-        ValueError: if the value holds NaN or an infinity, which other readers would not parse.
+        ValueError: if the value contains NaN or infinity, which is not valid JSON.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))

@@ -1,4 +1,4 @@
-"""Settings and data in which a run differs from what its directory already holds."""
+"""Differences in settings and data between a session and the run in its directory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from intl_transfer.runs.settings import (
     role_of,
 )
 
-#: Of a file that a run begins from, what decides: its content, and how it is shown images.
+#: Properties of an input file that affect results: its content and image preprocessing.
 _OF_INPUTS = ("sha256", "pixels")
 
 
@@ -33,16 +33,16 @@ def changes_of(
     config: Mapping[str, Any],
     inputs: Sequence[Mapping[str, Any]] = (),
 ) -> Differences:
-    """Settings that decide, and differ from those of the run directory's earlier session.
+    """Deciding settings that differ from those of the run directory's previous session.
 
     Args:
         folder: the run directory, which may be absent.
         stage: of the run.
         config: the resolved configuration, nested.
-        inputs: the files that the run begins from, as for the manifest.
+        inputs: the input files, as in the manifest.
 
     Returns:
-        By dotted key ``{"before", "now"}``; empty where there is no earlier session.
+        By dotted key ``{"before", "now"}``; empty if there is no earlier session.
     """
     if not (Path(folder) / MANIFEST).exists():
         return {}
@@ -57,17 +57,17 @@ def changes_of(
 
 
 def as_begun(folder: str | Path, stage: str) -> dict[str, Any]:
-    """The settings that a run directory's earlier session was made without, as it had them.
+    """Implied values of the settings that did not exist when a run was started.
 
-    A run that was begun before a key existed continues as it began, whatever the key's default is
-    now: these values are :func:`~intl_transfer.runs.config.load_config`'s ``defaults``.
+    A run started before a key existed continues with the key's implied value, whatever its default
+    is now. These values are the ``defaults`` of :func:`~intl_transfer.runs.config.load_config`.
 
     Args:
         folder: the run directory, which may be absent.
         stage: of the run.
 
     Returns:
-        By dotted key; empty where there is no earlier session, or it records every key.
+        By dotted key; empty if there is no earlier session or it records every key.
     """
     if not (Path(folder) / MANIFEST).exists():
         return {}
@@ -76,15 +76,15 @@ def as_begun(folder: str | Path, stage: str) -> dict[str, Any]:
 
 
 def changed_data(folder: str | Path, dataset: Mapping[str, ImageSet]) -> Differences:
-    """Sets of images that are not what they were in the run directory's earlier session.
+    """Data sets whose content differs from the run directory's previous session.
 
     Args:
         folder: the run directory, which may be absent.
-        dataset: what the sets hold now, by name.
+        dataset: current content of the data sets, by name.
 
     Returns:
-        By ``dataset.NAME.FIELD`` ``{"before", "now"}``. What the earlier session did not record
-        tells nothing.
+        By ``dataset.NAME.FIELD`` ``{"before", "now"}``. Properties that the earlier session did not
+        record are not compared.
     """
     if not (Path(folder) / MANIFEST).exists():
         return {}
@@ -97,7 +97,7 @@ def changed_data(folder: str | Path, dataset: Mapping[str, ImageSet]) -> Differe
         for field, value in earlier.items():
             if value is not None and comparable(value) != comparable(present.get(field, value)):
                 found[f"dataset.{name}.{field}"] = {"before": value, "now": present[field]}
-        # Where no part of the labels is stated, all were used.
+        # If no subset of the labels is recorded, all were used.
         parts = earlier.get("labels"), present.get("labels")
         if comparable(parts[0]) != comparable(parts[1]):
             found[f"dataset.{name}.labels"] = {"before": parts[0], "now": parts[1]}
@@ -136,10 +136,10 @@ def run_described(
 
 
 def changed_midway(manifest: Manifest) -> dict[str, str]:
-    """Settings that decide, and with which a run did not begin: it is an experiment of its own.
+    """Deciding settings that were changed after a run was started.
 
     Returns:
-        By ``changed.KEY``, ``BEFORE to NOW`` of each session that changed it.
+        ``BEFORE to NOW`` by ``changed.KEY``, for each session that changed it.
     """
     found: dict[str, str] = {}
     settings = flatten(manifest.config)
@@ -154,30 +154,30 @@ def changed_midway(manifest: Manifest) -> dict[str, str]:
 
 
 def in_lines(changes: Differences) -> str:
-    """What differs, in one line: ``optim.epochs: 100 there, 200 here``."""
-    return "; ".join(f"{k}: {v['before']} there, {v['now']} here" for k, v in changes.items())
+    """The differences in one line: ``optim.epochs: 100 before, 200 now``."""
+    return "; ".join(f"{k}: {v['before']} before, {v['now']} now" for k, v in changes.items())
 
 
 class Continuation:
-    """What a session finds in its run directory, held against what it is about to do.
+    """Compares a session with the run that already exists in its directory.
 
-    Every stage asks it: the same command continues a run; one with other settings, inputs or
-    images is refused unless ``--allow-config-change`` was given, and then recorded.
+    Used by all stages: the same command continues a run; different settings, inputs or images are
+    an error unless ``--allow-config-change`` is given, and are then recorded.
 
     Args:
         folder: the run directory, which may be absent.
         stage: of the run.
         config: the resolved configuration, nested.
-        inputs: the files that the run begins from, as for the manifest.
-        images: what the sets of images hold, by name, where that is known already.
-        allow: whether the run may continue with other settings or images.
+        inputs: the input files, as in the manifest.
+        images: content of the data sets by name, if already known.
+        allow: whether the run may continue with different settings or images.
 
     Attributes:
         exists: whether there was an earlier session.
-        changes: in what this one differs from it (:func:`changes_of`, :func:`changed_data`).
+        changes: differences from it (:func:`changes_of`, :func:`changed_data`).
 
     Raises:
-        UserError: if they differ, and that was not allowed.
+        UserError: if they differ and this is not allowed.
     """
 
     def __init__(
@@ -196,25 +196,26 @@ class Continuation:
         self.add_images(images or {})
 
     def add_images(self, images: Mapping[str, ImageSet]) -> None:
-        """Holds sets of images against those of the earlier session.
+        """Compares data sets with those of the earlier session.
 
         Args:
-            images: what they hold, by name.
+            images: their content, by name.
 
         Raises:
-            UserError: if they differ, and that was not allowed.
+            UserError: if they differ and this is not allowed.
         """
         self.changes = {**self.changes, **changed_data(self._folder, images)}
         if self.changes and not self._allow:
             raise UserError(
-                f"{self._folder} holds a run with other settings ({in_lines(self.changes)}). Give "
-                "another directory with --output-dir DIR, or continue with the new settings by "
+                f"{self._folder} contains a run with different settings "
+                f"({in_lines(self.changes)}). Choose another directory (--output-dir DIR), or "
+                "continue with the new settings by "
                 "--allow-config-change"
             )
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing is left to do: the run is finished, with these settings."""
+        """Whether the run is already finished with these settings."""
         if not self.exists or self.changes:
             return False
         return read_manifest(self._folder).status == "finished"
@@ -225,5 +226,5 @@ class Continuation:
         parser.add_argument(
             "--allow-config-change",
             action="store_true",
-            help="continue a run with other settings than it began with",
+            help="continue a run with settings that differ from its previous ones",
         )

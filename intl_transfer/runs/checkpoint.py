@@ -1,4 +1,4 @@
-"""Checkpoints that are whole, verified when read, and found again after any crash."""
+"""Checkpoints: written atomically, verified when read, recovered after crashes."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ T = TypeVar("T")
 _NAME = re.compile(r"step_(\d+)\.pt")
 
 
-# What tells of a run and is not learned: a figure may be NaN.
+# Records of a run rather than learned state; a metric may be NaN.
 _TOLD = ("format", "schema", "progress", "figures", "config", "run", "rng")
 
 
 class CheckpointNotWrittenError(Exception):
-    """A checkpoint could not be written; older ones are as they were."""
+    """A checkpoint could not be written; older ones are unchanged."""
 
 
 def checkpoint_path(folder: str | Path, step: int) -> Path:
-    """Where the checkpoint taken after ``step`` optimizer steps lies."""
+    """The path of the checkpoint after ``step`` optimizer steps."""
     return Path(folder) / f"step_{step:08d}.pt"
 
 
@@ -50,20 +50,20 @@ def save_checkpoint(
     """Writes a checkpoint atomically, then removes all but the newest ones and the milestones.
 
     Args:
-        folder: the run's ``checkpoints`` folder; made if absent.
+        folder: the run's ``checkpoints`` folder; created if missing.
         step: number of optimizer steps taken.
-        state: tensors, numbers, strings, lists and dictionaries only, so that it can be read
-            with ``weights_only=True``.
-        keep: how many checkpoints stay, milestones aside.
-        is_milestone: tells of a step whether its checkpoint is never removed.
+        state: only tensors, numbers, strings, lists and dictionaries, as ``weights_only=True``
+            requires.
+        keep: number of checkpoints to keep, in addition to milestones.
+        is_milestone: whether a step's checkpoint is never removed.
 
     Returns:
         The file written.
 
     Raises:
-        StateNotFiniteError: if it holds NaN or infinity; nothing is written or removed then.
+        StateNotFiniteError: if it contains NaN or infinity; nothing is written or removed.
         CheckpointNotWrittenError: if the disk is full or the folder cannot be written. Nothing is
-            removed then, and no part of a file is left behind.
+            removed, and no partial file is left.
     """
     path = checkpoint_path(folder, step)
     require_finite(_trained(state), f"{path} was not written")
@@ -78,9 +78,9 @@ def save_checkpoint(
 
 
 def keep_newest(paths: Sequence[Path], keep: int) -> None:
-    """Removes all but the first few of some files, the newest first."""
+    """Removes all but the first few of the files, given newest first."""
     for old in paths[keep:]:
-        with contextlib.suppress(OSError):  # one too many does no harm
+        with contextlib.suppress(OSError):  # an extra checkpoint is harmless
             old.unlink()
 
 
@@ -90,19 +90,19 @@ def try_to_save(
     existing: Callable[[], Sequence[Path]],
     is_needed: bool = False,
 ) -> bool:
-    """Writes a checkpoint; where that fails (a full disk), the run continues with what it has.
+    """Writes a checkpoint; on failure (a full disk), warns and continues without it.
 
     Args:
-        run: whose manifest counts checkpoints that were not written.
+        run: its manifest counts failed saves.
         save: writes it.
-        existing: the run's checkpoints, the newest first, for the warning.
-        is_needed: whether the run cannot continue without.
+        existing: the run's checkpoints, newest first, for the warning.
+        is_needed: whether a failure is an error.
 
     Returns:
         Whether it was written.
 
     Raises:
-        OSError: where it was needed, what kept it from being written.
+        OSError: if it is needed and cannot be written.
     """
     try:
         save()
@@ -121,14 +121,14 @@ def try_to_save(
 
 
 def set_aside(folder: str | Path, step: int) -> Path | None:
-    """Takes a checkpoint out of those that a run continues from, without removing it.
+    """Renames a checkpoint, so that a run does not resume from it.
 
     Args:
         folder: the run's ``checkpoints`` folder.
-        step: the number of steps after which it was taken.
+        step: its number of steps.
 
     Returns:
-        Where it lies now; None where there is none of that step.
+        Its new path; None if that step has no checkpoint.
     """
     path = checkpoint_path(folder, step)
     if not path.exists():
@@ -137,10 +137,10 @@ def set_aside(folder: str | Path, step: int) -> Path | None:
 
 
 def step_of(path: Path) -> int:
-    """The number of steps after which a checkpoint was taken, from its name."""
+    """A checkpoint's number of steps, from its name."""
     match = _NAME.fullmatch(path.name)
     if match is None:
-        raise ValueError(f"{path.name} is no checkpoint's name; expected step_N.pt")
+        raise ValueError(f"{path.name} is not the name of a checkpoint; expected step_N.pt")
     return int(match.group(1))
 
 
@@ -156,7 +156,7 @@ def _trained(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Reads one checkpoint, verifying every record's checksum, without running any code in it.
+    """Reads a checkpoint and verifies the checksum of every record; never executes code in it.
 
     Raises:
         UserError: if the file is absent, damaged, or not a checkpoint of this project, or holds
@@ -174,28 +174,28 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     value = found.value
     if found.names:
         raise UserError(
-            f"{path} is not a checkpoint of this project: it asks for {found.names[0]}, as none "
-            "does. Nothing in it was run"
+            f"{path} is not a checkpoint of this project: it imports {found.names[0]}. No code in "
+            "it was executed"
         )
     if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise UserError(f"{path} is not a checkpoint of this project (no format mark in it)")
+        raise UserError(f"{path} is not a checkpoint of this project (it has no format key)")
     schema = value.get("schema")
     if type(schema) is not int:
-        raise UserError(f"{path} is damaged: it does not say by which schema it was written")
+        raise UserError(f"{path} is damaged: it has no schema version")
     if schema > SCHEMA:
         raise UserError(
             f"{path} was written with schema {schema}, this version reads up to {SCHEMA}; "
             "upgrade intl-transfer"
         )
-    require_finite(_trained(value), f"{path} is not whole", "; training cannot continue from it")
+    require_finite(_trained(value), f"{path} is incomplete", "; training cannot continue from it")
     return value
 
 
 def load_newest(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
-    """Reads the newest whole checkpoint; a damaged one is named in a warning and passed over.
+    """Reads the newest intact checkpoint; damaged ones are skipped with a warning.
 
     Returns:
-        The file and its content, or None where the folder holds none at all.
+        The file and its content, or None if the folder has no checkpoints.
 
     Raises:
         UserError: if there are checkpoints and none can be read.
@@ -211,24 +211,24 @@ def take_newest(
     gather: Callable[[Any], list[Any]] = lambda value: [value],
     is_main: bool = True,
 ) -> tuple[Path, T] | None:
-    """Takes up the newest checkpoint that can be taken up, by trying: reading, checking, loading.
+    """Loads the newest usable checkpoint, by trying to read, verify and load each.
 
-    One rank looks, all take the same file: on a shared disk others may see less. A file that any
-    rank cannot take is named in a warning, and the one before it is tried. Whatever ``take``
-    changes has to be set again by the next file.
+    One rank lists the files and all load the same one, since ranks may see different files on a
+    shared disk. If any rank cannot load a file, a warning names it and the next older one is tried.
+    ``take`` must overwrite all state that a failed attempt may have changed.
 
     Args:
-        paths: newest first; those of global rank 0 count.
-        take: reads a file and makes use of it; any error means that it cannot.
-        folder: where they lie.
-        gather: a value's counterparts on all ranks, in rank order, on every rank.
+        paths: newest first; only those of global rank 0 are used.
+        take: reads and loads a file; any error means that it is unusable.
+        folder: that contains them.
+        gather: gathers a value from all ranks, in rank order.
         is_main: whether this rank warns.
 
     Returns:
-        The file and what ``take`` gave, or None where there are no files.
+        The file and the result of ``take``, or None if there are no files.
 
     Raises:
-        UserError: if there are files and none can be taken up.
+        UserError: if there are files and none is usable.
     """
     names = gather([str(path) for path in paths])[0]
     first = None
@@ -246,28 +246,28 @@ def take_newest(
             return path, cast(T, value)
         first = first or problems[0]
         if is_main:
-            warnings.warn(f"passed over: {problems[0]}", stacklevel=3)
+            warnings.warn(f"skipped: {problems[0]}", stacklevel=3)
     if not names:
         return None
     raise UserError(
-        f"none of the {len(names)} checkpoints in {folder} can be read and is whole ({first}); "
-        "move the folder away to start the run again"
+        f"none of the {len(names)} checkpoints in {folder} is usable ({first}); move the folder "
+        "away to start the run from scratch"
     )
 
 
 def resume(folder: str | Path, load: Callable[[dict[str, Any]], T], ranks: Ranks) -> T | None:
-    """Takes up a run's newest whole checkpoint on all ranks; clears away what a killed run left.
+    """Resumes from the newest usable checkpoint on all ranks; removes partial files.
 
     Args:
         folder: the run's ``checkpoints`` folder.
-        load: takes up a checkpoint's content; what it raises means that the content does not fit.
+        load: loads a checkpoint's content; an error means that it does not fit.
         ranks: this process's place.
 
     Returns:
-        What ``load`` gave, or None where there is no checkpoint.
+        The result of ``load``, or None if there is no checkpoint.
 
     Raises:
-        UserError: if there are checkpoints and none can be taken up.
+        UserError: if there are checkpoints and none is usable.
     """
 
     def take(path: Path) -> T:

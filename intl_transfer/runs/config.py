@@ -19,7 +19,7 @@ from intl_transfer.runs.aliases import standard_keys
 
 Schema = TypeVar("Schema")
 _LONGEST_OVERRIDE = 100_000
-#: By key the value, whether it is good, and what was expected.
+#: By key: the value, whether it is valid, and what is expected.
 Rules = Mapping[str, tuple[Any, bool, str]]
 
 
@@ -31,10 +31,10 @@ def load_config(
     defaults: Mapping[str, Any] | None = None,
     own: Collection[str] = (),
 ) -> Schema:
-    """Reads a configuration file into a dataclass, every key and type checked.
+    """Reads a configuration file into a dataclass, checking all keys and types.
 
-    A file may start from another with ``base: NAME``; its own values win, and ``key=value``
-    overrides win over both. Lists are replaced as a whole.
+    A file can extend another with ``base: NAME``; its values override the base's, and ``key=value``
+    overrides both. Lists are replaced, not merged.
 
     Args:
         schema: the dataclass, nested dataclasses allowed, every field with a default or
@@ -42,14 +42,14 @@ def load_config(
         name: a file in ``folder``, with or without ``.yaml``, or a path.
         overrides: ``key=value`` with dotted keys, as on the command line.
         folder: where names resolve.
-        defaults: by dotted key, values in place of the schema's own defaults.
-        own: top-level keys that a file does not hand on to those that start from it.
+        defaults: by dotted key, values that replace the schema's defaults.
+        own: top-level keys that are not inherited through ``base``.
 
     Returns:
         An instance of ``schema``.
 
     Raises:
-        UserError: for an unknown name, key or type; names the near matches.
+        UserError: for an unknown name, key or type; suggests near matches.
     """
     folder = Path(folder)
     path = resolve_config(name, folder)
@@ -63,7 +63,7 @@ def load_config(
         config = _merge(config, values, str(file), known)
     for override in overrides:
         config = _merge(config, _parsed(override), f"'{override}'", known)
-    check_size(config, str(path))  # before anything of OmegaConf's writes them out
+    check_size(config, str(path))  # before OmegaConf resolves them
     missing = _missing(config, path)
     if missing:
         raise UserError(f"{path}: no value for {', '.join(missing)}; give it as key=value")
@@ -73,30 +73,30 @@ def load_config(
 def _missing(config: Any, path: Path) -> list[str]:
     try:
         return sorted(OmegaConf.missing_keys(config))
-    except Exception as error:  # of an interpolation that leads nowhere
+    except Exception as error:  # of an interpolation that cannot be resolved
         raise UserError(f"{path}: {_reason(error)}") from None
 
 
 def resolved(config: Any, where: str) -> Any:
-    """The object that a configuration stands for, its interpolations written out.
+    """The object of a configuration, with interpolations resolved.
 
     Args:
-        config: of OmegaConf, its interpolations checked by
+        config: OmegaConf's, with its interpolations checked by
             :func:`~intl_transfer.files.interpolation.check_interpolations` when it was read.
-        where: it is from, for messages.
+        where: its source, for messages.
 
     Raises:
-        UserError: if an interpolation leads nowhere or to itself, or to a value of a wrong type.
+        UserError: if an interpolation cannot be resolved, is circular, or has the wrong type.
     """
     check_size(config, where)
     try:
         return OmegaConf.to_object(config)
-    except Exception as error:  # of OmegaConf, its grammar, or a dataclass's own
+    except Exception as error:  # of OmegaConf, its grammar, or the dataclass
         raise UserError(f"{where}: {_reason(error)}") from None
 
 
 def _parsed(override: str) -> Any:
-    """The configuration that ``key=value`` stands for."""
+    """The configuration of a ``key=value`` override."""
     key, equals, value = override.partition("=")
     if not equals or not key.strip():
         raise UserError(f"'{override}': expected key=value, for example seed=1")
@@ -122,14 +122,14 @@ def check_values(
     choices: Mapping[str, tuple[Any, Collection[str]]],
     rules: Rules,
 ) -> None:
-    """Refuses values that a configuration's types allow and that cannot be used.
+    """Refuses values that have the right type but are invalid.
 
     Args:
-        choices: by key, the value and those that it may have.
-        rules: by key, the value, whether it is good, and what was expected.
+        choices: by key, the value and the allowed values.
+        rules: by key, the value, whether it is valid, and what is expected.
 
     Raises:
-        UserError: naming the first that is wrong.
+        UserError: naming the first invalid one.
     """
     for key, (value, known) in choices.items():
         if value not in known:
@@ -140,14 +140,14 @@ def check_values(
 
 
 def resolve_config(name: str, folder: str | Path) -> Path:
-    """The file that a configuration's name stands for.
+    """The file of a configuration's name.
 
     Args:
         name: a file's stem or name in ``folder``, or a path to a file.
         folder: where names resolve.
 
     Raises:
-        UserError: if there is none; names the near matches and where they were looked for.
+        UserError: if there is none; lists near matches and where it was searched for.
     """
     folder = Path(folder)
     for candidate in (folder / name, folder / f"{name}.yaml", Path(name)):
@@ -162,13 +162,13 @@ def resolve_config(name: str, folder: str | Path) -> Path:
 
 
 def _with_bases(path: Path, folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The file and what it starts from, furthest first."""
+    """The file and its bases, outermost base first."""
     chain: list[tuple[Path, dict[str, Any]]] = []
     following: Path | None = path
     while following is not None:
         if any(_same_file(following, seen) for seen, _ in chain):
             names = " -> ".join(str(file) for file in [*(seen for seen, _ in chain), following])
-            raise UserError(f"{path}: 'base' leads back to where it came from: {names}")
+            raise UserError(f"{path}: 'base' is circular: {names}")
         values = read_yaml(following)
         base = values.pop("base", None)
         chain.append((following, values))
@@ -202,18 +202,18 @@ def _merge(config: DictConfig, values: Any, where: str, known: Sequence[str]) ->
         if bare not in known and isinstance(error, ConfigAttributeError | ConfigKeyError):
             raise UserError(f"{where}: no key '{key}'.{_near_keys(bare, known)}") from None
         raise UserError(f"{where}: {key}: {reason}") from None
-    except Exception as error:  # of what OmegaConf does not expect, such as keys that are no text
-        raise UserError(f"{where}: cannot be used ({_reason(error)})") from None
+    except Exception as error:  # OmegaConf's own, for example for keys that are not strings
+        raise UserError(f"{where}: invalid ({_reason(error)})") from None
 
 
 def _near_keys(key: str, known: Sequence[str]) -> str:
-    # A right name in the wrong place (batch_size for optim.batch_size) comes before a misspelling.
+    # A correct name at the wrong level (batch_size for optim.batch_size) precedes misspellings.
     leaf = key.rsplit(".", 1)[-1]
     places = [name for name in known if name.rsplit(".", 1)[-1] == leaf]
     if places:
         return " Did you mean " + " or ".join(f"'{place}'" for place in places) + "?"
     top = sorted({name.split(".", 1)[0] for name in known})
-    return did_you_mean(key, known) or f" Known at the top: {', '.join(top)}."
+    return did_you_mean(key, known) or f" Known top-level keys: {', '.join(top)}."
 
 
 def _dotted_names(schema: Any, prefix: str = "") -> Iterator[str]:

@@ -1,15 +1,14 @@
-"""Controls: evaluations without one thing that a score should depend on.
+"""Controls: evaluations with one factor removed that the score should depend on.
 
-A benchmark measures something only if its scores fall when there is nothing to be measured. Three
-things can be taken from an evaluation, and each run of that kind is a row of its own in tables:
+A benchmark is meaningful only if its scores drop when there is nothing to measure. One of three
+factors can be removed from an evaluation; each such run is a separate row in tables:
 
-- the labels: names of the training objects are shuffled, so that pictures say nothing of
-  them. What is left is what can be scored without looking: the commonest class, or a detector's
-  boxes under names drawn at random.
-- the pictures, of training and tests: each channel becomes ``(1 - a) x + a u`` with ``u`` uniform
-  from 0 to 255 and ``a`` the knob. At 1 a picture says nothing.
-- what the weights have learned: the elements of every layer's weights are put in another order, so
-  that each layer keeps its distribution. What is left is a random start of these distributions.
+- the labels: training labels are shuffled, so that images carry no information about them. What
+  remains is chance level: the most frequent class, or a detector's boxes with random classes.
+- the images, for training and test: each channel becomes ``(1 - a) x + a u`` with ``u`` uniform
+  from 0 to 255 and ``a`` the noise level. At 1 nothing of the image is left.
+- the learned weights: the elements of each layer's weights are permuted, which keeps the
+distribution per layer. What remains is a random initialization with these distributions.
 """
 
 from __future__ import annotations
@@ -27,18 +26,18 @@ from torch import Tensor
 Pixels = NDArray[np.uint8]
 T = TypeVar("T")
 
-# Streams of their own, so that nothing else that a seed decides is the same.
+# Separate random streams, independent of all others with the same seed.
 _LABELS, _WEIGHTS = 0x1ABE15, 0x3E1647
 
 
 @dataclass
 class ControlConfig:
-    """What is taken from an evaluation; nothing, of an ordinary one.
+    """The factor removed from an evaluation; none for an ordinary one.
 
     Attributes:
         shuffle_labels: shuffle the training labels, by the seed of the run.
-        noise: share of every picture that is noise, 0 to 1.
-        permute_weights: put the elements of each layer's weights in another order, by that seed.
+        noise: noise level of images, 0 to 1.
+        permute_weights: permute the elements of each layer's weights, by that seed.
     """
 
     shuffle_labels: bool = False
@@ -47,11 +46,11 @@ class ControlConfig:
 
 
 def in_words(settings: Mapping[str, Any]) -> str:
-    """What a control is called in tables; "" for an ordinary run.
+    """The name of a control in tables; "" for an ordinary run.
 
     Args:
-        settings: ``shuffle_labels``, ``noise`` and ``permute_weights``, in any case; those that
-            are absent are off.
+        settings: ``shuffle_labels``, ``noise`` and ``permute_weights``, in any case; missing ones
+            are off.
     """
     found = {key.rpartition(".")[2].lower(): value for key, value in settings.items()}
     noise = found.get("noise")
@@ -64,19 +63,19 @@ def in_words(settings: Mapping[str, Any]) -> str:
 
 
 def shuffled(labels: Sequence[T], seed: int) -> list[T]:
-    """The same labels in an order that has nothing to do with where they were."""
+    """The labels in random order."""
     order = np.random.default_rng((_LABELS, seed)).permutation(len(labels))
     return [labels[int(place)] for place in order]
 
 
 def noisy(image: Pixels, strength: float) -> Pixels:
-    """An image of which a share is uniform noise.
+    """Blends an image with uniform noise.
 
     The noise follows from the image, so that it is the same in every epoch and on every machine.
 
     Args:
         image: uint8, any shape.
-        strength: 0 leaves the image, 1 leaves nothing of it.
+        strength: noise level; 0 keeps the image, 1 is pure noise.
 
     Returns:
         uint8, the same shape.
@@ -93,14 +92,13 @@ def noisy(image: Pixels, strength: float) -> Pixels:
 
 
 def permuted(state: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Weights whose layers keep their elements, each in another order.
+    """Weights with the elements of each layer permuted.
 
-    Vectors of one layer (mean and deviation of a batch norm, its weight and bias) are put in the
-    same order, so that what belongs together stays together.
+    Vectors of a layer (a batch norm's mean, variance, weight and bias) share one permutation.
 
     Args:
         state: by name, ``LAYER.weight`` and the like.
-        seed: of the order.
+        seed: of the permutations.
     """
     orders: dict[tuple[str, int], Tensor] = {}
     found = {}

@@ -1,6 +1,6 @@
 """The run directory: the only interface between the stages.
 
-``manifest.json`` says what is being run and from what; ``metrics.jsonl`` grows while it runs;
+``manifest.json`` describes the run and its inputs; ``metrics.jsonl`` grows while it runs;
 ``results.json`` is written once, at the end. ``docs/run-directory.md`` documents every field.
 """
 
@@ -55,12 +55,12 @@ _LIBRARIES = (
 class RunDirectory:
     """One run's folder, opened by the process that runs it (global rank 0).
 
-    Use :meth:`start`; it makes a new folder or takes up one that an earlier session left, keeping
-    the run's id and adding a session to its manifest.
+    Use :meth:`start`: it creates the folder, or continues an existing run with the same id and adds
+    a session to its manifest.
 
     Attributes:
         path: the folder.
-        manifest: the content of ``manifest.json``, kept in step with the file.
+        manifest: the content of ``manifest.json``, kept in sync with the file.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
@@ -87,7 +87,7 @@ class RunDirectory:
         """Opens a run directory for writing and records a new session in its manifest.
 
         Args:
-            path: the folder; made if absent.
+            path: the folder; created if missing.
             stage: ``"pretrain"``, ``"detection"`` or ``"evaluation"``.
             name: a short name for tables and logs.
             config_name: the configuration file's name, as the user gave it.
@@ -97,23 +97,22 @@ class RunDirectory:
             inputs: input files, each ``{"role", "path", "sha256", ...}``.
             world_size: number of ranks.
             details: further facts for the manifest, kept from session to session.
-            dataset: what the sets of images were found to hold, by name; of an earlier session
-                where it is not given.
-            changes: settings in which this session differs from the one before, by dotted key,
-                each ``{"before", "now"}``.
+            dataset: content of the data sets, by name; default: as in the earlier session.
+            changes: settings that differ from the previous session's, by dotted key, each
+                ``{"before", "now"}``.
 
         Returns:
             The open run directory, its manifest already on disk with status ``running``.
 
         Raises:
-            UserError: if the folder holds a run of another stage or a damaged manifest.
+            UserError: if the folder contains a run of another stage or a damaged manifest.
         """
         path = Path(path)
         existing = read_manifest(path) if (path / MANIFEST).exists() else None
         if existing is not None and existing.stage != stage:
             raise UserError(
-                f"{path} holds a '{existing.stage}' run; this is a '{stage}' run. "
-                "Give another output directory."
+                f"{path} contains a '{existing.stage}' run; this is a '{stage}' run. Choose "
+                "another output directory."
             )
         session = Session(
             started=_now(),
@@ -158,8 +157,8 @@ class RunDirectory:
     def log(self, **values: Any) -> None:
         """Appends one line to ``metrics.jsonl``.
 
-        The line is written in one call, so that a reader never sees half of it unless the machine
-        stopped in between; readers skip a damaged last line.
+        The line is written in one call, so that readers see it incomplete only if the machine
+        crashed; they skip a damaged last line.
 
         Args:
             values: JSON-compatible numbers, strings or lists of finite numbers; by convention
@@ -173,7 +172,7 @@ class RunDirectory:
         """Writes ``results.json`` and marks the run finished, in this order.
 
         Raises:
-            UserError: if the results are not in their stage's form.
+            UserError: if the results do not match their stage's schema.
         """
         file = self.path / RESULTS
         if isinstance(results, Mapping):
@@ -188,18 +187,18 @@ class RunDirectory:
         self._close("failed", text)
 
     def interrupt(self, reason: str) -> None:
-        """Marks the run interrupted: stopped from outside, to be continued."""
+        """Marks the run interrupted: it can be continued."""
         self._close("interrupted", reason)
 
     def save_failed(self, reason: str) -> None:
-        """Notes that a checkpoint could not be written; never raises."""
+        """Records that a checkpoint could not be written; never raises."""
         manifest = self.manifest
         manifest.failed_saves = (manifest.failed_saves or 0) + 1
         manifest.failed_save = reason
         self._try_to_save()
 
     def save_succeeded(self) -> None:
-        """Notes that a checkpoint was written, after ones that were not; never raises."""
+        """Records that a checkpoint was written after failed saves; never raises."""
         if self.manifest.failed_save is not None:
             self.manifest.failed_save = None
             self._try_to_save()
@@ -216,7 +215,7 @@ class RunDirectory:
             self._try_to_save()
 
     def _try_to_save(self) -> None:
-        """Saves the manifest where that can be done: it must not hide what it tells of."""
+        """Saves the manifest if possible; must not hide the original error."""
         try:
             self.save()
         except Exception as error:
@@ -229,7 +228,7 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[RunDirectory]:
-        """Marks the run failed or interrupted if the block raises, and lets the error pass on."""
+        """Marks the run failed or interrupted if the block raises; re-raises the error."""
         try:
             yield self
         except KeyboardInterrupt:
@@ -254,17 +253,17 @@ def read_manifest(path: str | Path) -> Manifest:
         The manifest.
 
     Raises:
-        UserError: if it is absent, is not JSON, lacks a field, or was written by a newer version.
+        UserError: if it is missing, is not JSON, lacks a field, or was written by a newer version.
     """
     file = Path(path) / MANIFEST
     return Manifest.of(read_json_object(file), str(file))
 
 
 def read_results(path: str | Path) -> AnyResults | None:
-    """Reads ``results.json`` of a run directory, or ``None`` where there is none yet.
+    """Reads ``results.json`` of a run directory, or ``None`` if there is none yet.
 
     Raises:
-        UserError: if the file is there but is not a JSON object, or not in its stage's form.
+        UserError: if the file is not a JSON object or does not match its stage's schema.
     """
     file = Path(path) / RESULTS
     return results_of(read_json_object(file), str(file)) if file.exists() else None
@@ -278,13 +277,12 @@ _OWN_FILE = "intl_transfer/runs/directory.py"
 def git_state(folder: str | Path | None = None) -> dict[str, Any]:
     """The revision of the sources: ``{"revision": str | None, "dirty": bool | None}``.
 
-    In this order: of a copy of the sources, made for a job, what it was copied from; of an
-    installed package, what was stamped when it was built; of a clone, what git says, if the
-    repository tracks the package's own files. A package may well lie in a repository that is
-    somebody else's.
+    In this order: for a job's copy of the sources, the revision it was copied from; for an
+    installed package, the one recorded when it was built; for a clone, git's, if the repository
+    tracks the package's files (a package may be installed inside an unrelated repository).
 
     Args:
-        folder: that holds the package; this one's by default.
+        folder: that contains the package; default: this package's.
     """
     folder = Path(folder) if folder else Path(__file__).resolve().parents[2]
     for stamp in (folder / "REVISION.json", folder / "intl_transfer" / STAMP):
@@ -310,7 +308,7 @@ def git_state(folder: str | Path | None = None) -> dict[str, Any]:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide results."""
+    """Versions of Python and of the libraries that affect results."""
     versions = {"python": platform.python_version()}
     for name in _LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -322,7 +320,7 @@ def library_versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """What the run computes on: host, CPU count, GPUs by name."""
+    """The hardware: host, CPU count, names of GPUs."""
     import torch
 
     from intl_transfer.devices import gpus as usable
@@ -342,7 +340,7 @@ def read_json_object(file: Path) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
-        UserError: if the file is absent, damaged, or holds something else.
+        UserError: if the file is missing, damaged, or not a JSON object.
     """
     try:
         value = parse_json(file.read_bytes(), str(file))

@@ -1,4 +1,4 @@
-"""The process group, from torchrun's or SLURM's environment or none."""
+"""The process group, from the environment of torchrun or SLURM, if any."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from intl_transfer.runs.rendezvous import meet, place_in_environment
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where this process stands among all processes of the run.
+    """This process's place among all processes of the run.
 
     Attributes:
         rank: global rank, 0 to ``world_size - 1``.
-        world_size: number of processes on all nodes together.
+        world_size: number of processes on all nodes.
         local_rank: rank on this node, which is also the index of its GPU.
-        device: what this process computes on.
+        device: of this process.
     """
 
     rank: int
@@ -50,10 +50,10 @@ class Ranks:
         return values
 
     def gather_numbers(self, own: Sequence[int]) -> list[int]:
-        """All ranks' whole numbers from 0 on, on every rank; one small exchange if there are none.
+        """Non-negative integers of all ranks, on every rank; cheap if there are none.
 
         Args:
-            own: this rank's, as many as it has.
+            own: this rank's; any number of them.
         """
         if self.world_size == 1:
             return list(own)
@@ -78,15 +78,15 @@ def process_group(device: str = "auto", timeout_minutes: float = 30) -> Iterator
     """Joins the process group that torchrun's variables describe, and leaves it at the end.
 
     Args:
-        device: ``"auto"`` (CUDA where there is one), ``"cpu"`` or ``"cuda"``.
-        timeout_minutes: how long a rank waits for the others before it gives up.
+        device: ``"auto"`` (CUDA if available), ``"cpu"`` or ``"cuda"``.
+        timeout_minutes: how long a rank waits for the others.
 
     Yields:
-        This process's place. Without ``WORLD_SIZE`` in the environment it is the only one.
+        This process's place. Without ``WORLD_SIZE`` in the environment there is one process.
 
     Raises:
-        UserError: if CUDA is asked for and absent, there are more ranks than GPUs on this node,
-            or torchrun's variables are incomplete.
+        UserError: if CUDA is requested and not available, there are more ranks than GPUs on this
+            node, or torchrun's variables are incomplete.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     missing = [
@@ -123,14 +123,14 @@ def parallelize(
 ) -> DistributedDataParallel:
     """Wraps a module so that its gradients are averaged over ranks.
 
-    Gradients lie in the memory in which they are sent, and are not copied.
+    Gradients are views of the communication buckets, so they are not copied.
 
     Args:
         module: the network, already on this rank's device.
         ranks: this process's place.
         share_buffers: send rank 0's buffers (batch-norm statistics) to all before each forward.
-        static: whether each forward pass is followed by a backward pass, the same parameters in
-            it every time: nothing is looked for in later ones then.
+        static: whether each forward pass is followed by a backward pass with the same parameters
+            every time; unused parameters are then not searched for.
     """
     devices = [ranks.local_rank] if ranks.device.type == "cuda" else None
     # torch 2.14 renamed the argument and warns of the old name.
@@ -155,7 +155,7 @@ def _device(wanted: str, local_rank: int) -> torch.device:
     if not available:
         raise UserError("device is cuda, but torch sees no GPU here; use device=cpu or auto")
     count = torch.cuda.device_count()
-    # Where the site binds one GPU to each task, a task sees that one alone, by the number 0.
+    # If the site binds one GPU to each task, a task sees only that one, as number 0.
     index = 0 if count == 1 else local_rank
     if index >= count:
         raise UserError(

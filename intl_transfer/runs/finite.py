@@ -1,10 +1,9 @@
-"""Finite state, in one place: the rule for every training, checkpoint and export.
+"""Handling of NaN and infinity in training, checkpoints and exports.
 
 A step whose loss, gradients or batch-norm statistics are not finite is skipped: parameters, buffers
-and optimizer are as before it, as if its data had not been there. The forward pass has by then
-updated the statistics of batch norm, so that :class:`StepGuard` keeps them, some hundred kilobytes,
-and puts them back. Steps that are skipped are counted; a checkpoint or an export with NaN or
-infinity anywhere in it is refused.
+and optimizer remain as before it. Since the forward pass has already updated the batch-norm
+statistics, :class:`StepGuard` saves them (some hundred kilobytes) and restores them. Skipped steps
+are counted; checkpoints and exports that contain NaN or infinity are refused.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ from intl_transfer.runs.distributed import Ranks
 
 
 class StateNotFiniteError(UserError):
-    """Something that would be kept or handed on holds NaN or infinity."""
+    """A state to be saved or exported contains NaN or infinity."""
 
 
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
-    """Whether every number is finite, without waiting for the device.
+    """Whether every number is finite, without synchronizing with the device.
 
-    One look at the norm of each tensor: numbers whose squares overflow count as infinite, since no
-    training continues from them.
+    Based on the norm of each tensor: numbers whose squares overflow count as infinite, since
+    training could not continue from them.
 
     Args:
-        tensors: of any shapes; integers are finite, as are tensors without elements.
+        tensors: of any shapes; integer and empty tensors count as finite.
 
     Returns:
         A boolean, shape (), on the tensors' device.
@@ -54,17 +53,17 @@ def _norms(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
 
 
 def first_nonfinite(state: Any) -> str | None:
-    """The first tensor or number that holds NaN or infinity, by the keys that lead to it.
+    """The path of the first tensor or number that is NaN or infinite.
 
     Args:
         state: tensors and numbers, in dictionaries and lists of any depth.
 
     Returns:
-        ``"model.bn1.running_var"``, or None where all is finite.
+        ``"model.bn1.running_var"``, or None if all are finite.
     """
     leaves = list(_leaves(state, ""))
     tensors = [value for _, value in leaves if isinstance(value, Tensor)]
-    # Norms are one fast pass; what does not pass is looked at number by number.
+    # Norms are a fast first pass; tensors that fail it are checked element by element.
     if bool(all_finite(tensors)) and all(
         math.isfinite(value) for _, value in leaves if isinstance(value, float)
     ):
@@ -91,27 +90,27 @@ def _leaves(state: Any, place: str) -> Iterator[tuple[str, Tensor | float]]:
 
 
 def require_finite(state: Any, what: str, advice: str = "") -> None:
-    """Refuses what holds NaN or infinity.
+    """Raises an error if a state contains NaN or infinity.
 
     Args:
         state: for :func:`first_nonfinite`.
-        what: it is, for the message.
-        advice: what to do, for the message.
+        what: name of the state, for the message.
+        advice: for the message.
 
     Raises:
-        StateNotFiniteError: naming the first tensor that does.
+        StateNotFiniteError: naming the first such tensor.
     """
     found = first_nonfinite(state)
     if found is not None:
-        raise StateNotFiniteError(f"{what}: {found} holds NaN or infinity{advice}")
+        raise StateNotFiniteError(f"{what}: {found} contains NaN or infinity{advice}")
 
 
 class StepGuard:
-    """Keeps what a forward pass changes, and says whether a step may count.
+    """Saves buffers before a forward pass, and checks whether a step is finite.
 
     Args:
-        modules: whose buffers it keeps, by name: the network, its moving average.
-        ranks: this process's place; all ranks come to the same answer.
+        modules: whose buffers to save, by name: the network, its moving average.
+        ranks: this process's place; all ranks get the same answer.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], ranks: Ranks) -> None:
@@ -120,8 +119,8 @@ class StepGuard:
         self._kept: dict[str, Tensor] = {}
 
     def remember(self) -> None:
-        """Keeps the buffers as they are; to be called before a step's forward pass."""
-        if not self._buffers:  # at the first step all modules are where they stay
+        """Saves the buffers; call it before a step's forward pass."""
+        if not self._buffers:  # by the first step all modules are on their final device
             self._buffers = {
                 f"{place}.{name}": buffer
                 for place, module in self._modules.items()
@@ -133,11 +132,11 @@ class StepGuard:
     def is_finite(self, loss: Tensor, gradients: Sequence[Tensor]) -> bool:
         """Whether loss, gradients and buffers are finite, on every rank.
 
-        Waits for the device once.
+        Synchronizes with the device once.
 
         Args:
             loss: shape ().
-            gradients: of all parameters; none where a gradient scaler looks at them.
+            gradients: of all parameters; empty if a gradient scaler checks them.
         """
         flag = all_finite([loss, *gradients, *self._buffers.values()])
         if self._ranks.world_size > 1:
@@ -147,7 +146,7 @@ class StepGuard:
         return bool(flag)
 
     def reason(self, loss: Tensor, gradients: Mapping[str, Tensor]) -> str:
-        """What was not finite, for the user to read; this rank's view of it."""
+        """Describes what was not finite, as seen by this rank."""
         if not bool(loss.isfinite()):
             return "NaN or infinity in the embeddings or the loss"
         for what, tensors in (
@@ -160,7 +159,7 @@ class StepGuard:
         return "NaN or infinity on another rank"
 
     def restore(self) -> None:
-        """Puts the buffers back as they were remembered."""
+        """Restores the saved buffers."""
         _copy(self._buffers.values(), self._kept.values())
 
 
@@ -169,7 +168,7 @@ def _copy(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
     pairs: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     for target, source in zip(targets, sources, strict=True):
         pairs[target.dtype].append((target, source))
-    for group in pairs.values():  # of one type: a few kernels for all of them
+    for group in pairs.values():  # of one type, so that few kernels handle all of them
         torch._foreach_copy_([target for target, _ in group], [source for _, source in group])
 
 
@@ -178,10 +177,10 @@ class Skips:
     """How many steps were skipped.
 
     Attributes:
-        new: since the last look.
+        new: since the last read.
         total: of the whole run.
-        in_a_row: at its present end.
-        longest: the longest row since the last look, what came before it included.
+        in_a_row: consecutive, up to the current step.
+        longest: most consecutive ones since the last read, including a sequence begun before it.
     """
 
     new: int
@@ -191,10 +190,10 @@ class Skips:
 
 
 class SkippedSteps:
-    """Counts on the device, which nobody waits for until :meth:`read`.
+    """Counts on the device, without synchronization until :meth:`read`.
 
     Args:
-        device: where the flags are.
+        device: of the flags.
         total: of earlier sessions.
     """
 
@@ -205,14 +204,14 @@ class SkippedSteps:
 
     @torch.no_grad()
     def note(self, is_finite: Tensor | bool) -> None:
-        """Takes up one step's flag; a tensor, of shape (), stays on its device."""
+        """Counts one step's flag; a tensor, of shape (), stays on its device."""
         skipped = (~is_finite).long() if isinstance(is_finite, Tensor) else int(not is_finite)
         new, row, longest = self._counts.unbind()
         row = (row + 1) * skipped
         self._counts = torch.stack([new + skipped, row, torch.maximum(longest, row)])
 
     def read(self) -> Skips:
-        """The counts so far; waits for the device."""
+        """The counts so far; synchronizes with the device."""
         new, row, longest = self._counts.tolist()
         self.total += new
         self._counts[0], self._counts[2] = 0, row

@@ -1,4 +1,4 @@
-"""Waiting for what another node wrote: shared file systems show it late."""
+"""Waits for files written on another node, which a shared file system may show late."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-#: Seconds after which a shared file system shows what another node wrote.
+#: Seconds until a shared file system shows a file written on another node.
 LATE_SECONDS = 60.0
 
 
@@ -18,17 +18,16 @@ def wait_until(
     seconds: float = LATE_SECONDS,
     every: float = 0.5,
 ) -> bool:
-    """Waits until something that should be there shows.
+    """Waits until an expected file appears.
 
     Args:
-        is_there: whether it does.
-        folder: where it should; it is listed each time, which makes a network file system ask its
-            server.
-        seconds: to wait, at most.
-        every: seconds between looks.
+        is_there: whether it has appeared.
+        folder: that should contain it; listing it makes a network file system refresh its cache.
+        seconds: maximum time.
+        every: seconds between checks.
 
     Returns:
-        Whether it showed in time.
+        Whether it appeared in time.
     """
     deadline = time.monotonic() + seconds
     while True:

@@ -1,4 +1,4 @@
-"""One process at a time in a run directory."""
+"""Locks: one process at a time in a run directory."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _HOLDER = re.compile(r"process ([0-9]+) on (\S+?)(?:, started ([0-9]+))?\s*")
 
 @contextmanager
 def directory_lock(folder: str | Path) -> Iterator[None]:
-    """Holds a run directory against a second run, and clears away what a killed one left half.
+    """Locks a run directory against a second run, and removes partial files of a killed one.
 
     Args:
-        folder: the run directory; made if absent.
+        folder: the run directory; created if missing.
 
     Raises:
         UserError: if another process holds it (names host and process), or the folder cannot be
@@ -35,7 +35,7 @@ def directory_lock(folder: str | Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(_unwritable(folder, error)) from None
-    harm = "two runs in one directory would destroy each other's checkpoints"
+    harm = "two runs in one directory would overwrite each other's checkpoints"
     with file_lock(folder / LOCK, str(folder), harm):
         clear_leftovers(folder)
         yield
@@ -43,16 +43,16 @@ def directory_lock(folder: str | Path) -> Iterator[None]:
 
 @contextmanager
 def file_lock(path: Path, what: str, harm: str, remove: bool = False) -> Iterator[None]:
-    """Holds a file against other processes.
+    """Locks a file against other processes.
 
-    The kernel gives the lock back when the process ends, however it ends: a killed run leaves
-    nothing behind that would have to be removed by hand.
+    The kernel releases the lock whenever the process ends, so that a killed run leaves no stale
+    lock.
 
     Args:
-        path: the lock's own file, made if absent; its folder is there.
-        what: is held, for messages.
-        harm: what two at once would do, for messages.
-        remove: take the file away at the end.
+        path: the lock file, created if missing; its folder must exist.
+        what: name of the locked resource, for messages.
+        harm: consequence of two processes at once, for messages.
+        remove: delete the file at the end.
 
     Raises:
         UserError: if another process holds it (names host and process), or the file cannot be
@@ -60,12 +60,12 @@ def file_lock(path: Path, what: str, harm: str, remove: bool = False) -> Iterato
     """
     descriptor = _taken(path, what, harm)
     try:
-        # Who holds it is for messages; a full disk is no reason not to begin.
+        # The holder's name is only for messages; a full disk must not prevent locking.
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"{holder_text()}\n".encode())
         yield
-    finally:  # giving it back never hides what has happened meanwhile
+    finally:  # releasing must not hide an earlier error
         with contextlib.suppress(OSError):
             if remove:
                 path.unlink()
@@ -76,14 +76,14 @@ def file_lock(path: Path, what: str, harm: str, remove: bool = False) -> Iterato
 
 
 def holder_text() -> str:
-    """This process as a lock names it."""
+    """This process, as described in a lock file."""
     mark = process_mark()
     text = f"process {mark['pid']} on {mark['host']}"
     return text if mark["started"] is None else f"{text}, started {mark['started']}"
 
 
 def holder_alive(folder: str | Path) -> tuple[int, bool] | None:
-    """The process that a run directory's lock names, and whether it lives; None if unknown."""
+    """The process named in a run directory's lock, and whether it is alive; None if unknown."""
     try:
         text = (Path(folder) / LOCK).read_text(errors="replace")
     except OSError:
@@ -96,7 +96,7 @@ def holder_alive(folder: str | Path) -> tuple[int, bool] | None:
 
 
 def _taken(path: Path, what: str, harm: str) -> int:
-    """The open lock file, held."""
+    """Opens and locks the lock file."""
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -109,17 +109,17 @@ def _taken(path: Path, what: str, harm: str) -> int:
             os.close(descriptor)
             raise UserError(
                 f"{what} is in use by {holder or 'an unknown process'}; {harm}. Wait for it, stop "
-                "it, or write to another place"
+                "it, or choose another directory"
             ) from None
         except OSError as error:
             print(
-                f"warning: {path} cannot be locked ({error.strerror}): its file system has no "
-                f"locks, so that a second process would not be noticed; {harm}",
+                f"warning: {path} cannot be locked ({error.strerror}): its file system does not "
+                f"support locks, so a second process would not be detected; {harm}",
                 file=sys.stderr,
                 flush=True,
             )
             return descriptor
-        # Where it was removed by the one who held it, the name belongs to another file by now.
+        # If its holder removed it, the name may belong to another file by now.
         with contextlib.suppress(FileNotFoundError):
             if os.fstat(descriptor).st_ino == path.stat().st_ino:
                 return descriptor
@@ -128,6 +128,7 @@ def _taken(path: Path, what: str, harm: str) -> int:
 
 def _unwritable(what: str | Path, error: OSError) -> str:
     return (
-        f"{what} cannot be written ({error.strerror or error}); give another place, for a run with "
+        f"{what} cannot be written ({error.strerror or error}); choose another directory, for a "
+        "run with "
         "--output-dir DIR"
     )

@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 METRICS = "metrics.jsonl"
-#: Larger than any run's, of a million lines and more. What is larger is not one.
+#: Upper limit, larger than the file of any run (over a million lines).
 LARGEST_BYTES = 1 << 30
 
 
 def append_line(file: Path, values: Mapping[str, Any]) -> None:
     """Appends one line, with ``time`` (Unix seconds).
 
-    The line is written in one call, so that a reader never sees half of it unless the machine
-    stopped in between.
+    The line is written in one call, so that readers see it incomplete only if the machine crashed.
 
     Args:
         file: the run's ``metrics.jsonl``.
@@ -33,7 +32,7 @@ def append_line(file: Path, values: Mapping[str, Any]) -> None:
     line = json.dumps({"time": round(time.time(), 3), **clean}, allow_nan=False) + "\n"
     with open(file, "ab") as opened:
         if opened.tell() and not _ends_with_newline(file):
-            opened.write(b"\n")  # an earlier session was cut off in the middle of a line
+            opened.write(b"\n")  # an earlier session ended in the middle of a line
         opened.write(line.encode())
 
 
@@ -43,33 +42,33 @@ def read_lines(
     always: tuple[bytes, ...] = (),
     tail_bytes: int | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The lines of a file of metrics; those that a crash cut off are passed over.
+    """The lines of a metrics file; truncated ones are skipped.
 
     Args:
         file: a run's ``metrics.jsonl``, or the run directory.
-        most: read about so many lines at equal distances, the last among them; None reads all.
-        always: texts that mark lines that are read in any case.
-        tail_bytes: read the end of the file alone.
+        most: read about this many lines, evenly spaced and including the last; None for all.
+        always: lines that contain one of these texts are always read.
+        tail_bytes: read only the end of the file.
 
     Yields:
-        One dictionary a line, in file order; nothing where the file is absent, unreadable or no
-        plain file.
+        One dictionary per line, in file order; empty if the file is missing, unreadable or not a
+        regular file.
     """
     file = Path(file)
     if file.is_dir():
         file = file / METRICS
     try:
         if not file.is_file() or file.stat().st_size > LARGEST_BYTES:
-            return  # absent, or a pipe, which would be waited for
+            return  # missing, or a pipe, which would block
         data = file.read_bytes() if tail_bytes is None else end_of(file, tail_bytes)
-    except OSError:  # a folder that is being synchronized
+    except OSError:  # while the folder is being synchronized
         return
     lines = data.splitlines()
     every = max(1, len(lines) // most) if most is not None else 1
     for index, line in enumerate(lines):
         chosen = index % every == 0 or index == len(lines) - 1
         if chosen or any(mark in line for mark in always):
-            with contextlib.suppress(ValueError, RecursionError):  # cut off, or not ours
+            with contextlib.suppress(ValueError, RecursionError):  # truncated, or not ours
                 row = json.loads(line)
                 if isinstance(row, dict):
                     yield row
@@ -82,17 +81,17 @@ def read_metrics(
 
     Args:
         path: the run directory, or the file.
-        keep: tells of a line whether it is wanted.
+        keep: whether to keep a line.
     """
     return [row for row in read_lines(path) if keep(row)]
 
 
 def end_of(file: str | Path, most: int) -> bytes:
-    """The end of a file of text, from the start of a line.
+    """The end of a text file, from the start of a line.
 
     Args:
         file: any.
-        most: bytes to read, at most.
+        most: maximum number of bytes.
 
     Raises:
         OSError: if it cannot be read.

@@ -1,7 +1,7 @@
-"""What files say about the machine and the people behind them, and how it is removed.
+"""Removes private information (paths, hosts, users) from files that are shared.
 
-Run directories hold it, since it is needed to continue and to repeat a run. What is made to be
-passed on (converted weights, model card, report, tables) does not; docs/files.md has the table.
+Run directories contain it, since it is needed to continue and to reproduce a run. Files that are
+meant to be shared (converted weights, model card, report, tables) do not; see docs/files.md.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
-# Names that every run's file has; its folder tells more.
+# Names that the files of every run have; the folder is more informative.
 _GENERIC = re.compile(r"backbone|checkpoint|model_final|model|step_\d+")
 _NO_FOLDERS = ("", "home", "root", "users", "tmp", "mnt", "data", "scratch")
-# A path of two parts or more: one part is more often a word between slashes. A backslash alone
-# begins a command of LaTeX, or stands for a sign in JSON.
+# A path of two or more parts: a single part is more often a word between slashes. A single
+# backslash begins a LaTeX command or a JSON escape.
 _SIGNS = r"\w.+@%=~-"
 _KINDS = r"~[\w.-]*(?:/[{0}]+)+/?|(?:/[{0}]+){{2,}}/?|[A-Za-z]:(?:\\{{1,2}}[{0}]+)+"
 _WORDS = _KINDS.format(_SIGNS)
@@ -32,7 +32,7 @@ _COMMON = ("root", "user", "users", "localhost", "test", "data", "runs", "main",
 
 
 def portable_path(path: str | Path) -> str:
-    """A file's name, with its folder's where every run's file is called so."""
+    """A file's name, with its folder if every run has a file of that name."""
     pure: PurePath = PureWindowsPath(path) if "\\" in str(path) else PurePath(path)
     folder = pure.parent.name
     personal = folder.lower() in _NO_FOLDERS or folder in (_user(), Path.home().name)
@@ -42,7 +42,7 @@ def portable_path(path: str | Path) -> str:
 
 
 def portable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings in which files are called by their names, wherever they lie."""
+    """Settings with paths reduced to file names."""
     return {
         key: PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute()
         else value
@@ -51,12 +51,13 @@ def portable(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Privacy:
-    """Takes paths, hosts, users and command lines out of what is passed on.
+    """Removes paths, hosts, users and command lines.
 
     Args:
-        roots: folders below which paths stay, relative to them.
-        values: of manifests, which name hosts and users.
-        anonymous: also what leads to a group: addresses, e-mail, revisions of the sources, times.
+        roots: paths below these folders are kept, relative to them.
+        values: manifests, from which hosts and users are known.
+        anonymous: also remove what could identify a group: addresses, e-mail, source revisions,
+            times.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Privacy:
         self._named = re.compile(rf"(?<!\w)(?:{'|'.join(names)})(?!\w)") if names else None
 
     def text(self, text: str) -> str:
-        """A text without them."""
+        """Removes them from a text."""
         for root in self._roots:
             text = text.replace(f"{root}{os.sep}", "").replace(root, os.path.basename(root))
         if self._anonymous:
@@ -93,7 +94,7 @@ class Privacy:
         return text
 
     def value(self, value: Any, key: str = "") -> Any:
-        """A JSON value without them."""
+        """Removes them from a JSON value."""
         if key == "command":
             return [] if isinstance(value, (list, tuple)) else ""
         if isinstance(value, str):
@@ -111,7 +112,7 @@ class Privacy:
 
 
 def _last(path: str) -> str:
-    """The name at the end of a path; of a file that every run has, its folder's too."""
+    """The file name of a path, with its folder if every run has a file of that name."""
     return portable_path(path.removeprefix("file://").rstrip("/\\"))
 
 

@@ -1,4 +1,4 @@
-"""Processes of this machine: distinguished from later ones with the same number."""
+"""Identifies processes of this machine, despite recycled process ids."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def process_mark() -> dict[str, Any]:
-    """This process, so that it is told from a later one of the same number."""
+    """Identifies this process, as distinct from a later one with the same id."""
     return {
         "pid": os.getpid(),
         "host": socket.gethostname(),
@@ -19,7 +19,7 @@ def process_mark() -> dict[str, Any]:
 
 
 def process_started(pid: int) -> int | None:
-    """When a process of this machine began, in clock ticks since boot; None where unknown."""
+    """Start time of a process of this machine, in clock ticks since boot; None if unknown."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         words = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         return int(words[19])
@@ -27,12 +27,12 @@ def process_started(pid: int) -> int | None:
 
 
 def process_alive(pid: int, host: str, started: int | None = None) -> bool | None:
-    """Whether a process lives; None where nobody can say from here.
+    """Whether a process is alive; None if unknown (another host).
 
     Args:
-        pid: its number, which another process may have by now.
-        host: where it ran.
-        started: when it began, as :func:`process_started` has it.
+        pid: its id, which another process may have by now.
+        host: its host.
+        started: its start time, from :func:`process_started`.
     """
     if host != socket.gethostname():
         return None
@@ -41,6 +41,6 @@ def process_alive(pid: int, host: str, started: int | None = None) -> bool | Non
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):
-        pass  # another user's, or no number of a process
+        pass  # another user's, or not a valid id
     now = process_started(pid)
     return started is None or now is None or now == started

@@ -1,4 +1,4 @@
-"""Rate and time left: one live line on a terminal, a line now and then in a log file."""
+"""Rate and time left: one live line on a terminal, periodic lines in a log file."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from rich.progress import Progress as RichProgress
 
 
 class Progress:
-    """Measures the rate of a loop and shows how far it is.
+    """Measures the rate of a loop and shows its progress.
 
     Args:
         total: number of steps of the whole run.
-        done: steps made before this session.
+        done: steps done before this session.
         every_seconds: time between lines; the first and the last step always print.
-        live: one line that changes in place, with a bar; where the output is a terminal if None.
+        live: one line updated in place, with a bar; None: if the output is a terminal.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Progress:
         self._every = every_seconds
         self._start = time.perf_counter()
         self._shown = -float("inf")
-        # The rate is taken over a window: the first steps warm caches and workers up.
+        # The rate is measured over a window, since the first steps warm up caches and workers.
         self._window = [(self._start, done)]
 
     def elapsed(self) -> float:
@@ -58,7 +58,7 @@ class Progress:
         return (step - before) / max(1e-9, now - then)
 
     def show(self, step: int, text: str, images_per_second: float) -> None:
-        """Prints one line, with the time of day, if one is due, or at the last step."""
+        """Prints a line with the time of day, if one is due or at the last step."""
         if not self.due() and step != self._total:
             return
         self._shown = time.perf_counter()
@@ -70,20 +70,20 @@ class Progress:
             print(timed(f"{line} ETA {left}"), flush=True)
 
     def say(self, text: str) -> None:
-        """Prints a line of its own, above the live one."""
+        """Prints a separate line above the live one."""
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False)
         else:
             print(text, flush=True)
 
     def close(self) -> None:
-        """Leaves the live line as it is."""
+        """Ends the live line."""
         if self._live is not None:
             self._live.stop()
 
 
 def timed(text: str) -> str:
-    """A line of progress with the time of day before it."""
+    """A line of progress, prefixed with the time of day."""
     return f"{time.strftime('%H:%M:%S')} {text}"
 
 

@@ -1,8 +1,8 @@
-"""How the ranks of a launched job find each other: at a port that is surely free.
+"""Rendezvous of the ranks of a launched job, at a port that is guaranteed to be free.
 
-A port chosen beforehand may belong to somebody else's program by the time that rank 0 opens it. So
-rank 0 takes whichever port the system gives it, and writes the place into a file that the launch
-layer names, on the disk that all nodes share; the others read it there.
+A port chosen in advance may be taken by the time rank 0 opens it. So rank 0 lets the system choose
+one and writes its address into a file, named by the launcher, on a disk that all nodes share; the
+other ranks read it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from intl_transfer.errors import UserError, first_line
 from intl_transfer.runs.atomic import write_atomically
 from intl_transfer.runs.late import wait_until
 
-#: Names the file, in the environment of a rank.
+#: Environment variable with the file's path.
 VARIABLE = "INTL_RENDEZVOUS"
 #: Of addresses that torch's ``init_process_group`` takes once :func:`register` was called.
 SCHEME = "intl-rendezvous"
@@ -30,11 +30,11 @@ SCHEME = "intl-rendezvous"
 ATTEMPTS = 3
 _CONNECT_SECONDS = 60.0
 _store: Any = dist.TCPStore
-_START_SECONDS = 600.0  # that rank 0 may begin later than others: a slow node, a cold disk
+_START_SECONDS = 600.0  # that rank 0 may start later than others: a slow node, a cold disk
 
 
 def place_in_environment() -> Path | None:
-    """The file that the launch layer names; None for ranks that something else started."""
+    """The file named by the launcher; None for ranks started otherwise."""
     named = os.environ.get(VARIABLE)
     return Path(named) if named else None
 
@@ -50,18 +50,18 @@ def meet(
     """The store by which ranks form their process group.
 
     Args:
-        file: where rank 0 writes its place; another one for each start of a job.
+        file: for rank 0's address; a different one for each start of a job.
         rank: this process's.
         world_size: number of ranks.
         host: rank 0's node, as the others reach it.
-        start_seconds: to wait for the file.
-        connect_seconds: of each of :data:`ATTEMPTS` tries to reach rank 0.
+        start_seconds: maximum time to wait for the file.
+        connect_seconds: per attempt to reach rank 0, of :data:`ATTEMPTS`.
 
     Returns:
         torch's ``TCPStore``.
 
     Raises:
-        UserError: if rank 0 does not begin or cannot be reached.
+        UserError: if rank 0 does not start or cannot be reached.
     """
     if rank == 0:
         store = _store(host, 0, world_size, is_master=True, wait_for_workers=False)
@@ -70,12 +70,12 @@ def meet(
         return store
     if not wait_until(file.exists, file.parent, start_seconds):
         raise UserError(
-            f"rank {rank}: rank 0 did not write {file} within {start_seconds:.0f} s; its log says "
-            "why. Do all nodes share that disk?"
+            f"rank {rank}: rank 0 did not write {file} within {start_seconds:.0f} s; see its log. "
+            "Do all nodes share that disk?"
         )
     reason = place = ""
     for _ in range(ATTEMPTS):
-        place = file.read_text().strip()  # again each time: rank 0 may have begun again
+        place = file.read_text().strip()  # read again each time: rank 0 may have restarted
         address, _, port = place.rpartition(" ")
         try:
             return _store(
@@ -89,7 +89,7 @@ def meet(
         except (RuntimeError, ValueError) as error:
             reason = first_line(error)
     raise UserError(
-        f"rank {rank} cannot reach rank 0 at {place.replace(' ', ':')}, tried {ATTEMPTS} times "
+        f"rank {rank} cannot reach rank 0 at {place.replace(' ', ':')} after {ATTEMPTS} attempts "
         f"({reason}); `intl-transfer doctor --cluster` checks names and interfaces"
     )
 

@@ -18,15 +18,15 @@ def schedule_name(dataset: str, iterations: int, steps: Sequence[int], batch: in
     """The name under which results may be compared.
 
     Args:
-        dataset: that is trained on.
+        dataset: the training set.
         iterations: of the training.
         steps: at which the learning rate drops.
         batch: images per batch.
 
     Returns:
-        ``1x``, ``2x`` or ``24k`` where data set, iterations, steps and batch are the published
-        ones; ``1x-batch8`` where as many images are seen in batches of another size, the learning
-        rate dropping after as many; else the family and the number of iterations, ``shapes-300``.
+        ``1x``, ``2x`` or ``24k`` if data set, iterations, steps and batch size are the published
+        ones; ``1x-batch8`` for the same number of images (also at learning rate drops) with another
+        batch size; otherwise the family and the number of iterations, ``shapes-300``.
     """
     family = dataset_family(dataset)
     for (of, published, drops), name in _PUBLISHED.items():
@@ -37,11 +37,11 @@ def schedule_name(dataset: str, iterations: int, steps: Sequence[int], batch: in
 
 
 def dataset_family(name: str) -> str:
-    """``coco_2017_train`` is of ``coco_2017``, ``voc_2007_test`` of ``voc``."""
+    """A data set's family: ``coco_2017`` for ``coco_2017_train``, ``voc`` for ``voc_2007_test``."""
     words = name.split("_")
     return "_".join(words[:2]) if words[0] == "coco" and len(words) > 1 else words[0]
 
 
 def scaled(iterations: int, batch: int, other: int) -> int:
-    """Iterations that see as many images in batches of another size."""
+    """The iterations for the same number of images at another batch size."""
     return round(iterations * batch / other)

@@ -1,15 +1,15 @@
-"""Which settings decide a result: the one answer for resuming, launching, collecting, reporting.
+"""Which settings decide a result, for resuming, launching, collecting and reporting.
 
-Configurations are plain nested mappings here, so that every stage's can be asked about. **Every key
-that is not named below decides**: a new option sets runs apart until somebody says, in
-:data:`RULES`, that it is harmless and why. Roles:
+Configurations are plain nested mappings here, so that those of all stages can be used. **Every key
+not listed below decides**: a new option makes runs different experiments unless a rule in
+:data:`RULES` states, with a reason, that it does not affect results. Roles:
 
 - ``decides``: two runs that differ in it are two experiments.
-- ``weights``: it belongs to the weights that a run began from, and sets rows apart, not tables.
-- ``control``: it makes a control of a run (:mod:`intl_transfer.runs.controls`): a row of its own
-  kind in the same table.
+- ``weights``: a property of the initial weights; it separates rows, not tables.
+- ``control``: it turns a run into a control (:mod:`intl_transfer.runs.controls`): a separate kind
+  of row in the same table.
 - ``seed``: a repetition of one experiment.
-- ``free``: it changes no result; sessions of one run may differ in it.
+- ``free``: it does not affect results; sessions of one run may differ in it.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ T = TypeVar("T")
 
 
 class _NotStated:
-    """What a setting is where a run does not record it."""
+    """The value of a setting that a run does not record."""
 
     def __repr__(self) -> str:
         return "not stated"
 
 
-#: In place of a value, where a run does not record the key.
+#: Used instead of a value if a run does not record the key.
 NOT_STATED: Final = _NotStated()
-#: Begin the keys of facts: what was found when a run was made, beside what was configured. Files of
+#: Prefixes of facts: properties observed when a run was made, rather than configured. Files of
 #: earlier versions do not record them.
 FACTS = ("dataset.", "evaluator.", "batch_norm.", "pixels.")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What is known of some keys.
+    """A rule for some keys.
 
     Attributes:
         key: dotted; ``*`` stands for any text.
         role: of the keys that fit.
-        reason: why, in words that docs and messages can print.
-        when: another key and its values, outside of which the rule says nothing.
+        reason: why, for docs and messages.
+        when: another key and its values, for which alone the rule applies.
     """
 
     key: str
@@ -81,8 +81,8 @@ _KNN_ONLY = "nearest neighbors learn nothing"
 _CONTROL = "makes a control of the run, which is a row of its own kind beside the others"
 _ALL_LABELS = "draws nothing where all labels are used"
 
-#: By stage, what is known not to decide. ``neighbors`` is the k-NN figure that pretraining
-#: measures on its way, decided by the keys below ``knn``.
+#: By stage, the keys that are known not to decide. ``neighbors`` is the k-NN accuracy that
+#: pretraining measures periodically; the keys below ``knn`` decide it.
 RULES: dict[str, tuple[Rule, ...]] = {
     "pretrain": (
         _SEED,
@@ -169,8 +169,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
 }
 
-#: By stage, what a configuration that lacks a key has done: keys that came later, with the value
-#: that is the earlier behavior.
+#: By stage, the implied values of keys that were added later: those that reproduce the earlier
+#: behavior.
 IMPLIED: dict[str, dict[str, Any]] = {
     "pretrain": {
         "data.normalize": "imagenet",
@@ -196,7 +196,7 @@ IMPLIED: dict[str, dict[str, Any]] = {
         "CONTROL.SHUFFLE_LABELS": False,
         "CONTROL.NOISE": 0.0,
         "CONTROL.PERMUTE_WEIGHTS": False,
-        # Of Detectron2's main branch, which v0.6 lacks.
+        # Of Detectron2's main branch; v0.6 does not have them.
         "FLOAT32_PRECISION": "",
         "DATALOADER.REPEAT_SQRT": True,
         "MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER": 0.5,
@@ -214,11 +214,11 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     """Nested settings by dotted key: ``optim.epochs``, ``views[0].size``.
 
     Args:
-        config: nested mappings and lists; lists of plain values stay whole.
+        config: nested mappings and lists; lists of scalars are kept as values.
 
     Returns:
         Keys in the configuration's order and in their standard spelling
-        (:data:`intl_transfer.runs.aliases.ALIASES`); empty mappings stay as they are.
+        (:data:`intl_transfer.runs.aliases.ALIASES`); empty mappings are kept as values.
     """
     found: dict[str, Any] = {}
     for key, value in config.items():
@@ -229,15 +229,15 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-# Thousands of runs share most of their sections: those are taken apart once.
+# Thousands of runs share most sections: each distinct one is flattened once.
 _sections: dict[tuple[str, bytes], dict[str, Any]] = {}
 _MOST_SECTIONS = 4096
 
 
 def _section(name: str, section: dict[str, Any]) -> dict[str, Any]:
     try:
-        content = marshal.dumps(section, 2)  # tells 1, 1.0 and True apart; takes no references
-    except ValueError:  # not what JSON holds
+        content = marshal.dumps(section, 2)  # distinguishes 1, 1.0 and True; without references
+    except ValueError:  # not JSON
         content = b""
     found = _sections.get((name, content)) if content else None
     if found is None:
@@ -262,7 +262,7 @@ def _walk(name: str, value: Any, found: dict[str, Any]) -> None:
 
 
 def below(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by dotted key below a name; nothing where there are none."""
+    """Settings by dotted key below a name; empty if there are none."""
     return {f"{name}.{key}": value for key, value in flatten(settings).items()}
 
 
@@ -284,7 +284,7 @@ def _rules_of(stage: str, key: str) -> tuple[Rule, ...]:
 
 
 def rule_of(stage: str, key: str, settings: Mapping[str, Any]) -> Rule | None:
-    """The rule that names a key; None for a key that decides.
+    """The rule for a key; None if the key decides.
 
     Args:
         stage: of :data:`RULES`; of an unknown one, every key decides.
@@ -304,7 +304,7 @@ def role_of(stage: str, key: str, settings: Mapping[str, Any]) -> Role:
 
 
 def select(stage: str, config: Mapping[str, Any], *roles: Role) -> dict[str, Any]:
-    """The settings of some roles, by dotted key, with what absent keys imply.
+    """The settings of given roles by dotted key, including implied values of missing keys.
 
     Args:
         stage: of :data:`RULES`.
@@ -326,17 +326,17 @@ def deciding(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def identity(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that make a run the one it is: those that decide, its control, and its seed.
+    """The settings that identify a run: those that decide, its control, and its seed.
 
-    Those of the weights are left out; they are known where the weights are.
+    Settings of the weights are excluded; they are recorded with the weights.
     """
     return select(stage, config, "decides", "control", "seed")
 
 
 def comparable(value: Any) -> Any:
-    """A setting in a form that is hashable, and equal for equal settings.
+    """A hashable form of a setting, equal for equal settings.
 
-    ``1`` and ``1.0`` are one number, ``True`` is none; lists and tuples are alike.
+    ``1`` equals ``1.0`` but not ``True``; lists equal tuples.
     """
     if isinstance(value, bool):
         return "true" if value else "false", bool
@@ -359,7 +359,7 @@ Differences = dict[str, dict[str, Any]]
 
 
 def differences(stage: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Differences:
-    """Settings in which two sessions of what should be one run differ.
+    """Deciding settings that differ between two sessions of a run.
 
     Args:
         stage: of :data:`RULES`.
@@ -367,15 +367,15 @@ def differences(stage: str, before: Mapping[str, Any], now: Mapping[str, Any]) -
         now: the other.
 
     Returns:
-        By dotted key ``{"before", "now"}``, None where a configuration lacks the key; free keys are
-        left out.
+        By dotted key ``{"before", "now"}``, None if a configuration lacks the key; free keys are
+        excluded.
     """
     kept: tuple[Role, ...] = ("decides", "weights", "control", "seed")
     return contrast(select(stage, before, *kept), select(stage, now, *kept))
 
 
 def contrast(before: Mapping[str, Any], now: Mapping[str, Any]) -> Differences:
-    """Settings by dotted key in which two flat mappings differ, as :func:`differences`."""
+    """Differences of two flat mappings, in the form of :func:`differences`."""
     return {
         key: {"before": before.get(key), "now": now.get(key)}
         for key in sorted(before.keys() | now.keys())
@@ -389,9 +389,9 @@ class Group(Generic[T]):
 
     Attributes:
         members: in the order given.
-        differing: settings in which the groups differ, with this one's values
-            (:data:`NOT_STATED` where it has none); those that few others have come first.
-        assumed: facts that some members do not state, and that are assumed to be the others'.
+        differing: settings that differ between groups, with this group's values (:data:`NOT_STATED`
+            if it has none), rarest first.
+        assumed: facts that some members do not state and that are assumed to be as in the others.
     """
 
     members: list[T]
@@ -400,7 +400,7 @@ class Group(Generic[T]):
 
 
 def is_fact(key: str) -> bool:
-    """Whether a key tells what was found, which files of earlier versions do not record."""
+    """Whether a key is a fact, which files of earlier versions do not record."""
     return key.startswith(FACTS)
 
 
@@ -409,21 +409,20 @@ def group(
     settings: Callable[[T], Mapping[str, Any]],
     may_be_absent: Callable[[str], bool] = is_fact,
 ) -> list[Group[T]]:
-    """Items in groups whose settings agree.
+    """Groups items whose settings agree.
 
-    A key that some items lack sets them apart from those that have it. Facts are the exception:
-    where all that state one agree, those that do not are assumed to agree too, and the group says
-    so.
+    Items that lack a key are separated from items that have it. Facts are an exception: if all
+    items that state one agree, the others are assumed to agree too, which the group records.
 
     Args:
         items: of one stage.
-        settings: of an item, by dotted key; those that decide.
-        may_be_absent: tells of a key whether its absence is assumed to mean nothing.
+        settings: the deciding settings of an item, by dotted key.
+        may_be_absent: whether a missing key is treated as unknown.
 
     Returns:
         The groups, in the order of their first members.
     """
-    # Of thousands of runs few differ: equal settings are looked at once.
+    # Few of thousands of runs differ: equal settings are compared once.
     distinct: dict[frozenset[tuple[str, Any]], list[T]] = {}
     seen: dict[bytes, list[T]] = {}
     for item in items:
@@ -459,7 +458,7 @@ def group(
         where = tuple(one.get(key, NOT_STATED) for key in differing)
         if where not in groups:
             own = settings(members[0])
-            # What few others have tells most, and comes first.
+            # The rarest settings are the most informative and come first.
             order = sorted(differing, key=lambda key: (counts[key][one.get(key, NOT_STATED)], key))
             shown = {key: own.get(key, NOT_STATED) for key in order}
             groups[where], missing[where] = Group([], shown), (set(), set())

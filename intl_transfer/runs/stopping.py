@@ -1,4 +1,4 @@
-"""Requests to stop: SIGTERM, SIGUSR2 and Ctrl-C, agreed on by all ranks."""
+"""Handles requests to stop (SIGTERM, SIGUSR2, Ctrl-C) on all ranks together."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-#: What continues a run, of any stage, for messages.
+#: How to continue a run of any stage, for messages.
 AGAIN = "the same command continues"
-#: Exit status of a run that was asked to stop and wants to be continued by the same command
-#: (EX_TEMPFAIL of sysexits.h).
+#: Exit status of an interrupted run that the same command continues (EX_TEMPFAIL of sysexits.h).
 CONTINUE = 75
-#: Exit status of a run that was asked to stop and could not save (EX_IOERR of sysexits.h): the same
-#: command continues from an older checkpoint, once somebody has looked at the disk.
+#: Exit status of an interrupted run that could not save (EX_IOERR of sysexits.h): the same command
+#: continues from an older checkpoint, once the disk has been checked.
 UNSAVED = 74
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
@@ -47,11 +46,11 @@ def ending(stopped: bool, signal_name: str | None, place: str, saved: bool, agai
     """How a session ends before its run does.
 
     Args:
-        stopped: whether it was asked to, not told to by its configuration.
-        signal_name: which signal asked; None where another rank received it.
-        place: how far it came, for the message: ``step 7``.
-        saved: whether a checkpoint holds all that was made.
-        again: what continues the run, for the message.
+        stopped: whether a signal stopped it, rather than its configuration.
+        signal_name: the signal; None if another rank received it.
+        place: how far it got, for the message: ``step 7``.
+        saved: whether a checkpoint contains all progress.
+        again: how to continue the run, for the message.
 
     Returns:
         With the status :data:`CONTINUE` only for what was saved.
@@ -65,15 +64,15 @@ def ending(stopped: bool, signal_name: str | None, place: str, saved: bool, agai
 
 
 class Stopped(BaseException):
-    """A run was asked to stop and can be continued; no error, and not to be caught as one."""
+    """A run was interrupted and can be continued; not an error, and not to be caught as one."""
 
 
 class StopRequest:
-    """Notes signals, and tells all ranks of it at the same step.
+    """Receives signals and informs all ranks at the same step.
 
-    Schedulers send SIGTERM or SIGUSR2 before they kill; each process may receive it at another
-    step, or one process only. Ranks exchange a flag beside the training: the answer to step n's
-    exchange is taken up at step n + 1, so that nobody waits for it.
+    Schedulers send SIGTERM or SIGUSR2 before they kill; processes may receive it at different
+    steps, or only one may. Ranks exchange a flag asynchronously: the result of step n's exchange is
+    used at step n + 1, so that no rank waits for it.
 
     Use as a context manager around the training loop.
     """
@@ -88,8 +87,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if dist.is_initialized() and dist.get_world_size() > 1:
-            # A group of its own, on the host: no order with the training's collectives, and no
-            # waiting for a GPU.
+            # A separate group, on the host: not ordered with the training's collectives, and
+            # without waiting for a GPU.
             self._group = dist.new_group(backend="gloo")
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
@@ -112,11 +111,11 @@ class StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within the block a request is answered at once: all that matters has been saved.
+        """Within the block a request stops at once, since all progress has been saved.
 
         Raises:
-            Stopped: where this process is when the signal arrives, or at the block's beginning if
-                it has arrived before.
+            Stopped: wherever this process is when the signal arrives, or at the start of the block
+                if it arrived before.
         """
         self._at_once = True
         try:
@@ -127,10 +126,10 @@ class StopRequest:
             self._at_once = False
 
     def agreed(self) -> bool:
-        """Whether any rank has been asked to stop; the same answer on every rank.
+        """Whether any rank received a request to stop; the same answer on every rank.
 
-        To be called once a step by all ranks. Among several ranks a request is answered one step
-        later.
+        Must be called once per step by all ranks. With several ranks a request takes effect one
+        step later.
         """
         if self._group is None:
             return self.signal is not None
@@ -143,11 +142,11 @@ class StopRequest:
             self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True
         )
         if answer:
-            self._exchange.wait()  # nothing may be under way when the group is left
+            self._exchange.wait()  # no exchange may be pending when the group is destroyed
         return answer
 
     def close(self) -> None:
-        """Takes up what is under way, at the loop's end."""
+        """Completes a pending exchange, at the end of the loop."""
         if self._exchange is not None:
             self._exchange.wait()
             self._exchange = None
@@ -155,13 +154,13 @@ class StopRequest:
 
 @contextmanager
 def passed_on() -> Iterator[StopRequest]:
-    """Passes requests to stop on to the processes that this one starts and waits for.
+    """Forwards requests to stop to child processes.
 
-    Schedulers tell the process that they started, not its children. A terminal's Ctrl-C reaches
-    all of them; the children hear of it a second time as SIGTERM, which is the same request.
+    Schedulers signal the process that they started, not its children. A terminal's Ctrl-C reaches
+    all of them; the children then get SIGTERM as well, which is the same request.
 
     Yields:
-        Where ``signal`` tells of the last request.
+        An object whose ``signal`` is the last request.
     """
     request = StopRequest()
 

@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases beside ``metrics.jsonl``."""
+"""TensorBoard and Weights & Biases, in addition to ``metrics.jsonl``."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from intl_transfer.errors import UserError
 
 
 class Trackers:
-    """Sends a run's figures to whichever trackers were asked for.
+    """Sends a run's metrics to the enabled trackers.
 
-    A tracker that fails in the middle of a run is left out from then on, with a warning: no
-    training ends because a server does not answer.
+    A tracker that fails during a run is disabled with a warning: training does not stop because a
+    server does not answer.
 
     Args:
         folder: the run directory; both keep their files in it.
         run_id: the run's id, under which a resumed run continues on Weights & Biases.
         name: the run's name.
         config: the resolved configuration.
-        step: steps already made; what TensorBoard has beyond them is taken back.
+        step: steps already done; later entries in TensorBoard are purged.
         tensorboard: write TensorBoard's files.
         wandb_project: project to report to, if any. ``WANDB_MODE=offline`` needs no network.
 
     Raises:
-        UserError: if Weights & Biases is asked for and is not installed.
+        UserError: if Weights & Biases is enabled and not installed.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Trackers:
             except ImportError:
                 raise UserError(
                     f"log.wandb={wandb_project}: Weights & Biases is not installed; install it "
-                    "with `pip install wandb`, or leave log.wandb=null"
+                    "with `pip install wandb`, or set log.wandb=null"
                 ) from None
             try:
                 self._wandb = wandb.init(
@@ -71,7 +71,7 @@ class Trackers:
                 _lost("Weights & Biases", error)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Sends numbers; anything else among the values is left out."""
+        """Sends numbers; other values are ignored."""
         numbers = {
             key: float(value)
             for key, value in values.items()
@@ -92,7 +92,7 @@ class Trackers:
                 _lost("Weights & Biases", error)
 
     def close(self) -> None:
-        """Writes out what is held back."""
+        """Flushes buffered values."""
         for tracker, end in ((self._tensorboard, "close"), (self._wandb, "finish")):
             if tracker is not None:
                 try:
@@ -102,4 +102,4 @@ class Trackers:
 
 
 def _lost(name: str, error: Exception) -> None:
-    warnings.warn(f"{name} failed and is left out from now on: {error}", stacklevel=3)
+    warnings.warn(f"{name} failed and is disabled for this session: {error}", stacklevel=3)

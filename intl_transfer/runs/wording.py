@@ -1,4 +1,4 @@
-"""Settings in words: names of methods, and what two experiments differ in."""
+"""Settings as text: names of methods, and differences between experiments."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ _FOLDERS = ("data.", "model.", "loss.options.", "loss.", "optim.", "engine.", "e
 
 
 def method_title(loss: Mapping[str, Any]) -> str:
-    """What a pretraining's loss is called in tables.
+    """The name of a pretraining's loss in tables.
 
-    IterNorm without its trace loss is not INTL, a power function says its exponent, and another
-    function its formula.
+    IterNorm without the trace loss is not INTL; a power transformation has its exponent, and
+    another function its formula.
 
     Args:
-        loss: the part ``loss`` of a pretraining's configuration. A method that is not known here
-            keeps its name.
+        loss: the part ``loss`` of a pretraining's configuration. An unknown method keeps its name.
     """
     method = str(loss.get("method", "intl"))
     return METHODS[method].title_under(loss) if method in METHODS else method
@@ -39,7 +38,7 @@ def setting_in_words(key: str, value: Any) -> str:
     if key == "loss.options.p" and isinstance(value, (int, float)):
         return f"p = {value:g}"
     words = key
-    if key == key.lower():  # ours; Detectron2's keys are known in full
+    if key == key.lower():  # ours; Detectron2's keys are kept in full
         folder = next((part for part in _FOLDERS if key.startswith(part)), "")
         words = _INDEX.sub(r" \1", key[len(folder) :].removesuffix("]"))
         words = words.replace("views", "view").replace(".", " ").replace("_", " ")
@@ -61,11 +60,11 @@ def _value_in_words(value: Any) -> str:
 
 
 def in_words(differing: Mapping[str, Any], most: int = 4) -> str:
-    """Several settings, the first of many: ``iterations 8, batch axis``; "" for none.
+    """Several settings as text, up to a maximum: ``iterations 8, batch axis``; "" for none.
 
     Args:
         differing: settings by dotted key.
-        most: how many are named.
+        most: maximum number of settings.
     """
     if len(differing) > most and all(value is NOT_STATED for value in differing.values()):
         return "settings not stated"

@@ -310,14 +310,14 @@ class Diagnostics:
     eigenvalues: Tensor
 
     def scalars(self) -> dict[str, float]:
-        """The figures for a log, without the spectrum; the alarm as 0 or 1."""
-        figures = {name: value for name, value in asdict(self).items() if isinstance(value, float)}
-        return {**figures, "collapsed": float(self.alarm.verdict == "collapsed")}
+        """The metrics for a log, without the spectrum; the alarm as 0 or 1."""
+        metrics = {name: value for name, value in asdict(self).items() if isinstance(value, float)}
+        return {**metrics, "collapsed": float(self.alarm.verdict == "collapsed")}
 
 
 @torch.no_grad()
 def diagnose(views: Sequence[Tensor], axis: Axis = "channel", iterations: int = 4) -> Diagnostics:
-    """All figures of a batch at once, from one decomposition.
+    """All metrics of a batch at once, from one decomposition.
 
     Args:
         views: two or more tensors (N, d), N >= 2, the target first; of one rank, or gathered.
@@ -325,7 +325,7 @@ def diagnose(views: Sequence[Tensor], axis: Axis = "channel", iterations: int = 
         iterations: T of the trace loss.
 
     Returns:
-        The figures.
+        The metrics.
 
     Raises:
         ValueError: for fewer than two views, an unknown axis or a wrong shape.
@@ -333,8 +333,8 @@ def diagnose(views: Sequence[Tensor], axis: Axis = "channel", iterations: int = 
 
     Example:
         >>> import torch
-        >>> figures = diagnose([torch.randn(64, 512), torch.randn(64, 512)])
-        >>> figures.alarm.verdict
+        >>> metrics = diagnose([torch.randn(64, 512), torch.randn(64, 512)])
+        >>> metrics.alarm.verdict
         'healthy'
     """
     if len(views) < 2:

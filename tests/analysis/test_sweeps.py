@@ -16,7 +16,7 @@ from intl_transfer.errors import UserError
 from intl_transfer.runs.config import load_config
 from intl_transfer.runs.settings import flatten
 from pretrain.config import PretrainConfig
-from slurm.sweep import ROOT, Plan, read
+from slurm.sweep import ROOT, SweepPlan, read
 
 _P = "loss.options.p"
 _SMALL = {"object_size": 16, "objects_train": 8}
@@ -24,7 +24,7 @@ _SMALL = {"object_size": 16, "objects_train": 8}
 
 def plan(tmp_path, sweep, **options):
     options = {"cluster": "local", "gpus_per_node": 0, **options}
-    return Plan(sweep, "mine", tmp_path, ROOT, {}, options, 0)
+    return SweepPlan(sweep, "mine", tmp_path, ROOT, {}, options, 0)
 
 
 def swept(**more):
@@ -52,45 +52,45 @@ def test_a_grid_is_every_combination_and_points_go_with_each_cell():
         ({"grid": {"loss.iterations": [4, 4.0]}}, "comes up twice"),
         ({"grid": {"loss.iteration": [4]}}, "Did you mean 'loss.iterations'"),
         ({"grid": {"loss.iterations": [0]}}, "loss.iterations is 0; expected at least 1"),
-        ({"grid": {"data.workers": [0, 1]}}, "nothing that decides a result differs"),
+        ({"grid": {"data.workers": [0, 1]}}, "no setting that affects results differs"),
         ({"grid": {"seed": [1, 2]}}, "same experiment"),
     ],
 )
 def test_what_cannot_be_swept_is_refused_before_anything_runs(tmp_path, more, said):
     with pytest.raises(UserError, match=said):
-        plan(tmp_path, swept(**more)).nodes()
+        plan(tmp_path, swept(**more)).jobs()
 
 
 def test_every_run_is_the_configuration_it_says(tmp_path):
     values = [None, 0, 0.05, 1e-5]
     sweep = swept(grid={"loss.trace_weight": values}, seeds=[0, 3])
     sweep.points = [{"views": [{"size": 32}, {"size": 32, "blur": 0.5}], "loss.axis": "batch"}]
-    nodes = plan(tmp_path, sweep).nodes()
-    runs = [node for node in nodes if node.stage == "pretrain"]
-    assert len(runs) == len({node.target for node in runs}) == 8
-    for node, value in zip(runs, np.repeat(np.array(values, object), 2), strict=True):
-        words = [word for word in node.command if "=" in word]
+    jobs = plan(tmp_path, sweep).jobs()
+    runs = [job for job in jobs if job.stage == "pretrain"]
+    assert len(runs) == len({job.target for job in runs}) == 8
+    for job, value in zip(runs, np.repeat(np.array(values, object), 2), strict=True):
+        words = [word for word in job.command if "=" in word]
         config = load_config(PretrainConfig, "shapes_r18", words, ROOT / "configs/pretrain")
         assert config.loss.trace_weight == value
         assert config.views[1].blur == 0.5
-        assert node.settings["loss.axis"] == "batch"
-    assert {node.settings["seed"] for node in runs} == {0, 3}
-    report, figure = nodes[-2:]
+        assert job.settings["loss.axis"] == "batch"
+    assert {job.settings["seed"] for job in runs} == {0, 3}
+    report, figure = jobs[-2:]
     assert (report.after, figure.after) == ("any", "any")
-    assert figure.parents == [node.key for node in runs]
+    assert figure.parents == [job.key for job in runs]
     assert "figure sweep" in " ".join(figure.command)
 
 
 def test_evaluations_wait_for_their_runs_and_see_the_made_images(tmp_path):
     sweep = read("sweep_axis", ["seeds=[1]"])
-    nodes = plan(tmp_path, sweep).nodes()
-    evaluated = [node for node in nodes if node.stage == "evaluation"]
+    jobs = plan(tmp_path, sweep).jobs()
+    evaluated = [job for job in jobs if job.stage == "evaluation"]
     assert len(evaluated) == 8
-    for node in evaluated:
-        (parent,) = node.parents
-        weights = node.command[node.command.index("--weights") + 1]
-        assert weights == next(n.target for n in nodes if n.key == parent)
-        assert f"data.test={tmp_path}/datasets/shapes/classification/val" in node.command
+    for job in evaluated:
+        (parent,) = job.parents
+        weights = job.command[job.command.index("--weights") + 1]
+        assert weights == next(n.target for n in jobs if n.key == parent)
+        assert f"data.test={tmp_path}/datasets/shapes/classification/val" in job.command
 
 
 SWEEPS = [
@@ -102,9 +102,9 @@ SWEEPS = [
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_sweep_in_the_repository_can_be_planned(tmp_path, name):
-    assert plan(tmp_path, read(name, [])).nodes()
+    assert plan(tmp_path, read(name, [])).jobs()
     # On a cluster, as written: its GPUs divide every batch.
-    assert Plan(read(name, []), name, tmp_path, ROOT, {}, {}, 8).nodes()
+    assert SweepPlan(read(name, []), name, tmp_path, ROOT, {}, {}, 8).jobs()
 
 
 def test_names_are_short_and_safe():

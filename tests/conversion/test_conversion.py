@@ -161,8 +161,8 @@ def _integers(state):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_nan, r"layer2\.0\.conv1\.weight holds NaN"),
-        (_negative, r"bn1\.running_var holds a negative variance, -0\.1"),
+        (_nan, r"layer2\.0\.conv1\.weight contains NaN"),
+        (_negative, r"bn1\.running_var contains a negative variance, -0\.1"),
         (_missing, r"1 tensors missing \(first: layer4\.1\.bn2\.running_mean\)"),
         (_extra, r"1 unknown \(first: layer4\.1\.attention\.weight\)"),
         (_shape, r"layer3\.0\.conv2\.weight: expected shape \(256, 256, 3, 3\)"),
@@ -243,7 +243,7 @@ def test_unfinished_runs_give_their_newest_whole_checkpoint(tmp_path):
     assert found.method == "INTL + EMA"
     same(load_backbone(run.path, "target"), backbone_state(seed=102))
     newest.write_bytes(newest.read_bytes()[:-100])
-    with pytest.warns(UserWarning, match=r"passed over: .*step_00000002\.pt is damaged"):
+    with pytest.warns(UserWarning, match=r"skipped: .*step_00000002\.pt is damaged"):
         same(load_backbone(run.path), backbone_state(seed=1))
 
 
@@ -265,16 +265,16 @@ def test_finished_runs_give_their_backbone_with_its_origin(tmp_path):
     assert report["provenance"]["source_format"] == "intl-transfer backbone"
     again = read_backbone(tmp_path / "out.pth")
     assert (again.method, again.pretrain_run) == ("INTL", described)
-    with pytest.raises(UserError, match="says itself that it is of run"):
+    with pytest.raises(UserError, match="already states that it is from run"):
         convert(run.path, tmp_path / "other.pth", told=CheckpointMetadata(epochs=3))
 
 
 def test_runs_that_have_nothing_to_give(tmp_path):
     run = start_run(tmp_path / "run")
-    with pytest.raises(UserError, match="no checkpoint that can be read; its status is 'running'"):
+    with pytest.raises(UserError, match="no readable checkpoint; its status is 'running'"):
         load_backbone(run.path)
     start_run(tmp_path / "other", stage="detection")
-    with pytest.raises(UserError, match="holds a 'detection' run"):
+    with pytest.raises(UserError, match="contains a 'detection' run"):
         load_backbone(tmp_path / "other")
     file = save_checkpoint(tmp_path, 1, checkpoint(0, target=False))
     with pytest.raises(UserError, match="no moving-average copy"):

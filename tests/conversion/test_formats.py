@@ -89,11 +89,14 @@ def _nan(state):
 
 
 BROKEN = {
-    "missing key": (_without, r"not a whole resnet18: 1 tensors missing \(first: layer3\.1\.bn2"),
+    "missing key": (
+        _without,
+        r"not a complete resnet18: 1 tensors missing \(first: layer3\.1\.bn2",
+    ),
     "extra key": (_more, r"attention"),
     "transposed": (_transposed, r"layer2\.0\.conv1\.weight: expected shape \(128, 64, 3, 3\)"),
     "wrong depth": (_shallower, r"no known ResNet has \(2, 2, 1, 2\) basic blocks"),
-    "NaN": (_nan, r"bn1\.running_mean holds NaN or infinite values"),
+    "NaN": (_nan, r"bn1\.running_mean contains NaN or infinite values"),
 }
 
 
@@ -322,10 +325,10 @@ def test_networks_that_were_never_trained(tmp_path):
     with pytest.raises(UserError, match=r"never trained.*--weights random"):
         convert(file, tmp_path / "out.pth")
     fresh["layer3.0.bn1.weight"] = torch.full((256,), 0.7)
-    with pytest.raises(UserError, match="statistics are all as they were made"):
+    with pytest.raises(UserError, match="all their statistics are in their initial state"):
         convert(write(tmp_path / "in.pth", fresh), tmp_path / "out.pth")
     fresh["bn1.running_mean"] = torch.full((64,), 0.1)
-    with pytest.raises(UserError, match=r"of layer1\.0\.bn1 are as .*and of 18 more layers"):
+    with pytest.raises(UserError, match=r"of layer1\.0\.bn1 are in .*and of 18 more layers"):
         convert(write(tmp_path / "in.pth", fresh), tmp_path / "out.pth")
     for key in [key for key in fresh if key.endswith("running_mean")]:
         fresh[key] = fresh[key] + 0.1

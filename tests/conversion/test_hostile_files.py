@@ -111,7 +111,7 @@ def test_programs_of_torchscript_are_named(tmp_path):
         ({}, r"first keys: none"),
         ({"fc.weight": torch.zeros(3, 3)}, r"first keys: fc\.weight"),
         ({"optimizer": {"state": {}}}, r"first keys: optimizer"),
-        ({"format": FORMAT, "schema": 1}, r"not a whole checkpoint: .* 'model'"),
+        ({"format": FORMAT, "schema": 1}, r"not a complete checkpoint: .* 'model'"),
         ({"format": FORMAT, "schema": 1, "model": {"a": torch.zeros(1)}}, r"begins with 'backb"),
         ({"format": FORMAT, "schema": 99}, r"schema 99"),
     ],
@@ -260,7 +260,7 @@ def test_unreadable_provenance_is_left_out_and_said(tmp_path, origin):
     value = {"model": to_detectron2(backbone_state()), "provenance": origin}
     file = saved(tmp_path / "in.pth", value)
     if isinstance(origin, dict):
-        with pytest.warns(UserWarning, match="what it says of its pretraining"):
+        with pytest.warns(UserWarning, match="its pretraining metadata"):
             found = read_backbone(file)
     else:
         found = read_backbone(file)
@@ -313,7 +313,7 @@ def test_the_command_names_a_damaged_checkpoint_and_goes_on(tmp_path, capsys):
     out = tmp_path / "out.pth"
     assert main(["convert", str(run.path), str(out), "--branch", "target"]) == 0
     printed = capsys.readouterr()
-    assert printed.err.startswith("note      passed over: ")
+    assert printed.err.startswith("note      skipped: ")
     assert "step_00000002.pt is damaged" in printed.err
     provenance = json.loads(out.with_suffix(".json").read_text())["provenance"]
     assert provenance["source_path"].endswith("step_00000001.pt")

@@ -68,9 +68,9 @@ def _tar():
 
 KINDS = {
     "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
-    "page": (b"\n  <!DOCTYPE html><html>", "HTML page.*fetch it again"),
-    "denied": (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "XML.*fetch it again"),
-    "refused": (b"<Error><Code>AccessDenied</Code></Error>", "markup.*fetch it again"),
+    "page": (b"\n  <!DOCTYPE html><html>", "HTML page.*download it again"),
+    "denied": (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "XML.*download it again"),
+    "refused": (b"<Error><Code>AccessDenied</Code></Error>", "markup.*download it again"),
     "scripted": (_scripted, r"TorchScript.*torch\.jit\.load"),
     "exported": (_exported, r"exported program.*torch\.export\.load"),
     "onnx": (b"\x08\x08\x12\x07pytorch\x1a\x052.1.0" + bytes(40), "ONNX"),
@@ -90,7 +90,7 @@ def test_each_kind_of_file_is_named_with_a_next_step(tmp_path, kind):
     content, message = KINDS[kind]
     file = tmp_path / "in.pth"
     file.write_bytes(content() if callable(content) else content)
-    with pytest.raises(UserError, match=rf"in\.pth is no checkpoint but .*{message}") as caught:
+    with pytest.raises(UserError, match=rf"in\.pth is not a checkpoint but .*{message}") as caught:
         load_backbone(file)
     assert "weights_only" not in str(caught.value)
     assert "damaged" not in str(caught.value)
@@ -249,5 +249,5 @@ def test_statistics_that_one_layer_never_kept(tmp_path, layer):
     state[f"{layer}.running_mean"] = torch.zeros_like(state[f"{layer}.running_mean"])
     state[f"{layer}.running_var"] = torch.ones_like(state[f"{layer}.running_var"])
     torch.save(state, tmp_path / "in.pth")
-    with pytest.raises(UserError, match=rf"the statistics of {layer} are as they were made"):
+    with pytest.raises(UserError, match=rf"the statistics of {layer} are in their initial state"):
         convert(tmp_path / "in.pth", tmp_path / "out.pth")

@@ -171,7 +171,7 @@ def test_a_dead_channels_tensor_is_compared_too(tmp_path, monkeypatch):
         return result
 
     monkeypatch.setattr(DetectionCheckpointer, "load", tampering)
-    with pytest.raises(UserError, match=r"stem\.conv1\.norm\.running_mean is not as in the file"):
+    with pytest.raises(UserError, match=r"stem\.conv1\.norm\.running_mean differs from the file"):
         verify.parity(state, "resnet18", file)
 
 

@@ -164,10 +164,10 @@ def test_our_own_files_say_it_and_those_of_before_are_known(networks, tmp_path):
     before = read_backbone(ours(state, tmp_path / "before.safetensors"))
     assert (before.stem, before.settings.pixel_mean) == ("cifar", (123.675, 116.28, 103.53))
     assert before.stem_source is not None
-    with pytest.raises(UserError, match=r"says itself that its stem is 'cifar_published'"):
+    with pytest.raises(UserError, match=r"already states that its stem is 'cifar_published'"):
         load_evaluated_backbone(str(new), ModelConfig(), None, CheckpointMetadata(stem="cifar"))
     odd = ours(state, tmp_path / "odd.safetensors", stem="cifar_of_tomorrow")
-    with pytest.raises(UserError, match="says that its stem is 'cifar_of_tomorrow'"):
+    with pytest.raises(UserError, match="states the stem 'cifar_of_tomorrow'"):
         read_backbone(odd)
     odd = ours(state, tmp_path / "odd.safetensors", normalize="[1, 2]")
     with pytest.raises(UserError, match=r"normalize is \[1, 2\]; expected imagenet"):
@@ -180,7 +180,7 @@ def test_a_stem_that_a_file_cannot_have_is_refused(checkpoint, tmp_path, capsys)
         large["bn1.running_mean"] += 1
     file = tmp_path / "large.pth"
     torch.save(large, file)
-    with pytest.raises(UserError, match=r"the first convolution of .* is no 3x3"):
+    with pytest.raises(UserError, match=r"the first convolution of .* is not 3x3"):
         load_evaluated_backbone(str(file), ModelConfig(), None, CheckpointMetadata(stem="cifar"))
     wrong = ours({k: v for k, v in large.items() if "fc" not in k}, tmp_path / "w.safetensors")
     assert read_backbone(wrong).stem == "imagenet"

@@ -277,12 +277,12 @@ annotations(
 )
 
 
-@kind("an object that is there twice", note="there twice, taken once: 1")
+@kind("an object that is there twice", note="listed twice, used once: 1")
 def _twice(odd: Odd) -> None:
     odd.train["annotations"].append(dict(odd.train["annotations"][0]))
 
 
-@kind("an image that is listed twice", note="images listed twice, taken once")
+@kind("an image that is listed twice", note="images listed twice, used once")
 def _image_twice(odd: Odd) -> None:
     odd.train["images"].append(dict(odd.train["images"][0]))
 
@@ -315,7 +315,7 @@ def _lacks(odd: Odd) -> None:
     odd.test["annotations"] = [a for a in odd.test["annotations"] if a["category_id"] == 1]
 
 
-@kind("a test set with a further class without objects", note="zebra, without objects, left aside")
+@kind("a test set with a further class without objects", note="zebra, without objects, ignored")
 def _further(odd: Odd) -> None:
     odd.test["categories"].insert(0, {"id": 0, "name": "zebra"})
 

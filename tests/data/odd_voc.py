@@ -174,17 +174,17 @@ def _named(odd: Odd) -> None:
         (odd.images / f"{number}.jpg").rename(odd.images / f"img_{number}.jpg")
 
 
-@kind("lists with label columns", note="columns beside the image's name left aside: 4")
+@kind("lists with label columns", note="columns after the image's name ignored: 4")
 def _columns(odd: Odd) -> None:
     odd.lists["train"] = b"000001  1\n000002 -1\n000003  0\n000004\t1\n"
 
 
-@kind("lists with endings and folders", note="endings and folders in the list left aside: 4")
+@kind("lists with endings and folders", note="extensions and folders in the list ignored: 4")
 def _endings(odd: Odd) -> None:
     odd.lists["test"] = b"000001.jpg\nJPEGImages/000002.jpg\n000003.xml\n000004.JPG\n"
 
 
-@kind("lists of Windows, with a byte order mark, twice", note="images listed twice, taken once: 1")
+@kind("lists of Windows, with a byte order mark, twice", note="images listed twice, used once: 1")
 def _windows(odd: Odd) -> None:
     odd.lists["train"] = (
         b"\xef\xbb\xbf" + b"\r\n\r\n".join(n.encode() for n in odd.ids) + b"\r\n000001"

@@ -234,6 +234,6 @@ def test_missing_packages_are_one_line_with_the_command(tmp_path, capsys):
 
 def test_options_of_the_other_set_are_refused(tmp_path, capsys):
     assert main(["data", "shapes", "--out", str(tmp_path / "s"), "--unlabeled", "3"]) == 2
-    assert "--unlabeled: shapes has nothing of this kind" in capsys.readouterr().err
+    assert "--unlabeled: not an option of shapes" in capsys.readouterr().err
     with pytest.raises(UserError, match="photo-cutouts: unlabeled is 0; expected at least 1"):
         PhotoSpec(unlabeled=0)

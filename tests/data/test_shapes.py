@@ -206,7 +206,7 @@ def test_another_spec_is_an_error_until_forced(tiny, tmp_path):
     root = tmp_path / "set"
     shutil.copytree(tiny, root)
     other = ShapesSpec(objects_train=8, objects_val=8, scenes_train=1, scenes_val=1, seed=5)
-    with pytest.raises(UserError, match=r"seed: 0 there, 5 wanted.*--force"):
+    with pytest.raises(UserError, match=r"seed: 0 instead of 5.*--force"):
         make_shapes(root, other)
     assert is_complete(root, TINY)
     make_shapes(root, other, force=True)
@@ -232,7 +232,7 @@ def test_command_line_and_contact_sheet(tmp_path, capsys):
     sheet = tmp_path / "sheet.png"
     arguments = ["data", "shapes", "--out", str(tmp_path / "s"), *sizes, "--scenes-val", "1"]
     assert main([*arguments, "--contact-sheet", str(sheet)]) == 0
-    assert "is made" in capsys.readouterr().out
+    assert "is generated" in capsys.readouterr().out
     with Image.open(sheet) as image:
         assert image.size == (1024, 1280)
     assert main(arguments) == 0

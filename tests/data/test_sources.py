@@ -384,7 +384,7 @@ def test_subset_lists_that_do_not_fit(folder, tmp_path):
         open_source(folder, tmp_path / "absent.txt")
     listing = tmp_path / "x.txt"
     listing.write_text("# nothing\n")
-    with pytest.raises(UserError, match="names nothing"):
+    with pytest.raises(UserError, match="is empty"):
         open_source(folder, listing)
     listing.write_text("cat_1.png\ncat_7.png\n")
     with pytest.raises(UserError, match=r"1 of 2 entries .* 'cat_7\.png'\. Did you mean 'cat_"):

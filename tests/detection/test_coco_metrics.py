@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from detection.coco_metrics import FAST, FIGURES, REFERENCE, coco_metrics, why_reference
+from detection.coco_metrics import FAST, METRICS, REFERENCE, coco_metrics, why_reference
 from intl_transfer.errors import UserError
 from tests.detection.coco_sets import by_pycocotools, load, make_set
 
@@ -28,7 +28,7 @@ def assert_same(content, found, task, engine):
     np.testing.assert_allclose(result.precision, api.eval["precision"], rtol=0, atol=1e-9)
     np.testing.assert_allclose(result.recall, api.eval["recall"], rtol=0, atol=1e-9)
     there = np.where(api.stats < 0, np.nan, api.stats)  # -1: there is no such figure
-    np.testing.assert_allclose(list(result.figures().values()), there, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(list(result.metrics().values()), there, rtol=0, atol=1e-9)
     assert result.engine == engine
     assert result.categories == sorted(c["id"] for c in content["categories"])
     return result
@@ -159,7 +159,7 @@ def test_figures_of_a_set_by_hand():
     ]
     for engine in ENGINES if why_reference(load(content)) is None else [REFERENCE]:
         result = coco_metrics(load(content), found, "bbox", engine)
-        figures = result.figures()
+        figures = result.metrics()
         # Precision is 1/2 up to a recall of 1/2, at 51 of 101 points, and 0 beyond.
         assert figures["AP"] == pytest.approx(0.5 * 51 / 101)
         # With one detection an image only the false one counts.
@@ -171,14 +171,14 @@ def test_figures_of_a_set_by_hand():
         assert result.class_ap()[3] == pytest.approx(0.5 * 51 / 101)
         assert result.curve(0.75)[9] is None
         np.testing.assert_allclose(result.curve(0.75)[3], [0.5] * 51 + [0] * 50)
-    assert list(figures) == list(FIGURES)
+    assert list(figures) == list(METRICS)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("task", ["bbox", "segm"])
 def test_nothing_found_scores_nothing(engine, task):
     content, _ = make_set(5)
-    figures = coco_metrics(load(content), [], task, engine).figures()
+    figures = coco_metrics(load(content), [], task, engine).metrics()
     assert figures["AP"] == figures["AR100"] == 0
 
 
@@ -198,7 +198,7 @@ def test_crowds_need_not_be_marked():
     expected = by_pycocotools(content, found, "bbox").stats
     for thing in content["annotations"]:
         del thing["iscrowd"]
-    figures = coco_metrics(load(content), found, "bbox").figures()
+    figures = coco_metrics(load(content), found, "bbox").metrics()
     np.testing.assert_allclose(list(figures.values()), np.where(expected < 0, np.nan, expected))
 
 

@@ -259,11 +259,11 @@ def test_a_tag_that_runs_code_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("base", "reason"),
     [
-        ("https://localhost:1/x.yaml", r"_BASE_ is 'https://\S+', an address; expected a file"),
+        ("https://localhost:1/x.yaml", r"_BASE_ is 'https://\S+', a URL; expected a file"),
         ("detectron2://x.yaml", "an address"),
         ("absent.yaml", r"my\.yaml: _BASE_ is 'absent\.yaml'; there is no file"),
-        ("my.yaml", r"_BASE_ leads back to where it came from: my\.yaml -> my\.yaml"),
-        ("other.yaml", r"leads back to where it came from: my\.yaml -> other\.yaml -> my\.yaml"),
+        ("my.yaml", r"_BASE_ is circular: my\.yaml -> my\.yaml"),
+        ("other.yaml", r"is circular: my\.yaml -> other\.yaml -> my\.yaml"),
         ("binary.yaml", r"binary\.yaml, line 1: not UTF-8 text"),
         ("[1]", r"_BASE_ is 1; expected the name of a file"),
         ("value.yaml", r"SOLVER is a section; in its _BASE_ it is a value"),

@@ -71,7 +71,7 @@ def test_a_permuted_backbone_has_the_same_elements_in_another_order(backbone_fil
         assert not torch.equal(tensor, before)
         assert torch.equal(tensor.flatten().sort().values, before.flatten().sort().values)
     assert all(torch.equal(model.state_dict()[k], v) for k, v in heads.items())
-    with pytest.raises(UserError, match="was not loaded"):
+    with pytest.raises(UserError, match="differs from the file after loading"):
         weights.check_loaded(model, content["model"], "w")
 
 

@@ -16,7 +16,7 @@ from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from detection import datasets
-from detection.coco_metrics import FIGURES
+from detection.coco_metrics import METRICS
 from detection.evaluators import (
     CocoEvaluator,
     VOCEvaluator,
@@ -95,9 +95,9 @@ def test_coco_is_what_detectron2_and_pycocotools_say(registered, tmp_path):
         api = by_pycocotools(content, found, task)
         expected = {
             key: None if value < 0 else pytest.approx(100 * value, abs=1e-4)
-            for key, value in zip(FIGURES, api.stats, strict=True)
+            for key, value in zip(METRICS, api.stats, strict=True)
         }
-        assert {key: metrics[ours][key] for key in FIGURES} == expected
+        assert {key: metrics[ours][key] for key in METRICS} == expected
         assert metrics[ours]["AP50"] > 5
         assert list(metrics[ours]["per_class"]) == list(CLASSES)
         for index, threshold in ((0, "0.50"), (5, "0.75")):
@@ -158,7 +158,7 @@ def test_masks_are_not_looked_for_where_there_are_none(registered, tmp_path, mon
     found = evaluated(build_evaluator(name, None), records, predictions(records, masks=True))
     assert found.keys() == {"bbox"}
     assert found["bbox"] == pytest.approx(expected["bbox"], nan_ok=True)
-    assert "boxes alone are evaluated" in capsys.readouterr().out
+    assert "only boxes are evaluated" in capsys.readouterr().out
 
 
 def _shared_out(rank, world_size, data, folder):

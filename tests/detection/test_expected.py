@@ -46,12 +46,12 @@ def test_figures_of_recipes_are_published_ones():
         for task, metric, value, tolerance in expected(path.name):
             names = [t for t in tasks[task] if (t == "voc") == path.stem.startswith("voc")]
             figures = [
-                row.figures[names[0], metric].mean
+                row.metrics[names[0], metric].mean
                 for row in rows
                 if row.method in methods
                 # VOC from scratch and INTL's rows do not name the schedule.
                 and (row.schedule == schedule or start == "Scratch" or "INTL" in methods)
-                and (names[0], metric) in row.figures
+                and (names[0], metric) in row.metrics
             ]
             assert value in figures, (path.stem, task, value, figures)
             assert 0 < tolerance < 1

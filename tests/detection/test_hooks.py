@@ -99,7 +99,7 @@ def test_what_is_not_finite_is_never_saved_nor_taken(tmp_path, capsys, place):
     else:
         content["optimizer"]["state"][1]["momentum_buffer"][0] = math.inf
     torch.save(content, tmp_path / "model_0000004.pth")
-    said = r"passed over: .*model_0000004\.pth holds NaN or infinity in"
+    said = r"skipped: .*model_0000004\.pth contains NaN or infinity in"
     with pytest.warns(UserWarning, match=said):
         assert newest_checkpoint(tmp_path) == tmp_path / "model_0000003.pth"
     for name in names(tmp_path)[:2]:

@@ -56,8 +56,8 @@ def changed(**values):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"FRACTION": 0.0}, "expected a share above 0, up to 1"),
-        ({"FRACTION": 10.0}, "expected a share above 0, up to 1"),
+        ({"FRACTION": 0.0}, "expected a fraction above 0, up to 1"),
+        ({"FRACTION": 10.0}, "expected a fraction above 0, up to 1"),
         ({"FRACTION": 0.5, "SEED": -1}, "SEED is -1"),
         ({"FRACTION": 0.5, "LIST": "some.txt"}, "are both given"),
         ({"LIST": "gone.txt"}, "gone.txt cannot be read"),
@@ -159,7 +159,7 @@ def test_few_labels_and_retinanet_train_resume_and_land_in_a_table(
     (part / "manifest.json").write_text(stated)
     other = [*budget, "DATASETS.LABELS.SEED", "1"]
     assert stage(*base, "--output-dir", part, "--resume", *other) == 2
-    assert "DATASETS.LABELS.SEED: 0 there, 1 here" in capsys.readouterr().err
+    assert "DATASETS.LABELS.SEED: 0 before, 1 now" in capsys.readouterr().err
     assert stage(*base, "--output-dir", part, "--resume", *budget) == 0
     assert alike(whole, part)
 

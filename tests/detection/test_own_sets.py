@@ -92,7 +92,7 @@ def test_voc_style_photographs_frozen(photographs, tmp_path):
     [
         ({"photo": COCO}, "no data set 'photos' is registered. Did you mean 'photo'"),
         ({"photos": {"LAYOUT": "coco"}}, "CUSTOM_DATASETS.photos: JSON and IMAGES must be given"),
-        ({"photos": COCO, "coco_2017_val": COCO}, "coco_2017_val: there is a data set of this"),
+        ({"photos": COCO, "coco_2017_val": COCO}, "coco_2017_val: a data set of this"),
     ],
 )
 def test_sets_that_cannot_be_used(photographs, tmp_path, monkeypatch, sets, message):

@@ -143,7 +143,7 @@ def test_fewer_gpus_than_asked_for_are_used_and_it_is_said(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert given.num_gpus == 3
     assert "--num-gpus 8: 3 GPU(s) found, using these" in out
-    assert "--scale-to-batch 16 insists on it" in out
+    assert "(to force it: --scale-to-batch 16)" in out
     assert cfg.SOLVER.IMS_PER_BATCH == 15
     with pytest.raises(UserError, match="all machines of a run need as many"):
         resolve(arguments(num_gpus=8, num_machines=2))

@@ -74,7 +74,7 @@ def test_coco_layout_from_weights(data, backbone_file, tmp_path):
         *(data, *arguments, "--eval-only", "--weights", backbone_file, *budget(3)), check=False
     )
     assert lacking.returncode == 2
-    assert "are not a whole detector" in lacking.stderr
+    assert "are not a complete detector" in lacking.stderr
 
     # On a picture, with the run's own configuration.
     picture = next((data / "shapes" / "coco" / "val").glob("*.jpg"))
@@ -112,7 +112,7 @@ def test_voc_layout_from_scratch_resumes(data, tmp_path):
     other = ["--output-dir", part, "--seed", 1, *budget(4), "SOLVER.BASE_LR", "0.1"]
     refused = train_net(data, *base, *other, check=False)
     assert refused.returncode == 2
-    assert "SEED: 0 there, 1 here; SOLVER.BASE_LR: 0.02 there, 0.1 here" in refused.stderr
+    assert "SEED: 0 before, 1 now; SOLVER.BASE_LR: 0.02 before, 0.1 now" in refused.stderr
     assert "--allow-config-change" in refused.stderr
     resumed = train_net(data, *base, "--output-dir", part, *budget(4))
     assert "model_0000099.pth is damaged" in resumed.stderr

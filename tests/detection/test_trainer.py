@@ -74,5 +74,5 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path, capsys):
 def test_a_loss_that_is_no_number_comes_with_advice():
     error = FloatingPointError("Loss became infinite or NaN at iteration=12!\nloss_dict = {...}")
     text = not_finite(error)
-    assert text.startswith("Loss became infinite or NaN at iteration=12! Take a lower learning")
+    assert text.startswith("Loss became infinite or NaN at iteration=12! Use a lower learning")
     assert "\n" not in text

@@ -103,7 +103,7 @@ def test_shipped_configurations_follow_the_weights(files):
 def test_what_the_user_said_must_agree(files, tmp_path):
     with pytest.raises(UserError) as caught:
         prepared("shapes_coco_R18_C4", files / "imagenet.pth", "INPUT.FORMAT", "BGR")
-    assert "INPUT.FORMAT is BGR, the weights want RGB (known from the file)" in str(caught.value)
+    assert "INPUT.FORMAT is BGR, the weights need RGB (known from the file)" in str(caught.value)
     own = tmp_path / "own.yaml"
     base = load_config("shapes_coco_R18_C4")
     values = yaml.safe_load(base.dump())
@@ -120,7 +120,7 @@ def test_what_the_user_said_must_agree(files, tmp_path):
 
 
 def test_weights_of_another_depth_are_refused_early(files):
-    with pytest.raises(UserError, match=r"of another depth: MODEL\.RESNETS\.DEPTH is 50.* want 18"):
+    with pytest.raises(UserError, match=r"another depth: MODEL\.RESNETS\.DEPTH is 50.* need 18"):
         prepared("shapes_coco_R50_C4", files / "imagenet.pth")
 
 
@@ -133,7 +133,7 @@ def test_a_fragment_beside_files_of_others(files, tmp_path):
     assert found["values"] == {"INPUT.FORMAT": "BGR"}
     assert found["source"].endswith("theirs.yaml")
     (tmp_path / "theirs.yaml").write_text("INPUT: [\n")
-    with pytest.raises(UserError, match=r"beside the weights: .*theirs\.yaml.*YAML"):
+    with pytest.raises(UserError, match=r"settings file of the weights: .*theirs\.yaml.*YAML"):
         weights.read_weights(str(tmp_path / "theirs.pth"))
 
 
@@ -216,5 +216,5 @@ def test_train_net_says_what_contradicts(data, files, tmp_path):
     )
     assert done.returncode == 2
     assert "error: the configuration contradicts" in done.stderr
-    assert "INPUT.FORMAT is BGR, the weights want RGB" in done.stderr
+    assert "INPUT.FORMAT is BGR, the weights need RGB" in done.stderr
     assert not (tmp_path / "run").exists()

@@ -155,8 +155,8 @@ def test_a_rate_that_blows_the_head_up_leaves_whole_checkpoints_alone(
     wild = ["optim.lr=1e38", "optim.weight_decay=9", "--allow-config-change"]
     evaluate(classes, trained, output, *long, *wild, expected=2)
     said = capsys.readouterr().err
-    assert "5 steps in a row" in said
-    assert "take a smaller optim.lr" in said
+    assert "5 consecutive steps" in said
+    assert "use a smaller optim.lr" in said
     assert read_manifest(output)["status"] == "failed"
     kept = list_checkpoints(output / "checkpoints")
     assert kept
@@ -175,13 +175,13 @@ def test_features_that_are_not_finite_are_refused(kind, classes, trained, tmp_pa
     evaluate(classes, file, tmp_path / "run", *KINDS[kind], *late, expected=2)
     said = capsys.readouterr().err
     if kind == "linear":  # whose features come batch by batch
-        assert "NaN or infinity in the loss or its gradients, 5 steps in a row" in said
+        assert "NaN or infinity in the loss or its gradients, 5 consecutive steps" in said
     else:
-        assert "images hold NaN or infinity" in said
+        assert "images contain NaN or infinity" in said
     assert read_results(tmp_path / "run") is None
 
 
 def test_answers_that_are_not_finite_are_no_result(classes, trained, tmp_path, capsys):
     wild = ["optim.lr=1e38", "optim.weight_decay=9", "engine.nonfinite_steps=99"]
     evaluate(classes, trained, tmp_path / "run", *wild, expected=2)
-    assert "NaN or infinity in the answers to 21 of 21 test images" in capsys.readouterr().err
+    assert "NaN or infinity in the outputs for 21 of 21 test images" in capsys.readouterr().err

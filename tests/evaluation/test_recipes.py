@@ -213,7 +213,7 @@ def test_rates_scale_with_the_batch(name):
         ("optim.backbone_lr=0.1", "only kind=semi trains the backbone"),
         ("data.labels_percent=10", "belongs to kind=semi"),
         ("data.crop=224", r"no key 'data\.crop'"),
-        ("data.crop_pct=1.1", r"data\.crop_pct is 1\.1; expected a share above 0, up to 1"),
+        ("data.crop_pct=1.1", r"data\.crop_pct is 1\.1; expected a fraction above 0, up to 1"),
         ("data.interpolation=nearest", "expected one of bicubic, bilinear"),
         ("data.normalize=cifar", r"data\.normalize is cifar; .* Did you mean 'cifar10'"),
         ("model.stem=cifar_publ", "expected one of imagenet, cifar, cifar_published"),

@@ -105,7 +105,7 @@ def test_an_evaluation_becomes_a_row_of_a_table(kind, classes, trained, tmp_path
     (table,) = [t for t in build_tables(found, TableOptions()) if t.dataset == "colors"]
     (row,) = table.rows
     assert row.method == "MoCo v2"
-    assert next(iter(row.figures.values())).mean == pytest.approx(results["metrics"]["top1"])
+    assert next(iter(row.metrics.values())).mean == pytest.approx(results["metrics"]["top1"])
     capsys.readouterr()
     evaluate(classes, trained, output, *KINDS[kind], "--method", "MoCo v2", "--epochs", "200")
     assert "nothing to do" in capsys.readouterr().out
@@ -214,7 +214,7 @@ def test_another_run_is_not_continued(classes, trained, tmp_path, capsys):
     output = tmp_path / "run"
     evaluate(classes, trained, output)
     evaluate(classes, trained, output, "optim.lr=0.2", expected=2)
-    assert "optim.lr: 0.03 there, 0.2 here" in capsys.readouterr().err
+    assert "optim.lr: 0.03 before, 0.2 now" in capsys.readouterr().err
     evaluate(classes, "random", output, "model.backbone=resnet18", expected=2)
     assert "weights sha256: " in capsys.readouterr().err
     evaluate(classes, trained, tmp_path / "absent", "data.test=nowhere", expected=2)
@@ -231,7 +231,9 @@ def test_a_run_is_not_continued_on_other_images(classes, trained, tmp_path, caps
     evaluate(images, trained, output, "engine.stop_after_steps=1")
     shutil.copy(images / "train" / "red" / "0.png", images / "train" / "blue" / "0.png")
     evaluate(images, trained, output, expected=2)
-    assert "holds a run with other settings (dataset.train.digest: " in capsys.readouterr().err
+    assert (
+        "contains a run with different settings (dataset.train.digest: " in capsys.readouterr().err
+    )
     evaluate(images, trained, output, "--allow-config-change")
     changes = read_manifest(output).sessions[-1].changes
     assert list(changes) == ["dataset.train.digest"]
@@ -272,7 +274,7 @@ def test_unreadable_images_are_counted_and_limited(classes, trained, tmp_path, c
 def test_a_loss_that_is_not_finite_ends_it(classes, trained, tmp_path, capsys):
     wild = ["optim.lr=1e38", "optim.weight_decay=9"]
     evaluate(classes, trained, tmp_path / "run", *wild, expected=2)
-    assert "take a smaller optim.lr" in capsys.readouterr().err
+    assert "use a smaller optim.lr" in capsys.readouterr().err
 
 
 def test_settings_that_were_changed_on_purpose_count(classes, trained, tmp_path):
@@ -300,8 +302,8 @@ def test_a_run_of_before_goes_on_as_it_began(classes, trained, tmp_path, capsys)
     changes = ["data.interpolation=bilinear", "data.exif_orientation=true"]
     evaluate(classes, trained, output, *changes, expected=2)
     refused = capsys.readouterr().err
-    assert "data.interpolation: bicubic there, bilinear here" in refused
-    assert "data.exif_orientation: False there, True here" in refused
+    assert "data.interpolation: bicubic before, bilinear now" in refused
+    assert "data.exif_orientation: False before, True now" in refused
     evaluate(classes, trained, output)
     manifest = read_manifest(output)
     assert manifest["status"] == "finished"

@@ -214,7 +214,9 @@ def test_overrides_that_cannot_be_are_one_line(load, override):
 def test_bases(load, tmp_path):
     (tmp_path / "a.yaml").write_text("base: b")
     (tmp_path / "b.yaml").write_text("base: my")
-    with pytest.raises(UserError, match=r"'base' leads back .*my\.yaml -> .*a\.yaml -> .*b\.yaml"):
+    with pytest.raises(
+        UserError, match=r"'base' is circular: .*my\.yaml -> .*a\.yaml -> .*b\.yaml"
+    ):
         load("base: a")
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00\x01\x02")
     with pytest.raises(UserError, match=r"b\.yaml"):

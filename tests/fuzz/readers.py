@@ -251,13 +251,14 @@ def _lists(rng: random.Random, folder: Path) -> None:
 
 
 def _ledger(rng: random.Random, folder: Path) -> None:
-    node = {"stage": "convert", "target": "x", "command": ["a"], "resources": {}}
+    job = {"stage": "convert", "target": "x", "command": ["a"], "resources": {}}
+    schema, key = rng.choice([(1, "nodes"), (2, "jobs")])
     tree = {
-        "schema": 1,
+        "schema": schema,
         "cluster": "slurm",
         "submitting": None,
         "launcher": {"pid": 1, "host": "h"},
-        "nodes": {"a": node},
+        key: {"a": job},
     }
     data = json.dumps(mutations.changed(tree, rng)).encode()
     (folder / "jobs.json").write_bytes(mutations.damaged(data, rng) if rng.random() < 0.5 else data)

@@ -286,7 +286,7 @@ def test_what_lockstep_does_not_know_is_refused():
             super().__init__()
             self.norm = nn.BatchNorm1d(3)
 
-    with pytest.raises(TypeError, match="Odd has batch norms and layers"):
+    with pytest.raises(TypeError, match="Odd has batch norms and is not supported"):
         walk_together([Odd()], [torch.zeros(2, 3)])
     # Without a batch norm there is nothing to know.
     (same,) = walk_together([nn.Identity()], [torch.ones(2, 3)])

@@ -131,7 +131,7 @@ def test_scaled_gradients_that_never_stop_overflowing_are_said(monkeypatch):
     outcomes = [made.step(step, batch(step)) for step in range(4)]
     assert all(done.overflowed for done in outcomes)
     assert [done.skipped is None for done in outcomes] == [True, True, False, False]
-    assert "gradients overflow float16, 3 steps in a row" in outcomes[2].skipped
+    assert "gradients overflow float16, 3 consecutive steps" in outcomes[2].skipped
     assert first_nonfinite(everything(made)) is None
 
 
@@ -280,12 +280,12 @@ def test_a_rate_that_blows_weights_up_leaves_whole_checkpoints_alone(trained, tm
     trained(set(), *settings, "engine.stop_after_steps=4")
     wild = ["optim.base_lr=1e12", "--allow-config-change"]
     said = trained(set(), *settings, *wild, expected=2).err
-    assert "5 step(s) in a row" in said
+    assert "5 consecutive step(s)" in said
     assert read_manifest(run)["status"] == "failed"
     kept = list_checkpoints(run / "checkpoints")
     assert kept
     assert all(read_checkpoint(path) for path in kept)  # whole: nothing in them is NaN
-    assert f"The last checkpoint, {kept[0].name}, is whole" in said
+    assert f"The last checkpoint, {kept[0].name}, is intact" in said
     (dump,) = run.glob("nonfinite_step_*.json")
     assert json.loads(dump.read_text())["last_checkpoint"] == kept[0].name
     # What was written after the weights had blown up is set aside, and the run continues.
@@ -311,6 +311,8 @@ def test_a_backbone_that_is_not_finite_is_not_exported(images, tmp_path):
     run = RunDirectory.start(
         *(tmp_path / "run",), stage="pretrain", name="r", config_name="r", config={}, seed=0
     )
-    with pytest.raises(StateNotFiniteError, match=r"layer3\.0\.bn1\.running_var holds NaN or inf"):
+    with pytest.raises(
+        StateNotFiniteError, match=r"layer3\.0\.bn1\.running_var contains NaN or inf"
+    ):
         export(run, made.encoder.backbone, made._config, "r", {"steps": 1, "final_loss": 1.0})
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["manifest.json"]

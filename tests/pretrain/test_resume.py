@@ -160,7 +160,9 @@ def test_a_signal_to_one_of_two_ranks_stops_both(images, tmp_path):
 def test_another_number_of_ranks_takes_over(images, tmp_path):
     train(images, tmp_path / "run", "engine.stop_after_steps=2")
     done = train(images, tmp_path / "run", launcher=TORCHRUN)
-    assert "2 rank(s) where there were 1: the global batch stays 8, 4 images a rank" in done.stdout
+    assert (
+        "2 rank(s) where there were 1: the global batch stays 8, 4 images per rank" in done.stdout
+    )
     assert "loss head of 8 x 32: gathered" in done.stdout
     assert read_results(tmp_path / "run")["steps"] == 6
 
@@ -170,7 +172,7 @@ def test_other_settings_are_shown_and_refused_unless_asked_for(images, tmp_path)
     train(images, run, "engine.stop_after_steps=2")
     done = train(images, run, "optim.base_lr=0.1", "loss.iterations=5", check=False)
     assert done.returncode == 2
-    assert "loss.iterations: 4 there, 5 here; optim.base_lr: 0.5 there, 0.1 here" in done.stderr
+    assert "loss.iterations: 4 before, 5 now; optim.base_lr: 0.5 before, 0.1 now" in done.stderr
     assert "--allow-config-change" in done.stderr
     done = train(images, run, "optim.base_lr=0.1", "--allow-config-change")
     assert "from step 2" in done.stdout

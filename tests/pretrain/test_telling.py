@@ -132,7 +132,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_says_what_it_saw(images, tmp
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "NaN or infinity" in done.stderr
-    assert "3 step(s) in a row" in done.stderr
+    assert "3 consecutive step(s)" in done.stderr
     assert read_manifest(run)["status"] == "failed"
     (file,) = run.glob("nonfinite_step_*.json")
     dump = json.loads(file.read_text())
@@ -157,7 +157,7 @@ def test_unreadable_images_are_named_counted_and_limited(images, tmp_path):
     (data / "b" / "7.png").write_bytes((data / "b" / "7.png").read_bytes()[:300])
     some = ["data.max_unreadable=0.1", "optim.epochs=4"]
     done = train(data, tmp_path / "some", *some, "data.workers=1")
-    assert done.stderr.count("another image takes its place") == 2
+    assert done.stderr.count("replaced by another image") == 2
     assert "a/3.png cannot be read" in done.stderr
     assert "b/7.png cannot be read" in done.stderr
     assert read_results(tmp_path / "some")["unreadable_images"] == 2
@@ -180,7 +180,7 @@ def test_a_data_set_that_goes_away_ends_the_run(images, tmp_path):
     done = train(data, tmp_path / "run", "data.workers=2", check=False)
     assert time.monotonic() - start < 60  # its loading processes do not hold it up
     assert done.returncode == 2
-    assert "16 images in a row cannot be read" in done.stderr
+    assert "16 consecutive images cannot be read" in done.stderr
     assert "Traceback" not in done.stderr
 
 

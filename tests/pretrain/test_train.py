@@ -69,7 +69,7 @@ def test_a_run_directory_says_all(images, tmp_path):
     reference.load_state_dict(backbone(tmp_path / "run"))
     other = train(images, tmp_path / "run", "seed=4", check=False)
     assert other.returncode == 2
-    assert "seed: 3 there, 4 here" in other.stderr
+    assert "seed: 3 before, 4 now" in other.stderr
 
 
 def test_a_damaged_checkpoint_is_passed_over(images, tmp_path):

@@ -106,7 +106,7 @@ def test_every_experiment_is_a_row_of_its_own(runs):
     assert "milestones [1]" in linear[0].title
     assert "milestones [2]" in linear[1].title
     repeated = next(row for row in size32.rows if len(row.runs) == 2)
-    (summary,) = repeated.figures.values()
+    (summary,) = repeated.metrics.values()
     assert summary.count == "2 pretrainings"
     assert summary.seeds == (0, 1)
 

@@ -59,7 +59,7 @@ def test_every_change_is_seen(tmp_path):
     shutil.rmtree(tmp_path / "run1")
     detection_run(tmp_path, "run7", 35.0, seed=7)
     found = collect([tmp_path])
-    assert {run.path.name: run.figure("box", "AP") for run in found.runs} == {
+    assert {run.path.name: run.metric("box", "AP") for run in found.runs} == {
         "run0": 31.0,
         "run2": 30.0,
         "run7": 35.0,
@@ -84,7 +84,7 @@ def test_a_file_written_a_moment_ago_is_not_kept(tmp_path):
     file.write_text(file.read_text().replace('"AP": 30.0', '"AP": 31.0'))
     os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     assert file.stat().st_size == stamp.st_size
-    assert collect([tmp_path]).runs[0].figure("box", "AP") == 31.0
+    assert collect([tmp_path]).runs[0].metric("box", "AP") == 31.0
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_a_hand_made_one_is_ten_lines_and_becomes_a_row(tmp_path, capsys):
     content = json.loads(text)
     task, metrics = next(iter(content["metrics"].items()))
     assert row.external
-    assert {m: row.figures[task, m].mean for m in metrics} == metrics
+    assert {m: row.metrics[task, m].mean for m in metrics} == metrics
     assert content["external"] in " ".join(row.notes)
 
 
@@ -69,9 +69,9 @@ def test_other_tasks_and_kinds_are_columns(tmp_path):
         *(("semantic", name) for name in ("mIoU", "fwIoU")),
     ]
     (row,) = detection.rows
-    assert row.figures["semantic", "mIoU"].values == (71.0, 72.0)
+    assert row.metrics["semantic", "mIoU"].values == (71.0, 72.0)
     assert evaluation.columns() == [("k-means", "NMI"), ("k-means", "ACC")]
-    assert evaluation.rows[0].figures["k-means", "NMI"].mean == 60.5
+    assert evaluation.rows[0].metrics["k-means", "NMI"].mean == 60.5
 
 
 def wrong(folder, name, **changes):

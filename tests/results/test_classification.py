@@ -31,13 +31,13 @@ def test_imagenet_linear_has_a_column_for_each_number_of_epochs(tmp_path):
     assert table.columns() == [("linear", "100 ep"), ("linear", "200 ep")]
     (row,) = table.rows
     assert row.detail == "imagenet_r50_multicrop_ema, imagenet"
-    assert row.figures["linear", "100 ep"].mean == 73.5
-    assert row.figures["linear", "200 ep"].n == 2
+    assert row.metrics["linear", "100 ep"].mean == 73.5
+    assert row.metrics["linear", "200 ep"].n == 2
     table = tables_of(tmp_path, published=True)[0]
     assert [m for _, m in table.columns()] == [f"{e} ep" for e in (100, 200, 400, 800, 1000)]
     byol = next(row for row in table.rows if row.method == "BYOL")
     assert byol.published
-    assert byol.figures["linear", "800 ep"].mean == 74.3
+    assert byol.metrics["linear", "800 ep"].mean == 74.3
     assert byol.notes == (
         "published: SimSiam (arXiv 2011.10566) Table 4",
         "not stated here: batch size of pretraining, protocol of the evaluation, number of runs",
@@ -60,8 +60,8 @@ def test_few_labels(tmp_path):
         )  # fmt: skip
     (table,) = tables_of(tmp_path)
     assert table.tasks == ("1 % labels", "10 % labels")
-    assert table.rows[0].figures["1 % labels", "top-1"].mean == 50.0
-    assert table.rows[0].figures["10 % labels", "top-5"].mean == 73.0
+    assert table.rows[0].metrics["1 % labels", "top-1"].mean == 50.0
+    assert table.rows[0].metrics["10 % labels", "top-5"].mean == 73.0
     assert "fine-tuned on few labels (epochs 20)" in table.title
 
 
@@ -72,8 +72,8 @@ def test_neighbors_from_the_end_of_pretraining(tmp_path):
     (table,) = tables_of(tmp_path)
     assert table.title == "shapes, resnet18: k-NN (k = 5)"
     (row,) = table.rows
-    assert row.figures["k-NN", "top-1"].mean == 58.0
-    assert row.figures["k-NN", "top-1"].n == 3
+    assert row.metrics["k-NN", "top-1"].mean == 58.0
+    assert row.metrics["k-NN", "top-1"].n == 3
     assert row.notes == ("k-NN as measured at the end of pretraining",)
     assert "58.0 ± 1.0" in render([table], "md")
 
@@ -104,7 +104,7 @@ def test_small_data_sets_are_one_row_a_method(tmp_path):
         for metric in ("top-1", "5-NN", "top-5")
     ]
     (row,) = table.rows
-    assert [row.figures[c].mean for c in table.columns()] == [92.0, 89.0, 100.0, 70.0, 67.0, 78.0]
+    assert [row.metrics[c].mean for c in table.columns()] == [92.0, 89.0, 100.0, 70.0, 67.0, 78.0]
     assert row.detail == (
         "cifar10_r18_ep1000, 1000 ep, cifar10; cifar100_r18_ep1000, 1000 ep, cifar100"
     )
@@ -116,12 +116,12 @@ def test_small_data_sets_are_one_row_a_method(tmp_path):
     lightly = next(t for t in tables if "benchmark of lightly" in t.title)
     dino = next(r for r in lightly.rows if r.method == "DINO")
     assert dino.detail == "100 ep, batch 128"
-    assert dino.figures["k-NN (InstDisc)", "top-1"].mean == 49.9
+    assert dino.metrics["k-NN (InstDisc)", "top-1"].mean == 49.9
     assert "settings not tuned" in dino.notes
     assert table.tasks == ("cifar10", "cifar100", "imagenet100")
     cw_rgp = next(row for row in table.rows if row.method == "CW-RGP")
-    assert cw_rgp.figures["cifar10", "5-NN"].mean == 89.54
-    assert ("cifar10", "top-5") not in cw_rgp.figures  # null in the file: blank, never zero
+    assert cw_rgp.metrics["cifar10", "5-NN"].mean == 89.54
+    assert ("cifar10", "top-5") not in cw_rgp.metrics  # null in the file: blank, never zero
 
 
 def test_two_pretrainings_on_one_small_set_are_two_rows(tmp_path):
@@ -137,7 +137,7 @@ def test_an_evaluation_counts_before_what_pretraining_measured(tmp_path):
     origin = {"config_name": "shapes_r18", "epochs": 20, "dataset": "cifar10", "sha": "7" * 64}
     evaluation_run(tmp_path, "e", kind="knn", top1=81.0, origin=origin)
     (row,) = tables_of(tmp_path)[0].rows
-    assert row.figures["cifar10", "5-NN"].values == (81.0,)
+    assert row.metrics["cifar10", "5-NN"].values == (81.0,)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_an_evaluation_counts_before_what_pretraining_measured(tmp_path):
         ({"epoch": 50}, "evaluated at epoch 50 of 100"),
         ({"kind": "linaer"}, "kind is 'linaer', expected one of linear, knn, semi"),
         ({"metrics": {"top1": 170.0}}, "top1 is 170.0; expected a percentage"),
-        ({"metrics": {}}, "holds no figure"),
+        ({"metrics": {}}, "has no metrics"),
         ({"protocol": None}, "protocol: expected an object, found null"),
         ({"kind": "semi"}, "labels_percent is None; expected a percentage"),
         ({"architecture": {}}, "architecture.backbone: it is missing"),

@@ -90,7 +90,7 @@ def test_a_run_whose_process_has_gone_is_stalled_at_once(tmp_path):
     process = ended.pid
     (run.path / LOCK).write_text(f"process {process} on {socket.gethostname()}\n")
     assert collect([tmp_path]).unfinished == [
-        (run.path, f"stalled (its process {process} has ended without a word)")
+        (run.path, f"stalled (its process {process} has ended without recording it)")
     ]
     (run.path / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
     assert states(collect([tmp_path])) == {"run": "running"}
@@ -228,8 +228,8 @@ def test_damaged_manifests(tmp_path):
     text = "\n".join(found.problems)
     for name in [*bad, "pipe", "huge", "link"]:
         assert f"{tmp_path}/{name}" in text, (name, text)
-    assert "is not a plain file" in text
-    assert "holds 3072 MiB" in text
+    assert "is not a regular file" in text
+    assert "has 3072 MiB" in text
 
 
 def test_folders_without_permission_are_named(tmp_path, monkeypatch):

@@ -116,7 +116,7 @@ def test_a_template(standard, tmp_path, capsys):
         (["--spread", "bootstap"], "Did you mean 'bootstrap'?"),
         (["--tables", "detection,clasification"], "Did you mean 'classification'?"),
         (["--figure-format", "pdf,pgn"], "no 'pgn'. Did you mean 'png'?"),
-        (["--precision", "many"], "expected digits after the point, 0 to 10"),
+        (["--precision", "many"], "expected a number of decimals, 0 to 10"),
         (["--stalled-after", "-3"], "expected minutes, above 0"),
     ],
 )
@@ -134,7 +134,7 @@ def test_misspelt_options(tmp_path, capsys, options, expected):
         (["--label", "x"], "expected PATH=NAME"),
         (["--label", "absent=x"], "no Detectron2 folder"),
         (["--out", "t.mdd"], "no format for '.mdd'. Did you mean '.md'?"),
-        (["--out", "folder/", "--format", "md"], "is a folder, which gets every format"),
+        (["--out", "folder/", "--format", "md"], "is a folder, for all formats"),
         (["--out", "/proc/x/t.md"], "cannot be written"),
         (["--out", "/proc/x/"], "cannot be written"),
         (["--figures", "/proc/x"], "cannot be written"),

@@ -144,7 +144,7 @@ def test_wandbs_messages_hold_what_is_exported(tables, tmp_path, monkeypatch):
 def test_the_model_card_has_the_results_once(runs, tables, tmp_path):
     card = runs / "pretrain" / "README.md"
     for _ in range(2):
-        assert "figures written" in export(tables, f"card={card}")
+        assert "metrics written" in export(tables, f"card={card}")
     text = card.read_text()
     matter = yaml.safe_load(text.split("---")[1])
     assert matter["library_name"] == "timm"
@@ -158,13 +158,13 @@ def test_the_model_card_has_the_results_once(runs, tables, tmp_path):
     assert text.count("# INTL") == 1
     # Beside the weights themselves, wherever they were copied.
     (tmp_path / "README.md").write_text("# mine\n")
-    with pytest.raises(UserError, match="no row of the tables began with a backbone"):
+    with pytest.raises(UserError, match="no row of the tables is initialized with a backbone"):
         export(tables, f"card={tmp_path / 'README.md'}")
     (tmp_path / "w.safetensors").write_bytes(b"weights")
     sha = hashlib.sha256(b"weights").hexdigest()
     evaluation_run(tmp_path / "runs", "l", origin={"sha": sha})
     mine = build_tables(collect([tmp_path / "runs"], cache=False))
-    assert "2 figures" in export(mine, f"card={tmp_path / 'README.md'}")
+    assert "2 metrics" in export(mine, f"card={tmp_path / 'README.md'}")
 
 
 @pytest.mark.parametrize(

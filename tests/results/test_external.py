@@ -37,9 +37,9 @@ def only(found):
 def test_the_final_evaluation_counts_never_the_best(tmp_path):
     external_run(tmp_path, "moco_v2_seed3", 38.9, earlier=45.0)
     run = only(collect([tmp_path]))
-    assert run.figure("box", "AP") == 38.9
-    assert run.figure("mask", "AP") == 34.9
-    assert run.figure("box", "APs") is None  # NaN there
+    assert run.metric("box", "AP") == 38.9
+    assert run.metric("mask", "AP") == 34.9
+    assert run.metric("box", "APs") is None  # NaN there
     assert run.results["metrics"]["box"]["per_class"] == {"person": 47.9}
     assert run.external
     assert run.seed == 3
@@ -64,7 +64,7 @@ def test_a_foreign_row_is_marked_and_joins_what_it_may_be_compared_with(tmp_path
     ]
     text = render([table], "md")
     assert "moco\\_v2 (external)" in text
-    assert "this project did not write" in text
+    assert "not written by this project" in text
 
 
 def test_other_settings_than_ours_are_a_block_of_their_own(tmp_path):
@@ -84,8 +84,8 @@ def test_the_log_where_there_is_no_metrics_file(tmp_path, last):
     (folder / "metrics.json").unlink()
     (folder / "log.txt").write_text(LOG.format(last=last))
     run = only(collect([tmp_path]))
-    assert (run.figure("box", "AP"), run.figure("mask", "AP75")) == (38.9, 36.5)
-    assert run.figure("box", "APs") is None
+    assert (run.metric("box", "AP"), run.metric("mask", "AP75")) == (38.9, 36.5)
+    assert run.metric("box", "APs") is None
     assert run.results["source"] == "log.txt"
 
 
@@ -101,10 +101,10 @@ def test_the_log_of_a_training_that_goes_on_or_of_an_evaluation_alone(tmp_path):
     again = LOG.splitlines()[6:]
     words = "[Checkpointer] Loading from ./output/model_final.pth ..."
     log.write_text("\n".join([LOG.format(last=60019), words, *again]))
-    assert only(collect([tmp_path])).figure("box", "AP") == 38.9
+    assert only(collect([tmp_path])).metric("box", "AP") == 38.9
     # without the heading of newer versions
     log.write_text("\n".join([words, *[line for line in again if "csv format" not in line]]))
-    assert only(collect([tmp_path])).figure("mask", "AP") == 34.2
+    assert only(collect([tmp_path])).metric("mask", "AP") == 34.2
 
 
 def test_a_training_that_goes_on_is_no_row(tmp_path):
@@ -130,7 +130,7 @@ def test_a_huge_log_is_read_from_its_end(tmp_path):
         out.truncate(3 << 30)  # a hole: nothing on the disk
         out.seek(0, 2)
         out.write(b"\n" + final)
-    assert only(collect([tmp_path])).figure("box", "AP") == 38.9
+    assert only(collect([tmp_path])).metric("box", "AP") == 38.9
 
 
 def test_voc_and_several_test_sets(tmp_path):
@@ -146,7 +146,7 @@ def test_voc_and_several_test_sets(tmp_path):
     (folder / "metrics.json").write_text(json.dumps(line))
     run = only(collect([tmp_path]))
     assert run.comparable[:3] == ("voc_2007_test", "Faster R-CNN resnet50-C4", "24k")
-    assert [run.figure("voc", m) for m in ("AP50", "AP", "AP75")] == [82.4, 57.0, 63.6]
+    assert [run.metric("voc", m) for m in ("AP50", "AP", "AP75")] == [82.4, 57.0, 63.6]
 
 
 def test_other_schedules_have_no_published_name(tmp_path):
@@ -192,7 +192,7 @@ def test_seeds_of_one_method_are_one_row(tmp_path):
     (table,) = build_tables(collect([tmp_path]))
     (row,) = table.rows
     assert row.n == 3
-    assert row.figures["box", "AP"].mean == pytest.approx(39.0)
+    assert row.metrics["box", "AP"].mean == pytest.approx(39.0)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_pipes_are_not_waited_for(tmp_path):
         (folder / name).unlink()
         os.mkfifo(folder / name)
     found = collect([tmp_path])
-    assert ["is not a plain file" in problem for problem in found.problems] == [True, True]
+    assert ["is not a regular file" in problem for problem in found.problems] == [True, True]
 
 
 def test_percentages_are_checked_as_in_our_own(tmp_path):
@@ -244,7 +244,7 @@ def test_what_detectron2_leaves_in_our_own_folders_is_not_external(tmp_path):
     detection_run(tmp_path, "run", 31.0)
     run = only(collect([tmp_path]))
     assert not run.external
-    assert run.figure("box", "AP") == 31.0
+    assert run.metric("box", "AP") == 31.0
     # Copied half: Detectron2's files are there, the manifest is not.
     (folder / "manifest.json").unlink()
     found = collect([tmp_path])

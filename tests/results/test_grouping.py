@@ -83,7 +83,7 @@ def test_rows_are_those_of_pandas(draws):
     assert found.keys() == expected.keys()
     for runs, row in found.items():
         part = expected[runs]
-        summary = row.figures["box", "AP"]
+        summary = row.metrics["box", "AP"]
         # The pretraining is what is repeated, where there are several.
         of_each = part.groupby("sha")["AP"].mean()
         values = of_each if len(of_each) > 1 else part["AP"]
@@ -135,7 +135,7 @@ def test_files_of_one_name_are_repetitions_as_the_user_says(tmp_path):
         start = start_of("MoCo v2", f"{index}", id=None, name="mine", config_name="mine", seed=None)
         detection_run(tmp_path, f"{index}", 30.0 + index, initialization=start)
     (row,) = build_tables(collect([tmp_path]))[0].rows
-    assert row.figures["box", "AP"].count == "3 pretrainings"
+    assert row.metrics["box", "AP"].count == "3 pretrainings"
     assert any("`convert --name`" in note for note in row.notes)
 
 
@@ -188,7 +188,7 @@ def test_one_id_with_other_contents_counts_twice_and_is_named(tmp_path):
     (problem,) = found.problems
     assert "have one id, but differ in their results; both count" in problem
     (row,) = build_tables(found)[0].rows
-    assert row.figures["box", "AP"].values == (38.0, 40.0)
+    assert row.metrics["box", "AP"].values == (38.0, 40.0)
 
 
 @pytest.mark.parametrize("order", [("a_backup", "runs"), ("runs", "a_backup")])

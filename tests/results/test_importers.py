@@ -228,7 +228,7 @@ def test_they_become_rows_that_say_what_is_not_known(tmp_path, capsys):
     assert "--seed 3: the file states 7" in capsys.readouterr().err
     assert main([*words, "--dataset", "coco_2017_val", "--schedule", "1x"]) == 0
     assert main(words) == 2
-    assert "holds a run already" in capsys.readouterr().err
+    assert "already contains a run" in capsys.readouterr().err
     assert main(["check", str(out)]) == 0
     (tmp_path / "metrics.csv").write_text(SOLO)
     found = lightning.read(tmp_path / "metrics.csv")

@@ -151,7 +151,7 @@ def test_a_rate_that_one_run_chose_is_marked(tmp_path):
     coco(tmp_path, "random", 30.0, method="random init")
     (table,) = tables_of(tmp_path, lr_selection="best", columns=("AP",))
     row = table.rows[0]
-    assert row.figures["box", "AP"].n == 1
+    assert row.metrics["box", "AP"].n == 1
     assert row.notes[-1].startswith("lr 0.04 (n = 1), chosen out of 2 by mean box AP")
     text = render([table], "md")
     assert "**39.0†**" in text

@@ -35,13 +35,13 @@ def test_one_row_for_all_seeds_of_an_initialization(tmp_path):
     assert [row.method for row in table.rows] == ["INTL", "random init"]
     intl, random = table.rows
     assert intl.n == 3
-    assert intl.figures["box", "AP"].mean == pytest.approx(38.4)
-    assert intl.figures["box", "AP"].std == pytest.approx(0.4)
+    assert intl.metrics["box", "AP"].mean == pytest.approx(38.4)
+    assert intl.metrics["box", "AP"].std == pytest.approx(0.4)
     assert intl.notes == (
-        "fine-tunings of one pretraining: pretraining's own spread is not in the figures",
+        "fine-tunings of one pretraining: the spread over pretrainings is not included",
     )
     assert intl.runs[0].parent == tmp_path / "pretrain"
-    assert random.figures["box", "AP"].std is None
+    assert random.metrics["box", "AP"].std is None
 
 
 def test_what_differs_is_never_mixed(tmp_path):
@@ -88,11 +88,11 @@ def test_a_row_across_data_sets(standard):
     assert table.tasks == ("box", "mask", "voc")
     assert [table.heading(task) for task in table.tasks] == ["COCO det.", "COCO seg.", "VOC"]
     intl = next(row for row in table.rows if row.method == "INTL")
-    assert (intl.figures["box", "AP"].n, intl.figures["voc", "AP"].n) == (5, 3)
+    assert (intl.metrics["box", "AP"].n, intl.metrics["voc", "AP"].n) == (5, 3)
     assert table.count(intl) == "5, 3"
     assert len(intl.runs) == 8
     barlow = next(row for row in table.rows if row.method == "Barlow Twins")
-    assert ("voc", "AP") not in barlow.figures
+    assert ("voc", "AP") not in barlow.metrics
     assert "schedule 1x (90000" in table.title
     assert "schedule 24k (24000" in table.title
     separate = build_tables(collect([standard]), options=TableOptions(layout="dataset"))
@@ -121,7 +121,7 @@ def test_the_last_evaluation_alone_is_read(tmp_path):
     run = detection_run(tmp_path, "run", 38.0)
     run.log(iteration=45000, evaluation={"box": {"AP": 60.0}})
     (table,) = tables_of(tmp_path)
-    assert table.rows[0].figures["box", "AP"].mean == 38.0
+    assert table.rows[0].metrics["box", "AP"].mean == 38.0
 
 
 def sweep(root):
@@ -144,10 +144,10 @@ def test_the_best_learning_rate_and_how_it_was_chosen(tmp_path):
     assert "lr chosen for each row" in table.title
     intl, random = table.rows
     assert intl.n == 2
-    assert intl.figures["box", "AP"].mean == pytest.approx(38.2)
+    assert intl.metrics["box", "AP"].mean == pytest.approx(38.2)
     assert intl.notes[-1] == (
-        "lr 0.02 (n = 2), chosen out of 3 by mean box AP on coco_2017_val, the data that is "
-        "reported: 0.01 (n = 2), 0.02 (n = 2), 0.04 (n = 1)"
+        "lr 0.02 (n = 2), chosen out of 3 by mean box AP on coco_2017_val, the reported "
+        "data: 0.01 (n = 2), 0.02 (n = 2), 0.04 (n = 1)"
     )
     assert random.notes == ("lr 0.04, the only one tried",)
 
@@ -160,13 +160,13 @@ def test_published_rows_stand_with_their_own_schedule_only(tmp_path):
     assert all("SimSiam" in row.notes[0] for row in ours.rows if row.published)
     assert ours.rows[0].published is False
     moco = [
-        r for t in tables for r in t.rows if r.method == "MoCo v2" and ("box", "AP") in r.figures
+        r for t in tables for r in t.rows if r.method == "MoCo v2" and ("box", "AP") in r.metrics
     ]
-    assert {r.figures["box", "AP"].mean for r in moco} == {39.2, 41.0}
+    assert {r.metrics["box", "AP"].mean for r in moco} == {39.2, 41.0}
     assert sum(r.method == "MoCo v2" for r in ours.rows) == 1
     voc = next(t for t in tables if "24k" in t.title)
     row = next(r for r in voc.rows if r.method == "MoCo v2")
-    assert (row.figures["voc", "AP"].mean, row.figures["voc", "AP"].std) == (57.0, 0.2)
+    assert (row.metrics["voc", "AP"].mean, row.metrics["voc", "AP"].std) == (57.0, 0.2)
     assert row.n == 5
     assert not any("shapes" in table.title for table in tables)
 
@@ -183,9 +183,9 @@ def test_every_published_figure_is_shown_exactly_once(tmp_path, layout, sets):
         for table in tables_of(tmp_path, True, layout=layout, kinds=("detection",))
         for row in table.rows
         if row.published
-        for column, summary in row.figures.items()
+        for column, summary in row.metrics.items()
     ]
-    assert len(shown) == len(set(shown)) == sum(len(e.figures) for e in published_detection())
+    assert len(shown) == len(set(shown)) == sum(len(e.metrics) for e in published_detection())
 
 
 def test_published_rows_keep_away_from_what_is_not_the_standard(tmp_path):
@@ -225,8 +225,8 @@ def test_the_published_file_is_sound():
     # In the file AP50 comes first: it is the largest of the three.
     for row in published_detection():
         for task in ("box", "mask", "voc"):
-            if (task, "AP50") in row.figures:
-                assert row.figures[task, "AP50"].mean > row.figures[task, "AP75"].mean
+            if (task, "AP50") in row.metrics:
+                assert row.metrics[task, "AP50"].mean > row.metrics[task, "AP75"].mean
     assert len(published_linear()) == len(content["imagenet_linear_top1"]) == 9
     small = published_small()
     assert {row.method for row in small if not row.epochs} == {
@@ -234,14 +234,14 @@ def test_the_published_file_is_sound():
     }
     # solo-learn's figures on CIFAR are of online heads, those on ImageNet-100 are not.
     for row in small:
-        datasets = {dataset for dataset, _ in row.figures}
+        datasets = {dataset for dataset, _ in row.metrics}
         if row.epochs == 1000:
             assert row.evaluation == "online linear head"
             assert datasets <= {"cifar10", "cifar100"}
         if row.epochs == 400:
             assert (row.evaluation, datasets) == ("offline linear evaluation", {"imagenet100"})
     figures = sum(v is not None for e in content["small_datasets"] for v in e["values"])
-    assert sum(len(row.figures) for row in small) == figures
+    assert sum(len(row.metrics) for row in small) == figures
 
 
 def pairs(root, baseline=(38.0, 38.4, 38.8), other=(39.1, 39.4, 39.9), seeds=(0, 1, 2)):
@@ -346,7 +346,7 @@ def test_fine_tunings_of_one_pretraining_are_not_independent(tmp_path):
             detection_run(tmp_path, f"p{pretraining}s{seed}", ap, seed=seed, initialization=start)
     (table,) = tables_of(tmp_path)
     (row,) = table.rows
-    summary = row.figures["box", "AP"]
+    summary = row.metrics["box", "AP"]
     assert summary.values == (38.5, 42.5)  # means of each pretraining's fine-tunings
     assert summary.mean == 40.5
     assert summary.std == pytest.approx(statistics.stdev([38.5, 42.5]))
@@ -360,7 +360,7 @@ def test_fine_tunings_of_one_pretraining_are_not_independent(tmp_path):
     detection_run(tmp_path, "p2s0", initialization=start, metrics=metrics)
     (table,) = tables_of(tmp_path)
     (row,) = table.rows
-    assert row.figures["box", "AP"].values == (38.5, 42.5, 50.0)
+    assert row.metrics["box", "AP"].values == (38.5, 42.5, 50.0)
     assert table.count(row) == "3 pretrainings × 1-2"
     assert "(n = 2 × 2)" in render([table], "md")
 
@@ -476,7 +476,7 @@ def test_published_rows_say_with_which_norm_they_were_fine_tuned(tmp_path, norm)
 def test_intls_published_rows_say_it_where_they_stand_alone(tmp_path):
     detection_run(tmp_path, "a")
     rows = [row for table in tables_of(tmp_path, True) for row in table.rows if row.published]
-    notes = [row.notes for row in rows if row.method == "INTL" and ("box", "AP") in row.figures]
+    notes = [row.notes for row in rows if row.method == "INTL" and ("box", "AP") in row.metrics]
     assert len(notes) == 1
     assert "its authors' fine-tuning files have SyncBN" in notes[0]
 

@@ -116,7 +116,7 @@ def test_configurations_and_command_lines(tmp_path):
 
 def test_options(tmp_path, capsys):
     assert main(["data", "shapes", "--out", str(tmp_path / "s"), "--unlabelled", "3"]) == 2
-    assert "--unlabeled: shapes has nothing of this kind" in capsys.readouterr().err
+    assert "--unlabeled: not an option of shapes" in capsys.readouterr().err
     shutil.copytree(EARLIER / "linear", tmp_path / "run")
     for word in ("external", "foreign"):
         assert main(["collect", str(tmp_path / "run"), "--rows", f"source={word}"]) == 2

@@ -43,7 +43,9 @@ def test_other_settings_are_refused_or_recorded_in_every_stage(tmp_path, stage):
     same = Continuation(folder, stage, {**config, place: "b"})
     assert (same.exists, same.changes, same.is_finished) == (True, {}, False)
     other = changed(config, key, 4)
-    expected = rf"holds a run with other settings \({key}: 3 there, 4 here\).*--output-dir DIR"
+    expected = (
+        rf"contains a run with different settings \({key}: 3 before, 4 now\).*--output-dir DIR"
+    )
     with pytest.raises(UserError, match=expected):
         Continuation(folder, stage, other)
     allowed = Continuation(folder, stage, other, allow=True)
@@ -65,7 +67,7 @@ def test_other_images_and_weights_are_refused_whenever_they_are_known(tmp_path):
     earlier = Continuation(tmp_path, "detection", config, [weights])
     earlier.add_images(IMAGES)
     more = {"train": ImageSet(images=4, classes=2, digest="0" * 64)}
-    with pytest.raises(UserError, match=r"dataset\.train\.images: 3 there, 4 here"):
+    with pytest.raises(UserError, match=r"dataset\.train\.images: 3 before, 4 now"):
         earlier.add_images(more)
     with pytest.raises(UserError, match="weights sha256"):
         Continuation(tmp_path, "detection", config, [{**weights, "sha256": "2" * 64}])

@@ -45,7 +45,7 @@ def test_a_damaged_one_is_named_and_passed_over(tmp_path, damage):
     else:
         data = bytearray(b"not a checkpoint")
     newest.write_bytes(data)
-    with pytest.warns(UserWarning, match=r"passed over: .*step_00000002\.pt is damaged"):
+    with pytest.warns(UserWarning, match=r"skipped: .*step_00000002\.pt is damaged"):
         path, found = load_newest(tmp_path)
     assert path.name == "step_00000001.pt"
     assert found["progress"]["step"] == 1
@@ -54,7 +54,7 @@ def test_a_damaged_one_is_named_and_passed_over(tmp_path, damage):
 def test_only_damaged_ones_is_an_error_not_a_fresh_start(tmp_path):
     save_checkpoint(tmp_path, 1, state(1)).write_bytes(b"")
     with (
-        pytest.warns(UserWarning, match="passed over"),
+        pytest.warns(UserWarning, match="skipped"),
         pytest.raises(UserError, match="none of the 1 checkpoints"),
     ):
         load_newest(tmp_path)
@@ -93,13 +93,13 @@ def test_what_is_not_finite_is_neither_written_nor_taken_for_whole(tmp_path, par
     for step in (1, 2):
         save_checkpoint(tmp_path, step, content(step, 1.0), keep=2)
     for step in (3, 4, 5):  # the last good one is never pushed out
-        with pytest.raises(StateNotFiniteError, match=f"{part}.*holds NaN or infinity"):
+        with pytest.raises(StateNotFiniteError, match=f"{part}.*contains NaN or infinity"):
             save_checkpoint(tmp_path, step, content(step, value), keep=2)
     assert [step_of(path) for path in list_checkpoints(tmp_path)] == [2, 1]
     # Written by an older version.
     mark = {"format": "intl-transfer checkpoint", "schema": 1}
     torch.save({**mark, **content(6, value)}, tmp_path / "step_00000006.pt")
-    with pytest.warns(UserWarning, match=r"passed over: .*step_00000006\.pt is not whole: .*NaN"):
+    with pytest.warns(UserWarning, match=r"skipped: .*step_00000006\.pt is incomplete: .*NaN"):
         path, _ = load_newest(tmp_path)
     assert step_of(path) == 2
 

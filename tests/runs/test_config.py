@@ -61,7 +61,7 @@ def test_wrong_files_say_so(folder):
     with pytest.raises(UserError, match=r"items\.yaml: no key .*rat"):
         load_config(Outer, "items", [], folder)
     (folder / "loop.yaml").write_text("base: loop\n")
-    with pytest.raises(UserError, match="leads back"):
+    with pytest.raises(UserError, match="is circular"):
         load_config(Outer, "loop", [], folder)
     (folder / "unnamed.yaml").write_text("seed: 1\n")
     with pytest.raises(UserError, match="no value for name"):

@@ -81,7 +81,7 @@ def test_a_line_cut_off_by_a_crash_is_skipped_and_does_not_spoil_the_next(tmp_pa
 
 def test_folder_of_another_stage_is_refused(tmp_path):
     start(tmp_path)
-    with pytest.raises(UserError, match="holds a 'pretrain' run; this is a 'detection' run"):
+    with pytest.raises(UserError, match="contains a 'pretrain' run; this is a 'detection' run"):
         start(tmp_path, stage="detection")
 
 

@@ -63,7 +63,7 @@ def test_large_numbers_are_finite_where_they_are_kept():
 
 def test_the_message_says_what_where_and_what_to_do():
     state = {"model": {"bn1.running_var": torch.tensor([1.0, math.inf])}}
-    with pytest.raises(StateNotFiniteError, match=r"^step 3: model\.bn1\.running_var holds NaN"):
+    with pytest.raises(StateNotFiniteError, match=r"^step 3: model\.bn1\.running_var contains NaN"):
         require_finite(state, "step 3")
     with pytest.raises(StateNotFiniteError, match=r"infinity; do this$"):
         require_finite(state, "step 3", "; do this")

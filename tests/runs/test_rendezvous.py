@@ -112,5 +112,7 @@ def test_attempts_are_bounded_and_the_end_is_one_line(tmp_path):
         meet(file, 1, 2, "127.0.0.1", start_seconds=0)
     port = closed_port()
     file.write_text(f"127.0.0.1 {port}\n")
-    with pytest.raises(UserError, match=rf"cannot reach rank 0 at 127.0.0.1:{port}, tried 3"):
+    with pytest.raises(
+        UserError, match=rf"cannot reach rank 0 at 127.0.0.1:{port} after 3 attempts"
+    ):
         meet(file, 1, 2, "127.0.0.1", connect_seconds=0.5)

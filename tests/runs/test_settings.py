@@ -286,5 +286,5 @@ def test_pretraining_runs_themselves_are_told_apart(tmp_path):
         run.manifest["config"]["loss"] = {"method": "intl", "iterations": iterations}
         run.save()
     (table,) = build_tables(collect([tmp_path]))
-    rows = {row.name: row.figures["k-NN", "top-1"].values for row in table.rows}
+    rows = {row.name: row.metrics["k-NN", "top-1"].values for row in table.rows}
     assert rows == {"INTL, iterations 4": (50.0, 51.0), "INTL, iterations 8": (52.0,)}

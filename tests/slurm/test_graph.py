@@ -7,16 +7,17 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from intl_transfer.errors import UserError
 from slurm import controller, graph, launching
-from slurm.ledger import Ledger, Node, close_to_others
+from slurm.ledger import Job, Ledger, close_to_others
 from slurm.outcomes import status
 from tests.pretrain.running import ROOT
 from tests.slurm.cluster import addressed
-from tests.slurm.work import MANIFEST, chain, node, starts
+from tests.slurm.work import MANIFEST, chain, make_job, starts
 
 
 @pytest.fixture
@@ -25,14 +26,14 @@ def here(cluster, monkeypatch):
     return addressed(cluster, monkeypatch)
 
 
-def launch(root, nodes, wait=False, capsys=None):
-    code = launching.launch(root, "slurm", nodes, wait)
+def launch(root, jobs, wait=False, capsys=None):
+    code = launching.launch(root, "slurm", jobs, wait)
     return code, capsys.readouterr().out if capsys else ""
 
 
 def states(root):
     ledger, rows = Ledger.read(root), controller.queue()
-    return {key: status(n, ledger, rows) for key, n in ledger.nodes.items()}
+    return {key: status(n, ledger, rows) for key, n in ledger.jobs.items()}
 
 
 def show(cluster, root, *options):
@@ -50,7 +51,7 @@ def show(cluster, root, *options):
 def test_what_is_done_or_in_the_queue_is_not_submitted(here, tmp_path, capsys):
     (tmp_path / "HOLD").touch()
     code, said = launch(tmp_path, chain(tmp_path), capsys=capsys)
-    jobs = {key: n.job for key, n in Ledger.read(tmp_path).nodes.items()}
+    jobs = {key: n.job_id for key, n in Ledger.read(tmp_path).jobs.items()}
     # Children that are alike share an array.
     assert jobs["one"].split("_")[0] == jobs["two"].split("_")[0]
     assert states(tmp_path)["one"].state == "waiting"
@@ -90,7 +91,7 @@ def test_a_parent_that_fails_cancels_its_children_and_status_says_so(here, tmp_p
     (tmp_path / "FAIL-parent").unlink()
     code, said = show(here, tmp_path, "--retry-failed", "--wait")
     assert code == 0, said
-    assert "3 to launch again" in said
+    assert "relaunching 3 job(s)" in said
     assert said.rstrip().endswith("4 finished")
 
 
@@ -98,7 +99,7 @@ def test_a_parent_that_fails_cancels_its_children_and_status_says_so(here, tmp_p
 def test_a_cancelled_graph_is_launched_again(here, tmp_path, capsys):
     (tmp_path / "HOLD").touch()
     launch(tmp_path, chain(tmp_path), capsys=capsys)
-    parent = Ledger.read(tmp_path).nodes["parent"].job
+    parent = Ledger.read(tmp_path).jobs["parent"].job_id
     here.wait_for(parent, "RUNNING")
     code, said = show(here, tmp_path, "--cancel")
     assert "4 job(s) cancelled" in said
@@ -113,7 +114,7 @@ def test_a_cancelled_graph_is_launched_again(here, tmp_path, capsys):
 def test_jobs_of_a_launcher_that_died_are_found(here, tmp_path, capsys, monkeypatch):
     """Killed between `sbatch` and the ledger: no job is submitted twice."""
     (tmp_path / "HOLD").touch()
-    nodes = [node(tmp_path, "one"), node(tmp_path, "two")]
+    jobs = [make_job(tmp_path, "one"), make_job(tmp_path, "two")]
 
     class Killed(BaseException):
         pass
@@ -124,11 +125,13 @@ def test_jobs_of_a_launcher_that_died_are_found(here, tmp_path, capsys, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(graph, "record", die)
         with pytest.raises(Killed):
-            launch(tmp_path, nodes)
-    assert Ledger.read(tmp_path).nodes["one"].job is None
-    _, said = launch(tmp_path, [node(tmp_path, "one"), node(tmp_path, "two")], capsys=capsys)
+            launch(tmp_path, jobs)
+    assert Ledger.read(tmp_path).jobs["one"].job_id is None
+    _, said = launch(
+        tmp_path, [make_job(tmp_path, "one"), make_job(tmp_path, "two")], capsys=capsys
+    )
     assert "nothing to submit" in said
-    jobs = [n.job for n in Ledger.read(tmp_path).nodes.values()]
+    jobs = [n.job_id for n in Ledger.read(tmp_path).jobs.values()]
     assert [job.split("_")[1] for job in jobs] == ["0", "1"]
     here.run("scancel", *jobs)
 
@@ -137,15 +140,15 @@ def test_arrays_are_no_larger_than_the_site_allows(here, tmp_path, capsys, monke
     assert controller.largest_array() == 1001
     monkeypatch.setattr(controller, "largest_array", lambda: 2)
     (tmp_path / "HOLD").touch()
-    launch(tmp_path, [node(tmp_path, name) for name in "abcde"])
-    jobs = [n.job.split("_")[0] for n in Ledger.read(tmp_path).nodes.values()]
+    launch(tmp_path, [make_job(tmp_path, name) for name in "abcde"])
+    jobs = [n.job_id.split("_")[0] for n in Ledger.read(tmp_path).jobs.values()]
     assert [jobs.count(job) for job in dict.fromkeys(jobs)] == [2, 2, 1]
     here.run("scancel", *jobs)
 
 
 def test_what_slurm_refuses_is_one_clear_line_and_leaves_nothing_behind(here, tmp_path):
-    with pytest.raises(UserError, match=r"SLURM refuses the job: .*invalid partition"):
-        launch(tmp_path, [node(tmp_path, "one", partition="nowhere")])
+    with pytest.raises(UserError, match=r"SLURM rejects the job: .*invalid partition"):
+        launch(tmp_path, [make_job(tmp_path, "one", partition="nowhere")])
     ledger = Ledger.read(tmp_path)
     assert ledger.submitting is None
     assert states(tmp_path)["one"].state == "not submitted"
@@ -154,14 +157,17 @@ def test_what_slurm_refuses_is_one_clear_line_and_leaves_nothing_behind(here, tm
 def test_a_graph_that_is_refused_in_the_middle_is_completed_later(here, tmp_path, capsys):
     """What was submitted stays, and the rest waits for it, though it comes in another launch."""
     (tmp_path / "HOLD").touch()
-    nodes = [node(tmp_path, "parent"), node(tmp_path, "child", ["parent"], partition="nowhere")]
+    jobs = [
+        make_job(tmp_path, "parent"),
+        make_job(tmp_path, "child", ["parent"], partition="nowhere"),
+    ]
     with pytest.raises(UserError, match="invalid partition"):
-        launch(tmp_path, nodes)
-    parent = Ledger.read(tmp_path).nodes["parent"].job
-    nodes = [node(tmp_path, "parent"), node(tmp_path, "child", ["parent"])]
-    _, said = launch(tmp_path, nodes, capsys=capsys)
-    assert f"in the queue already: parent as job {parent}" in said
-    child = Ledger.read(tmp_path).nodes["child"].job
+        launch(tmp_path, jobs)
+    parent = Ledger.read(tmp_path).jobs["parent"].job_id
+    jobs = [make_job(tmp_path, "parent"), make_job(tmp_path, "child", ["parent"])]
+    _, said = launch(tmp_path, jobs, capsys=capsys)
+    assert f"already in the queue: parent as job {parent}" in said
+    child = Ledger.read(tmp_path).jobs["child"].job_id
     assert f"afterok:{parent}" in here.run("squeue", "-h", "-o", "%E", "-j", child)
     here.run("scancel", child, parent)
 
@@ -183,34 +189,53 @@ def test_a_busy_controller_is_asked_again_and_then_named(tmp_path, monkeypatch):
 
 def test_a_damaged_ledger_says_what_to_do(tmp_path):
     (tmp_path / "jobs.json").write_text("{")
-    with pytest.raises(UserError, match=r"jobs.json is damaged .* look at squeue first"):
+    with pytest.raises(UserError, match=r"jobs.json is damaged .* check squeue first"):
         Ledger.read(tmp_path)
+
+
+def test_a_ledger_of_an_earlier_version_is_read_and_written_as_the_present_one(tmp_path):
+    """`ledger_schema_1.json` was written by the last version that had `nodes` with their `job`."""
+    shutil.copy(Path(__file__).parent / "ledger_schema_1.json", tmp_path / "jobs.json")
+    earlier = json.loads((tmp_path / "jobs.json").read_text())
+    ledger = Ledger.read(tmp_path)
+    assert {key: job.job_id for key, job in ledger.jobs.items()} == {
+        "pretrain/intl": "12",
+        "coco/intl_seed0": None,
+    }
+    assert ledger.jobs["coco/intl_seed0"].parents == ["pretrain/intl"]
+    assert ledger.submitting == earlier["submitting"]
+    ledger.write()
+    assert Ledger.read(tmp_path) == ledger
+    written = json.loads((tmp_path / "jobs.json").read_text())
+    for key, job in earlier["nodes"].items():
+        job["job_id"] = job.pop("job")
+        assert written["jobs"][key] == job
 
 
 def test_with_other_settings_the_stage_decides(tmp_path):
     """A finished run is not passed off as one of other settings; nor is it, where none changed."""
     ledger = Ledger(tmp_path, "local")
-    (first,) = ledger.take_up([node(tmp_path, "one")])
+    (first,) = ledger.merge([make_job(tmp_path, "one")])
     graph.record(first, "1", str(tmp_path / "log"), first.title)
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "manifest.json").write_text(json.dumps({**MANIFEST, "status": "finished"}))
     ledger.write()
     ledger = Ledger.read(tmp_path)
-    assert graph.missing(ledger, ledger.take_up([node(tmp_path, "one")]), {}) == []
-    other = node(tmp_path, "one")
+    assert graph.missing(ledger, ledger.merge([make_job(tmp_path, "one")]), {}) == []
+    other = make_job(tmp_path, "one")
     other.settings = {"name": "another"}
-    assert graph.missing(ledger, ledger.take_up([other]), {}) == [other]
+    assert graph.missing(ledger, ledger.merge([other]), {}) == [other]
 
 
 def test_a_profiles_secrets_are_for_its_user_alone(tmp_path):
     """Neither in the ledger nor in a file that others may read."""
     secrets = {"environment": {"WANDB_API_KEY": "s3cret"}, "setup": ["export TOKEN=s3cret"]}
-    node = Node("a", "convert", "x", ["a"], {"nodes": 1, **secrets})
+    job = Job("a", "convert", "x", ["a"], {"nodes": 1, **secrets})
     (tmp_path / "slurm").mkdir()
     (tmp_path / "slurm").chmod(0o755)
     close_to_others(tmp_path / "slurm")
     assert (tmp_path / "slurm").stat().st_mode & 0o007 == 0
-    ledger = Ledger(tmp_path, "slurm", {"a": node})
+    ledger = Ledger(tmp_path, "slurm", {"a": job})
     ledger.write()
     assert "s3cret" not in (tmp_path / "jobs.json").read_text()
     for file in tmp_path.iterdir():
@@ -218,9 +243,9 @@ def test_a_profiles_secrets_are_for_its_user_alone(tmp_path):
             assert file.stat().st_mode & 0o077 == 0, file
     found = Ledger.read(tmp_path)
     assert found is not None
-    assert found.nodes["a"].resources == node.resources
-    assert node.resources["setup"] == secrets["setup"]
+    assert found.jobs["a"].resources == job.resources
+    assert job.resources["setup"] == secrets["setup"]
     (tmp_path / "jobs.private.json").unlink()
     found = Ledger.read(tmp_path)
     assert found is not None
-    assert found.nodes["a"].resources == {"nodes": 1}
+    assert found.jobs["a"].resources == {"nodes": 1}

@@ -12,7 +12,7 @@ import pytest
 from intl_transfer.errors import UserError
 from intl_transfer.runs import read_results
 from intl_transfer.runs.settings import IMPLIED
-from slurm.benchmark import Plan, read
+from slurm.benchmark import BenchmarkPlan, read
 from tests.detection.conftest import TINY as TINY_DETECTOR
 from tests.pretrain.running import ROOT
 from tests.pretrain.running import TINY as TINY_PRETRAINING
@@ -128,7 +128,7 @@ def test_from_pretraining_to_the_table_and_then_nothing_more(cluster, config, tm
         ("controls: {x: {noise: 1.0}}", "no value for controls.x.of"),
         ("controls: {x: {of: random}}", "expected exactly one of shuffle_labels, noise"),
         ("controls: {x: {of: random, noise: 1.5}}", "noise is 1.5; expected 0 to 1"),
-        ("controls: {x: {of: random, permute_weights: true}}", "which has learned nothing"),
+        ("controls: {x: {of: random, permute_weights: true}}", "which is random"),
         ("controls: {x: {of: random, noise: 1, evaluations: [coko]}}", "no evaluation 'coko'"),
         ("resources: {pretraining: {}}", "no stage 'pretraining'; .*Did you mean 'pretrain'"),
     ],
@@ -148,35 +148,35 @@ def test_a_mistake_in_the_configuration_names_file_key_and_near_matches(tmp_path
 
 def plan(benchmark, tmp_path, site=None, **options):
     values = {"cluster": "slurm", **options}
-    return Plan(benchmark, "name", tmp_path, ROOT, site or {}, values).nodes()
+    return BenchmarkPlan(benchmark, "name", tmp_path, ROOT, site or {}, values).jobs()
 
 
 def test_the_shipped_benchmarks_are_the_papers_columns(tmp_path):
-    nodes = plan(read("paper_table", []), tmp_path)
-    runs = [node for node in nodes if node.stage == "detection"]
-    assert {node.key.split("/")[0] for node in runs} == {"coco_2x", "coco_1x", "voc_24k"}
-    controls = [node for node in runs if "/control_" in node.key]
+    jobs = plan(read("paper_table", []), tmp_path)
+    runs = [job for job in jobs if job.stage == "detection"]
+    assert {job.key.split("/")[0] for job in runs} == {"coco_2x", "coco_1x", "voc_24k"}
+    controls = [job for job in runs if "/control_" in job.key]
     assert len(controls) == 3 * 2  # labels, noise and weights, of COCO 1x and VOC
-    assert {node.parents[0] for node in controls} == {"convert/intl_ep200_seed0"}
+    assert {job.parents[0] for job in controls} == {"convert/intl_ep200_seed0"}
     # Evaluations, initializations (four seeds of one, one of the other, none), seeds.
     assert len(runs) == 3 * (4 + 1 + 1) * 5 + len(controls)
-    (collect,) = [node for node in nodes if node.stage == "collect"]
-    assert (collect.after, set(collect.parents)) == ("any", {node.key for node in runs})
-    for node in [node for node in runs if node not in controls]:
-        start = node.key.split("/")[1].rsplit("_seed", 1)[0]
-        assert node.parents == ([] if start == "random" else [f"convert/{start}"])
-    pretraining = [node for node in nodes if node.stage == "pretrain"]
+    (collect,) = [job for job in jobs if job.stage == "collect"]
+    assert (collect.after, set(collect.parents)) == ("any", {job.key for job in runs})
+    for job in [job for job in runs if job not in controls]:
+        start = job.key.split("/")[1].rsplit("_seed", 1)[0]
+        assert job.parents == ([] if start == "random" else [f"convert/{start}"])
+    pretraining = [job for job in jobs if job.stage == "pretrain"]
     assert len(pretraining) == 4 + 1
     assert {(n.resources["nodes"], n.resources["gpus_per_node"]) for n in pretraining} == {(1, 8)}
-    small = [node for node in nodes if node.stage in ("convert", "collect")]
-    assert {node.resources["gpus_per_node"] for node in small} == {0}
+    small = [job for job in jobs if job.stage in ("convert", "collect")]
+    assert {job.resources["gpus_per_node"] for job in small} == {0}
     assert [n.stage for n in plan(read("shapes_smoke", []), tmp_path)].count("detection") == 9
 
 
 def test_learning_rates_and_seeds_multiply(tmp_path, config):
     settings = ["evaluations.coco.learning_rates=[0.02,0.1]", "evaluations.coco.seeds=[3,4]"]
-    nodes = plan(read(str(config), settings), tmp_path)
-    runs = {node.key: node.command for node in nodes if node.stage == "detection"}
+    jobs = plan(read(str(config), settings), tmp_path)
+    runs = {job.key: job.command for job in jobs if job.stage == "detection"}
     assert set(runs) == {
         f"coco/{start}_lr{rate}_seed{seed}"
         for start in ("intl", "random")
@@ -234,15 +234,15 @@ published: false
 def test_classification_is_a_kind_of_evaluation(tmp_path, data):
     file = tmp_path / "linear.yaml"
     file.write_text(CLASSIFICATION.format(datasets=data))
-    nodes = {n.key: n for n in plan(read(str(file), []), tmp_path) if n.stage == "evaluation"}
+    jobs = {n.key: n for n in plan(read(str(file), []), tmp_path) if n.stage == "evaluation"}
     starts = {f"linear/random_lr{rate}_seed{seed}" for rate in ("0.1", "0.2") for seed in (0, 1)}
-    assert set(nodes) == starts
-    command = nodes["linear/random_lr0.2_seed1"].command
+    assert set(jobs) == starts
+    command = jobs["linear/random_lr0.2_seed1"].command
     assert command[1:5] == ["-m", "intl_transfer", "evaluate", "--weights"]
     assert command[-2:] == ["seed=1", "optim.lr=0.2"]
     for wrong, message in (
         ("evaluations.linear.overrides=[optim.ephocs=1]", "evaluations.linear: .*optim.ephocs"),
-        ("evaluations.linear.overrides=[kind=knn]", "nearest neighbors learn nothing"),
+        ("evaluations.linear.overrides=[kind=knn]", "learning_rates: k nearest neighbors has none"),
         ("evaluations.linear.kind=classify", "expected detection, classification"),
     ):
         with pytest.raises(UserError, match=message):
@@ -272,50 +272,50 @@ def test_two_initializations_that_are_one_experiment_are_refused(tmp_path, confi
     with pytest.raises(UserError, match=r"twin is the same experiment as intl: .* both seeds"):
         read(str(config), [same % quoted(words)])
     benchmark = read(str(config), [same % quoted([*words, "loss.iterations=8"])])
-    nodes = {node.key: node for node in plan(benchmark, tmp_path)}
-    assert nodes["pretrain/twin"].settings["loss.iterations"] == 8
-    assert nodes["pretrain/twin"].settings["seed"] == 7
+    jobs = {job.key: job for job in plan(benchmark, tmp_path)}
+    assert jobs["pretrain/twin"].settings["loss.iterations"] == 8
+    assert jobs["pretrain/twin"].settings["seed"] == 7
     with pytest.raises(UserError, match=r"scratch is the same experiment as random"):
         read(str(config), ["initializations.scratch={random: true}"])
 
 
 def test_only_settings_that_decide_ask_a_stage_again(tmp_path, config):
-    def nodes(*more):
+    def jobs(*more):
         return {n.key: n for n in plan(read(str(config), list(more)), tmp_path)}
 
-    before = nodes()
-    for node in before.values():
-        node.made_with = node.settings
+    before = jobs()
+    for job in before.values():
+        job.made_with = job.settings
     lists = {
         "free": ["MODEL.DEVICE cpu", "DATALOADER.NUM_WORKERS 2"],
         "decides": ["DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler"],
     }
     for name, further in lists.items():
         old = read(str(config), []).evaluations["coco"].overrides
-        changed = nodes(f"evaluations.coco.overrides=[{quoted([*old, *further])}]")
-        node = changed["coco/random_seed0"]
-        node.made_with = before[node.key].settings
-        assert list(node.changes()) == (["DATALOADER.SAMPLER_TRAIN"] if name == "decides" else [])
-    run = next(node for node in before.values() if node.stage == "pretrain")
+        changed = jobs(f"evaluations.coco.overrides=[{quoted([*old, *further])}]")
+        job = changed["coco/random_seed0"]
+        job.made_with = before[job.key].settings
+        assert list(job.changes()) == (["DATALOADER.SAMPLER_TRAIN"] if name == "decides" else [])
+    run = next(job for job in before.values() if job.stage == "pretrain")
     implied = IMPLIED["pretrain"]  # of a ledger from before these keys: the earlier behavior
     run.made_with = {key: value for key, value in run.settings.items() if key not in implied}
     assert list(run.changes()) == ["data.exif_orientation"]  # the one whose default has changed
-    node.made_with = ["of", "an", "earlier", "version"]
-    assert node.changes() == {}
+    job.made_with = ["of", "an", "earlier", "version"]
+    assert job.changes() == {}
 
 
 def test_a_checkpoint_of_any_method_is_converted_and_nothing_else_is_made(tmp_path, config):
     (tmp_path / "moco.pth.tar").write_bytes(b"")
     settings = [f"initializations.moco.checkpoint={tmp_path}/moco.pth.tar"]
-    nodes = {node.key: node for node in plan(read(str(config), settings), tmp_path)}
-    assert nodes["convert/moco"].parents == []
-    assert nodes["convert/moco"].command[-4:] == [
+    jobs = {job.key: job for job in plan(read(str(config), settings), tmp_path)}
+    assert jobs["convert/moco"].parents == []
+    assert jobs["convert/moco"].command[-4:] == [
         str(tmp_path / "moco.pth.tar"),
         str(tmp_path / "weights" / "moco.pth"),
         *("--label", "moco"),  # the row's word where nothing else tells it from others
     ]
-    assert nodes["coco/moco_seed0"].parents == ["convert/moco"]
-    assert "pretrain/moco" not in nodes
+    assert jobs["coco/moco_seed0"].parents == ["convert/moco"]
+    assert "pretrain/moco" not in jobs
 
 
 def test_small_jobs_go_where_the_site_wants_them(tmp_path, config, data):
@@ -325,15 +325,15 @@ def test_small_jobs_go_where_the_site_wants_them(tmp_path, config, data):
         "small": {"partition": "cpu"},
         "environment": {"NCCL_IB_HCA": "mlx5"},
     }
-    nodes = {node.key: node.resources for node in plan(read(str(config), []), tmp_path, site)}
-    assert nodes["collect"]["partition"] == nodes["convert/intl"]["partition"] == "cpu"
-    assert nodes["collect"]["gres"] is None
-    assert nodes["coco/intl_seed0"]["partition"] == "gpu"
-    assert nodes["coco/intl_seed0"]["environment"]["NCCL_IB_HCA"] == "mlx5"
-    assert nodes["coco/intl_seed0"]["environment"]["DETECTRON2_DATASETS"] == str(data.resolve())
+    jobs = {job.key: job.resources for job in plan(read(str(config), []), tmp_path, site)}
+    assert jobs["collect"]["partition"] == jobs["convert/intl"]["partition"] == "cpu"
+    assert jobs["collect"]["gres"] is None
+    assert jobs["coco/intl_seed0"]["partition"] == "gpu"
+    assert jobs["coco/intl_seed0"]["environment"]["NCCL_IB_HCA"] == "mlx5"
+    assert jobs["coco/intl_seed0"]["environment"]["DETECTRON2_DATASETS"] == str(data.resolve())
     options = plan(read(str(config), []), tmp_path, site, partition="other", time=5)
-    assert {node.resources["time"] for node in options if node.stage == "pretrain"} == {5}
-    assert {node.resources["time"] for node in options if node.stage == "collect"} == {60}
+    assert {job.resources["time"] for job in options if job.stage == "pretrain"} == {5}
+    assert {job.resources["time"] for job in options if job.stage == "collect"} == {60}
 
 
 def test_a_dry_run_shows_jobs_and_what_they_wait_for(config, tmp_path):
@@ -368,20 +368,20 @@ controls:
 """
     file = tmp_path / "controls.yaml"
     file.write_text(text)
-    nodes = {node.key: node for node in plan(read(str(file), []), tmp_path)}
-    made = [key for key in nodes if "control_" in key]
+    jobs = {job.key: job for job in plan(read(str(file), []), tmp_path)}
+    made = [key for key in jobs if "control_" in key]
     assert made == [
         *("coco/control_labels_seed0", "knn/control_labels_seed0"),
         *("coco/control_dim_seed7", "coco/control_dim_seed8"),
     ]
-    coco, knn, dim = (nodes[key] for key in made[:3])
+    coco, knn, dim = (jobs[key] for key in made[:3])
     assert coco.parents == knn.parents == ["convert/a_seed3"]
     assert dim.parents == []
     assert coco.command[-2:] == ["CONTROL.SHUFFLE_LABELS", "True"]
     assert "control.shuffle_labels=True" in knn.command
     assert dim.command[-2:] == ["CONTROL.NOISE", "0.5"]
-    for node in (coco, knn, dim):  # the launcher, too, knows it from an ordinary run
-        usual = next(n for k, n in nodes.items() if k.split("/")[0] == node.key.split("/")[0])
-        differing = {k for k in node.settings if node.settings[k] != usual.settings.get(k)}
+    for job in (coco, knn, dim):  # the launcher, too, knows it from an ordinary run
+        usual = next(n for k, n in jobs.items() if k.split("/")[0] == job.key.split("/")[0])
+        differing = {k for k in job.settings if job.settings[k] != usual.settings.get(k)}
         assert any("control." in key.lower() for key in differing)
-    assert set(made) <= set(nodes["collect"].parents)
+    assert set(made) <= set(jobs["collect"].parents)

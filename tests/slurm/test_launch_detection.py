@@ -95,9 +95,9 @@ def test_an_interrupted_fine_tuning_on_two_nodes_goes_on(cluster, data, tmp_path
     [
         (["--weights", "absent.pth"], "no such run or file"),
         (["--weights", "random", "--seeds", "0"], "expected at least one seed"),
-        (["--weights", "random", "--seeds", "x"], "--seeds x: expected seeds as 5"),
+        (["--weights", "random", "--seeds", "x"], "--seeds x: expected a number of seeds"),
         (["--weights", "random", "--config", "coco_R50.yaml"], "Did you mean 'coco_R50_C4'"),
-        (["--weights", "random", "--ranks-per-node", "2"], "one task a node"),
+        (["--weights", "random", "--ranks-per-node", "2"], "one task per node"),
         (["--weights", "random", "SOLVER.MAX_ITR", "9"], "Did you mean SOLVER.MAX_ITER"),
     ],
 )

@@ -59,7 +59,7 @@ def test_two_nodes_of_two_ranks_train_what_one_process_trains(cluster, images, t
     train(images, tmp_path / "one", *settings)
     done = launch(cluster, images, tmp_path / "four", "--nodes=2", "--ranks-per-node=2", *settings)
     (job,) = done.jobs
-    assert "slurm: 1 job(s) of 2 node(s) x 2 rank(s), 0 GPU(s) a node" in done.stdout
+    assert "slurm: 1 job(s) of 2 node(s) x 2 rank(s), 0 GPU(s) per node" in done.stdout
     assert cluster.wait_for(job, "COMPLETED", "FAILED") == "COMPLETED", logs(tmp_path)
     session = read_manifest(tmp_path / "four")["sessions"][0]
     assert session["world_size"] == 4
@@ -165,7 +165,7 @@ def test_requeues_are_bounded(cluster, images, tmp_path):
     wait_for_step(run, 1)
     cluster.run("scancel", "--signal=USR2", job, check=True)
     assert cluster.wait_for(job, "FAILED", "COMPLETED") == "FAILED"
-    assert "as often as allowed; launch it again to continue" in logs(run)
+    assert "the maximum (max_requeues); launch it again to continue" in logs(run)
     assert read_manifest(run)["status"] == "interrupted"
 
 
@@ -179,9 +179,9 @@ def test_requeues_are_bounded(cluster, images, tmp_path):
         ),
         (["--nodes=3"], "3 ranks do not divide the global batch of 8"),
         (["optim.base_lr=-1"], "optim.base_lr is -1.0; expected a positive number"),
-        (["--array-seeds=4-0"], "expected seeds as 5 .how many., or 0-4"),
-        (["--profile=nosuch"], "no profile 'nosuch'.*there are: example"),
-        (["--cluster=local", "--nodes=2"], "--cluster local has one node; 2 need SLURM"),
+        (["--array-seeds=4-0"], "expected a number of seeds .5., or a list"),
+        (["--profile=nosuch"], "no profile 'nosuch'.*expected example"),
+        (["--cluster=local", "--nodes=2"], "--cluster local has one node; --nodes 2 needs SLURM"),
     ],
 )
 def test_what_cannot_be_is_one_clear_line(cluster, images, tmp_path, arguments, message):

@@ -19,7 +19,7 @@ from slurm.local import Local, fit
 from slurm.outcomes import Progress, progress, status
 from slurm.resources import Resources
 from tests.pretrain.running import ROOT
-from tests.slurm.work import MANIFEST, chain, node, starts
+from tests.slurm.work import MANIFEST, chain, make_job, starts
 
 
 @pytest.mark.slow
@@ -30,7 +30,7 @@ def test_a_failure_cancels_what_depends_on_it_with_the_reason(tmp_path, capsys):
     assert "parent: failed, asked to fail" in said
     assert "one: cancelled, parent did not finish" in said
     assert "1 failed, 2 cancelled, 1 finished" in said
-    found = Ledger.read(tmp_path).nodes
+    found = Ledger.read(tmp_path).jobs
     assert (found["two"].outcome, found["two"].reason) == ("cancelled", "parent did not finish")
     (tmp_path / "FAIL-parent").unlink()
     assert launching.launch(tmp_path, "local", chain(tmp_path, "local"), parallel=2) == 0
@@ -43,24 +43,24 @@ def test_a_failure_cancels_what_depends_on_it_with_the_reason(tmp_path, capsys):
 def test_no_more_run_at_a_time_than_asked_for(tmp_path):
     (tmp_path / "HOLD").touch()
     ledger = Ledger(tmp_path, "local")
-    nodes = ledger.take_up([node(tmp_path, name, cluster="local") for name in "abc"])
+    jobs = ledger.merge([make_job(tmp_path, name, cluster="local") for name in "abc"])
     seen = []
 
     def look():
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and seen.count(2) < 20:
             there = Ledger.read(tmp_path)
-            outcomes = [n.outcome for n in there.nodes.values()] if there else []
+            outcomes = [n.outcome for n in there.jobs.values()] if there else []
             seen.append(outcomes.count("running"))
             time.sleep(0.05)
         (tmp_path / "HOLD").unlink()
 
     watcher = threading.Thread(target=look)
     watcher.start()
-    Local(ledger, parallel=2).run(nodes)
+    Local(ledger, parallel=2).run(jobs)
     watcher.join()
     assert max(seen) == 2
-    assert [n.outcome for n in nodes] == ["finished"] * 3
+    assert [n.outcome for n in jobs] == ["finished"] * 3
 
 
 @pytest.mark.slow
@@ -74,12 +74,12 @@ def test_a_launcher_that_is_stopped_leaves_no_job_behind(tmp_path):
     )
     launcher = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
     deadline = time.monotonic() + 60
-    while (there := Ledger.read(tmp_path)) is None or there.nodes["parent"].outcome != "running":
+    while (there := Ledger.read(tmp_path)) is None or there.jobs["parent"].outcome != "running":
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert status(there.nodes["parent"], there, None).state == "running"
-    assert status(there.nodes["one"], there, None).state == "waiting"
-    job = int(there.nodes["parent"].job)
+    assert status(there.jobs["parent"], there, None).state == "running"
+    assert status(there.jobs["one"], there, None).state == "waiting"
+    job = int(there.jobs["parent"].job_id)
     time.sleep(3)  # until the job listens
     command = [sys.executable, str(ROOT / "slurm" / "status.py"), str(tmp_path), "--cancel"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -88,16 +88,16 @@ def test_a_launcher_that_is_stopped_leaves_no_job_behind(tmp_path):
     with pytest.raises(ProcessLookupError):
         os.kill(job, 0)
     there = Ledger.read(tmp_path)
-    assert status(there.nodes["parent"], there, None).state == "interrupted"
-    assert status(there.nodes["one"], there, None).state == "cancelled"
+    assert status(there.jobs["parent"], there, None).state == "interrupted"
+    assert status(there.jobs["one"], there, None).state == "cancelled"
     (tmp_path / "HOLD").unlink()
     assert launching.launch(tmp_path, "local", chain(tmp_path, "local")) == 0
 
 
 def test_a_launcher_that_was_killed_is_not_waited_for(tmp_path):
     ledger = Ledger(tmp_path, "local")
-    (running,) = ledger.take_up([node(tmp_path, "one", cluster="local")])
-    running.outcome, running.job = "running", "1"
+    (running,) = ledger.merge([make_job(tmp_path, "one", cluster="local")])
+    running.outcome, running.job_id = "running", "1"
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     ledger.launcher = {"pid": child.pid, "host": os.uname().nodename}
@@ -134,11 +134,11 @@ def test_each_job_has_gpus_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr("slurm.executors.submit", submit)
     monkeypatch.setattr("slurm.local._result", lambda job: "failed")
     ledger = Ledger(tmp_path, "local")
-    nodes = [node(tmp_path, name, cluster="local", gpus_per_node=2) for name in "abc"]
-    Local(ledger, gpus=[4, 5, 6, 7]).run(ledger.take_up(nodes))
+    jobs = [make_job(tmp_path, name, cluster="local", gpus_per_node=2) for name in "abc"]
+    Local(ledger, gpus=[4, 5, 6, 7]).run(ledger.merge(jobs))
     assert given == ["4,5", "6,7", "4,5"]
-    with pytest.raises(UserError, match=r"wants 2 GPU\(s\), and 1 are here"):
-        Local(ledger, gpus=[0]).run(nodes)
+    with pytest.raises(UserError, match=r"needs 2 GPU\(s\); this machine has 1"):
+        Local(ledger, gpus=[0]).run(jobs)
 
 
 def test_progress_comes_from_the_end_of_the_metrics(tmp_path):

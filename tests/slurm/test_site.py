@@ -18,7 +18,7 @@ from slurm.outcomes import status
 from slurm.resources import Resources, crowded, fitting
 from tests.pretrain.running import ROOT
 from tests.slurm.cluster import addressed
-from tests.slurm.work import MANIFEST, node, starts
+from tests.slurm.work import MANIFEST, make_job, starts
 
 
 @pytest.fixture
@@ -51,18 +51,18 @@ def test_a_task_is_bound_to_all_the_cores_it_asked_for(here, tmp_path, srun, cor
 
 
 def job_of(root):
-    return str(Ledger.read(root).nodes["one"].job)
+    return str(Ledger.read(root).jobs["one"].job_id)
 
 
 def state_of(root):
     ledger = Ledger.read(root)
-    return status(ledger.nodes["one"], ledger, launching.controller.queue())
+    return status(ledger.jobs["one"], ledger, launching.controller.queue())
 
 
 @pytest.mark.slow
 def test_a_job_that_is_preempted_is_cancelled_and_launched_again(here, tmp_path):
     (tmp_path / "HOLD").touch()
-    assert launching.launch(tmp_path, "slurm", [node(tmp_path, "one", partition="main")]) == 0
+    assert launching.launch(tmp_path, "slurm", [make_job(tmp_path, "one", partition="main")]) == 0
     job = job_of(tmp_path)
     here.wait_for(job, "RUNNING")
     high = ["sbatch", "--parsable", "-p", "high", "-N2", "--exclusive", "--wrap", "sleep 1"]
@@ -73,7 +73,10 @@ def test_a_job_that_is_preempted_is_cancelled_and_launched_again(here, tmp_path)
     # job had time to put itself back into the queue.
     assert restarted or state_of(tmp_path).bad
     (tmp_path / "HOLD").unlink()
-    assert launching.launch(tmp_path, "slurm", [node(tmp_path, "one", partition="main")], True) == 0
+    assert (
+        launching.launch(tmp_path, "slurm", [make_job(tmp_path, "one", partition="main")], True)
+        == 0
+    )
     assert state_of(tmp_path).state == "finished"
     assert restarted or job_of(tmp_path) != job
     assert starts(tmp_path / "one") == 1
@@ -83,7 +86,7 @@ def test_a_job_that_is_preempted_is_cancelled_and_launched_again(here, tmp_path)
 def test_a_node_that_is_lost_gives_its_job_to_another(here, tmp_path):
     """Daemon and processes are gone at once; SLURM requeues when it knows."""
     (tmp_path / "HOLD").touch()
-    assert launching.launch(tmp_path, "slurm", [node(tmp_path, "one")]) == 0
+    assert launching.launch(tmp_path, "slurm", [make_job(tmp_path, "one")]) == 0
     job = job_of(tmp_path)
     here.wait_for(job, "RUNNING")
     lost = here.run("squeue", "-h", "-o", "%N", "-j", job)
@@ -121,7 +124,7 @@ def test_within_salloc_jobs_of_this_machine_leave_the_allocation_alone(here, tmp
         "import os, sys; from pathlib import Path; from slurm import launching;"
         "from tests.slurm import work, test_site; work.SCRIPT = test_site.STOPS_ONCE;"
         "root = Path(sys.argv[1]); (root / 'job').write_text(os.environ['SLURM_JOB_ID']);"
-        "sys.exit(launching.launch(root, 'local', [work.node(root, 'one', cluster='local')]))"
+        "sys.exit(launching.launch(root, 'local', [work.make_job(root, 'one', cluster='local')]))"
     )
     done = subprocess.run(
         ["salloc", "-N1", "-n1", sys.executable, "-c", code, str(tmp_path)],
@@ -132,7 +135,7 @@ def test_within_salloc_jobs_of_this_machine_leave_the_allocation_alone(here, tmp
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "saved at its time limit, continues" in done.stdout
+    assert "saved at its time limit; continuing" in done.stdout
     assert starts(tmp_path / "one") == 2
     allocation = (tmp_path / "job").read_text()
     here.wait_for(allocation, "COMPLETED", seconds=60)
@@ -144,9 +147,9 @@ def test_status_without_a_controller_is_what_run_directories_say(tmp_path, capfd
     """At once: it does not wait for a controller that is not there."""
     ledger = Ledger(tmp_path, "slurm")
     names = ("done", "runs", "new", "absent")
-    nodes = ledger.take_up([node(tmp_path, name) for name in names])
-    for number, item in enumerate(nodes):
-        item.job = None if item.key == "absent" else str(number)
+    jobs = ledger.merge([make_job(tmp_path, name) for name in names])
+    for number, item in enumerate(jobs):
+        item.job_id = None if item.key == "absent" else str(number)
     for name, state in (("done", "finished"), ("runs", "running")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "manifest.json").write_text(json.dumps({**MANIFEST, "status": state}))
@@ -161,11 +164,11 @@ def test_status_without_a_controller_is_what_run_directories_say(tmp_path, capfd
     assert shown.show([tmp_path], watch=False) == 0
     assert time.monotonic() - began < 5
     out, err = capfd.readouterr()
-    assert "SLURM does not answer `squeue`: slurm_load_jobs error: no route; jobs are shown" in err
+    assert "SLURM does not answer `squeue`: slurm_load_jobs error: no route; states of jobs" in err
     lines = {line.split()[1]: line for line in out.splitlines() if line.startswith("pretrain")}
     assert " finished " in lines["done"]
     assert " running " in lines["runs"]
-    assert "by its run directory" in lines["runs"]
+    assert "according to its run directory" in lines["runs"]
     assert " submitted " in lines["new"]
     assert "not submitted" in lines["absent"]
 
@@ -175,9 +178,11 @@ def test_loaders_fit_the_cores_of_a_rank():
     assert fitting(8, "data.workers", ["seed=1"], wanted) == ["data.workers=4"]
     assert fitting(4, "data.workers", [], wanted) == []
     assert fitting(8, "data.workers", ["data.workers=8"], wanted) == []  # as the user has it
-    assert "a rank has 4 core(s)" in crowded(8, "data.workers", ["data.workers=8"], wanted)
+    assert "exceeds the 4 core(s) of a rank" in crowded(
+        8, "data.workers", ["data.workers=8"], wanted
+    )
     assert crowded(4, "data.workers", [], wanted) is None
-    # One task a node starts four processes.
+    # One task per node starts four processes.
     whole = dataclasses.replace(wanted, ranks_per_node=1, cpus_per_gpu=16)
     key = "DATALOADER.NUM_WORKERS"
     assert fitting(8, key, [], whole, 4) == [key, "4"]

@@ -20,7 +20,7 @@ from slurm.executors import parse_seeds
 from slurm.jobs import StageFailedError, StageJob, reachable, require_finished, snapshot
 from slurm.outcomes import converted, last_error, run_status, settled_status
 from tests.pretrain.running import ROOT, TINY
-from tests.slurm.work import node
+from tests.slurm.work import make_job
 
 LAUNCH = [sys.executable, str(ROOT / "slurm" / "launch_pretrain.py"), "--config", "shapes_r18"]
 
@@ -174,7 +174,7 @@ def test_files_that_show_late_are_waited_for(tmp_path, monkeypatch):
     assert settled_status(run, 20) == "finished"
     require_finished(run)
     monkeypatch.setattr(jobs, "LATE_SECONDS", 1)
-    with pytest.raises(StageFailedError, match=r"the stage ended well, and yet .* without a man"):
+    with pytest.raises(StageFailedError, match=r"status 0, but .* without a readable manifest"):
         require_finished(tmp_path)
     timer.join()
 
@@ -195,7 +195,7 @@ def test_a_rank_that_was_not_told_itself_puts_the_job_back(tmp_path, monkeypatch
     assert job() == "interrupted"
     assert (tmp_path / "asked").read_text() == "requeue 7\n"
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    with pytest.raises(StageFailedError, match="put back into the queue 1 times"):
+    with pytest.raises(StageFailedError, match="requeued 1 times, the maximum"):
         job()
 
 
@@ -204,7 +204,7 @@ def test_gres_and_the_number_of_gpus_cannot_differ():
     assert values == {"gres": "gpu:a100:2,tmpfs:1T", "gpus_per_node": 2}
     assert resources.checked({"gres": "gpu:4", "cluster": "slurm"}, "x").gpus_per_node == 4
     assert resources.layered({"gres": "gpu:4"}, {"gpus_per_node": 0})["gres"] is None
-    with pytest.raises(UserError, match=r"x: gres gpu:4 has 4 .*, gpus_per_node is 3"):
+    with pytest.raises(UserError, match=r"x: gres gpu:4 has 4 .*, but gpus_per_node is 3"):
         resources.checked({"gres": "gpu:4", "gpus_per_node": 3}, "x")
 
 
@@ -244,7 +244,7 @@ def test_a_conversion_is_done_if_its_report_names_the_source(tmp_path):
 
 
 def test_the_last_error_is_what_the_stage_said(tmp_path):
-    made = node(tmp_path, "one")
+    made = make_job(tmp_path, "one")
     made.log = str(tmp_path / "12_0_0_log.out")
     err = tmp_path / "12_0_0_log.err"
     ours = (

@@ -1,4 +1,4 @@
-"""Nodes whose work is over in an instant, and leaves a run directory as a stage does."""
+"""Jobs whose work is over in an instant, and leaves a run directory as a stage does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from slurm.ledger import Node
+from slurm.ledger import Job
 from slurm.resources import checked
 
 # Fails while the file FAIL is beside the run, and holds on while HOLD is.
@@ -49,17 +49,17 @@ def _checked(wanted: str) -> str:
     return json.dumps(dataclasses.asdict(checked(json.loads(wanted), "test")))
 
 
-def node(
+def make_job(
     root: Path,
     name: str,
     parents: Sequence[str] = (),
     cluster: str = "slurm",
     after: str = "ok",
     **resources: Any,
-) -> Node:
-    """A node whose job takes as long as Python's start."""
+) -> Job:
+    """A job whose job takes as long as Python's start."""
     wanted = {"cluster": cluster, "gpus_per_node": 0, "cpus_per_gpu": 1, "time": 60, **resources}
-    return Node(
+    return Job(
         key=name,
         stage="pretrain",
         target=str(root / name),
@@ -74,17 +74,17 @@ def node(
     )
 
 
-def chain(root: Path, cluster: str = "slurm") -> list[Node]:
+def chain(root: Path, cluster: str = "slurm") -> list[Job]:
     """One parent, two children that are alike, and one that takes whatever they leave."""
     return [
-        node(root, "parent", cluster=cluster),
-        node(root, "one", ["parent"], cluster),
-        node(root, "two", ["parent"], cluster),
-        node(root, "last", ["one", "two"], cluster, after="any"),
+        make_job(root, "parent", cluster=cluster),
+        make_job(root, "one", ["parent"], cluster),
+        make_job(root, "two", ["parent"], cluster),
+        make_job(root, "last", ["one", "two"], cluster, after="any"),
     ]
 
 
 def starts(folder: Path) -> int:
-    """How often the node's work was begun."""
+    """How often the job's work was begun."""
     file = folder / "starts"
     return len(file.read_text().splitlines()) if file.exists() else 0

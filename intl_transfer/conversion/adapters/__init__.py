@@ -1,4 +1,4 @@
-"""One small file per format; this is the list, from the most particular to the most general."""
+"""Adapters: one file per format, listed from the most specific to the most general."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     densecl.LAYOUT,
     openmmlab.WITH_AVERAGE,
     openmmlab.LAYOUT,
-    # Heads that only lightly has, then what Lightning's other users have.
+    # lightly's own heads first, then other users of Lightning.
     lightly.TARGET_BACKBONE,
     lightly.TEACHER_AND_STUDENT,
     lightly.ONLINE_BACKBONE,
@@ -85,7 +85,7 @@ WRITTEN: dict[str, Adapter] = {
 
 
 def recognize(content: Content) -> tuple[Adapter, list[str]] | None:
-    """The adapter that a file's keys ask for, and the networks in it; None for no ResNet."""
+    """The adapter that matches a file's keys, and its networks; None if there is no ResNet."""
     for adapter in ADAPTERS:
         branches = adapter.branches(content)
         if branches:

@@ -1,4 +1,4 @@
-"""What an adapter is: a format's two directions, and how a file of it is recognized by its keys.
+"""Adapters: recognize a format by its keys, and convert from and to it.
 
 Most checkpoints hold torchvision's ResNet behind a prefix, once for the network that is trained and
 once for its moving average. Such a format is a :class:`Layout`: a table of prefixes. Names have
@@ -29,18 +29,18 @@ ANY = r"(?:(?:state_dict|model|model_state_dict|state|net)/)?(?:module\.|model\.
 
 @dataclass(frozen=True)
 class Place:
-    """Where one ResNet lies in a file.
+    """The location of one ResNet in a file.
 
     Attributes:
-        prefix: before the names of its tensors.
-        naming: how these are spelt.
+        prefix: of the names of its tensors.
+        naming: naming scheme of its tensors.
     """
 
     prefix: str
     naming: Naming
 
     def read(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """The ResNet under torchvision's names, and the names beside it that are not of it."""
+        """The ResNet under torchvision's names, and the other names with this prefix."""
         state: dict[str, Tensor] = {}
         rest: list[str] = []
         folder = self.prefix.rpartition("/")[0]
@@ -56,7 +56,7 @@ class Place:
 
 
 def places_in(names: Iterable[str]) -> list[Place]:
-    """Every ResNet in a file, whole or in parts, in the file's order."""
+    """All ResNets in a file, complete or partial, in the file's order."""
     found: dict[str, Place] = {}
     for name in names:
         for naming in NAMINGS:
@@ -68,14 +68,14 @@ def places_in(names: Iterable[str]) -> list[Place]:
     return list(found.values())
 
 
-# How people call a network that follows another as its moving average.
+# Common names of moving-average networks.
 _AVERAGED = re.compile(
     r"ema(?![a-z])|teacher|momentum|averag|swa(?![a-z])|shadow|target|encoder_k\b|key_encoder", re.I
 )
 
 
 def is_averaged(name: str) -> bool:
-    """Whether a prefix or a dictionary is called as a moving average is."""
+    """Whether the name of a prefix or dictionary suggests a moving average."""
     return _AVERAGED.search(name) is not None
 
 
@@ -87,26 +87,26 @@ class Adapter(Protocol):
         """As reports name it."""
 
     def branches(self, content: Content) -> list[str]:
-        """The networks that a file holds, the default first; empty: it is of another format."""
+        """The networks in a file, the default first; empty if it has another format."""
 
     def to_torchvision(self, content: Content, branch: str) -> tuple[dict[str, Tensor], list[str]]:
-        """One network under torchvision's names, and the names that were left out."""
+        """One network under torchvision's names, and the names of omitted tensors."""
 
     def from_torchvision(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The file's dictionary that a network would lie in, its default branch."""
+        """The dictionary of the default branch."""
 
     def prefix(self, content: Content, branch: str) -> str:
-        """What stands before the names of a network's tensors, for messages."""
+        """The prefix of a network's tensors, for messages."""
 
     def method(self, content: Content) -> Fact | None:
-        """The pretraining method, where anything in the file hints at it, and what does."""
+        """The pretraining method, if anything in the file suggests it, with the evidence."""
 
     def settings(self, content: Content) -> Settings:
-        """How the network takes its images."""
+        """The network's image preprocessing."""
 
     @property
     def small_stem(self) -> Stem | None:
-        """What a 3x3 convolution stands for in a file of this format, where that is known."""
+        """The type of a 3x3 stem in this format, if known."""
 
 
 @dataclass(frozen=True)
@@ -116,19 +116,19 @@ class Layout:
     Attributes:
         name: as reports name it.
         places: branch to a pattern of its prefix; the default branch comes first.
-        export_prefix: the prefix, with ``/`` after dictionaries, that is written in the other
-            direction.
-        required_keys: patterns that tell the format from others with these prefixes: each has to
-            be found in some tensor's name.
-        top: keys that the file's dictionary has to have.
-        duplicate_prefix: pattern of prefixes under which the same network lies a second time.
-        method_name: the method: a name, which the names of tensors then hint at, or what finds it.
-        only: patterns of whatever the method keeps beside its networks: where a file has more, it
-            is of another method, which began from this one's code. None: not looked at.
-        exact: a file that has more than :attr:`only` is not of this format at all.
-        pixels: how the network takes its images, or what finds it.
-        naming: of the other direction.
-        small_stem: what a stem of 3x3 is in networks of this format, where that is known.
+        export_prefix: the prefix, with ``/`` after dictionaries, for writing.
+        required_keys: patterns that distinguish the format from others with these prefixes: each
+            must match some tensor's name.
+        top: required keys of the file's dictionary.
+        duplicate_prefix: pattern of prefixes of a second copy of the same network.
+        method_name: the method: a name, then inferred from tensor names, or a function that finds
+            it.
+        only: patterns of the method's tensors outside its networks: a file with others is of
+            another method derived from its code. None: not checked.
+        exact: a file with tensors beyond :attr:`only` does not have this format.
+        pixels: image preprocessing, or a function that finds it.
+        naming: for writing.
+        small_stem: the type of a 3x3 stem in this format, if known.
     """
 
     name: str
@@ -145,7 +145,7 @@ class Layout:
     small_stem: Stem | None = None
 
     def find(self, content: Content) -> dict[str, Place]:
-        """Branch to place; empty where the file is of another format."""
+        """Branch to place; empty if the file has another format."""
         found = self._places(content)
         return {} if self.exact and self._has_more(content, found) else found
 
@@ -166,7 +166,7 @@ class Layout:
                     break
             else:
                 if not duplicate_prefix:
-                    return {}  # a ResNet more than this format has
+                    return {}  # more ResNets than this format has
         return {branch: found[branch] for branch in self.places if branch in found}
 
     def branches(self, content: Content) -> list[str]:
@@ -201,7 +201,7 @@ class Layout:
         return Fact(found, inferred(f"as {self.name} has them"))
 
     def _has_more(self, content: Content, found: Mapping[str, Place]) -> bool:
-        """Whether modules lie beside the networks that the method has not."""
+        """Whether the file has modules that the method does not have."""
         if self.only is None:
             return False
         beside = {name for place in found.values() for name in place.read(content.tensors)[1]}
@@ -216,15 +216,15 @@ class Layout:
 
 
 def chosen(branches: list[str], branch: str | None, where: str) -> str:
-    """The network to take.
+    """Chooses the network to read.
 
     Args:
-        branches: those that there are, the default first.
-        branch: the user's wish, or None for the default.
+        branches: those in the file, the default first.
+        branch: the user's choice, or None for the default.
         where: the file and its format, for the message.
 
     Raises:
-        UserError: naming those that there are.
+        UserError: if it does not exist; lists those that do.
     """
     if branch is None:
         return branches[0]

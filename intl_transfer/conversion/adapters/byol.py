@@ -3,7 +3,7 @@
 A network ``online_*`` and its moving average ``target_*``, the backbone inside as ``net``,
 ``encoder`` or ``backbone``; the last two repositories number its modules (``encoder.4.0.conv1``).
 By default the online network, which the paper evaluates. DeepMind's own weights are pickles of
-JAX and Haiku; their PyTorch conversions lie under torchvision's names.
+JAX and Haiku; their PyTorch conversions use torchvision's names.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 ``res2_0_branch2a_w``, ``res2_0_branch2a_bn_s``, …, bare, in ``blobs`` or in ``model``; see
 facebookresearch/detectron2, detectron2/checkpoint/c2_model_loading.py. These networks take BGR
-pixels without division and stride in 1x1 convolutions. Where statistics were folded into scale and
-bias, mean 0 and variance 1 are put back, less the epsilon, as a new FrozenBatchNorm2d of Detectron2
-has them. Biases of convolutions, which Detectron2 has not either, are left out.
+pixels without division and stride in 1x1 convolutions. If statistics were folded into scale and
+bias, mean 0 and variance 1 minus epsilon are restored, as in a new FrozenBatchNorm2d of Detectron2.
+Biases of convolutions, which Detectron2 does not have either, are omitted.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class Caffe2:
         return [ONLINE] if any(_BLOCK.fullmatch(name) for name in names) else []
 
     def to_torchvision(self, content: Content, branch: str) -> tuple[dict[str, Tensor], list[str]]:
-        """With the statistics that were folded away.
+        """Restores the statistics that were folded into scale and bias.
 
         Raises:
-            UserError: for a blob in the ResNet that torchvision's has not.
+            UserError: for a blob that torchvision's ResNet does not have.
         """
         state: dict[str, Tensor] = {}
         rest = []
@@ -85,7 +85,7 @@ class Caffe2:
         }
 
     def prefix(self, content: Content, branch: str) -> str:
-        """None to speak of."""
+        """None."""
         return ""
 
     def method(self, content: Content) -> Fact | None:

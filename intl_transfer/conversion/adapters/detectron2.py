@@ -1,10 +1,10 @@
 """Detectron2's own: facebookresearch/detectron2, detectron2/checkpoint/detection_checkpoint.py.
 
-A backbone file (``model/stem.conv1.weight``, ``model/res2.0.…``), or a whole detector, of which the
-ResNet is taken: ``backbone.*`` with ``roi_heads.res5`` (C4) or ``backbone.bottom_up.*`` (FPN). A
-``.pkl`` holds numpy arrays. How the network takes images is said by the ``config.yaml`` beside a
-detector, or by batch norms whose statistics were folded away, which only the weights that came from
-Caffe have; else torchvision's ways are assumed. (Files of this project say it themselves.)
+A backbone file (``model/stem.conv1.weight``, ``model/res2.0.…``), or the ResNet of a detector:
+``backbone.*`` with ``roi_heads.res5`` (C4) or ``backbone.bottom_up.*`` (FPN). A ``.pkl`` holds
+numpy arrays. Image preprocessing is read from the ``config.yaml`` next to a detector, or inferred
+from batch norms with folded statistics, which only weights from Caffe have; otherwise torchvision's
+is assumed. (Files of this project state it themselves.)
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Detectron2:
     small_stem = None
 
     def branches(self, content: Content) -> list[str]:
-        """A detector has one network; its moving average may lie in a dictionary beside it."""
+        """A detector has one network; its moving average may be in another dictionary."""
         return list(_networks(content))
 
     def to_torchvision(self, content: Content, branch: str) -> tuple[dict[str, Tensor], list[str]]:
-        """Raises a UserError for tensors in the ResNet that torchvision's has not."""
+        """Raises a UserError for tensors that torchvision's ResNet does not have."""
         tensors = _networks(content)[branch][1]
         try:
             state = from_detectron2(tensors)
@@ -58,17 +58,17 @@ class Detectron2:
         return {
             "model": to_detectron2(state),
             "__author__": "intl-transfer",
-            # Lets Detectron2 find res5 in the box head of C4 and below the pyramid of FPN.
+            # Makes Detectron2 match res5 in the box head of C4 and in the bottom-up network of FPN.
             "matching_heuristics": True,
         }
 
     def prefix(self, content: Content, branch: str) -> str:
-        """The dictionary that it lies in."""
+        """Its dictionary."""
         folder = _networks(content)[branch][0]
         return f"{folder}/" if folder not in ("", "model") else ""
 
     def method(self, content: Content) -> Fact | None:
-        """Not known; a file of this project says it elsewhere."""
+        """Unknown; files of this project state it elsewhere."""
         return None
 
     def settings(self, content: Content) -> Settings:
@@ -84,7 +84,7 @@ class Detectron2:
 
 
 def _networks(content: Content) -> dict[str, tuple[str, dict[str, Tensor]]]:
-    """Branch to dictionary and tensors; empty where ResNets lie in the file otherwise as well."""
+    """Branch to dictionary and tensors; empty if the file also has ResNets elsewhere."""
     groups: dict[str, dict[str, Tensor]] = {}
     for key, tensor in content.tensors.items():
         folder, _, name = key.rpartition("/")
@@ -105,7 +105,7 @@ def _networks(content: Content) -> dict[str, tuple[str, dict[str, Tensor]]]:
 
 
 def _tensors(content: Content) -> dict[str, Tensor]:
-    """Those of the default network; empty where there is none."""
+    """Those of the default network; empty if there is none."""
     return next((inner for _, inner in _networks(content).values()), {})
 
 

@@ -13,7 +13,7 @@ _NETWORK = r"/(?:module\.)?(?:backbone\.)?"
 
 
 def _method(content: Content) -> str | None:
-    """Other methods have a teacher and a student as well; DINO keeps its loss's center beside."""
+    """Other methods also have teacher and student; DINO's files include its loss's center."""
     is_dino = "dino_loss" in content.values or "dino_loss/center" in content.tensors
     return "DINO" if is_dino else None
 

@@ -1,7 +1,7 @@
-"""What an OpenMMLab configuration says, read out of the text that a checkpoint carries of it.
+"""Reads the OpenMMLab configuration that a checkpoint contains as text.
 
 mmcv and mmengine keep ``Config.pretty_text`` in ``meta``: Python assignments of literals and
-``dict(...)``. The text is parsed and never run; what is no literal is left out.
+``dict(...)``. The text is parsed, never executed; anything but literals is ignored.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _LONGEST = 500_000
 _MOST_NODES = 200_000
 _DEEPEST = 60
 _MISSING = object()
-# The order in which these classes take images if they are not told: as they are loaded, BGR.
+# Default channel order of these classes: as loaded, BGR.
 _PREPROCESSOR = "DataPreprocessor"
 
 
 def configuration(meta: Any) -> dict[str, Any]:
-    """The configuration in a checkpoint's ``meta``, by name; empty where there is none.
+    """The configuration in a checkpoint's ``meta``, by name; empty if there is none.
 
     Args:
         meta: as read.
@@ -90,7 +90,7 @@ def _literal(node: ast.expr, depth: int = 0) -> Any:
 
 
 def _dictionaries(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """All dictionaries in a configuration with their place, outermost first."""
+    """All dictionaries in a configuration with their paths, outermost first."""
     waiting: list[tuple[str, Any]] = [("", config)]
     for _ in range(_MOST_NODES):
         if not waiting:
@@ -107,7 +107,7 @@ def _dictionaries(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str,
 
 
 def settings_in(config: Mapping[str, Any]) -> Settings:
-    """How a network takes its images, as far as a configuration says; the rest is assumed.
+    """Image preprocessing, as far as the configuration states it; the rest is assumed.
 
     mmcv's ``Normalize`` and mmengine's data preprocessors subtract ``mean`` from pixels of 0 to
     255 in the order that ``to_rgb`` or ``bgr_to_rgb`` leaves; torchvision's ``Normalize``, which
@@ -136,7 +136,7 @@ def settings_in(config: Mapping[str, Any]) -> Settings:
         channels, mean, std, pixels_source, channels_source = stated
         return Settings(channels, mean, std, is_caffe, pixels_source, channels_source, strides)
     if is_caffe:
-        weak = inferred("style='caffe', as networks from Caffe have it; it says no mean")
+        weak = inferred("style='caffe', as networks from Caffe have it; no mean stated")
         return CAFFE.known_by(weak, strides)
     return IMAGENET.known_by(IMAGENET.pixels_source, strides)
 
@@ -144,7 +144,7 @@ def settings_in(config: Mapping[str, Any]) -> Settings:
 def _normalization(
     found: list[tuple[str, Mapping[str, Any]]],
 ) -> tuple[Any, Any, Any, Source, Source] | None:
-    """What is subtracted and divided by: the model's own first, then the pipelines'."""
+    """Mean and deviation: the model's own, otherwise the pipelines'."""
     stated = [
         (place, inner)
         for place, inner in found
@@ -185,7 +185,7 @@ def _three(value: Any) -> bool:
 
 
 def first(config: Mapping[str, Any], *path: str) -> Any:
-    """What lies behind a path of keys, or None."""
+    """The value at a path of keys, or None."""
     value: Any = config
     for key in path:
         value = plain(value)

@@ -3,7 +3,7 @@
 ``state_dict/module.encoder_q.*`` is the trained encoder, ``module.encoder_k.*`` its moving average;
 the queue and the heads (``fc``) are left out. By default the trained one, as the authors' own
 converter takes it. The version is inferred from the head: one linear layer, or two with a ReLU.
-Many later methods keep these names: one with modules of its own is not called MoCo.
+Many later methods keep these names; a file with further modules is not called MoCo.
 """
 
 from __future__ import annotations

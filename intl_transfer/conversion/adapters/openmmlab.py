@@ -30,12 +30,12 @@ _ALGORITHMS = {
 }
 
 
-# By the neck, which alone tells MoCo v2 from v1.
+# By the neck, the only difference between MoCo v2 and v1.
 _NECKS = {"MoCoV2Neck": "MoCo v2", "NonLinearNeckV1": "MoCo v2", "LinearNeck": "MoCo v1"}
 
 
 def _method(content: Content) -> Fact | None:
-    """The algorithm that the configuration kept in the file names."""
+    """The algorithm in the file's configuration."""
     config = configuration(content.values.get("meta"))
     kind = first(config, "model", "type")
     if not isinstance(kind, str):
@@ -50,8 +50,8 @@ def _pixels(content: Content) -> Settings:
     return settings_in(configuration(content.values.get("meta")))
 
 
-# mmengine's EMAHook saves the average as the network and the trained one beside it
-# (`EMAHook._swap_ema_state_dict`), so that whoever loads the file gets the average.
+# mmengine's EMAHook saves the average as the network, and the trained network separately
+# (`EMAHook._swap_ema_state_dict`), so that loading the file gives the average.
 WITH_AVERAGE = Layout(
     "OpenMMLab",
     {

@@ -1,4 +1,4 @@
-"""ResNets behind prefixes that no known format has: one is taken, among several the user chooses.
+"""ResNets behind unknown prefixes: a single one is used, among several the user chooses.
 
 The branches are called by their prefixes.
 """

@@ -2,11 +2,11 @@
 
 The first keeps the projector as the backbone's ``fc`` (``state_dict/backbone.fc.0``), the second
 beside it (``encoder.*``, ``projector.0`` and ``.2`` without biases). Both train on pixels of 0 to 1
-without normalization; but many people's own code has these names and normalizes, so that the range
-is assumed, and the report says what SimCLR's own would be.
+without normalization; but other code with these names often normalizes, so the range is assumed,
+and the report names SimCLR's own.
 
-Google's own weights, brought to PyTorch by tonylins/simclr-converter, lie under torchvision's
-names and cannot be told from others: they too were trained on pixels of 0 to 1 (``--pixels unit``).
+Google's own weights, converted to PyTorch by tonylins/simclr-converter, use torchvision's names and
+cannot be distinguished from others: they too were trained on pixels of 0 to 1 (``--pixels unit``).
 """
 
 from __future__ import annotations

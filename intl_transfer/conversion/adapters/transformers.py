@@ -1,7 +1,7 @@
 """Hugging Face transformers: src/transformers/models/resnet/modeling_resnet.py.
 
-``resnet.embedder.*`` and ``resnet.encoder.stages.*`` in ``model.safetensors``; beside it
-``config.json`` says where bottlenecks stride, ``preprocessor_config.json`` mean and deviation.
+``resnet.embedder.*`` and ``resnet.encoder.stages.*`` in ``model.safetensors``; ``config.json``
+states the position of strides, ``preprocessor_config.json`` mean and deviation.
 """
 
 from __future__ import annotations

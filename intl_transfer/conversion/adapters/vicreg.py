@@ -2,7 +2,7 @@
 
 Checkpoints hold ``model/module.backbone.*`` beside a projector whose linear layers have biases; the
 final ``resnet50.pth`` is a plain torchvision state dict. Its ResNet pads before the first
-convolution instead of in it, which comes to the same.
+convolution instead of in it, which is equivalent.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""External logs and results as rows: a small file for each format, and the command."""
+"""Imports external logs and results: one file per format, and the command."""
 
 from intl_transfer.results.importers.command import FORMS, import_results
 

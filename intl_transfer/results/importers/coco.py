@@ -1,7 +1,7 @@
 """COCO's own format of results: detections as one JSON list, against an annotation file.
 
 ``[{"image_id": 42, "category_id": 18, "bbox": [x, y, w, h], "score": 0.236}, ...]``; masks have a
-``segmentation`` (RLE or polygons). Figures are those of pycocotools.
+``segmentation`` (RLE or polygons). Metrics are computed by pycocotools.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 from intl_transfer.errors import UserError
 from intl_transfer.files.jsons import parse_json
-from intl_transfer.results.importers.found import Found, figure
+from intl_transfer.results.importers.found import Found, percentage
 
-# The twelve figures of COCOeval.stats, in its order, of which the first six are AP's.
+# The twelve metrics of COCOeval.stats, in its order; the first six are AP.
 _STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 _NEEDED = ("image_id", "category_id", "score")
 
@@ -28,7 +28,7 @@ def read(source: Path, annotations: Path | None) -> Found:
         annotations: COCO's ``instances_*.json``.
 
     Raises:
-        UserError: if one of the files is not what it should be, or they do not belong together.
+        UserError: if one of the files is invalid, or they do not belong together.
     """
     if annotations is None:
         raise UserError("results in COCO's format need --annotations instances_….json")
@@ -88,7 +88,7 @@ def _bytes(file: Path) -> bytes:
 def _evaluate(
     source: Path, detections: list[dict[str, Any]], truth: dict[str, Any], kind: str
 ) -> dict[str, Any]:
-    """The twelve figures in %, and AP of each class."""
+    """The twelve metrics in %, and AP per class."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -116,5 +116,5 @@ def _evaluate(
         values = precision[:, :, index]
         values = values[values > -1]
         per_class[names[category]] = 100 * float(values.mean()) if values.size else None
-    figures = {name: figure(value, 100) for name, value in zip(_STATS, stats, strict=True)}
-    return {**figures, "per_class": per_class}
+    metrics = {name: percentage(value, 100) for name, value in zip(_STATS, stats, strict=True)}
+    return {**metrics, "per_class": per_class}

@@ -1,4 +1,4 @@
-"""Logs and results of other programs as rows of the tables, marked as external.
+"""Imports logs and results of other programs, as external rows of tables.
 
 intl-transfer import openmmlab work_dirs/mask_rcnn --out runs/external/mask_rcnn --method "MoCo v2"
 intl-transfer import coco detections.json --annotations instances.json --out runs/x --method A
@@ -23,7 +23,7 @@ from intl_transfer.runs.records import SCHEMA, results_of
 
 FORMS = ("openmmlab", "vissl", "lightning", "coco")
 _UNKNOWN = "not stated"
-# What a table wants to know, by option, in words.
+# Facts needed by tables: option and description.
 _WORDS = {
     "dataset": "data set",
     "seed": "seed",
@@ -47,17 +47,17 @@ _CLASSIFICATION = ("dataset", "seed", "backbone", "epochs", "batch_size", "lr", 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``intl-transfer import``."""
     add = parser.add_argument
-    add("form", type=one_of(*FORMS), metavar="|".join(FORMS), help="what wrote it")
-    add("source", type=Path, help="the file, or a folder with only one of its kind")
-    add("--out", type=Path, required=True, metavar="FOLDER", help="of the row's results.json")
-    add("--method", required=True, help="as tables name it")
-    add("--annotations", type=Path, metavar="FILE", help="coco: what is detected")
-    add("--layer", help="vissl: the head to use")
-    add("--column", help="lightning: the column with top-1, if not solo-learn's")
+    add("form", type=one_of(*FORMS), metavar="|".join(FORMS), help="format of the source")
+    add("source", type=Path, help="the file, or a folder with a single such file")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="run directory to write")
+    add("--method", required=True, help="name of the method in tables")
+    add("--annotations", type=Path, metavar="FILE", help="coco: task")
+    add("--layer", help="vissl: name of the head to use")
+    add("--column", help="lightning: column with top-1, if not solo-learn's")
     add("--unit", type=one_of("percent", "fraction"), metavar="percent|fraction", help="of it")
     kinds = ("linear", "knn", "semi")
     add("--kind", type=one_of(*kinds), default="linear", metavar="|".join(kinds))
-    facts = parser.add_argument_group("what is known of the protocol, and the file does not state")
+    facts = parser.add_argument_group("protocol, as far as the file does not state it")
     for name in _WORDS:
         whole = name in ("seed", "iterations", "batch_size", "epochs")
         kind = int if whole else float if name == "lr" else str
@@ -95,25 +95,25 @@ def import_results(
     facts: Mapping[str, Any] | None = None,
     kind: str = "linear",
 ) -> Path:
-    """Writes what was found as external results, with what is not known of its protocol.
+    """Writes external results, with the unknown facts of their protocol.
 
     Args:
-        found: from one of the importers.
-        folder: of the new run; must hold no results.
-        method: as tables name it.
+        found: from an importer.
+        folder: of the new run; must not contain results.
+        method: name of the method in tables.
         source: the file's name.
-        facts: what is known beside what the file states, by option; None where it is not.
+        facts: known in addition to the file's, by option; None if unknown.
         kind: of a classification.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: if the folder has results already, the figures are no percentages, or what is
-            given contradicts the file.
+        UserError: if the folder already has results, metrics are not percentages, or a fact
+            contradicts the file.
     """
     if (folder / RESULTS).exists() or (folder / "manifest.json").exists():
-        raise UserError(f"{folder} holds a run already; give another --out")
+        raise UserError(f"{folder} already contains a run; choose another --out")
     given = {name: value for name, value in (facts or {}).items() if value is not None}
     for name, value in found.stated.items():
         if name in given and given[name] != value:
@@ -146,7 +146,7 @@ def import_results(
 
 
 def _detection(known: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a detection's results that its protocol makes."""
+    """The protocol's part of a detection's results."""
     return {
         "stage": "detection",
         "architecture": {
@@ -164,7 +164,7 @@ def _detection(known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _classification(known: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """The part of a classification's results that its protocol makes."""
+    """The protocol's part of a classification's results."""
     return {
         "stage": "evaluation",
         "kind": kind,

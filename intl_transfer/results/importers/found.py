@@ -1,4 +1,4 @@
-"""What an importer finds in a file, and the readers that importers share."""
+"""The result of importers, and their common readers."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from intl_transfer.errors import UserError
 from intl_transfer.files.jsons import parse_json
 from intl_transfer.results.reading import check_plain
 
-#: Letters of a line; beyond, it is no line of a log.
+#: Maximum length of a line of a log.
 _LONGEST = 16 << 20
 
 
 @dataclass(frozen=True)
 class Found:
-    """Figures of the last evaluation in a file, and what the file states of the protocol.
+    """Metrics of the last evaluation in a file, and the protocol that the file states.
 
     Attributes:
-        metrics: in %; of detection by task and metric, of classification by metric.
+        metrics: in %; by task and metric for detection, by metric for classification.
         producer: what wrote the file.
-        at: where in the training the figures stand, in words.
+        at: position in training, as text.
         epoch: of the evaluation, where stated.
-        stated: facts that the file states, by option of ``intl-transfer import``.
+        stated: facts stated in the file, by option of ``intl-transfer import``.
         detection: whether they are of detection.
     """
 
@@ -38,10 +38,10 @@ class Found:
 
 
 def json_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """Objects of a file with one on each line; a last line that was cut off is passed over.
+    """Objects of a JSON-lines file; a truncated last line is skipped.
 
     Raises:
-        UserError: if the file is no plain file, or another line is no JSON object.
+        UserError: if it is not a regular file, or another line is not a JSON object.
     """
     check_plain(file, file.stat())
     with open(file, "rb") as lines:
@@ -52,7 +52,7 @@ def json_lines(file: Path) -> Iterator[dict[str, Any]]:
                 value = parse_json(line[:_LONGEST], f"{file}, line {number}")
             except UserError:
                 if not line.endswith(b"\n"):
-                    return  # the writer was stopped in the middle of it
+                    return  # truncated
                 raise
             if not isinstance(value, dict):
                 raise UserError(
@@ -61,14 +61,14 @@ def json_lines(file: Path) -> Iterator[dict[str, Any]]:
             yield value
 
 
-def figure(value: Any, scale: float = 1.0) -> float | None:
-    """A figure in %; None for what is no finite number, or negative (not defined)."""
+def percentage(value: Any, scale: float = 1.0) -> float | None:
+    """A metric in %; None if not finite, or negative (undefined)."""
     good = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) * scale if good and math.isfinite(value) and value >= 0 else None
 
 
 def only_file(source: Path, patterns: tuple[str, ...], what: str) -> Path:
-    """The file that is meant: itself, or the only one of its kind in a folder.
+    """The file itself, or the only such file in a folder.
 
     Raises:
         UserError: if there is none, or several.

@@ -1,8 +1,8 @@
 """``metrics.csv`` of Lightning's CSV logger, as solo-learn and others write it.
 
-One line for each time something was logged, blank where a column was not: the last line that has
-a validation figure counts. solo-learn's ``val_acc1``, ``val_acc5`` and ``val_knn_acc1`` are in %;
-whether other columns are is not said by the file, and has to be.
+One line per log call, with blanks for other columns: the last line with a validation metric is
+used. solo-learn's ``val_acc1``, ``val_acc5`` and ``val_knn_acc1`` are in %; the unit of other
+columns is not stated in the file and must be given.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from intl_transfer.errors import UserError
-from intl_transfer.results.importers.found import Found, figure, only_file
+from intl_transfer.results.importers.found import Found, only_file, percentage
 from intl_transfer.results.reading import check_plain
 
-#: Columns whose unit is known, by metric.
+#: Columns with a known unit, by metric.
 SOLO_LEARN = {
     "val_acc1": "top1",
     "val_acc5": "top5",
@@ -32,13 +32,13 @@ def read(
 
     Args:
         source: the file, or a folder with only one.
-        kind: ``knn`` takes the figures of nearest neighbors, else those of a head.
-        column: the column with top-1, where it is not solo-learn's.
+        kind: ``knn`` uses the accuracy of nearest neighbors, others that of a head.
+        column: the column with top-1, if not solo-learn's.
         unit: of that column: ``percent`` or ``fraction``.
 
     Raises:
-        UserError: if there is no such column or figure, its unit is not known, or training went
-            on for whole epochs after the last one.
+        UserError: if there is no such column or value, its unit is unknown, or training continued
+            for complete epochs after it.
     """
     patterns = ("metrics.csv", "*/metrics.csv", "*/*/metrics.csv")
     file = only_file(source, patterns, "metrics.csv of Lightning")
@@ -54,12 +54,12 @@ def read(
             now = _number(line.get("epoch"))
             reached = max(reached, int(now) if now is not None else -1)
             values = {m: _number(line.get(name)) for name, m in wanted.items()}
-            known = {m: v for m, v in values.items() if figure(v) is not None and v is not None}
+            known = {m: v for m, v in values.items() if percentage(v) is not None and v is not None}
             if known:
                 last = {m: v * scale for m, v in known.items()}
                 epoch = int(now) if now is not None else None
     if not last:
-        raise UserError(f"{file}: no figure in {', '.join(wanted)}")
+        raise UserError(f"{file}: no value in {', '.join(wanted)}")
     if epoch is not None and epoch < reached:
         raise UserError(
             f"{file}: its last validation is of epoch {epoch}, and training continued to "
@@ -72,7 +72,7 @@ def read(
 def _wanted(
     file: Path, heads: Iterable[str], kind: str, column: str | None, unit: str | None
 ) -> dict[str, str]:
-    """Columns to read, and the metric that each is."""
+    """Columns to read, with their metrics."""
     heads = list(heads)
     if column is not None:
         if column not in heads:

@@ -1,9 +1,9 @@
 """OpenMMLab's logs: ``vis_data/scalars.json`` of MMEngine, ``*.log.json`` of MMCV before it.
 
 Both have one JSON object per line, in the order of time. MMEngine's evaluations have keys
-``coco/bbox_mAP`` and a ``step``, which counts epochs, and is 0 where a loop of iterations has none;
-its training lines have ``loss``, ``iter``, ``step`` and, in a loop of epochs, ``epoch``. MMCV's
-lines say ``mode`` (``train`` or ``val``), and the first of them describes the machine. Figures are
+``coco/bbox_mAP`` and a ``step``, which counts epochs, and is 0 in a loop of iterations; its
+training lines have ``loss``, ``iter``, ``step`` and, in a loop of epochs, ``epoch``. MMCV's lines
+say ``mode`` (``train`` or ``val``), and the first of them describes the machine. Metrics are
 fractions.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from intl_transfer.errors import UserError
-from intl_transfer.results.importers.found import Found, figure, json_lines, only_file
+from intl_transfer.results.importers.found import Found, json_lines, only_file, percentage
 
 _KEY = re.compile(r"(?:(?P<set>[\w-]+)/)?(?P<task>bbox|segm)_mAP(?:_(?P<part>50|75|s|m|l))?$")
 _METRICS = {None: "AP", "50": "AP50", "75": "AP75", "s": "APs", "m": "APm", "l": "APl"}
@@ -48,7 +48,7 @@ def read(source: Path) -> Found:
         raise UserError(
             f"{file}: no evaluation; expected lines with keys such as coco/bbox_mAP or bbox_mAP"
         )
-    # Both count epochs where training does; else only training's own lines say how far it was.
+    # Both count epochs if training does; otherwise only training lines show its progress.
     epoch = _whole(last.get("epoch"), last.get("step") if "mode" not in last else None)
     epoch = epoch if before.epoch or after.epoch or "mode" in last else 0
     at = f"epoch {epoch}" if epoch else f"iteration {before.iteration or 'not stated'}"
@@ -64,7 +64,7 @@ def read(source: Path) -> Found:
 
 @dataclass(frozen=True)
 class _Training:
-    """How far training was."""
+    """The progress of training."""
 
     epoch: int = 0
     iteration: int = 0
@@ -91,7 +91,7 @@ def _metrics(line: dict[str, Any]) -> dict[str, Any]:
     for key, value in line.items():
         if match := _KEY.match(key):
             metrics = found.setdefault(_TASKS[match["task"]], {})
-            metrics[_METRICS[match["part"]]] = figure(value, 100)
-        elif (voc := _VOC.match(key)) and (known := figure(value, 100)) is not None:
+            metrics[_METRICS[match["part"]]] = percentage(value, 100)
+        elif (voc := _VOC.match(key)) and (known := percentage(value, 100)) is not None:
             found.setdefault("voc", {})["AP50" if voc[1] == "AP50" else "mAP"] = known
     return {task: metrics for task, metrics in found.items() if any(metrics.values())}

@@ -1,4 +1,4 @@
-"""VISSL's ``metrics.json``: one JSON object per line, figures in % by layer of the head.
+"""VISSL's ``metrics.json``: one JSON object per line, metrics in % by layer of the head.
 
 ``{"iteration": 9000, "phase_idx": 55, "train_phase_idx": 27, "test_accuracy_list_meter":
 {"top_1": {"0": 69.9}, "top_5": {"0": 89.4}}}``
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from intl_transfer.errors import UserError
-from intl_transfer.results.importers.found import Found, figure, json_lines, only_file
+from intl_transfer.results.importers.found import Found, json_lines, only_file, percentage
 
 _TEST, _TRAIN = "test_accuracy_list_meter", "train_accuracy_list_meter"
 _METRICS = {"top_1": "top1", "top_5": "top5"}
@@ -21,7 +21,7 @@ def read(source: Path, layer: str | None = None) -> Found:
 
     Args:
         source: the file, or a folder with only one.
-        layer: whose head counts, where there are several.
+        layer: of the head to use, if there are several.
 
     Raises:
         UserError: if there is no test, training continued after the last one, or it has several
@@ -58,7 +58,7 @@ def read(source: Path, layer: str | None = None) -> Found:
     metrics = {
         ours: value
         for theirs, ours in _METRICS.items()
-        if (value := figure((found.get(theirs) or {}).get(chosen))) is not None
+        if (value := percentage((found.get(theirs) or {}).get(chosen))) is not None
     }
     if not metrics:
         raise UserError(f"{file}: {_TEST} has no top_1 or top_5 of '{chosen}'")

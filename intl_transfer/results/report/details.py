@@ -1,4 +1,4 @@
-"""One run's own page."""
+"""The data of one run's page."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from intl_transfer.runs import MANIFEST, METRICS, RESULTS
 
 CURVES = "curves.json"
 FILES = (MANIFEST, METRICS, RESULTS, CURVES, PREDICTIONS, SHEET, VIEWS, METRICS_JSON, "log.txt")
-# Detection figures in the order in which they are read; others follow.
-_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+# Detection metrics in reading order; others follow.
+_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
-_STEPS = (1, 2, 4, 5, 10, 20, 50, 100, 10**9)  # divisors of 100: both ends stay
+_STEPS = (1, 2, 4, 5, 10, 20, 50, 100, 10**9)  # divisors of 100: both ends are kept
 _VALUES = 3000  # of the precision-recall curves of a task at one overlap
 
 Fingerprint = tuple[tuple[str, int, int], ...]
@@ -41,7 +41,7 @@ Cache = dict[Path, tuple[object, dict[str, Any]]]
 
 
 def fingerprint(folder: Path) -> Fingerprint:
-    """Name, time and size of those of a run's files that the page reads and that are there."""
+    """Name, time and size of a run's existing files that the page uses."""
     found = []
     for name in FILES:
         try:
@@ -55,20 +55,20 @@ def fingerprint(folder: Path) -> Fingerprint:
 def describe(
     entry: Entry, points: int, pictures: int, cache: Cache | None = None
 ) -> dict[str, Any]:
-    """What the page of a run shows beyond its summary.
+    """The data of a run's page, beyond its summary.
 
     Args:
         entry: the run.
-        points: of a curve, at most.
-        pictures: of detections, at most.
-        cache: of earlier descriptions, read and added to.
+        points: maximum per curve.
+        pictures: maximum number of images with detections.
+        cache: of earlier descriptions, read and updated.
 
     Returns:
         JSON-compatible data.
     """
     folder, manifest, results = entry.path, entry.manifest_json, entry.results_json
     state = (fingerprint(folder), points, pictures, entry.status)
-    # The logs of a run in progress lie partly elsewhere: it is always read again.
+    # Some logs of a run in progress are elsewhere: it is always read again.
     finished = entry.status in ("finished", "superseded")
     if cache is not None and finished and folder in cache and cache[folder][0] == state:
         return cache[folder][1]
@@ -102,7 +102,7 @@ def _by_task(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _figures(found: Mapping[str, Any]) -> dict[str, float | int | None]:
-    names = [name for name in _FIGURES if name in found]
+    names = [name for name in _METRICS if name in found]
     names += [n for n in found if n not in names and isinstance(found[n], (int, float))]
     return {name: number(found[name], 6) for name in names}
 
@@ -112,7 +112,7 @@ def _classes(found: Mapping[str, Any]) -> dict[str, float | int | None]:
 
 
 def _precision_recall(folder: Path) -> dict[str, Any]:
-    """``curves.json`` with three digits; what is not in its form is left out."""
+    """``curves.json`` with three digits; invalid parts are ignored."""
     try:
         content = parse_json((folder / CURVES).read_bytes(), CURVES)
     except (OSError, UserError):
@@ -130,7 +130,7 @@ def _precision_recall(folder: Path) -> dict[str, Any]:
                 for name, values in mapping(found).items()
                 if isinstance(values, list) and len(values) == len(recall)
             }
-            # Eighty classes need no hundred points each.
+            # Eighty classes do not need a hundred points each.
             step = next(s for s in _STEPS if len(precision) * len(recall) / s <= _VALUES)
             if precision:
                 tasks.setdefault(str(task), {})[str(overlap)] = {
@@ -144,7 +144,7 @@ def _precision_recall(folder: Path) -> dict[str, Any]:
 
 
 def _total(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """How far the run is to go: iterations or epochs, as its configuration says."""
+    """The planned length of the run: iterations or epochs, from its configuration."""
     config = mapping(manifest.get("config"))
     iterations = number(mapping(config.get("SOLVER")).get("MAX_ITER"))
     epochs = number(mapping(config.get("optim")).get("epochs"))
@@ -152,7 +152,7 @@ def _total(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def provenance_of(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a run's weights come from: as its results say, else as its manifest does."""
+    """The provenance of a run's weights, from its results, otherwise from its manifest."""
     start = mapping(results.get("initialization"))
     inputs = [mapping(item) for item in sequence(manifest.get("inputs"))]
     weights = next((item for item in inputs if item.get("role") == "weights"), {})
@@ -177,13 +177,13 @@ def provenance_of(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> di
 
 
 def _evidence(value: Any) -> str:
-    """By what evidence one fact is said, in words."""
+    """The evidence for one fact, as text."""
     level, detail = (text(mapping(value).get(key)) for key in ("level", "detail"))
     return f"{level} ({detail})" if detail else str(level)
 
 
 def _facts(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Results beyond the figures, which have places of their own."""
+    """Results other than metrics, which are shown separately."""
     shown = ("metrics", "initialization", "schema", "stage")
     return {name: value for name, value in results.items() if name not in shown}
 
@@ -212,10 +212,10 @@ def _session(session: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _collapse_bounds(manifest: Mapping[str, Any]) -> dict[str, float] | None:
-    """What the trace loss of INTL can reach, and where its collapse alarm is raised.
+    """The bound of INTL's trace loss, and the threshold of its collapse alarm.
 
-    :func:`intl_transfer.spectral.diagnostics.trace_loss_bound` in plain numbers, so that a report
-    need not load torch.
+    :func:`intl_transfer.spectral.diagnostics.trace_loss_bound` without torch, which a report need
+    not load.
     """
     config = mapping(manifest.get("config"))
     loss = mapping(config.get("loss"))

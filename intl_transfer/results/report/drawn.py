@@ -1,4 +1,4 @@
-"""Tables as pictures that a reader of the page can save."""
+"""Tables as figures that a reader of the page can save."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from intl_transfer.results.machine_readable import as_json
 from intl_transfer.results.rows import Table
 from intl_transfer.runs.private import Privacy
 
-#: Tables that have a picture, and rows, beyond which a picture says less than the table.
+#: Maximum number of tables with a figure, and of rows, beyond which the table is clearer.
 _DRAWN, _MOST_ROWS = 8, 60
-# Pictures of an earlier page, which a page that is rebuilt while jobs run does not draw again.
+# Figures of earlier builds, reused while a page is rebuilt as jobs run.
 _drawn: dict[tuple[str, str], dict[str, str]] = {}
 
 
 def pictures_of(tables: Sequence[Table], privacy: Privacy | None = None) -> list[dict[str, str]]:
-    """Measured tables as SVG and PDF, in base64; nothing for those that have no picture.
+    """Measured tables as SVG and PDF, in base64; empty for those without a figure.
 
     Args:
         tables: of the page.
-        privacy: takes out of the names of rows what tells of machines and people. It must not be
-            asked for the pictures themselves: what looks like a path in base64 is none.
+        privacy: applied to the names of rows. It must not be applied to the figures themselves:
+            base64 may look like a path.
     """
     found = []
     for index, table in enumerate(tables):
-        measured = any(row.figures for row in table.rows if not row.published)
+        measured = any(row.metrics for row in table.rows if not row.published)
         drawable = measured and index < _DRAWN and len(table.rows) <= _MOST_ROWS
         found.append(_picture(_private(table, privacy)) if drawable else {})
     return found

@@ -1,4 +1,4 @@
-"""What is behind a row, in a few lines: repetitions, seeds, settings, versions."""
+"""Details of a row in a few lines: repetitions, seeds, settings, versions."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ from intl_transfer.results.run import Run
 from intl_transfer.runs.settings import NOT_STATED, comparable
 from intl_transfer.runs.wording import setting_in_words
 
-#: Settings in which a row differs from others of its table, that are shown at a glance.
+#: Maximum number of differing settings shown in the summary of a row.
 _MOST = 8
 _LIBRARIES = ("torch", "torchvision", "detectron2")
 
 
 def evidence_of(table: Table, row: Row) -> dict[str, Any]:
-    """What the page shows of a row on hover and focus, and on the row's own page.
+    """The details of a row, shown on hover and focus, and on the row's page.
 
     Args:
-        table: that it stands in; settings in which all of its rows agree are left out of the
-            glance.
+        table: that contains it; settings on which all its rows agree are omitted from the summary.
         row: of it.
 
     Returns:
-        ``lines``, (name, text) pairs, and ``decided``, every setting that decided the row's start,
-        as pairs.
+        ``lines``, (name, text) pairs, and ``decided``, all deciding settings of the row's
+        initialization, as pairs.
     """
     if row.published:
         said = [("source", row.source), *(("", note) for note in row.notes[1:])]
@@ -47,7 +46,7 @@ def evidence_of(table: Table, row: Row) -> dict[str, Any]:
 
 
 def _differing(table: Table) -> set[str]:
-    """Settings of starts that are not the same in all measured rows of a table."""
+    """Settings of initializations that differ between measured rows of a table."""
     values: dict[str, list[Any]] = {}
     starts = [row.runs[0].start for row in table.rows if row.runs]
     for start in starts:
@@ -61,9 +60,9 @@ def _differing(table: Table) -> set[str]:
 
 
 def _counts(table: Table, row: Row) -> str:
-    """``5 (coco_2017_val), 3 (voc_2007_test)``; one number where all agree."""
+    """``5 (coco_2017_val), 3 (voc_2007_test)``; one number if all agree."""
     counts: dict[str, str] = {}
-    for (task, _), summary in row.figures.items():
+    for (task, _), summary in row.metrics.items():
         counts.setdefault(table.dataset_of(task), summary.count)
     if len(set(counts.values())) <= 1:
         return next(iter(counts.values()), "")

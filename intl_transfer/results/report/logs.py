@@ -16,7 +16,7 @@ _HEAD = 1 << 13
 _ABOVE = 4
 _WIDTH = 500
 _LOGS = 4
-_RANKS = 16  # whose errors are looked at
+_RANKS = 16  # whose errors are read
 _ERROR = re.compile(r"^\S*(Error|Exception)\b|^Traceback|^srun: error|CANCELLED")
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|.)")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
@@ -25,17 +25,17 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 def last_lines(folder: Path, lines: int = LINES) -> list[dict[str, object]]:
     """Reads the ends of a run's logs.
 
-    Looked at are ``log.txt`` in the run directory, ``NAME.log`` beside it, and the newest job's
-    logs in ``slurm/`` in the run directory, beside it or a few folders above (there, a job whose
-    command names this directory).
+    These are ``log.txt`` in the run directory, ``NAME.log`` next to it, and the newest job's logs
+    in ``slurm/`` in the run directory, next to it or a few folders above (there, of a job whose
+    command contains this directory).
 
     Args:
         folder: the run directory.
         lines: of each log.
 
     Returns:
-        ``{"file", "lines"}`` of at most four logs that are not empty: those that name an error
-        first, then the last written.
+        ``{"file", "lines"}`` of at most four non-empty logs: those with an error first, then the
+        latest.
     """
     found = []
     for file in _candidates(folder):
@@ -49,7 +49,7 @@ def last_lines(folder: Path, lines: int = LINES) -> list[dict[str, object]]:
 
 def _candidates(folder: Path) -> Iterator[Path]:
     yield folder / "log.txt"
-    # Names with a point in them lose their end by with_suffix; either is met.
+    # with_suffix truncates names with a dot; both forms occur.
     yield from {folder.with_suffix(".log"), folder.parent / f"{folder.name}.log"}
     yield from _newest_job(folder / "slurm", None)
     for above in folder.parents[:_ABOVE]:
@@ -59,7 +59,7 @@ def _candidates(folder: Path) -> Iterator[Path]:
 def _newest_job(logs: Path, name: str | None) -> list[Path]:
     """The newest job's output and all ranks' errors.
 
-    Among jobs whose command has a word that ends with ``/name``, where there is a name.
+    With a name, only jobs whose command has an argument that ends with ``/name``.
     """
     with contextlib.suppress(OSError):
         outputs = [(file.stat().st_mtime_ns, file) for file in logs.glob("*/*_log.out")]
@@ -69,9 +69,9 @@ def _newest_job(logs: Path, name: str | None) -> list[Path]:
     return []
 
 
-@lru_cache(maxsize=4096)  # hundreds of runs look into the same folder
+@lru_cache(maxsize=4096)  # hundreds of runs share a folder
 def _head(file: Path, time: int) -> str:
-    """The beginning of a log as it was at a time, where its job's command stands."""
+    """The beginning of a log, with its job's command; cached by modification time."""
     del time
     with open(file, "rb") as opened:
         return opened.read(_HEAD).decode(errors="replace")
@@ -86,7 +86,7 @@ def _tail(file: Path, lines: int) -> list[str]:
 
 
 def _clean(row: str) -> str:
-    """A line as a terminal would show it at the end: progress lines overwritten, no colors."""
+    """A line as finally shown by a terminal: progress overwritten, without colors."""
     row = _ESCAPES.sub("", row.rstrip("\r"))
     row = _CONTROL.sub("", row.rsplit("\r", 1)[-1])
     return row if len(row) <= _WIDTH else row[:_WIDTH] + " …"

@@ -1,8 +1,8 @@
-"""The page's JavaScript modules as the one script that it holds.
+"""Bundles the page's JavaScript modules into one script.
 
-A page that is opened from a disk may not load modules, and this one loads nothing. Names of all
-modules stand in one scope there, so that no two may be the same; tests hold that. Documentation
-comments, which are types for the checker mostly, stay in the modules.
+A page opened from disk cannot load modules. All modules share one scope in the bundle, so names
+must be unique, which tests check. Documentation comments, mostly types for the checker, are
+stripped.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-#: The module that no other imports.
+#: The entry module.
 FIRST = "app.js"
 _IMPORT = r'^import \{[^}]*\} from "\./(\w+\.js)";\n'
 _IMPORTS = re.compile(rf"(?:{_IMPORT})+\n?", re.MULTILINE)
@@ -21,20 +21,20 @@ _DOCUMENTATION = re.compile(r"^[ \t]*/\*\*.*?\*/\n", re.MULTILINE | re.DOTALL)
 
 
 def in_order(read: Callable[[str], str], first: str = FIRST) -> dict[str, str]:
-    """Modules by name, in the order in which a browser runs them: each after what it imports.
+    """Modules by name, in execution order: each after its imports.
 
     Args:
-        read: gives a module's text.
-        first: the module that stands for all.
+        read: returns a module's text.
+        first: the entry module.
 
     Returns:
-        Their texts as they were read.
+        Their texts.
     """
     found: dict[str, str] = {}
     seen: set[str] = set()
 
     def visit(name: str) -> None:
-        if name in seen:  # also where two modules import each other
+        if name in seen:  # also for circular imports
             return
         seen.add(name)
         text = read(name)
@@ -55,6 +55,6 @@ def one_script(read: Callable[[str], str]) -> str:
     """All modules, one after the other.
 
     Args:
-        read: gives a module's text.
+        read: returns a module's text.
     """
     return "\n".join(map(as_script, in_order(read).values()))

@@ -1,4 +1,4 @@
-"""The page itself: a shell from a template, styles, scripts and data in one HTML file."""
+"""Writes the page: template, styles, scripts and data in one HTML file."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def write_report(
     cache: Cache | None = None,
     privacy: Privacy | None = None,
 ) -> Path:
-    """Writes the report: one file that needs no other, and asks the network for nothing.
+    """Writes the report: one self-contained file without network requests.
 
     Args:
         collection: from :func:`intl_transfer.results.collect`.
         tables: from :func:`intl_transfer.results.build_tables`.
-        folder: where the page goes; made if absent.
-        refresh: seconds after which an open page loads itself again; None: never.
-        cache: kept from page to page, so that only what has changed is read again.
+        folder: for the page; created if missing.
+        refresh: seconds after which an open page reloads; None: never.
+        cache: kept between builds, so that only changed runs are read again.
         privacy: takes out what tells of machines and people; None leaves it in.
 
     Returns:
@@ -88,16 +88,16 @@ def write_report(
         plain=plain,
     )
     path = Path(folder) / PAGE
-    # A name may hold half a character; JSON carries it, a file in UTF-8 cannot.
+    # A name may contain a lone surrogate, which JSON can represent but UTF-8 cannot.
     write_atomically(path, lambda file: file.write(page.encode(errors="replace")))
     return path
 
 
 def inline_json(value: Any) -> Markup:
-    r"""JSON that may stand in a ``<script>`` element.
+    r"""JSON that is safe in a ``<script>`` element.
 
-    Everything beyond ASCII, and what a browser could take for markup, is written as ``\uXXXX``:
-    the text cannot end its element, open a comment, or break a line.
+    Non-ASCII characters and possible markup are written as ``\uXXXX``: the text cannot end its
+    element, open a comment, or break a line.
 
     Args:
         value: JSON-compatible.
@@ -106,7 +106,7 @@ def inline_json(value: Any) -> Markup:
         The text, marked as safe.
 
     Raises:
-        ValueError: for NaN and infinities, which a browser would refuse.
+        ValueError: for NaN and infinities, which are invalid JSON.
     """
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
@@ -115,6 +115,6 @@ def inline_json(value: Any) -> Markup:
 
 
 def _static(name: str) -> str:
-    """One of the page's own files: the only text that enters it unescaped."""
+    """One of the page's own files, the only text inserted without escaping."""
     file = resources.files("intl_transfer.results.report") / "static" / name
     return file.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What the page shows, as plain data: an overview, and a part for each run."""
+"""The page's data: an overview, and a part for each run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from intl_transfer.results.report.values import as_text, mapping, number, page_k
 from intl_transfer.results.rows import Column, Row, Table
 from intl_transfer.results.run import Run
 
-#: States of runs that have a page of their own; what else was found is a line among the problems.
+#: States of runs that have a page; other entries are listed among the problems.
 STATES = ("finished", "running", "stalled", "failed", "interrupted", "superseded")
 STAGES = {"detection": 0, "evaluation": 1, "pretrain": 2}
 _PICTURES = 400  # on the whole page
@@ -43,15 +43,15 @@ class Payload:
 def build_payload(
     collection: Collection, tables: Sequence[Table], cache: Cache | None = None
 ) -> Payload:
-    """Gathers what the page shows.
+    """Gathers the page's data.
 
     Args:
         collection: from :func:`intl_transfer.results.collect`.
         tables: from :func:`intl_transfer.results.build_tables`.
-        cache: of an earlier page, for what has not changed on the disk since.
+        cache: of an earlier build, for unchanged runs.
 
     Returns:
-        The data; JSON-compatible, and nothing in it is markup.
+        The data; JSON-compatible, without markup.
     """
     entries = [entry for entry in collection.entries if entry.status in STATES and entry.manifest]
     keys = {entry.path: _page_of(entry) for entry in entries}
@@ -88,13 +88,13 @@ def build_payload(
 
 
 def _page_of(entry: Entry) -> str:
-    """Runs have an id; folders that others wrote have their path."""
+    """The key of a run: its id, or for external folders their path."""
     identity = entry.manifest.id if entry.manifest is not None else ""
     return page_key(identity if identity and not entry.external else f"path {entry.path}")
 
 
 def _parents(collection: Collection, entries: Sequence[Entry]) -> dict[Path, Path]:
-    """The pretraining run behind each run; of those without results, by the weights they took."""
+    """The pretraining run of each run; for runs without results, by their input weights."""
     made = {
         sha: path
         for path, results in collection.pretraining.items()
@@ -110,7 +110,7 @@ def _parents(collection: Collection, entries: Sequence[Entry]) -> dict[Path, Pat
 
 
 def _difference(base: dict[str, str], settings: dict[str, str]) -> dict[str, Any]:
-    """Settings as changes to those of the stage's first run: most runs share most of them."""
+    """Settings as differences from the stage's first run, since most are shared."""
     return {
         "changed": {name: value for name, value in settings.items() if base.get(name) != value},
         "absent": [name for name in base if name not in settings],
@@ -120,16 +120,16 @@ def _difference(base: dict[str, str], settings: dict[str, str]) -> dict[str, Any
 def _summary(entry: Entry, detail: dict[str, Any]) -> dict[str, Any]:
     manifest, results = entry.manifest_json, entry.results_json
     schedule, start = mapping(results.get("schedule")), mapping(results.get("initialization"))
-    figures = {}
+    found = {}
     for task, metrics in mapping(results.get("metrics")).items():
-        # Detection has tasks with figures; a classification its figures alone.
+        # Detection has metrics by task; classification only metrics.
         nested = mapping(metrics) or {"": metrics}
-        for name, figure in nested.items():
-            if (value := number(figure, 6)) is not None:
-                figures[f"{task}/{name}" if name else str(task)] = value
+        for name, raw in nested.items():
+            if (value := number(raw, 6)) is not None:
+                found[f"{task}/{name}" if name else str(task)] = value
     for name in ("knn_accuracy", "final_loss"):
         if (value := number(results.get(name))) is not None:
-            figures[name] = value
+            found[name] = value
     built = mapping(results.get("architecture"))
     dataset = results.get("dataset")
     return {
@@ -154,20 +154,20 @@ def _summary(entry: Entry, detail: dict[str, Any]) -> dict[str, Any]:
         "base_lr": text(schedule.get("base_lr")),
         "epochs": text(results.get("epochs")),
         "wall_time": number(results.get("wall_time_s")),
-        "figures": figures,
+        "figures": found,
         "last": detail["series"]["last"],
         "total": detail["total"],
     }
 
 
 def _row_of_each_run(tables: Iterable[Table]) -> dict[Path, str]:
-    """Where a run stands in two tables, the later one: a table of its own data set."""
+    """The table of a run; of two, the later one, which is of its own data set."""
     rows = ((table, row) for table in tables for row in table.rows)
     return {run.path: _row_key(table, row) for table, row in rows for run in row.runs}
 
 
 def _row_key(table: Table, row: Row) -> str:
-    """The same from one page to the next, whatever rows come and go."""
+    """A key that is stable between builds, whatever rows are added or removed."""
     return _short_hash([table.title, row.name, row.detail, row.published])
 
 
@@ -176,7 +176,7 @@ def _short_hash(words: Any) -> str:
 
 
 def _names(tables: Sequence[Table]) -> list[str]:
-    """Short names of tables, no two alike: data set and schedule, else more of the title."""
+    """Unique short names of tables: data set and schedule, otherwise more of the title."""
     names = []
     for table in tables:
         short = [f"{part.dataset}, schedule {part.schedule}" for part in table.parts]
@@ -232,7 +232,7 @@ def _row(table: Table, row: Row, notes: list[str], keys: dict[Path, str]) -> dic
 
 
 def _cell(table: Table, row: Row, column: Column) -> dict[str, Any] | None:
-    summary = row.figures.get(column)
+    summary = row.metrics.get(column)
     if summary is None:
         return None
     mark = row.marks.get(column)
@@ -250,6 +250,6 @@ def _cell(table: Table, row: Row, column: Column) -> dict[str, Any] | None:
 
 
 def _of_each_run(row: Row, runs: Sequence[Run], column: Column) -> list[float | int | None]:
-    """A column's figure of every run; None for a run that has none."""
+    """A column's value for every run; None if missing."""
     values = row.each.get(column, {})
     return [number(values.get(run.path), 6) for run in runs]

@@ -1,4 +1,4 @@
-"""Pictures as data URIs, scaled down, with what was seen on them."""
+"""Images as data URIs, scaled down, with their detections."""
 
 from __future__ import annotations
 
@@ -20,20 +20,19 @@ SHEET = "predictions.png"
 VIEWS = "views.png"
 _SIDE = 360
 _SHEET_SIDE = 900
-_OBJECTS = 60  # of one picture, best scores first
+_OBJECTS = 60  # per image, best scores first
 _LEAST_SCORE = 0.05
 
 
 def data_uri(file: Path, side: int) -> tuple[str, float, tuple[int, int]] | None:
-    """A picture to be written into the page.
+    """An image for embedding in the page.
 
     Args:
         file: PNG, JPEG or any other format of :mod:`intl_transfer.data.images`.
-        side: of the longer side, in pixels, at most.
+        side: maximum of the longer side, in pixels.
 
     Returns:
-        The URI, by what the picture was scaled, and its width and height now; None if it is not
-        there or cannot be read.
+        The URI, the scale factor, and the new width and height; None if missing or unreadable.
     """
     try:
         small = Image.fromarray(read_image(file))
@@ -48,23 +47,23 @@ def data_uri(file: Path, side: int) -> tuple[str, float, tuple[int, int]] | None
 
 
 def read_views(folder: Path) -> str | None:
-    """The picture of a pretraining run's views."""
+    """The image of a pretraining run's views."""
     found = data_uri(folder / VIEWS, _SHEET_SIDE)
     return found[0] if found else None
 
 
 def read_predictions(folder: Path, count: int) -> dict[str, Any]:
-    """What a detection run saw.
+    """Images with a detection run's detections.
 
     Args:
         folder: the run directory.
-        count: of pictures, at most.
+        count: maximum number of images.
 
     Returns:
-        ``classes`` and ``images`` as in ``predictions.json``, each with ``uri`` in place of
-        ``file`` and coordinates in pixels of that picture, and ``least``, the score below which
-        nothing was kept. A run without that file has ``sheet``,
-        its ``predictions.png``. Empty where there is neither.
+        ``classes`` and ``images`` as in ``predictions.json``, each with ``uri`` instead of ``file``
+        and coordinates in pixels of that image, and ``least``, the score threshold for storing
+        detections. A run without that file has ``sheet``, its ``predictions.png``. Empty if there
+        is neither.
     """
     if count < 1:
         return {}
@@ -77,7 +76,7 @@ def read_predictions(folder: Path, count: int) -> dict[str, Any]:
     images = []
     for entry in map(mapping, sequence(content.get("images"))):
         file = folder / str(entry.get("file"))
-        # A page that is passed on must not carry what lies elsewhere on the disk.
+        # A shared page must not include files from elsewhere on the disk.
         if not file.resolve().is_relative_to(folder.resolve()):
             continue
         if (found := data_uri(file, _SIDE)) is None:

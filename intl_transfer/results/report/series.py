@@ -12,20 +12,20 @@ import numpy as np
 from intl_transfer.results.report.values import mapping, number, sequence
 from intl_transfer.runs.metrics import METRICS, read_lines
 
-SPECTRA = 5  # of a run; more lie on each other
-POINTS = 500  # of a curve; more cannot be told apart at the width of a page
-_LINES = 8  # read for a point, so that a run of months opens as fast as one of minutes
-# Lines that are few: every one of them is read.
+SPECTRA = 5  # per run; more would overlap
+POINTS = 500  # per curve; more are indistinguishable at the width of a page
+_LINES = 8  # lines read per point, so that a run of months opens as fast as one of minutes
+# Rare lines, which are all read.
 _RARE = (b'"evaluation"', b'"spectrum/', b'"knn_accuracy"', b'"bbox/AP"')
 _NOT_FIGURES = ("time", "step", "iteration", "epoch", "train_seconds", "eta_seconds")
 _DETECTRON2 = {"bbox": "box", "segm": "mask"}
 
 
 def read_series(folder: Path, points: int = POINTS, name: str = METRICS) -> dict[str, Any]:
-    """Reads a run's figures over its steps.
+    """Reads a run's metrics over its steps.
 
-    Where a resumed run tells a step twice, the later line counts. Curves of more points are
-    averaged within equal stretches; values that are not finite leave a gap.
+    If a resumed run logs a step twice, the later line is used. Longer curves are averaged within
+    equal intervals; non-finite values leave a gap.
 
     Args:
         folder: the run directory.
@@ -34,7 +34,7 @@ def read_series(folder: Path, points: int = POINTS, name: str = METRICS) -> dict
 
     Returns:
         ``unit`` (``step`` or ``iteration``), ``curves`` (groups of curves that share their ``x``,
-        each ``{"x": [...], "y": {NAME: [...]}}``; an evaluation's figures are called
+        each ``{"x": [...], "y": {NAME: [...]}}``; an evaluation's metrics are called
         ``evaluation/TASK/METRIC``), and ``last``: step, epoch and time of the last line.
     """
     values: dict[str, dict[int, float]] = defaultdict(dict)
@@ -45,12 +45,12 @@ def read_series(folder: Path, points: int = POINTS, name: str = METRICS) -> dict
         if not isinstance(at, int) or number(at) is None:
             continue
         last = {"step": at, "epoch": number(row.get("epoch")), "time": number(row.get("time"), 12)}
-        for figure, value in _figures(row):
-            values[figure][at] = value
+        for metric, value in _metrics(row):
+            values[metric][at] = value
     shared: dict[tuple[int, ...], dict[str, list[float]]] = defaultdict(dict)
-    for figure, curve in values.items():
+    for metric, curve in values.items():
         steps = sorted(curve)
-        shared[tuple(steps)][figure] = [curve[at] for at in steps]
+        shared[tuple(steps)][metric] = [curve[at] for at in steps]
     curves = [
         {"x": _thin(steps, points), "y": {key: _thin(y, points) for key, y in group.items()}}
         for steps, group in shared.items()
@@ -59,11 +59,11 @@ def read_series(folder: Path, points: int = POINTS, name: str = METRICS) -> dict
 
 
 def read_spectra(folder: Path, most: int = SPECTRA) -> list[dict[str, Any]]:
-    """Spectra of the embeddings that pretraining has looked at: first, last, and between.
+    """Spectra of the embeddings logged by pretraining: first, last, and some between.
 
     Args:
         folder: the run directory.
-        most: how many, at equal distances.
+        most: maximum number, evenly spaced.
 
     Returns:
         Of each ``step``, ``ranks`` (1: the largest eigenvalue), ``values`` (over the largest).
@@ -81,15 +81,15 @@ def read_spectra(folder: Path, most: int = SPECTRA) -> list[dict[str, Any]]:
     return [found[steps[index]] for index in sorted(chosen)]
 
 
-def _figures(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
+def _metrics(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
     for name, value in row.items():
         if name == "evaluation":
             for task, metrics in mapping(value).items():
-                for metric, figure in mapping(metrics).items():
-                    if number(figure) is not None:
-                        yield f"evaluation/{task}/{metric}", float(figure)
+                for metric, raw in mapping(metrics).items():
+                    if number(raw) is not None:
+                        yield f"evaluation/{task}/{metric}", float(raw)
         elif (ours := _DETECTRON2.get(name.split("/")[0])) is not None:
-            if "-" not in name and number(value) is not None:  # those of each class have one
+            if "-" not in name and number(value) is not None:  # those per class contain one
                 yield f"evaluation/{ours}/{name.split('/')[-1]}", float(value)
         elif name not in _NOT_FIGURES:
             if isinstance(value, float):

@@ -18,16 +18,15 @@ EVERY = 10.0
 def watch(
     folders: Iterable[str | Path], build: Callable[[int | None], object], every: float = EVERY
 ) -> None:
-    """Builds once, then whenever a run below the folders has changed, until Ctrl-C.
+    """Builds once, then whenever a run in the folders has changed, until Ctrl-C.
 
-    A build that fails (a disk that went away, a file half-written) is told and tried again at the
-    next change. The last build, after Ctrl-C, is told not to refresh itself any more.
+    A failed build (an unmounted disk, an incomplete file) is reported and retried at the next
+    change. The last build, after Ctrl-C, does not reload itself.
 
     Args:
         folders: run directories, or folders of them.
-        build: makes the report; takes the seconds after which an open page loads itself again, or
-            None for a page that stays.
-        every: seconds between two looks.
+        build: makes the report; takes the seconds after which an open page reloads, or None.
+        every: seconds between checks.
     """
     tops = [Path(folder) for folder in folders]
     seen: dict[Path, Fingerprint] | None = None
@@ -50,6 +49,6 @@ def _state(folders: Iterable[Path]) -> dict[Path, Fingerprint]:
     for top in folders:
         for folder, inner, files in os.walk(top):
             if MANIFEST in files:
-                inner.clear()  # nothing below a run directory is another run
+                inner.clear()  # run directories are not nested
                 state[Path(folder)] = fingerprint(Path(folder))
     return state

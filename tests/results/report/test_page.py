@@ -257,4 +257,4 @@ def test_the_command_watches_a_folder(study, tmp_path, monkeypatch, capsys):
     assert (out / "table.md").exists()
     capsys.readouterr()
     assert main(["collect", str(study), "--watch", "--out", str(tmp_path / "table.md")]) == 2
-    assert "give it a folder: --out report/" in capsys.readouterr().err
+    assert "--watch needs a folder" in capsys.readouterr().err

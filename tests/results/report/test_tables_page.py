@@ -147,7 +147,7 @@ def test_the_page_rounds_as_tables_do(visit, tmp_path):
     for digits in ("0", "1", "2", "3"):
         seen.page.get_by_label("Digits").select_option(digits)
         shown = seen.page.locator("table.results td .mean").all_inner_texts()
-        by_name = [tables[0].rows[0].figures[column].mean for column in tables[0].columns()]
+        by_name = [tables[0].rows[0].metrics[column].mean for column in tables[0].columns()]
         assert shown == [rounded(value, int(digits)) for value in by_name]
 
 
