@@ -16,6 +16,7 @@ from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from fvcore.nn.precise_bn import get_bn_modules
 
 from detection.config import as_dict
@@ -35,6 +36,7 @@ from detection.images import TestImages
 from detection.roi_heads import Res5ROIHeadsExtraNorm
 from detection.stream import TrainingStream, build_stream
 from detection.weights import read_weights
+from detection.writers import writers
 from intl_transfer.runs import RunDirectory, write_atomically
 from intl_transfer.runs.architectures import architecture
 from intl_transfer.runs.finite import require_finite
@@ -187,6 +189,10 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             built.append(hooks.PeriodicWriter(self.build_writers(), period=PERIOD))
         return built
+
+    def build_writers(self) -> list[EventWriter]:
+        """Detectron2's, none of which ends the run."""
+        return writers(Path(self.cfg.OUTPUT_DIR), self.max_iter)
 
     def load(self, checkpoint: Path | None) -> None:
         """Resumes from a checkpoint of this run, or loads ``MODEL.WEIGHTS``."""

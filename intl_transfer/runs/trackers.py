@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,11 +46,12 @@ class Trackers:
             try:
                 from torch.utils.tensorboard import SummaryWriter
 
+                quiet_tensorboard()
                 self._tensorboard = SummaryWriter(
                     str(folder / "tensorboard"), purge_step=step + 1 if step else None
                 )
             except Exception as error:
-                _lost("TensorBoard", error)
+                disabled("TensorBoard", error)
         if wandb_project:
             try:
                 import wandb
@@ -68,7 +70,7 @@ class Trackers:
                     resume="allow",
                 )
             except Exception as error:
-                _lost("Weights & Biases", error)
+                disabled("Weights & Biases", error)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Sends numbers; other values are ignored."""
@@ -83,13 +85,13 @@ class Trackers:
                     self._tensorboard.add_scalar(key, value, step)
             except Exception as error:
                 self._tensorboard = None
-                _lost("TensorBoard", error)
+                disabled("TensorBoard", error)
         if self._wandb is not None:
             try:
                 self._wandb.log(numbers, step=step)
             except Exception as error:
                 self._wandb = None
-                _lost("Weights & Biases", error)
+                disabled("Weights & Biases", error)
 
     def close(self) -> None:
         """Flushes buffered values."""
@@ -98,8 +100,28 @@ class Trackers:
                 try:
                     getattr(tracker, end)()
                 except Exception as error:
-                    _lost("a tracker", error)
+                    disabled("a tracker", error)
 
 
-def _lost(name: str, error: Exception) -> None:
+def disabled(name: str, error: Exception) -> None:
+    """Warns that a tracker writes no more."""
     warnings.warn(f"{name} failed and is disabled for this session: {error}", stacklevel=3)
+
+
+def quiet_tensorboard() -> None:
+    """Keeps the thread that writes TensorBoard's files from printing a traceback when it fails.
+
+    Its error is raised again by the next call of the writer, which is where it is handled.
+    """
+    from tensorboard.summary.writer import event_file_writer  # type: ignore[import-untyped]  # none
+
+    before = threading.excepthook
+    if getattr(before, "is_quiet", False):
+        return
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        if not isinstance(failure.thread, event_file_writer._AsyncWriterThread):
+            before(failure)
+
+    hook.is_quiet = True  # type: ignore[attr-defined]  # so that it is installed once
+    threading.excepthook = hook
