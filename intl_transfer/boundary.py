@@ -71,7 +71,7 @@ _SHARED_MEMORY = re.compile(r"shared memory|/torch_\d|shm_open|Bus error|/dev/sh
 
 
 _python_handles_error = logging.Handler.handleError
-_told_of: set[str] = set()
+_reported: set[str] = set()
 
 
 def _tell_of_lost_lines(handler: logging.Handler, record: logging.LogRecord) -> None:
@@ -83,8 +83,8 @@ def _tell_of_lost_lines(handler: logging.Handler, record: logging.LogRecord) -> 
     log = str(getattr(handler, "baseFilename", "")) or str(
         getattr(getattr(handler, "stream", None), "name", "the log")
     )
-    if log not in _told_of:
-        _told_of.add(log)
+    if log not in _reported:
+        _reported.add(log)
         what = explain(error)
         _say(f"warning: lines of {log} are lost: {what}; said once")
 

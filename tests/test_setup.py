@@ -324,7 +324,7 @@ def test_another_archive_than_was_tested_is_refused(wheelhouse, tmp_path):
         with pytest.raises(wheelhouse.WheelhouseError, match=r"not what was tested .*: b==2;"):
             wheelhouse.compare(found, tested)
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(wheelhouse.WheelhouseError, match=r"notes\.txt is no wheel"):
+    with pytest.raises(wheelhouse.WheelhouseError, match=r"notes\.txt is neither a wheel"):
         wheelhouse.hashes(tmp_path)
     (tmp_path / "notes.txt").unlink()
     for version in (1, 2):

@@ -285,7 +285,7 @@ def collapse_alarm(
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """Figures of one batch, of the target view unless said otherwise.
+    """Metrics of one batch, of the target view unless stated otherwise.
 
     Attributes:
         condition: :func:`condition_indicator`.

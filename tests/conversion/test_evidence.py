@@ -145,7 +145,7 @@ def test_evidence_is_no_better_for_being_converted(tmp_path, capsys):
     assert begun.method_is_inferred
     assert "--method" in INFERRED_NOTE
     told = CheckpointMetadata(method="MoCo v2", pixels="imagenet", dataset="ImageNet")
-    report = convert(tmp_path / "b.safetensors", tmp_path / "c.safetensors", told=told)
+    report = convert(tmp_path / "b.safetensors", tmp_path / "c.safetensors", given=told)
     last = {f: s["level"] for f, s in report["provenance"]["evidence"].items()}
     assert last == first | dict.fromkeys(
         ("method", "pixels", "channels", "strides", "dataset"), TOLD

@@ -86,7 +86,7 @@ def expected(network):
 def test_the_authors_cifar_networks_give_their_features(checkpoint, networks, tmp_path, branch):
     network = networks[branch == "target"]
     out = tmp_path / "intl_cifar.safetensors"
-    report = convert(checkpoint, out, branch, told=CheckpointMetadata(pixels="cifar10"))
+    report = convert(checkpoint, out, branch, given=CheckpointMetadata(pixels="cifar10"))
     assert (report["provenance"]["stem"], report["provenance"]["stem_source"]) == (
         "cifar_published",
         "the format",
@@ -137,7 +137,7 @@ def test_a_file_that_does_not_say_is_assumed_to_have_the_clean_stem(networks, tm
     # Neither becomes more certain by being converted.
     for stem in (None, "cifar_published"):
         out = tmp_path / f"{stem}.safetensors"
-        convert(bare, out, told=CheckpointMetadata(stem=stem))
+        convert(bare, out, given=CheckpointMetadata(stem=stem))
         again = load_evaluated_backbone(str(out), ModelConfig())
         assert (again.stem, again.stem_source is None) == (stem or "cifar", stem is None)
 

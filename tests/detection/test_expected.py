@@ -8,7 +8,7 @@ import pytest
 from detectron2.evaluation import verify_results
 
 from detection.config import CONFIGS, load_config
-from detection.expected import check_expected, is_asked_for
+from detection.expected import check_expected, is_requested
 from detection.settings import resolve
 from intl_transfer.errors import UserError
 from intl_transfer.results.published import published_detection
@@ -97,7 +97,7 @@ def test_detectron2_decides_by_the_tolerance(caplog):
     near["bbox"]["AP"] = 25.9
     with pytest.raises(SystemExit, match="1"):
         verify_results(cfg, near)
-    assert not is_asked_for(arguments(check_expected=False))
+    assert not is_requested(arguments(check_expected=False))
 
 
 @pytest.mark.slow
