@@ -70,7 +70,7 @@ def test_an_old_python_can_read_the_script(setup):
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("output", "expected"),
     [
         (
             [
@@ -104,8 +104,8 @@ def test_an_old_python_can_read_the_script(setup):
         ([], "no output"),
     ],
 )
-def test_the_line_that_says_most_is_chosen(setup, said, expected):
-    assert expected in setup.reason(said)
+def test_the_line_that_says_most_is_chosen(setup, output, expected):
+    assert expected in setup.reason(output)
 
 
 def test_a_half_made_or_another_environment_is_made_anew(setup, monkeypatch, tmp_path):

@@ -43,8 +43,8 @@ def images():
 
 def test_timm_loads_the_folder(tmp_path, source):
     file, expected = source
-    told = CheckpointMetadata(pixels="cifar10", method="BYOL")
-    convert(file, tmp_path / "model.safetensors", to="timm", given=told)
+    reported = CheckpointMetadata(pixels="cifar10", method="BYOL")
+    convert(file, tmp_path / "model.safetensors", to="timm", given=reported)
     model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=0)
     with torch.no_grad():
         assert relative_error(expected, model.eval().forward_features(images())) < 1e-5
@@ -57,7 +57,7 @@ def test_timm_loads_the_folder(tmp_path, source):
     assert front["library_name"] == "timm"
     assert "| method | BYOL | told by the user (--method) |" in card
     assert str(tmp_path.parent) not in card + (tmp_path / "config.json").read_text()
-    again = convert(file, tmp_path / "model.safetensors", to="timm", given=told)
+    again = convert(file, tmp_path / "model.safetensors", to="timm", given=reported)
     assert again["converted_before"]
 
 

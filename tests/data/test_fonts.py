@@ -101,10 +101,10 @@ def test_no_name_is_lost(names):
     found = unique_names(names)
     assert len(set(found)) == len(found) == len(names)
     assert unique_names(found) == found
-    for name, told in zip(names, found, strict=True):
-        assert told == name or told.startswith(f"{name} (")
+    for name, reported in zip(names, found, strict=True):
+        assert reported == name or reported.startswith(f"{name} (")
         if names.count(name) == 1:
-            assert told == name
+            assert reported == name
 
 
 def test_the_second_of_a_name_has_a_number():

@@ -229,7 +229,7 @@ def test_the_published_weight_is_refused_or_told_of_where_it_rewards_collapse(ax
             default_trace_weight(*shape, axis)
         if x > 1:
             views: list[Tensor] = [torch.randn(shape) for _ in range(2)]
-            told = r"N = \d \(below 8\): it rewards collapse. Pass a trace_weight"
+            reported = r"N = \d \(below 8\): it rewards collapse. Pass a trace_weight"
             for call in (
                 lambda views=views: intl_loss(views, axis),
                 lambda views=views: intl_ema_loss(views[1:], views[0], axis),
@@ -239,7 +239,7 @@ def test_the_published_weight_is_refused_or_told_of_where_it_rewards_collapse(ax
                     with pytest.raises(ValueError, match=message):
                         call()
                 else:  # the rows are those of this call alone
-                    with pytest.warns(RuntimeWarning, match=told):
+                    with pytest.warns(RuntimeWarning, match=reported):
                         assert torch.isfinite(call())
             for weight in (0.05, 0, -0.01):
                 assert torch.isfinite(intl_loss(views, axis, trace_weight=weight))
