@@ -14,8 +14,8 @@ for the next is compared with that.
 ranks of gloo: ResNet-18, two views and six crops against a moving average.
 
 Ratios are of processor time, all of the process's threads together: other work on the machine does
-not count. The wall clock's stand beside them, and mean something on idle cores only. Each is the
-median over pairs of neighboring steps.
+not count. Those of the wall clock are also printed; they are meaningful only on idle cores. Each is
+the median over pairs of neighboring steps.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ class Boundary:
         self.folder: Path | None = None
 
     def __enter__(self) -> Boundary:
-        # Detectron2 and others log to files; a lost line ends no run, and is told of once.
+        # Detectron2 and others log to files; lost lines do not end a run, and are reported once.
         logging.Handler.handleError = _tell_of_lost_lines  # type: ignore[assignment, method-assign]
         return self
 
@@ -158,7 +158,7 @@ def explain(error: BaseException) -> str | None:
     """What went wrong around the program, and what to do, in one line.
 
     Args:
-        error: as it was raised; what it was raised from is looked at too.
+        error: as raised; its causes are also examined.
 
     Returns:
         The line; None for an error that is none of these, which is the program's own fault.

@@ -253,7 +253,7 @@ def _show(report: dict[str, Any]) -> None:
         kind = "compiled operators" if d2["compiled_ops"] else "no compiled operators (stand-in)"
         line("Detectron2", f"{d2['version']}, {kind}, {d2['location']}")
         if d2["stood_in"]:
-            line("", f"put back or stood in for: {', '.join(d2['stood_in'])}")
+            line("", f"restored or replaced: {', '.join(d2['stood_in'])}")
     else:
         line("Detectron2", f"MISSING: {d2['error']}")
     devices = report["devices"]

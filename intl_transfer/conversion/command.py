@@ -174,7 +174,7 @@ def _pretraining(report: dict[str, Any]) -> str:
 
 def _method(provenance: dict[str, Any]) -> str:
     if provenance["method"] is None:
-        return "method unknown (--method NAME says it)"
+        return "method unknown (set it with --method NAME)"
     source = from_json(provenance["evidence"].get("method"))
     hint = " (--method confirms it)" if source and not source.is_known else ""
     hint = "" if source and source.level == "told by the user" else hint
@@ -188,7 +188,7 @@ def _sources(evidence: dict[str, Any]) -> list[str]:
         found = [found[0].partition(": ")[2]]
     pixels = from_json(evidence.get("pixels"))
     if pixels is None or not (pixels.is_known or pixels.level == "told by the user"):
-        found[-1] += " (--pixels says it)"
+        found[-1] += " (set it with --pixels)"
     return found
 
 
@@ -199,7 +199,7 @@ def _stem(provenance: dict[str, Any]) -> list[str]:
         return []
     source = from_json(provenance["evidence"].get("stem"))
     known = source is not None and (source.is_known or source.level == "told by the user")
-    hint = "" if known else " (--stem says it)"
+    hint = "" if known else " (set it with --stem)"
     return [f"stem      3x3, padded by {padding[provenance['stem']]}; {source}{hint}"]
 
 

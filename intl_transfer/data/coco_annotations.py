@@ -254,7 +254,7 @@ class _Reader:
             names = dict(sorted(names.items()))
         for number, name in zip(names, unique_names(list(names.values())), strict=True):
             if name != names[number]:
-                text = "categories of one name, told apart by a number in the order of their ids"
+                text = "categories of one name, distinguished by a number in the order of their ids"
                 self._note("one name", text, repr(name))
                 names[number] = name
         return names, {name: number for number, name in names.items()}

@@ -75,10 +75,11 @@ class EvaluatedBackbone:
                 for values in (self.settings.pixel_mean, self.settings.pixel_std)
             )
             found.append(
-                f"images normalized by mean {mean} and standard deviation {std} (--pixels says it)"
+                f"images normalized by mean {mean} and standard deviation {std} (set them with "
+                "--pixels)"
             )
         if self.stem_source is None:
-            found.append(f"a 3x3 stem padded as '{self.stem}' (--stem says it)")
+            found.append(f"a 3x3 stem padded as '{self.stem}' (set it with --stem)")
         return found
 
 

@@ -131,7 +131,7 @@ def _interpolations(text: str) -> Iterator[tuple[int, str | None, str | None, st
         elif call is not None:
             yield start, None, call.group(1), call.group(3).strip()
         else:
-            # `${oc.env:${name}}` too: what it asks for could not be told.
+            # `${oc.env:${name}}` too: its variable is unknown before resolving.
             yield start, None, None, ""
 
 

@@ -245,7 +245,7 @@ class CollapseAlarm:
 def collapse_alarm(
     value: float, n: int, iterations: int = 4, rank: int | None = None
 ) -> CollapseAlarm:
-    """Judges a view's trace loss.
+    """Evaluates a view's trace loss.
 
     A batch of rank k cannot have a trace loss below :func:`trace_loss_bound` (N, T, k), so that a
     smaller one proves more than k directions. The reverse is a warning, not a proof: a spectrum

@@ -76,8 +76,8 @@ def _trace_weight(rows: int, width: int, axis: Axis) -> float:
     """The published weight for a batch.
 
     An embedding's width is chosen once and for all, so that a width that rewards collapse is
-    refused. The number of rows is that of a call, small in a gradient check or a first try: that is
-    told. (Pretraining refuses both.)
+    refused. The number of rows may be small in a gradient check or a first try, so it only causes a
+    warning. (Pretraining refuses both.)
     """
     if axis == "batch" or rows >= 8:
         return default_trace_weight(rows, width, axis)

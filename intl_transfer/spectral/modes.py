@@ -74,8 +74,8 @@ def forward_mode(jvp: Callable[..., Any]) -> Callable[..., Any]:
     """The ``jvp`` of an autograd function, for tangents that are themselves differentiated forward.
 
     Torch calls it with forward mode turned off, where operations on tangents of an inner transform
-    lose those of an outer one, without a word. With it turned on, saved tensors still have their
-    own tangents of the inner one, which are taken away here.
+    silently lose those of an outer one. With it turned on, saved tensors still have their own
+    tangents of the inner one, which are taken away here.
 
     Args:
         jvp: ``(ctx, saved, *tangents)`` to the tangents of the outputs.
