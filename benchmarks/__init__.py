@@ -1,1 +1,1 @@
-"""What is claimed about speed, each claim one runnable file."""
+"""Benchmarks: one runnable file per claim about speed."""

@@ -116,7 +116,7 @@ def make(images: int, masks: bool = True) -> tuple[dict[str, Any], list[dict[str
 
 
 def load(content: dict[str, Any]) -> COCO:
-    """Annotations that are nobody else's: pycocotools writes into them."""
+    """A copy of the annotations, since pycocotools modifies them."""
     truth = COCO()
     truth.dataset = copy.deepcopy(content)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -199,8 +199,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--repeats", type=int, default=2, help="rounds, of which the median counts")
-    parser.add_argument("--images", type=int, default=5000, help="of the made set")
+    parser.add_argument("--repeats", type=int, default=2, help="rounds; the median is reported")
+    parser.add_argument("--images", type=int, default=5000, help="images in the generated data set")
     parser.add_argument("--task", choices=list(AIMS), help="default: both")
     arguments = parser.parse_args()
     content, found = make(arguments.images, masks=arguments.task != "bbox")

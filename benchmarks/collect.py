@@ -67,7 +67,7 @@ def make_runs(root: Path, count: int) -> None:
 
 
 def write_text(file: Path, value: dict[str, Any]) -> None:
-    """Plainly: thousands of flushes to disk take longer than all that is measured."""
+    """Writes without fsync, which would take longer than the measurement."""
     file.write_text(json.dumps(value, indent=2))
     an_hour_ago = time.time() - 3600  # what has just been written is never cached
     os.utime(file, (an_hour_ago, an_hour_ago))
@@ -164,8 +164,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="the results as one JSON line")
-    parser.add_argument("--runs", type=int, default=5000, help="run directories that are made")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds, of which the median counts")
+    parser.add_argument("--runs", type=int, default=5000, help="number of run directories")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds; the median is reported")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = str(Path(folder) / "cache")

@@ -1,4 +1,4 @@
-"""What a pretraining step asks of the machine, counted: for costs that cannot be measured here.
+"""Counts the operations of a pretraining step, for costs that cannot be measured here.
 
     python benchmarks/collectives.py [--json] [--cases two_views multicrop] [--set KEY=VALUE ...]
 
@@ -254,9 +254,9 @@ def show(title: str, rank: int, found: dict[str, Any]) -> None:
     print(f"{'':12s}" + "".join(f"{column:>12s}" for column in COLUMNS) + "  kinds")
     for part in ("the rest", *PARTS):
         values = [counts.get((part, column), 0) for column in COLUMNS]
-        said = ", ".join(f"{n} {kind}" for (own, kind), n in kinds.items() if own == part)
+        listed = ", ".join(f"{n} {kind}" for (own, kind), n in kinds.items() if own == part)
         if any(values):
-            print(f"{part:12s}" + "".join(_number(value) for value in values) + f"  {said}")
+            print(f"{part:12s}" + "".join(_number(value) for value in values) + f"  {listed}")
     print(f"{'all':12s}" + "".join(_number(total(found, column)) for column in COLUMNS))
     print("with a log line, more:" + "".join(f" {_number(n).strip()} {c}" for c, n in log(found)))
 
@@ -283,10 +283,10 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
-        "--cases", nargs="+", choices=CASES, default=list(CASES), help="which are counted"
+        "--cases", nargs="+", choices=CASES, default=list(CASES), help="cases to count"
     )
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the run"
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="override a setting of the run"
     )
     arguments = parser.parse_args()
     cases = []

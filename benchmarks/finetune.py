@@ -1,4 +1,4 @@
-"""What fine-tuning costs beyond Detectron2's own training loop on the same model and images.
+"""Overhead of fine-tuning over Detectron2's own training loop on the same model and images.
 
     python benchmarks/finetune.py [--json] [--config shapes_coco_R50_C4] [--iterations 40]
 
@@ -57,10 +57,12 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--config", default="shapes_coco_R50_C4", help="of an embedded data set")
-    parser.add_argument("--iterations", type=int, default=40, help="of each training")
-    parser.add_argument("--workers", type=int, default=0, help="loading processes of each loader")
-    parser.add_argument("--threads", type=int, default=2, help="of a CPU")
+    parser.add_argument(
+        "--config", default="shapes_coco_R50_C4", help="configuration of an embedded data set"
+    )
+    parser.add_argument("--iterations", type=int, default=40, help="iterations of each training")
+    parser.add_argument("--workers", type=int, default=0, help="worker processes of each loader")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     logging.disable(logging.INFO)

@@ -1,4 +1,4 @@
-"""The loss head against its formulas: time, memory, and what sharding leaves to each rank.
+"""The loss head against its formulas: time, memory, and the cost per rank with sharding.
 
     python benchmarks/head.py [--json] [--repeats 9] [--case NAME] [--no-sharding]
 
@@ -269,10 +269,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", action="store_true", help="one object on the last line")
-    parser.add_argument("--repeats", type=int, default=9, help="of each, at least 7 (9)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--repeats", type=int, default=9, help="repeats of each, at least 7 (default: 9)"
+    )
     parser.add_argument("--case", help="only cases whose name contains this")
-    parser.add_argument("--no-sharding", action="store_true", help="leave several ranks out")
+    parser.add_argument("--no-sharding", action="store_true", help="skip cases with several ranks")
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
     with tempfile.TemporaryDirectory() as folder, process_group(f"{folder}/store"):
@@ -280,7 +282,7 @@ def main() -> int:
 
 
 def measure(arguments: argparse.Namespace) -> int:
-    """Runs and prints what was asked for."""
+    """Runs and prints the requested cases."""
     print(f"torch {torch.__version__}, {THREADS} threads, float32, medians of {arguments.repeats}")
     print("\nForward + backward of the INTL loss, T = 4")
     print(f"{'':32} {'reference':>10} {'ours':>9}  {'ratio':>6} (aim, alone)   peak memory")

@@ -1,11 +1,11 @@
-"""What the tables' marks are worth: simulated studies, false marks and power.
+"""Error rate and power of the tables' marks, in simulated studies.
 
     python benchmarks/significance.py [--studies N] [--json]
 
 Each study draws the values of a table (rows by repetitions, the same spread in all rows), marks it
-as `intl-transfer collect --baseline` does, and counts marks. With all rows equal no mark may stand:
-a study with any is one too many, at most 5 %. With one row better by so many standard deviations,
-its mark is what is looked for.
+as `intl-transfer collect --baseline` does, and counts marks. With all rows equal, any mark is
+false: the fraction of studies with one should be at most 5 %. With one row better by some standard
+deviations, the fraction in which it is marked is the power.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def study(
         rng: the randomness of the study.
         rows: of the table, the baseline among them.
         seeds: repetitions of each row.
-        better: by how much the last row is, in points.
-        shared: share of the variance that rows of one seed have in common.
+        better: advantage of the last row, in points.
+        shared: fraction of the variance that rows of one seed share.
     """
     common = rng.normal(0, SPREAD * shared**0.5, seeds)
     own = rng.normal(0, SPREAD * (1 - shared) ** 0.5, (rows, seeds))
@@ -60,9 +60,11 @@ def study(
 
 
 def main() -> int:
-    """Simulates, and prints what came out."""
+    """Simulates, and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--studies", type=int, default=2000, help="simulated studies of each kind")
+    parser.add_argument(
+        "--studies", type=int, default=2000, help="number of simulated studies per case"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)

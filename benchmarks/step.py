@@ -1,4 +1,4 @@
-"""What the training loop costs beyond forward, backward and optimizer step; what lockstep costs.
+"""Overhead of the training loop over forward, backward and optimizer step; cost of lockstep.
 
     python benchmarks/step.py [--json] [--parts overhead lockstep] [--steps 50] [--pairs 40]
                               [--backbone resnet18] [--batch 16] [--size 64]
@@ -14,8 +14,8 @@ for the next is compared with that.
 ranks of gloo: ResNet-18, two views and six crops against a moving average.
 
 Ratios are of processor time, all of the process's threads together: other work on the machine does
-not count. The wall clock's stand beside them, and mean something on idle cores only. Each is the
-median over pairs of neighboring steps.
+not count. Those of the wall clock are also printed; they are meaningful only on idle cores. Each is
+the median over pairs of neighboring steps.
 """
 
 from __future__ import annotations
@@ -166,11 +166,13 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parts = {"overhead": overhead, "lockstep": lockstep}
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts), help="of these")
-    parser.add_argument("--steps", type=int, default=50, help="steps of each, timed in turns")
-    parser.add_argument("--backbone", default="resnet18", help="of the overhead part")
-    parser.add_argument("--batch", type=int, default=16, help="images of an overhead's step")
-    parser.add_argument("--size", type=int, default=64, help="their side, in pixels")
-    parser.add_argument("--pairs", type=int, default=40, help="pairs of lockstep's steps")
+    parser.add_argument("--steps", type=int, default=50, help="timed steps of each, in turns")
+    parser.add_argument("--backbone", default="resnet18", help="backbone for the overhead part")
+    parser.add_argument("--batch", type=int, default=16, help="batch size for the overhead part")
+    parser.add_argument("--size", type=int, default=64, help="side of their images, in pixels")
+    parser.add_argument(
+        "--pairs", type=int, default=40, help="pairs of steps for the lockstep part"
+    )
     arguments = parser.parse_args()
     cases = [case for part in arguments.parts for case in parts[part](arguments)]
     if arguments.json:

@@ -1,4 +1,4 @@
-"""What a long queue costs: submitting jobs as arrays and monitoring them, against one by one.
+"""The cost of a long queue: submitting jobs as arrays and monitoring them, against one by one.
 
     python benchmarks/submission.py [--json] [--jobs 200] [--repeats 3] [--run 200]
 
@@ -46,9 +46,11 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--jobs", type=int, default=200, help="how many are submitted")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds, of which the median counts")
-    parser.add_argument("--run", type=int, default=200, help="tiny jobs to run to their end")
+    parser.add_argument("--jobs", type=int, default=200, help="number of jobs submitted")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds; the median is reported")
+    parser.add_argument(
+        "--run", type=int, default=200, help="number of small jobs to run to their end"
+    )
     arguments = parser.parse_args()
     reason = why_not()
     if reason is not None:
@@ -134,15 +136,15 @@ def many(root: Path, jobs: int, **resources: object) -> list[Job]:
 
 
 def quietly(root: Path, graph: list[Job], wait: bool = False) -> str:
-    """Launches; what was said."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    """Launches; what was output."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
         launch(root, "slurm", graph, wait)
-    return said.getvalue()
+    return output.getvalue()
 
 
 def thousand(folder: Path, cluster: Cluster) -> None:
-    """Submits 1,000 held jobs, and says what that leaves on the disk and in the queue."""
+    """Submits 1,000 held jobs, and reports files on disk and rows in the queue."""
     root = folder / "thousand"
     root.mkdir()
     taken: list[float] = []
@@ -166,13 +168,13 @@ def thousand(folder: Path, cluster: Cluster) -> None:
 
 
 def to_the_end(folder: Path, jobs: int) -> None:
-    """Runs jobs that do nothing, and counts what they leave."""
+    """Runs empty jobs, and counts their files."""
     root = folder / "run"
     root.mkdir()
     taken: list[float] = []
     with timed(taken):
-        said = quietly(root, many(root, jobs, time=60), wait=True)
-    ends = said.strip().splitlines()[-1]
+        output = quietly(root, many(root, jobs, time=60), wait=True)
+    ends = output.strip().splitlines()[-1]
     logs = [path for path in (root / "slurm").rglob("*") if path.is_file()]
     print(
         f"\n{jobs} jobs that do nothing, on 16 CPUs of which this machine has {os.cpu_count()}: "

@@ -106,11 +106,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--repeats", type=int, default=15, help="rounds; the median is reported")
     parser.add_argument(
-        "--repeats", type=int, default=15, help="rounds, of which the median counts"
-    )
-    parser.add_argument(
-        "--images", type=int, default=24, help="photographs that are taken in turns"
+        "--images", type=int, default=24, help="number of photographs, used in turns"
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -69,10 +69,13 @@ def config_of(values: Mapping[str, Any], overrides: Sequence[str], where: str) -
     known = flatten(cfg)
     dropped = [key for key in own if key not in known]
     implied = IMPLIED["detection"]
-    told = [k for k in dropped if k not in implied or comparable(implied[k]) != comparable(own[k])]
-    if told:
+    reported = [
+        k for k in dropped if k not in implied or comparable(implied[k]) != comparable(own[k])
+    ]
+    if reported:
         print(
-            f"note: {where} was made by another version of Detectron2; ignored: {', '.join(told)}"
+            f"note: {where} was made by another version of Detectron2; ignored: "
+            f"{', '.join(reported)}"
         )
     for key, value in own.items():
         if key in known:

@@ -252,14 +252,14 @@ def settle_classes(cfg: Any, found: dict[str, Contents]) -> None:
     set_number_of_classes(cfg, count)
 
 
-def fit_to_data(cfg: Any, found: Mapping[str, Contents], asked: bool | None) -> None:
+def fit_to_data(cfg: Any, found: Mapping[str, Contents], mask_on: bool | None) -> None:
     """Checks that the data sets are usable for training and test, and adapts mask settings to them.
 
     Args:
         cfg: the configuration, not frozen. ``MODEL.MASK_ON`` is disabled if any object has no mask,
             ``INPUT.MASK_FORMAT`` set to ``bitmask`` if some are run lengths.
         found: by name.
-        asked: ``MODEL.MASK_ON`` as set by the user, if at all.
+        mask_on: ``MODEL.MASK_ON`` as set by the user, if at all.
 
     Raises:
         UserError: if there is nothing to train or test on, or the user requires masks and some are
@@ -269,7 +269,7 @@ def fit_to_data(cfg: Any, found: Mapping[str, Contents], asked: bool | None) -> 
         {name: found[name] for name in names if name in found}
         for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
     )
-    problem = next(role_problems(train, test), None) or mask_problem(found, asked)
+    problem = next(role_problems(train, test), None) or mask_problem(found, mask_on)
     if problem is not None:
         raise UserError(problem)
     if cfg.MODEL.MASK_ON and (why := without_masks(found)) is not None:

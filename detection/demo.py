@@ -18,7 +18,7 @@ from detection import datasets, detector
 from detection.checks import check_settings
 from detection.config import config_of, load_config, number_of_classes
 from detection.weights import load_detector, read_weights
-from intl_transfer.data.class_names import told_apart
+from intl_transfer.data.class_names import unique_names
 from intl_transfer.data.drawing import DrawnObject, draw_objects, mask_outlines
 from intl_transfer.data.images import read_image
 from intl_transfer.devices import Gpus, gpus
@@ -108,7 +108,7 @@ class Detector:
     ) -> None:
         number = number_of_classes(cfg)
         named = [*classes, *(f"class {i}" for i in range(len(classes), number))]
-        self.classes = told_apart(named[:number])
+        self.classes = unique_names(named[:number])
         self._cfg = cfg
         self._model = build_model(cfg)
         if state is None:

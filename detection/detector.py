@@ -17,7 +17,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detection.checkpoints import newest_checkpoint
 from detection.config import RANDOM, like
 from intl_transfer.conversion.settings import config_values
-from intl_transfer.data.class_names import told_apart
+from intl_transfer.data.class_names import unique_names
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.runs import read_results
 from intl_transfer.runs.records import DetectionResults, Detector
@@ -126,9 +126,9 @@ def follow_detector(cfg: Any, record: Detector, given: Sequence[str] = ()) -> li
         node = cfg
         for folder in folders:
             node = node[folder]
-        wanted = like(node[leaf], own[key])
-        if node[leaf] != wanted:
-            node[leaf] = wanted
+        target = like(node[leaf], own[key])
+        if node[leaf] != target:
+            node[leaf] = target
             changed.append(f"{key} {own[key]}")
     return changed
 
@@ -151,7 +151,7 @@ def match_classes(
     Raises:
         UserError: for classes that the detector does not know, and for duplicate names.
     """
-    if theirs is None or list(theirs) in (list(ours), told_apart(ours)):
+    if theirs is None or list(theirs) in (list(ours), unique_names(ours)):
         return None
     missing = [word for word in ours if word not in theirs]
     if missing:
@@ -191,14 +191,14 @@ class InClassesOf(DatasetEvaluator):
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Forwards the detections."""
-        told = []
+        mapped = []
         for output in outputs:
             found = output["instances"].to("cpu")
             labels = self._places[found.pred_classes]
             found = found[labels >= 0]
             found.pred_classes = labels[labels >= 0]
-            told.append({**output, "instances": found})
-        self._evaluator.process(inputs, told)
+            mapped.append({**output, "instances": found})
+        self._evaluator.process(inputs, mapped)
 
     def evaluate(self) -> dict[str, Any]:
         """The data set's metrics."""

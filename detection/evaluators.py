@@ -25,7 +25,7 @@ from detection.curves import curve_entry, write_curves
 from detection.datasets import contents, layout
 from detection.voc_metrics import THRESHOLDS, VocDetection, VocObject, voc_curves
 from intl_transfer.data.annotations import Annotation
-from intl_transfer.data.class_names import told_apart
+from intl_transfer.data.class_names import unique_names
 from intl_transfer.data.detection_contents import truth_of
 from intl_transfer.runs import write_atomically
 
@@ -89,7 +89,7 @@ class CocoEvaluator(DatasetEvaluator):
         gathered = comm.gather((self._found, self._masks), dst=0)
         if not comm.is_main_process():
             return {}
-        ids, classes = self._ids, dict(zip(self._ids, told_apart(self._classes), strict=True))
+        ids, classes = self._ids, dict(zip(self._ids, unique_names(self._classes), strict=True))
         found = [
             {**d, "category_id": ids[d["category_id"]]} for share, _ in gathered for d in share
         ]
@@ -141,7 +141,7 @@ class VOCEvaluator(DatasetEvaluator):
         self._name = name
         self._folder = Path(output_dir) if output_dir else None
         truth = contents(name)
-        self._classes = told_apart(truth.classes)
+        self._classes = unique_names(truth.classes)
         self._eleven_points = MetadataCatalog.get(name).year == 2007
         self._objects = {
             image: [_voc_object(a, self._classes) for a in truth.annotations.get(image, ())]
@@ -249,7 +249,7 @@ def summarize(results: dict[str, Any], name: str) -> dict[str, Any]:
     coco = layout(name) == "coco"
     tasks = _TASKS if coco else {"bbox": "voc"}
     keys = ("AP", "AP50", "AP75", *(_SIZES if coco else ()))
-    classes = told_apart(MetadataCatalog.get(name).thing_classes)
+    classes = unique_names(MetadataCatalog.get(name).thing_classes)
     return {
         ours: {
             **{key: _number(results[theirs].get(key)) for key in keys},

@@ -18,7 +18,7 @@ _TASKS = ("bbox", "segm")
 _FLAG = "--check-expected"
 
 
-def is_asked_for(arguments: argparse.Namespace) -> bool:
+def is_requested(arguments: argparse.Namespace) -> bool:
     """Whether to compare metrics: with the flag, or with metrics on the command line."""
     return bool(arguments.check_expected) or _KEY in arguments.opts[::2]
 
@@ -34,7 +34,7 @@ def check_expected(cfg: Any, arguments: argparse.Namespace) -> None:
         UserError: if there are no expected metrics, one is not in Detectron2's form, or deciding
             settings differ from the recipe's.
     """
-    if not is_asked_for(arguments):
+    if not is_requested(arguments):
         return
     rows = cfg.TEST.EXPECTED_RESULTS
     if not rows:

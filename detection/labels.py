@@ -86,22 +86,22 @@ def chosen(cfg: Any, sets: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
 def _listed(place: str, sets: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
     file = data_root() / Path(place).expanduser()
     try:
-        wanted = set(file.read_text().split())
+        listed = set(file.read_text().split())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"DATASETS.LABELS.LIST: {file} cannot be read ({error}); "
             "expected image ids, one per line"
         ) from None
     known = {name: {str(one) for one in ids} for name, ids in sets.items()}
-    unknown = wanted.difference(*known.values())
-    if unknown or not wanted:
+    unknown = listed.difference(*known.values())
+    if unknown or not listed:
         first = f", the first: {min(unknown)}" if unknown else ""
         raise UserError(
             f"DATASETS.LABELS.LIST: {file} names {len(unknown) or 'no'} image(s)"
             f"{' that are not in ' + ', '.join(sets) if unknown else ''}{first}. Expected image "
             "ids of the training sets, one per line"
         )
-    return {name: sorted(wanted & ids) for name, ids in known.items()}
+    return {name: sorted(listed & ids) for name, ids in known.items()}
 
 
 def described(cfg: Any, ids: Sequence[str], available: int) -> Labels:

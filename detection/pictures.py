@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw
 
 from detection.datasets import contents, in_order, layout
 from detection.evaluators import results_file
-from intl_transfer.data.class_names import told_apart
+from intl_transfer.data.class_names import unique_names
 from intl_transfer.data.drawing import DrawnObject, draw_objects, mask_outlines
 from intl_transfer.data.fonts import draw_text, font
 from intl_transfer.data.images import read_image
@@ -80,7 +80,9 @@ def write_pictures(folder: str | Path, name: str) -> None:
     folder = Path(folder)
     ordered = sorted(pictures(folder, name), key=lambda one: (-one.error, -sum(one.counts[1:])))
     chosen = [ordered[place] for place in _chosen(len(ordered))]
-    classes = told_apart(MetadataCatalog.get(name).thing_classes)  # known from reading the data set
+    classes = unique_names(
+        MetadataCatalog.get(name).thing_classes
+    )  # known from reading the data set
     shutil.rmtree(folder / "predictions", ignore_errors=True)
     (folder / "predictions").mkdir(parents=True)
     entries, small = [], []

@@ -107,21 +107,22 @@ def _check_processes(arguments: argparse.Namespace) -> None:
 
 def _choose_devices(cfg: Any, arguments: argparse.Namespace) -> None:
     """Sets the available GPUs, or the CPU; prints deviations from the request."""
-    asked = arguments.num_gpus
+    requested = arguments.num_gpus
     usable = gpus() if cfg.MODEL.DEVICE.startswith("cuda") else Gpus()
     if usable.problem is not None:
         raise UserError(usable.problem)
     found = len(usable.names)
     if cfg.MODEL.DEVICE.startswith("cuda") and found == 0:
-        ignored = f" (--num-gpus {asked} has no effect)" if asked > 1 else ""
+        ignored = f" (--num-gpus {requested} has no effect)" if requested > 1 else ""
         print(f"no GPU found: using the CPU{ignored}")
         cfg.MODEL.DEVICE = "cpu"
-    elif 0 < found < asked:
+    elif 0 < found < requested:
         if arguments.num_machines > 1:
             raise UserError(
-                f"--num-gpus {asked}: {found} GPU(s) found here; all machines of a run need as many"
+                f"--num-gpus {requested}: {found} GPU(s) found here; all machines of a run need "
+                "as many"
             )
-        print(f"--num-gpus {asked}: {found} GPU(s) found, using these")
+        print(f"--num-gpus {requested}: {found} GPU(s) found, using these")
         arguments.num_gpus = found
     norm = cfg.MODEL.RESNETS.NORM
     if norm in ("SyncBN", "nnSyncBN") and cfg.MODEL.DEVICE == "cpu" and arguments.num_machines > 1:
@@ -133,24 +134,24 @@ def _choose_devices(cfg: Any, arguments: argparse.Namespace) -> None:
 def _choose_batch(cfg: Any, arguments: argparse.Namespace) -> None:
     """Scales to the requested batch size, that of the continued run, or what the GPUs can hold."""
     before = cfg.SOLVER.IMS_PER_BATCH
-    wanted, why = arguments.scale_to_batch, ""
-    if wanted is None and not arguments.eval_only and (Path(cfg.OUTPUT_DIR) / MANIFEST).exists():
-        wanted = int(read_manifest(cfg.OUTPUT_DIR).config["SOLVER"]["IMS_PER_BATCH"])
-    elif wanted is None and not arguments.eval_only:
+    batch, why = arguments.scale_to_batch, ""
+    if batch is None and not arguments.eval_only and (Path(cfg.OUTPUT_DIR) / MANIFEST).exists():
+        batch = int(read_manifest(cfg.OUTPUT_DIR).config["SOLVER"]["IMS_PER_BATCH"])
+    elif batch is None and not arguments.eval_only:
         processes, memory = arguments.num_machines, math.inf
         if torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu":
             processes *= arguments.num_gpus
             memory = torch.cuda.get_device_properties(0).total_memory / 1e9
-        wanted = batch_that_fits(cfg, processes, memory)
+        batch = batch_that_fits(cfg, processes, memory)
         why = (
             f"{processes} GPU(s) cannot evenly share, or may not hold, a batch of {before} (to "
             f"force it: --scale-to-batch {before}): "
         )
-    if wanted is None or wanted == before:
+    if batch is None or batch == before:
         return
-    scale_to_batch(cfg, wanted)
+    scale_to_batch(cfg, batch)
     solver = cfg.SOLVER
     print(
-        f"{why}batch {before} -> {wanted}, learning rate {solver.BASE_LR:g}, {solver.MAX_ITER} "
+        f"{why}batch {before} -> {batch}, learning rate {solver.BASE_LR:g}, {solver.MAX_ITER} "
         f"iterations, steps {solver.STEPS}, warm-up {solver.WARMUP_ITERS}"
     )

@@ -38,7 +38,7 @@ from detection.config import CONFIGS, RANDOM, as_dict, config_of, load_config
 from detection.curves import draw_curves
 from detection.demo import demonstrate
 from detection.evaluators import summarize
-from detection.expected import check_expected, is_asked_for
+from detection.expected import check_expected, is_requested
 from detection.machines import launch
 from detection.pictures import write_pictures
 from detection.session import (
@@ -57,7 +57,7 @@ from detection.settings import add_arguments, resolve
 from detection.stream import OneRankError
 from detection.trainer import Trainer
 from intl_transfer.boundary import Boundary
-from intl_transfer.data.detection_roles import asked_of_masks
+from intl_transfer.data.detection_roles import mask_setting
 from intl_transfer.errors import UserError
 from intl_transfer.runs import RunDirectory, sha256_file, write_json
 from intl_transfer.runs.architectures import architecture
@@ -192,7 +192,7 @@ def prepare(
     found = datasets.examine([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     datasets.settle_classes(cfg, found)
     datasets.fit_to_data(
-        cfg, found, asked_of_masks(resolve_config(arguments.config, CONFIGS), arguments.opts)
+        cfg, found, mask_setting(resolve_config(arguments.config, CONFIGS), arguments.opts)
     )
     images = datasets.described(found)
     ids = {name: list(found[name].images) for name in cfg.DATASETS.TRAIN}
@@ -294,7 +294,7 @@ def worker(
     try:
         if earlier is None:
             assert content is not None
-            evaluate(cfg, content, is_asked_for(arguments))
+            evaluate(cfg, content, is_requested(arguments))
         else:
             status = train(cfg, content, images, earlier, arguments)
     except UserError as error:
@@ -397,7 +397,7 @@ def train(
             return end.status
         except FloatingPointError as error:
             raise OneRankError(not_finite(error)) from None
-    if is_asked_for(arguments) and comm.is_main_process():
+    if is_requested(arguments) and comm.is_main_process():
         verify_results(cfg, trainer.evaluation)
     return 0
 

@@ -99,10 +99,10 @@ def _settings_of(read: Content) -> dict[str, Any] | None:
         return None
     values = config_values("resnet50", known)  # those independent of the architecture
     by = known.source if known.pixels_source.is_known else str(known.pixels_source)
-    said = ["INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"]
+    keys = ["INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"]
     if not known.strides_source.is_assumed:
-        said.append("MODEL.RESNETS.STRIDE_IN_1X1")
-    return {"values": {key: values[key] for key in said}, "source": by}
+        keys.append("MODEL.RESNETS.STRIDE_IN_1X1")
+    return {"values": {key: values[key] for key in keys}, "source": by}
 
 
 def _fragment(file: Path) -> dict[str, Any]:
@@ -223,16 +223,16 @@ def check_backbone(model: nn.Module, weights: dict[str, Tensor], path: str) -> N
     Raises:
         UserError: if nothing matches, a tensor is missing, or a shape differs.
     """
-    wanted = _backbone_tensors(model)
-    found = {name: match(name, weights) for name in wanted}
+    needed = _backbone_tensors(model)
+    found = {name: match(name, weights) for name in needed}
     missing = [name for name, tensor in found.items() if tensor is None]
-    if len(missing) == len(wanted):
+    if len(missing) == len(needed):
         first = ", ".join(list(weights)[:3]) or "none"
         raise UserError(
             f"weights {path}: nothing in it matches the detector's backbone (its first keys: "
             f"{first}). Convert it first: `intl-transfer convert CHECKPOINT OUT.pth`"
         )
-    depths = (_blocks(wanted), _blocks(weights))
+    depths = (_blocks(needed), _blocks(weights))
     if depths[0] != depths[1]:
         raise UserError(
             f"weights {path}: a backbone of another depth; blocks in res2 to res5 are "
@@ -240,10 +240,10 @@ def check_backbone(model: nn.Module, weights: dict[str, Tensor], path: str) -> N
         )
     if missing:
         raise UserError(
-            f"weights {path}: {len(missing)} of the backbone's {len(wanted)} tensors are missing, "
+            f"weights {path}: {len(missing)} of the backbone's {len(needed)} tensors are missing, "
             f"the first: {missing[0]}"
         )
-    for name, tensor in wanted.items():
+    for name, tensor in needed.items():
         other = found[name]
         assert other is not None
         if other.shape != tensor.shape:

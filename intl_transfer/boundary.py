@@ -71,7 +71,7 @@ _SHARED_MEMORY = re.compile(r"shared memory|/torch_\d|shm_open|Bus error|/dev/sh
 
 
 _python_handles_error = logging.Handler.handleError
-_told_of: set[str] = set()
+_reported: set[str] = set()
 
 
 def _tell_of_lost_lines(handler: logging.Handler, record: logging.LogRecord) -> None:
@@ -83,8 +83,8 @@ def _tell_of_lost_lines(handler: logging.Handler, record: logging.LogRecord) -> 
     log = str(getattr(handler, "baseFilename", "")) or str(
         getattr(getattr(handler, "stream", None), "name", "the log")
     )
-    if log not in _told_of:
-        _told_of.add(log)
+    if log not in _reported:
+        _reported.add(log)
         what = explain(error)
         _say(f"warning: lines of {log} are lost: {what}; said once")
 
@@ -115,7 +115,7 @@ class Boundary:
         self.folder: Path | None = None
 
     def __enter__(self) -> Boundary:
-        # Detectron2 and others log to files; a lost line ends no run, and is told of once.
+        # Detectron2 and others log to files; lost lines do not end a run, and are reported once.
         logging.Handler.handleError = _tell_of_lost_lines  # type: ignore[assignment, method-assign]
         return self
 
@@ -158,7 +158,7 @@ def explain(error: BaseException) -> str | None:
     """What went wrong around the program, and what to do, in one line.
 
     Args:
-        error: as it was raised; what it was raised from is looked at too.
+        error: as raised; its causes are also examined.
 
     Returns:
         The line; None for an error that is none of these, which is the program's own fault.

@@ -206,7 +206,7 @@ def _datasets() -> list[dict[str, Any]]:
         return [f"ImageSets/Main/{name}.txt" for name in names]
 
     coco, voc7, voc12 = root / "coco", root / "VOC2007", root / "VOC2012"
-    wanted = {
+    required = {
         "shapes": (root / "shapes", ["COMPLETE.json"]),
         "photo_cutouts": (root / "photo_cutouts", ["COMPLETE.json"]),
         "ImageNet": (imagenet, ["train", "val"]),
@@ -229,7 +229,7 @@ def _datasets() -> list[dict[str, Any]]:
             "missing": [part for part in parts if not (folder / part).exists()],
             "found": all((folder / part).exists() for part in parts),
         }
-        for name, (folder, parts) in wanted.items()
+        for name, (folder, parts) in required.items()
     ]
 
 
@@ -253,7 +253,7 @@ def _show(report: dict[str, Any]) -> None:
         kind = "compiled operators" if d2["compiled_ops"] else "no compiled operators (stand-in)"
         line("Detectron2", f"{d2['version']}, {kind}, {d2['location']}")
         if d2["stood_in"]:
-            line("", f"put back or stood in for: {', '.join(d2['stood_in'])}")
+            line("", f"restored or replaced: {', '.join(d2['stood_in'])}")
     else:
         line("Detectron2", f"MISSING: {d2['error']}")
     devices = report["devices"]

@@ -1,1 +1,1 @@
-"""What `make` runs: set-up, demo, documentation, releases."""
+"""Scripts behind `make`: set-up, demo, documentation, releases."""

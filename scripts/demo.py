@@ -1,12 +1,12 @@
-"""The whole pipeline on the embedded data set: pretrain, convert, fine-tune, collect.
+"""Runs the pipeline on the embedded data set: pretrain, convert, fine-tune, collect.
 
     python scripts/demo.py [--backbone resnet18|resnet50] [--scale 1] [--out runs/demo]
     python scripts/demo.py --quick
 
-The quick one takes the smallest size of everything, for under two minutes on two cores; the row of
-a control (labels shuffled) says what a score is when there is nothing to be learned.
-Every step leaves its result behind; run again after any interruption, finished steps are not
-repeated. The metrics check that the pipeline works; they do not compare methods.
+With --quick everything has its smallest size, for under two minutes on two cores; the row of a
+control (shuffled labels) shows the chance level. After an interruption, run the same command again:
+finished steps are not repeated. The metrics check that the pipeline works; they do not compare
+methods.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ CONFIGS = {"resnet18": "R18", "resnet50": "R50"}
 
 @dataclass(frozen=True)
 class Size:
-    """How much is done.
+    """The size of the demo.
 
     Attributes:
         spec: of the embedded data set.
         epochs: of pretraining.
         iterations: of each fine-tuning.
-        layouts: of the scenes, each with its seeds.
+        layouts: of the scenes, with their seeds.
         settings: of fine-tuning, ``KEY VALUE KEY VALUE ...``.
-        control: settings of a control beside the others, ``KEY VALUE``; empty for none.
+        control: settings of an additional control, ``KEY VALUE``; empty for none.
     """
 
     spec: ShapesSpec
@@ -64,13 +64,13 @@ class Size:
 
     @classmethod
     def scaled(cls, scale: float) -> Size:
-        """The demo's size, both budgets times a factor."""
+        """The demo's size, with both training budgets scaled."""
         epochs, iterations = max(1, round(EPOCHS * scale)), max(20, round(ITERATIONS * scale))
         return cls(ShapesSpec(), epochs, iterations, {"coco": (0, 1), "voc": (0,)})
 
     @classmethod
     def quick(cls) -> Size:
-        """The smallest at which a detector finds something."""
+        """The smallest size at which a detector detects anything."""
         spec = ShapesSpec(objects_train=640, objects_val=40, scenes_train=120, scenes_val=40)
         settings: tuple[str, ...] = ("SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "10")
         settings += ("TEST.PRECISE_BN.NUM_ITER", "10")
@@ -80,15 +80,15 @@ class Size:
 
 @dataclass
 class Job:
-    """A stage's command, and how far it is.
+    """A stage's command and its progress.
 
     Attributes:
         name: for progress lines.
         folder: its run directory.
         command: the command line.
-        total: steps or iterations in all.
+        total: number of steps or iterations.
         unit: the key that counts them in ``metrics.jsonl``.
-        environment: variables beside those of this process.
+        environment: variables in addition to this process's.
         process: while it runs.
     """
 
@@ -115,11 +115,11 @@ class Job:
             **self.environment,
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
-            # On a busy machine, threads that spin while they wait slow all others down tenfold.
+            # On a busy machine, busy-waiting threads slow the others down tenfold.
             "OMP_WAIT_POLICY": "PASSIVE",
             "PYTHONUNBUFFERED": "1",
         }
-        # The log is added to, so that an interrupted run's last words are not lost.
+        # Appended, so that the output of an interrupted run is kept.
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 self.command, stdout=log, stderr=subprocess.STDOUT, env=environment
@@ -188,7 +188,7 @@ class Demo:
         if out.exists() and report.exists():
             source = json.loads(report.read_text())["provenance"]["source_sha256"]
             if results is not None and source == results.get("backbone_sha256"):
-                self.say("2/4 conversion to Detectron2: done before")
+                self.say("2/4 conversion to Detectron2: already done")
                 return out
         self.say("2/4 conversion to Detectron2, verified")
         command = [sys.executable, "-m", "intl_transfer.cli", "convert", "--force"]
@@ -231,11 +231,11 @@ class Demo:
         return jobs
 
     def run_jobs(self, jobs: list[Job], title: str, parallel: int) -> None:
-        """Runs what is not finished, a few at a time, with a line every few seconds."""
+        """Runs unfinished jobs, a few at a time, with a line every few seconds."""
         waiting = [job for job in jobs if not job.finished()]
         done = len(jobs) - len(waiting)
         if not waiting:
-            self.say(f"{title}: done before")
+            self.say(f"{title}: already done")
             return
         self.say(f"{title}: {len(waiting)} run(s), {parallel} at a time; logs beside the runs")
         running: list[Job] = []
@@ -285,10 +285,12 @@ class Demo:
         narrow = build_tables(found, options=TableOptions(layout="dataset"))
         print(render(narrow, "console"), end="")
         print(f"Report, to open in a browser: {self.folder}/report/index.html")
-        print(f"Pictures, truth beside prediction: {self.folder}/detection/*/predictions.png")
+        print(
+            f"Images with ground truth and predictions: {self.folder}/detection/*/predictions.png"
+        )
         print(
             f"This is a small-scale check of the pipeline with a {self.backbone}, on drawn images "
-            "and after minutes of training; it is no measure of the method."
+            "and after minutes of training; it does not measure the method's quality."
         )
 
 
@@ -297,18 +299,21 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--backbone", choices=sorted(CONFIGS), default="resnet18", help="of all runs"
+        "--backbone",
+        choices=sorted(CONFIGS),
+        default="resnet18",
+        help="backbone of all runs (default: resnet18)",
     )
-    parser.add_argument("--scale", type=float, default=1.0, help="factor on both training budgets")
-    parser.add_argument("--quick", action="store_true", help="the smallest size of everything")
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/demo"), help="folder of all that the demo makes"
+        "--scale", type=float, default=1.0, help="factor for both training budgets (default: 1)"
     )
+    parser.add_argument("--quick", action="store_true", help="run everything at the smallest size")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="output folder")
     arguments = parser.parse_args()
     if arguments.scale <= 0:
         parser.error(f"--scale is {arguments.scale:g}; expected a number above 0")
     if arguments.quick and arguments.scale != 1:
-        parser.error("--quick and --scale are two sizes; give one of them")
+        parser.error("--quick and --scale exclude each other")
     with Boundary("the same command continues") as boundary:
         try:
             Demo(arguments.backbone, arguments.scale, arguments.out, arguments.quick).run()

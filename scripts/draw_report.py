@@ -1,10 +1,9 @@
-"""The pictures of docs/report.md, from the report page of a finished demo.
+"""Draws the screenshots of docs/report.md from the report of a finished demo.
 
     make demo SCALE=0.25
     python scripts/draw_report.py runs/demo/resnet18_scale0.25 [--out docs/images]
 
-Needs Chromium and the development set-up (`make setup DEV=1`). The page is opened from the disk, as
-a user opens it.
+Needs Chromium and the development set-up (`make setup DEV=1`). The page is opened from disk.
 """
 
 from __future__ import annotations

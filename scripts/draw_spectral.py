@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/spectral.md: `python scripts/draw_spectral.py [FOLDER]`."""
+"""Draws the figures of docs/spectral.md: `python scripts/draw_spectral.py [FOLDER]`."""
 
 from __future__ import annotations
 
@@ -27,11 +27,15 @@ INK = ["#c6dbef", "#9ecae1", "#6baed6", "#3182bd", "#08519c", "#08306b"]
 
 
 def main() -> int:
-    """Writes the pictures into the folder given, docs/images if none."""
+    """Writes the figures into a folder (default: docs/images)."""
     root = Path(__file__).resolve().parents[1]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "folder", type=Path, nargs="?", default=root / "docs" / "images", help="for the pictures"
+        "folder",
+        type=Path,
+        nargs="?",
+        default=root / "docs" / "images",
+        help="output folder (default: docs/images)",
     )
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +71,7 @@ def scalar_map() -> Figure:
 
 
 def stability() -> Figure:
-    """The largest error of the output's singular values over T, direct and stable."""
+    """The maximum error of the output's singular values over T, direct and stable."""
     n, d = 256, 512
     generator = torch.Generator().manual_seed(0)
     left = torch.linalg.qr(torch.randn(n, n, generator=generator).double()).Q
@@ -108,7 +112,7 @@ def stability() -> Figure:
 
 
 def trace_bound() -> Figure:
-    """The least trace loss of each rank, at T = 4."""
+    """The minimum trace loss of each rank, at T = 4."""
     figure, axis = plt.subplots(figsize=(3.8, 2.8))
     n = 256
     ranks = list(range(1, n + 1))

@@ -22,10 +22,10 @@ from pathlib import Path
 NAME, VERSION = "pb1-detectron2", "0.6"
 SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
 
-# There while our own files are being copied: what an interruption left is not taken for whole.
+# Exists while files are being copied, so that an interrupted installation is detected.
 UNFINISHED = Path(sys.prefix) / "detectron2.unfinished"
 
-# Packages that upstream installs below `detectron2.projects`, and where they lie.
+# Packages that upstream installs in `detectron2.projects`, with their folders.
 PROJECTS = {
     "point_rend": "projects/PointRend/point_rend",
     "deeplab": "projects/DeepLab/deeplab",
@@ -51,14 +51,16 @@ include = ["detectron2*"]
 
 
 class InstallError(Exception):
-    """One clear line about why Detectron2 cannot be installed."""
+    """Detectron2 cannot be installed."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sdist", type=Path, help="use this archive (a machine without network)")
+    parser.add_argument(
+        "--sdist", type=Path, help="use this archive (for machines without network)"
+    )
     arguments = parser.parse_args()
     found = installed()
     if found is not None:
@@ -81,11 +83,11 @@ def main() -> int:
 
 
 def installed() -> Path | None:
-    """The folder of the `detectron2` that can be imported, whoever installed it, or None."""
+    """The folder of an importable `detectron2`, or None."""
     if UNFINISHED.exists():
         return None
     spec = importlib.util.find_spec("detectron2")
-    # A folder without `__init__.py` has no origin, and is no package.
+    # A folder without `__init__.py` has no origin and is not a package.
     return None if spec is None or spec.origin is None else Path(spec.origin).parent
 
 
@@ -107,10 +109,10 @@ def pip(*arguments: str) -> None:
 
 
 def download(folder: Path) -> Path:
-    """Fetches the archive by pip, which checks the hash before it runs anything of it."""
+    """Downloads the archive with pip, which checks the hash before executing anything in it."""
     requirement = folder / "requirement.txt"
     requirement.write_text(f"{NAME}=={VERSION} --hash=sha256:{SHA256}\n")
-    # Without isolation: its set-up script wants the torch that is installed.
+    # Without isolation, since its set-up script needs the installed torch.
     options = ["--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--require-hashes"]
     pip("download", *options, "-d", str(folder / "sdist"), "-r", str(requirement))
     return next((folder / "sdist").glob("*.tar.gz"))
@@ -146,7 +148,7 @@ def unpack(sdist: Path, folder: Path) -> Path:
 
 
 def lay_out(source: Path, tree: Path) -> Path:
-    """The package as upstream's own set-up lays it out, ready to be installed."""
+    """Lays out the package like upstream's set-up, ready for installation."""
     shutil.copytree(source / "detectron2", tree / "detectron2")
     for name, place in PROJECTS.items():
         target = tree / "detectron2" / "projects" / name

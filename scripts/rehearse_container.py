@@ -1,9 +1,9 @@
-"""Runs the Dockerfile's steps as a script in a fresh clone, where there is no container engine.
+"""Runs the Dockerfile's steps in a new clone, without a container engine.
 
     python scripts/rehearse_container.py FOLDER [--wheelhouse DIR]
 
-Steps of the system's packages are left out: what they install is what runs this. With a wheelhouse
-pip is cut off from every network. The command that the container runs is run at its quick size.
+Steps that install system packages are omitted. With a wheelhouse, pip has no network access. The
+container's command is run at its quick size.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="for the clone; must not exist yet")
-    parser.add_argument("--wheelhouse", default="", help="as the build argument of that name")
+    parser.add_argument("folder", type=Path, help="folder for the clone; must not exist")
+    parser.add_argument("--wheelhouse", default="", help="the build argument of that name")
     arguments = parser.parse_args()
     clone = ["git", "clone", "--quiet", "--local", str(ROOT), str(arguments.folder)]
     subprocess.run(clone, check=True)
@@ -49,7 +49,7 @@ def main() -> int:
 
 
 def steps(dockerfile: str) -> Iterator[str]:
-    """What is run in the folder that the sources are copied to, in order."""
+    """The commands run in the folder of the sources, in order."""
     for line in dockerfile.splitlines():
         word, _, rest = line.partition(" ")
         if word == "RUN" and not rest.startswith("apt-get "):

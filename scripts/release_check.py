@@ -1,7 +1,7 @@
-"""Checks what a release needs: `make release-check`, which also runs lint and all tests.
+"""Checks the requirements of a release: `make release-check`, which also runs lint and all tests.
 
-One version everywhere, a changelog whose newest entry has it and a date, nothing uncommitted,
-no large file, and a wheel and an sdist that are built and whole.
+These are: the same version everywhere, also in the changelog's newest entry, with a date; no
+uncommitted changes; no large files; and a complete wheel and sdist.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST = 1 << 20  # bytes
-#: What must lie in a wheel beside the modules.
+#: Required files in a wheel, in addition to modules.
 IN_WHEEL = (
     "intl_transfer/py.typed",
     "intl_transfer/_revision.json",
@@ -47,7 +47,7 @@ def main() -> int:
 
 
 def problems_of(root: Path) -> Iterator[str]:
-    """What keeps the sources from being released."""
+    """Reasons why the sources cannot be released."""
     version = _version((root / "intl_transfer" / "__init__.py").read_text())
     cited = str(yaml.safe_load((root / "CITATION.cff").read_text()).get("version"))
     if cited != version:
@@ -75,7 +75,7 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def built() -> list[str]:
-    """Builds both archives from a fresh clone; says what is missing in them."""
+    """Builds both archives from a new clone; returns what is missing in them."""
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "clone"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
@@ -93,8 +93,8 @@ def built() -> list[str]:
         problems = [f"{wheel.name} lacks {name}" for name in IN_WHEEL if name not in names]
         with tarfile.open(sdist) as archive:
             inside = {name.partition("/")[2] for name in archive.getnames()}
-        wanted = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
-        return problems + [f"{sdist.name} lacks {name}" for name in wanted if name not in inside]
+        required = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
+        return problems + [f"{sdist.name} lacks {name}" for name in required if name not in inside]
 
 
 if __name__ == "__main__":

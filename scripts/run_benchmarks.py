@@ -1,11 +1,11 @@
-"""Runs every benchmark and keeps the results: `make bench`, in a quarter of an hour.
+"""Runs all benchmarks and stores the results: `make bench`, in a quarter of an hour.
 
     python scripts/run_benchmarks.py [NAME ...] [--out docs/results/corpus]
 
-Each file of `benchmarks/` is run by itself with `--json`, sized by ARGUMENTS. `benchmarks.json`
-holds the machine, its load when each began, the seconds it took, and all cases; `benchmarks.csv`
-the ratios with their spread, of which the documentation's tables are made (`make tables`). Names
-given replace their own part and leave the rest as it was.
+Each file of `benchmarks/` is run separately with `--json` and the options in ARGUMENTS.
+`benchmarks.json` contains the machine, its load at each start, durations, and all cases;
+`benchmarks.csv` the ratios with their spread, for the documentation's tables (`make tables`). With
+NAMEs, only their parts are replaced.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from intl_transfer.runs import write_atomically, write_json
 from intl_transfer.runs.directory import git_state, library_versions
 
 ROOT = Path(__file__).resolve().parents[1]
-#: What each is given, so that all of them take a quarter of an hour.
+#: Options of each, so that all take a quarter of an hour.
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "coco_evaluation": ("--repeats", "1", "--images", "2500"),
     "collect": ("--runs", "2000", "--repeats", "3"),
@@ -51,13 +51,13 @@ _NOT_RUN = ("__init__", "reference")
 
 
 def main() -> int:
-    """Runs what was asked for; returns 1 if a benchmark failed."""
+    """Runs the requested benchmarks; returns 1 if one failed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="default: all of them")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run (default: all)")
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "docs/results/corpus", help="folder of both files"
+        "--out", type=Path, default=ROOT / "docs/results/corpus", help="output folder"
     )
     arguments = parser.parse_args()
     with Boundary() as boundary:
@@ -93,12 +93,12 @@ def run(names: list[str], out: Path) -> int:
 
 
 def measured(name: str) -> dict[str, Any]:
-    """One benchmark: its cases, and where and when they were measured."""
+    """One benchmark: its cases, with machine and time."""
     load, began = os.getloadavg()[0], time.monotonic()
     command = [sys.executable, f"benchmarks/{name}.py", *ARGUMENTS.get(name, ()), "--json"]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    *told, last = done.stdout.strip().splitlines()
-    print("\n".join(told), flush=True)
+    *lines, last = done.stdout.strip().splitlines()
+    print("\n".join(lines), flush=True)
     return {
         "date": date.today().isoformat(),
         "arguments": list(ARGUMENTS.get(name, ())),

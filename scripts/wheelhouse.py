@@ -1,12 +1,11 @@
-"""Gathers everything that `make setup` installs, for machines without network; writes the lock.
+"""Downloads everything that `make setup` installs, for machines without network; writes the lock.
 
-    make wheelhouse [DEV=1] [WHEELHOUSE=wheelhouse]   # where there is a network
-    make setup WHEELHOUSE=wheelhouse                  # where there is none
-    make lock                                         # after a change of constraints.txt
+    make wheelhouse [DEV=1] [WHEELHOUSE=wheelhouse] # with a network make setup
+    WHEELHOUSE=wheelhouse # where there is none make lock # after a change of constraints.txt
 
-A wheelhouse is a folder of archives and `lock.txt`, a line for each with its SHA-256, which pip
-then demands. Where `locks/` has the hashes of what was tested for this Python and machine, every
-archive must be one of those. `make lock` writes them, as pip finds them on its index.
+A wheelhouse is a folder of archives and `lock.txt`, with the SHA-256 of each, which pip then
+requires. If `locks/` has tested hashes for this Python and machine, all archives must match them.
+`make lock` writes them from pip's index.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from scripts import install_detectron2
 
 ROOT = Path(__file__).resolve().parents[1]
 CONSTRAINTS = ROOT / "constraints.txt"
-#: What builds the project itself and the pure Python packages that come as sources.
+#: Build requirements of the project and of packages without wheels.
 BUILD_TOOLS = ("setuptools", "wheel")
 LOCK = "lock.txt"
 
@@ -45,16 +44,20 @@ Hashes = dict[str, str]  # "name==version" to SHA-256
 
 
 class WheelhouseError(Exception):
-    """One clear line about why there is no wheelhouse."""
+    """The wheelhouse cannot be made."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, nargs="?", help="of the wheelhouse")
-    parser.add_argument("--dev", action="store_true", help="also what tests and linters need")
-    parser.add_argument("--lock", action="store_true", help="write the lock of this Python instead")
+    parser.add_argument("folder", type=Path, nargs="?", help="folder of the wheelhouse")
+    parser.add_argument(
+        "--dev", action="store_true", help="include requirements of tests and linters"
+    )
+    parser.add_argument(
+        "--lock", action="store_true", help="write the lock for this Python instead"
+    )
     arguments = parser.parse_args()
     if (arguments.folder is None) != arguments.lock:
         parser.error("give the wheelhouse's folder, or --lock")
@@ -73,12 +76,12 @@ def main() -> int:
 def make(folder: Path, dev: bool) -> None:
     """Downloads everything into ``folder``, checks it, writes its lock."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / LOCK).unlink(missing_ok=True)  # until all is there
-    wanted = [*BUILD_TOOLS, *requirements(metadata.requires("intl-transfer") or [], dev)]
+    (folder / LOCK).unlink(missing_ok=True)  # until complete
+    packages = [*BUILD_TOOLS, *requirements(metadata.requires("intl-transfer") or [], dev)]
     print(
-        f"  {len(wanted)} packages and what they need, into {folder} (several GB) ...", flush=True
+        f"  {len(packages)} packages and what they need, into {folder} (several GB) ...", flush=True
     )
-    pip("download", "-c", str(CONSTRAINTS), "-d", str(folder), *wanted)
+    pip("download", "-c", str(CONSTRAINTS), "-d", str(folder), *packages)
     sdist = install_detectron2.download(folder)
     sdist.replace(folder / sdist.name)
     sdist.parent.rmdir()
@@ -95,7 +98,7 @@ def make(folder: Path, dev: bool) -> None:
 
 
 def requirements(declared: Iterable[str], dev: bool) -> list[str]:
-    """Those of a distribution's requirements that count here."""
+    """A distribution's requirements that apply here."""
     found = []
     for text in declared:
         requirement = Requirement(text)
@@ -110,7 +113,7 @@ def hashes(folder: Path) -> Hashes:
     """SHA-256 of every archive in a folder.
 
     Raises:
-        WheelhouseError: if a file is no archive of a package, or a package is there twice.
+        WheelhouseError: if a file is not a package archive, or a package occurs twice.
     """
     found: Hashes = {}
     for file in sorted(folder.iterdir()):
@@ -122,7 +125,7 @@ def hashes(folder: Path) -> Hashes:
             )
         except ValueError:
             raise WheelhouseError(
-                f"{file} is no wheel and no source archive; give a folder of its own"
+                f"{file} is neither a wheel nor a source archive; use a separate folder"
             ) from None
         key = f"{name}=={version}"
         if any(other.split("==")[0] == name for other in found):
@@ -134,13 +137,13 @@ def hashes(folder: Path) -> Hashes:
 
 
 def compare(found: Mapping[str, str], tested: Mapping[str, str] | None) -> None:
-    """Holds what was downloaded against what was tested; None where nothing was, for this Python.
+    """Compares downloads with the tested lock; None if there is none for this Python.
 
     Raises:
         WheelhouseError: naming what differs.
     """
     if tested is None:
-        print(f"  no {tested_lock().relative_to(ROOT)}: hashes are those of what was downloaded")
+        print(f"  no {tested_lock().relative_to(ROOT)}: using the hashes of the downloaded files")
         return
     differ = [key for key, value in found.items() if tested.get(key) != value]
     if differ:
@@ -157,14 +160,14 @@ def tested_lock() -> Path:
 
 
 def applicable(constraints: str) -> list[str]:
-    """The pins that count for this Python."""
+    """The pins that apply to this Python."""
     lines = (line.partition("#")[0].strip() for line in constraints.splitlines())
     pins = [Requirement(line) for line in lines if line]
     return [f"{p.name}{p.specifier}" for p in pins if p.marker is None or p.marker.evaluate()]
 
 
 def locked_by_pip(pins: list[str]) -> Hashes:
-    """What pip would install for some pins, with the hashes of its index."""
+    """The packages that pip would install for some pins, with the hashes of its index."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         options = ["--dry-run", "--ignore-installed", "--no-deps", "--quiet", "--report"]
@@ -172,14 +175,14 @@ def locked_by_pip(pins: list[str]) -> Hashes:
         chosen = json.loads(report.read_text())["install"]
     found: Hashes = {}
     for item in chosen:
-        said, where = item["metadata"], item["download_info"]
-        key = f"{canonicalize_name(said['name'])}=={said['version']}"
+        output, where = item["metadata"], item["download_info"]
+        key = f"{canonicalize_name(output['name'])}=={output['version']}"
         found[key] = where["archive_info"]["hashes"]["sha256"]
     return found
 
 
 def write_lock(file: Path, found: Mapping[str, str], dev: bool = True) -> None:
-    """A requirements file with hashes; its first line names Python and machine, and for whom."""
+    """A requirements file with hashes; its first line states Python and machine."""
     lines = [f"# {tested_lock().stem}{' dev' if dev else ''}"]
     lines += [f"{key} --hash=sha256:{value}" for key, value in sorted(found.items())]
     file.parent.mkdir(exist_ok=True)
@@ -204,8 +207,8 @@ def pip(*arguments: str) -> None:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        said = (done.stdout + done.stderr).splitlines()
-        errors = [line for line in said if line.startswith("ERROR")] or said or ["no output"]
+        output = (done.stdout + done.stderr).splitlines()
+        errors = [line for line in output if line.startswith("ERROR")] or output or ["no output"]
         raise WheelhouseError(f"pip {arguments[0]}: {errors[-1].removeprefix('ERROR: ')}")
 
 

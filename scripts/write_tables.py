@@ -1,6 +1,6 @@
-"""Writes tables and code of the documentation from the files that hold them: `make tables`.
+"""Inserts tables and code into the documentation from their source files: `make tables`.
 
-A table stands in a page between two comments; the first says what it is made of:
+A table is placed in a page between two comments; the first defines it:
 
     <!-- table results/power_summary.csv
     where: {loss.stable: "True"}
@@ -13,9 +13,9 @@ A table stands in a page between two comments; the first says what it is made of
     ...
     <!-- end of table -->
 
-One of run records is made as `intl-transfer collect` makes it, by the options in the comment; of
-several tables `title` chooses the one whose title it begins, and
-`footnotes: false` leaves out the notes below it:
+A table of run records is what `intl-transfer collect` prints with the options in the comment;
+`title` selects one of several tables by the beginning of its title, and `footnotes: false` leaves
+out the notes below it:
 
     <!-- results results/corpus/demo
     title: shapes_coco_val
@@ -24,7 +24,7 @@ several tables `title` chooses the one whose title it begins, and
     ...
     <!-- end of results -->
 
-A file of code stands in a page as it is:
+A file of code is inserted unchanged:
 
     <!-- code ../tests/examples/method.py -->
     ```python
@@ -32,9 +32,9 @@ A file of code stands in a page as it is:
     ```
     <!-- end of code -->
 
-`top1 .1` is that column in one digit, with its standard deviation where the file has `top1_std`;
-without digits the text is taken as it is. Pages are README.md and those of docs. With `--check`
-nothing is written, and pages that disagree with their data are named (status 1).
+`top1 .1` is that column with one decimal, and its standard deviation if the file has `top1_std`;
+without decimals the text is unchanged. Pages are README.md and those of docs. With `--check`
+nothing is written, and outdated pages are listed (status 1).
 """
 
 from __future__ import annotations
@@ -73,14 +73,14 @@ Row = Mapping[str, str]
 
 
 class TableError(Exception):
-    """One clear line about a table that cannot be made."""
+    """A table cannot be made."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", action="store_true", help="write nothing, compare")
+    parser.add_argument("--check", action="store_true", help="write nothing; compare")
     arguments = parser.parse_args()
     try:
         differ = {page: text for page, text in rewritten(DOCS) if page.read_text() != text}
@@ -97,7 +97,7 @@ def main() -> int:
 
 
 def rewritten(docs: Path) -> Iterator[tuple[Path, str]]:
-    """Every page that has such tables or code, and its text with all of them made again."""
+    """All pages with such tables or code, with their updated text."""
     for page in (*docs.parent.glob("README.md"), *sorted(docs.rglob("*.md"))):
         text = page.read_text()
         if any(kind.search(text) for kind in (_TABLE, _RESULTS, _CODE)):
@@ -107,11 +107,11 @@ def rewritten(docs: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _made(page: Path, found: re.Match[str]) -> str:
-    head, source, said, _, end = found.groups()
+    head, source, layout, _, end = found.groups()
     try:
         with open(page.parent / source, newline="") as opened:
             rows = list(csv.DictReader(opened))
-        return head + table(rows, yaml.safe_load(said)) + end
+        return head + table(rows, yaml.safe_load(layout)) + end
     except (TableError, OSError, yaml.YAMLError) as error:
         raise TableError(f"{page}, table of {source}: {error}") from None
 
@@ -167,18 +167,18 @@ def _shown(page: Path, found: re.Match[str]) -> str:
         raise TableError(f"{page}, code of {source}: {error}") from None
 
 
-def table(rows: list[dict[str, str]], said: Mapping[str, Any]) -> str:
+def table(rows: list[dict[str, str]], layout: Mapping[str, Any]) -> str:
     """A table in Markdown.
 
     Args:
         rows: of the data.
-        said: ``columns`` by title, ``where``, ``names`` of values, by column.
+        layout: ``columns`` by title, ``where``, ``names`` of values, by column.
 
     Raises:
-        TableError: for a column that the data have not, or where no row is left.
+        TableError: for a missing column, or without rows.
     """
-    columns = {title: str(text).split() for title, text in said["columns"].items()}
-    where, names = said.get("where", {}), said.get("names", {})
+    columns = {title: str(text).split() for title, text in layout["columns"].items()}
+    where, names = layout.get("where", {}), layout.get("names", {})
     for name in [*(words[0] for words in columns.values()), *where, *names]:
         if not rows or name not in rows[0]:
             known = ", ".join(rows[0]) if rows else "no row at all"
@@ -194,7 +194,7 @@ def table(rows: list[dict[str, str]], said: Mapping[str, Any]) -> str:
 
 
 def _cell(row: Row, words: list[str], names: Mapping[Any, str]) -> str:
-    """One value: by its name, as it is, or in some digits with its standard deviation."""
+    """One value: by its name, unchanged, or rounded with its standard deviation."""
     key, text = words[0], row[words[0]]
     named = {str(value): name for value, name in names.items()}
     if text in named:
@@ -208,7 +208,7 @@ def _cell(row: Row, words: list[str], names: Mapping[Any, str]) -> str:
     shown = _number(mean, digits)
     if math.isfinite(spread):
         return f"{shown} ± {_number(spread, digits)}"
-    # A deviation that could not be had although there are several: of one run alone.
+    # A missing deviation although others have one: a single run.
     return f"{shown} (n = 1)" if row.get("n", "1") != "1" else shown
 
 

@@ -148,10 +148,12 @@ def test_the_boundary_says_one_line_and_keeps_the_traceback(tmp_path, capsys):
         boundary.folder = tmp_path
         write_to_full_disk()
     assert boundary.status == 1
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert said.startswith("error: the disk is full (errno 28); free some space; the same command")
-    assert said.rstrip().endswith(f"traceback: {tmp_path / TRACEBACKS}")
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1
+    assert output.startswith(
+        "error: the disk is full (errno 28); free some space; the same command"
+    )
+    assert output.rstrip().endswith(f"traceback: {tmp_path / TRACEBACKS}")
     kept = (tmp_path / TRACEBACKS).read_text()
     assert "Traceback (most recent call last)" in kept
     assert "write_to_full_disk" in kept
@@ -162,11 +164,11 @@ def test_an_error_nobody_foresaw_names_its_place(tmp_path, capsys):
         boundary.folder = tmp_path
         raise KeyError("layer9")
     assert boundary.status == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: unexpected, in test_boundary.py:")
-    assert "KeyError: 'layer9'" in said
-    assert said.count("\n") == 1
-    assert "continues" not in said  # nobody knows
+    output = capsys.readouterr().err
+    assert output.startswith("error: unexpected, in test_boundary.py:")
+    assert "KeyError: 'layer9'" in output
+    assert output.count("\n") == 1
+    assert "continues" not in output  # nobody knows
 
 
 def test_errors_of_users_and_ctrl_c_have_their_own_ends(capsys):
@@ -271,9 +273,9 @@ def test_a_log_on_a_full_disk_loses_lines_and_no_run(capsys):
             logger.warning("a line")
         logger.removeHandler(handler)
     assert boundary.status == 0
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    assert said.count(f"warning: lines of {FULL} are lost: the disk is full (errno 28)") == 1
+    output = capsys.readouterr().err
+    assert "Traceback" not in output
+    assert output.count(f"warning: lines of {FULL} are lost: the disk is full (errno 28)") == 1
     with Boundary():  # a fault of the program's own is shown as Python shows it
         logging.getLogger("a_full_log").addHandler(logging.StreamHandler())
         logging.getLogger("a_full_log").warning("%d", "no number")

@@ -55,7 +55,7 @@ def test_finished_steps_are_not_repeated_and_a_failed_one_is_shown(demo_module, 
     assert jobs[1].log.read_text().count("working") == 2
     assert jobs[0].progress() == "a: finishing"
     demo.run_jobs(jobs, "both", 2)
-    assert "both: done before" in capsys.readouterr().out
+    assert "both: already done" in capsys.readouterr().out
 
 
 def test_commands_follow_backbone_and_scale(demo_module, tmp_path):

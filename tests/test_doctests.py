@@ -31,7 +31,7 @@ def test_every_public_name_is_described():
 
 
 def test_every_loss_and_transformation_has_an_example():
-    wanted = [
+    requested = [
         "intl_loss",
         "intl_ema_loss",
         "trace_loss",
@@ -45,5 +45,5 @@ def test_every_loss_and_transformation_has_an_example():
         "nt_xent_loss",
         "w_mse_loss",
     ]
-    for name in wanted:
+    for name in requested:
         assert ">>>" in getattr(intl_transfer.spectral, name).__doc__, name

@@ -38,9 +38,11 @@ def test_pages_agree_with_their_data(tables):
 
 def test_a_changed_number_is_found_and_put_right(tables, tmp_path, monkeypatch, capsys):
     (tmp_path / "data.csv").write_text("k,n,m,m_std\na,3,1.26,0.04\nb,3,-0.01,\nc,1,-2.5,\n")
-    said = "<!-- table data.csv\nnames: {k: {a: first}}\ncolumns:\n  name: k\n  value: m .1\n-->\n"
+    output = (
+        "<!-- table data.csv\nnames: {k: {a: first}}\ncolumns:\n  name: k\n  value: m .1\n-->\n"
+    )
     rows = "| first | 1.3 ± 0.0 |\n| b | 0.0 (n = 1) |\n| c | −2.5 |\n"
-    whole = f"before\n{said}| name | value |\n|---|---|\n{rows}<!-- end of table -->\nafter\n"
+    whole = f"before\n{output}| name | value |\n|---|---|\n{rows}<!-- end of table -->\nafter\n"
     page = tmp_path / "page.md"
     page.write_text(whole.replace("1.3", "1.9"))
     monkeypatch.setattr(tables, "DOCS", tmp_path)
@@ -82,15 +84,15 @@ def test_data_of_drawn_sweeps_are_those_of_the_corpus():
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("output", "expected"),
     [
         ({"columns": {"x": "absent"}}, "no column absent"),
         ({"columns": {"x": "k"}, "where": {"k": 2}}, "no row"),
     ],
 )
-def test_what_cannot_be_made_is_said(tables, said, expected):
+def test_what_cannot_be_made_is_said(tables, output, expected):
     with pytest.raises(tables.TableError, match=expected):
-        tables.table([{"k": "1"}], said)
+        tables.table([{"k": "1"}], output)
 
 
 def test_what_keeps_a_release_back_is_named(tmp_path):

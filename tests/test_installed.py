@@ -89,8 +89,8 @@ def test_an_installed_package_knows_its_revision_and_what_needs_the_clone(instal
     report = json.loads(run(site, tmp_path, "doctor", "--json"))
     assert report["revision"] == {"revision": revision, "dirty": False}
     assert report["clone"] is None
-    said = run(site, tmp_path, "doctor")
-    assert "a clone of the repository is needed for pretraining, fine-tuning detectors" in said
+    output = run(site, tmp_path, "doctor")
+    assert "a clone of the repository is needed for pretraining, fine-tuning detectors" in output
     assert "needs a clone" in run(site, tmp_path, "doctor", "--cluster", "local", status=2)
 
 
@@ -103,11 +103,11 @@ def test_configurations_are_found_from_an_installed_package(installed, tmp_path)
         theirs = (site / "intl_transfer" / "configs" / stage).glob("*.yaml")
         assert {path.name: path.read_bytes() for path in theirs} == ours
     words = ["evaluate", "--weights", "random", "--config"]
-    said = run(site, tmp_path, *words, "cifar10_kn", status=2)
-    assert "Did you mean 'cifar10_knn'" in said
-    assert f"looked in {site}/intl_transfer/configs/evaluation/" in said
-    said = run(site, tmp_path, *words, "cifar10_knn", status=2)
-    assert "datasets/cifar10" in said  # past the configuration, no data
+    output = run(site, tmp_path, *words, "cifar10_kn", status=2)
+    assert "Did you mean 'cifar10_knn'" in output
+    assert f"looked in {site}/intl_transfer/configs/evaluation/" in output
+    output = run(site, tmp_path, *words, "cifar10_knn", status=2)
+    assert "datasets/cifar10" in output  # past the configuration, no data
     run(site, tmp_path, "figure", "theorem1", "--quick", "--out", str(tmp_path / "drawn"))
     assert list((tmp_path / "drawn").glob("*.png"))
 

@@ -35,8 +35,8 @@ def test_lars_follows_its_formula(decay):
         for parameter, gradient in zip(parameters, step, strict=True):
             parameter.grad = gradient.clone()
         optimizer.step()
-    for parameter, wanted in zip(parameters, expected, strict=True):
-        torch.testing.assert_close(parameter.detach().double(), wanted, rtol=1e-5, atol=1e-6)
+    for parameter, requested in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.detach().double(), requested, rtol=1e-5, atol=1e-6)
 
 
 def test_lars_continues_from_its_state():

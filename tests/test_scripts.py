@@ -54,12 +54,12 @@ def test_scripts_are_found():
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_bare_python_is_told_to_set_up(script, tmp_path):
     needs = script not in NEED_NOTHING
-    said = run(*BARE, ROOT / script, "--help", cwd=tmp_path, status=1 if needs else 0)
+    output = run(*BARE, ROOT / script, "--help", cwd=tmp_path, status=1 if needs else 0)
     if needs:
-        assert said.count("\n") == 1
-        assert said.startswith("error: not set up; run `make setup`")
+        assert output.count("\n") == 1
+        assert output.startswith("error: not set up; run `make setup`")
     else:
-        assert said.startswith("usage:")
+        assert output.startswith("usage:")
 
 
 def test_a_library_without_its_dependencies_is_told_to_set_up(tmp_path):
@@ -148,5 +148,5 @@ def test_an_editable_install_has_the_stages_and_a_wheel_has_not(tmp_path):
     code += "from importlib.util import find_spec as find; "
     code += f"print(*(find(name).origin for name in {('intl_transfer', *FOLDERS)}))"
     found = run(*BARE, "-c", code, cwd=tmp_path).split()
-    wanted = [sources / name / "__init__.py" for name in ("intl_transfer", *FOLDERS)]
-    assert found == [str(file) for file in wanted]
+    requested = [sources / name / "__init__.py" for name in ("intl_transfer", *FOLDERS)]
+    assert found == [str(file) for file in requested]

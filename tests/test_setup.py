@@ -70,7 +70,7 @@ def test_an_old_python_can_read_the_script(setup):
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("output", "expected"),
     [
         (
             [
@@ -104,8 +104,8 @@ def test_an_old_python_can_read_the_script(setup):
         ([], "no output"),
     ],
 )
-def test_the_line_that_says_most_is_chosen(setup, said, expected):
-    assert expected in setup.reason(said)
+def test_the_line_that_says_most_is_chosen(setup, output, expected):
+    assert expected in setup.reason(output)
 
 
 def test_a_half_made_or_another_environment_is_made_anew(setup, monkeypatch, tmp_path):
@@ -324,7 +324,7 @@ def test_another_archive_than_was_tested_is_refused(wheelhouse, tmp_path):
         with pytest.raises(wheelhouse.WheelhouseError, match=r"not what was tested .*: b==2;"):
             wheelhouse.compare(found, tested)
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(wheelhouse.WheelhouseError, match=r"notes\.txt is no wheel"):
+    with pytest.raises(wheelhouse.WheelhouseError, match=r"notes\.txt is neither a wheel"):
         wheelhouse.hashes(tmp_path)
     (tmp_path / "notes.txt").unlink()
     for version in (1, 2):

@@ -105,18 +105,18 @@ def own_settings(normalize: Any, path: Path) -> Settings:
 
 
 def _stem(
-    state: Mapping[str, Tensor], said: Any, format_stem: Stem | None, path: Path
+    state: Mapping[str, Tensor], named: Any, format_stem: Stem | None, path: Path
 ) -> tuple[Stem, Source]:
     """The stem of a network, with the evidence."""
     is_small = has_small_stem(state)
-    if said is not None:
-        if said not in STEMS or is_small != (said != "imagenet"):
+    if named is not None:
+        if named not in STEMS or is_small != (named != "imagenet"):
             size = "x".join(map(str, state["conv1.weight"].shape[-2:]))
             raise UserError(
-                f"{path} states the stem '{said}'; expected one of {', '.join(STEMS)} that "
+                f"{path} states the stem '{named}'; expected one of {', '.join(STEMS)} that "
                 f"fits a first convolution of {size}. Upgrade intl-transfer if the file is newer"
             )
-        return said, stated(STATED)
+        return named, stated(STATED)
     if not is_small:
         return "imagenet", stated("its shape")
     return (format_stem, inferred("the format")) if format_stem else ("cifar", ASSUMED)

@@ -58,27 +58,27 @@ def add_metadata_arguments(parser: argparse.ArgumentParser, *former: str) -> Non
         parser: to add them to.
         former: earlier names of ``--pretraining-dataset``.
     """
-    said = parser.add_argument_group("metadata not in the file, for tables and training")
-    said.add_argument("--method", help="pretraining method, for example 'MoCo v2'")
-    said.add_argument(
+    group = parser.add_argument_group("metadata not in the file, for tables and training")
+    group.add_argument("--method", help="pretraining method, for example 'MoCo v2'")
+    group.add_argument(
         "--name",
         help="name of the pretraining; files of one name count as repetitions with other seeds",
     )
-    said.add_argument(
+    group.add_argument(
         "--label", help="label that distinguishes its table row from others of the method"
     )
-    said.add_argument("--epochs", type=int, help="number of pretraining epochs")
-    said.add_argument(
+    group.add_argument("--epochs", type=int, help="number of pretraining epochs")
+    group.add_argument(
         "--pretraining-dataset", *former, dest="dataset", help="data set used for pretraining"
     )
-    said.add_argument(
+    group.add_argument(
         "--pixels",
         choices=list(PIXELS),
         help="image normalization in pretraining: RGB with the mean and std of imagenet (default), "
         "cifar10 or cifar100; unit (RGB from 0 to 1, as in Google's SimCLR); caffe (BGR, strides "
         "in 1x1, as in MSRA's)",
     )
-    said.add_argument(
+    group.add_argument(
         "--stem",
         choices=["cifar", "cifar_published"],
         help="for a 3x3 stem: cifar pads by one pixel, cifar_published (as in INTL's published "
@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.branch,
             arguments.force,
             to=arguments.to,
-            told=metadata_of(arguments),
+            given=metadata_of(arguments),
         )
     print(screen(report, arguments.out))
     return 0
@@ -174,7 +174,7 @@ def _pretraining(report: dict[str, Any]) -> str:
 
 def _method(provenance: dict[str, Any]) -> str:
     if provenance["method"] is None:
-        return "method unknown (--method NAME says it)"
+        return "method unknown (set it with --method NAME)"
     source = from_json(provenance["evidence"].get("method"))
     hint = " (--method confirms it)" if source and not source.is_known else ""
     hint = "" if source and source.level == "told by the user" else hint
@@ -188,7 +188,7 @@ def _sources(evidence: dict[str, Any]) -> list[str]:
         found = [found[0].partition(": ")[2]]
     pixels = from_json(evidence.get("pixels"))
     if pixels is None or not (pixels.is_known or pixels.level == "told by the user"):
-        found[-1] += " (--pixels says it)"
+        found[-1] += " (set it with --pixels)"
     return found
 
 
@@ -199,7 +199,7 @@ def _stem(provenance: dict[str, Any]) -> list[str]:
         return []
     source = from_json(provenance["evidence"].get("stem"))
     known = source is not None and (source.is_known or source.level == "told by the user")
-    hint = "" if known else " (--stem says it)"
+    hint = "" if known else " (set it with --stem)"
     return [f"stem      3x3, padded by {padding[provenance['stem']]}; {source}{hint}"]
 
 

@@ -74,7 +74,7 @@ def inferred(why: str) -> Source:
     return Source("inferred from names", why)
 
 
-def told(option: str) -> Source:
+def given_by_user(option: str) -> Source:
     """Given by the user, with an option."""
     return Source("told by the user", option)
 

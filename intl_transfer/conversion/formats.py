@@ -90,12 +90,12 @@ def read_backbone(path: str | Path, branch: str | None = None) -> Backbone:
     return _from_file(path, branch)
 
 
-def _from_run(folder: Path, wish: str | None) -> Backbone:
-    branch = wish or ONLINE
+def _from_run(folder: Path, requested: str | None) -> Backbone:
+    branch = requested or ONLINE
     _check_branch(branch)
     manifest = read_manifest(folder)
     if manifest.stage == "detection" and (folder / "model_final.pth").exists():
-        return _from_file(folder / "model_final.pth", wish)
+        return _from_file(folder / "model_final.pth", requested)
     if manifest.stage != "pretrain":
         raise UserError(
             f"{folder} contains a '{manifest.stage}' run; expected a pretraining run, or a "
@@ -103,7 +103,7 @@ def _from_run(folder: Path, wish: str | None) -> Backbone:
         )
     exported = folder / "backbone.safetensors"
     if exported.exists() and branch == ONLINE:
-        found = _from_file(exported, wish)
+        found = _from_file(exported, requested)
         # A safetensors file has no checksums; the run's results contain its hash.
         results = read_results(folder)
         expected = results.get("backbone_sha256") if results is not None else None
@@ -148,27 +148,27 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
     if found is None:
         raise UserError(f"{path}: {unknown(content)}")
     adapter, branches = found
-    branch, wish = _branch_of(path, content, adapter, branches, branch)
+    branch, requested = _branch_of(path, content, adapter, branches, branch)
     try:
         state, dropped = adapter.to_torchvision(content, branch)
     except UserError as error:
         raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     refuse_odd(content, adapter.prefix(content, branch))
     content.verify(state.values())
-    said = {key: _said(content, key) for key in ("provenance", "config")}
-    origin: Mapping[str, Any] = said["provenance"] or content.metadata
+    recorded = {key: _recorded(content, key) for key in ("provenance", "config")}
+    origin: Mapping[str, Any] = recorded["provenance"] or content.metadata
     kind = adapter.name
-    settings = _settings_stated(content, said["config"]) or adapter.settings(content)
-    known = said["provenance"].get("stem_source") is not None  # else it was assumed
-    stem = said["provenance"].get("stem") if known else None
+    settings = _settings_stated(content, recorded["config"]) or adapter.settings(content)
+    known = recorded["provenance"].get("stem_source") is not None  # else it was assumed
+    stem = recorded["provenance"].get("stem") if known else None
     format_stem = adapter.small_stem
-    before = evidence_before(said["provenance"])
+    before = evidence_before(recorded["provenance"])
     if "pretrain_run" in content.metadata:
         kind = "intl-transfer backbone"
         settings = own_settings(content.metadata.get("normalize"), path)
         stem, format_stem = content.metadata.get("stem"), FORMER_STEM
     method, run = origin_of(origin.get("method"), origin.get("pretrain_run"), path)
-    sources: dict[str, Source] = {"branch": branch_source(adapter, branches, wish)}
+    sources: dict[str, Source] = {"branch": branch_source(adapter, branches, requested)}
     if method is not None:
         sources["method"] = stated("method")
     elif (fact := adapter.method(content)) is not None:
@@ -177,7 +177,7 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
     if counted is not None:
         sources["epochs"] = counted
     sources |= sources_of_run(run) | before
-    if said["provenance"]:
+    if recorded["provenance"]:
         settings = with_sources(settings, before)
     return build_backbone(
         path,
@@ -191,7 +191,7 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
         epochs=epochs,
         branches=tuple(branches),
         prefix=adapter.prefix(content, branch),
-        provenance=said["provenance"] or None,
+        provenance=recorded["provenance"] or None,
         stem=stem,
         format_stem=format_stem,
         sources=sources,
@@ -236,7 +236,7 @@ def _settings_stated(content: Content, config: dict[str, Any]) -> Settings | Non
     return from_config(config, ASSUMED if assumed else stated("config"))
 
 
-def _said(content: Content, key: str) -> dict[str, Any]:
+def _recorded(content: Content, key: str) -> dict[str, Any]:
     """Metadata of a file converted by this project; empty for others."""
     value: Any = content.values.get(key)
     if key in content.metadata:

@@ -8,7 +8,7 @@ from typing import Any
 
 from intl_transfer.conversion.audit import has_small_stem
 from intl_transfer.conversion.backbone import Backbone
-from intl_transfer.conversion.evidence import told as told_by
+from intl_transfer.conversion.evidence import given_by_user
 from intl_transfer.conversion.settings import PIXELS
 from intl_transfer.errors import UserError
 from intl_transfer.models import Stem
@@ -37,7 +37,7 @@ class CheckpointMetadata:
     stem: Stem | None = None
 
 
-def with_metadata(backbone: Backbone, told: CheckpointMetadata) -> Backbone:
+def with_metadata(backbone: Backbone, metadata: CheckpointMetadata) -> Backbone:
     """Adds the user's metadata to a backbone; facts from a run of this project are kept.
 
     Raises:
@@ -45,38 +45,40 @@ def with_metadata(backbone: Backbone, told: CheckpointMetadata) -> Backbone:
     """
     changes: dict[str, Any] = {}
     sources = dict(backbone.sources)
-    if told.method is not None:
-        changes["method"] = told.method
-        sources["method"] = told_by("--method")
-    if told.label is not None:
-        changes["label"] = told.label
-    if told.pixels is not None:
-        changes["settings"] = PIXELS[told.pixels].known_by(told_by(f"--pixels {told.pixels}"))
-    if told.stem is not None:
-        _check_stem(backbone, told.stem)
-        changes["stem"] = told.stem
-        sources["stem"] = told_by(f"--stem {told.stem}")
-    if told.name is not None or told.epochs is not None or told.dataset is not None:
+    if metadata.method is not None:
+        changes["method"] = metadata.method
+        sources["method"] = given_by_user("--method")
+    if metadata.label is not None:
+        changes["label"] = metadata.label
+    if metadata.pixels is not None:
+        changes["settings"] = PIXELS[metadata.pixels].known_by(
+            given_by_user(f"--pixels {metadata.pixels}")
+        )
+    if metadata.stem is not None:
+        _check_stem(backbone, metadata.stem)
+        changes["stem"] = metadata.stem
+        sources["stem"] = given_by_user(f"--stem {metadata.stem}")
+    if metadata.name is not None or metadata.epochs is not None or metadata.dataset is not None:
         if backbone.pretrain_run is not None and backbone.pretrain_run.get("id") is not None:
             raise UserError(
                 f"{backbone.source_path} already states that it is from run "
                 f"'{backbone.pretrain_run.get('name')}'; leave --name, --epochs and "
                 "--pretraining-dataset away"
             )
-        name = told.name or Path(backbone.source_path).stem
-        epochs = told.epochs if told.epochs is not None else backbone.epochs
+        name = metadata.name or Path(backbone.source_path).stem
+        epochs = metadata.epochs if metadata.epochs is not None else backbone.epochs
         changes["pretrain_run"] = {
             "id": None,
             "name": name,
             "config_name": name,
             "epochs": "?" if epochs is None else epochs,
-            "dataset": told.dataset or "unknown data",
+            "dataset": metadata.dataset or "unknown data",
             "seed": None,
         }
-        if told.epochs is not None:
-            sources["epochs"] = told_by("--epochs")
-        if told.dataset is not None:
-            sources["dataset"] = told_by("--pretraining-dataset")
+        if metadata.epochs is not None:
+            sources["epochs"] = given_by_user("--epochs")
+        if metadata.dataset is not None:
+            sources["dataset"] = given_by_user("--pretraining-dataset")
     return replace(backbone, **changes, sources=sources)
 
 

@@ -51,7 +51,7 @@ def convert(
     force: bool = False,
     *,
     to: str | None = None,
-    told: CheckpointMetadata | None = None,
+    given: CheckpointMetadata | None = None,
 ) -> dict[str, Any]:
     """Converts a checkpoint and verifies the result.
 
@@ -70,7 +70,7 @@ def convert(
         force: replace an existing file.
         to: another format to write, one of
             :data:`intl_transfer.conversion.adapters.WRITTEN`.
-        told: what the file does not say.
+        given: metadata that the file does not contain.
 
     Returns:
         The report: ``provenance``, ``architecture``, ``parity``, ``sha256``, ``config``, …; if an
@@ -80,7 +80,7 @@ def convert(
         UserError: if the source is not a complete, valid ResNet, the features differ, or the file
             cannot be written. Nothing is written in these cases.
     """
-    source, out, told = Path(source), Path(out), told or CheckpointMetadata()
+    source, out, given = Path(source), Path(out), given or CheckpointMetadata()
     to = format_of(out, to)
     check_target(source, out, to)
     try:
@@ -92,14 +92,14 @@ def convert(
     harm = "two conversions at once would mix weights and reports"
     with file_lock(lock, str(out), harm, remove=True):
         clear_leftovers(out)
-        return _convert(source, out, branch, force, to, told)
+        return _convert(source, out, branch, force, to, given)
 
 
 def _convert(
-    source: Path, out: Path, branch: str | None, force: bool, to: str, told: CheckpointMetadata
+    source: Path, out: Path, branch: str | None, force: bool, to: str, given: CheckpointMetadata
 ) -> dict[str, Any]:
     """The work of :func:`convert`, which holds the lock."""
-    backbone = with_metadata(read_backbone(source, branch), told)
+    backbone = with_metadata(read_backbone(source, branch), given)
     try:
         # Only a file with the stem in its metadata can contain a small one.
         small = out.suffix == ".safetensors" and to not in HUB
@@ -149,7 +149,7 @@ def _described(backbone: Backbone, architecture: str, to: str) -> dict[str, Any]
 
 def _write(file: Path, state: Mapping[str, Tensor], to: str, report: Mapping[str, Any]) -> int:
     """Writes the file; returns the number of tensors, without counters."""
-    said = {key: report[key] for key in ("provenance", "config", "config_source")}
+    recorded = {key: report[key] for key in ("provenance", "config", "config_source")}
     # Copies: a view would be saved with its whole storage.
     copies = {
         key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state.items()
@@ -161,15 +161,15 @@ def _write(file: Path, state: Mapping[str, Tensor], to: str, report: Mapping[str
             "__author__": "intl-transfer",
             # Makes Detectron2 match res5 in the box head of C4 and in the bottom-up network of FPN.
             "matching_heuristics": True,
-            **said,
+            **recorded,
         }
     else:
         content = WRITTEN[to].from_torchvision(copies)
         if any(isinstance(value, Mapping) for value in content.values()):
-            content.update(said)
+            content.update(recorded)
     if file.suffix == ".safetensors":
         try:
-            metadata = {key: json.dumps(value) for key, value in said.items()}
+            metadata = {key: json.dumps(value) for key, value in recorded.items()}
             if to in HUB:
                 copies, metadata = dict(content), {**metadata, "format": "pt"}
             save_file(copies, file, metadata)

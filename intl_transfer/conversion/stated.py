@@ -7,8 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from intl_transfer.conversion.adapters import Adapter
-from intl_transfer.conversion.evidence import FACTS, Source, from_json, inferred, stated
-from intl_transfer.conversion.evidence import told as told_by
+from intl_transfer.conversion.evidence import (
+    FACTS,
+    Source,
+    from_json,
+    given_by_user,
+    inferred,
+    stated,
+)
 from intl_transfer.conversion.reading import Content
 from intl_transfer.conversion.settings import Settings
 from intl_transfer.files.placeholders import plain
@@ -37,16 +43,16 @@ def with_sources(settings: Settings, sources: Mapping[str, Source]) -> Settings:
     )
 
 
-def branch_source(adapter: Adapter, branches: list[str], wish: str | None) -> Source:
+def branch_source(adapter: Adapter, branches: list[str], requested: str | None) -> Source:
     """The evidence for the choice of a file's network.
 
     Args:
         adapter: of the file's format.
         branches: the networks in it.
-        wish: the user's choice, if any.
+        requested: the user's choice, if any.
     """
-    if wish is not None:
-        return told_by(f"--branch {wish}")
+    if requested is not None:
+        return given_by_user(f"--branch {requested}")
     if len(branches) == 1:
         return stated("the only ResNet in it")
     return inferred(f"as {adapter.name} has them")

@@ -78,8 +78,8 @@ def converted_before(out: Path, report: Mapping[str, Any]) -> dict[str, Any] | N
     """The report of an existing file, if the conversion would produce the same."""
     try:
         found = json.loads(out.with_suffix(".json").read_text())
-        wanted = json.loads(json.dumps({key: report[key] for key in _DECIDE}))
-        same = all(found.get(key) == value for key, value in wanted.items())
+        deciding = json.loads(json.dumps({key: report[key] for key in _DECIDE}))
+        same = all(found.get(key) == value for key, value in deciding.items())
         if not same or found["sha256"] != sha256_file(out):
             return None
         return {**found, "converted_before": True}
@@ -91,8 +91,8 @@ def refuse_existing(out: Path, report: Mapping[str, Any], to: str) -> None:
     """Refuses to replace a file, unless its conversion was killed before writing its report."""
     if out.is_file() and not out.with_suffix(".json").exists():
         with contextlib.suppress(UserError):
-            said = read_backbone(out).provenance or {}
-            if said.get("source_sha256") == report["provenance"]["source_sha256"]:
+            provenance = read_backbone(out).provenance or {}
+            if provenance.get("source_sha256") == report["provenance"]["source_sha256"]:
                 return
     for file in _files(out, to):
         if file.exists():

@@ -19,7 +19,7 @@ from intl_transfer.data.annotations import (
     place_of,
     shown,
 )
-from intl_transfer.data.class_names import told_apart
+from intl_transfer.data.class_names import unique_names
 from intl_transfer.data.coco_ids import (
     ImagesById,
     category_ids,
@@ -252,23 +252,23 @@ class _Reader:
             self._problem("category", "has no categories")
         if all(type(number) is int for number in names):
             names = dict(sorted(names.items()))
-        for number, name in zip(names, told_apart(list(names.values())), strict=True):
+        for number, name in zip(names, unique_names(list(names.values())), strict=True):
             if name != names[number]:
-                text = "categories of one name, told apart by a number in the order of their ids"
+                text = "categories of one name, distinguished by a number in the order of their ids"
                 self._note("one name", text, repr(name))
                 names[number] = name
         return names, {name: number for number, name in names.items()}
 
     def _labels(self, names: dict[Any, str]) -> dict[str, int]:
         """Labels of the classes that are read, by name."""
-        wanted = self._one.classes
-        if wanted is None:
+        named = self._one.classes
+        if named is None:
             return {name: label for label, name in enumerate(names.values())}
-        twice = [name for name in wanted if wanted.count(name) > 1]
+        twice = [name for name in named if named.count(name) > 1]
         if twice:
             text = f"CLASSES names '{twice[0]}' twice; expected each name once"
             self._findings.problem("classes", f"data set '{self._one.name}': {text}")
-        return {name: label for label, name in enumerate(wanted)}
+        return {name: label for label, name in enumerate(named)}
 
     def _unknown_class(self, at: str, names: dict[Any, str], given: dict[str, Any]) -> None:
         number = given.get("category_id")
@@ -276,11 +276,11 @@ class _Reader:
         if name is None:
             self._problem("class", f"{at}: category_id {shown(number)} is not among the categories")
         else:
-            wanted = self._one.classes or ()
+            named = self._one.classes or ()
             self._problem(
                 "class",
-                f"{at} is of class '{name}'; the configuration says {listed(wanted)} (CLASSES)."
-                f"{did_you_mean(name, wanted)}",
+                f"{at} is of class '{name}'; the configuration says {listed(named)} (CLASSES)."
+                f"{did_you_mean(name, named)}",
             )
 
     # --- objects ---

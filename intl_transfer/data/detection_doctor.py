@@ -13,8 +13,8 @@ from intl_transfer.data.annotations import Contents
 from intl_transfer.data.detection_contents import open_set, remarks
 from intl_transfer.data.detection_roles import (
     agree,
-    asked_of_masks,
     mask_problem,
+    mask_setting,
     role_problems,
     roles_in,
 )
@@ -165,7 +165,7 @@ def look(request: Request, folder: Path, everything: bool = False) -> list[Findi
         )
         if len(request.test) != 1:
             together.problems.append(f"DATASETS.TEST is {request.test}; expected one data set")
-        masks = mask_problem(used, asked_of_masks(request.config))
+        masks = mask_problem(used, mask_setting(request.config))
         together.problems += [masks] if masks else []
         if together.problems or together.notes:
             findings.append(together)

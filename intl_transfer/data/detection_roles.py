@@ -121,9 +121,9 @@ def without_masks(found: Mapping[str, Contents]) -> str | None:
     return None
 
 
-def mask_problem(found: Mapping[str, Contents], asked: bool | None) -> str | None:
+def mask_problem(found: Mapping[str, Contents], mask_on: bool | None) -> str | None:
     """The problem if the user requires masks (``MODEL.MASK_ON True``) and some are missing."""
-    why = without_masks(found) if asked else None
+    why = without_masks(found) if mask_on else None
     if why is None:
         return None
     return (
@@ -141,7 +141,7 @@ def has_run_lengths(found: Mapping[str, Contents]) -> bool:
     )
 
 
-def asked_of_masks(config: Path, overrides: Sequence[str] = ()) -> bool | None:
+def mask_setting(config: Path, overrides: Sequence[str] = ()) -> bool | None:
     """``MODEL.MASK_ON`` as set by the user, on the command line or in their own file.
 
     Configurations of this project do not count: they follow the data.

@@ -107,13 +107,13 @@ def custom_sets(block: Mapping[str, Any], root: Path, where: str) -> dict[str, D
         layout = given.get("LAYOUT") if isinstance(given, Mapping) else None
         if layout not in ("coco", "voc"):
             raise UserError(f"{at}: LAYOUT is {layout!r}; expected coco or voc")
-        wanted = {"coco": ("JSON", "IMAGES"), "voc": ("FOLDER", "SPLIT")}[layout]
-        missing = [key for key in wanted if not isinstance(given.get(key), str)]
+        required = {"coco": ("JSON", "IMAGES"), "voc": ("FOLDER", "SPLIT")}[layout]
+        missing = [key for key in required if not isinstance(given.get(key), str)]
         if missing:
             raise UserError(f"{at}: {' and '.join(missing)} must be given, as text")
         further = {"coco": {"CLASSES"}, "voc": {"CLASSES", "YEAR"}}[layout]
-        for key in given.keys() - {"LAYOUT", *wanted} - further:
-            raise UserError(f"{at}: no key {key}.{did_you_mean(key, [*wanted, *further])}")
+        for key in given.keys() - {"LAYOUT", *required} - further:
+            raise UserError(f"{at}: no key {key}.{did_you_mean(key, [*required, *further])}")
         classes = given.get("CLASSES")
         if classes is not None:
             named = isinstance(classes, (list, tuple)) and all(isinstance(c, str) for c in classes)
@@ -126,7 +126,7 @@ def custom_sets(block: Mapping[str, Any], root: Path, where: str) -> dict[str, D
                     f"{at}: CLASSES names '{twice[0]}' twice; expected a list of names, each of "
                     "them once"
                 )
-        first = root / Path(given[wanted[0]]).expanduser()
+        first = root / Path(given[required[0]]).expanduser()
         if layout == "coco":
             images = root / Path(given["IMAGES"]).expanduser()
             found[name] = DetectionSet(name, "coco", images, first, classes=classes)

@@ -195,11 +195,11 @@ class Library:
     def _check_backgrounds(self) -> None:
         for file in dict.fromkeys(file for file, _, _ in BACKGROUNDS):
             own = [source.name for source in self.backgrounds if source.name.startswith(f"{file}:")]
-            wanted = [name.partition(":")[2] for name in own]
-            missing = set(wanted) - set(_resources(self._resources / file).names())
+            required = [name.partition(":")[2] for name in own]
+            missing = set(required) - set(_resources(self._resources / file).names())
             if missing:
                 raise UserError(
-                    f"{self._resources / file} lacks {len(missing)} of {len(wanted)} photographs, "
+                    f"{self._resources / file} lacks {len(missing)} of {len(required)} images, "
                     f"the first: {min(missing)}. Expected gcompris-qt-data 3.1, as in Debian 12; "
                     "other versions cannot be split in the same way"
                 )

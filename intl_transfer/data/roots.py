@@ -4,8 +4,8 @@ In this order: the path in the command line or configuration; if it is relative 
 ``datasets/`` (as in all shipped configurations), the environment's replacement; then ``datasets/``
 itself.
 
-- ``IMAGENET_DIR`` stands for ``datasets/imagenet``.
-- ``DETECTRON2_DATASETS`` stands for ``datasets``.
+- ``IMAGENET_DIR`` replaces ``datasets/imagenet``.
+- ``DETECTRON2_DATASETS`` replaces ``datasets``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 #: Of all data sets, as Detectron2 has it.
 ROOT_VARIABLE = "DETECTRON2_DATASETS"
-#: Variables that stand for one data set's folder below ``datasets/``.
+#: Variables that replace one data set's folder in ``datasets/``.
 VARIABLES = {"imagenet": "IMAGENET_DIR"}
 _DEFAULT = "datasets"
 

@@ -66,27 +66,27 @@ def select(source: ImageSource, listing: str | Path) -> Subset:
         lines = lines_of(listing, "a list of names")
     except UserError as error:
         raise UserError(f"the subset list {listing} cannot be read: {error}") from None
-    wanted = list(dict.fromkeys(line for line in lines if not line.startswith("#")))
-    if not wanted:
+    entries = list(dict.fromkeys(line for line in lines if not line.startswith("#")))
+    if not entries:
         raise UserError(f"the subset list {listing} is empty")
     numbers = {name: index for index, name in enumerate(source.classes)}
-    if all(entry in numbers for entry in wanted):
-        keep = np.isin(source.labels, [numbers[entry] for entry in wanted])
-        return Subset(source, np.flatnonzero(keep), sorted(wanted))
+    if all(entry in numbers for entry in entries):
+        keep = np.isin(source.labels, [numbers[entry] for entry in entries])
+        return Subset(source, np.flatnonzero(keep), sorted(entries))
     by_name: dict[str, int] = {}
     for index in range(len(source)):
         path = Path(source.name(index))
         for known in (path.name, path.stem, f"{path.parent.name}/{path.name}"):
             by_name[known] = index
-    missing = [entry for entry in wanted if entry not in by_name]
+    missing = [entry for entry in entries if entry not in by_name]
     if missing:
         some = (Path(source.name(index)).name for index in range(min(len(source), 999)))
         near = did_you_mean(missing[0], [*source.classes, *some])
         raise UserError(
-            f"{listing}: {len(missing)} of {len(wanted)} entries are neither a class nor an image "
+            f"{listing}: {len(missing)} of {len(entries)} entries are neither a class nor an image "
             f"of the data set, the first: '{missing[0]}'.{near}"
         )
-    return Subset(source, np.array(sorted({by_name[entry] for entry in wanted}), np.int64))
+    return Subset(source, np.array(sorted({by_name[entry] for entry in entries}), np.int64))
 
 
 def open_source(

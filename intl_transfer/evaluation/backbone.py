@@ -75,10 +75,11 @@ class EvaluatedBackbone:
                 for values in (self.settings.pixel_mean, self.settings.pixel_std)
             )
             found.append(
-                f"images normalized by mean {mean} and standard deviation {std} (--pixels says it)"
+                f"images normalized by mean {mean} and standard deviation {std} (set them with "
+                "--pixels)"
             )
         if self.stem_source is None:
-            found.append(f"a 3x3 stem padded as '{self.stem}' (--stem says it)")
+            found.append(f"a 3x3 stem padded as '{self.stem}' (set it with --stem)")
         return found
 
 
@@ -86,7 +87,7 @@ def load_evaluated_backbone(
     weights: str,
     model: ModelConfig,
     branch: str | None = None,
-    told: CheckpointMetadata | None = None,
+    given: CheckpointMetadata | None = None,
     statistics: Statistics | None = None,
 ) -> EvaluatedBackbone:
     """Reads a backbone and checks that it is a complete, trained ResNet.
@@ -96,7 +97,7 @@ def load_evaluated_backbone(
             or ``random``.
         model: architecture for ``random``.
         branch: ``online`` or ``target`` if a file contains both.
-        told: metadata given by the user.
+        given: metadata given by the user.
         statistics: of the data set, for normalizing images for random weights, and for networks for
             small images that do not state theirs.
 
@@ -113,7 +114,7 @@ def load_evaluated_backbone(
             f"--weights {weights}: no such run or file; expected a pretraining run, a checkpoint, "
             f"or '{RANDOM}'"
         )
-    backbone = with_metadata(read_backbone(weights, branch), told or CheckpointMetadata())
+    backbone = with_metadata(read_backbone(weights, branch), given or CheckpointMetadata())
     try:
         architecture = audit(backbone.state, small_stem=True)
     except UserError as error:

@@ -48,7 +48,7 @@ class StoredType(Pending):
         elif known and state[1] in _ORDERS and all(map(_same, state[2:], _PLAIN)):
             self.dtype = self.dtype.newbyteorder(cast(Any, state[1]))
         else:
-            raise PickleError("a type of numbers that says it is something else")
+            raise PickleError("a numeric type with a contradictory state")
         return self
 
 

@@ -43,7 +43,7 @@ def check_interpolations(value: Any, where: str) -> None:
             raise UserError(
                 f"{where}: {place}: refused: an interpolation of {len(text):,} characters"
             )
-        for start, key, call, argument in _asked(text):
+        for start, key, call, argument in _interpolations(text):
             shown = text[start : start + 60]
             at = f"{where}: {place}" if place else where
             if call == "oc.env" and argument not in VARIABLES:
@@ -121,7 +121,7 @@ def _texts(value: Any, place: str) -> Iterator[tuple[str, str]]:
             yield from _texts(inner, f"{place}[{index}]")
 
 
-def _asked(text: str) -> Iterator[tuple[int, str | None, str | None, str]]:
+def _interpolations(text: str) -> Iterator[tuple[int, str | None, str | None, str]]:
     """(where, key, function, its first argument) of every interpolation in a text."""
     for opened in _OPENED.finditer(text):
         key, call = _KEY.match(text, opened.end()), _CALL.match(text, opened.end())
@@ -131,12 +131,12 @@ def _asked(text: str) -> Iterator[tuple[int, str | None, str | None, str]]:
         elif call is not None:
             yield start, None, call.group(1), call.group(3).strip()
         else:
-            # `${oc.env:${name}}` too: what it asks for could not be told.
+            # `${oc.env:${name}}` too: its variable is unknown before resolving.
             yield start, None, None, ""
 
 
 def _targets(text: str, place: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    for _, key, call, argument in _asked(text):
+    for _, key, call, argument in _interpolations(text):
         if call == "oc.env":
             continue
         path = key if key is not None else argument

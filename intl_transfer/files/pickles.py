@@ -337,7 +337,9 @@ def check_end(value: Any, budget: Budget) -> None:
         if len(path) > _DEEPEST:
             raise PickleError(f"containers in it are nested more than {_DEEPEST} deep")
         if path and path[-1][2] > 4 * budget.work + _MOST_REPEATED:
-            raise PickleError("it names one thing so often that nobody could write it out")
+            raise PickleError(
+                "it references an object so often that its expanded size is too large"
+            )
 
 
 _NOTHING = object()

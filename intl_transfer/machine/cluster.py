@@ -153,12 +153,12 @@ def _shared_memory(found: Sequence[Facts], requested: Requested) -> str:
 def _gloo(found: Sequence[Facts], requested: Requested) -> tuple[str, str]:
     """Checks the address that gloo announces: that of the node's own name."""
     several = len({task["host"] for task in found}) > 1
-    said = set()
+    findings = set()
     for task in found:
         chosen = task["environment"].get("GLOO_SOCKET_IFNAME")
         if chosen:
             _exists(task, "GLOO_SOCKET_IFNAME", chosen.split(","), several)
-            said.add(f"GLOO_SOCKET_IFNAME={chosen}")
+            findings.add(f"GLOO_SOCKET_IFNAME={chosen}")
             continue
         address = task["address"]
         if address is None or ipaddress.ip_address(address).is_loopback:
@@ -170,14 +170,14 @@ def _gloo(found: Sequence[Facts], requested: Requested) -> tuple[str, str]:
             if several:
                 raise FailedCheckError(words)
             return f"{task['host']} is {address}", f"enough on one node; on several, {words}"
-        said.add(f"{task['host']} is {address}")
-    return ", ".join(sorted(said)), ""
+        findings.add(f"{task['host']} is {address}")
+    return ", ".join(sorted(findings)), ""
 
 
 def _nccl(found: Sequence[Facts], requested: Requested) -> str:
     """Checks the interface of NCCL: ``NCCL_SOCKET_IFNAME``, or any that is up."""
     several = len({task["host"] for task in found}) > 1
-    said = set()
+    findings = set()
     for task in found:
         chosen = task["environment"].get("NCCL_SOCKET_IFNAME")
         if chosen and not chosen.startswith("^"):  # prefixes, or whole names after "="
@@ -188,12 +188,12 @@ def _nccl(found: Sequence[Facts], requested: Requested) -> str:
                 if (name in names if whole else name.startswith(tuple(names)))
             ]
             _exists(task, "NCCL_SOCKET_IFNAME", fitting or names, several)
-            said.add(f"NCCL_SOCKET_IFNAME={chosen}")
+            findings.add(f"NCCL_SOCKET_IFNAME={chosen}")
         elif several and not _outward(task):
             raise FailedCheckError(f"{task['host']} has no interface to other nodes that is up")
         else:
-            said.add(", ".join(_outward(task)) or "loopback")
-    return "; ".join(sorted(said))
+            findings.add(", ".join(_outward(task)) or "loopback")
+    return "; ".join(sorted(findings))
 
 
 def _exists(task: Facts, variable: str, names: Sequence[str], several: bool) -> None:
@@ -229,13 +229,13 @@ def _outward(task: Facts) -> list[str]:
 
 def _requeue(found: Sequence[Facts], requested: Requested) -> str:
     """Checks that rank 0 can requeue the job from its node."""
-    said = found[0]["requeue"] or {"allowed": False, "problem": "rank 0 did not look"}
-    if said["problem"]:
+    findings = found[0]["requeue"] or {"allowed": False, "problem": "rank 0 did not look"}
+    if findings["problem"]:
         raise FailedCheckError(
-            f"{said['problem']}: jobs cannot requeue themselves at a time-out; relaunch them, or "
-            "ask the site's administrators"
+            f"{findings['problem']}: jobs cannot requeue themselves at a time-out; relaunch them, "
+            "or ask the site's administrators"
         )
-    if not said["allowed"]:
+    if not findings["allowed"]:
         raise FailedCheckError(
             "the site does not let this job be requeued (Requeue=0); give --requeue a chance with "
             "sbatch: {requeue: true} in the profile, or ask the site"

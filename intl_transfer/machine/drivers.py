@@ -33,16 +33,16 @@ def installed_driver(kernel_module: Path = _KERNEL_MODULE) -> str | None:
         kernel_module: file with the driver's version.
     """
     try:
-        said = kernel_module.read_text()
+        text = kernel_module.read_text()
     except OSError:
         command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=30)
         except (OSError, subprocess.TimeoutExpired):
             return None
-        said = f"Kernel Module  {done.stdout.strip()}" if done.returncode == 0 else ""
+        text = f"Kernel Module  {done.stdout.strip()}" if done.returncode == 0 else ""
     # "NVIDIA UNIX x86_64 Kernel Module  535.104.05", "... Open Kernel Module for x86_64  580.65.06"
-    found = re.search(r"Kernel Module(?: for \S+)?\s+(\d+(?:\.\d+)+)", said)
+    found = re.search(r"Kernel Module(?: for \S+)?\s+(\d+(?:\.\d+)+)", text)
     return found[1] if found else None
 
 

@@ -287,9 +287,9 @@ def throughput(kind: str, names: tuple[str, ...]) -> tuple[str, str]:
         for index, name in enumerate(names)
     }
     slow = slow_ones(rates)
-    said = [
+    results = [
         f"GPU {key}: {judged(rate, key.split(': ', 1)[1], workload)}" for key, rate in rates.items()
     ]
     if slow:
-        raise FailedCheckError(f"{'; '.join(said)}; slower than the others: {', '.join(slow)}")
-    return "; ".join(said), ""
+        raise FailedCheckError(f"{'; '.join(results)}; slower than the others: {', '.join(slow)}")
+    return "; ".join(results), ""

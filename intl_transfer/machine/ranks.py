@@ -88,7 +88,7 @@ def in_processes(
 
 def _last_line(file: Path) -> str:
     lines = file.read_text(errors="replace").splitlines() if file.exists() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "without a word")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "without output")
 
 
 def _main(

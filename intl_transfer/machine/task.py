@@ -86,7 +86,7 @@ def interfaces() -> dict[str, dict[str, Any]]:
     found = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
 
-        def ask(name: str, question: int) -> bytes | None:
+        def query(name: str, question: int) -> bytes | None:
             try:
                 request = struct.pack("256s", name.encode()[:15])
                 return fcntl.ioctl(probe.fileno(), question, request)
@@ -94,8 +94,8 @@ def interfaces() -> dict[str, dict[str, Any]]:
                 return None
 
         for _, name in socket.if_nameindex():
-            address, said = ask(name, _ADDRESS), ask(name, _FLAGS)
-            flags = struct.unpack("H", said[16:18])[0] if said else 0
+            address, answer = query(name, _ADDRESS), query(name, _FLAGS)
+            flags = struct.unpack("H", answer[16:18])[0] if answer else 0
             found[name] = {
                 "address": socket.inet_ntoa(address[20:24]) if address else None,
                 "up": bool(flags & _UP),
@@ -116,8 +116,8 @@ def requeue() -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         return {"allowed": False, "problem": "`scontrol show job` does not answer within 30 s"}
     if done.returncode:
-        said = done.stderr.strip() or "no reason"
-        return {"allowed": False, "problem": f"`scontrol show job {job}`: {said}"}
+        answer = done.stderr.strip() or "no reason"
+        return {"allowed": False, "problem": f"`scontrol show job {job}`: {answer}"}
     allowed = re.search(r"\bRequeue=(\d)", done.stdout)
     return {"allowed": allowed is not None and allowed[1] == "1", "problem": None}
 

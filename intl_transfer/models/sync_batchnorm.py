@@ -201,7 +201,7 @@ def _statistics(views: Sequence[Tensor], ranks: int) -> tuple[Tensor, Tensor, Te
     """
     channels = views[0].shape[1]
     kind = torch.promote_types(views[0].dtype, torch.float32)
-    # Running statistics that nobody reads: by their type the kernel knows in which to answer.
+    # Unused running statistics: their dtype tells the kernel which dtype to return.
     scratch = torch.zeros(2, channels, dtype=kind, device=views[0].device)
     own = torch.empty(len(views), 2 * channels + 1, dtype=kind, device=views[0].device)
     for row, view in zip(own, views, strict=True):

@@ -60,8 +60,8 @@ def _detection_problem(results: DetectionResults) -> str | None:
     return _percentages(results)
 
 
-def _evaluation_problem(results: EvaluationResults, asked: Any) -> str | None:
-    if results.external is None and results.kind not in (*EVALUATION_KINDS, asked):
+def _evaluation_problem(results: EvaluationResults, kind: Any) -> str | None:
+    if results.external is None and results.kind not in (*EVALUATION_KINDS, kind):
         return (
             f"kind is {results.kind!r}, expected one of {', '.join(EVALUATION_KINDS)} (others come "
             "with `external`)"

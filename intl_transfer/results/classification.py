@@ -115,7 +115,7 @@ def classification_tables(collection: Collection, published: bool = False) -> li
         protocol.
     """
     runs = with_keys([*collection.evaluations, *_pretrained(collection)])
-    samples = _told_apart([_sample(run) for run in runs])
+    samples = _distinguished([_sample(run) for run in runs])
     linear: dict[tuple[str, int], list[_Sample]] = defaultdict(list)
     small, others = [], defaultdict(list)
     for sample in samples:
@@ -203,7 +203,7 @@ def _sample(run: Run) -> _Sample:
     return _Sample(run, text, settings, metrics, on_the_way)
 
 
-def _told_apart(samples: Sequence[_Sample]) -> list[_Sample]:
+def _distinguished(samples: Sequence[_Sample]) -> list[_Sample]:
     """Makes protocol texts differ wherever settings do."""
     alike: dict[tuple[str, ...], list[_Sample]] = defaultdict(list)
     for s in samples:

@@ -176,14 +176,14 @@ def _is_searched(entry: os.DirEntry[str]) -> bool:
 
 def _files_that_matter(entries: Mapping[str, os.DirEntry[str]]) -> dict[str, os.stat_result]:
     if MANIFEST in entries:  # ours, whatever else Detectron2 wrote
-        wanted: tuple[str, ...] = (MANIFEST, RESULTS)
+        names: tuple[str, ...] = (MANIFEST, RESULTS)
     elif any(
         name in entries for name in external.OURS
     ):  # written by another tool, or copied incompletely
-        wanted = (RESULTS,)
+        names = (RESULTS,)
     else:
-        wanted = external.FILES
-    return {name: entries[name].stat() for name in wanted if name in entries}
+        names = external.FILES
+    return {name: entries[name].stat() for name in names if name in entries}
 
 
 def _own(

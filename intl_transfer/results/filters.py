@@ -50,13 +50,13 @@ class Condition:
         return any(fnmatchcase(value, pattern) for pattern in self.patterns) == self.positive
 
 
-def conditions_of(wanted: Sequence[str]) -> list[Condition]:
+def conditions_of(selected: Sequence[str]) -> list[Condition]:
     """Conditions from ``KEY=PATTERN[,PATTERN...]`` or ``KEY!=PATTERN[,...]``.
 
     Raises:
         UserError: for an invalid condition, or an unknown key.
     """
-    return [_condition(text) for text in wanted]
+    return [_condition(text) for text in selected]
 
 
 def fits(table: Table, conditions: Sequence[Condition]) -> bool:
@@ -145,19 +145,19 @@ def _condition(text: str) -> Condition:
     return Condition(key, positive, words, text)
 
 
-def choose_columns(tables: Sequence[Table], wanted: Sequence[str]) -> list[Table]:
+def choose_columns(tables: Sequence[Table], selected: Sequence[str]) -> list[Table]:
     """Selects columns, in the given order; tables without any of them are dropped.
 
     Args:
         tables: any.
-        wanted: ``TASK.METRIC``, ``TASK`` (its usual columns) or ``METRIC`` (of all tasks).
+        selected: ``TASK.METRIC``, ``TASK`` (its usual columns) or ``METRIC`` (of all tasks).
 
     Raises:
         UserError: for a column that no table has.
     """
-    if not wanted:
+    if not selected:
         return list(tables)
-    for text in wanted:
+    for text in selected:
         if not any(_fitting(table, text) for table in tables):
             names = _names(tables)
             hint = did_you_mean(text, names)
@@ -167,7 +167,7 @@ def choose_columns(tables: Sequence[Table], wanted: Sequence[str]) -> list[Table
     chosen = []
     for table in tables:
         shown: list[Column] = []
-        for text in wanted:
+        for text in selected:
             shown += [column for column in _fitting(table, text) if column not in shown]
         # Columns of a group are adjacent.
         order = list(dict.fromkeys(task for task, _ in shown))

@@ -108,10 +108,12 @@ def _table(key: tuple[str, ...], found: Group[Run]) -> Table:
     frozen = _frozen(runs[0])
     if frozen:
         differing[_FREEZE_AT] = frozen  # stated even if nothing else is
-    said = ", ".join(text for text in (further, in_words(differing)) if text)
+    differences = ", ".join(text for text in (further, in_words(differing)) if text)
     standard = not further and set(differing) <= {_FREEZE_AT, NORM} and not deviations(runs[0])
     labels = labels_of(runs[0])
-    part = Part(name, architecture, schedule, tasks, iterations, batch, lr, said, standard, labels)
+    part = Part(
+        name, architecture, schedule, tasks, iterations, batch, lr, differences, standard, labels
+    )
     notes = (assumed_note(found.assumed),) if found.assumed else ()
     stated = _stated_keys(runs) if any(run.external for run in runs) else set()
     groups: dict[str, list[Run]] = defaultdict(list)

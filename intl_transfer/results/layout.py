@@ -215,10 +215,14 @@ def _norm_note(theirs: str, measured: Sequence[str]) -> str:
     which = "the measured rows that state it" if "" in measured else "the measured rows"
     ours = f"{which} have {known}" if known else ""
     if theirs:
-        said = f"its authors' fine-tuning files have {theirs}"
-        return f"{said}, {ours}" if ours else f"{said}; the measured rows do not state theirs"
-    said = "the batch norm of its fine-tuning is not stated"
-    return f"{said}; {ours}" if ours else said
+        norm_note = f"its authors' fine-tuning files have {theirs}"
+        return (
+            f"{norm_note}, {ours}"
+            if ours
+            else f"{norm_note}; the measured rows do not state theirs"
+        )
+    norm_note = "the batch norm of its fine-tuning is not stated"
+    return f"{norm_note}; {ours}" if ours else norm_note
 
 
 def _others(entry: PublishedRow, tasks: Sequence[str]) -> Metrics:

@@ -73,7 +73,7 @@ def as_json(tables: Sequence[Table]) -> str:
 def _row(table: Table, row: Row) -> dict[str, Any]:
     metrics: dict[str, dict[str, Any]] = {}
     for task, metric in row.metrics:
-        metrics.setdefault(task, {})[metric] = _cell(table, row, (task, metric), wanted=True)
+        metrics.setdefault(task, {})[metric] = _cell(table, row, (task, metric), always=True)
     return {
         "initialization": row.name,
         "pretraining": row.detail,
@@ -88,9 +88,9 @@ def _row(table: Table, row: Row) -> dict[str, Any]:
     }
 
 
-def _cell(table: Table, row: Row, column: Column, wanted: bool = False) -> dict[str, Any]:
+def _cell(table: Table, row: Row, column: Column, always: bool = False) -> dict[str, Any]:
     summary = row.metrics.get(column)
-    if summary is None or not (wanted or column in table.columns()):
+    if summary is None or not (always or column in table.columns()):
         return {}
     value: dict[str, Any] = {"mean": summary.mean, "std": summary.std, "n": summary.n or None}
     if summary.values:

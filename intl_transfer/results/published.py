@@ -138,11 +138,13 @@ def published_row(
         notes: what to know when comparing; "" is ignored.
         missing: facts that the source does not state.
     """
-    said = [f"published: {source}", *(note for note in notes if note)]
+    footnotes = [f"published: {source}", *(note for note in notes if note)]
     if missing:
-        said.append(f"not stated here: {', '.join(missing)}")
+        footnotes.append(f"not stated here: {', '.join(missing)}")
     n = max((value.n for value in metrics.values()), default=0)
-    return Row(method, detail, metrics, n, True, tuple(said), source=source, cite=key_of(source))
+    return Row(
+        method, detail, metrics, n, True, tuple(footnotes), source=source, cite=key_of(source)
+    )
 
 
 def key_of(source: str) -> str:

@@ -174,8 +174,8 @@ def state_of(
         path: the folder.
         manifest: its manifest.
         results: its results.
-        stalled_after: seconds without a sign of life after which a run that says it is running is
-            called stalled.
+        stalled_after: seconds without output after which a run with status running counts as
+            stalled.
     """
     status = manifest.status
     if status == "finished":

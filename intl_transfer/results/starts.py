@@ -224,8 +224,8 @@ def distinctions(starts: Sequence[Start]) -> dict[str, str]:
             text = start.label or _many(known)
         if not text and details.count(start.detail) > 1 and "weights" in mine:
             names = [other.word for other in starts if "weights" in differing[other.key]]
-            is_told = start.word and names.count(start.word) == 1
-            text = start.word if is_told else f"weights {str(mine['weights'])[:8]}"
+            is_unique = start.word and names.count(start.word) == 1
+            text = start.word if is_unique else f"weights {str(mine['weights'])[:8]}"
         words[start.key] = text
     return words
 

@@ -32,7 +32,7 @@ def render_template(
         tables: from :func:`intl_transfer.results.tables.build_tables`.
         file: the template.
         precision: digits after the point.
-        spread: what stands beside a mean.
+        spread: shown with a mean.
         hide: of ``pretraining`` and ``n``, the columns not to show.
 
     Raises:

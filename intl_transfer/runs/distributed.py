@@ -146,11 +146,11 @@ def parallelize(
     )
 
 
-def _device(wanted: str, local_rank: int) -> torch.device:
-    if wanted not in ("auto", "cpu", "cuda"):
-        raise UserError(f"no device '{wanted}'; expected auto, cpu or cuda")
+def _device(requested: str, local_rank: int) -> torch.device:
+    if requested not in ("auto", "cpu", "cuda"):
+        raise UserError(f"no device '{requested}'; expected auto, cpu or cuda")
     available = torch.cuda.is_available()
-    if wanted == "cpu" or (wanted == "auto" and not available):
+    if requested == "cpu" or (requested == "auto" and not available):
         return torch.device("cpu")
     if not available:
         raise UserError("device is cuda, but torch sees no GPU here; use device=cpu or auto")

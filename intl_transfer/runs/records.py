@@ -35,7 +35,7 @@ DOCUMENTED = "docs/run-directory.md"
 Stage = Literal["pretrain", "detection", "evaluation"]
 STAGES: tuple[Stage, ...] = ("pretrain", "detection", "evaluation")
 
-#: What a checkpoint's fact is known by: see :mod:`intl_transfer.conversion.evidence`.
+#: Evidence for a fact about a checkpoint: see :mod:`intl_transfer.conversion.evidence`.
 Evidence = Literal[
     "stated in the file",
     "read from its configuration",
@@ -54,7 +54,7 @@ class Record(BaseModel):
     """A JSON object with known fields.
 
     Fields are read as attributes; ``record["key"]``, ``"key" in record`` and ``==`` work as on the
-    JSON object, for the names that stand in the file.
+    JSON object, by the names in the file.
     """
 
     model_config = ConfigDict(
@@ -65,13 +65,13 @@ class Record(BaseModel):
         protected_namespaces=(),
     )
 
-    #: Names in files of fields that are called otherwise here.
+    #: Names in files of fields with another name here.
     _files: ClassVar[dict[str, str]] = {"schema": "schema_version"}
 
     @model_validator(mode="before")
     @classmethod
     def _by_standard_names(cls, value: Any) -> Any:
-        """Fields of earlier versions under the names that they have now."""
+        """Renames fields of earlier versions."""
         if not isinstance(value, Mapping):
             return value
         old = [k for k in ALIASES.keys() & value.keys() if ALIASES[k] in cls.model_fields]
@@ -81,14 +81,14 @@ class Record(BaseModel):
 
     @classmethod
     def of(cls, value: Any, where: str) -> Self:
-        """The record that a JSON value holds.
+        """Reads a record from a JSON value.
 
         Args:
             value: a parsed JSON value.
             where: the file, for messages.
 
         Raises:
-            UserError: naming the first field that is wrong, what was expected and found.
+            UserError: naming the first invalid field, what is expected and found.
         """
         try:
             return cls.model_validate(value)
@@ -100,7 +100,7 @@ class Record(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A field by its name in the file, or the default where that is not set."""
+        """A field by its name in the file, or the default if not set."""
         try:
             return self[key]
         except KeyError:
@@ -128,28 +128,28 @@ class GitState(Record):
     """The revision of the source tree."""
 
     revision: str | None = None
-    """Commit of the sources; null where they are in no repository."""
+    """Commit of the sources; null if they are not in a repository."""
     dirty: bool | None = None
-    """Whether they had changes that were not committed."""
+    """Whether they had uncommitted changes."""
 
 
 class Labels(Record):
-    """A part of a training set whose labels alone were used."""
+    """The subset of a training set whose labels were used."""
 
     fraction: float | None = None
-    """Of the images; null where a list named them."""
+    """Fraction of the images; null for a user's list."""
     seed: int | None = None
-    """That the images were drawn with; null where a list named them."""
+    """Seed of the random subset; null for a user's list."""
     images: int | None = None
-    """How many were used."""
+    """Number of images used."""
     available: int | None = None
-    """How many there are."""
+    """Total number of images."""
     digest: str | None = None
     """SHA-256 of their sorted ids: equal for equal lists."""
 
 
 class ImageSet(Record):
-    """What a set of images was found to hold."""
+    """The content of a data set."""
 
     images: int | None = None
     """Number of images."""
@@ -158,30 +158,30 @@ class ImageSet(Record):
     annotations: int | None = None
     """Number of annotated objects."""
     digest: str | None = None
-    """SHA-256 over labels or annotations and the bytes of 64 images: equal for equal sets."""
+    """SHA-256 over labels or annotations and the bytes of 64 images: equal for equal data sets."""
     labels: Labels | None = None
-    """The part of it that was trained on; null for the whole."""
+    """The subset used for training; null for all."""
 
 
 class PretrainRun(Record):
-    """The pretraining run behind a backbone."""
+    """The pretraining run of a backbone."""
 
     id: str | None = None
-    """Of its manifest; null where the user named it."""
+    """Id of its manifest; null if stated by the user."""
     name: str | None = None
     """Its name."""
     config_name: str | None = None
     """Its configuration's name."""
     method: str | None = None
-    """As tables name it."""
+    """Its name in tables."""
     epochs: int | float | str | None = None
     """Of pretraining."""
     dataset: str | None = None
-    """It was pretrained on."""
+    """Data set used for pretraining."""
     seed: int | None = None
     """Its seed."""
     settings: dict[str, Any] | None = None
-    """The settings that decided its weights, by dotted key."""
+    """The deciding settings of its weights, by dotted key."""
 
     @field_validator("settings")
     @classmethod
@@ -190,62 +190,62 @@ class PretrainRun(Record):
 
 
 class FactSource(Record):
-    """Where one fact of a provenance is from."""
+    """The source of one fact of a provenance."""
 
     level: Evidence
-    """By what evidence; only the first two are called known."""
+    """Kind of evidence; only the first two count as known."""
     detail: str = ""
     """What was read, or what it was inferred from."""
 
 
 class Provenance(Record):
-    """What converted weights say of their source."""
+    """The source of converted weights."""
 
     source_path: str | None = None
-    """The name of the file that was converted; with its folder's where every run has that file."""
+    """Name of the converted file, with its folder if every run has a file of that name."""
     source_sha256: str | None = None
     """Its SHA-256."""
     source_format: str | None = None
-    """Who wrote it."""
+    """Its format."""
     branch: str | None = None
-    """`online`, or `target` for the moving-average copy; a prefix where the format is not known."""
+    """`online`, or `target` for the moving-average copy; a prefix for unknown formats."""
     backbone: str | None = None
     """`resnet18` … `resnet152`."""
     method: str | None = None
-    """Pretraining method, where known."""
+    """Pretraining method, if known."""
     label: str | None = None
-    """A word of the user's own for it."""
+    """The user's name for it."""
     pretrain_run: PretrainRun | None = None
-    """The pretraining run behind it, where known."""
+    """Its pretraining run, if known."""
     stem: str | None = None
     """`imagenet`, `cifar` or `cifar_published`."""
     stem_source: str | None = None
-    """Where the stem is known from; null where it is assumed."""
+    """Evidence for the stem; null if assumed."""
     pixels: dict[str, Any] | None = None
-    """How it takes images: channels, mean, std, and their source, null where they are assumed."""
+    """Image preprocessing: channels, mean, std, and their source, null if assumed."""
     evidence: dict[str, FactSource] | None = None
     """By fact (`pixels`, `channels`, `strides`, `method`, `epochs`, `dataset`, `branch`, `stem`),
-    where it is from; a fact that nothing says is not there.
+    its source; unknown facts are omitted.
     """
 
 
 class Input(Record):
-    """A file that a run began from."""
+    """An input file of a run."""
 
     role: str | None = None
     """`weights`."""
     path: str | None = None
-    """Where it lay."""
+    """Its path."""
     sha256: str | None = None
     """Its SHA-256."""
     provenance: Provenance | None = None
-    """What it says of its source."""
+    """Its recorded source."""
     pixels: dict[str, Any] | None = None
-    """How its images are prepared: channels, mean, std."""
+    """Image preprocessing: channels, mean, std."""
 
 
 class Session(Record):
-    """One start of a run."""
+    """One session of a run."""
 
     started: str | None = None
     """In UTC, ISO 8601."""
@@ -254,40 +254,40 @@ class Session(Record):
     command: list[str] | str | None = None
     """The command line."""
     host: str | None = None
-    """Where it ran."""
+    """Host name."""
     pid: int | None = None
-    """Its process."""
+    """Process id."""
     world_size: int | None = None
     """Number of ranks."""
     changes: dict[str, Any] = Field(default_factory=dict)
-    """Settings that differ from the session before, by dotted key: `before`, `now`."""
+    """Settings that differ from the previous session, by dotted key: `before`, `now`."""
 
 
 class Manifest(Record):
-    """``manifest.json``: what is run, from what, where, by which code."""
+    """``manifest.json``: description of a run, its inputs, machine and code."""
 
     schema_version: _SchemaVersion = Field(validation_alias="schema", serialization_alias="schema")
-    """Version of this form."""
+    """Version of the schema."""
     id: str
-    """32 hexadecimal digits, kept when the run is continued; "" for what others made."""
+    """32 hexadecimal digits, constant over sessions; "" for external results."""
     stage: str
     """`pretrain`, `detection` or `evaluation`."""
     name: str
     """Short name for tables and logs."""
     status: Literal["running", "finished", "failed", "interrupted"]
-    """How it stands."""
+    """Status of the run."""
     config: dict[str, Any]
     """All resolved settings."""
     seed: int
     """The seed."""
     inputs: list[Input]
-    """Files that it began from."""
+    """Input files."""
     sessions: list[Session]
-    """One entry for every start of the run."""
+    """One entry per session."""
     method: str | None = None
-    """The pretraining method behind it."""
+    """Its pretraining method."""
     config_name: str | None = None
-    """The configuration's name as given."""
+    """Name of the configuration, as given."""
     git: GitState = Field(default_factory=GitState)
     """The sources."""
     versions: dict[str, str] = Field(default_factory=dict)
@@ -297,7 +297,7 @@ class Manifest(Record):
     details: dict[str, Any] = Field(default_factory=dict)
     """Further facts."""
     dataset: dict[str, ImageSet] = Field(default_factory=dict)
-    """What the sets of images were found to hold, by name."""
+    """Content of the data sets, by name."""
     started: str | None = None
     """In UTC, ISO 8601."""
     ended: str | None = None
@@ -305,63 +305,63 @@ class Manifest(Record):
     error: str | None = None
     """The error's text of a failed run, the reason of an interrupted one."""
     failed_saves: int | None = None
-    """How many checkpoints could not be written, in all sessions."""
+    """Number of checkpoints that could not be written, in all sessions."""
     failed_save: str | None = None
-    """Why the last one was not; null where a later one was written."""
+    """Why the last one could not be; null if a later one was written."""
 
 
 class Initialization(Record):
-    """What a network began with."""
+    """The initialization of a network."""
 
     kind: str = "pretrained"
     """`random`, `pretrained` or `supervised`."""
     method: str | None = None
-    """The pretraining method, as tables name it."""
+    """Name of the pretraining method in tables."""
     weights_sha256: str | None = None
-    """Of the file that was loaded; null for random."""
+    """SHA-256 of the loaded file; null for random."""
     provenance: Provenance | None = None
-    """What that file says of its source."""
+    """Recorded source of that file."""
     pixels: dict[str, Any] | None = None
-    """How its images are prepared: channels, mean, std."""
+    """Image preprocessing: channels, mean, std."""
     detail: str | None = None
-    """For tables, in place of the pretraining's configuration, epochs and data."""
+    """For tables, instead of the pretraining's configuration, epochs and data."""
 
     @property
     def method_is_inferred(self) -> bool:
-        """Whether the method is a guess by the names in a file, which `--method` confirms."""
+        """Whether the method is inferred from names in a file; `--method` confirms it."""
         evidence = (self.provenance.evidence if self.provenance else None) or {}
         source = evidence.get("method")
         return self.method is not None and source is not None and source.level in _GUESSED
 
 
 class Evaluator(Record):
-    """What computed the metrics, as far as that changes them."""
+    """The evaluator, as far as it affects metrics."""
 
     name: str | None = None
-    """What computed the metrics."""
+    """The evaluator."""
     metric: str | None = None
-    """Their definition, where there are several."""
+    """Definition of the metrics, if there are several."""
     version: str | None = None
-    """Where it changes them."""
+    """Version, if it affects metrics."""
 
 
 class Dataset(Record):
-    """What was tested on."""
+    """The data of an evaluation."""
 
     name: str
-    """Of the test set."""
+    """Name of the test set."""
     train: list[str] = Field(default_factory=list)
-    """Names of what was trained on."""
+    """Names of the training sets."""
     layout: str | None = None
     """`coco` or `voc`."""
     images: int | None = None
     """Number of test images."""
     labels: Labels | None = None
-    """The part of the training images whose labels were used; null for all."""
+    """The training images whose labels were used; null for all."""
 
 
 class Architecture(Record):
-    """The network that was evaluated."""
+    """The evaluated network."""
 
     backbone: str
     """`resnet50`, …."""
@@ -372,66 +372,67 @@ class Architecture(Record):
 
 
 class Schedule(Record):
-    """How long and how fast a detector learned."""
+    """The training schedule of a detector."""
 
     name: str = "not stated"
-    """`1x`, `2x`, `24k`, or a name of its own."""
+    """`1x`, `2x`, `24k`, or another name."""
     iterations: int | None = None
     """Of the training."""
     batch_size: int | None = None
-    """Images per batch, all processes together."""
+    """Images per batch, over all processes."""
     base_lr: float | None = None
     """Learning rate."""
 
 
 class Detector(Record):
-    """What a detector's own file says of it, under ``detector``."""
+    """Metadata in a detector's file, under ``detector``."""
 
     config: dict[str, Any]
     """All settings of the training, nested."""
     classes: list[str]
     """Names of the classes, in the order of its outputs."""
     architecture: Architecture
-    """What it is."""
+    """Its architecture."""
     initialization: Initialization
-    """What it began with."""
+    """Its initialization."""
     train: list[str] = Field(default_factory=list)
-    """Names of the sets that it was trained on."""
+    """Names of its training sets."""
     dataset: dict[str, ImageSet] = Field(default_factory=dict)
-    """What these were found to hold, by name."""
+    """Their content, by name."""
     seed: int | None = None
     """Of the training."""
     run: str | None = None
-    """Id of the run that made it."""
+    """Id of its run."""
 
 
 class Results(Record):
-    """``results.json``, what all stages share."""
+    """``results.json``: fields of all stages."""
 
     schema_version: _SchemaVersion = Field(
         SCHEMA, validation_alias="schema", serialization_alias="schema"
     )
-    """Version of this form."""
+    """Version of the schema."""
     stage: str
     """As in the manifest."""
     seed: int
     """As in the manifest."""
     external: str | None = None
-    """Who or what measured this, where that was not this project."""
+    """Who or what measured this, if not this project."""
     source: str | None = None
-    """The file that others' metrics were read from."""
+    """Source file of external metrics."""
     not_stated: list[str] = Field(default_factory=list)
-    """What is not known of the protocol of others' metrics, in words."""
+    """Unknown facts of the protocol of external metrics, as text."""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """Further settings that decided the result; for runs without a manifest, all of them."""
+    """Further deciding settings; for runs without a manifest, all of them."""
     wall_time_s: _Seconds | None = None
-    """Of all sessions."""
+    """Duration of all sessions, in seconds."""
     unreadable_images: int | None = None
-    """Images that could not be read."""
+    """Number of unreadable images."""
     skipped_steps: int | None = None
-    """Steps that were not finite and left no trace, where the stage counts them."""
+    """Number of non-finite steps, which were skipped."""
     gradient_overflows: int | None = None
-    """Steps passed over while float16's loss scaling finds its scale; not among those."""
+    """Number of steps skipped while the loss scale of float16 is found; not included in
+    `skipped_steps`."""
 
 
 class PretrainResults(Results):
@@ -440,7 +441,7 @@ class PretrainResults(Results):
     stage: Literal["pretrain"]
     """`pretrain`."""
     method: str | None = None
-    """As tables name it."""
+    """Its name in tables."""
     backbone: str | None = None
     """`resnet50`, …."""
     dataset: str | None = None
@@ -452,9 +453,9 @@ class PretrainResults(Results):
     batch_size: int | None = None
     """Global."""
     final_loss: float | None = None
-    """Of the last step."""
+    """Loss of the last step."""
     knn_accuracy: _Percentage | None = None
-    """Of k nearest neighbors, in %, where it was asked for."""
+    """k-NN accuracy in %, if measured."""
     backbone_file: str | None = None
     """The exported backbone."""
     backbone_sha256: str | None = None
@@ -465,13 +466,13 @@ class DetectionResults(Results):
     """``results.json`` of a detection run, or of another task by pixels or boxes."""
 
     stage: Literal["detection"]
-    """`detection`: any task measured on a network that was fine-tuned for it."""
+    """`detection`: any task measured on a fine-tuned network."""
     dataset: Dataset
-    """What was tested on."""
+    """The data of an evaluation."""
     architecture: Architecture
     """The network."""
     initialization: Initialization
-    """What it began with."""
+    """Its initialization."""
     metrics: dict[str, dict[str, Any]]
     """By task (`box`, `mask`, `voc`, or any other), metrics in % by name, higher is better;
     `per_class` is not shown in tables.
@@ -479,13 +480,13 @@ class DetectionResults(Results):
     schedule: Schedule = Field(default_factory=Schedule)
     """Of the fine-tuning."""
     iteration: int | None = None
-    """The iteration that was evaluated, equal to `schedule.iterations`."""
+    """The evaluated iteration, equal to `schedule.iterations`."""
     evaluator: Evaluator | None = None
-    """What computed the metrics."""
+    """The evaluator."""
     images_per_second: float | None = None
-    """Of the iterations alone."""
+    """During iterations."""
     data_share: float | None = None
-    """Share of their time that was waited for data."""
+    """Fraction of their time spent waiting for data."""
     peak_memory_mb: float | None = None
     """Of one GPU, or of the process on a CPU."""
 
@@ -496,19 +497,19 @@ class EvaluationResults(Results):
     stage: Literal["evaluation"]
     """`evaluation`."""
     kind: str
-    """`linear`, `knn`, `semi` or a kind of your own; of other evaluators with `external`."""
+    """`linear`, `knn`, `semi` or a custom kind; for other evaluators, with `external`."""
     dataset: Dataset
-    """What was tested on."""
+    """The data of an evaluation."""
     architecture: Architecture
     """The network."""
     initialization: Initialization
-    """What it began with."""
+    """Its initialization."""
     metrics: dict[str, float | None]
     """In %, higher is better: `top1`, `top5`, …."""
     protocol: dict[str, Any] = Field(default_factory=dict)
-    """What two figures must share to be compared, for people."""
+    """The protocol, which must agree for metrics to be comparable."""
     epoch: int | None = None
-    """The epoch that was evaluated, equal to `protocol.epochs`."""
+    """The evaluated epoch, equal to `protocol.epochs`."""
 
 
 AnyResults = PretrainResults | DetectionResults | EvaluationResults
@@ -520,18 +521,18 @@ _RESULTS: dict[str, type[PretrainResults] | type[DetectionResults] | type[Evalua
 
 
 class MetricsLine(Record):
-    """One line of ``metrics.jsonl``; further numbers under names of their own."""
+    """One line of ``metrics.jsonl``; further numbers have their own names."""
 
     time: float
     """Unix seconds."""
     step: int | None = None
-    """Optimizer steps made."""
+    """Number of optimizer steps."""
     epoch: float | None = None
-    """Passes over the data made."""
+    """Number of passes over the data."""
     iteration: int | None = None
-    """Iterations made, of detection."""
+    """Number of iterations, for detection."""
     evaluation: dict[str, dict[str, float | None]] | None = None
-    """Metrics of an evaluation on the way, by task."""
+    """Metrics of an intermediate evaluation, by task."""
 
 
 def results_class(
@@ -542,14 +543,14 @@ def results_class(
 
 
 def results_of(value: Mapping[str, Any], where: str) -> AnyResults:
-    """The results that a JSON object holds, whichever stage's they are.
+    """Reads the results of any stage from a JSON object.
 
     Args:
         value: a parsed ``results.json``.
         where: the file, for messages.
 
     Raises:
-        UserError: naming the first field that is wrong, what was expected and found.
+        UserError: naming the first invalid field, what is expected and found.
     """
     kind = results_class(value.get("stage"))
     if kind is None:

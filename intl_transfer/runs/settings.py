@@ -78,7 +78,7 @@ _SESSION = "ends a session, not the run"
 _TELLING = "what is reported while a run is in progress"
 _MONITOR = "k nearest neighbors beside the training: changes no weight; decides the k-NN figure"
 _KNN_ONLY = "nearest neighbors learn nothing"
-_CONTROL = "makes a control of the run, which is a row of its own kind beside the others"
+_CONTROL = "makes a control of the run, which is a separate kind of row"
 _ALL_LABELS = "draws nothing where all labels are used"
 
 #: By stage, the keys that are known not to decide. ``neighbors`` is the k-NN accuracy that
@@ -145,7 +145,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "detection": (
         Rule("SEED", "seed", "repeats the experiment"),
         *_free(_WHERE, "OUTPUT_DIR"),
-        *_free("the file's hash counts, and what it says it was made of", "MODEL.WEIGHTS"),
+        *_free("the file's hash and its recorded source count", "MODEL.WEIGHTS"),
         *_free("version of the configuration's form, not of what it says", "VERSION"),
         *_free(_ROUNDING, "MODEL.DEVICE", "CUDNN_BENCHMARK"),
         *_free(_LOADING, "DATALOADER.NUM_WORKERS"),

@@ -123,7 +123,7 @@ def gather_rows(
     Args:
         z: this rank's rows, shape (..., n, d); n must be the same on every rank.
         group: process group; the default one if None.
-        distributed: False leaves the batch as it is, even under a process group.
+        distributed: False uses only the local batch, even under a process group.
         is_replicated: True if what is made of the result is the same on every rank up to
             :func:`replicated`: the backward pass then communicates nothing. False sums the
             gradients of all ranks.
@@ -154,7 +154,7 @@ def replicated(loss: Tensor, group: Any = None, distributed: bool = True) -> Ten
 
 
 class Exchange:
-    """What the parts of a sharded computation say to each other.
+    """The communication of a sharded computation.
 
     With one rank, or on a batch that every rank holds whole, all methods leave their argument as
     it is. ``sent`` counts the bytes this rank has handed to collectives (all-reduce counted twice:
@@ -172,7 +172,7 @@ class Exchange:
         self.sent = 0
 
     def reduce(self, value: Tensor) -> Tensor:
-        """Local to replicated: the sum over ranks; nothing is said in the backward pass."""
+        """Local to replicated: the sum over ranks; no communication in the backward pass."""
         if self.size == 1:
             return value
         self.count(value, 2)
@@ -197,7 +197,7 @@ class Exchange:
         return cast(Tensor, _RowsToColumns.apply(z, self.group))
 
     def largest(self, value: Tensor) -> Tensor:
-        """The largest over ranks of each number, without gradient; NaN where there is one."""
+        """The maximum over ranks of each number, without gradient; NaN propagates."""
         if self.size == 1:
             return value
         # Gathered: whether a maximum over ranks keeps NaN is up to the backend.

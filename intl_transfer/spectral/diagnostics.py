@@ -245,7 +245,7 @@ class CollapseAlarm:
 def collapse_alarm(
     value: float, n: int, iterations: int = 4, rank: int | None = None
 ) -> CollapseAlarm:
-    """Judges a view's trace loss.
+    """Evaluates a view's trace loss.
 
     A batch of rank k cannot have a trace loss below :func:`trace_loss_bound` (N, T, k), so that a
     smaller one proves more than k directions. The reverse is a warning, not a proof: a spectrum
@@ -285,7 +285,7 @@ def collapse_alarm(
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """Figures of one batch, of the target view unless said otherwise.
+    """Metrics of one batch, of the target view unless stated otherwise.
 
     Attributes:
         condition: :func:`condition_indicator`.

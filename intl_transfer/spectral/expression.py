@@ -35,7 +35,7 @@ def scalar_expression(text: str) -> Scalar:
 
     Numbers, ``x``, ``pi``, ``e``, ``+ - * / **``, brackets and the functions exp, expm1, log,
     log1p, sqrt, rsqrt, tanh, sigmoid and abs; nothing else is looked up, so that no formula runs
-    code. What can be written maps each eigenvalue by itself.
+    code. All valid expressions map each eigenvalue independently.
 
     Args:
         text: the formula.

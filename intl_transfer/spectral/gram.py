@@ -122,8 +122,8 @@ class _CenteredRows(torch.autograd.Function):
 def centered_rows(views: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Each row of each view without its mean, for :func:`view_grams` alone.
 
-    The gradient is handed on as it comes: that of a Gram of centered rows is a linear combination
-    of such rows, in which centering finds nothing to subtract.
+    The gradient is passed on unchanged: that of a Gram of centered rows is a linear combination of
+    such rows, in which centering finds nothing to subtract.
     """
     return cast("tuple[Tensor, ...]", _CenteredRows.apply(*views))
 

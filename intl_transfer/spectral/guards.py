@@ -1,4 +1,4 @@
-"""Refusals that also work where tensors cannot be asked: under torch.func, and compiled."""
+"""Checks that also work where tensor values are unavailable: under torch.func, and compiled."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _mode = _Mode()
 
 @contextmanager
 def without_waiting() -> Iterator[None]:
-    """Within the block nobody waits for a GPU to answer a check: what is not finite becomes NaN.
+    """Within the block, checks do not synchronize with a GPU: non-finite results become NaN.
 
     In place of :class:`NonFiniteError` the result is NaN, for the caller to find when it suits.
     Losses of IterNorm up to T = 6 (Newton's iteration) pass NaN on; decompositions may refuse it.
@@ -109,7 +109,7 @@ class _Require(torch.autograd.Function):
         return cast(Tensor, _Require.apply(value, ok, kind, message)), in_dims[0]
 
 
-# Compiled, a check is an operation of its own, of which the compiler knows the shape alone.
+# Compiled, a check is a separate operator, of which the compiler knows only the shape.
 
 
 @torch.library.custom_op(

@@ -4,8 +4,8 @@ Three ways to the same numbers, all on the smaller of N x N and d x d:
 
 * **Grams** (channel axis, N <= d, T <= 6). Row norms of the output are ``diag(h_T(S))``, row
   products ``diag(P_i Z_i Z_0^T P_0)``: N x N matrices alone, no N x d output is made.
-* **Columns** (N <= d, otherwise). The output ``P Z`` is made, any set of its columns by itself.
-* **Rows** (N > d). The output ``Z P`` is made, any set of its rows by itself.
+* **Columns** (N <= d, otherwise). The output ``P Z`` is computed; any set of its columns is
+independent. * **Rows** (N > d). The output ``Z P`` is computed; any set of its rows is independent.
 
 Each is a sum over columns or rows, so that ranks can share it: see :mod:`.sharding`.
 """

@@ -69,9 +69,9 @@ def iternorm(
         distributed: False treats ``z`` as the whole batch even under a process group.
 
     Returns:
-        The transformed rows, shape of ``z``, float32 (float64 for float64 input) whatever
-        autocast says, at any scale of the embeddings. A batch without variance comes out as zeros,
-        with zero gradient. Differentiable to any order (twice above T = 6).
+        The transformed rows, shape of ``z``, float32 (float64 for float64 input) regardless of
+        autocast, at any scale of the embeddings. A batch without variance comes out as zeros, with
+        zero gradient. Differentiable to any order (twice above T = 6).
 
     Raises:
         ValueError: for an unknown axis, a T that is no whole number from 0 on, a tensor without N

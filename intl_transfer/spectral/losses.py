@@ -1,11 +1,11 @@
 """INTL: IterNorm with trace loss (Weng et al., ICLR 2024, arXiv 2305.16789).
 
 IterNorm alone leaves eigenvalues at zero where they are zero, so it cannot undo a collapse. The
-trace loss asks every diagonal entry of the output's covariance to be one; since no output
-eigenvalue exceeds one, their sum can only reach the dimension if all of them are one. It punishes a
-collapse, and pulls small eigenvalues up to the others (Theorem 2); where one is zero, its gradient
-stays in the span of the batch (``intl-transfer figure theorem2``), and it is the network that has
-to leave it.
+trace loss drives every diagonal entry of the output's covariance to one; since no output eigenvalue
+exceeds one, their sum can only reach the dimension if all of them are one. It punishes a collapse,
+and pulls small eigenvalues up to the others (Theorem 2); where one is zero, its gradient stays in
+the span of the batch (``intl-transfer figure theorem2``), and it is the network that has to leave
+it.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def _trace_weight(rows: int, width: int, axis: Axis) -> float:
     """The published weight for a batch.
 
     An embedding's width is chosen once and for all, so that a width that rewards collapse is
-    refused. The number of rows is that of a call, small in a gradient check or a first try: that is
-    told. (Pretraining refuses both.)
+    refused. The number of rows may be small in a gradient check or a first try, so it only causes a
+    warning. (Pretraining refuses both.)
     """
     if axis == "batch" or rows >= 8:
         return default_trace_weight(rows, width, axis)
@@ -168,7 +168,7 @@ def intl_loss(
     Returns:
         A scalar, the loss of the global batch, the same on every rank. Averaged over ranks by
         DistributedDataParallel, its parameter gradients equal those of one process. Float32
-        (float64 for float64 input) whatever autocast says.
+        (float64 for float64 input) regardless of autocast.
 
     Raises:
         ValueError: for fewer than two views, views of different shapes, an unknown axis, a T that
@@ -270,7 +270,7 @@ def spectral_loss(
         trace_weight: beta; 0 leaves the trace loss away.
         group: process group whose ranks share the batch; the default group if None.
         distributed: False treats the rows as the whole batch even under a process group.
-        parts: as for :func:`intl_loss`, filled where there is a trace loss.
+        parts: as for :func:`intl_loss`, filled if there is a trace loss.
 
     Returns:
         A scalar, the loss of the global batch, the same on every rank.

@@ -62,7 +62,7 @@ def matrix_function(
 
     Raises:
         TypeError: if ``sigma`` is not a floating-point tensor.
-        ValueError: if it is not square, or g does not map each eigenvalue by itself.
+        ValueError: if it is not square, or g does not map each eigenvalue independently.
         NonFiniteError: if the trace is NaN or infinite.
         NotImplementedError: when a third derivative is taken.
 

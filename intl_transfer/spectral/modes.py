@@ -26,7 +26,7 @@ def is_compiling() -> bool:
 
 def is_transformed() -> bool:
     """Whether a transform of torch.func (grad, vjp, jvp, vmap, ...) is at work."""
-    # What torch.autograd.Function.apply itself asks; there is no public name for it.
+    # The check of torch.autograd.Function.apply; it has no public name.
     active = getattr(torch._C, "_are_functorch_transforms_active", None)
     return active is not None and bool(active())
 
@@ -53,7 +53,7 @@ def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def island(function: Callable[P, R]) -> Callable[P, R]:
-    """A pass of an autograd function, whatever autocast says where it is called.
+    """A pass of an autograd function, regardless of the caller's autocast.
 
     Backward passes need it as much as forward ones: ``loss.backward()`` inside an autocast region
     would make its products in half precision.
@@ -74,8 +74,8 @@ def forward_mode(jvp: Callable[..., Any]) -> Callable[..., Any]:
     """The ``jvp`` of an autograd function, for tangents that are themselves differentiated forward.
 
     Torch calls it with forward mode turned off, where operations on tangents of an inner transform
-    lose those of an outer one, without a word. With it turned on, saved tensors still have their
-    own tangents of the inner one, which are taken away here.
+    silently lose those of an outer one. With it turned on, saved tensors still have their own
+    tangents of the inner one, which are taken away here.
 
     Args:
         jvp: ``(ctx, saved, *tangents)`` to the tangents of the outputs.
@@ -119,7 +119,7 @@ def gradient_again(outputs: Sequence[Tensor], at: Tensor, gradients: Sequence[Te
     Args:
         outputs: made from ``at`` in operations of which torch knows the derivatives.
         at: a saved input.
-        gradients: of the outputs; they count as given, whatever they depend on.
+        gradients: of the outputs, treated as constants.
 
     Returns:
         The gradient of ``at``, as a function of ``at`` and of ``gradients``.

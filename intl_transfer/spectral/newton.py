@@ -154,7 +154,7 @@ def _identity(like: Tensor) -> Tensor:
 
 
 def newton_direct(s: Tensor, iterations: int) -> Tensor:
-    """``P_{k+1} = (3 P_k - P_k^3 S) / 2`` as it is written; diverges for large T."""
+    """``P_{k+1} = (3 P_k - P_k^3 S) / 2`` in the direct form; diverges for large T."""
     p = _identity(s)
     for _ in range(iterations):
         p = 1.5 * p - 0.5 * product(product(product(p, p), p), s)

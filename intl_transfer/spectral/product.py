@@ -28,7 +28,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
         right: matrices, of leading dimensions that broadcast.
 
     Returns:
-        The products in the precision of the factors, whatever autocast says, and so are all
+        The products in the precision of the factors, regardless of autocast, and so are all
         derivatives.
     """
     if is_compiling():
@@ -118,7 +118,7 @@ def _gradients(
     return to_left, to_right
 
 
-# Compiled, a product is an operation of its own: autocast would otherwise decide, when the backward
+# Compiled, a product is a separate operator: autocast would otherwise decide, when the backward
 # graph is traced, what it is made in.
 
 

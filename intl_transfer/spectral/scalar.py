@@ -74,7 +74,7 @@ def derivative_of(g: Scalar) -> Scalar:
 def applied(g: Scalar, values: Tensor, name: str = "g") -> Tensor:
     """``g(values)``, of a function from outside.
 
-    It is asked a second time for some of the values, in another order and in other company:
+    It is evaluated a second time on some of the values, in another order and with other values:
     divided by their sum, or weighted by their place, they would come out otherwise.
 
     Args:
@@ -132,11 +132,11 @@ def _is_same(g: Scalar, values: Tensor, expected: Tensor, name: str) -> Tensor:
 
 
 def _alone(name: str) -> str:
-    return f"{name} must map each eigenvalue by itself, whatever the others are, and where"
+    return f"{name} must map each eigenvalue independently of the others, and where"
 
 
 def refuse_parameters(g: Scalar, sigma: Tensor) -> None:
-    """Raises ValueError if g has parameters of its own, which would miss their gradient."""
+    """Raises ValueError if g has parameters, which would get no gradient."""
     variances = sigma.detach().diagonal(dim1=-2, dim2=-1)
     mapped = g(variances.clamp_min(torch.finfo(variances.dtype).tiny))
     if isinstance(mapped, Tensor) and mapped.requires_grad:

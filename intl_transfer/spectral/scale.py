@@ -3,7 +3,7 @@
 IterNorm divides by the total variance: its output does not know the scale of its input. Squares do:
 in float32 those of values above 1e19 are infinite, below 1e-19 nothing is left of them. So a batch
 whose total variance is far from one is multiplied by a power of two first, which changes no bit of
-the result. The usual batch is only asked for its total variance, which is looked at anyway.
+the result. For a usual batch, only its total variance is needed, which is checked anyway.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def plan_head(
             has 64 columns (or rows) or more.
 
     Returns:
-        The plan; ``str(plan)`` says what was chosen and why.
+        The plan; ``str(plan)`` states the choice and the reason.
 
     Example:
         >>> print(plan_head(views=2, rows=256, width=8192, ranks=8))
@@ -86,25 +86,25 @@ def plan_head(
     if ranks == 1:
         return HeadPlan("alone", False, "one rank")
     if sharded is False:
-        return HeadPlan("gathered", False, "asked for")
+        return HeadPlan("gathered", False, "requested")
     form, parts = ("columns", width) if rows <= width else ("rows", rows)
     small = min(rows, width)
     share = views > 1 and small >= _WORTH_SHARING
     if sharded:
-        return HeadPlan(form, share, "asked for")
+        return HeadPlan(form, share, "requested")
     if rows * width < _WORTH_SHARDING or parts < 64 * ranks:
         return HeadPlan("gathered", False, f"{rows} x {width} is too small to be worth an exchange")
     return HeadPlan(form, share, f"{ranks} ranks, {-(-parts // ranks)} {form} each")
 
 
-_said: set[tuple[Any, ...]] = set()
+_logged: set[tuple[Any, ...]] = set()
 
 
 def announce(plan: HeadPlan, rows: int, width: int) -> None:
     """Logs a plan, once for each shape."""
     key = (plan, rows, width)
-    if plan.form != "alone" and key not in _said:
-        _said.add(key)
+    if plan.form != "alone" and key not in _logged:
+        _logged.add(key)
         logger.info("loss head of %d x %d: %s", rows, width, plan)
 
 

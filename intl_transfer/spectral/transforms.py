@@ -1,4 +1,4 @@
-"""Spectral transformations: power functions, whitening, IterNorm, and functions of one's own.
+"""Spectral transformations: power functions, whitening, IterNorm, and custom functions.
 
 A spectral transformation (Weng et al., ICLR 2024, section 3) centers ``Z``, decomposes its
 covariance ``Sigma = U Lambda U^T`` and returns ``U g(Lambda) U^T Z``. Each is here as a function of
@@ -55,8 +55,8 @@ def spectral_transform(
 
     Args:
         z: embeddings, shape (N, d) or (V, N, d); this rank's rows under a process group.
-        g: function of a tensor of eigenvalues, positive ones, that maps each by itself. One that
-            looks at the others (divides by their sum) has another derivative, and is refused.
+        g: function of a tensor of positive eigenvalues that maps each independently. One that looks
+            at the others (divides by their sum) has another derivative, and is refused.
         axis: ``"channel"`` or ``"batch"``, as for :func:`intl_transfer.spectral.iternorm`.
         g_prime: the derivative of g; by autograd if None.
         floor: a fraction of the trace, 1e-14 unless given. A larger one, such as 1e-6, keeps
@@ -65,13 +65,14 @@ def spectral_transform(
         distributed: False treats ``z`` as the whole batch even under a process group.
 
     Returns:
-        The transformed rows, shape of ``z``, float32 (float64 for float64 input) whatever
-        autocast says. Gradients are exact also where eigenvalues repeat (Daleckii-Krein formula);
-        twice differentiable. A batch without variance comes out as zeros, with zero gradient.
+        The transformed rows, shape of ``z``, float32 (float64 for float64 input) regardless of
+        autocast. Gradients are exact also where eigenvalues repeat (Daleckii-Krein formula); twice
+        differentiable. A batch without variance comes out as zeros, with zero gradient.
 
     Raises:
         ValueError: for an unknown axis, a tensor without N and d, one channel on the channel
-            axis, one sample on the batch axis, or a g that does not map each eigenvalue by itself.
+            axis, one sample on the batch axis, or a g that does not map each eigenvalue
+            independently.
         TypeError: if ``z`` is not a floating-point tensor.
         NonFiniteError: if ``z`` holds NaN or infinity, g maps an eigenvalue to one, or the result
             is beyond the range of float32.
@@ -213,7 +214,7 @@ def cholesky_whitening(
         float64.
 
     Raises:
-        ValueError: if Sigma is singular (to 1e-14 of its trace); says why where shapes tell.
+        ValueError: if Sigma is singular (to 1e-14 of its trace); states why if shapes tell.
         TypeError: if ``z`` is not a floating-point tensor.
         NonFiniteError: if ``z`` holds NaN or infinity.
 
@@ -348,7 +349,7 @@ class IterNorm(SpectralTransform):
 
 
 class ScalarTransform(SpectralTransform):
-    """:func:`spectral_transform` with a function of one's own.
+    """:func:`spectral_transform` with a custom function.
 
     Example:
         >>> import torch

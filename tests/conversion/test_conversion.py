@@ -266,7 +266,7 @@ def test_finished_runs_give_their_backbone_with_its_origin(tmp_path):
     again = read_backbone(tmp_path / "out.pth")
     assert (again.method, again.pretrain_run) == ("INTL", described)
     with pytest.raises(UserError, match="already states that it is from run"):
-        convert(run.path, tmp_path / "other.pth", told=CheckpointMetadata(epochs=3))
+        convert(run.path, tmp_path / "other.pth", given=CheckpointMetadata(epochs=3))
 
 
 def test_runs_that_have_nothing_to_give(tmp_path):

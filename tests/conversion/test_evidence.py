@@ -130,9 +130,9 @@ def test_solo_learns_method_is_in_the_file_beside(tmp_path):
 def test_evidence_is_no_better_for_being_converted(tmp_path, capsys):
     file = saved(tmp_path / "a.pth", LAYOUTS["moco_v2"].build(ONLINE, TARGET))
     assert main(["convert", str(file), str(tmp_path / "b.safetensors")]) == 0
-    said = capsys.readouterr().out
-    assert "method MoCo v2: inferred from names" in said
-    assert "--method confirms it" in said
+    output = capsys.readouterr().out
+    assert "method MoCo v2: inferred from names" in output
+    assert "--method confirms it" in output
     kept = json.loads((tmp_path / "b.json").read_text())["provenance"]
     first = {fact: source["level"] for fact, source in kept["evidence"].items()}
     assert first == {
@@ -144,8 +144,8 @@ def test_evidence_is_no_better_for_being_converted(tmp_path, capsys):
     begun = Initialization(method="MoCo v2", provenance=Provenance.of(kept, "kept"))
     assert begun.method_is_inferred
     assert "--method" in INFERRED_NOTE
-    told = CheckpointMetadata(method="MoCo v2", pixels="imagenet", dataset="ImageNet")
-    report = convert(tmp_path / "b.safetensors", tmp_path / "c.safetensors", told=told)
+    reported = CheckpointMetadata(method="MoCo v2", pixels="imagenet", dataset="ImageNet")
+    report = convert(tmp_path / "b.safetensors", tmp_path / "c.safetensors", given=reported)
     last = {f: s["level"] for f, s in report["provenance"]["evidence"].items()}
     assert last == first | dict.fromkeys(
         ("method", "pixels", "channels", "strides", "dataset"), TOLD

@@ -261,8 +261,10 @@ def test_what_openmmlab_keeps_of_its_configuration(tmp_path):
 def test_what_the_user_says_makes_a_row(tmp_path):
     values = LAYOUTS["moco_v2"].build(ONLINE, TARGET)
     file = write(tmp_path / "in.pth", values)
-    told = CheckpointMetadata(method="MoCo v2", name="moco_v2", dataset="ImageNet", pixels="unit")
-    report = convert(file, tmp_path / "out.safetensors", told=told)
+    reported = CheckpointMetadata(
+        method="MoCo v2", name="moco_v2", dataset="ImageNet", pixels="unit"
+    )
+    report = convert(file, tmp_path / "out.safetensors", given=reported)
     run = {"id": None, "name": "moco_v2", "config_name": "moco_v2", "epochs": 200}
     assert report["provenance"]["pretrain_run"] == {**run, "dataset": "ImageNet", "seed": None}
     assert report["provenance"]["method"] == "MoCo v2"

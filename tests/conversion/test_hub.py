@@ -43,8 +43,8 @@ def images():
 
 def test_timm_loads_the_folder(tmp_path, source):
     file, expected = source
-    told = CheckpointMetadata(pixels="cifar10", method="BYOL")
-    convert(file, tmp_path / "model.safetensors", to="timm", told=told)
+    reported = CheckpointMetadata(pixels="cifar10", method="BYOL")
+    convert(file, tmp_path / "model.safetensors", to="timm", given=reported)
     model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=0)
     with torch.no_grad():
         assert relative_error(expected, model.eval().forward_features(images())) < 1e-5
@@ -57,7 +57,7 @@ def test_timm_loads_the_folder(tmp_path, source):
     assert front["library_name"] == "timm"
     assert "| method | BYOL | told by the user (--method) |" in card
     assert str(tmp_path.parent) not in card + (tmp_path / "config.json").read_text()
-    again = convert(file, tmp_path / "model.safetensors", to="timm", told=told)
+    again = convert(file, tmp_path / "model.safetensors", to="timm", given=reported)
     assert again["converted_before"]
 
 
@@ -92,7 +92,7 @@ def test_what_the_libraries_have_not_is_refused(tmp_path, source):
     out = tmp_path / "model.safetensors"
     for to in ("timm", "transformers"):
         with pytest.raises(UserError, match="loads images as RGB"):
-            convert(file, out, to=to, told=CheckpointMetadata(pixels="caffe"))
+            convert(file, out, to=to, given=CheckpointMetadata(pixels="caffe"))
         with pytest.raises(UserError, match=r"loads a folder; give .*out/model\.safetensors"):
             convert(file, tmp_path / "out.safetensors", to=to)
     (tmp_path / "config.json").write_text(json.dumps({"mine": 1}))

@@ -86,7 +86,7 @@ def expected(network):
 def test_the_authors_cifar_networks_give_their_features(checkpoint, networks, tmp_path, branch):
     network = networks[branch == "target"]
     out = tmp_path / "intl_cifar.safetensors"
-    report = convert(checkpoint, out, branch, told=CheckpointMetadata(pixels="cifar10"))
+    report = convert(checkpoint, out, branch, given=CheckpointMetadata(pixels="cifar10"))
     assert (report["provenance"]["stem"], report["provenance"]["stem_source"]) == (
         "cifar_published",
         "the format",
@@ -129,15 +129,15 @@ def test_a_file_that_does_not_say_is_assumed_to_have_the_clean_stem(networks, tm
     subject = load_evaluated_backbone(str(bare), ModelConfig())
     assert (subject.stem, subject.stem_source) == ("cifar", None)
     assert any("--stem says it" in text for text in subject.assumptions())
-    told = load_evaluated_backbone(
+    reported = load_evaluated_backbone(
         str(bare), ModelConfig(), None, CheckpointMetadata(stem="cifar_published")
     )
-    torch.testing.assert_close(features(told), expected(networks[0]), rtol=1e-5, atol=1e-6)
-    assert told.stem_source == "--stem cifar_published"
+    torch.testing.assert_close(features(reported), expected(networks[0]), rtol=1e-5, atol=1e-6)
+    assert reported.stem_source == "--stem cifar_published"
     # Neither becomes more certain by being converted.
     for stem in (None, "cifar_published"):
         out = tmp_path / f"{stem}.safetensors"
-        convert(bare, out, told=CheckpointMetadata(stem=stem))
+        convert(bare, out, given=CheckpointMetadata(stem=stem))
         again = load_evaluated_backbone(str(out), ModelConfig())
         assert (again.stem, again.stem_source is None) == (stem or "cifar", stem is None)
 
@@ -199,11 +199,11 @@ def test_a_stem_that_a_file_cannot_have_is_refused(checkpoint, tmp_path, capsys)
 def test_the_screen_tells_stem_and_statistics(checkpoint, tmp_path, capsys):
     out = tmp_path / "c.safetensors"
     assert main(["convert", str(checkpoint), str(out), "--pixels", "cifar100"]) == 0
-    said = capsys.readouterr().out
-    assert "normalized by CIFAR-100's mean and deviation" in said
+    output = capsys.readouterr().out
+    assert "normalized by CIFAR-100's mean and deviation" in output
     assert (
         "stem      3x3, padded by two pixels, as INTL's for CIFAR; inferred from names (the format)"
-        in said
+        in output
     )
     with safe_open(out, "pt") as file:
         config = json.loads(file.metadata()["config"])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from intl_transfer.data import fonts
-from intl_transfer.data.class_names import told_apart
+from intl_transfer.data.class_names import unique_names
 
 needs_noto = pytest.mark.skipif(
     len(fonts._packaged()) < 20, reason="the packages of Noto fonts are not installed"
@@ -98,14 +98,14 @@ def test_without_the_packages_there_is_still_something(monkeypatch):
 
 @given(st.lists(st.sampled_from(["bird", "bird (2)", "bird (3)", "cat", ""]), max_size=8))
 def test_no_name_is_lost(names):
-    found = told_apart(names)
+    found = unique_names(names)
     assert len(set(found)) == len(found) == len(names)
-    assert told_apart(found) == found
-    for name, told in zip(names, found, strict=True):
-        assert told == name or told.startswith(f"{name} (")
+    assert unique_names(found) == found
+    for name, reported in zip(names, found, strict=True):
+        assert reported == name or reported.startswith(f"{name} (")
         if names.count(name) == 1:
-            assert told == name
+            assert reported == name
 
 
 def test_the_second_of_a_name_has_a_number():
-    assert told_apart(["bird", "cat", "bird"]) == ["bird", "cat", "bird (2)"]
+    assert unique_names(["bird", "cat", "bird"]) == ["bird", "cat", "bird (2)"]

@@ -74,9 +74,9 @@ def test_finds_says_and_draws(run, tmp_path, capsys):
         *("a_detections.png", "a_detections_2.png"),
         *("tiny_detections.png", "line_detections.png"),
     ]
-    said = capsys.readouterr().out
-    assert re.search(r"a\.png \(90 x 60\): [1-8] found, drawn in .*a_detections\.png", said)
-    found = re.findall(r"^  name 2 (\d\.\d\d)  x (\d+) to (\d+), y (\d+) to (\d+)$", said, re.M)
+    output = capsys.readouterr().out
+    assert re.search(r"a\.png \(90 x 60\): [1-8] found, drawn in .*a_detections\.png", output)
+    found = re.findall(r"^  name 2 (\d\.\d\d)  x (\d+) to (\d+), y (\d+) to (\d+)$", output, re.M)
     assert found
     for score, x0, x1, y0, y1 in found[:3]:
         assert float(score) >= 0.5

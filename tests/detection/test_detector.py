@@ -81,10 +81,10 @@ def test_moved_out_of_its_folder_it_scores_the_same(run, moved, stage, config, c
     for task, figures in read_results(run).metrics.items():
         assert found[task]["AP50"] == pytest.approx(figures["AP50"], abs=1e-2)
         assert list(found[task]["per_class"]) == list(figures["per_class"])
-    said = capsys.readouterr().out
-    assert ("as belongs to" in said) == (config is not None)
+    output = capsys.readouterr().out
+    assert ("as belongs to" in output) == (config is not None)
     if config:
-        assert "MODEL.PIXEL_STD [30.0, 40.0, 50.0]" in said
+        assert "MODEL.PIXEL_STD [30.0, 40.0, 50.0]" in output
 
 
 def test_a_run_directory_is_a_detector(run, stage, tmp_path, monkeypatch):
@@ -151,9 +151,9 @@ def test_classes_that_it_does_not_know_are_refused(moved, data, stage, tmp_path,
 
     config, _ = own_set(data, tmp_path, rename)
     assert stage("--weights", moved, "--eval-only", "--config", config, *TINY) == 2
-    said = capsys.readouterr().err
-    assert "1 class(es) that the detector" in said
-    assert "disk. Did you mean 'disc'" in said
+    output = capsys.readouterr().err
+    assert "1 class(es) that the detector" in output
+    assert "disk. Did you mean 'disc'" in output
 
 
 def test_names_that_stand_twice_are_matched_in_order_alone():

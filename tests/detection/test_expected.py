@@ -8,7 +8,7 @@ import pytest
 from detectron2.evaluation import verify_results
 
 from detection.config import CONFIGS, load_config
-from detection.expected import check_expected, is_asked_for
+from detection.expected import check_expected, is_requested
 from detection.settings import resolve
 from intl_transfer.errors import UserError
 from intl_transfer.results.published import published_detection
@@ -19,7 +19,7 @@ from tests.detection.test_settings import arguments
 KEY = "TEST.EXPECTED_RESULTS"
 
 
-def asked(config, *opts, **given):
+def requested(config, *opts, **given):
     words = arguments(config=config, weights="random", opts=list(opts), check_expected=True)
     for name, value in given.items():
         setattr(words, name, value)
@@ -59,17 +59,17 @@ def test_figures_of_recipes_are_published_ones():
 
 
 def test_what_cannot_be_compared_is_refused_before_anything_is_built():
-    asked("coco_R50_C4_1x_scratch")
-    asked("coco_R50_C4_1x_scratch", "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "1")
+    requested("coco_R50_C4_1x_scratch")
+    requested("coco_R50_C4_1x_scratch", "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "1")
     with pytest.raises(UserError, match=r"coco_R50_C4_1x names no TEST\.EXPECTED"):
-        asked("coco_R50_C4_1x")
+        requested("coco_R50_C4_1x")
     with pytest.raises(UserError, match=r"as it is, .*SOLVER.MAX_ITER"):
-        asked("coco_R50_C4_1x_scratch", "SOLVER.MAX_ITER", "500", "SOLVER.STEPS", "(100,)")
+        requested("coco_R50_C4_1x_scratch", "SOLVER.MAX_ITER", "500", "SOLVER.STEPS", "(100,)")
     with pytest.raises(UserError, match=r"as it is, .*SOLVER.BASE_LR"):
-        asked("coco_R50_C4_1x_scratch", lr=0.01)
+        requested("coco_R50_C4_1x_scratch", lr=0.01)
     # Figures of one's own are for settings of one's own.
     own = "[['bbox', 'AP', 1.0, 0.5]]"
-    asked("coco_R50_C4_1x", KEY, own, "SOLVER.MAX_ITER", "90001", check_expected=False)
+    requested("coco_R50_C4_1x", KEY, own, "SOLVER.MAX_ITER", "90001", check_expected=False)
 
 
 @pytest.mark.parametrize(
@@ -81,12 +81,12 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_built():
 )
 def test_another_form_is_refused(row):
     with pytest.raises(UserError, match=r"expected \[task, metric, value, tolerance\]"):
-        asked("coco_R50_C4_1x", KEY, f"[{row}]")
+        requested("coco_R50_C4_1x", KEY, f"[{row}]")
 
 
 def test_masks_that_are_not_evaluated_are_not_expected():
     with pytest.raises(UserError, match=r"MODEL\.MASK_ON is False"):
-        asked("voc_R50_C4", KEY, "[['segm', 'AP', 1, 1]]")
+        requested("voc_R50_C4", KEY, "[['segm', 'AP', 1, 1]]")
 
 
 def test_detectron2_decides_by_the_tolerance(caplog):
@@ -97,7 +97,7 @@ def test_detectron2_decides_by_the_tolerance(caplog):
     near["bbox"]["AP"] = 25.9
     with pytest.raises(SystemExit, match="1"):
         verify_results(cfg, near)
-    assert not is_asked_for(arguments(check_expected=False))
+    assert not is_requested(arguments(check_expected=False))
 
 
 @pytest.mark.slow

@@ -99,13 +99,13 @@ def test_what_is_not_finite_is_never_saved_nor_taken(tmp_path, capsys, place):
     else:
         content["optimizer"]["state"][1]["momentum_buffer"][0] = math.inf
     torch.save(content, tmp_path / "model_0000004.pth")
-    said = r"skipped: .*model_0000004\.pth contains NaN or infinity in"
-    with pytest.warns(UserWarning, match=said):
+    output = r"skipped: .*model_0000004\.pth contains NaN or infinity in"
+    with pytest.warns(UserWarning, match=output):
         assert newest_checkpoint(tmp_path) == tmp_path / "model_0000003.pth"
     for name in names(tmp_path)[:2]:
         (tmp_path / name).unlink()
     with (
-        pytest.warns(UserWarning, match=said),
+        pytest.warns(UserWarning, match=output),
         pytest.raises(UserError, match="none of the 1 checkpoints"),
     ):
         newest_checkpoint(tmp_path)

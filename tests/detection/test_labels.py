@@ -143,9 +143,9 @@ def test_few_labels_and_retinanet_train_resume_and_land_in_a_table(
     assert stage(*base, "--output-dir", whole, *budget) == 0
     # Looked at before the training, and not again at its end.
     assert opened == ["shapes_coco_train", "shapes_coco_val"]
-    said = capsys.readouterr().out
-    assert "RetinaNet resnet18-FPN on shapes_coco_train" in said
-    assert "50 % of the labels: 3 of 6 images" in said
+    output = capsys.readouterr().out
+    assert "RetinaNet resnet18-FPN on shapes_coco_train" in output
+    assert "50 % of the labels: 3 of 6 images" in output
     results, manifest = read_results(whole), read_manifest(whole)
     assert results.dataset.labels == manifest.dataset["shapes_coco_train"].labels
     assert (whole / labels.FILE).read_text().split() == labels.drawn(range(1, 7), 0.5, 0)

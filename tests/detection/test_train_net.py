@@ -79,8 +79,8 @@ def test_coco_layout_from_weights(data, backbone_file, tmp_path):
     # On a picture, with the run's own configuration.
     picture = next((data / "shapes" / "coco" / "val").glob("*.jpg"))
     demo = tmp_path / "demo"
-    said = train_net(data, "--weights", out, "--demo", picture, "--output-dir", demo).stdout
-    assert f"{picture} (128 x 128): " in said
+    output = train_net(data, "--weights", out, "--demo", picture, "--output-dir", demo).stdout
+    assert f"{picture} (128 x 128): " in output
     assert (demo / f"{picture.stem}_detections.png").exists()
     neither = train_net(data, "--weights", out, check=False)
     assert neither.returncode == 2

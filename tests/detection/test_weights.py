@@ -29,9 +29,9 @@ def files(tmp_path_factory):
     torch.save(backbone_state("resnet18", seed=5), folder / "in18.pth")
     convert(folder / "in18.pth", folder / "imagenet.pth")
     convert(folder / "in18.pth", folder / "pickled.pkl")
-    convert(folder / "in18.pth", folder / "unit.pth", told=CheckpointMetadata(pixels="unit"))
+    convert(folder / "in18.pth", folder / "unit.pth", given=CheckpointMetadata(pixels="unit"))
     torch.save(backbone_state("resnet50", seed=6), folder / "in50.pth")
-    convert(folder / "in50.pth", folder / "caffe.pth", told=CheckpointMetadata(pixels="caffe"))
+    convert(folder / "in50.pth", folder / "caffe.pth", given=CheckpointMetadata(pixels="caffe"))
     return folder
 
 

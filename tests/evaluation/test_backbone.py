@@ -53,7 +53,7 @@ def test_a_file_and_what_is_told_of_it(trained):
 
 def test_a_converted_file_leads_back_to_its_source(trained, tmp_path):
     out = tmp_path / "w.pth"
-    report = convert(trained, out, told=CheckpointMetadata("SimSiam", "s", 100, "ImageNet"))
+    report = convert(trained, out, given=CheckpointMetadata("SimSiam", "s", 100, "ImageNet"))
     subject = load_evaluated_backbone(str(out), ModelConfig())
     start = subject.initialization
     assert start["weights_sha256"] == report["sha256"]

@@ -66,21 +66,21 @@ def subject(recipe):
     )
 
 
-def asked(name, *overrides, recipe="cifar10_r18_ep1000"):
+def requested(name, *overrides, recipe="cifar10_r18_ep1000"):
     found = configuration(name, list(overrides)), configuration(name, [])
     return expectations(name, *found, "weights", subject(recipe))
 
 
 def test_what_cannot_be_compared_is_refused():
-    assert asked("cifar10_linear", "data.workers=2", "seed=3")[0].value == 92.6
+    assert requested("cifar10_linear", "data.workers=2", "seed=3")[0].value == 92.6
     with pytest.raises(UserError, match=r"cifar10_linear .* as it is, .*optim.lr"):
-        asked("cifar10_linear", "optim.lr=0.02")
+        requested("cifar10_linear", "optim.lr=0.02")
     with pytest.raises(UserError, match="shapes_linear names no expected results"):
-        asked("shapes_linear")
+        requested("shapes_linear")
     with pytest.raises(UserError, match="these weights are by cifar100_r18_ep1000"):
-        asked("cifar10_linear", recipe="cifar100_r18_ep1000")
+        requested("cifar10_linear", recipe="cifar100_r18_ep1000")
     with pytest.raises(UserError, match="by a pretraining that they do not name"):
-        asked("cifar10_linear", recipe=None)
+        requested("cifar10_linear", recipe=None)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +114,8 @@ def test_a_whole_run_says_how_it_compares(classes, tmp_path, capsys):
         file.write_text(yaml.safe_dump({**config, "expected": [row]}))
         command = ["evaluate", "--weights", "random", "--config", str(file), "--check-expected"]
         assert main([*command, "--output-dir", str(tmp_path / "run")]) == status
-        said = capsys.readouterr().out
-        assert f"{'NOT as' if status else 'as'} expected: {value:g} ± {tolerance:g} (here)" in said
-    assert "is finished; nothing to do" in said
+        output = capsys.readouterr().out
+        assert (
+            f"{'NOT as' if status else 'as'} expected: {value:g} ± {tolerance:g} (here)" in output
+        )
+    assert "is finished; nothing to do" in output

@@ -118,9 +118,9 @@ def test_bad_steps_are_counted_told_and_leave_finite_weights(
 ):
     poisoned({1, 3})
     evaluate(classes, trained, tmp_path / "run", *KINDS[kind], "log.steps=2")
-    said = capsys.readouterr().out
-    assert "step 2: 1 step was skipped, the loss or its gradients being NaN or infinite" in said
-    assert "(2 so far)" in said
+    printed = capsys.readouterr().out
+    assert "step 2: 1 step was skipped, the loss or its gradients being NaN or infinite" in printed
+    assert "(2 so far)" in printed
     assert read_results(tmp_path / "run")["skipped_steps"] == 2
     rows = [row for row in read_metrics(tmp_path / "run") if "skipped_steps" in row]
     assert [row["skipped_steps"] for row in rows] == [1, 2]
@@ -154,9 +154,9 @@ def test_a_rate_that_blows_the_head_up_leaves_whole_checkpoints_alone(
     evaluate(classes, trained, output, *long, "engine.stop_after_steps=4")
     wild = ["optim.lr=1e38", "optim.weight_decay=9", "--allow-config-change"]
     evaluate(classes, trained, output, *long, *wild, expected=2)
-    said = capsys.readouterr().err
-    assert "5 consecutive steps" in said
-    assert "use a smaller optim.lr" in said
+    printed = capsys.readouterr().err
+    assert "5 consecutive steps" in printed
+    assert "use a smaller optim.lr" in printed
     assert read_manifest(output)["status"] == "failed"
     kept = list_checkpoints(output / "checkpoints")
     assert kept
@@ -173,11 +173,11 @@ def test_features_that_are_not_finite_are_refused(kind, classes, trained, tmp_pa
     save_file(weights, str(file))
     late = ["optim.epochs=9", "log.test_epochs=0"]
     evaluate(classes, file, tmp_path / "run", *KINDS[kind], *late, expected=2)
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     if kind == "linear":  # whose features come batch by batch
-        assert "NaN or infinity in the loss or its gradients, 5 consecutive steps" in said
+        assert "NaN or infinity in the loss or its gradients, 5 consecutive steps" in printed
     else:
-        assert "images contain NaN or infinity" in said
+        assert "images contain NaN or infinity" in printed
     assert read_results(tmp_path / "run") is None
 
 

@@ -133,9 +133,9 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(classes, trained, tmp_pa
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 75, said
-    assert "stopped by SIGTERM after step" in said
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, printed
+    assert "stopped by SIGTERM after step" in printed
     done = read_metrics(output)[-1]["step"]
     evaluate(classes, trained, output, *long, "engine.stop_after_steps=2")
     steps = [row["step"] for row in read_metrics(output)]
@@ -147,8 +147,8 @@ def test_two_ranks_give_what_one_process_gives(kind, classes, trained, tmp_path)
     one, two = tmp_path / "one", tmp_path / "two"
     evaluate(classes, trained, one, *KINDS[kind])
     process = started(words(classes, trained, two, *KINDS[kind]), TORCHRUN)
-    said, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, said
+    printed, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, printed
     assert read_results(one)["metrics"]["top1"] == pytest.approx(
         read_results(two)["metrics"]["top1"], abs=1e-6 if kind != "semi" else 5
     )
@@ -218,8 +218,8 @@ def test_another_run_is_not_continued(classes, trained, tmp_path, capsys):
     evaluate(classes, "random", output, "model.backbone=resnet18", expected=2)
     assert "weights sha256: " in capsys.readouterr().err
     evaluate(classes, trained, tmp_path / "absent", "data.test=nowhere", expected=2)
-    assert "no image folder nowhere" in (said := capsys.readouterr().err)
-    assert "Give another with data.test=DIR" in said
+    assert "no image folder nowhere" in (printed := capsys.readouterr().err)
+    assert "Give another with data.test=DIR" in printed
     moved = tmp_path / "moved"
     shutil.copytree(classes, moved)
     evaluate(moved, trained, output)  # data may lie elsewhere
@@ -244,8 +244,10 @@ def test_sets_of_other_classes_are_refused(classes, trained, tmp_path, capsys):
     shutil.copytree(classes, other)
     (other / "test" / "red").rename(other / "test" / "rot")
     evaluate(other, trained, tmp_path / "run", expected=2)
-    said = capsys.readouterr().err
-    assert "data.train has 3 classes and data.test 3, of which 'red' is in one of them only" in said
+    printed = capsys.readouterr().err
+    assert (
+        "data.train has 3 classes and data.test 3, of which 'red' is in one of them only" in printed
+    )
     assert not (tmp_path / "run" / "manifest.json").exists()
 
 

@@ -22,12 +22,12 @@ def class_means(
     """Classifies by the nearest mean of a class; gives back an exit status."""
     began = time.perf_counter()
     network = FeatureNetwork(session.subject, session.config, session.ranks)
-    features, labels, asked, truth = (
+    features, labels, requested, truth = (
         part for source in (train, test) for part in _whole(session, network, source)
     )
     members = torch.nn.functional.one_hot(labels, len(train.classes)).to(features).T
     means = normalize(members @ features)
-    right = (asked @ means.T).argmax(1) == truth
+    right = (requested @ means.T).argmax(1) == truth
     top1 = 100 * float(right.double().mean())
     session.finish({"top1": top1}, time.perf_counter() - began)
     if session.ranks.is_main:

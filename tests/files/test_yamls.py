@@ -144,7 +144,7 @@ def test_keys_of_its_own_are_filled_in_as_omegaconf_does(load):
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "requested",
     [
         "${oc.env:WANDB_API_KEY}",
         "x${ oc.env:HOME,none }",
@@ -158,14 +158,14 @@ def test_keys_of_its_own_are_filled_in_as_omegaconf_does(load):
         "${hydra:runtime.cwd}",
     ],
 )
-def test_nothing_else_is_asked_for(load, monkeypatch, asked):
+def test_nothing_else_is_asked_for(load, monkeypatch, requested):
     monkeypatch.setenv("WANDB_API_KEY", "secret")
-    for text, override in ((f'name: "{asked}"', []), ("", [f"name={asked}"])):
+    for text, override in ((f'name: "{requested}"', []), ("", [f"name={requested}"])):
         with pytest.raises(UserError, match=r"refused|not valid YAML") as caught:
             load(text, *override)
         assert "secret" not in str(caught.value)
     with pytest.raises(UserError, match=r"my\.yaml: more\.a\[0\]: refused"):
-        load(f'more: {{a: ["{asked}"]}}')
+        load(f'more: {{a: ["{requested}"]}}')
 
 
 def test_documented_variables_may_be_asked_for(load, monkeypatch):

@@ -206,7 +206,7 @@ def campaign(inputs: int, seed: int) -> tuple[dict[str, Counter[str]], list[dict
 _PAGE = """# Fuzzing the readers
 
 `make fuzz` tries damaged and forged files on every reader of
-[files that nobody vouches for](files.md): bytes changed, cut off, moved and repeated; values of the
+[untrusted files](files.md): bytes changed, cut off, moved and repeated; values of the
 wrong kind; programs of random pickle instructions. An input fails if it ends in anything but an
 error in one line or a result, takes more than {limit} s or {memory} GiB, ends the process, runs a
 program, opens the network, or writes outside its own folder. Of run directories, a good one lies

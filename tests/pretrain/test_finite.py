@@ -207,10 +207,10 @@ def steps_kept(output):
 
 
 def test_one_bad_step_is_counted_told_and_leaves_finite_weights(trained, tmp_path):
-    said = trained({2}).out
-    assert "step 2 skipped: NaN or infinity in the embeddings or the loss" in said
-    assert "(1 step was skipped so far)" in said
-    assert "backbone.safetensors; 1 step was skipped" in said
+    printed = trained({2}).out
+    assert "step 2 skipped: NaN or infinity in the embeddings or the loss" in printed
+    assert "(1 step was skipped so far)" in printed
+    assert "backbone.safetensors; 1 step was skipped" in printed
     results = read_results(tmp_path / "run")
     assert (results["skipped_steps"], results["steps"]) == (1, 6)
     assert "gradient_overflows" not in results
@@ -222,8 +222,8 @@ def test_one_bad_step_is_counted_told_and_leaves_finite_weights(trained, tmp_pat
 
 
 def test_an_undisturbed_run_says_nothing_and_counts_none(trained, tmp_path):
-    said = trained(set())
-    assert "skipped" not in said.out + said.err
+    printed = trained(set())
+    assert "skipped" not in printed.out + printed.err
     assert read_results(tmp_path / "run")["skipped_steps"] == 0
 
 
@@ -245,22 +245,22 @@ def test_no_checkpoint_is_taken_among_skipped_steps(trained, tmp_path):
 def test_a_run_that_is_stopped_among_them_goes_on_from_before(trained, tmp_path):
     # What was not saved is no reason to be put back into the queue.
     stop = ("engine.stop_after_steps=2", "engine.checkpoint_steps=1")
-    said = trained({2}, *stop, expected=74).out
-    assert "step 2, which was not saved; the same command continues from the last" in said
+    printed = trained({2}, *stop, expected=74).out
+    assert "step 2, which was not saved; the same command continues from the last" in printed
     assert steps_kept(tmp_path / "run") == [1]
     assert "from step 1" in trained(set()).out
 
 
 def test_a_run_whose_last_step_is_bad_ends_with_a_warning(trained, tmp_path):
-    said = trained({6}).out
-    assert "warning: the last 1 step was skipped" in said
+    printed = trained({6}).out
+    assert "warning: the last 1 step was skipped" in printed
     results = read_results(tmp_path / "run")
     assert (results["skipped_steps"], math.isfinite(results["final_loss"])) == (1, True)
 
 
 def test_a_run_of_bad_steps_alone_has_no_results(trained, tmp_path):
-    said = trained({1, 2, 3}, "optim.epochs=1", expected=2).err
-    assert "none of 3 steps had a finite loss: nothing was learned" in said
+    printed = trained({1, 2, 3}, "optim.epochs=1", expected=2).err
+    assert "none of 3 steps had a finite loss: nothing was learned" in printed
     assert read_results(tmp_path / "run") is None
     assert not (tmp_path / "run" / "backbone.safetensors").exists()
 
@@ -279,20 +279,20 @@ def test_a_rate_that_blows_weights_up_leaves_whole_checkpoints_alone(trained, tm
     settings = ["engine.checkpoint_steps=1", "optim.epochs=8"]
     trained(set(), *settings, "engine.stop_after_steps=4")
     wild = ["optim.base_lr=1e12", "--allow-config-change"]
-    said = trained(set(), *settings, *wild, expected=2).err
-    assert "5 consecutive step(s)" in said
+    printed = trained(set(), *settings, *wild, expected=2).err
+    assert "5 consecutive step(s)" in printed
     assert read_manifest(run)["status"] == "failed"
     kept = list_checkpoints(run / "checkpoints")
     assert kept
     assert all(read_checkpoint(path) for path in kept)  # whole: nothing in them is NaN
-    assert f"The last checkpoint, {kept[0].name}, is intact" in said
+    assert f"The last checkpoint, {kept[0].name}, is intact" in printed
     (dump,) = run.glob("nonfinite_step_*.json")
     assert json.loads(dump.read_text())["last_checkpoint"] == kept[0].name
     # What was written after the weights had blown up is set aside, and the run continues.
     assert list((run / "checkpoints").glob("unproven_*"))
-    said = trained(set(), *settings, "--allow-config-change", "engine.stop_after_steps=3").out
-    assert f"from step {step_of(kept[0])}" in said
-    assert "skipped" not in said
+    printed = trained(set(), *settings, "--allow-config-change", "engine.stop_after_steps=3").out
+    assert f"from step {step_of(kept[0])}" in printed
+    assert "skipped" not in printed
 
 
 def test_a_retry_that_fails_at_once_costs_no_checkpoint(trained, tmp_path):

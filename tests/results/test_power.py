@@ -70,9 +70,9 @@ def test_the_command(tmp_path, capsys):
         detection_run(tmp_path, f"a{seed}", ap, seed=seed)
         detection_run(tmp_path, f"b{seed}", ap + 1, method="MoCo v2", seed=seed)
     assert main(["collect", str(tmp_path), "--power"]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     limit = stats.t.ppf(0.975, 4) * 0.4 * math.sqrt(2 / 3)
-    row = next(line for line in said.splitlines() if "COCO det. AP" in line)
+    row = next(line for line in output.splitlines() if "COCO det. AP" in line)
     cells = [cell.strip() for cell in row.split("|")]
     assert cells[2:5] == ["0.40 (4 d.f.)", "3", f"{limit:.2f}"]
     expected = math.ceil(TTestIndPower().solve_power(0.5 / 0.4, None, 0.05, 0.8))

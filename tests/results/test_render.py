@@ -51,9 +51,9 @@ def test_tables_for_machines(standard, form):
     numbers = re.compile(r"(?<![\w.-])-?\d+\.\d+(?:e-?\d+)?")
     expected = file.read_text()
     assert numbers.sub("#", text) == numbers.sub("#", expected)
-    found, wanted = ([float(n) for n in numbers.findall(t)] for t in (text, expected))
+    found, requested = ([float(n) for n in numbers.findall(t)] for t in (text, expected))
     assert len(found) > 100
-    assert found == pytest.approx(wanted, rel=1e-6)
+    assert found == pytest.approx(requested, rel=1e-6)
 
 
 def test_the_layout_of_one_data_set_each(standard):

@@ -450,8 +450,8 @@ def norms_and_notes(root):
         if table.parts:
             for row in table.rows:
                 if row.published:
-                    said = [note for note in row.notes if "batch norm" in note or "files" in note]
-                    found[row.method, row.detail] = "; ".join(said)
+                    output = [note for note in row.notes if "batch norm" in note or "files" in note]
+                    found[row.method, row.detail] = "; ".join(output)
     return found
 
 
@@ -467,8 +467,8 @@ def test_published_rows_say_with_which_norm_they_were_fine_tuned(tmp_path, norm)
         expected = "its authors' fine-tuning files have naiveSyncBN, the measured rows have SyncBN"
         assert moco == expected
     detection_run(tmp_path, "coco", config={"MODEL": {"RESNETS": {"NORM": norm}}})
-    said = norms_and_notes(tmp_path)["SimSiam, base", "200 ep"]
-    assert said == (
+    output = norms_and_notes(tmp_path)["SimSiam, base", "200 ep"]
+    assert output == (
         f"the batch norm of its fine-tuning is not stated; the measured rows have {norm}"
     )
 

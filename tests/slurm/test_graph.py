@@ -50,25 +50,25 @@ def show(cluster, root, *options):
 @pytest.mark.slow
 def test_what_is_done_or_in_the_queue_is_not_submitted(here, tmp_path, capsys):
     (tmp_path / "HOLD").touch()
-    code, said = launch(tmp_path, chain(tmp_path), capsys=capsys)
+    code, output = launch(tmp_path, chain(tmp_path), capsys=capsys)
     jobs = {key: n.job_id for key, n in Ledger.read(tmp_path).jobs.items()}
     # Children that are alike share an array.
     assert jobs["one"].split("_")[0] == jobs["two"].split("_")[0]
     assert states(tmp_path)["one"].state == "waiting"
     assert states(tmp_path)["one"].detail == "for parent"
-    code, said = launch(tmp_path, chain(tmp_path), capsys=capsys)
-    assert "nothing to submit" in said
-    assert f"one as job {jobs['one']}" in said
+    code, output = launch(tmp_path, chain(tmp_path), capsys=capsys)
+    assert "nothing to submit" in output
+    assert f"one as job {jobs['one']}" in output
     (tmp_path / "HOLD").unlink()
-    code, said = launch(tmp_path, chain(tmp_path), wait=True, capsys=capsys)
+    code, output = launch(tmp_path, chain(tmp_path), wait=True, capsys=capsys)
     assert code == 0
-    assert said.rstrip().endswith("4 finished")
-    code, said = launch(tmp_path, chain(tmp_path), wait=True, capsys=capsys)
-    assert (code, "nothing to submit" in said) == (0, True)
+    assert output.rstrip().endswith("4 finished")
+    code, output = launch(tmp_path, chain(tmp_path), wait=True, capsys=capsys)
+    assert (code, "nothing to submit" in output) == (0, True)
     assert [starts(tmp_path / name) for name in jobs] == [1, 1, 1, 1]
     # Run directories decide: one that is gone is made again, and what comes after it.
     shutil.rmtree(tmp_path / "two")
-    code, said = launch(tmp_path, chain(tmp_path), wait=True, capsys=capsys)
+    code, output = launch(tmp_path, chain(tmp_path), wait=True, capsys=capsys)
     assert code == 0
     assert [starts(tmp_path / name) for name in jobs] == [1, 1, 1, 2]
 
@@ -76,23 +76,23 @@ def test_what_is_done_or_in_the_queue_is_not_submitted(here, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_parent_that_fails_cancels_its_children_and_status_says_so(here, tmp_path, capsys):
     (tmp_path / "FAIL-parent").touch()
-    code, said = launch(tmp_path, chain(tmp_path), wait=True, capsys=capsys)
+    code, output = launch(tmp_path, chain(tmp_path), wait=True, capsys=capsys)
     assert code == 1
     found = states(tmp_path)
     assert (found["parent"].state, found["parent"].detail) == ("failed", "asked to fail")
     for child in ("one", "two"):
         assert (found[child].state, found[child].detail) == ("cancelled", "parent did not finish")
     assert found["last"].state == "finished"  # the table comes out all the same
-    code, said = show(here, tmp_path)
+    code, output = show(here, tmp_path)
     assert code == 1
-    assert "parent did not finish" in said
-    assert "1 failed, 2 cancelled" in said or "2 cancelled, 1 failed" in said
+    assert "parent did not finish" in output
+    assert "1 failed, 2 cancelled" in output or "2 cancelled, 1 failed" in output
     # Put right, it is one command.
     (tmp_path / "FAIL-parent").unlink()
-    code, said = show(here, tmp_path, "--retry-failed", "--wait")
-    assert code == 0, said
-    assert "relaunching 3 job(s)" in said
-    assert said.rstrip().endswith("4 finished")
+    code, output = show(here, tmp_path, "--retry-failed", "--wait")
+    assert code == 0, output
+    assert "relaunching 3 job(s)" in output
+    assert output.rstrip().endswith("4 finished")
 
 
 @pytest.mark.slow
@@ -101,14 +101,14 @@ def test_a_cancelled_graph_is_launched_again(here, tmp_path, capsys):
     launch(tmp_path, chain(tmp_path), capsys=capsys)
     parent = Ledger.read(tmp_path).jobs["parent"].job_id
     here.wait_for(parent, "RUNNING")
-    code, said = show(here, tmp_path, "--cancel")
-    assert "4 job(s) cancelled" in said
+    code, output = show(here, tmp_path, "--cancel")
+    assert "4 job(s) cancelled" in output
     here.wait_for(parent, "CANCELLED")
     found = states(tmp_path)
     assert {state.state for state in found.values()} <= {"interrupted", "cancelled"}
     (tmp_path / "HOLD").unlink()
-    code, said = launch(tmp_path, chain(tmp_path), wait=True, capsys=capsys)
-    assert code == 0, said
+    code, output = launch(tmp_path, chain(tmp_path), wait=True, capsys=capsys)
+    assert code == 0, output
 
 
 def test_jobs_of_a_launcher_that_died_are_found(here, tmp_path, capsys, monkeypatch):
@@ -127,10 +127,10 @@ def test_jobs_of_a_launcher_that_died_are_found(here, tmp_path, capsys, monkeypa
         with pytest.raises(Killed):
             launch(tmp_path, jobs)
     assert Ledger.read(tmp_path).jobs["one"].job_id is None
-    _, said = launch(
+    _, output = launch(
         tmp_path, [make_job(tmp_path, "one"), make_job(tmp_path, "two")], capsys=capsys
     )
-    assert "nothing to submit" in said
+    assert "nothing to submit" in output
     jobs = [n.job_id for n in Ledger.read(tmp_path).jobs.values()]
     assert [job.split("_")[1] for job in jobs] == ["0", "1"]
     here.run("scancel", *jobs)
@@ -165,8 +165,8 @@ def test_a_graph_that_is_refused_in_the_middle_is_completed_later(here, tmp_path
         launch(tmp_path, jobs)
     parent = Ledger.read(tmp_path).jobs["parent"].job_id
     jobs = [make_job(tmp_path, "parent"), make_job(tmp_path, "child", ["parent"])]
-    _, said = launch(tmp_path, jobs, capsys=capsys)
-    assert f"already in the queue: parent as job {parent}" in said
+    _, output = launch(tmp_path, jobs, capsys=capsys)
+    assert f"already in the queue: parent as job {parent}" in output
     child = Ledger.read(tmp_path).jobs["child"].job_id
     assert f"afterok:{parent}" in here.run("squeue", "-h", "-o", "%E", "-j", child)
     here.run("scancel", child, parent)

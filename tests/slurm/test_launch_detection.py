@@ -82,9 +82,9 @@ def test_an_interrupted_fine_tuning_on_two_nodes_goes_on(cluster, data, tmp_path
     assert read_results(run)["iteration"] == 8
     for rank in range(2):
         (log,) = (tmp_path / "runs" / "slurm").rglob(f"*_{rank}_log.out")
-        said = log.read_text()
-        assert "start 1:" in said  # the log of the first start is still there
-        assert "start 2:" in said
+        output = log.read_text()
+        assert "start 1:" in output  # the log of the first start is still there
+        assert "start 2:" in output
     first = (tmp_path / "runs" / "slurm" / job / f"{job}_0_log.out").read_text()
     stopped = re.search(r"stopped by SIGUSR2 after iteration (\d+)", first)
     assert f"Starting training from iteration {stopped.group(1)}" in first

@@ -114,14 +114,14 @@ def test_interrupted_jobs_go_on_and_end_with_the_undisturbed_weights(
     assert cluster.wait_for(job, "COMPLETED", "FAILED") == "COMPLETED", logs(run)
     assert read_manifest(run)["status"] == "finished"
     assert_same(tmp_path / "whole", run)
-    said = logs(run)
-    assert "start 1:" in said  # the log of the first start is still there
-    assert "start 2:" in said
-    assert f"from step {read_manifest_step(said)}" in said
+    printed = logs(run)
+    assert "start 1:" in printed  # the log of the first start is still there
+    assert "start 2:" in printed
+    assert f"from step {read_manifest_step(printed)}" in printed
 
 
-def read_manifest_step(said):
-    return re.search(r"from step (\d+)", said).group(1)
+def read_manifest_step(printed):
+    return re.search(r"from step (\d+)", printed).group(1)
 
 
 @pytest.mark.slow

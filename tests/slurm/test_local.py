@@ -26,10 +26,10 @@ from tests.slurm.work import MANIFEST, chain, make_job, starts
 def test_a_failure_cancels_what_depends_on_it_with_the_reason(tmp_path, capsys):
     (tmp_path / "FAIL-parent").touch()
     assert launching.launch(tmp_path, "local", chain(tmp_path, "local"), parallel=2) == 1
-    said = capsys.readouterr().out
-    assert "parent: failed, asked to fail" in said
-    assert "one: cancelled, parent did not finish" in said
-    assert "1 failed, 2 cancelled, 1 finished" in said
+    output = capsys.readouterr().out
+    assert "parent: failed, asked to fail" in output
+    assert "one: cancelled, parent did not finish" in output
+    assert "1 failed, 2 cancelled, 1 finished" in output
     found = Ledger.read(tmp_path).jobs
     assert (found["two"].outcome, found["two"].reason) == ("cancelled", "parent did not finish")
     (tmp_path / "FAIL-parent").unlink()
@@ -109,9 +109,9 @@ def test_a_launcher_that_was_killed_is_not_waited_for(tmp_path):
 
 
 def test_fewer_gpus_than_asked_for_are_used(tmp_path):
-    wanted = Resources(cluster="local", gpus_per_node=8, gres="gpu:a100:8")
-    assert (fit(wanted, 2).gpus_per_node, fit(wanted, 2).gres) == (2, None)
-    assert fit(wanted, None) is wanted
+    requested = Resources(cluster="local", gpus_per_node=8, gres="gpu:a100:8")
+    assert (fit(requested, 2).gpus_per_node, fit(requested, 2).gres) == (2, None)
+    assert fit(requested, None) is requested
 
 
 def test_each_job_has_gpus_of_its_own(tmp_path, monkeypatch):

@@ -174,16 +174,16 @@ def test_status_without_a_controller_is_what_run_directories_say(tmp_path, capfd
 
 
 def test_loaders_fit_the_cores_of_a_rank():
-    wanted = Resources(cluster="slurm", gpus_per_node=4, cpus_per_gpu=4)
-    assert fitting(8, "data.workers", ["seed=1"], wanted) == ["data.workers=4"]
-    assert fitting(4, "data.workers", [], wanted) == []
-    assert fitting(8, "data.workers", ["data.workers=8"], wanted) == []  # as the user has it
+    requested = Resources(cluster="slurm", gpus_per_node=4, cpus_per_gpu=4)
+    assert fitting(8, "data.workers", ["seed=1"], requested) == ["data.workers=4"]
+    assert fitting(4, "data.workers", [], requested) == []
+    assert fitting(8, "data.workers", ["data.workers=8"], requested) == []  # as the user has it
     assert "exceeds the 4 core(s) of a rank" in crowded(
-        8, "data.workers", ["data.workers=8"], wanted
+        8, "data.workers", ["data.workers=8"], requested
     )
-    assert crowded(4, "data.workers", [], wanted) is None
+    assert crowded(4, "data.workers", [], requested) is None
     # One task per node starts four processes.
-    whole = dataclasses.replace(wanted, ranks_per_node=1, cpus_per_gpu=16)
+    whole = dataclasses.replace(requested, ranks_per_node=1, cpus_per_gpu=16)
     key = "DATALOADER.NUM_WORKERS"
     assert fitting(8, key, [], whole, 4) == [key, "4"]
     assert fitting(8, key, [key, "6"], whole, 4) == []

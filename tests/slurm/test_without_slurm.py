@@ -41,13 +41,13 @@ def launch(images, output, *arguments, path=None):
 @pytest.mark.slow
 def test_this_machine_takes_jobs_where_there_is_no_slurm(images, tmp_path):
     """Two ranks, chosen by itself, since no sbatch is on the path."""
-    wanted = ["--gpus-per-node=0", "--ranks-per-node=2", "--wait"]
-    done = launch(images, tmp_path / "run", *wanted, path=tmp_path)
+    requested = ["--gpus-per-node=0", "--ranks-per-node=2", "--wait"]
+    done = launch(images, tmp_path / "run", *requested, path=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "local: 1 job(s) of 1 node(s) x 2 rank(s)" in done.stdout
     assert done.stdout.rstrip().endswith("finished")
     assert read_results(tmp_path / "run")["steps"] == 6
-    again = launch(images, tmp_path / "run", *wanted, path=tmp_path)
+    again = launch(images, tmp_path / "run", *requested, path=tmp_path)
     assert "nothing to submit" in again.stdout
     # One copy of the sources, of the launch that submitted something.
     assert [path.name for path in (tmp_path / "run").glob("code*")] == ["code"]
@@ -55,8 +55,8 @@ def test_this_machine_takes_jobs_where_there_is_no_slurm(images, tmp_path):
 
 @pytest.mark.slow
 def test_a_job_that_fails_says_so(images, tmp_path):
-    wanted = ["--gpus-per-node=0", "--wait", "data.root=/nowhere"]
-    done = launch(images, tmp_path / "run", *wanted, path=tmp_path)
+    requested = ["--gpus-per-node=0", "--wait", "data.root=/nowhere"]
+    done = launch(images, tmp_path / "run", *requested, path=tmp_path)
     assert done.returncode == 1
     # What the stage said, not that it ended badly.
     assert re.search(

@@ -45,8 +45,8 @@ MANIFEST = {
 
 
 @functools.lru_cache
-def _checked(wanted: str) -> str:
-    return json.dumps(dataclasses.asdict(checked(json.loads(wanted), "test")))
+def _checked(requested: str) -> str:
+    return json.dumps(dataclasses.asdict(checked(json.loads(requested), "test")))
 
 
 def make_job(
@@ -58,13 +58,13 @@ def make_job(
     **resources: Any,
 ) -> Job:
     """A job whose job takes as long as Python's start."""
-    wanted = {"cluster": cluster, "gpus_per_node": 0, "cpus_per_gpu": 1, "time": 60, **resources}
+    requested = {"cluster": cluster, "gpus_per_node": 0, "cpus_per_gpu": 1, "time": 60, **resources}
     return Job(
         key=name,
         stage="pretrain",
         target=str(root / name),
         command=[sys.executable, "-c", SCRIPT, str(root / name), json.dumps(MANIFEST)],
-        resources=json.loads(_checked(json.dumps(wanted))),
+        resources=json.loads(_checked(json.dumps(requested))),
         parents=list(parents),
         after=after,
         folder=str(root),

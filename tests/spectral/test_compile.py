@@ -144,7 +144,7 @@ def test_checks_are_in_the_graph() -> None:
         fullgraph=True,
         backend="aot_eager",
     )
-    with pytest.raises(ValueError, match="map each eigenvalue by itself"):
+    with pytest.raises(ValueError, match="map each eigenvalue independently"):
         share(views()[0])
 
 

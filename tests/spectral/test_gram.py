@@ -56,15 +56,15 @@ def test_gradients_of_grams_are_those_of_autograd(
     to_grams = random(3, n, n), random(2, n, n)
     grams, expected_grams = view_grams(views, target_too, centers), plain_grams(views, centers)
     torch.testing.assert_close(grams, expected_grams)
-    wanted = views if target_too else views[1:]
-    expected = torch.autograd.grad(expected_grams, wanted, to_grams)
+    requested = views if target_too else views[1:]
+    expected = torch.autograd.grad(expected_grams, requested, to_grams)
     # A graph that is kept gives the same again, though the first pass took memory for gradients.
     for keeps in (True, True, False):
-        gradients = torch.autograd.grad(grams, wanted, to_grams, retain_graph=keeps)
+        gradients = torch.autograd.grad(grams, requested, to_grams, retain_graph=keeps)
         torch.testing.assert_close(gradients, expected)
     torch.testing.assert_close([view.detach() for view in views], given, rtol=0, atol=0)
     with pytest.raises(RuntimeError, match="second time"):
-        torch.autograd.grad(grams, wanted, to_grams)
+        torch.autograd.grad(grams, requested, to_grams)
 
 
 def test_gradients_take_the_precision_of_their_views() -> None:

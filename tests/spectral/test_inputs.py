@@ -173,9 +173,9 @@ def test_functions_of_the_whole_spectrum_are_refused(name: str) -> None:
         lambda: torch.func.grad(lambda v: spectral_transform(v, g).sum())(z),
         lambda: torch.func.vmap(lambda v: spectral_transform(v, g))(torch.stack([z, z])),
     ):
-        with pytest.raises(ValueError, match="g must map each eigenvalue by itself"):
+        with pytest.raises(ValueError, match="g must map each eigenvalue independently"):
             call()
-    with pytest.raises(ValueError, match="g_prime must map each eigenvalue by itself"):
+    with pytest.raises(ValueError, match="g_prime must map each eigenvalue independently"):
         spectral_transform(z, lambda x: x.sqrt(), g_prime=g)
 
 
@@ -186,7 +186,7 @@ def test_functions_that_return_something_else_are_refused() -> None:
     with pytest.raises(ValueError, match=r"g made shape \(\) of eigenvalues of shape \(6,\)"):
         spectral_transform(z, lambda x: x.sum())
     # One of one eigenvalue.
-    with pytest.raises(ValueError, match="must map each eigenvalue by itself"):
+    with pytest.raises(ValueError, match="must map each eigenvalue independently"):
         matrix_function(torch.tensor([[2.0]]), lambda x: x / x.sum(-1, keepdim=True))
     power = torch.tensor(0.5, requires_grad=True)
     with pytest.raises(ValueError, match="g depends on tensors that require gradients"):
@@ -229,7 +229,7 @@ def test_the_published_weight_is_refused_or_told_of_where_it_rewards_collapse(ax
             default_trace_weight(*shape, axis)
         if x > 1:
             views: list[Tensor] = [torch.randn(shape) for _ in range(2)]
-            told = r"N = \d \(below 8\): it rewards collapse. Pass a trace_weight"
+            reported = r"N = \d \(below 8\): it rewards collapse. Pass a trace_weight"
             for call in (
                 lambda views=views: intl_loss(views, axis),
                 lambda views=views: intl_ema_loss(views[1:], views[0], axis),
@@ -239,7 +239,7 @@ def test_the_published_weight_is_refused_or_told_of_where_it_rewards_collapse(ax
                     with pytest.raises(ValueError, match=message):
                         call()
                 else:  # the rows are those of this call alone
-                    with pytest.warns(RuntimeWarning, match=told):
+                    with pytest.warns(RuntimeWarning, match=reported):
                         assert torch.isfinite(call())
             for weight in (0.05, 0, -0.01):
                 assert torch.isfinite(intl_loss(views, axis, trace_weight=weight))

@@ -69,8 +69,8 @@ def test_float32_equals_float64_at_any_scale(name: str, shape: tuple) -> None:
     # Of functions that know no scale, every one; of p = 1.5, whose output is of the power -2 of
     # the scale and its gradient of the power -3, the middle ones; of fourth powers, likewise.
     least = {"power 1.5": 5, "trace loss": 8, "vicreg": 8}
-    wanted = next((count for key, count in least.items() if name.startswith(key)), len(SCALES))
-    assert seen >= wanted
+    requested = next((count for key, count in least.items() if name.startswith(key)), len(SCALES))
+    assert seen >= requested
 
 
 @pytest.mark.parametrize("axis", AXES)

@@ -139,8 +139,8 @@ def test_the_plan_says_what_and_why():
     assert plan_head(2, 1024, 8192, 4).share_solves
     assert not plan_head(2, 256, 8192, 4).share_solves
     assert plan_head(2, 256, 128, 4).form == "gathered"
-    assert str(plan_head(2, 16, 64, 2, sharded=True)) == "columns (asked for)"
-    assert str(plan_head(2, 256, 8192, 2, sharded=False)) == "gathered (asked for)"
+    assert str(plan_head(2, 16, 64, 2, sharded=True)) == "columns (requested)"
+    assert str(plan_head(2, 256, 8192, 2, sharded=False)) == "gathered (requested)"
 
 
 def _logged(rank: int, world_size: int) -> list[str]:

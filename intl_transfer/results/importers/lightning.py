@@ -46,20 +46,20 @@ def read(
     with open(file, newline="", encoding="utf-8", errors="replace") as lines:
         reader = csv.DictReader(lines)
         heads = [name for name in reader.fieldnames or () if name]
-        wanted = _wanted(file, heads, kind, column, unit)
+        columns = _columns(file, heads, kind, column, unit)
         scale = 100.0 if unit == "fraction" else 1.0
         last: dict[str, float] = {}
         epoch, reached = None, -1
         for line in reader:
             now = _number(line.get("epoch"))
             reached = max(reached, int(now) if now is not None else -1)
-            values = {m: _number(line.get(name)) for name, m in wanted.items()}
+            values = {m: _number(line.get(name)) for name, m in columns.items()}
             known = {m: v for m, v in values.items() if percentage(v) is not None and v is not None}
             if known:
                 last = {m: v * scale for m, v in known.items()}
                 epoch = int(now) if now is not None else None
     if not last:
-        raise UserError(f"{file}: no value in {', '.join(wanted)}")
+        raise UserError(f"{file}: no value in {', '.join(columns)}")
     if epoch is not None and epoch < reached:
         raise UserError(
             f"{file}: its last validation is of epoch {epoch}, and training continued to "
@@ -69,7 +69,7 @@ def read(
     return Found(last, "Lightning", at, None if epoch is None else epoch + 1, detection=False)
 
 
-def _wanted(
+def _columns(
     file: Path, heads: Iterable[str], kind: str, column: str | None, unit: str | None
 ) -> dict[str, str]:
     """Columns to read, with their metrics."""

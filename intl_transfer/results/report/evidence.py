@@ -27,8 +27,8 @@ def evidence_of(table: Table, row: Row) -> dict[str, Any]:
         initialization, as pairs.
     """
     if row.published:
-        said = [("source", row.source), *(("", note) for note in row.notes[1:])]
-        return {"lines": [list(pair) for pair in said], "decided": []}
+        lines = [("source", row.source), *(("", note) for note in row.notes[1:])]
+        return {"lines": [list(pair) for pair in lines], "decided": []}
     start = row.runs[0].start
     different = _differing(table)
     words = [setting_in_words(k, v) for k, v in start.settings.items() if k in different]

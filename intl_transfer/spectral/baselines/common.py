@@ -1,4 +1,4 @@
-"""What the baselines share: checked views in float32, the global batch, and what to say of NaN."""
+"""Common parts of the baselines: checked views in float32, the global batch, and errors for NaN."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def w_mse_loss(
     """Mean squared distance of all pairs of views after Cholesky whitening and normalization.
 
     The global batch is cut into sub-batches, the same for all views, whose d x d covariances are
-    whitened each by itself. ``2 - 2 cos``, averaged over samples, pairs of views and partitions.
+    each whitened separately. ``2 - 2 cos``, averaged over samples, pairs of views and partitions.
 
     Args:
         views: V >= 2 tensors (N, d); this rank's rows under a process group.
@@ -53,7 +53,7 @@ def w_mse_loss(
 
     Raises:
         ValueError: if the sub-batch does not divide N, is not larger than d, several partitions
-            are asked for without a generator, for fewer than two views, or views of different
+            are requested without a generator, for fewer than two views, or views of different
             shapes.
         TypeError: if a view is not a floating-point tensor.
         NonFiniteError: if a view holds NaN or infinity.

@@ -252,10 +252,10 @@ def test_seeds_are_drawn_as_bands_and_read_under_the_pointer(visit, report, stud
         finals.append([row["evaluation"]["box"]["AP"] for row in rows if "evaluation" in row][-1])
     box = chart.locator(".canvas svg").bounding_box()
     seen.page.mouse.move(box["x"] + box["width"] - 14, box["y"] + box["height"] / 2)
-    told = chart.locator(".readout").inner_text()
-    assert f"{statistics.mean(finals):.2f}" in told
+    reported = chart.locator(".readout").inner_text()
+    assert f"{statistics.mean(finals):.2f}" in reported
     low, high = (float(f"{value:.4g}") for value in (min(finals), max(finals)))
-    assert f"{low:g}–{high:g}" in told
+    assert f"{low:g}–{high:g}" in reported
     chart.get_by_role("button", name="Barlow Twins").click()
     assert chart.locator("path.line").count() == 0
 
@@ -279,10 +279,10 @@ def test_the_spectrum_is_drawn_at_five_moments_and_read_by_the_keyboard(
     chart.locator("svg[role=img]").focus()
     for _ in range(4):
         seen.page.keyboard.press("ArrowRight")
-    told = chart.locator(".readout").inner_text()
-    assert f"rank {looked[steps[0]]['spectrum/ranks'][3]}\n" in told
+    reported = chart.locator(".readout").inner_text()
+    assert f"rank {looked[steps[0]]['spectrum/ranks'][3]}\n" in reported
     for step in steps:
-        assert f"{looked[step]['spectrum/eigenvalues'][3]:.4g}" in told
+        assert f"{looked[step]['spectrum/eigenvalues'][3]:.4g}" in reported
     # Half of a logarithmic axis from 1 to 256 is rank 16; of a linear one it would be 128.
     line = chart.locator(".axes line.axis").bounding_box()
     seen.page.mouse.move(line["x"] + line["width"] / 2, line["y"] - 30)

@@ -92,8 +92,8 @@ def test_what_is_copied_compiles_whatever_the_names_are(visit, hostile, tmp_path
 
 def test_the_page_may_ask_for_nothing(visit, report):
     seen = visit(report)
-    asked = "() => fetch('https://example.org').then(() => 'answered', (e) => e.name)"
-    assert seen.page.evaluate(asked) == "TypeError"
+    requested = "() => fetch('https://example.org').then(() => 'answered', (e) => e.name)"
+    assert seen.page.evaluate(requested) == "TypeError"
     refusals = [text for text in seen.errors if "Content Security Policy" in text]
     assert refusals
     assert refusals == [text for text in seen.errors if "example.org" in text]

@@ -197,10 +197,10 @@ def test_pictures_are_scaled_with_what_is_on_them(tmp_path):
     with Image.open(io.BytesIO(base64.b64decode(code))) as image:
         assert image.size == (picture["width"], picture["height"]) == (360, 240)
     scale = 360 / 1440
-    for told, kept in zip(written["images"][0]["truth"], picture["truth"], strict=True):
-        np.testing.assert_allclose(kept["box"], np.array(told["box"]) * scale, atol=0.051)
+    for reported, kept in zip(written["images"][0]["truth"], picture["truth"], strict=True):
+        np.testing.assert_allclose(kept["box"], np.array(reported["box"]) * scale, atol=0.051)
         np.testing.assert_allclose(
-            kept["polygons"][0], np.array(told["polygons"][0]) * scale, atol=0.051
+            kept["polygons"][0], np.array(reported["polygons"][0]) * scale, atol=0.051
         )
     scores = [thing["score"] for thing in picture["predictions"]]
     assert scores == sorted(scores, reverse=True)

@@ -79,13 +79,13 @@ def test_evidence_of_every_row_on_hover_and_by_the_keyboard(visit, against):
     for index, row in enumerate(first.locator("tbody tr:not(.block-name)").all()):
         row.hover()
         assert box.is_visible()
-        told = box.inner_text()
+        reported = box.inner_text()
         if index == 0:
             for name, text in {
                 "n": "3", "seeds": "0, 1, 2", "decided by": "", "versions": "detectron2 0.6",
             }.items():  # fmt: skip
-                assert name in told
-                assert text in told
+                assert name in reported
+                assert text in reported
         place = box.bounding_box()
         assert place["x"] >= 0
         assert place["x"] + place["width"] <= WIDE
@@ -174,11 +174,11 @@ def test_every_mark_of_a_pasted_table_is_explained_by_the_page_it_leads_to(
     assert keys == [table["key"] for table in seen.overview()["tables"]]
     for key, text in zip(keys, markdown.split("\n### ")[0:], strict=True):
         seen.go(f"#table-{key}")
-        told = seen.page.locator("main").inner_text()
+        reported = seen.page.locator("main").inner_text()
         table = seen.page.locator(f"#card-{key}")
         marks = {"±": "±", "**": "Bold", "↑": "↑, ↓", "†": "†", "(baseline)": "(baseline)"}
         for mark, explained in marks.items():
-            assert mark not in text.split("\n_In italics")[0] or explained in told
+            assert mark not in text.split("\n_In italics")[0] or explained in reported
         numbers = {n for found in re.findall(r" \[([\d,]+)\]", text) for n in found.split(",")}
         assert numbers == {
             str(number) for number in range(1, table.locator("ol.notes li").count() + 1)
