@@ -160,11 +160,13 @@ def parse() -> argparse.Namespace:
         metavar="PICTURE",
         help="draw the detections of a fine-tuned detector (--weights FILE or RUN) in these images",
     )
-    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs on this machine")
+    parser.add_argument("--num-gpus", type=int, default=1, help="number of GPUs on this machine")
     parser.add_argument("--num-machines", type=int, default=1, help="number of nodes")
-    parser.add_argument("--machine-rank", type=int, default=0, help="of this node, from 0")
-    parser.add_argument("--dist-url", default="auto", help="rendezvous for several machines")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="Detectron2's options")
+    parser.add_argument("--machine-rank", type=int, default=0, help="rank of this node, from 0")
+    parser.add_argument("--dist-url", default="auto", help="rendezvous address, for several nodes")
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY VALUE", help="override settings of Detectron2"
+    )
     arguments = parser.parse_intermixed_args()
     # A detector has its own configuration.
     if arguments.config is None and not arguments.demo and not arguments.eval_only:

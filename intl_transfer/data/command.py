@@ -30,7 +30,7 @@ _HELP = {
     "scene_size": "side of scenes, px",
     "scenes_train": "scenes for training",
     "scenes_val": "scenes for validation",
-    "crowd_fraction": "share of scenes with a crowd annotation",
+    "crowd_fraction": "fraction of scenes with a crowd annotation",
     "unlabeled": "images without labels, for pretraining",
 }
 
@@ -45,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``intl-transfer data``."""
     sets = _sets()
     parser.add_argument("dataset", choices=list(sets), help="data set to generate")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: datasets/NAME")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="output folder (default: datasets/NAME)"
+    )
     fields = [(name, f) for name, one in sets.items() for f in dataclasses.fields(one.spec)]
     for key in dict.fromkeys(field.name for _, field in fields):
         defaults = {name: f.default for name, f in fields if f.name == key}

@@ -118,7 +118,7 @@ def test_what_was_assumed_stays_assumed_when_converted(checkpoint, tmp_path):
     # A network for small images is then given the statistics of the data set.
     subject = load_evaluated_backbone(str(out), ModelConfig(), statistics=CIFAR10)
     assert subject.settings.pixel_mean == pytest.approx([255 * v for v in CIFAR10.mean])
-    assert "--pixels says it" in " ".join(subject.assumptions())
+    assert "set it with --pixels" in " ".join(subject.assumptions())
     assert subject.initialization["provenance"]["pixels"]["source"] is None
 
 
@@ -128,7 +128,7 @@ def test_a_file_that_does_not_say_is_assumed_to_have_the_clean_stem(networks, tm
     torch.save({"net": {f"visual.{k}": v for k, v in state.items()}}, bare)
     subject = load_evaluated_backbone(str(bare), ModelConfig())
     assert (subject.stem, subject.stem_source) == ("cifar", None)
-    assert any("--stem says it" in text for text in subject.assumptions())
+    assert any("set it with --stem" in text for text in subject.assumptions())
     reported = load_evaluated_backbone(
         str(bare), ModelConfig(), None, CheckpointMetadata(stem="cifar_published")
     )

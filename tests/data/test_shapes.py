@@ -236,6 +236,6 @@ def test_command_line_and_contact_sheet(tmp_path, capsys):
     with Image.open(sheet) as image:
         assert image.size == (1024, 1280)
     assert main(arguments) == 0
-    assert "is there already" in capsys.readouterr().out
+    assert "is already there" in capsys.readouterr().out
     assert main([*arguments, "--seed", "9"]) == 2
     contact_sheet(TINY, sheet)

@@ -260,7 +260,7 @@ def test_a_tag_that_runs_code_is_refused(tmp_path):
     ("base", "reason"),
     [
         ("https://localhost:1/x.yaml", r"_BASE_ is 'https://\S+', a URL; expected a file"),
-        ("detectron2://x.yaml", "an address"),
+        ("detectron2://x.yaml", "a URL"),
         ("absent.yaml", r"my\.yaml: _BASE_ is 'absent\.yaml'; there is no file"),
         ("my.yaml", r"_BASE_ is circular: my\.yaml -> my\.yaml"),
         ("other.yaml", r"is circular: my\.yaml -> other\.yaml -> my\.yaml"),

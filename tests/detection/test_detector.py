@@ -262,4 +262,4 @@ def test_a_configuration_of_another_detectron2(capsys):
     stated["SOLVER"]["NUM_DECAYS_OF_LATER"] = 3
     stated["FLOAT32_PRECISION"] = ""  # of the main branch, and what v0.6 does
     assert config_of(stated, [], "m.pth") == values
-    assert "left out: SOLVER.NUM_DECAYS_OF_LATER\n" in capsys.readouterr().out
+    assert "ignored: SOLVER.NUM_DECAYS_OF_LATER\n" in capsys.readouterr().out

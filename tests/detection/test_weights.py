@@ -200,10 +200,10 @@ def test_pickles_that_would_run_code_run_none(tmp_path):
 
     file = tmp_path / "w.pkl"
     file.write_bytes(pickle.dumps({"model": {}, "__author__": Evil()}))
-    with pytest.warns(UserWarning, match=r"w\.pkl asks for posix\.mkdir"):
+    with pytest.warns(UserWarning, match=r"w\.pkl imports posix\.mkdir"):
         content = weights.read_weights(str(file))
     assert content["__author__"].name == "posix.mkdir"
-    with pytest.warns(UserWarning, match=r"w\.pkl asks for posix\.mkdir"):
+    with pytest.warns(UserWarning, match=r"w\.pkl imports posix\.mkdir"):
         AtomicCheckpointer(torch.nn.Linear(1, 1)).load(str(file))
     assert not (tmp_path / "ran").exists()
 

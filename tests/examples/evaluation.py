@@ -19,15 +19,15 @@ from intl_transfer.runs.stopping import StopRequest
 def class_means(
     session: Session, train: ImageSource, test: ImageSource, stop: StopRequest, stack: ExitStack
 ) -> int:
-    """Classifies by the nearest mean of a class; gives back an exit status."""
+    """Classifies by the nearest class mean; returns an exit status."""
     began = time.perf_counter()
     network = FeatureNetwork(session.subject, session.config, session.ranks)
-    features, labels, requested, truth = (
+    features, labels, queries, truth = (
         part for source in (train, test) for part in _whole(session, network, source)
     )
     members = torch.nn.functional.one_hot(labels, len(train.classes)).to(features).T
     means = normalize(members @ features)
-    right = (requested @ means.T).argmax(1) == truth
+    right = (queries @ means.T).argmax(1) == truth
     top1 = 100 * float(right.double().mean())
     session.finish({"top1": top1}, time.perf_counter() - began)
     if session.ranks.is_main:

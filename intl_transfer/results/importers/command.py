@@ -51,12 +51,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("source", type=Path, help="the file, or a folder with a single such file")
     add("--out", type=Path, required=True, metavar="FOLDER", help="run directory to write")
     add("--method", required=True, help="name of the method in tables")
-    add("--annotations", type=Path, metavar="FILE", help="coco: task")
+    add("--annotations", type=Path, metavar="FILE", help="coco: annotation file (instances_….json)")
     add("--layer", help="vissl: name of the head to use")
     add("--column", help="lightning: column with top-1, if not solo-learn's")
-    add("--unit", type=one_of("percent", "fraction"), metavar="percent|fraction", help="of it")
+    add(
+        "--unit",
+        type=one_of("percent", "fraction"),
+        metavar="percent|fraction",
+        help="lightning: unit of --column",
+    )
     kinds = ("linear", "knn", "semi")
-    add("--kind", type=one_of(*kinds), default="linear", metavar="|".join(kinds))
+    text = "lightning, vissl: kind of evaluation (default: linear)"
+    add("--kind", type=one_of(*kinds), default="linear", metavar="|".join(kinds), help=text)
     facts = parser.add_argument_group("protocol, as far as the file does not state it")
     for name in _WORDS:
         whole = name in ("seed", "iterations", "batch_size", "epochs")
