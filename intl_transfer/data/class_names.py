@@ -1,8 +1,23 @@
-"""Names of classes, made unique."""
+"""Names of classes: written in one way, and made unique."""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
+
+
+def canonical(name: str) -> str:
+    """A class's name as it is compared: accents in Unicode's form NFC, spaces and breaks as one.
+
+    What looks alike is then the same, whichever tool wrote it.
+
+    Args:
+        name: as a file or a configuration has it.
+
+    Returns:
+        ``"traffic light"`` for ``" traffic  light "``; "" for a blank name.
+    """
+    return " ".join(unicodedata.normalize("NFC", name).split())
 
 
 def told_apart(names: Sequence[str]) -> list[str]:
