@@ -198,7 +198,8 @@ def _prepared(config: Mapping[str, Any]) -> Settings | None:
             else triple
             for triple in triples
         ]
-    return _from_mean(*triples, f"{_PREPROCESSOR}: {where}")
+    mean, std = triples
+    return _from_mean(mean, std, f"{_PREPROCESSOR}: {where}")
 
 
 def _from_mean(mean: Any, std: Any, where: str) -> Settings | None:

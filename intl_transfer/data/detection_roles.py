@@ -228,8 +228,9 @@ def labels_in(config: Path, train: Mapping[str, Contents]) -> dict[str, list[str
     given = _datasets(config).get("LABELS")
     labels = given if isinstance(given, dict) else {}
     ids = {name: list(contents.images) for name, contents in train.items()}
-    values = [labels.get(*pair) for pair in (("FRACTION", 1.0), ("SEED", 0), ("LIST", ""))]
-    return lists(*values, ids)
+    fraction, seed, place = (labels.get(key) for key in ("FRACTION", "SEED", "LIST"))
+    fraction, seed = (1.0 if fraction is None else fraction), (0 if seed is None else seed)
+    return lists(fraction, seed, place, ids)
 
 
 def _datasets(config: Path) -> dict[str, Any]:
