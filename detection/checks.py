@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -66,6 +67,7 @@ _CHOICES = {
 _NORMS = (
     *("naiveSyncBN", "SyncBN", "BN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN_N", "LN", ""),
 )
+_DEVICE = re.compile(r"cpu|cuda(?::\d+)?")
 _DEPTHS = (18, 34, 50, 101, 152)
 # Supported detectors: of boxes, and masks in them.
 _DETECTORS = ("GeneralizedRCNN", "RetinaNet")
@@ -128,6 +130,8 @@ def _pixel_problems(values: dict[str, Any]) -> Iterator[str]:
 
 def _named_problems(values: dict[str, Any]) -> Iterator[str]:
     """Checks names that Detectron2 looks up when the model is built."""
+    if not _DEVICE.fullmatch(str(values["MODEL.DEVICE"])):
+        yield f"MODEL.DEVICE is {values['MODEL.DEVICE']!r}; expected cpu or cuda"
     for key, registry in (
         ("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY),
         ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,8 +11,7 @@ from typing import Any
 from detectron2.config import CfgNode, get_cfg
 
 from intl_transfer.errors import UserError
-from intl_transfer.files.texts import is_file
-from intl_transfer.files.yamls import read_yaml
+from intl_transfer.files.yaml_bases import merged
 from intl_transfer.runs import schedules
 from intl_transfer.runs.config import resolve_config
 from intl_transfer.runs.controls import ControlConfig
@@ -22,7 +19,6 @@ from intl_transfer.runs.settings import IMPLIED, comparable, flatten
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "detection"
 RANDOM = "random"
-_MOST_FILES = 50
 _LONGEST_OVERRIDE = 100_000
 
 
@@ -41,9 +37,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> CfgNode:
     """
     path = resolve_config(name, CONFIGS)
     cfg = _blank()
-    values: dict[str, Any] = {}
-    for file, own in files_of(path):
-        _put_over(values, own, file)
+    values = merged(path)
     _merge(cfg, lambda: cfg.merge_from_other_cfg(CfgNode(values)), str(path))
     return _overridden(cfg, overrides)
 
@@ -112,60 +106,6 @@ def _overridden(cfg: CfgNode, overrides: Sequence[str]) -> CfgNode:
             raise UserError(f"'{key}': a value of {len(value):,} characters")
         _merge(cfg, lambda pair=pair: cfg.merge_from_list(pair), f"'{key} {value}'")
     return cfg
-
-
-def files_of(path: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """A configuration's file and all its bases (``_BASE_``), outermost first.
-
-    Unlike Detectron2's reader, it refuses URLs and circular references.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Files, with the content of each.
-
-    Raises:
-        UserError: if one of them is missing, not plain YAML, or circular.
-    """
-    found: list[tuple[Path, dict[str, Any]]] = []
-    _follow(path, (), found)
-    return found
-
-
-def _follow(path: Path, above: tuple[Path, ...], found: list[tuple[Path, dict[str, Any]]]) -> None:
-    real = path.resolve()
-    if real in above:
-        names = " -> ".join(file.name for file in (*above, real))
-        raise UserError(f"{above[0]}: _BASE_ is circular: {names}")
-    values = read_yaml(path)
-    bases = values.pop("_BASE_", [])
-    for base in bases if isinstance(bases, list) else [bases]:
-        if not isinstance(base, str):
-            raise UserError(f"{path}: _BASE_ is {base!r}; expected the name of a file, or a list")
-        if "://" in base:
-            raise UserError(
-                f"{path}: _BASE_ is '{base}', a URL; expected a file. Save it next to this one"
-            )
-        file = path.parent / os.path.expanduser(base)
-        if not is_file(file):
-            raise UserError(f"{path}: _BASE_ is '{base[:200]}'; there is no file {file}"[:600])
-        if len(found) + len(above) > _MOST_FILES:
-            raise UserError(f"{path}: _BASE_ leads to more than {_MOST_FILES} files")
-        _follow(file, (*above, real), found)
-    found.append((path, values))
-
-
-def _put_over(values: dict[str, Any], own: dict[str, Any], file: Path, place: str = "") -> None:
-    """Overrides the base's values by a file's."""
-    for key, value in own.items():
-        if isinstance(value, dict) and key in values:
-            if not isinstance(values[key], dict):
-                raise UserError(f"{file}: {place}{key} is a section; in its _BASE_ it is a value")
-            _put_over(values[key], value, file, f"{place}{key}.")
-        else:
-            # A copy: an alias would couple two sections.
-            values[key] = copy.deepcopy(value)
 
 
 def _merge(cfg: CfgNode, merge: Any, where: str) -> None:

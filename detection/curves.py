@@ -16,6 +16,7 @@ from intl_transfer.data.fonts import families
 from intl_transfer.runs import read_metrics, write_atomically
 
 RECALL = [round(point / 100, 2) for point in range(101)]
+_LONGEST = 40  # characters of a name in a legend
 _NAMED = 12  # more classes are indistinguishable by color
 _TITLES = {"box": "boxes", "mask": "masks", "voc": "boxes (VOC)"}
 _STYLE = {"AP": "o-", "AP50": "s--", "AP75": "^:"}
@@ -107,6 +108,7 @@ def _precision_recall(curves: Mapping[str, Any]) -> Figure:
 
 def _as_it_is(name: str) -> str:
     """Escapes a name for a legend, where ``$`` starts math and a leading ``_`` hides the entry."""
+    name = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
     return ("\u200b" if name.startswith("_") else "") + name.replace("$", r"\$")
 
 

@@ -224,7 +224,7 @@ def settle_classes(cfg: Any, found: dict[str, Contents]) -> None:
         UserError: if a data set has objects of other classes, or a published one a different number
             of classes than the configuration.
     """
-    agreement = agree(found)
+    agreement = agree(found, [name for name in found if name not in _custom])
     if agreement.problems:
         raise UserError(agreement.problems[0])
     first = next(iter(found))
@@ -232,11 +232,6 @@ def settle_classes(cfg: Any, found: dict[str, Contents]) -> None:
         if name in _custom:
             _custom[name] = _sets[name] = replace(_custom[name], classes=agreement.classes)
             cfg.CUSTOM_DATASETS[name].CLASSES = list(agreement.classes)
-        elif found[name].classes != agreement.classes:
-            raise UserError(
-                f"'{name}' has its classes in another order than '{first}', and its name is taken: "
-                "give it another in CUSTOM_DATASETS, with the CLASSES of both"
-            )
     for note in agreement.notes:
         print(f"note: {note}")
     found.update(agreement.contents)

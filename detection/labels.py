@@ -1,8 +1,7 @@
 """Few labels: a fixed subset of training images whose annotations are used.
 
-``DATASETS.LABELS.FRACTION`` and ``SEED`` draw a list, ``LIST`` names a file of image ids. The
-subset depends only on the ids: the first images in the order of the SHA-256 of ``SEED:ID``. So it
-is the same on every machine with any library version, and 1 % is a subset of 10 %.
+``DATASETS.LABELS.FRACTION`` and ``SEED`` draw a list, ``LIST`` names a file of image ids; see
+:mod:`intl_transfer.data.label_lists`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 
-from intl_transfer.data.roots import data_root
+from intl_transfer.data.label_lists import lists
 from intl_transfer.errors import UserError
 from intl_transfer.runs import write_atomically
 from intl_transfer.runs.controls import shuffled
@@ -23,24 +22,6 @@ from intl_transfer.runs.records import Labels
 
 #: File of the ids in a run directory, one per line, in the form of ``DATASETS.LABELS.LIST``.
 FILE = "train_images.txt"
-
-
-def drawn(ids: Sequence[Any], fraction: float, seed: int) -> list[str]:
-    """The subset of a data set for a fraction and a seed.
-
-    Args:
-        ids: of all images.
-        fraction: above 0, up to 1.
-        seed: another one draws another list.
-
-    Returns:
-        Ids as text, sorted; of ``N`` images ``fraction * N``, rounded half up, at least one.
-    """
-    count = max(1, int(fraction * len(ids) + 0.5))
-    ranked = sorted(
-        map(str, ids), key=lambda one: hashlib.sha256(f"{seed}:{one}".encode()).digest()
-    )
-    return sorted(ranked[:count])
 
 
 def chosen(cfg: Any, sets: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
@@ -60,48 +41,13 @@ def chosen(cfg: Any, sets: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
             images, or is empty.
     """
     labels = cfg.DATASETS.LABELS
-    if labels.LIST:
-        if labels.FRACTION != 1.0:
-            raise UserError(
-                f"DATASETS.LABELS: LIST and FRACTION {labels.FRACTION} are both given; omit one"
-            )
-        found = _listed(labels.LIST, sets)
-    elif 0 < labels.FRACTION <= 1:
-        if labels.SEED < 0:
-            raise UserError(f"DATASETS.LABELS.SEED is {labels.SEED}; expected 0 or more")
-        found = {name: drawn(ids, labels.FRACTION, labels.SEED) for name, ids in sets.items()}
-    else:
-        raise UserError(
-            f"DATASETS.LABELS.FRACTION is {labels.FRACTION}; expected a fraction above 0, up to 1 "
-            "(0.1 for 10 %)"
-        )
+    found = lists(labels.FRACTION, labels.SEED, labels.LIST, sets)
     if any(len(found[name]) < len(ids) for name, ids in sets.items()):
         return found
     if labels.LIST or labels.FRACTION != 1.0:
         labels.LIST, labels.FRACTION, labels.SEED = "", 1.0, 0
         print("the labels are those of all images: a full run")
     return {}
-
-
-def _listed(place: str, sets: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
-    file = data_root() / Path(place).expanduser()
-    try:
-        listed = set(file.read_text().split())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"DATASETS.LABELS.LIST: {file} cannot be read ({error}); "
-            "expected image ids, one per line"
-        ) from None
-    known = {name: {str(one) for one in ids} for name, ids in sets.items()}
-    unknown = listed.difference(*known.values())
-    if unknown or not listed:
-        first = f", the first: {min(unknown)}" if unknown else ""
-        raise UserError(
-            f"DATASETS.LABELS.LIST: {file} names {len(unknown) or 'no'} image(s)"
-            f"{' that are not in ' + ', '.join(sets) if unknown else ''}{first}. Expected image "
-            "ids of the training sets, one per line"
-        )
-    return {name: sorted(listed & ids) for name, ids in known.items()}
 
 
 def described(cfg: Any, ids: Sequence[str], available: int) -> Labels:

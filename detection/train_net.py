@@ -57,7 +57,7 @@ from detection.settings import add_arguments, resolve
 from detection.stream import OneRankError
 from detection.trainer import Trainer
 from intl_transfer.boundary import Boundary
-from intl_transfer.data.detection_roles import mask_setting
+from intl_transfer.data.detection_roles import label_problem, mask_setting
 from intl_transfer.errors import UserError
 from intl_transfer.runs import RunDirectory, sha256_file, write_json
 from intl_transfer.runs.architectures import architecture
@@ -198,7 +198,10 @@ def prepare(
     )
     images = datasets.described(found)
     ids = {name: list(found[name].images) for name in cfg.DATASETS.TRAIN}
-    for name, own in labels.chosen(cfg, ids).items():
+    lists = labels.chosen(cfg, ids)
+    if (problem := label_problem(found, lists)) is not None:
+        raise UserError(problem)
+    for name, own in lists.items():
         images[name].labels = labels.described(cfg, own, len(ids[name]))
     content = weights.read_weights(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None
     if content is not None:

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detection.config import CONFIGS, files_of
+from detection.config import CONFIGS
 from intl_transfer.conversion.adapters.caffe2 import CAFFE2
 from intl_transfer.conversion.adapters.detectron2 import DETECTRON2
 from intl_transfer.conversion.reading import Content, read_content
 from intl_transfer.conversion.settings import config_values
 from intl_transfer.errors import UserError
+from intl_transfer.files.yaml_bases import files_of
 from intl_transfer.files.yamls import read_yaml
 from intl_transfer.runs.config import resolve_config
 from intl_transfer.runs.controls import permuted

@@ -19,6 +19,7 @@ _DEPTHS: dict[tuple[tuple[int, ...], bool], str] = {
     ((3, 4, 23, 3), True): "resnet101",
     ((3, 8, 36, 3), True): "resnet152",
 }
+_VARIED = 1e-6  # a variance above what underflow in half precision leaves
 _COUNTER = "num_batches_tracked"
 _SMALL_STEM = torch.Size((64, 3, 3, 3))
 
@@ -59,6 +60,36 @@ def audit(state: Mapping[str, Tensor], small_stem: bool = False) -> str:
     _check_trained(state)
     _check_statistics(state)
     return architecture
+
+
+def blank_filters(state: Mapping[str, Tensor]) -> str | None:
+    """What is odd about filters of zeros whose batch norm saw them vary, in words; None for none.
+
+    A filter that died in training has a variance of 0, too. Files without checksums can be
+    damaged so.
+
+    Args:
+        state: torchvision names, audited.
+    """
+    found: dict[str, int] = {}
+    for key, tensor in state.items():
+        if tensor.ndim != 4:
+            continue
+        name = key.removesuffix(".weight")
+        head, _, last = name.rpartition(".")
+        norm = "bn1" if name == "conv1" else f"{head}.{last.replace('conv', 'bn')}"
+        norm = f"{head}.1" if head.endswith("downsample") else norm
+        blank = ~tensor.flatten(1).any(1) & (state[f"{norm}.running_var"] > _VARIED)
+        if count := int(blank.sum()):
+            found[name] = count
+    if not found:
+        return None
+    first, count = next(iter(found.items()))
+    more = f", and others of {len(found) - 1} more layers" if len(found) > 1 else ""
+    return (
+        f"{count} filters of {first} are all zero{more}, though their batch norms saw them vary: "
+        "pruned, or lost in a damaged copy. Compare the file with its source"
+    )
 
 
 def has_small_stem(state: Mapping[str, Tensor]) -> bool:

@@ -121,7 +121,7 @@ def screen(report: dict[str, Any], out: Path) -> str:
     branch = f", {provenance['branch']} ({level}also there: {', '.join(others)})" if others else ""
     lines = [
         f"read      {provenance['source_path']}",
-        f"          {provenance['source_format']}{branch}: {report['architecture']}",
+        f"          {_layout(provenance['source_format'])}{branch}: {report['architecture']}",
         f"          {_pretraining(report)}",
         f"          sha256 {provenance['source_sha256']}",
         f"audit     {report['tensors']} tensors, each used once, none missing",
@@ -143,9 +143,14 @@ def screen(report: dict[str, Any], out: Path) -> str:
     return "\n".join([*lines, f"          sha256 {report['sha256']}"])
 
 
+def _layout(source: str) -> str:
+    """Whose names the tensors have; that they are, others' code may as well."""
+    return source if source.startswith(("intl-transfer", "a ")) else f"laid out as {source}"
+
+
 def _images(report: dict[str, Any]) -> str:
     values = report["config"]
-    known = {tuple(s.pixel_mean): name for name, s in PIXELS.items()}
+    known = {(tuple(s.pixel_mean), tuple(s.pixel_std)): name for name, s in PIXELS.items()}
     names = {
         "imagenet": "normalized by ImageNet's mean and deviation",
         "cifar10": "normalized by CIFAR-10's mean and deviation",
@@ -153,8 +158,9 @@ def _images(report: dict[str, Any]) -> str:
         "unit": "from 0 to 1",
         "caffe": "mean subtracted, not divided",
     }
-    mean = tuple(values["MODEL.PIXEL_MEAN"])
-    pixels = names[known[mean]] if mean in known else f"mean {list(mean)}"
+    mean, std = (list(values[f"MODEL.PIXEL_{key}"]) for key in ("MEAN", "STD"))
+    name = known.get((tuple(mean), tuple(std)))
+    pixels = f"mean {mean}, deviation {std}" if name is None else names[name]
     stride = "1x1" if values["MODEL.RESNETS.STRIDE_IN_1X1"] else "3x3"
     return f"{values['INPUT.FORMAT']}, {pixels}; strides in {stride} convolutions"
 

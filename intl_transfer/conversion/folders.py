@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,18 +15,25 @@ from typing import Any
 
 from torch import Tensor
 
-from intl_transfer.conversion.evidence import configured, inferred
+from intl_transfer.conversion.evidence import ASSUMED, configured, inferred
 from intl_transfer.conversion.reading import Content, json_beside, read_content, unwrapped
 from intl_transfer.conversion.settings import IMAGENET, Settings, from_statistics
 from intl_transfer.data.statistics import Statistics
 from intl_transfer.errors import UserError
+from intl_transfer.files.placeholders import plain
 from intl_transfer.runs import sha256_file
 
 _INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WHOLE = ("model.safetensors", "pytorch_model.bin", "pytorch_model.safetensors")
+# Of accelerate, the second and further networks of a training.
+_NUMBERED = re.compile(r"(?:pytorch_)?model_\d+\.(?:safetensors|bin)")
 _CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
 # timm's networks that compute the same as torchvision's of the same names and shapes.
 _TIMM = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2")
+
+
+# Of timm, with low-pass filters in place of strides.
+_ONLY_ALIKE = re.compile(r"resnet(?:aa|blur)\d")
 
 
 def network_file(folder: Path) -> Path:
@@ -37,7 +45,13 @@ def network_file(folder: Path) -> Path:
     Raises:
         UserError: if there is none; names the folder's content and what to do.
     """
+    several = sorted(file.name for file in folder.iterdir() if _NUMBERED.fullmatch(file.name))
     for name in (*_WHOLE, *_INDEX):
+        if (folder / name).is_file() and several:
+            raise UserError(
+                f"{folder} holds several networks: {', '.join([name, *several][:5])}. Give the "
+                "file of one of them"
+            )
         if (folder / name).is_file():
             return folder / name
     if (folder / ".metadata").is_file():
@@ -96,18 +110,28 @@ def timm_settings(content: Content) -> Settings:
     """From timm's ``config.json`` next to a file, otherwise assumed.
 
     Raises:
-        UserError: if it names an architecture that only looks like torchvision's.
+        UserError: if it, or a training's checkpoint itself, names an architecture that only looks
+            like torchvision's.
     """
+    arguments = plain(content.values.get("args"))
+    arguments = arguments if isinstance(arguments, dict) else {}
+    for given in (content.values.get("arch"), arguments.get("model"), arguments.get("arch")):
+        if isinstance(given, str) and _ONLY_ALIKE.search(given):
+            raise UserError(
+                f"{content.path} says that its network is '{given}', which has a ResNet's names "
+                f"and computes something else. Known: {', '.join(_TIMM)}"
+            )
     config = json_beside(content.path, _CONFIG)
     name = config.get("architecture")
     if not isinstance(name, str):
         return IMAGENET
-    if name.removeprefix("tv_") not in _TIMM:
+    if _ONLY_ALIKE.search(name):
         raise UserError(
             f"{content.path.parent / _CONFIG} says that the network is timm's '{name}', which has "
-            f"a ResNet's names and may compute something else. Known: {', '.join(_TIMM)}"
+            f"a ResNet's names and computes something else. Known: {', '.join(_TIMM)}"
         )
-    strides = configured(f"{_CONFIG}: architecture={name}")
+    is_timms = name.removeprefix("tv_") in _TIMM
+    strides = configured(f"{_CONFIG}: architecture={name}") if is_timms else ASSUMED
     kept = config.get("pretrained_cfg")
     kept = kept if isinstance(kept, Mapping) else config
     found = _from_mean(kept.get("mean"), kept.get("std"), f"{_CONFIG}: mean, std")
@@ -133,18 +157,9 @@ def transformers_settings(content: Content) -> Settings:
     if config.get("downsample_in_first_stage"):
         raise UserError(f"{where}: downsample_in_first_stage; a ResNet does not stride there")
     settings = IMAGENET
-    prepared = json_beside(content.path, _PREPROCESSOR)
-    if prepared.get("do_normalize") is not False:
-        factor = prepared.get("rescale_factor", 1 / 255)
-        is_usual = isinstance(factor, float) and abs(factor * 255 - 1) < 1e-6
-        found = _from_mean(
-            prepared.get("image_mean"),
-            prepared.get("image_std"),
-            f"{_PREPROCESSOR}: image_mean, image_std",
-        )
-        if found is not None and is_usual:
-            weak = inferred("transformers loads images as RGB")
-            settings = replace(found, channels_source=weak)
+    found = _prepared(json_beside(content.path, _PREPROCESSOR))
+    if found is not None:
+        settings = replace(found, channels_source=inferred("transformers loads images as RGB"))
     stride = config.get("downsample_in_bottleneck")
     if isinstance(stride, bool):
         source = configured(f"{_CONFIG}: downsample_in_bottleneck={json.dumps(stride)}")
@@ -155,6 +170,35 @@ def transformers_settings(content: Content) -> Settings:
     else:
         settings = replace(settings, strides_source=IMAGENET.strides_source)
     return settings
+
+
+def _prepared(config: Mapping[str, Any]) -> Settings | None:
+    """Mean and deviation by an image processor's configuration; None where it does not say.
+
+    It computes (factor · pixel - mean) / std, the steps that it is told to.
+    """
+    steps = [config.get(step) for step in ("do_rescale", "do_normalize")]
+    factor = config.get("rescale_factor", 1 / 255) if steps[0] is not False else 1.0
+    if type(factor) not in (int, float) or not 0 < factor <= 1:
+        return None
+    triples: list[Any] = [[0.0] * 3, [1.0] * 3]
+    if steps[1] is False and steps[0] is True:
+        where = "do_normalize=false"
+    elif steps[1] is not False:
+        triples = [config.get("image_mean"), config.get("image_std")]
+        where = "image_mean, image_std"
+    else:
+        return None
+    if abs(255 * factor - 1) > 1e-6:  # to pixels of 0 to 1
+        where += f", {'rescale_factor' if steps[0] is not False else 'do_rescale=false'}"
+        triples = [
+            [v / (255 * factor) if type(v) in (int, float) else v for v in triple]
+            if isinstance(triple, list)
+            else triple
+            for triple in triples
+        ]
+    mean, std = triples
+    return _from_mean(mean, std, f"{_PREPROCESSOR}: {where}")
 
 
 def _from_mean(mean: Any, std: Any, where: str) -> Settings | None:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from intl_transfer.conversion.adapters import Adapter, recognize
-from intl_transfer.conversion.adapters.base import ONLINE, TARGET, chosen
+from intl_transfer.conversion.adapters.base import ALIASES, ONLINE, TARGET, chosen, quoted
 from intl_transfer.conversion.backbone import (
     FORMER_STEM,
     Backbone,
@@ -47,12 +47,6 @@ from intl_transfer.runs.checkpoint import FORMAT, load_newest
 from intl_transfer.runs.checkpoint import read_checkpoint as read_own_checkpoint
 from intl_transfer.runs.settings import flatten
 
-# Other names of the two networks of a method with a moving average.
-_ALIASES = {
-    **dict.fromkeys(("student", "query", "base"), ONLINE),
-    **dict.fromkeys(("teacher", "key", "momentum", "ema"), TARGET),
-}
-
 
 def load_backbone(path: str | Path, branch: str | None = None) -> dict[str, Tensor]:
     """Reads any known checkpoint as a torchvision-named ResNet state dict.
@@ -78,10 +72,9 @@ def read_backbone(path: str | Path, branch: str | None = None) -> Backbone:
     the newest intact checkpoint), in a fine-tuning run's the detector.
     """
     path = Path(path)
-    branch = _ALIASES.get(branch, branch) if branch is not None else None
     if path.is_dir() and not (path / MANIFEST).exists():
         if branch is not None and not any(path.iterdir()):
-            _check_branch(branch)
+            _one_of_two(branch)
         path = network_file(path)
     if path.is_dir():
         return _from_run(path, branch)
@@ -91,8 +84,7 @@ def read_backbone(path: str | Path, branch: str | None = None) -> Backbone:
 
 
 def _from_run(folder: Path, requested: str | None) -> Backbone:
-    branch = requested or ONLINE
-    _check_branch(branch)
+    branch = _one_of_two(requested)
     manifest = read_manifest(folder)
     if manifest.stage == "detection" and (folder / "model_final.pth").exists():
         return _from_file(folder / "model_final.pth", requested)
@@ -123,10 +115,13 @@ def _from_run(folder: Path, requested: str | None) -> Backbone:
     return _from_own(path, content, branch)
 
 
-def _check_branch(branch: str) -> None:
+def _one_of_two(wish: str | None) -> str:
+    """The branch that was asked for, of a file that has no others than the two."""
+    branch = ONLINE if wish is None else ALIASES.get(wish, wish)
     if branch not in (ONLINE, TARGET):
         hint = did_you_mean(branch, (ONLINE, TARGET))
         raise UserError(f"no branch '{branch}'; expected online or target.{hint}")
+    return branch
 
 
 def _from_file(path: Path, branch: str | None) -> Backbone:
@@ -143,7 +138,7 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
     content, sha256 = _opened(path)
     if content.values.get("format") == FORMAT:
         # Read again, with every record's checksum verified.
-        return _from_own(path, read_own_checkpoint(path), branch or ONLINE)
+        return _from_own(path, read_own_checkpoint(path), _one_of_two(branch))
     found = recognize(content)
     if found is None:
         raise UserError(f"{path}: {unknown(content)}")
@@ -210,7 +205,7 @@ def _branch_of(
     if branch is not None and branch not in branches:
         branch = unwrapped(branch)  # in the file's own spelling
     if branch is None and len(branches) > 1 and not {ONLINE, TARGET}.issuperset(branches):
-        counts = ", ".join(f"'{name}' ({count(content, name)} tensors)" for name in branches)
+        counts = ", ".join(f"{quoted(n)} ({count(content, n)} tensors)" for n in branches)
         raise UserError(
             f"{path}: tensors of {len(branches)} ResNets, or of one whose names are mixed, behind "
             f"the prefixes {counts}. Choose one with --branch PREFIX, as in: intl-transfer convert "
@@ -248,7 +243,6 @@ def _recorded(content: Content, key: str) -> dict[str, Any]:
 
 
 def _from_own(path: Path, content: Mapping[str, Any], branch: str) -> Backbone:
-    _check_branch(branch)
     key = "model" if branch == ONLINE else "target"
     source = content.get(key)
     if branch == TARGET and source is None:

@@ -5,6 +5,7 @@ Lists only files that no reader of this project supports.
 
 from __future__ import annotations
 
+import codecs
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,7 @@ _DOWNLOAD = (
     "necessary"
 )
 _UNPACK = "unpack it and give the file inside"
+_ARRAY = f"load it there and save the arrays under torchvision's names: {_RESAVE}"
 # By the first bytes of a file.
 _BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs", "a git-lfs pointer", "fetch the file itself: git lfs pull"),
@@ -43,10 +45,13 @@ _BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
     (
         b"\x89HDF\r\n\x1a\n",
         "HDF5, as Keras saves weights",
-        f"load it there and save the arrays under torchvision's names: {_RESAVE}",
+        _ARRAY,
     ),
     (b"GGUF", "a GGUF file of a language model", "give a ResNet's checkpoint"),
     (b"%PDF", "a PDF document", _DOWNLOAD),
+    (b"\x04\x22\x4d\x18", "packed by lz4", f"{_UNPACK}: unlz4"),
+    (b"\xff\xd8\xff", "an image", "give the checkpoint"),
+    (b"\x89PNG", "an image", "give the checkpoint"),
 )
 _ONNX = (
     "an ONNX model",
@@ -78,7 +83,10 @@ _TENSORFLOW = re.compile(r"\.data-\d{5}-of-\d{5}$|^saved_model\.pb$|\.ckpt(?:-\d
 _NO_NUMBERS = {
     "_rebuild_sparse_tensor": ("sparse", "{k: v.to_dense() for k, v in state.items()}"),
     "_rebuild_sparse_csr_tensor": ("sparse", "{k: v.to_dense() for k, v in state.items()}"),
-    "_rebuild_meta_tensor_no_storage": ("on the meta device, without numbers", "a loaded model's"),
+    "_rebuild_meta_tensor_no_storage": (
+        "on the meta device, without numbers",
+        "the state_dict() of a model whose weights are loaded",
+    ),
     "_rebuild_qtensor": ("quantized", "{k: v.dequantize() for k, v in state.items()}"),
     "_rebuild_nested_tensor": ("nested", "plain tensors"),
     "_rebuild_wrapper_subclass": (
@@ -88,8 +96,9 @@ _NO_NUMBERS = {
 }
 # Names that other architectures have.
 _ARCHITECTURES: tuple[tuple[str, str], ...] = (
-    (r"relative_position_bias_table$", "a Swin Transformer"),
-    (r"blocks\.\d+\.attn\.qkv\.|cls_token$|layers?\.\d+\.attention\.|encoder_layer_\d+\.self_att",
+    (r"cls_token$", "a Vision Transformer"),
+    (r"relative_position_bias_table$", "a Swin Transformer or another with windows"),
+    (r"blocks\.\d+\.attn\.qkv\.|layers?\.\d+\.attention\.|encoder_layer_\d+\.self_att",
      "a Vision Transformer"),
     (r"stages\.\d+\.(?:blocks\.|layers\.)?\d+\.(?:conv_dw|dwconv)|downsample_layers\.\d",
      "a ConvNeXt"),
@@ -98,6 +107,7 @@ _ARCHITECTURES: tuple[tuple[str, str], ...] = (
     (r"blocks\.\d+\.\d+\.(?:conv_pw|conv_dw|conv_pwl)\.|inverted_?residual",
      "an EfficientNet or MobileNet"),
     (r"stages\.\d+\.blocks\.\d+\.norm1\.", "a pre-activation ResNet (ResNet v2)"),
+    (r"features\.\d+\.squeeze\.", "a SqueezeNet"),
     (r"^(?:.*[./])?features\.\d+\.weight$", "a VGG or AlexNet"),
     (r"transformer\.|\.self_attn\.", "a Transformer"),
 )  # fmt: skip
@@ -127,8 +137,14 @@ def what_it_is(path: Path, head: bytes) -> tuple[str, str] | None:
     if _TENSORFLOW.search(path.name):
         return (
             "a part of TensorFlow's checkpoint",
-            f"load it there and save the arrays under torchvision's names: {_RESAVE}",
+            _ARRAY,
         )
+    if head[4:8] == b"TFL3":
+        return "a TensorFlow Lite model", f"give the checkpoint that it was exported from; {_ARRAY}"
+    if path.suffix == ".msgpack":
+        return "Flax's or another's msgpack", _ARRAY
+    if not head.strip(b"\0"):
+        return "zeros, as an unfinished download leaves", "fetch it again"
     if start[:1] == b"{" and head[8:9] != b"{":
         return (
             _INDEX
@@ -136,6 +152,21 @@ def what_it_is(path: Path, head: bytes) -> tuple[str, str] | None:
             else ("JSON text", "give the checkpoint that it belongs to")
         )
     return None
+
+
+def first_words(head: bytes) -> str | None:
+    """How text begins; None for anything that is none. Old pickles are text, too.
+
+    Args:
+        head: a file's first :data:`HEAD` bytes.
+    """
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # may be cut in a letter
+    except UnicodeDecodeError:
+        return None
+    lines = text.split("\n")
+    is_text = all(c.isprintable() or c in "\r\n\t\ufeff" for c in text)
+    return lines[0].strip()[:40] if is_text and lines else None
 
 
 def _in_zip(path: Path) -> tuple[str, str] | None:

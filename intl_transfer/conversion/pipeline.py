@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from intl_transfer.conversion import verify
 from intl_transfer.conversion.adapters import WRITTEN
-from intl_transfer.conversion.audit import audit
+from intl_transfer.conversion.audit import audit, blank_filters
 from intl_transfer.conversion.backbone import Backbone
 from intl_transfer.conversion.detectron2 import to_detectron2
 from intl_transfer.conversion.formats import read_backbone
@@ -106,6 +107,8 @@ def _convert(
         architecture = audit(backbone.state, small_stem=small)
     except UserError as error:
         raise UserError(f"{backbone.place}: {error}") from None
+    if (odd := blank_filters(backbone.state)) is not None:
+        warnings.warn(f"{backbone.place}: {odd}")
     report = _described(backbone, architecture, to)
     beside: dict[str, bytes] = {}
     if is_folder(out, to):

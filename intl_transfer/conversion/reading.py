@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from intl_transfer.conversion.identify import HEAD, odd_tensor, what_it_is
+from intl_transfer.conversion.identify import HEAD, first_words, odd_tensor, what_it_is
 from intl_transfer.errors import UserError
 from intl_transfer.files.jsons import parse_json
 from intl_transfer.files.pickles import PickleError
@@ -22,6 +22,7 @@ from intl_transfer.files.placeholders import Stored, module_state
 from intl_transfer.files.torch_files import ZIP, Pickled, read_pickled
 
 _EXPECTED = "expected what torch.save or safetensors writes, or a pickle of numpy arrays"
+_AGAIN = "fetch or copy it again, or where you can open it: torch.save(model.state_dict(), FILE)"
 # Dictionaries in dictionaries.
 _DEEPEST = 8
 _LONGEST_JSON = 2**20
@@ -164,7 +165,7 @@ def _read(path: Path, mmap: bool, verified: bool) -> tuple[Pickled, dict[str, st
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     if len(head) < 9:
-        raise UserError(f"{path} is damaged: only {len(head)} bytes long")
+        raise UserError(f"{path} is damaged: only {len(head)} bytes long. Next: fetch it again")
     other = what_it_is(path, head)
     if other is not None:
         raise UserError(
@@ -178,7 +179,7 @@ def _read(path: Path, mmap: bool, verified: bool) -> tuple[Pickled, dict[str, st
                 tensors = {name: opened.get_tensor(name) for name in names}
                 return Pickled(tensors), opened.metadata() or {}
         except Exception as error:  # of safetensors, of torch, or of the system
-            raise UserError(f"{path} is damaged: {error}") from None
+            raise UserError(f"{path} is damaged: {error}. Next: fetch or copy it again") from None
     try:
         found = read_pickled(path, mmap, verified)
     except OSError as error:
@@ -187,7 +188,13 @@ def _read(path: Path, mmap: bool, verified: bool) -> tuple[Pickled, dict[str, st
         reason = str(error)
         if head[:2] != ZIP and head[:1] != b"\x80":
             reason = f"it begins with {head[:9]!r}"
-        raise UserError(f"{path} is damaged or not a checkpoint ({reason}); {_EXPECTED}") from None
+        step = _AGAIN
+        if (words := first_words(head)) is not None:
+            reason = f"it is text, {words!r}"
+            step = "read it: a message of the download, or what belongs to a checkpoint"
+        raise UserError(
+            f"{path} is damaged or not a checkpoint ({reason}); {_EXPECTED}. Next: {step}"
+        ) from None
     return found, {}
 
 

@@ -13,6 +13,7 @@ from intl_transfer.conversion.identify import (
     listing,
     shard,
 )
+from intl_transfer.conversion.namings import NAMINGS
 from intl_transfer.conversion.reading import Content, first_keys
 from intl_transfer.errors import UserError
 
@@ -65,11 +66,16 @@ def refuse_odd(content: Content, prefix: str) -> None:
         UserError: naming the tensor, its kind, and what to save instead.
     """
     for name, (kind, instead) in content.odd.items():
-        if name.startswith(prefix):
+        if name.startswith(prefix) and _is_of_backbone(name[len(prefix) :]):
             raise UserError(
                 f"{content.path}: '{name}' is a tensor that is {kind}; expected numbers, dense and "
                 f"whole. Save them where you can open it: {instead}"
             )
+
+
+def _is_of_backbone(name: str) -> bool:
+    """Whether a tensor behind a network's prefix belongs to its ResNet, and not to a head."""
+    return any(naming.to_torchvision(name) is not None for naming in NAMINGS)
 
 
 def _inner(content: Content) -> Mapping[str, Any]:

@@ -72,6 +72,7 @@ class Contents:
         annotations: by image id; images without objects may be missing.
         problems: one line each; empty for a usable data set.
         notes: corrections made while reading, with counts; one line each.
+        blank_masks: number of masks without a single pixel, of objects that count.
         annotated: False if the file has no list of annotations, as for COCO's test images.
     """
 
@@ -81,6 +82,7 @@ class Contents:
     annotations: dict[Any, list[Annotation]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    blank_masks: int = 0
     annotated: bool = True
 
     def all_annotations(self) -> Iterator[Annotation]:
@@ -205,6 +207,21 @@ def place_of(
     return ("inside", box) if over < SLACK else ("cut", cut)
 
 
+def are_relative(numbers: Sequence[float], width: int, height: int) -> bool:
+    """Whether a box's numbers can only be parts of its image's size, in either layout.
+
+    Args:
+        numbers: as they are written: corners, or a corner, width and height.
+        width: of the image.
+        height: of the image.
+
+    Returns:
+        True where none is above 1 and not all are whole: as pixels, less than one of them.
+    """
+    small = min(numbers) >= 0 and max(numbers) <= 1.01
+    return small and min(width, height) > 2 and any(number != int(number) for number in numbers)
+
+
 class Folder:
     """Finds files in a folder with one listing per folder instead of one call per file.
 
@@ -250,7 +267,10 @@ class Folder:
         path = self.root / name.replace("\\", "/")
         stem = path.stem.lower()
         near = sorted(n for n in self.names(path.parent) if Path(n).stem.lower() == stem)
-        return f" There is {' and '.join(repr(n) for n in near[:3])}." if near else ""
+        if near:
+            return f" There is {' and '.join(repr(n) for n in near[:3])}."
+        # Of another machine, or with the folder's own name before it.
+        return f" The folder itself has '{path.name}'." if self.has(self.root / path.name) else ""
 
 
 def listed(names: Iterable[str], limit: int = 8) -> str:

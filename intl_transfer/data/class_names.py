@@ -1,8 +1,23 @@
-"""Names of classes, made unique."""
+"""Names of classes: written in one way, and made unique."""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
+
+
+def canonical(name: str) -> str:
+    """A class name for comparison: Unicode's form NFC, runs of whitespace as one space.
+
+    Names that look alike become equal, whichever tool wrote them.
+
+    Args:
+        name: as a file or a configuration has it.
+
+    Returns:
+        ``"traffic light"`` for ``" traffic  light "``; "" for a blank name.
+    """
+    return " ".join(unicodedata.normalize("NFC", name).split())
 
 
 def unique_names(names: Sequence[str]) -> list[str]:

@@ -19,11 +19,11 @@ from intl_transfer.data.annotations import (
     place_of,
     shown,
 )
-from intl_transfer.data.class_names import unique_names
+from intl_transfer.data.class_names import canonical, unique_names
 from intl_transfer.data.coco_ids import (
-    ImagesById,
+    KnownIds,
+    are_kept,
     category_ids,
-    find_category,
     usable_id,
 )
 from intl_transfer.data.coco_suspicions import Suspicions
@@ -109,29 +109,32 @@ class _Reader:
         self._file = one.annotations
         self._folder = Folder(one.images)
         self._suspicions = Suspicions()
+        self._blank_masks = 0
 
     def read(self, content: Mapping[str, Any]) -> Contents:
         contents = Contents(annotated="annotations" in content)
         images = self._images(content["images"])
-        ids = list(images.known)
+        ids = list(images)
+        known_images = KnownIds(images)
         # Beyond 2**53 the fast evaluator, which uses floats, would confuse ids.
         if not all(type(i) is int and 0 <= i < 2**53 for i in ids):
             if any(type(i) is int for i in ids) or len({str(i) for i in ids}) < len(ids):
-                self._note("image ids", "image ids that are not whole numbers, all kept as text")
+                text = "image ids that are not whole numbers below 2**53, all kept as text"
+                self._note("image ids", text)
             ids = [str(i) for i in ids]
             if len(set(ids)) < len(ids):
                 self._problem("image ids", "image ids differ in their type only; number them")
-        key = dict(zip(images.known, ids, strict=True))
-        contents.images = {key[i]: image for i, image in images.known.items()}
+        key = dict(zip(images, ids, strict=True))
+        contents.images = {key[i]: image for i, image in images.items()}
         names, numbers = self._categories(content["categories"])
         objects = content.get("annotations", [None])
         if not content["images"] or not objects:
             counts = f"{len(content['images'])} images, {len(objects)} annotations"
             self._findings.problem("empty", f"{self._file} is empty: {counts}")
-        labels = self._labels(names)
+        labels, categories = self._labels(names), KnownIds(names)
         found: dict[Any, dict[str, Any]] = {}
         for place, given in enumerate(content.get("annotations", [])):
-            image = images.find(given.get("image_id"))
+            image = known_images.find(given.get("image_id"))
             at = f"annotation {shown(given['id'])}" if "id" in given else f"annotation no. {place}"
             if image is None:
                 self._problem(
@@ -140,12 +143,16 @@ class _Reader:
                 continue
             if self._is_repeated(given, at, found, place):
                 continue
-            name = find_category(names, given.get("category_id"))
+            category = categories.find(given.get("category_id"))
+            if image != given["image_id"] or category not in (None, given.get("category_id")):
+                text = "ids written otherwise than where they are listed (1 for '1' or '01')"
+                self._note("spelling of an id", text, at)
+            name = names.get(category)
             label = None if name is None else labels.get(name)
             if label is None:
-                self._unknown_class(at, names, given)
+                self._unknown_class(at, name, given)
                 continue
-            record = self._annotation(given, at, label, images.known[image])
+            record = self._annotation(given, at, label, images[image])
             if record is not None:
                 contents.annotations.setdefault(key[image], []).append(record)
         for kind, text in self._suspicions.found():
@@ -154,6 +161,10 @@ class _Reader:
         by_label = {label: name for name, label in labels.items()}
         contents.classes = self._one.classes or tuple(by_label[label] for label in order)
         contents.category_ids = category_ids(contents.classes, numbers)
+        if not are_kept(numbers.values()):
+            text = "ids of categories that are no numbers from 0 on: numbered from 1"
+            self._note("category ids", text, repr(next(iter(numbers.values()))))
+        contents.blank_masks = self._blank_masks
         return contents
 
     def _problem(self, kind: str, text: str) -> None:
@@ -164,7 +175,7 @@ class _Reader:
 
     # --- images ---
 
-    def _images(self, given: list[dict[str, Any]]) -> ImagesById:
+    def _images(self, given: list[dict[str, Any]]) -> dict[Any, AnnotatedImage]:
         images: dict[Any, AnnotatedImage] = {}
         entries: dict[Any, tuple[Any, ...]] = {}
         absent: list[str] = []
@@ -205,7 +216,7 @@ class _Reader:
         for file, count in counts.items():
             if count > 1:
                 self._note("same file", "files that several images have", str(file))
-        return ImagesById(images)
+        return images
 
     def _size(self, entry: dict[str, Any], at: str, file: Path) -> tuple[int, int] | None:
         sides: tuple[Any, Any] = entry.get("width"), entry.get("height")
@@ -241,13 +252,18 @@ class _Reader:
                     f"a category has the id {shown(entry.get('id'))} and the name {shown(name)}; "
                     "expected a number or text, and text",
                 )
-            elif names.get(number, name.strip()) != name.strip():
+                continue
+            word = canonical(name)
+            if word != name:
+                text = "names of classes with other spaces or forms of accents, put right"
+                self._note("spelling of a class", text, repr(name))
+            if names.get(number, word) != word:
                 self._problem(
                     "category twice",
-                    f"category {shown(number)} is named {names[number]} and {name}",
+                    f"category {shown(number)} is named {names[number]} and {word}",
                 )
             else:
-                names[number] = name.strip()
+                names[number] = word
         if not names and not self._findings.any_problem:
             self._problem("category", "has no categories")
         if all(type(number) is int for number in names):
@@ -270,11 +286,10 @@ class _Reader:
             self._findings.problem("classes", f"data set '{self._one.name}': {text}")
         return {name: label for label, name in enumerate(named)}
 
-    def _unknown_class(self, at: str, names: dict[Any, str], given: dict[str, Any]) -> None:
-        number = given.get("category_id")
-        name = find_category(names, number)
+    def _unknown_class(self, at: str, name: str | None, given: dict[str, Any]) -> None:
         if name is None:
-            self._problem("class", f"{at}: category_id {shown(number)} is not among the categories")
+            number = shown(given.get("category_id"))
+            self._problem("class", f"{at}: category_id {number} is not among the categories")
         else:
             named = self._one.classes or ()
             self._problem(
@@ -295,13 +310,15 @@ class _Reader:
             return False
         if number == 0 and type(number) is int:
             self._note("id 0", "ids counted from 0, renumbered (object 0 can never count)", at)
+        if isinstance(number, str):
+            self._note("id of text", "ids of annotations that are text, renumbered", at)
         earlier = found.setdefault(number, given)
         if earlier is given:
             return False
         if earlier == given:
             self._note("twice", "annotations that are listed twice, used once", at)
         else:
-            text = f"{self._file}: {at} is there twice, and the two differ"
+            text = f"{self._file}: {at} is there twice, and the two differ; give each its own id"
             self._findings.doubt("id twice", text)
             return not self._findings.published
         return True
@@ -309,11 +326,11 @@ class _Reader:
     def _annotation(
         self, given: dict[str, Any], at: str, label: int, image: AnnotatedImage
     ) -> Annotation | None:
-        crowd, ignore = given.get("iscrowd") or 0, given.get("ignore", 0)
-        if crowd not in (0, 1) or isinstance(crowd, float):
+        crowd, ignore = given.get("iscrowd"), given.get("ignore")
+        if crowd not in (None, 0, 1):
             self._problem("crowd", f"{at}: iscrowd is {shown(crowd)}; expected 0 or 1")
             return None
-        if ignore not in (0, None):
+        if ignore not in (None, 0):
             self._problem(
                 "ignore",
                 f"{at}: ignore is {shown(ignore)}, which means nothing to COCO's evaluation; mark "
@@ -382,6 +399,7 @@ class _Reader:
             around = None if mask is None else extent(mask)
             if mask is not None and not pixel_area(mask, image.height, image.width):
                 self._note("empty mask", "masks without a single pixel, never found", at)
+                self._blank_masks += not given.get("iscrowd")
             self._suspicions.see(at, box, around, size)
             if area:
                 self._suspicions.see_area(at, area, box, mask, size)

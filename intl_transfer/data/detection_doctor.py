@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from intl_transfer.data.annotations import Contents
 from intl_transfer.data.detection_contents import open_set, remarks
 from intl_transfer.data.detection_roles import (
     agree,
+    label_problem,
+    labels_in,
     mask_problem,
     mask_setting,
     role_problems,
@@ -27,8 +30,9 @@ from intl_transfer.data.detection_sheet import contact_sheet
 from intl_transfer.data.made import MADE
 from intl_transfer.data.roots import data_root
 from intl_transfer.errors import UserError, did_you_mean
-from intl_transfer.files.yamls import read_yaml
+from intl_transfer.files.yaml_bases import merged
 
+_OF_A_PATH = re.compile(r"[/\\\0]")
 _FAMILIES = ("coco", "voc", *MADE)
 
 
@@ -123,7 +127,7 @@ def chosen(names: list[str], root: Path) -> list[Request]:
 def _configured(config: Path, standard: dict[str, DetectionSet], root: Path) -> Request:
     if not config.is_file():
         raise UserError(f"--datasets {config}: there is no such file")
-    block = read_yaml(config).get("CUSTOM_DATASETS")
+    block = merged(config).get("CUSTOM_DATASETS")
     if not isinstance(block, dict) or not block:
         raise UserError(f"{config}: no CUSTOM_DATASETS in it; it names no data sets")
     own = custom_sets(block, root, str(config))
@@ -148,28 +152,47 @@ def _configured(config: Path, standard: dict[str, DetectionSet], root: Path) -> 
 def look(request: Request, folder: Path, everything: bool = False) -> list[Finding]:
     """Checks data sets one by one, draws a contact sheet of each, and compares them."""
     findings, opened = [], {}
+    roles = dict.fromkeys([*request.train, *request.test])
     for one in request.sets:
         contents = open_set(one, everything)
         opened[one.name] = contents
-        findings.append(_finding(one, contents, folder))
-    if request.config is None or not (request.train or request.test):
+        finding = _finding(one, contents, folder)
+        if roles and one.name not in roles:  # no training of this configuration would stop at it
+            finding.notes = [f"not used here: {text}" for text in finding.problems] + finding.notes
+            finding.problems = []
+        findings.append(finding)
+    if request.config is None or not roles:
         return findings
-    used = {name: opened[name] for name in dict.fromkeys([*request.train, *request.test])}
+    used = {name: opened[name] for name in roles}
     if not any(contents.problems for contents in used.values()):
-        together = Finding(request.config.name)
-        agreement = agree(used)
-        together.problems, together.notes = agreement.problems, agreement.notes
-        together.problems += role_problems(
-            {name: used[name] for name in request.train},
-            {name: used[name] for name in request.test},
-        )
-        if len(request.test) != 1:
-            together.problems.append(f"DATASETS.TEST is {request.test}; expected one data set")
-        masks = mask_problem(used, mask_setting(request.config))
-        together.problems += [masks] if masks else []
+        together = _together(request, request.config, used)
         if together.problems or together.notes:
             findings.append(together)
     return findings
+
+
+def _together(request: Request, config: Path, used: dict[str, Contents]) -> Finding:
+    """What training asks of the sets that it uses, beyond each of them alone."""
+    train, test = ({name: used[name] for name in role} for role in (request.train, request.test))
+    agreement = agree(used, standard_sets(Path()))
+    problems = [*agreement.problems, *role_problems(train, test)]
+    if not train:
+        problems.append("DATASETS.TRAIN is empty; expected the name of a data set, or several")
+    if len(test) != 1:
+        problems.append(f"DATASETS.TEST is {request.test}; expected one data set")
+    for problem in (
+        mask_problem(used, mask_setting(config)),
+        _label_problem(config, train),
+    ):
+        problems += [] if problem is None else [problem]
+    return Finding(config.name, problems=problems, notes=agreement.notes)
+
+
+def _label_problem(config: Path, train: dict[str, Contents]) -> str | None:
+    try:
+        return label_problem(train, labels_in(config, train))
+    except UserError as error:
+        return str(error)
 
 
 def _finding(one: DetectionSet, contents: Contents, folder: Path) -> Finding:
@@ -178,7 +201,7 @@ def _finding(one: DetectionSet, contents: Contents, folder: Path) -> Finding:
     finding.objects, finding.masks = sum(contents.objects.values()), contents.masks[0]
     if contents.images:
         folder.mkdir(parents=True, exist_ok=True)
-        sheet = folder / f"dataset-{one.name}.png"
+        sheet = folder / f"dataset-{_OF_A_PATH.sub('_', one.name)[:100]}.png"
         contact_sheet(contents, sheet)
         finding.sheet = str(sheet)
     return finding

@@ -5,16 +5,20 @@ Training and doctor use the same functions, so that their findings agree.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import ast
+import contextlib
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from intl_transfer.data.annotations import Contents, listed
-from intl_transfer.errors import did_you_mean
-from intl_transfer.files.yamls import read_yaml
+from intl_transfer.data.annotations import Annotation, Contents, listed
+from intl_transfer.data.label_lists import lists
+from intl_transfer.errors import UserError, did_you_mean
+from intl_transfer.files.yaml_bases import files_of, merged
 from intl_transfer.places import config_folder
 
+_ROLES = ("TRAIN", "TEST")
 _CONFIGS = config_folder("detection")
 
 
@@ -35,14 +39,15 @@ class Agreement:
     notes: list[str] = field(default_factory=list)
 
 
-def agree(found: Mapping[str, Contents]) -> Agreement:
-    """Reconciles classes and their order by name.
+def agree(found: Mapping[str, Contents], standard: Container[str] = ()) -> Agreement:
+    """Settles classes and their order by name.
 
     The first data set determines them. Others may have them in another order or with other ids, may
     lack some, and may list further ones without objects.
 
     Args:
         found: by name of the set, the training sets first.
+        standard: names of sets that stay as they are published.
     """
     agreement = Agreement()
     first = next(iter(found), None)
@@ -61,7 +66,12 @@ def agree(found: Mapping[str, Contents]) -> Agreement:
                 "classes in CLASSES of CUSTOM_DATASETS, for each set"
             )
             continue
-        if contents.classes != agreement.classes:
+        if contents.classes != agreement.classes and name in standard:
+            agreement.problems.append(
+                f"'{name}' has its classes in another order than '{first}', and its name is taken: "
+                "give it another in CUSTOM_DATASETS, with the CLASSES of both"
+            )
+        elif contents.classes != agreement.classes:
             lacking = [c for c in agreement.classes if c not in contents.classes]
             parts = [
                 "in the order of" if not lacking and not strange else "by the names of",
@@ -93,17 +103,51 @@ def role_problems(train: Mapping[str, Contents], test: Mapping[str, Contents]) -
             "and has a box of some size"
         )
     for name, contents in test.items():
-        if contents.annotated and all(a.ignored for a in contents.all_annotations()):
+        counted = sum(_counts(a) for a in contents.all_annotations())
+        if contents.annotated and not counted:
             yield (
-                f"no object that counts in '{name}' (crowds and difficult ones do not): all its "
-                "metrics would be undefined"
+                f"no object that counts in '{name}' (crowds, difficult ones and boxes of no size "
+                "do not): all figures of its evaluation would be empty or 0"
+            )
+        elif contents.blank_masks >= counted > 0:
+            yield (
+                f"no mask in '{name}' has a single pixel: all figures of masks would be 0. Leave "
+                "the masks out, and boxes alone are evaluated, or correct them"
             )
 
 
-def _is_trained_on(annotation: Any) -> bool:
-    left, top, right, bottom = annotation.box
+def label_problem(train: Mapping[str, Contents], chosen: Mapping[str, Sequence[str]]) -> str | None:
+    """What is wrong where few labels are used, and no object is among them.
+
+    Args:
+        train: by name.
+        chosen: ids of the images whose labels are used, by name; empty for all of them.
+    """
+    for name, ids in chosen.items():
+        wanted = set(ids)
+        for key, found in train[name].annotations.items():
+            if str(key) in wanted and any(map(_is_trained_on, found)):
+                return None
+    if not chosen:
+        return None
+    return (
+        f"none of the {sum(map(len, chosen.values()))} images whose labels are used has an object; "
+        "take more of them, or another DATASETS.LABELS.SEED"
+    )
+
+
+def _is_trained_on(annotation: Annotation) -> bool:
     # Difficult objects of VOC are trained on, crowds of COCO are not.
-    return (annotation.corners or not annotation.ignored) and right > left and bottom > top
+    return (annotation.corners or not annotation.ignored) and _has_size(annotation)
+
+
+def _counts(annotation: Annotation) -> bool:
+    return not annotation.ignored and _has_size(annotation)
+
+
+def _has_size(annotation: Annotation) -> bool:
+    left, top, right, bottom = annotation.box
+    return right > left and bottom > top
 
 
 def without_masks(found: Mapping[str, Contents]) -> str | None:
@@ -153,43 +197,55 @@ def mask_setting(config: Path, overrides: Sequence[str] = ()) -> bool | None:
     for key, value in zip(overrides[::2], overrides[1::2], strict=False):
         if key == "MODEL.MASK_ON":
             return str(value).strip().lower() in ("true", "1")
-    for file, values in _with_bases(config):
-        shipped = _CONFIGS / file.name
-        if shipped.is_file() and shipped.read_bytes() == file.read_bytes():
-            return None  # and so are all its bases
+    for file, values in reversed(files_of(config)):
         model = values.get("MODEL")
         if isinstance(model, dict) and "MASK_ON" in model:
+            shipped = _CONFIGS / file.name
+            if shipped.is_file() and shipped.read_bytes() == file.read_bytes():
+                return None
             return bool(model["MASK_ON"])
     return None
 
 
 def roles_in(config: Path) -> tuple[list[str], list[str]]:
-    """Names of the training and test sets in a configuration or its bases."""
-    roles: dict[str, list[str]] = {}
-    for _, values in _with_bases(config):
-        block = values.get("DATASETS")
-        for role in ("TRAIN", "TEST"):
-            given = block.get(role) if isinstance(block, dict) else None
-            if given is not None and role not in roles:
-                roles[role] = _names(given)
-    return roles.get("TRAIN", []), roles.get("TEST", [])
+    """Names of the sets that a configuration trains on and is tested on, in it or its bases.
+
+    Raises:
+        UserError: if either is no list of names.
+    """
+    block = _datasets(config)
+    train, test = (_names(block.get(role), f"{config}: DATASETS.{role}") for role in _ROLES)
+    return train, test
 
 
-def _names(given: Any) -> list[str]:
-    """A list of names, also from a Python tuple, which YAML reads as text."""
+def labels_in(config: Path, train: Mapping[str, Contents]) -> dict[str, list[str]]:
+    """The images whose labels a configuration uses, by the training set; see :func:`lists`.
+
+    Args:
+        config: the configuration.
+        train: by name.
+    """
+    given = _datasets(config).get("LABELS")
+    labels = given if isinstance(given, dict) else {}
+    ids = {name: list(contents.images) for name, contents in train.items()}
+    fraction, seed, place = (labels.get(key) for key in ("FRACTION", "SEED", "LIST"))
+    fraction, seed = (1.0 if fraction is None else fraction), (0 if seed is None else seed)
+    return lists(fraction, seed, place, ids)
+
+
+def _datasets(config: Path) -> dict[str, Any]:
+    block = merged(config).get("DATASETS")
+    return block if isinstance(block, dict) else {}
+
+
+def _names(given: Any, where: str) -> list[str]:
+    """A list of names, also as YAML has a tuple of Python: text."""
+    value = given
     if isinstance(given, str):
-        return [part.strip(" '\"") for part in given.strip("() ").split(",") if part.strip(" '\"")]
-    return [str(name) for name in given] if isinstance(given, (list, tuple)) else []
-
-
-def _with_bases(config: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """A configuration, followed by its bases."""
-    seen: set[Path] = set()
-    file: Path | None = config
-    while file is not None and file.is_file() and file.resolve() not in seen:
-        seen.add(file.resolve())
-        values = read_yaml(file)
-        yield file, values
-        base = values.get("_BASE_")
-        base = base[0] if isinstance(base, list) and base else base
-        file = file.parent / Path(base).expanduser() if isinstance(base, str) else None
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            value = ast.literal_eval(given)
+    if value is None:
+        return []
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
+        raise UserError(f"{where} is {given!r}; expected a list of names: [{given}]")
+    return list(value)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from intl_transfer.data.class_names import canonical
 from intl_transfer.data.made import MADE
 from intl_transfer.errors import UserError, did_you_mean
 
@@ -111,6 +112,9 @@ def custom_sets(block: Mapping[str, Any], root: Path, where: str) -> dict[str, D
         missing = [key for key in required if not isinstance(given.get(key), str)]
         if missing:
             raise UserError(f"{at}: {' and '.join(missing)} must be given, as text")
+        for key in required:
+            if "\0" in given[key]:
+                raise UserError(f"{at}: {key} is {given[key]!r}; expected a path")
         further = {"coco": {"CLASSES"}, "voc": {"CLASSES", "YEAR"}}[layout]
         for key in given.keys() - {"LAYOUT", *required} - further:
             raise UserError(f"{at}: no key {key}.{did_you_mean(key, [*required, *further])}")
@@ -119,7 +123,9 @@ def custom_sets(block: Mapping[str, Any], root: Path, where: str) -> dict[str, D
             named = isinstance(classes, (list, tuple)) and all(isinstance(c, str) for c in classes)
             if not named or not classes:
                 raise UserError(f"{at}: CLASSES is {classes!r}; expected a list of names")
-            classes = tuple(classes)
+            classes = tuple(map(canonical, classes))
+            if not all(classes):
+                raise UserError(f"{at}: CLASSES has a blank name; expected a list of names")
             twice = [name for name in classes if classes.count(name) > 1]
             if twice:
                 raise UserError(
@@ -134,5 +140,5 @@ def custom_sets(block: Mapping[str, Any], root: Path, where: str) -> dict[str, D
         year = given.get("YEAR", 2007)
         if year not in (2007, 2012):
             raise UserError(f"{at}: YEAR is {year!r}; expected 2007 or 2012, of the metric")
-        found[name] = _voc(name, first, given["SPLIT"], classes, year)
+        found[name] = _voc(name, first, given["SPLIT"].removesuffix(".txt"), classes, year)
     return found

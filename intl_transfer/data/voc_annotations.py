@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import re
+import unicodedata
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from intl_transfer.data.annotations import (
     AnnotatedImage,
@@ -13,17 +15,29 @@ from intl_transfer.data.annotations import (
     Contents,
     Findings,
     Folder,
+    are_relative,
     listed,
     place_of,
     shown,
 )
+from intl_transfer.data.class_names import canonical
 from intl_transfer.data.detection_sets import DetectionSet
 from intl_transfer.data.images import EXTENSIONS, MAX_PIXELS, UnreadableImageError, read_header
 from intl_transfer.data.segmentations import Box
-from intl_transfer.errors import did_you_mean
+from intl_transfer.errors import UserError, did_you_mean
+from intl_transfer.files.texts import read_text
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _TRUTHS = {"": False, "0": False, "1": True, "false": False, "true": True}
+# A name, and a column of -1, 0 or 1 (difficult) behind it.
+_COLUMN = re.compile(r"(.*\S)\s+[-+]?\d+")
+_MARKS = (  # of more bytes first
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 _MAX_BYTES = 64 << 20  # of an xml file
 # <?xml version="1.0" encoding="..."?>
 _DECLARATION = re.compile(rb"""^\s*<\?xml[^>]*?encoding\s*=\s*["']([A-Za-z0-9._-]+)["'][^>]*\?>""")
@@ -142,17 +156,13 @@ class _Reader:
     def _ids(self) -> list[str]:
         """The images of the list, each once."""
         try:
-            lines = self._listing.read_bytes().decode("utf-8-sig").splitlines()
-        except OSError as error:
-            text = f"{self._listing} cannot be read ({error.strerror or error})"
-            self._findings.problem("list", text)
-            return []
-        except UnicodeDecodeError:
-            self._findings.problem("list", f"{self._listing} is not text in UTF-8")
+            lines = read_text(self._listing, _MAX_BYTES, "a list of images").splitlines()
+        except (FileNotFoundError, UserError) as error:
+            self._findings.problem("list", str(error))
             return []
         ids: dict[str, None] = {}
         for place, line in enumerate((line.strip() for line in lines), 1):
-            if not line or "\0" in line:
+            if not line:
                 continue
             number = self._id(line, f"in line {place} of {self._listing}")
             if number in ids:
@@ -165,23 +175,40 @@ class _Reader:
         return list(ids)
 
     def _id(self, line: str, where: str) -> str:
-        """The image of a line: the whole line or its first column, with or without extension."""
-        first, *columns = line.split()
-        for text, note in ((line, ""), (first, "columns after the image's name ignored")):
-            if note and not all(re.fullmatch(r"[-+]?\d+", column) for column in columns):
-                break  # a name with spaces that does not exist
-            if self._xml.has(self._one.annotations / f"{text}.xml"):
-                if note:
+        """The image that a line means: all of it, or its first column, with or without ending."""
+        name = line
+        while True:  # without further columns from the right: a name may have spaces
+            found = self._page_of(name, where)
+            if found is not None:
+                if name != line:
+                    note = "columns beside the image's name left aside"
                     self._findings.note("columns", note, where)
-                return text
-            bare = Path(text.replace("\\", "/"))
-            if bare.suffix.lower() in (*EXTENSIONS, ".xml"):
-                for other in (str(bare.with_suffix("")), bare.stem):
-                    if self._xml.has(self._one.annotations / f"{other}.xml"):
-                        note = "extensions and folders in the list ignored"
-                        self._findings.note("endings", note, where)
-                        return other
-        return first if columns and all(c.lstrip("+-").isdigit() for c in columns) else line
+                return found
+            columns = _COLUMN.fullmatch(name)
+            if columns is None:
+                return line if " " in name else name
+            name = columns[1]
+
+    def _page_of(self, name: str, where: str) -> str | None:
+        """The path of a name's xml file below their folder, without its ending."""
+        bare = PurePath(name.replace("\\", "/"))
+        names = [name]
+        if bare.suffix.lower() in (*EXTENSIONS, ".xml"):
+            names += [str(bare.with_suffix("")), bare.stem]
+        for one in dict.fromkeys(names):
+            found = self._xml.find(f"{one}.xml")
+            if found is None:
+                continue
+            if one != name:
+                note = "endings and folders in the list left aside"
+                self._findings.note("endings", note, where)
+            elif found[1] is not None:
+                self._findings.note("spelling", f"file names found by other {found[1]}", where)
+            path = found[0]
+            if path.is_relative_to(self._one.annotations):
+                path = path.relative_to(self._one.annotations)
+            return str(path).removesuffix(".xml")
+        return None
 
     def _picture(self, number: str, page: _Page) -> Path | None:
         """The image's file, of any format."""
@@ -189,14 +216,18 @@ class _Reader:
         if self._pictures.has(usual):
             return usual
         there = self._pictures.names(usual.parent)
-        stem = usual.name.removesuffix(".jpg")
+        stem = unicodedata.normalize("NFC", usual.name.removesuffix(".jpg"))
         found = sorted(n for n in there if Path(n).suffix.lower() in EXTENSIONS and
-                       n[: -len(Path(n).suffix)] == stem)  # fmt: skip
+                       unicodedata.normalize("NFC", n[: -len(Path(n).suffix)]) == stem)  # fmt: skip
         named = Path(page.filename.replace("\\", "/")).name if page.filename else None
         if len(found) > 1 and named in found:
             found = [str(named)]
         if len(found) == 1:
-            self._findings.note("ending", "images of another ending than .jpg", found[0])
+            if found[0].endswith(".jpg"):
+                text = "file names found by other accents in Unicode's forms"
+                self._findings.note("spelling", text, found[0])
+            else:
+                self._findings.note("ending", "images of another ending than .jpg", found[0])
             return usual.with_name(found[0])
         if named and not found and named in there:
             self._findings.note("named", "images found by the xml's <filename>", f"{number}.xml")
@@ -230,6 +261,12 @@ class _Reader:
                 "box", f"{where} ends before it begins; expected corners, not width and height"
             )
             return None
+        if are_relative(thing.corners, *size):
+            self._findings.problem(
+                "relative",
+                f"{where} has no number above 1: relative to the image's size; expected pixels",
+            )
+            return None
         # Corners count from 1, and are inside.
         box = (xmin - 1.0, ymin - 1.0, xmax, ymax)
         place, cut = place_of(box, *size)
@@ -261,12 +298,19 @@ def _page(file: Path) -> _Page:
     if len(given) < sum(1 for _ in root.iter("object")):
         raise XmlError("it has an <object> that is not directly below <annotation>")
     for place, element in enumerate(given, 1):
-        name = (element.findtext("name") or "").strip()
+        text = element.findtext("name") or ""
+        name = canonical(text)
+        if name != text.strip():
+            notes.append(
+                ("spelling", "names of classes with other spaces or forms of accents, put right")
+            )
         if not name:
             raise XmlError(f"object {place} has no name")
-        corners = element.find("bndbox")
-        if corners is None:
-            raise XmlError(f"object {place} ({name}) has no bndbox")
+        boxes = element.findall("bndbox")
+        if len(boxes) != 1:
+            count = f"{len(boxes)} bndbox; expected one" if boxes else "no bndbox"
+            raise XmlError(f"object {place} ({name}) has {count}")
+        (corners,) = boxes
         box = tuple(_number(corners, key, f"object {place} ({name})") for key in _CORNERS)
         mark = (element.findtext("difficult") or "").strip().lower()
         if mark not in _TRUTHS:
@@ -298,7 +342,7 @@ def _number(element: ElementTree.Element | None, key: str, where: str) -> float:
     if text is None:
         raise XmlError(f"no {key} in {where}")
     try:
-        value = float(text)
+        value = float(text) if "_" not in text else float("nan")  # Python's way to write 23
     except ValueError:
         value = float("nan")
     if not abs(value) < 2**31:  # NaN, too
@@ -315,11 +359,12 @@ def _root(file: Path) -> ElementTree.Element:
     except (OSError, ValueError) as error:
         raise XmlError(str(error)) from None
     try:
-        if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            text = data.decode("utf-16")
-        else:
-            declared = _DECLARATION.match(data.removeprefix(b"\xef\xbb\xbf"))
-            text = data.decode(declared[1].decode() if declared else "utf-8-sig")
+        # A byte order mark says more than a declaration, which editors leave as it was.
+        encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None)
+        if encoding is None:
+            declared = _DECLARATION.match(data)
+            encoding = declared[1].decode() if declared else "utf-8"
+        text = data.decode(encoding)
         text = text.lstrip("\ufeff \t\r\n")
         if "<!ENTITY" in text:
             raise XmlError("it defines entities, which no annotation needs")

@@ -17,6 +17,7 @@ from intl_transfer.evaluation import command as evaluate_command
 from intl_transfer.results.grouping import INFERRED_NOTE
 from intl_transfer.runs.records import Initialization, Provenance
 from tests.conversion.layouts import LAYOUTS, behind, head, small_state
+from tests.conversion.test_conversion import backbone_state
 
 ONLINE, TARGET = small_state(1), small_state(2)
 STATED, READ, TOLD = "stated in the file", "read from its configuration", "told by the user"
@@ -59,15 +60,43 @@ def test_simclrs_own_names_hint_at_its_range_and_no_more(tmp_path):
         ("vicreg", "module.predictor.0.weight"),
         ("barlow_twins", "module.expander.0.weight"),
         ("intl_authors", "module.classifier.weight"),
+        ("swav", "module.predictor.0.weight"),
+        ("swav", "module.prototypes.prototypes0.weight"),
+        ("moco_v3", "module.decoder.0.weight"),
+        ("byol_yaox12", "decoder.weight"),
+        ("densecl", "predictor.0.weight"),
+        ("pixpro", "module.decoder.weight"),
     ],
 )
 def test_a_method_that_kept_anothers_names_is_not_called_so(tmp_path, layout, more):
     values = LAYOUTS[layout].build(ONLINE, TARGET)
     before = read_backbone(saved(tmp_path / "a.pth", values))
     assert levels(before)["method"] == INFERRED
-    inner = values.get("state_dict", values.get("model"))
+    inner = values.get("state_dict", values.get("model", values))
     inner[more] = torch.ones(2, 2)
     assert read_backbone(saved(tmp_path / "b.pth", values)).method is None
+
+
+@pytest.mark.parametrize(("named", "method"), [("byol", "BYOL"), ("finetune", None), (3, None)])
+def test_a_setting_of_other_code_is_no_method(tmp_path, named, method):
+    """Any Lightning module may have a backbone, a classifier and a `method` of its own."""
+    state = {**behind("backbone.", ONLINE), **head("classifier.weight")}
+    values = {"state_dict": state, "pytorch-lightning_version": "2.6"}
+    found = read_backbone(
+        saved(tmp_path / "a.ckpt", {**values, "hyper_parameters": {"method": named}})
+    )
+    assert found.method == method
+
+
+def test_a_mean_alone_is_not_called_imagenets(tmp_path):
+    """Its deviation is another."""
+    (tmp_path / "config.json").write_text(
+        json.dumps({"architecture": "resnet18", "mean": [0.485, 0.456, 0.406], "std": [1, 1, 1]})
+    )
+    saved(tmp_path / "pytorch_model.bin", backbone_state())
+    screen = convert_command.screen(convert(tmp_path, tmp_path / "o.pth"), tmp_path / "o.pth")
+    assert "ImageNet" not in screen
+    assert "deviation [255.0, 255.0, 255.0]" in screen
 
 
 def test_a_bias_does_not_make_vicreg(tmp_path):

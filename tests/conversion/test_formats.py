@@ -52,7 +52,7 @@ def test_each_format_is_recognized_and_read(tmp_path, name):
     taken = sum(not key.endswith("tracked") for key in found.state)
     assert taken == 100  # 20 convolutions with four batch-norm tensors each
     if made.branches[0] in states:
-        with pytest.raises(UserError, match=rf"no branch 'middle'; it has {made.branches[0]}"):
+        with pytest.raises(UserError, match=rf"no branch 'middle'; it has '{made.branches[0]}"):
             read_backbone(file, "middle")
 
 
@@ -62,7 +62,7 @@ def test_other_words_for_the_two_networks(tmp_path):
     equal(load_backbone(file, "teacher"), TARGET)
     file = write(tmp_path / "in.pth", LAYOUTS["simsiam"].build(ONLINE, TARGET))
     with pytest.raises(
-        UserError, match=r"in\.pth \(SimSiam\) has no branch 'target'; it has online"
+        UserError, match=r"in\.pth \(SimSiam\) has no branch 'ema'; it has 'online'"
     ):
         load_backbone(file, "ema")
 

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 from intl_transfer.conversion import convert, load_backbone, read_backbone
+from intl_transfer.conversion.audit import blank_filters
 from intl_transfer.conversion.reading import read_content
 from intl_transfer.errors import UserError
 from tests.conversion.layouts import OPTIMIZER, behind, small_state
@@ -80,6 +82,9 @@ KINDS = {
     "npy": (_npy, r"one array of numpy"),
     "gzip": (lambda: gzip.compress(bytes(99)), "gzip.*gunzip"),
     "tar": (_tar, "tar -xf"),
+    "lite": (b"\x1c\x00\x00\x00TFL3" + bytes(40), "TensorFlow Lite.*exported from"),
+    "image": (b"\xff\xd8\xff\xe0" + bytes(40), "an image.*give the checkpoint"),
+    "unfinished": (bytes(600), "zeros, as an unfinished download leaves.*fetch it again"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(40), "Keras"),
     "json": (b'{"weight_map": {"a": "b"}}', "JSON"),
 }
@@ -96,6 +101,56 @@ def test_each_kind_of_file_is_named_with_a_next_step(tmp_path, kind):
     assert "damaged" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "only 0 bytes long. Next: fetch it again"),
+        (b"404: Not Found, no such file\n", "text, '404: Not Found, no such file'.* Next: read it"),
+        (
+            bytes(range(1, 200)),
+            "Next: fetch or copy it again, or where you can open it: torch",
+        ),
+        (_zip("run/data.pkl")[:-30], "archive is damaged.* Next: fetch or copy it again"),
+    ],
+)
+def test_whatever_else_it_is_there_is_a_next_step(tmp_path, content, message):
+    (tmp_path / "in.pth").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_backbone(tmp_path / "in.pth")
+
+
+@pytest.mark.parametrize("beside", [{"arch": "resnetaa18"}, {"args": {"model": "resnetblur18"}}])
+def test_a_checkpoint_that_names_a_network_that_only_looks_alike(tmp_path, beside):
+    torch.save({"state_dict": small_state(), **beside}, tmp_path / "in.pth")
+    with pytest.raises(UserError, match=r"its network is 'resnet(aa|blur)18', which has"):
+        load_backbone(tmp_path / "in.pth")
+
+
+def test_a_folder_of_several_networks(tmp_path):
+    """As accelerate's save_state writes them."""
+    for name in ("model.safetensors", "model_1.safetensors"):
+        save_file(backbone_state(), tmp_path / name)
+    with pytest.raises(UserError, match=r"several networks: model\.safetensors, model_1"):
+        load_backbone(tmp_path)
+
+
+def test_odd_tensors_of_a_head_are_no_matter(tmp_path):
+    values = {**small_state(), "fc.weight": torch.zeros(9, 512).to_sparse()}
+    torch.save(values, tmp_path / "in.pth")
+    assert "fc.weight" not in load_backbone(tmp_path / "in.pth")
+
+
+def test_filters_of_zeros_that_varied_are_told(tmp_path):
+    state = backbone_state()
+    state["layer3.0.conv2.weight"][5:8] = 0
+    save_file(state, tmp_path / "in.safetensors")
+    with pytest.warns(UserWarning, match=r"3 filters of layer3\.0\.conv2 are all zero, t"):
+        convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    dead = {**state, "layer3.0.bn2.running_var": state["layer3.0.bn2.running_var"].clone()}
+    dead["layer3.0.bn2.running_var"][5:8] = 0
+    assert blank_filters(dead) is None
+
+
 def test_the_index_of_a_sharded_checkpoint(tmp_path):
     file = tmp_path / "model.safetensors.index.json"
     file.write_text(json.dumps({"metadata": {}, "weight_map": {"a": "b"}}))
@@ -110,6 +165,7 @@ def test_the_index_of_a_sharded_checkpoint(tmp_path):
     [
         ("vit_tiny_patch16_224", "a Vision Transformer"),
         ("swin_tiny_patch4_window7_224", "a Swin Transformer"),
+        ("beit_base_patch16_224", "a Vision Transformer"),
         ("convnext_atto", "a ConvNeXt"),
         ("densenet121", "a DenseNet"),
         ("regnetx_002", "a RegNet"),

@@ -18,6 +18,7 @@ from tests.conversion.test_conversion import backbone_state, same
 from tests.conversion.test_formats import equal
 
 ONLINE, TARGET = small_state(1), small_state(2)
+READ = "read from its configuration"
 
 
 def transformers(state):
@@ -199,3 +200,50 @@ def test_what_stands_beside_weights(tmp_path, config, message):
     else:
         with pytest.raises(UserError, match=message):
             read_backbone(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "level"),
+    [
+        (
+            {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]},
+            READ,
+        ),
+        ({"do_normalize": False, "do_rescale": True}, READ),
+        (
+            {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 256},
+            READ,
+        ),
+        ({"image_mean": [99, 98, 97], "image_std": [9, 8, 7], "do_rescale": False}, READ),
+        ({"do_normalize": False}, "assumed"),
+        ({"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": "x"}, "assumed"),
+        ({}, "assumed"),
+    ],
+)
+def test_images_are_taken_as_transformers_prepares_them(tmp_path, config, level):
+    """Of any pixel, what Detectron2 computes is (factor * pixel - mean) / std."""
+    save_file(transformers(backbone_state()), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "resnet"}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    found = read_backbone(tmp_path).settings
+    assert found.pixels_source.level == level
+    if level == "assumed":
+        return
+    factor = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1
+    mean, std = config.get("image_mean", [0] * 3), config.get("image_std", [1] * 3)
+    for channel in range(3):
+        expected = (factor * 200 - mean[channel]) / std[channel]
+        ours = (200 - found.pixel_mean[channel]) / found.pixel_std[channel]
+        assert ours == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_branch_is_called_as_the_listing_shows_it(tmp_path):
+    """Also where other words stand for the two networks of a method: `teacher`, `ema`."""
+    networks = {name: small_state(seed) for seed, name in enumerate(("a.", "b.", "teacher."), 1)}
+    values = {key: v for name, state in networks.items() for key, v in behind(name, state).items()}
+    file = saved(tmp_path / "in.pth", values)
+    equal(read_backbone(file, "teacher").state, networks["teacher."])
+    file = saved(tmp_path / "in.pth", {**networks["a."], **behind("average.", networks["b."])})
+    with pytest.raises(UserError, match=r"the prefixes '' \(\d+ tensors\), 'average\.' \("):
+        read_backbone(file)
+    equal(read_backbone(file, "ema").state, networks["b."])

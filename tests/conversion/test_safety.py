@@ -65,16 +65,20 @@ def test_what_published_files_hold_beside_tensors_is_read(tmp_path):
     assert plain(kept["to"]) == "${method}"  # never resolved
 
 
-def test_omegaconf_is_not_used_to_read_its_nodes(tmp_path):
-    """An interpolation could read the environment; it stays the text that it is."""
+def test_omegaconf_is_not_used_to_read_its_nodes(tmp_path, monkeypatch):
+    """An interpolation could read the environment; it stays the text that it is, and no method."""
+    monkeypatch.setenv("SECRET", "byol")
     values = {
         "pytorch-lightning_version": "2.0",
         "state_dict": {**behind("backbone.", STATE), **head("classifier.weight")},
-        "hyper_parameters": {"cfg": OmegaConf.create({"method": "${oc.env:HOME}"})},
+        "hyper_parameters": {"cfg": OmegaConf.create({"method": "${oc.env:SECRET}"})},
     }
     torch.save(values, tmp_path / "in.pth")
     found = read_backbone(tmp_path / "in.pth")
-    assert (found.source_format, found.method) == ("solo-learn", "${oc.env:HOME}")
+    assert (found.source_format, found.method) == ("solo-learn", None)
+    values["hyper_parameters"]["cfg"].method = "byol"
+    torch.save(values, tmp_path / "in.pth")
+    assert read_backbone(tmp_path / "in.pth").method == "BYOL"
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["zip", "before torch 1.6"])

@@ -194,9 +194,13 @@ def _category_ids(
     return change
 
 
-KINDS["category ids are text"] = Kind(_category_ids(lambda i: f"class-{i}"))
-KINDS["category ids are digits in places"] = Kind(_category_ids(str, only_annotations=True))
-KINDS["category ids are negative"] = Kind(_category_ids(lambda i: -i))
+NUMBERED = "ids of categories that are no numbers from 0 on: numbered from 1"
+RESPELLED = "ids written otherwise than where they are listed .*: 8,"
+KINDS["category ids are text"] = Kind(_category_ids(lambda i: f"class-{i}"), note=NUMBERED)
+KINDS["category ids are digits in places"] = Kind(
+    _category_ids(lambda i: f"0{i}", only_annotations=True), note=RESPELLED
+)
+KINDS["category ids are negative"] = Kind(_category_ids(lambda i: -i), note=NUMBERED)
 KINDS["category ids have gaps"] = Kind(_category_ids(lambda i: 1000 * i))
 KINDS["category ids are floats"] = Kind(_category_ids(float))
 
@@ -214,10 +218,12 @@ def _image_ids(make: Callable[[int], Any], only_annotations: bool = False) -> Ca
 
 
 KINDS["image ids are text"] = Kind(_image_ids(lambda i: f"img-{i}"))
-KINDS["image ids are digits in places"] = Kind(_image_ids(str, only_annotations=True))
+KINDS["image ids are digits in places"] = Kind(
+    _image_ids(lambda i: f"{i:06d}", only_annotations=True), note=RESPELLED
+)
 KINDS["image ids are floats"] = Kind(_image_ids(float))
 KINDS["image ids are negative"] = Kind(_image_ids(lambda i: -i))
-KINDS["image ids are huge"] = Kind(_image_ids(lambda i: 10**18 + i))
+KINDS["image ids are huge"] = Kind(_image_ids(lambda i: 10**25 + i), note="not whole numbers belo")
 KINDS["image ids are of both types"] = Kind(
     _image_ids(lambda i: i if i < 3 else f"img-{i}"), note="image ids that are not whole numbers"
 )
@@ -262,7 +268,12 @@ annotations("areas 0", setting("area", 0), True, note="areas computed")
 annotations("areas are the boxes'", lambda a: a.update(area=a["bbox"][2] * a["bbox"][3]), True)
 annotations("no boxes", without("bbox"), True, note="boxes taken from masks")
 annotations("no ids", without("id"), True, note="without a usable id")
-annotations("ids are text", lambda a: a.update(id=f"x{a['id']}"), True)
+annotations(
+    "ids are text",
+    lambda a: a.update(id=f"x{a['id']}"),
+    True,
+    note="annotations that are text",
+)
 annotations(
     "a polygon that is in no list",
     lambda a: a.update(segmentation=a["segmentation"][0]),
@@ -270,6 +281,7 @@ annotations(
     note="a polygon that is not in a list",
 )
 annotations("crowd is false", setting("iscrowd", False), True)
+annotations("crowd is 0.0", setting("iscrowd", 0.0), True)
 annotations("crowd is null", setting("iscrowd", None), True)
 annotations("crowd is not said", without("iscrowd"), True)
 annotations(
@@ -329,10 +341,25 @@ def _one_name(odd: Odd) -> None:
         content["categories"][1]["name"] = "cat"
 
 
-@kind("class names with spaces and of another script")
+@kind("class names of another script, with other spaces", note="names of classes with other spa")
 def _script(odd: Odd) -> None:
+    for content, name in zip(odd.both, (" 犬\n小 ", "犬 小"), strict=True):
+        content["categories"][0]["name"] = name
+
+
+@kind("accents of classes in another form", options={"CLASSES": ["dog", "cafe\u0301"]})
+def _accented_class(odd: Odd) -> None:
+    for content, form in zip(odd.both, ("NFC", "NFD"), strict=True):
+        content["categories"][0]["name"] = unicodedata.normalize(form, "café")
+
+
+@kind("large boxes alone, one a little over the edge", masks=False, note="boxes cut at the edge")
+def _large_boxes(odd: Odd) -> None:
+    """All of them fit as corners, too; their areas say that they are none."""
     for content in odd.both:
-        content["categories"][0]["name"] = " 犬 "
+        for annotation in content["annotations"]:
+            width = 63 if annotation["id"] == 1 else 40
+            annotation.update(bbox=[4, 5, width, 42], area=42 * width, segmentation=[])
 
 
 def _renamed(make: Callable[[Odd, str], str]) -> Callable[[Odd], None]:

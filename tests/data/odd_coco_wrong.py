@@ -62,6 +62,7 @@ annotations(
     "a category that is a truth", setting("category_id", True), refused="category_id True is not"
 )
 annotations("crowd is 2", setting("iscrowd", 2), refused="iscrowd is 2; expected 0 or 1")
+annotations("crowd is empty", setting("iscrowd", []), refused=r"iscrowd is \[\]; expected 0 or 1")
 annotations("crowd is text", setting("iscrowd", "0"), refused="iscrowd is '0'; expected 0 or 1")
 annotations("ignore is 1", setting("ignore", 1), refused="ignore is 1, which means nothing")
 annotations(
@@ -109,6 +110,17 @@ KINDS["corners as width and height, by their areas"] = Kind(
 )
 
 
+@kind(
+    "corners as width and height, one of them broken",
+    refused="reaches over the edge of its image, and nearly every box of the file fits as left",
+)
+def _broken_corners(odd: Odd) -> None:
+    for content in odd.both:
+        for annotation in content["annotations"]:
+            _corners_alone(annotation)
+    odd.train["annotations"][0]["bbox"] = [10, 10, 10, 10]
+
+
 def _small_corners(odd: Odd) -> None:
     for content in odd.both:
         for annotation in content["annotations"]:
@@ -126,8 +138,20 @@ annotations(
     "boxes in parts of the image",
     _relative,
     True,
-    refused="no number of any box is above 1: relative to the image's size",
+    refused="with no number above 1: relative to the image's size",
 )
+annotations(
+    "one box in parts of the image",
+    _relative,
+    refused="annotation 1: bbox .*with no number above 1: relative to the image's size",
+)
+for _name, _area in {"1": 1, "one for all": 20, "parts of the image": 0.1}.items():
+    annotations(
+        f"areas of boxes alone are {_name}",
+        lambda a, area=_area: a.update(segmentation=[], area=area),
+        True,
+        refused="APs, APm and APl would be false",
+    )
 annotations(
     "a box and a mask apart",
     setting("segmentation", [[50, 40, 60, 40, 60, 47]]),
@@ -199,6 +223,11 @@ _content(
     "an image that is absent",
     r"names 1 image\(s\) that .* lacks, the first: 1\.JPG\. There is '1\.jpg'",
     lambda c: c["images"][0].update(file_name="1.JPG"),
+)
+_content(
+    "an image of another machine",
+    r"lacks, the first: /data/set/1\.jpg\. The folder itself has '1\.jpg'",
+    lambda c: c["images"][0].update(file_name="/data/set/1.jpg"),
 )
 _content(
     "an image name of half a character",
@@ -281,6 +310,25 @@ _content(
     lambda c: [a.update(iscrowd=1) for a in c["annotations"]],
     "test",
 )
+
+
+annotations_of_test = {
+    "of no size": (
+        lambda a: a.update(bbox=[10, 10, 0, 9], segmentation=[], area=0),
+        "no object that",
+    ),
+    "with blank masks": (
+        lambda a: a.update(segmentation={"size": [HEIGHT, WIDTH], "counts": [3072]}, area=None),
+        "no mask in 'odd_test' has a single pixel: all figures of masks would be 0",
+    ),
+}
+for _name, (_edit, _message) in annotations_of_test.items():
+    _content(
+        f"a test set of boxes {_name}",
+        _message,
+        lambda c, edit=_edit: [edit(a) for a in c["annotations"]],
+        "test",
+    )
 
 
 @kind(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,9 @@ edited("sizes 0", ">64</width><height>48<", ">0</width><height>0<", True, note="
 edited("no word on difficulty", "<difficult>0</difficult>", "", True)
 edited("difficulty without a number", "<difficult>0</difficult>", "<difficult/>", True)
 edited("names with spaces around", "<name>cat<", "<name>\n cat <", True)
+edited(
+    "names with breaks inside", "<name>cat<", "<name>house\n cat<", note="classes with other spac"
+)
 edited("names of another script", "<name>cat<", "<name>猫<", True)
 edited(
     "parts of objects", "<pose>Unspecified</pose>", "<pose/><part><name>head</name></part>", True
@@ -191,6 +195,24 @@ def _windows(odd: Odd) -> None:
     )
 
 
+@kind("lists in UTF-16")
+def _utf16_list(odd: Odd) -> None:
+    odd.lists["test"] = "\r\n".join(odd.ids).encode("utf-16")
+
+
+@kind("names with spaces, and label columns", note="columns beside the image's name left aside: 4")
+def _spaces_and_columns(odd: Odd) -> None:
+    odd.rename(lambda number: f"my photo {int(number)}")
+    odd.lists["train"] = "\n".join(f"{number}\t1 0" for number in odd.ids).encode()
+
+
+@kind("accents of files in another form", note="Unicode's form NFD: 4")
+def _accents(odd: Odd) -> None:
+    odd.rename(lambda number: unicodedata.normalize("NFD", f"é{number}"))
+    names = (unicodedata.normalize("NFC", number) for number in odd.ids)
+    odd.lists["test"] = "\n".join(names).encode()
+
+
 @kind("names with spaces")
 def _spaces(odd: Odd) -> None:
     odd.rename(lambda number: f"my photo {int(number)}")
@@ -227,6 +249,8 @@ _encoded("declared as ISO-8859-1", "latin-1", "ISO-8859-1")
 _encoded("declared as GB2312", "gb2312", "GB2312")
 _encoded("declared as Shift_JIS", "shift_jis", "Shift_JIS")
 _encoded("declared as UTF-16", "utf-16", "UTF-16")
+_encoded("UTF-32", "utf-32", None)
+_encoded("UTF-8 with a byte order mark, declared as another", "utf-8-sig", "GB2312")
 _encoded("UTF-8 with a byte order mark", "utf-8-sig", "utf-8")
 
 
@@ -237,6 +261,15 @@ _encoded("an encoding that is another", "latin-1", "utf-8", refused="not in the 
 _encoded("an encoding that nobody knows", "utf-8", "klingon", refused="unknown encoding: klingon")
 edited("another root", "<annotation>", "<annotations>", refused="is not a VOC annotation")
 edited("no bndbox", "bndbox>", "robndbox>", refused=r"object 1 \(cat\) has no bndbox")
+edited(
+    "two boxes of one object",
+    "</bndbox>",
+    "</bndbox><bndbox/>",
+    refused=r"object 1 \(cat\) has 2 bndbox; expected one",
+)
+edited(
+    "a corner that is Python's", "<xmax>23<", "<xmax>2_3<", refused="is '2_3'; expected a number"
+)
 edited("no xmax", "<xmax>23</xmax>", "", refused=r"no xmax in object 1 \(cat\)")
 edited(
     "a corner of text", "<xmin>3<", "<xmin>left<", refused="xmin of object 1 .cat. is 'left'; exp"
@@ -344,9 +377,17 @@ def _empty_list(odd: Odd) -> None:
     odd.lists["test"] = b" \n\n"
 
 
-@kind("a list that is no text", refused=r"test.txt is not text in UTF-8")
+@kind("a list that is no text", refused=r"test.txt, line 1: not UTF-8 text .*expected a list of im")
 def _binary_list(odd: Odd) -> None:
-    odd.lists["test"] = b"\xff\xfe\x00\x80"
+    odd.lists["test"] = b"\x80\xff\x00"
+
+
+@kind(
+    "boxes in parts of the image", refused=r"\[0.05, .* has no number above 1: relative to the im"
+)
+def _relative(odd: Odd) -> None:
+    for old, new in {">3<": ">0.05<", ">4<": ">0.1<", ">23<": ">0.4<", ">22<": ">0.5<"}.items():
+        odd.edit(old, new)
 
 
 @kind("a picture that is cut off", refused=r"000001\.jpg cannot be read as an image")

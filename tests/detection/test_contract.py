@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -142,6 +143,68 @@ def test_coco(tmp_path, monkeypatch, forgotten, name):
     kind.change(odd)
     monkeypatch.chdir(tmp_path)
     check(configured(tmp_path, odd.write(), kind), tmp_path, kind)
+
+
+def _in_a_base(folder: Path, values: dict) -> dict:
+    (folder / "base.yaml").write_text(json.dumps(values))
+    return {"_BASE_": "base.yaml"}
+
+
+def _labels(folder: Path, values: dict, **labels: object) -> dict:
+    return {**values, "DATASETS": {**values["DATASETS"], "LABELS": labels}}
+
+
+def _listed(folder: Path, values: dict, ids: str) -> dict:
+    """Image 1 has no object."""
+    file = folder / "set" / "train.json"
+    content = json.loads(file.read_text())
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] > 1]
+    file.write_text(json.dumps(content))
+    (folder / "ids.txt").write_text(ids)
+    return _labels(folder, values, LIST=str(folder / "ids.txt"))
+
+
+def _with_set(folder: Path, values: dict, name: str, **changes: str) -> dict:
+    sets = values["CUSTOM_DATASETS"]
+    return {**values, "CUSTOM_DATASETS": {**sets, name: {**sets["odd_train"], **changes}}}
+
+
+def _named(folder: Path, values: dict, name: str) -> dict:
+    datasets = {**values["DATASETS"], "TRAIN": [name]}
+    return {**_with_set(folder, values, name), "DATASETS": datasets}
+
+
+def _trained_on(folder: Path, values: dict, names: list) -> dict:
+    return {**values, "DATASETS": {**values["DATASETS"], "TRAIN": names}}
+
+
+@pytest.mark.parametrize(
+    ("change", "refused"),
+    [
+        (_in_a_base, None),
+        (partial(_labels, FRACTION=0.5), None),
+        (partial(_labels, FRACTION=50.0), "FRACTION is 50.0; expected a share above 0"),
+        (partial(_labels, LIST="gone.txt"), "gone.txt does not exist; expected image ids"),
+        (partial(_listed, ids="1\n2\n"), None),
+        (partial(_listed, ids="1\n"), "none of the 1 images whose labels are used has an obj"),
+        (partial(_with_set, name="unused", JSON="gone.json"), None),
+        (partial(_named, name="a/b"), None),
+        (partial(_trained_on, names=[]), "DATASETS.TRAIN is empty; expected the name of a"),
+    ],
+)
+def test_doctor_and_training_agree_on_configurations(
+    tmp_path, monkeypatch, forgotten, change, refused
+):
+    odd = odd_coco.Odd(tmp_path / "set")
+    monkeypatch.chdir(tmp_path)
+    config = configured(tmp_path, odd.write(), odd_coco.Kind(lambda odd: None))
+    config.write_text(json.dumps(change(tmp_path, json.loads(config.read_text()))))
+    problems, _ = examined(config, tmp_path)
+    cfg = trained(config, tmp_path)
+    assert isinstance(cfg, str) == bool(problems) == (refused is not None), (problems, cfg)
+    if refused is not None:
+        assert re.search(refused, cfg)
+        assert cfg in problems
 
 
 @pytest.mark.parametrize("name", odd_voc.KINDS)

@@ -242,6 +242,7 @@ def test_what_cannot_be_evaluated_is_said(stage, tmp_path, monkeypatch, capsys, 
         ("MODEL.ROI_HEADS.NMS_THRESH_TEST", "1.5", "expected a number from 0 to 1"),
         ("MODEL.KEYPOINT_ON", "True", "not supported here"),
         ("TEST.EVAL_PERIOD", "-1", "TEST.EVAL_PERIOD is -1"),
+        ("MODEL.DEVICE", "gpu", "MODEL.DEVICE is 'gpu'; expected cpu or cuda"),
     ],
 )
 def test_settings_that_could_not_be_run(key, value, message):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from detection import datasets, labels
 from detection.config import load_config
 from detection.stream import build_stream
-from intl_transfer.data import detection_contents
+from intl_transfer.data import detection_contents, label_lists
 from intl_transfer.errors import UserError
 from intl_transfer.results import collect
 from intl_transfer.results.render import render
@@ -28,8 +28,8 @@ BY_SHA256 = ["7", "4", "9", "10", "3", "8", "2", "6", "5", "1"]
 
 
 def test_a_list_is_what_sha256_says():
-    assert labels.drawn(range(1, 11), 0.3, 0) == sorted(BY_SHA256[:3])
-    assert labels.drawn(range(1, 11), 0.01, 0) == BY_SHA256[:1]
+    assert label_lists.drawn(range(1, 11), 0.3, 0) == sorted(BY_SHA256[:3])
+    assert label_lists.drawn(range(1, 11), 0.01, 0) == BY_SHA256[:1]
 
 
 @given(
@@ -39,11 +39,11 @@ def test_a_list_is_what_sha256_says():
 )
 def test_lists_are_nested_and_of_their_size(ids, shares, seed):
     less, more = sorted(shares)
-    small, large = (labels.drawn(list(ids), share, seed) for share in (less, more))
+    small, large = (label_lists.drawn(list(ids), share, seed) for share in (less, more))
     assert set(small) <= set(large) <= set(map(str, ids))
     assert abs(len(large) - more * len(ids)) <= 0.5 or len(large) == 1
-    assert large == labels.drawn(sorted(ids, key=str), more, seed)
-    assert len(labels.drawn(list(ids), 1.0, seed)) == len(ids)
+    assert large == label_lists.drawn(sorted(ids, key=str), more, seed)
+    assert len(label_lists.drawn(list(ids), 1.0, seed)) == len(ids)
 
 
 def changed(**values):
@@ -60,7 +60,7 @@ def changed(**values):
         ({"FRACTION": 10.0}, "expected a fraction above 0, up to 1"),
         ({"FRACTION": 0.5, "SEED": -1}, "SEED is -1"),
         ({"FRACTION": 0.5, "LIST": "some.txt"}, "are both given"),
-        ({"LIST": "gone.txt"}, "gone.txt cannot be read"),
+        ({"LIST": "gone.txt"}, "gone.txt does not exist; expected image ids"),
         ({"LIST": "empty.txt"}, "names no image"),
         ({"LIST": "others.txt"}, r"names 2 image\(s\) that are not in a, b, the first: 8"),
     ],
@@ -148,7 +148,7 @@ def test_few_labels_and_retinanet_train_resume_and_land_in_a_table(
     assert "50 % of the labels: 3 of 6 images" in output
     results, manifest = read_results(whole), read_manifest(whole)
     assert results.dataset.labels == manifest.dataset["shapes_coco_train"].labels
-    assert (whole / labels.FILE).read_text().split() == labels.drawn(range(1, 7), 0.5, 0)
+    assert (whole / labels.FILE).read_text().split() == label_lists.drawn(range(1, 7), 0.5, 0)
     assert results.schedule.name == "shapes-3-50pct"
     assert set(results.metrics) == {"box"}
 

@@ -23,6 +23,11 @@ from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.models import Stem
 
 ONLINE, TARGET = "online", "target"
+#: Other words for the two networks of a method with a moving average.
+ALIASES = {
+    **dict.fromkeys(("student", "query", "base"), ONLINE),
+    **dict.fromkeys(("teacher", "key", "momentum", "ema"), TARGET),
+}
 # Dictionaries and wrappers around a network: DistributedDataParallel's, torch.compile's.
 ANY = r"(?:(?:state_dict|model|model_state_dict|state|net)/)?(?:module\.|model\.)*"
 
@@ -205,7 +210,9 @@ class Layout:
         if self.only is None:
             return False
         beside = {name for place in found.values() for name in place.read(content.tensors)[1]}
-        networks = tuple(p.prefix.rpartition("/")[2] for p in places_in(content.tensors))
+        # Of a network without a name of its own, nothing beside it is a part.
+        prefixes = [p.prefix for p in places_in(content.tensors)]
+        networks = tuple(p.rpartition("/")[2] for p in prefixes if not re.fullmatch(ANY, p))
         names = (re.sub(rf"^{ANY}", "", n) for n in beside if not n.startswith(networks))
         known = re.compile("|".join(self.only) or r"\Z")
         return not all(known.match(name) for name in names)
@@ -233,9 +240,18 @@ def chosen(branches: list[str], branch: str | None, where: str) -> str:
     alike = [name for name in branches if name.strip("./'") == branch.strip("./'")]
     if len(alike) == 1:
         return alike[0]
-    if branch in (ONLINE, TARGET) and len(branches) > 1 and not {ONLINE, TARGET} & set(branches):
-        likely = [name for name in branches if is_averaged(name) == (branch == TARGET)]
+    common = ALIASES.get(branch, branch)  # only where no network is called so
+    if common in branches:
+        return common
+    if common in (ONLINE, TARGET) and len(branches) > 1 and not {ONLINE, TARGET} & set(branches):
+        likely = [name for name in branches if is_averaged(name) == (common == TARGET)]
         if len(likely) == 1:
             return likely[0]
     hint = did_you_mean(branch, branches)
-    raise UserError(f"{where} has no branch '{branch}'; it has {' and '.join(branches)}.{hint}")
+    there = " and ".join(quoted(name) for name in branches)
+    raise UserError(f"{where} has no branch '{branch}'; it has {there}.{hint}")
+
+
+def quoted(branch: str) -> str:
+    """A branch's name in a message; that of no prefix has its quotes already."""
+    return branch if branch == "''" else f"'{branch}'"

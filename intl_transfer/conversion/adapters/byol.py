@@ -22,6 +22,7 @@ LAYOUT = Layout(
     required_keys=(rf"^{ANY}online",),
     duplicate_prefix=rf"{ANY}(?:net|backbone)\.",
     method_name="BYOL",
+    only=(r"(?:online|target)_?\w*\.", r"predictor\.", r"(?:net|backbone)\."),
     naming=SEQUENTIAL,
 )
 IN_DICTIONARIES = Layout(

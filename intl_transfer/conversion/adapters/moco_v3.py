@@ -14,4 +14,5 @@ LAYOUT = Layout(
     "state_dict/module.base_encoder.",
     required_keys=(r"base_encoder\.",),
     method_name="MoCo v3",
+    only=(r"predictor\.",),
 )

@@ -14,4 +14,5 @@ LAYOUT = Layout(
     "model/module.encoder.",
     required_keys=(r"(?:encoder_k|projector_k)\.",),
     method_name="PixPro",
+    only=(r"projector(?:_instance)?(?:_k)?\.", r"value_trans\w*\.", r"predictor\."),
 )

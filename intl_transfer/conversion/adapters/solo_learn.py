@@ -31,6 +31,9 @@ _METHODS = {
     "deepclusterv2": "DeepCluster v2",
     "vibcreg": "VIbCReg",
     "nnbyol": "NNBYOL",
+    "nnsiam": "NNSiam",
+    "supcon": "SupCon",
+    "all4one": "All4One",
 }
 
 
@@ -41,9 +44,9 @@ def _method(content: Content) -> Fact | None:
         kept, where = json_beside(content.path, "args.json"), "args.json beside the file"
     inner = plain(kept.get("cfg"))
     name = plain((inner if isinstance(inner, dict) else kept).get("method"))
-    if not isinstance(name, str):
-        return None
-    return Fact(_METHODS.get(name, name), configured(f"{where}: method"))
+    # Other people's code has a setting of this name as well, for anything.
+    known = _METHODS.get(name) if isinstance(name, str) else None
+    return Fact(known, configured(f"{where}: method={name}")) if known else None
 
 
 LAYOUT = Layout(

@@ -14,4 +14,6 @@ LAYOUT = Layout(
     "state_dict/module.",
     required_keys=(rf"^{ANY}prototypes\.", rf"^{ANY}projection_head\."),
     method_name="SwAV",
+    # DeepCluster v2, of the same repository, has several prototypes.
+    only=(r"projection_head\.", r"prototypes\.weight$"),
 )
