@@ -118,7 +118,7 @@ def test_what_was_assumed_stays_assumed_when_converted(checkpoint, tmp_path):
     # A network for small images is then given the statistics of the data set.
     subject = load_evaluated_backbone(str(out), ModelConfig(), statistics=CIFAR10)
     assert subject.settings.pixel_mean == pytest.approx([255 * v for v in CIFAR10.mean])
-    assert "set it with --pixels" in " ".join(subject.assumptions())
+    assert "set them with --pixels" in " ".join(subject.assumptions())
     assert subject.initialization["provenance"]["pixels"]["source"] is None
 
 
