@@ -1,8 +1,7 @@
-"""Few labels: the part of the training images whose annotations are used, fixed once for all.
+"""Few labels: a fixed subset of training images whose annotations are used.
 
-What is drawn follows from the ids alone: the first images in the order of the SHA-256 of
-``SEED:ID``. So it is the same on every machine, with every version of any library, and 1 % is a
-part of 10 %.
+The subset depends only on the ids: the first images in the order of the SHA-256 of ``SEED:ID``. So
+it is the same on every machine with any library version, and 1 % is a subset of 10 %.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from intl_transfer.files.texts import lines_of
 
 
 def drawn(ids: Sequence[Any], fraction: float, seed: int) -> list[str]:
-    """The part of a data set that a fraction and a seed stand for.
+    """The subset of a data set for a fraction and a seed.
 
     Args:
         ids: of all images.
@@ -56,12 +55,12 @@ def lists(
     if place:
         if fraction != 1.0:
             raise UserError(
-                f"DATASETS.LABELS: LIST and FRACTION {fraction} are both given; leave out one"
+                f"DATASETS.LABELS: LIST and FRACTION {fraction} are both given; omit one"
             )
         return _listed(place, sets)
     if not (isinstance(fraction, (int, float)) and 0 < fraction <= 1):
         raise UserError(
-            f"DATASETS.LABELS.FRACTION is {fraction}; expected a share above 0, up to 1 (0.1 for "
+            f"DATASETS.LABELS.FRACTION is {fraction}; expected a fraction above 0, up to 1 (0.1 for "
             "10 %)"
         )
     if not (isinstance(seed, int) and seed >= 0):

@@ -181,7 +181,7 @@ class _Reader:
             found = self._page_of(name, where)
             if found is not None:
                 if name != line:
-                    note = "columns beside the image's name left aside"
+                    note = "columns after the image's name ignored"
                     self._findings.note("columns", note, where)
                 return found
             columns = _COLUMN.fullmatch(name)
@@ -200,7 +200,7 @@ class _Reader:
             if found is None:
                 continue
             if one != name:
-                note = "endings and folders in the list left aside"
+                note = "extensions and folders in the list ignored"
                 self._findings.note("endings", note, where)
             elif found[1] is not None:
                 self._findings.note("spelling", f"file names found by other {found[1]}", where)

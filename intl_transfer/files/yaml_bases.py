@@ -1,4 +1,4 @@
-"""Configurations of Detectron2 in several files: each names what it starts from by ``_BASE_``."""
+"""Configurations of Detectron2 in several files, linked by ``_BASE_``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_FILES = 50
 
 
 def merged(path: Path) -> dict[str, Any]:
-    """What a configuration says, its own values over those of the files that it starts from.
+    """A configuration's values, overriding those of its bases.
 
     Args:
         path: the file.
@@ -30,19 +30,18 @@ def merged(path: Path) -> dict[str, Any]:
 
 
 def files_of(path: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """A configuration's file and all that it starts from by ``_BASE_``, furthest first.
+    """A configuration's file and all its bases (``_BASE_``), outermost first.
 
-    Detectron2's own reader follows addresses in the network, and files that name one another, for
-    as long as they do.
+    Unlike Detectron2's reader, it refuses URLs and circular references.
 
     Args:
         path: the file.
 
     Returns:
-        Files, and what is in each of them alone.
+        Files, with the content of each.
 
     Raises:
-        UserError: if one of them is absent or no plain YAML, or leads back to itself.
+        UserError: if one of them is missing, not plain YAML, or circular.
     """
     found: list[tuple[Path, dict[str, Any]]] = []
     _follow(path, (), found)
@@ -53,7 +52,7 @@ def _follow(path: Path, above: tuple[Path, ...], found: list[tuple[Path, dict[st
     real = path.resolve()
     if real in above:
         names = " -> ".join(file.name for file in (*above, real))
-        raise UserError(f"{above[0]}: _BASE_ leads back to where it came from: {names}")
+        raise UserError(f"{above[0]}: _BASE_ is circular: {names}")
     values = read_yaml(path)
     bases = values.pop("_BASE_", [])
     for base in bases if isinstance(bases, list) else [bases]:
@@ -61,7 +60,7 @@ def _follow(path: Path, above: tuple[Path, ...], found: list[tuple[Path, dict[st
             raise UserError(f"{path}: _BASE_ is {base!r}; expected the name of a file, or a list")
         if "://" in base:
             raise UserError(
-                f"{path}: _BASE_ is '{base}', an address; expected a file. Save it beside this one"
+                f"{path}: _BASE_ is '{base}', a URL; expected a file. Save it next to this one"
             )
         file = path.parent / os.path.expanduser(base)
         if not is_file(file):

@@ -200,7 +200,7 @@ def _utf16_list(odd: Odd) -> None:
     odd.lists["test"] = "\r\n".join(odd.ids).encode("utf-16")
 
 
-@kind("names with spaces, and label columns", note="columns beside the image's name left aside: 4")
+@kind("names with spaces, and label columns", note="columns after the image's name ignored: 4")
 def _spaces_and_columns(odd: Odd) -> None:
     odd.rename(lambda number: f"my photo {int(number)}")
     odd.lists["train"] = "\n".join(f"{number}\t1 0" for number in odd.ids).encode()
