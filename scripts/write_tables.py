@@ -154,8 +154,8 @@ def results_table(records: Path, said: Mapping[str, Any]) -> str:
             + "; ".join(titles)
         )
     body = parts[chosen[0]][1].strip()
-    if not said.get("footnotes", True):
-        body = body.split("\n\n", 1)[0]
+    if not said.get("footnotes", True):  # nor marks that nothing explains
+        body = re.sub(r" \[\d+(?:, ?\d+)*\](?= *\|)|\*\*", "", body.split("\n\n", 1)[0])
     return body + "\n"
 
 

@@ -60,8 +60,8 @@ def lists(
         return _listed(place, sets)
     if not (isinstance(fraction, (int, float)) and 0 < fraction <= 1):
         raise UserError(
-            f"DATASETS.LABELS.FRACTION is {fraction}; expected a fraction above 0, up to 1 (0.1 for "
-            "10 %)"
+            f"DATASETS.LABELS.FRACTION is {fraction}; expected a fraction above 0, up to 1 "
+            "(0.1 for 10 %)"
         )
     if not (isinstance(seed, int) and seed >= 0):
         raise UserError(f"DATASETS.LABELS.SEED is {seed}; expected 0 or more")

@@ -183,7 +183,7 @@ def _trained_on(folder: Path, values: dict, names: list) -> dict:
     [
         (_in_a_base, None),
         (partial(_labels, FRACTION=0.5), None),
-        (partial(_labels, FRACTION=50.0), "FRACTION is 50.0; expected a share above 0"),
+        (partial(_labels, FRACTION=50.0), "FRACTION is 50.0; expected a fraction above 0"),
         (partial(_labels, LIST="gone.txt"), "gone.txt does not exist; expected image ids"),
         (partial(_listed, ids="1\n2\n"), None),
         (partial(_listed, ids="1\n"), "none of the 1 images whose labels are used has an obj"),

@@ -74,7 +74,7 @@ def test_coco_layout_from_weights(data, backbone_file, tmp_path):
         *(data, *arguments, "--eval-only", "--weights", backbone_file, *budget(3)), check=False
     )
     assert lacking.returncode == 2
-    assert "are not a complete detector" in lacking.stderr
+    assert "are not a detector, but a backbone" in lacking.stderr
 
     # On a picture, with the run's own configuration.
     picture = next((data / "shapes" / "coco" / "val").glob("*.jpg"))

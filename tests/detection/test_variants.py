@@ -33,8 +33,8 @@ def msra(tmp_path_factory):
     folder = tmp_path_factory.mktemp("msra")
     blobs = caffe2(backbone_state("resnet50"), folded=True)
     (folder / "R-50.pkl").write_bytes(pickle.dumps({"blobs": blobs}))
-    told = CheckpointMetadata(method="supervised-msra")
-    convert(folder / "R-50.pkl", folder / "supervised_msra_r50.pth", told=told)
+    given = CheckpointMetadata(method="supervised-msra")
+    convert(folder / "R-50.pkl", folder / "supervised_msra_r50.pth", given=given)
     return folder / "supervised_msra_r50.pth"
 
 
