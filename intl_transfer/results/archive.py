@@ -5,7 +5,7 @@
 
 Of every finished run its manifest, its results, and of `metrics.jsonl` the lines that figures are
 drawn from: kilobytes in place of gigabytes. Absolute paths, hosts, users and command lines are
-taken out. The tables of the copy are compared with those of the runs before it counts.
+taken out. The tables of the copy are compared with those of the runs, and it is kept only if they agree.
 """
 
 from __future__ import annotations
@@ -70,6 +70,10 @@ def archive(roots: Sequence[Path], out: Path, is_anonymous: bool = False) -> tup
         raise UserError(f"--out {out} is there already; choose a new folder, or remove it")
     found = collect(roots, cache=False)
     finished = [entry for entry in found.entries if entry.status == "finished"]
+    others = [entry for entry in finished if not (entry.path / RESULTS).is_file()]
+    finished = [entry for entry in finished if entry not in others]
+    for entry in others:  # Detectron2's own folders
+        print(f"left out: {entry.path} has no {RESULTS}; copy what other programs wrote as it is")
     if not finished:
         names = ", ".join(map(str, roots))
         raise UserError(f"{names}: no finished run; expected run directories with {RESULTS}")
@@ -89,7 +93,7 @@ def archive(roots: Sequence[Path], out: Path, is_anonymous: bool = False) -> tup
         for root in roots:
             if (root / SWEEP).is_file():
                 (copy / SWEEP).write_text(privacy.text((root / SWEEP).read_text()))
-        _compare(roots, copy)
+        _compare([entry.path for entry in finished], copy)
         size = sum(file.stat().st_size for file in copy.rglob("*") if file.is_file())
         shutil.move(copy, out)
     return len(finished), size
@@ -134,13 +138,13 @@ def _lines(record: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(fields) + "\n}\n"
 
 
-def _compare(roots: Sequence[Path], copy: Path) -> None:
+def _compare(runs: Sequence[Path], copy: Path) -> None:
     """Tables of the copy against those of the runs, every digit that is shown."""
     from intl_transfer.results import build_tables, collect, render
 
     shown = [
         render(build_tables(collect(paths, cache=False)), "md", precision=6)
-        for paths in (roots, [copy])
+        for paths in (runs, [copy])
     ]
     if shown[0] != shown[1]:
         differing = next(

@@ -115,7 +115,7 @@ def test_detectron2s_augmentations_are_covered(registered):
     assert len(shapes) == 3
     assert len(boxes) > len({name for name, _ in boxes})  # flipped at times
     cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
-    with pytest.raises(UserError, match="'TrainingSampler' only"):
+    with pytest.raises(UserError, match="only 'TrainingSampler'"):
         build_stream(cfg)
 
 

@@ -314,5 +314,5 @@ def test_a_backbone_that_is_not_finite_is_not_exported(images, tmp_path):
     with pytest.raises(
         StateNotFiniteError, match=r"layer3\.0\.bn1\.running_var contains NaN or inf"
     ):
-        export(run, made.encoder.backbone, made._config, "r", {"steps": 1, "final_loss": 1.0})
+        export(run, made.encoder.backbone, made._config, {"steps": 1, "final_loss": 1.0})
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["manifest.json"]
