@@ -3,9 +3,9 @@
     intl-transfer archive runs/ --out records/
     intl-transfer collect records/
 
-Of every finished run its manifest, its results, and of `metrics.jsonl` the lines that figures are
-drawn from: kilobytes in place of gigabytes. Absolute paths, hosts, users and command lines are
-taken out. The tables of the copy are compared with those of the runs, and it is kept only if they agree.
+For every run that finished or failed: its manifest, its results, and the lines of `metrics.jsonl`
+that figures are drawn from; kilobytes instead of gigabytes. Absolute paths, hosts, users and
+command lines are removed. The copy is kept only if its tables equal those of the runs.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def archive(roots: Sequence[Path], out: Path, is_anonymous: bool = False) -> tuple[int, int]:
-    """Writes the records of all finished runs below some folders.
+    """Writes the records of all runs below some folders that finished or failed.
+
+    Those that failed are in no table, but figures may show that they did.
 
     Args:
         roots: run directories, or folders of them.
@@ -72,6 +74,7 @@ def archive(roots: Sequence[Path], out: Path, is_anonymous: bool = False) -> tup
     finished = [entry for entry in found.entries if entry.status == "finished"]
     others = [entry for entry in finished if not (entry.path / RESULTS).is_file()]
     finished = [entry for entry in finished if entry not in others]
+    failed = [entry for entry in found.entries if entry.status == "failed"]
     for entry in others:  # Detectron2's own folders
         print(f"left out: {entry.path} has no {RESULTS}; copy what other programs wrote as it is")
     if not finished:
@@ -81,7 +84,7 @@ def archive(roots: Sequence[Path], out: Path, is_anonymous: bool = False) -> tup
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         copy = Path(scratch) / out.name
-        for entry in finished:
+        for entry in (*finished, *failed):
             folder = copy / _place(entry.path, roots)
             if folder.exists():
                 raise UserError(
@@ -96,7 +99,7 @@ def archive(roots: Sequence[Path], out: Path, is_anonymous: bool = False) -> tup
         _compare([entry.path for entry in finished], copy)
         size = sum(file.stat().st_size for file in copy.rglob("*") if file.is_file())
         shutil.move(copy, out)
-    return len(finished), size
+    return len(finished) + len(failed), size
 
 
 def _place(run: Path, roots: Sequence[Path]) -> Path:

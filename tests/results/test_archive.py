@@ -31,6 +31,10 @@ def runs(tmp_path):
     (running.path / "results.json").unlink()
     running.manifest.status = "running"
     running.save()
+    failed = pretraining_run(root, "failed", seed=1)
+    (failed.path / "results.json").unlink()
+    failed.manifest.status = "failed"
+    failed.save()
     return root
 
 
@@ -39,7 +43,7 @@ def test_tables_of_the_copy_are_those_of_the_runs(runs, tmp_path, is_anonymous):
     out = tmp_path / "records"
     count, size = archive([runs], out, is_anonymous)
     files = [file for file in out.rglob("*") if file.is_file()]
-    assert count == 4  # the one that is running is not among them
+    assert count == 5  # the one that is running is not among them
     assert size == sum(file.stat().st_size for file in files) < 30_000
     assert {file.name for file in files} == {"manifest.json", "results.json", "metrics.jsonl"}
     assert shown(out) == shown(runs)
