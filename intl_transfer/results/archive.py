@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ from intl_transfer.errors import UserError
 from intl_transfer.runs import MANIFEST, METRICS, RESULTS, read_metrics
 from intl_transfer.runs.private import Privacy
 
+# Of a platform: a site's own build of the kernel names the site.
+_KERNEL = re.compile(r"(?<=^Linux)-.+-(?=(?:x86_64|aarch64|ppc64le)\b)")
 #: What a sweep is drawn by, beside its runs.
 SWEEP = "sweep.yaml"
 
@@ -114,7 +117,11 @@ def _place(run: Path, roots: Sequence[Path]) -> Path:
 def _records(run: Path, privacy: Privacy, is_anonymous: bool) -> Iterator[tuple[str, str]]:
     for name in (MANIFEST, RESULTS):
         if (run / name).is_file():
-            yield name, _lines(privacy.value(json.loads((run / name).read_text())))
+            record = privacy.value(json.loads((run / name).read_text()))
+            hardware = record.get("hardware")
+            if isinstance(hardware, dict) and isinstance(hardware.get("platform"), str):
+                hardware["platform"] = _KERNEL.sub("-", hardware["platform"])
+            yield name, _lines(record)
     lines = _drawn(read_metrics(run)) if (run / METRICS).is_file() else []
     if is_anonymous:  # seconds since the first of them
         lines = [{**line, "time": line.get("time", 0) - lines[0].get("time", 0)} for line in lines]

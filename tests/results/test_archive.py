@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import platform
 
 import pytest
 
@@ -53,6 +54,8 @@ def test_tables_of_the_copy_are_those_of_the_runs(runs, tmp_path, is_anonymous):
     for path in (out / "pretrain", out / "fine/intl0"):
         manifest = read_manifest(path)
         assert manifest.hardware["host"] == "HOST"
+        assert platform.release() not in manifest.hardware["platform"]
+        assert platform.machine() in manifest.hardware["platform"]
         assert [(one.host, one.command) for one in manifest.sessions] == [("HOST", [])]
         assert bool(manifest.started) is not is_anonymous
 
