@@ -22,11 +22,10 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: not set up; run `make setup`, then use .venv/bin/python or activate .venv")
 
-import yaml
-
 from intl_transfer import cli
 from intl_transfer.boundary import Boundary
 from intl_transfer.errors import UserError, did_you_mean
+from intl_transfer.files.yamls import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path("docs/results")  # below ROOT, as commands in the pictures name it
@@ -46,8 +45,7 @@ def main() -> int:
 
 def recipes() -> dict[str, str]:
     """The arguments of ``intl-transfer figure`` by the picture's name."""
-    found: dict[str, str] = yaml.safe_load((ROOT / RESULTS / "corpus/figures.yaml").read_text())
-    return found
+    return read_yaml(ROOT / RESULTS / "corpus/figures.yaml")
 
 
 def draw(stems: list[str]) -> int:

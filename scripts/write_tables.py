@@ -45,7 +45,7 @@ import math
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -98,38 +98,44 @@ def main() -> int:
 
 def rewritten(docs: Path) -> Iterator[tuple[Path, str]]:
     """All pages with such tables or code, with their updated text."""
+    kinds: tuple[tuple[re.Pattern[str], str, Callable[..., str]], ...] = (
+        (_TABLE, "table", csv_table),
+        (_RESULTS, "results", results_table),
+        (_CODE, "code", Path.read_text),
+    )
     for page in (*docs.parent.glob("README.md"), *sorted(docs.rglob("*.md"))):
         text = page.read_text()
-        if any(kind.search(text) for kind in (_TABLE, _RESULTS, _CODE)):
-            for kind, make in ((_TABLE, _made), (_RESULTS, _collected), (_CODE, _shown)):
-                text = kind.sub(partial(make, page), text)
+        if any(pattern.search(text) for pattern, _, _ in kinds):
+            for pattern, kind, make in kinds:
+                text = pattern.sub(partial(_insert, page, kind, make), text)
             yield page, text
 
 
-def _made(page: Path, found: re.Match[str]) -> str:
-    head, source, layout, _, end = found.groups()
+def _insert(page: Path, kind: str, make: Callable[..., str], found: re.Match[str]) -> str:
+    """A place of a page with its content made anew, by its source and, if any, its layout."""
+    head, source, *layout, _, end = found.groups()
     try:
-        with open(page.parent / source, newline="") as opened:
-            rows = list(csv.DictReader(opened))
-        return head + table(rows, yaml.safe_load(layout)) + end
-    except (TableError, OSError, yaml.YAMLError) as error:
-        raise TableError(f"{page}, table of {source}: {error}") from None
+        return (
+            head
+            + make(page.parent / source, *(yaml.safe_load(text) or {} for text in layout))
+            + end
+        )
+    except (TableError, UserError, OSError, yaml.YAMLError) as error:
+        raise TableError(f"{page}, {kind} of {source}: {error}") from None
 
 
-def _collected(page: Path, found: re.Match[str]) -> str:
-    head, source, said, _, end = found.groups()
-    try:
-        return head + results_table(page.parent / source, yaml.safe_load(said) or {}) + end
-    except (TableError, UserError, yaml.YAMLError) as error:
-        raise TableError(f"{page}, results of {source}: {error}") from None
+def csv_table(file: Path, layout: Mapping[str, Any]) -> str:
+    """:func:`table` of a CSV file."""
+    with open(file, newline="") as opened:
+        return table(list(csv.DictReader(opened)), layout)
 
 
-def results_table(records: Path, said: Mapping[str, Any]) -> str:
+def results_table(records: Path, layout: Mapping[str, Any]) -> str:
     """A table of run records, as ``intl-transfer collect`` shows it, without its heading.
 
     Args:
         records: a folder that ``intl-transfer archive`` wrote.
-        said: ``title``, ``options``, ``footnotes``.
+        layout: ``title``, ``options``, ``footnotes``.
 
     Raises:
         TableError: if the title is that of no table, or of several.
@@ -137,7 +143,7 @@ def results_table(records: Path, said: Mapping[str, Any]) -> str:
     """
     parser = argparse.ArgumentParser(exit_on_error=False)
     add_arguments(parser)
-    words = [str(records), *shlex.split(said.get("options", ""))]
+    words = [str(records), *shlex.split(layout.get("options", ""))]
     try:
         given, unknown = parser.parse_known_args(words)
     except argparse.ArgumentError as error:
@@ -147,24 +153,17 @@ def results_table(records: Path, said: Mapping[str, Any]) -> str:
     text = render(tables_of(collect([records], cache=False), given), "md", **rendering_of(given))
     parts = [part.split("\n", 1) for part in re.split(r"^### ", text, flags=re.MULTILINE)[1:]]
     titles = [title.replace("\\", "") for title, _ in parts]
-    chosen = [i for i, title in enumerate(titles) if title.startswith(said.get("title", ""))]
+    begin = layout.get("title", "")
+    chosen = [index for index, title in enumerate(titles) if title.startswith(begin)]
     if len(chosen) != 1:
         raise TableError(
-            f"title '{said.get('title', '')}' begins {len(chosen)} of the tables, expected one of: "
+            f"title '{begin}' begins {len(chosen)} of the tables, expected one of: "
             + "; ".join(titles)
         )
     body = parts[chosen[0]][1].strip()
-    if not said.get("footnotes", True):  # nor marks that nothing explains
+    if not layout.get("footnotes", True):  # nor marks that nothing explains
         body = re.sub(r" \[\d+(?:, ?\d+)*\](?= *\|)|\*\*", "", body.split("\n\n", 1)[0])
     return body + "\n"
-
-
-def _shown(page: Path, found: re.Match[str]) -> str:
-    head, source, _, end = found.groups()
-    try:
-        return head + (page.parent / source).read_text() + end
-    except OSError as error:
-        raise TableError(f"{page}, code of {source}: {error}") from None
 
 
 def table(rows: list[dict[str, str]], layout: Mapping[str, Any]) -> str:

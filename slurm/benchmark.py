@@ -261,40 +261,38 @@ class BenchmarkPlan(Plan[Benchmark]):
         if start.checkpoint is not None:
             job = self._conversion(name, name, str(Path(start.checkpoint).resolve()), [])
             return [(name, job.target, [job])]
-        if start.supervised is not None:
-            return self._supervised(name, start)
-        found = []
+        train = self._pretraining if start.pretrain is not None else self._supervised
         requested = self._resources("pretrain", self.config.resources.get("pretrain", {}))
-        batch = pretraining_config(start).optim.batch_size
-        rank_batch_size(batch, requested.nodes * tasks_per_node(requested))
+        found = []
         for seed in start.seeds:
             label = f"{name}_seed{seed}" if len(start.seeds) > 1 else name
-            folder = self.folder / "pretrain" / label
-            overrides = [*start.overrides, f"seed={seed}"]
-            title = f"{self.name}-pretrain-{name}"
-            config = start.pretrain or ""
-            resolved = dataclasses.replace(pretraining_config(start), seed=seed)
-            run = pretraining(config, overrides, folder, requested, self.code, title, resolved)
+            run, weights = train(name, start, seed, label, requested)
             run.must_finish = True
-            job = self._conversion(name, label, str(folder), [run.key])
+            job = self._conversion(name, label, weights, [run.key])
             found.append((label, job.target, [run, job]))
         return found
 
-    def _supervised(self, name: str, start: Initialization) -> list[tuple[str, str, list[Job]]]:
+    def _pretraining(
+        self, name: str, start: Initialization, seed: int, label: str, requested: Resources
+    ) -> tuple[Job, str]:
+        """A pretraining run, and what is converted of it."""
+        resolved = dataclasses.replace(pretraining_config(start), seed=seed)
+        rank_batch_size(resolved.optim.batch_size, requested.nodes * tasks_per_node(requested))
+        folder, title = self.folder / "pretrain" / label, f"{self.name}-pretrain-{name}"
+        overrides, config = [*start.overrides, f"seed={seed}"], start.pretrain or ""
+        run = pretraining(config, overrides, folder, requested, self.code, title, resolved)
+        return run, str(folder)
+
+    def _supervised(
+        self, name: str, start: Initialization, seed: int, label: str, requested: Resources
+    ) -> tuple[Job, str]:
         """Random weights trained on labels, by the stage that evaluates with few labels."""
-        overrides = list(start.overrides)
-        evaluation = Evaluation("classification", start.supervised or "", overrides, start.seeds)
+        evaluation = Evaluation("classification", start.supervised or "", list(start.overrides))
         kind = kind_of(evaluation, name)
-        requested = self._resources("pretrain", self.config.resources.get("pretrain", {}))
-        found = []
-        for seed in start.seeds:
-            label = f"{name}_seed{seed}" if len(start.seeds) > 1 else name
-            folder, title = self.folder / kind.stage / name / label, f"{self.name}-{name}"
-            run = kind.job(evaluation, RANDOM, seed, None, folder, requested, self.code, title)
-            run.key, run.must_finish = f"supervised/{label}", True
-            job = self._conversion(name, label, str(folder / CLASSIFIER), [run.key])
-            found.append((label, job.target, [run, job]))
-        return found
+        folder, title = self.folder / kind.stage / name / label, f"{self.name}-{name}"
+        run = kind.job(evaluation, RANDOM, seed, None, folder, requested, self.code, title)
+        run.key = f"supervised/{label}"
+        return run, str(folder / CLASSIFIER)
 
     def _conversion(self, name: str, label: str, source: str, parents: list[str]) -> Job:
         target = self.folder / "weights" / f"{label}.pth"

@@ -47,10 +47,9 @@ class Suspicions:
         self._boxes += 1
         if _fit_as_corners(box, size):
             self._fit_as_corners += 1
-            over = max((x + w - size[0]) / size[0], (y + h - size[1]) / size[1])
-            if x + w > size[0] + SLACK or y + h > size[1] + SLACK:
+            if _over_edge(box, size):
                 self._over += 1
-                self._far += over > _FAR
+                self._far += max((x + w - size[0]) / size[0], (y + h - size[1]) / size[1]) > _FAR
                 self._first.setdefault("over", f"{at}: bbox {list(box)}")
         if min(w, h) > 0 and are_relative(box, *size):
             self._add(
@@ -93,8 +92,7 @@ class Suspicions:
             if _fit_as_corners(box, size):
                 corners = (box[2] - box[0]) * (box[3] - box[1])
                 self._areas_of_corners += abs(area - corners) <= 0.01 * corners < abs(area - own)
-                over = box[0] + box[2] > size[0] + SLACK or box[1] + box[3] > size[1] + SLACK
-                self._over_by_area += over and abs(area - own) <= 0.01 * own
+                self._over_by_area += _over_edge(box, size) and abs(area - own) <= 0.01 * own
             self._areas += 1
             if own > _SMALL:
                 self._filled.append(area / own)
@@ -159,6 +157,11 @@ class Suspicions:
 def _fit_as_corners(box: Sequence[float], size: tuple[int, int]) -> bool:
     left, top, right, bottom = box
     return -SLACK <= left < right <= size[0] + SLACK and -SLACK <= top < bottom <= size[1] + SLACK
+
+
+def _over_edge(box: Sequence[float], size: tuple[int, int]) -> bool:
+    """Whether a box of x, y, width and height reaches over its image's right or lower edge."""
+    return box[0] + box[2] > size[0] + SLACK or box[1] + box[3] > size[1] + SLACK
 
 
 def _agree(area: float, box: float, mask: float) -> bool:

@@ -123,13 +123,13 @@ def label_problem(train: Mapping[str, Contents], chosen: Mapping[str, Sequence[s
         train: by name.
         chosen: ids of the images whose labels are used, by name; empty for all of them.
     """
+    if not chosen:
+        return None
     for name, ids in chosen.items():
         wanted = set(ids)
         for key, found in train[name].annotations.items():
             if str(key) in wanted and any(map(_is_trained_on, found)):
                 return None
-    if not chosen:
-        return None
     return (
         f"none of the {sum(map(len, chosen.values()))} images whose labels are used has an object; "
         "take more of them, or another DATASETS.LABELS.SEED"

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,10 +19,9 @@ from typing import Any
 
 from intl_transfer.errors import UserError
 from intl_transfer.runs import MANIFEST, METRICS, RESULTS, read_metrics
+from intl_transfer.runs.directory import read_json_object
 from intl_transfer.runs.private import Privacy
 
-# Of a platform: a site's own build of the kernel names the site.
-_KERNEL = re.compile(r"(?<=^Linux)-.+-(?=(?:x86_64|aarch64|ppc64le)\b)")
 #: What a sweep is drawn by, beside its runs.
 SWEEP = "sweep.yaml"
 
@@ -74,12 +71,16 @@ def archive(roots: Sequence[Path], out: Path, is_anonymous: bool = False) -> tup
     if out.exists():
         raise UserError(f"--out {out} is there already; choose a new folder, or remove it")
     found = collect(roots, cache=False)
-    finished = [entry for entry in found.entries if entry.status == "finished"]
-    others = [entry for entry in finished if not (entry.path / RESULTS).is_file()]
-    finished = [entry for entry in finished if entry not in others]
-    failed = [entry for entry in found.entries if entry.status == "failed"]
-    for entry in others:  # Detectron2's own folders
-        print(f"left out: {entry.path} has no {RESULTS}; copy what other programs wrote as it is")
+    finished, failed = list[Path](), list[Path]()
+    for entry in found.entries:
+        if entry.status == "failed":
+            failed.append(entry.path)
+        elif entry.status == "finished" and (entry.path / RESULTS).is_file():
+            finished.append(entry.path)
+        elif entry.status == "finished":  # Detectron2's own folder
+            print(
+                f"left out: {entry.path} has no {RESULTS}; copy what other programs wrote as it is"
+            )
     if not finished:
         names = ", ".join(map(str, roots))
         raise UserError(f"{names}: no finished run; expected run directories with {RESULTS}")
@@ -87,21 +88,21 @@ def archive(roots: Sequence[Path], out: Path, is_anonymous: bool = False) -> tup
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         copy = Path(scratch) / out.name
-        for entry in (*finished, *failed):
-            folder = copy / _place(entry.path, roots)
+        for run in (*finished, *failed):
+            folder = copy / _place(run, roots)
             if folder.exists():
                 raise UserError(
                     f"two runs would be {folder.relative_to(copy)}; archive their roots one by one"
                 )
             folder.mkdir(parents=True)
-            for name, content in _records(entry.path, privacy, is_anonymous):
+            for name, content in _records(run, privacy, is_anonymous):
                 (folder / name).write_text(content)
         for root in roots:
             if (root / SWEEP).is_file():
                 (copy / SWEEP).write_text(privacy.text((root / SWEEP).read_text()))
-        _compare([entry.path for entry in finished], copy)
+        _compare(finished, copy)
         size = sum(file.stat().st_size for file in copy.rglob("*") if file.is_file())
-        shutil.move(copy, out)
+        copy.rename(out)
     return len(finished) + len(failed), size
 
 
@@ -117,12 +118,8 @@ def _place(run: Path, roots: Sequence[Path]) -> Path:
 def _records(run: Path, privacy: Privacy, is_anonymous: bool) -> Iterator[tuple[str, str]]:
     for name in (MANIFEST, RESULTS):
         if (run / name).is_file():
-            record = privacy.value(json.loads((run / name).read_text()))
-            hardware = record.get("hardware")
-            if isinstance(hardware, dict) and isinstance(hardware.get("platform"), str):
-                hardware["platform"] = _KERNEL.sub("-", hardware["platform"])
-            yield name, _lines(record)
-    lines = _drawn(read_metrics(run)) if (run / METRICS).is_file() else []
+            yield name, _lines(privacy.value(read_json_object(run / name)))
+    lines = _drawn(read_metrics(run))
     if is_anonymous:  # seconds since the first of them
         lines = [{**line, "time": line.get("time", 0) - lines[0].get("time", 0)} for line in lines]
     if lines:

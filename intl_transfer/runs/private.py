@@ -25,6 +25,8 @@ _WORDS = _KINDS.format(_SIGNS)
 _PATH_OF_WORDS = re.compile(rf"(?:file://)?(?<![\w./\\}}~-])(?:{_WORDS})")
 _PATH = re.compile(rf"(?:{_KINDS.format(' :,' + _SIGNS)})")
 _HOMES = re.compile(r"(?:^|[\s'\"=:])(?:/home/|/Users/|[A-Za-z]:\\Users\\)([\w.-]+)")
+# Of a platform: a site's own build of the kernel names the site.
+_KERNEL = re.compile(r"(?<=^Linux)-.+-(?=(?:x86_64|aarch64|ppc64le)\b)")
 _MAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 _ADDRESS = re.compile(r"\b(?:https?|ssh|git|s3|gs|ftp)://[^\s'\"<>)]+|\bgit@[\w.-]+:[\w./-]+")
 _REVISION = re.compile(r"\b[0-9a-f]{40}\b")
@@ -100,6 +102,8 @@ class Privacy:
         if isinstance(value, str):
             if key == "host" and value:  # also one that is too short to be looked for in texts
                 return "HOST"
+            if key == "platform":
+                return _KERNEL.sub("-", value)
             if self._anonymous and key in ("started", "ended", "built", "revision", "git"):
                 return ""
             whole = self.text(value)

@@ -18,61 +18,57 @@ from intl_transfer.runs.distributed import process_group
 from intl_transfer.runs.rendezvous import VARIABLE, address_of, meet, register
 
 
-def join(rank, file, port, answers):
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
-    os.environ.update({"MASTER_PORT": str(port), VARIABLE: file, "GLOO_SOCKET_IFNAME": "lo"})
-    with process_group("cpu", timeout_minutes=1):
-        value = torch.tensor([rank + 1.0])
-        dist.all_reduce(value)
-        answers.put(value.item())
-        dist.barrier()
-
-
-@pytest.mark.slow
-def test_ranks_meet_although_the_port_is_somebody_elses(tmp_path):
-    """A program that accepts and says nothing: by torch's own way, rank 1 would wait for ever."""
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    with socket.socket() as theirs:
-        theirs.bind(("127.0.0.1", 0))
-        theirs.listen()
-        arguments = (str(tmp_path / "place"), theirs.getsockname()[1], answers)
-        ranks = [context.Process(target=join, args=(rank, *arguments)) for rank in range(2)]
-        for process in ranks:
-            process.start()
-        assert [answers.get(timeout=60) for _ in ranks] == [3.0, 3.0]
-        for process in ranks:
-            process.join(30)
-    assert [process.exitcode for process in ranks] == [0, 0]
-
-
-def join_by_address(rank, file, answers):
-    register()
-    register()  # does nothing
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", address_of(file, "127.0.0.1"), world_size=2, rank=rank)
+def add_up(rank, answers):
     value = torch.tensor([rank + 1.0])
     dist.all_reduce(value)
     answers.put(value.item())
     dist.barrier()
+
+
+def join(rank, answers, file, port):
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
+    os.environ.update({"MASTER_PORT": str(port), VARIABLE: file, "GLOO_SOCKET_IFNAME": "lo"})
+    with process_group("cpu", timeout_minutes=1):
+        add_up(rank, answers)
+
+
+def join_by_address(rank, answers, file):
+    register()
+    register()  # does nothing
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", address_of(file, "127.0.0.1"), world_size=2, rank=rank)
+    add_up(rank, answers)
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
-def test_code_that_gives_torch_an_address_meets_there_too(tmp_path):
-    """As Detectron2's launcher does; the folder has signs that addresses have a meaning for."""
+def check_that_two_ranks_meet(target, *arguments):
+    """Starts two processes of ``target(rank, answers, *arguments)``, which add up 1 and 2."""
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
-    folder = tmp_path / "a b?c#d%20é"
-    folder.mkdir()
-    arguments = (folder / "place", answers)
-    ranks = [context.Process(target=join_by_address, args=(rank, *arguments)) for rank in range(2)]
+    ranks = [context.Process(target=target, args=(rank, answers, *arguments)) for rank in range(2)]
     for process in ranks:
         process.start()
     assert [answers.get(timeout=60) for _ in ranks] == [3.0, 3.0]
     for process in ranks:
         process.join(30)
     assert [process.exitcode for process in ranks] == [0, 0]
+
+
+@pytest.mark.slow
+def test_ranks_meet_although_the_port_is_somebody_elses(tmp_path):
+    """A program that accepts and says nothing: by torch's own way, rank 1 would wait for ever."""
+    with socket.socket() as theirs:
+        theirs.bind(("127.0.0.1", 0))
+        theirs.listen()
+        check_that_two_ranks_meet(join, str(tmp_path / "place"), theirs.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_code_that_gives_torch_an_address_meets_there_too(tmp_path):
+    """As Detectron2's launcher does; the folder has signs that addresses have a meaning for."""
+    folder = tmp_path / "a b?c#d%20é"
+    folder.mkdir()
+    check_that_two_ranks_meet(join_by_address, folder / "place")
     host, _, port = (folder / "place").read_text().strip().rpartition(" ")
     assert host == "127.0.0.1"
     assert int(port) > 0
