@@ -243,6 +243,12 @@ def _line(line: Row, keys: Sequence[str]) -> str:
     return repr([comparable(line.get(key)) for key in keys])
 
 
+def _varies(means: Sequence[Row], x: str, key: str) -> bool:
+    """Whether a key takes several values at one value of x."""
+    pairs = {(comparable(line.get(x)), comparable(line.get(key))) for line in means}
+    return len(pairs) > len({value for value, _ in pairs})
+
+
 def draw(config: Sweep, rows: Sequence[Row]) -> Figure:
     """A panel for each figure: its mean over seeds, error bars of one standard deviation.
 
@@ -257,8 +263,9 @@ def draw(config: Sweep, rows: Sequence[Row]) -> Figure:
         if key is not None and key not in rows[0]:
             raise UserError(f"plot: {key} is not swept; swept are {', '.join(keys)}")
     x = plot.x or keys[0]
-    told_by = [plot.lines] if plot.lines else [key for key in keys if key != x]
     means = summary(config, rows)
+    # A key that moves with x makes no lines of its own.
+    told_by = [plot.lines] if plot.lines else [k for k in keys if k != x and _varies(means, x, k)]
     lines = {_line(line, told_by): [line[key] for key in told_by] for line in means}
     names = plot.figures or [name for name in FIGURES if any(name in line for line in means)]
     columns = min(3, max(1, len(names)))
@@ -289,6 +296,10 @@ def draw(config: Sweep, rows: Sequence[Row]) -> Figure:
         axis.set(xlabel=x.rsplit(".", 1)[-1], ylabel=FIGURES[name])
         if plot.log:
             style.log_scale(axis, "x")
+            if len(places) <= 8:  # between powers of ten there would be no label
+                at = sorted(places.values())
+                axis.set_xticks(at, [f"{place:g}" for place in at])
+                axis.minorticks_off()
     for axis in axes[len(names) :]:
         axis.set_axis_off()
     if told_by:

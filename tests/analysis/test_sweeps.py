@@ -10,7 +10,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from intl_transfer.analysis.sweeps import Sweep, override, rows_of, run_name, settings_of, summary
+from intl_transfer.analysis.sweeps import (
+    FIGURES,
+    Plot,
+    Sweep,
+    draw,
+    override,
+    rows_of,
+    run_name,
+    settings_of,
+    summary,
+)
 from intl_transfer.cli import main
 from intl_transfer.errors import UserError
 from intl_transfer.runs.config import load_config
@@ -160,6 +170,22 @@ def test_a_sweep_is_drawn_from_its_folder(tmp_path):
     assert record["summary"] == {"runs": 2, "finished": 1}
     assert list(pd.read_csv(out / "sweep.csv")["condition"]) == [-2.0, -2.0]
     assert (out / "sweep.svg").stat().st_size > 5000
+
+
+def test_keys_that_move_together_are_one_line_at_labeled_places():
+    widths = (128, 256, 512)
+    points = [{"model.embedding": w, "model.projector_hidden": w} for w in widths]
+    sweep = swept(points=points, plot=Plot(x="model.embedding", figures=["top1"], log=True))
+    rows = [
+        {**dict.fromkeys(FIGURES, math.nan), **point, "seed": seed, "status": "finished"}
+        | {"top1": 50.0 + seed}
+        for point in points
+        for seed in (0, 2)
+    ]
+    axis = draw(sweep, rows).axes[0]
+    (line,) = axis.containers
+    assert line[0].get_xydata().tolist() == [[width, 51.0] for width in widths]
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["128", "256", "512"]
 
 
 def test_the_dynamics_of_runs_side_by_side(tmp_path, capsys):
