@@ -154,13 +154,12 @@ class StageJob:
 
 def dist_url(ranks: dict[str, str]) -> str:
     """Where the processes of a stage that starts its own meet, from :func:`rank_environment`."""
+    from intl_transfer.runs.rendezvous import address_of, in_url
+
     host = ranks["MASTER_ADDR"]
     if "INTL_RENDEZVOUS" in ranks:
-        from intl_transfer.runs.rendezvous import address_of
-
         return address_of(Path(ranks["INTL_RENDEZVOUS"]), host)
-    host = f"[{host}]" if ":" in host else host
-    return f"tcp://{host}:{ranks['MASTER_PORT']}"
+    return f"tcp://{in_url(host)}:{ranks['MASTER_PORT']}"
 
 
 def rank_environment(restarts: int = 0) -> dict[str, str]:

@@ -39,6 +39,7 @@ from intl_transfer.data.segmentations import (
     pixel_area,
 )
 from intl_transfer.errors import did_you_mean
+from intl_transfer.files.jsons import unique_keys
 
 _PARTS = ("images", "annotations", "categories")
 
@@ -73,7 +74,7 @@ def read_coco(one: DetectionSet) -> Contents:
 def _load(file: Path, findings: Findings) -> dict[str, Any] | None:
     """The file's three lists; ``annotations`` is None if missing."""
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes(), object_pairs_hook=unique_keys)
     except OSError as error:
         findings.problem("file", f"{file} cannot be read ({error.strerror or error})")
         return None

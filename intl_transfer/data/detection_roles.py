@@ -107,11 +107,11 @@ def role_problems(train: Mapping[str, Contents], test: Mapping[str, Contents]) -
         if contents.annotated and not counted:
             yield (
                 f"no object that counts in '{name}' (crowds, difficult ones and boxes of no size "
-                "do not): all figures of its evaluation would be empty or 0"
+                "do not): all metrics of its evaluation would be empty or 0"
             )
         elif contents.blank_masks >= counted > 0:
             yield (
-                f"no mask in '{name}' has a single pixel: all figures of masks would be 0. Leave "
+                f"no mask in '{name}' has a single pixel: all metrics of masks would be 0. Leave "
                 "the masks out, and boxes alone are evaluated, or correct them"
             )
 

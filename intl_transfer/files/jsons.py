@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic_core import from_json
@@ -38,6 +40,19 @@ def parse_json(data: bytes | str, where: str) -> Any:
         if isinstance(error, RecursionError) or "recursion" in reason:
             reason = f"objects or lists are nested more than {DEEPEST} deep"
         raise UserError(f"{where} is not valid JSON ({reason}); the file is damaged") from None
+    return value
+
+
+def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An ``object_pairs_hook`` for :mod:`json`, which by itself keeps the last of equal keys.
+
+    Raises:
+        ValueError: if an object has a key twice.
+    """
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        repeated = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+        raise ValueError(f"the key '{repeated[:60]}' twice in one object")
     return value
 
 

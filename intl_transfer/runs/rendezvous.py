@@ -101,8 +101,12 @@ def address_of(file: Path, host: str) -> str:
         file: absolute; see :func:`meet`.
         host: rank 0's node, as the others reach it.
     """
-    host = f"[{host}]" if ":" in host else host
-    return f"{SCHEME}://{host}{quote(str(file))}"
+    return f"{SCHEME}://{in_url(host)}{quote(str(file))}"
+
+
+def in_url(host: str) -> str:
+    """A host as URLs name it: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 def register() -> None:

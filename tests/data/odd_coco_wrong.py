@@ -319,7 +319,7 @@ annotations_of_test = {
     ),
     "with blank masks": (
         lambda a: a.update(segmentation={"size": [HEIGHT, WIDTH], "counts": [3072]}, area=None),
-        "no mask in 'odd_test' has a single pixel: all figures of masks would be 0",
+        "no mask in 'odd_test' has a single pixel: all metrics of masks would be 0",
     ),
 }
 for _name, (_edit, _message) in annotations_of_test.items():
@@ -366,6 +366,16 @@ _bytes(
     lambda c: json.dumps(c["annotations"]).encode(),
 )
 _bytes("a file that is cut off", "no valid JSON", lambda c: json.dumps(c).encode()[:300])
+_bytes(
+    "a list that comes twice",
+    "no valid JSON .*the key 'annotations' twice",
+    lambda c: json.dumps(c)[:-1].encode() + b', "annotations": []}',
+)
+_bytes(
+    "a box that comes twice",
+    "the key 'bbox' twice",
+    lambda c: json.dumps(c).replace('"bbox"', '"bbox": [1, 1, 2, 2], "bbox"', 1).encode(),
+)
 _bytes("an empty file", "no valid JSON", lambda c: b"")
 _bytes("a file that is no text", "no valid JSON", lambda c: bytes(range(256)))
 _bytes("a file nested without end", "no valid JSON", lambda c: b"[" * 100_000)
