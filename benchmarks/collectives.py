@@ -306,10 +306,14 @@ def main() -> int:
                 {
                     "case": CASES[name][1],
                     **{column: total(every[0], column) for column in COLUMNS},
-                    "parts": {
-                        part: {c: every[0]["counts"].get((part, c), 0) for c in COLUMNS}
+                    **{
+                        f"{part.replace(' ', '_')}_{column}": every[0]["counts"].get(
+                            (part, column), 0
+                        )
                         for part in ("the rest", *PARTS)
+                        for column in COLUMNS
                     },
+                    **{f"per_log_line_{column}": n for column, n in log(every[0])},
                 }
             )
     if arguments.json:

@@ -211,7 +211,13 @@ def report(
             "ratio": 1 / ratio,
             "min": 1 / max(ratios),
             "max": 1 / min(ratios),
+            "quartile_1": 1 / spread[2],
+            "quartile_3": 1 / spread[0],
             "unit": "reference time / our time",
+            "reference_ms": 1e3 * statistics.median(work_too),
+            "our_ms": 1e3 * statistics.median(work),
+            "hooks_share": sum(hooks.values()) / len(ours.seconds) / total,
+            "data_share": sum(ours.data_seconds[WARM_UP:]) / sum(mine),
         }
         print(json.dumps({"benchmark": "finetune", "cases": [case]}))
 

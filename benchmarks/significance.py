@@ -77,6 +77,9 @@ def main() -> int:
                 found = [study(rng, rows, seeds, 0.5, shared)[-1] for _ in repeats]
                 case: dict[str, Any] = {
                     "case": f"{rows} rows, n = {seeds}, {100 * shared:.0f} % shared by seeds",
+                    "rows": rows,
+                    "seeds": seeds,
+                    "shared": shared,
                     "false": float(np.mean(false)),
                     "found": float(np.mean(found)),
                 }

@@ -214,13 +214,19 @@ def case_of(
 ) -> dict[str, Any]:
     """A case of the JSON from steps' seconds, processor and wall."""
     processor, wall = (reference / ours).T
+    low, high = np.quantile(processor, (0.25, 0.75))
+    reference_ms, our_ms = (1e3 * float(np.median(taken[:, 0])) for taken in (reference, ours))
     return {
         "case": name,
         "ratio": float(np.median(processor)),
         "min": float(processor.min()),
         "max": float(processor.max()),
+        "quartile_1": float(low),
+        "quartile_3": float(high),
         "wall_ratio": float(np.median(wall)),
         "unit": UNIT,
+        "reference_ms": reference_ms,
+        "our_ms": our_ms,
     }
 
 
@@ -240,12 +246,11 @@ def lockstep(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             single, together = taken[WARM_UP:, 0], taken[WARM_UP:, 1]
             case = case_of(f"lockstep, {name}, {ranks} rank{'s' * (ranks > 1)}", single, together)
             cases.append(case)
-            milliseconds = [np.median(steps[:, 0]) * 1e3 for steps in (single, together)]
-            low, high = np.quantile(single[:, 0] / together[:, 0], (0.25, 0.75))
             print(
                 f"{case['case'].removeprefix('lockstep, '):22s}"
-                + "".join(f"{value:9.0f} ms" for value in milliseconds)
-                + f"{case['ratio']:11.2f}x{low:9.2f} to {high:.2f}{case['wall_ratio']:11.2f}x"
+                f"{case['reference_ms']:9.0f} ms{case['our_ms']:9.0f} ms"
+                f"{case['ratio']:11.2f}x{case['quartile_1']:9.2f} to {case['quartile_3']:.2f}"
+                f"{case['wall_ratio']:11.2f}x"
             )
     return cases
 

@@ -33,7 +33,7 @@ A file of code is inserted unchanged:
     <!-- end of code -->
 
 `top1 .1` is that column with one decimal, and its standard deviation if the file has `top1_std`;
-without decimals the text is unchanged. Pages are README.md and those of docs. With `--check`
+`share .1%` is in percent; without decimals the text is unchanged. Pages are README.md and those of docs. With `--check`
 nothing is written, and outdated pages are listed (status 1).
 """
 
@@ -200,11 +200,11 @@ def _cell(row: Row, words: list[str], names: Mapping[Any, str]) -> str:
         return named[text]
     if len(words) == 1 or not text:
         return text
-    digits = int(words[1].removeprefix("."))
+    digits, is_percent = int(words[1].strip(".%")), words[1].endswith("%")
     mean, spread = float(text), float(row.get(f"{key}_std") or "nan")
     if not math.isfinite(mean):
         return str(mean).replace("-", "−")
-    shown = _number(mean, digits)
+    shown = f"{_number(100 * mean, digits)} %" if is_percent else _number(mean, digits)
     if math.isfinite(spread):
         return f"{shown} ± {_number(spread, digits)}"
     # A missing deviation although others have one: a single run.
