@@ -104,10 +104,10 @@ def measure(
     for row, (theirs, ours) in zip(cases, (("sbatch", "launch"), ("squeue", "again")), strict=True):
         reference, own = np.median(times[theirs]), np.median(times[ours])
         print(f"{row['case']:24s} {reference:9.2f} s {own:7.2f} s  {row['ratio']:6.1f}x")
-    thousand(folder, cluster)
+    queued: list[dict[str, object]] = [thousand(folder, cluster)]
     if arguments.run:
-        to_the_end(folder, arguments.run)
-    return cases
+        queued.append(to_the_end(folder, arguments.run))
+    return [*cases, *queued]
 
 
 def case(name: str, reference: list[float], ours: list[float]) -> dict[str, object]:
@@ -115,6 +115,7 @@ def case(name: str, reference: list[float], ours: list[float]) -> dict[str, obje
     ratios = np.array(reference) / np.array(ours)
     return {
         "case": name,
+        "part": "time",
         "ratio": float(np.median(reference) / np.median(ours)),
         "min": float(ratios.min()),
         "max": float(ratios.max()),
@@ -145,8 +146,8 @@ def quietly(root: Path, graph: list[Job], wait: bool = False) -> str:
     return output.getvalue()
 
 
-def thousand(folder: Path, cluster: Cluster) -> None:
-    """Submits 1,000 held jobs, and reports files on disk and rows in the queue."""
+def thousand(folder: Path, cluster: Cluster) -> dict[str, object]:
+    """Submits 1,000 held jobs; seconds, files on disk and the time to read the queue."""
     root = folder / "thousand"
     root.mkdir()
     taken: list[float] = []
@@ -167,10 +168,19 @@ def thousand(folder: Path, cluster: Cluster) -> None:
     )
     cluster.run("scancel", "--user=root")
     shutil.rmtree(root)
+    return {
+        "case": "1,000 held jobs",
+        "part": "queue",
+        "seconds": taken[0],
+        "arrays": len(arrays),
+        "files_per_job": files / 1000,
+        "ledger_kib": size,
+        "read_queue_s": asked[0],
+    }
 
 
-def to_the_end(folder: Path, jobs: int) -> None:
-    """Runs empty jobs, and counts their files."""
+def to_the_end(folder: Path, jobs: int) -> dict[str, object]:
+    """Runs empty jobs to their end; seconds, and files and KiB of each."""
     root = folder / "run"
     root.mkdir()
     taken: list[float] = []
@@ -178,12 +188,20 @@ def to_the_end(folder: Path, jobs: int) -> None:
         output = quietly(root, many(root, jobs, time=60), wait=True)
     ends = output.strip().splitlines()[-1]
     logs = [path for path in (root / "slurm").rglob("*") if path.is_file()]
+    kib = sum(path.stat().st_size for path in logs) / jobs / 1024
     print(
         f"\n{jobs} jobs that do nothing, on 16 CPUs of which this machine has {os.cpu_count()}: "
         f"{taken[0]:.0f} s from the command to the last end ({ends}), "
         f"{jobs / taken[0]:.1f} jobs/s; {len(logs) / jobs:.1f} files a job in slurm/, "
-        f"{sum(path.stat().st_size for path in logs) / jobs / 1024:.1f} KiB a job"
+        f"{kib:.1f} KiB a job"
     )
+    return {
+        "case": f"{jobs} empty jobs, to the last end",
+        "part": "queue",
+        "seconds": taken[0],
+        "files_per_job": len(logs) / jobs,
+        "kib_per_job": kib,
+    }
 
 
 @contextlib.contextmanager

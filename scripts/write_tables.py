@@ -33,8 +33,8 @@ A file of code is inserted unchanged:
     <!-- end of code -->
 
 `top1 .1` is that column with one decimal, and its standard deviation if the file has `top1_std`;
-`share .1%` is in percent; without decimals the text is unchanged. Pages are README.md and those of docs. With `--check`
-nothing is written, and outdated pages are listed (status 1).
+`share .1%` is in percent; without decimals the text is unchanged. Pages are README.md and those of
+docs. With `--check` nothing is written, and outdated pages are listed (status 1).
 """
 
 from __future__ import annotations
