@@ -95,6 +95,12 @@ def test_what_cannot_be_made_is_said(tables, output, expected):
         tables.table([{"k": "1"}], output)
 
 
+def test_shares_are_in_percent(tables):
+    layout = {"columns": {"share": "share .1%", "plain": "share .2"}}
+    made = tables.table([{"share": "0.0174", "n": "1"}, {"share": "-0.5", "n": "1"}], layout)
+    assert made.splitlines()[2:] == ["| 1.7 % | 0.02 |", "| −50.0 % | −0.50 |"]
+
+
 def test_what_keeps_a_release_back_is_named(tmp_path):
     check = load("release_check")
     files = {
