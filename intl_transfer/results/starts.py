@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from intl_transfer.conversion.settings import from_statistics
+from intl_transfer.data.statistics import statistics_of
+from intl_transfer.errors import UserError
 from intl_transfer.methods import METHODS
 from intl_transfer.results.run import Run, Start
 from intl_transfer.runs.changes import changed_midway
@@ -110,7 +113,17 @@ def initialization_of(manifest: Manifest, results: PretrainResults) -> Initializ
         method=results.method,
         weights_sha256=results.backbone_sha256,
         provenance=Provenance(pretrain_run=described),
+        pixels=_pixels(manifest.config),
     )
+
+
+def _pixels(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How a pretraining run normalized images, as evaluations of its backbone record it."""
+    try:
+        normalize = config["data"]["normalize"]
+        return from_statistics(statistics_of(normalize)).described()
+    except (KeyError, TypeError, UserError):
+        return None  # of an earlier version, which did not record it
 
 
 def start_of_pretraining(manifest: Manifest, results: PretrainResults) -> Start:

@@ -154,6 +154,16 @@ def test_facts_that_some_runs_do_not_record_are_said_to_be_assumed(tmp_path):
     assert len(build_tables(collect([tmp_path]))) == 3
 
 
+@pytest.mark.parametrize("study", ["axis", "demo"])
+def test_runs_of_one_version_record_all_and_nothing_is_assumed(study):
+    """Pretraining runs with a k-NN of their own are rows beside evaluations of their backbones."""
+    corpus = Path(__file__).parents[2] / "docs/results/corpus" / study
+    tables = build_tables(collect([corpus], cache=False))
+    notes = [note for table in tables for row in table.rows for note in row.notes]
+    assert notes
+    assert not [note for note in notes if "do not record" in note]
+
+
 def test_versions_and_changed_sources_are_a_footnote(tmp_path):
     for seed, (version, dirty) in enumerate([("0.6", False), ("0.6", True), ("0.7", False)]):
         run = detection_run(tmp_path, f"{seed}", 38.0 + seed, seed=seed)
