@@ -57,9 +57,8 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: not set up; run `make setup`, then use .venv/bin/python or activate .venv")
 
-import yaml
-
 from intl_transfer.errors import UserError
+from intl_transfer.files.yamls import parse_yaml
 from intl_transfer.results import collect, render
 from intl_transfer.results.arguments import add_arguments
 from intl_transfer.results.command import rendering_of, tables_of
@@ -117,10 +116,10 @@ def _insert(page: Path, kind: str, make: Callable[..., str], found: re.Match[str
     try:
         return (
             head
-            + make(page.parent / source, *(yaml.safe_load(text) or {} for text in layout))
+            + make(page.parent / source, *(parse_yaml(text, str(page)) or {} for text in layout))
             + end
         )
-    except (TableError, UserError, OSError, yaml.YAMLError) as error:
+    except (TableError, UserError, OSError) as error:
         raise TableError(f"{page}, {kind} of {source}: {error}") from None
 
 
