@@ -29,6 +29,7 @@ from slurm.launching import launch as launch_jobs
 from slurm.launching import something_missing
 from slurm.ledger import Job
 from slurm.local import visible_gpus
+from slurm.plan import add_selection, selected
 from slurm.resources import Resources, add_arguments, given_options, profile, resources
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,6 +46,7 @@ def main() -> int:
         "--dry-run", action="store_true", help="print the jobs without submitting them"
     )
     parser.add_argument("--wait", action="store_true", help="wait for the jobs to end")
+    add_selection(parser)
     add_arguments(parser)
     parser.add_argument(
         "overrides",
@@ -68,7 +70,7 @@ def launch(arguments: argparse.Namespace, benchmark: Benchmark, requested: Resou
     gpus = None if requested.cluster == "slurm" else len(visible_gpus())
     options = {**given_options(arguments), "cluster": requested.cluster}
     plan = BenchmarkPlan(benchmark, name, folder, ROOT, profile(arguments.profile), options, gpus)
-    jobs = plan.jobs()
+    jobs = selected(plan.jobs(), arguments.only)
     local = "" if gpus is None else f"; {gpus} GPU(s) on this machine"
     say(f"{requested.cluster}: {name} in {folder}: {counts(jobs)}{local}")
     if arguments.dry_run:
@@ -77,7 +79,7 @@ def launch(arguments: argparse.Namespace, benchmark: Benchmark, requested: Resou
     make_data(benchmark, say)
     if something_missing(jobs, folder, requested.cluster):
         plan.code = snapshot_beside(folder, ROOT)
-        jobs = plan.jobs()
+        jobs = selected(plan.jobs(), arguments.only)
         text = resolved(benchmark)
         write_atomically(folder / "benchmark.yaml", lambda out: out.write(text.encode()))
     return launch_jobs(folder, requested.cluster, jobs, arguments.wait, requested.parallel)

@@ -30,6 +30,7 @@ from slurm.launch_benchmark import counts
 from slurm.launching import launch as launch_jobs
 from slurm.launching import something_missing
 from slurm.local import visible_gpus
+from slurm.plan import add_selection, selected
 from slurm.resources import Resources, add_arguments, given_options, profile, resources
 from slurm.sweep import SweepPlan, make_shapes_of, read
 
@@ -47,6 +48,7 @@ def main() -> int:
         "--dry-run", action="store_true", help="print the jobs without submitting them"
     )
     parser.add_argument("--wait", action="store_true", help="wait for the jobs to end")
+    add_selection(parser)
     add_arguments(parser)
     parser.add_argument(
         "overrides",
@@ -68,7 +70,7 @@ def launch(arguments: argparse.Namespace, requested: Resources) -> int:
     gpus = None if requested.cluster == "slurm" else len(visible_gpus())
     options = {**given_options(arguments), "cluster": requested.cluster}
     plan = SweepPlan(sweep, name, folder, ROOT, profile(arguments.profile), options, gpus)
-    jobs = plan.jobs()
+    jobs = selected(plan.jobs(), arguments.only)
     say(f"{requested.cluster}: {name} in {folder}: {counts(jobs)}")
     if arguments.dry_run:
         say("# the resolved sweep:\n" + OmegaConf.to_yaml(OmegaConf.structured(sweep)))
@@ -80,7 +82,7 @@ def launch(arguments: argparse.Namespace, requested: Resources) -> int:
     write_atomically(folder / "sweep.yaml", lambda out: out.write(text.encode()))
     if something_missing(jobs, folder, requested.cluster):
         plan.code = snapshot_beside(folder, ROOT)
-        jobs = plan.jobs()
+        jobs = selected(plan.jobs(), arguments.only)
     parallel = requested.parallel or sweep.parallel
     return launch_jobs(folder, requested.cluster, jobs, arguments.wait, parallel)
 
