@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from slurm.executors import with_sources
 from slurm.launch_pretrain import pretraining
 from slurm.ledger import Job
 from slurm.local import fit
+from slurm.module import command as of_module
 from slurm.plan import Plan
 from slurm.resources import SMALL, Resources, checked, layered, small, tasks_per_node
 
@@ -355,7 +355,7 @@ class BenchmarkPlan(Plan[Benchmark]):
     def _collecting(self, evaluated: list[Job]) -> Job:
         requested = self._resources("collect", self.config.resources.get("collect", {}), True)
         target = self.folder / "report"
-        command = [sys.executable, "-m", "intl_transfer.results", str(self.folder)]
+        command = [*of_module(self.code, "intl_transfer.results"), str(self.folder)]
         command += ["--out", f"{target}/"] + (["--published"] if self.config.published else [])
         requested.environment = with_sources(requested.environment, self.code)
         return Job(

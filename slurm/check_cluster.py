@@ -35,6 +35,7 @@ from slurm import controller
 from slurm.executors import make_executor, say, submit, with_sources
 from slurm.jobs import StageJob
 from slurm.local import fit, visible_gpus
+from slurm.module import command as of_module
 from slurm.outcomes import LATE
 from slurm.resources import Resources, add_arguments, given_options, resources, tasks_per_node
 
@@ -112,7 +113,7 @@ def small_job(requested: Resources, options: dict[str, Any]) -> Resources:
 
 def submit_tasks(requested: Resources, folder: Path) -> submitit.Job[str]:
     """Submits the job; returns submitit's."""
-    command = [sys.executable, "-m", "intl_transfer.machine.task", str(folder)]
+    command = [*of_module(ROOT, "intl_transfer.machine.task"), str(folder)]
     command += ["--slurm"] if requested.cluster == "slurm" else []
     environment = with_sources(requested.environment, ROOT)
     work = StageJob(command, str(Path.cwd()), max_requeues=0, environment=environment)

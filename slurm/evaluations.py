@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -21,6 +20,7 @@ from intl_transfer.runs.settings import identity
 from slurm import launch_detection
 from slurm.executors import with_sources
 from slurm.ledger import WEIGHTS, Job
+from slurm.module import command as of_module
 from slurm.resources import Resources, fitting, tasks_per_node
 
 RANDOM = launch_detection.RANDOM
@@ -181,7 +181,7 @@ class Classification:
         overrides = [*evaluation.overrides, f"seed={seed}"]
         if rate is not None:
             overrides.append(f"optim.lr={rate:g}")
-        command = [sys.executable, "-m", "intl_transfer", "evaluate"]
+        command = [*of_module(code, "intl_transfer"), "evaluate"]
         command += ["--weights", weights, "--config", named]
         command += ["--output-dir", str(folder)]
         command += [

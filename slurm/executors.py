@@ -166,8 +166,9 @@ def snapshot_beside(parent: Path, root: Path) -> Path:
 def with_sources(environment: Mapping[str, str], code: Path) -> dict[str, str]:
     """An environment in which a job imports the copy of the sources.
 
-    The copy precedes the launcher's directory and the editable install, either of which may change
-    while the job is queued.
+    The copy precedes the editable install, which may change while the job is queued. The directory
+    that the launcher was started in would precede it for ``python -m``: commands name scripts of
+    the copy instead (:mod:`slurm.module`).
     """
     paths = [str(code), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**environment, "PYTHONPATH": os.pathsep.join(paths)}

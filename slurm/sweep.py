@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from slurm.executors import with_sources
 from slurm.launch_pretrain import pretraining
 from slurm.ledger import Job
 from slurm.local import fit
+from slurm.module import command as of_module
 from slurm.plan import Plan
 from slurm.resources import Resources, checked, layered, small, tasks_per_node
 
@@ -132,7 +132,7 @@ class SweepPlan(Plan[Sweep]):
             "report": ["intl_transfer.results", str(self.folder), "--out"],
             "figure": ["intl_transfer", "figure", "sweep", str(self.folder), "--out"],
         }
-        for name, words in tools.items():
+        for name, (tool, *words) in tools.items():
             target = self.folder / name
             site = {**self.site, **{k: v for k, v in self.options.items() if k == "cluster"}}
             requested = small(site, f"{self.name}: {name}")
@@ -141,7 +141,7 @@ class SweepPlan(Plan[Sweep]):
                 key=name,
                 stage="collect",
                 target=str(target),
-                command=[sys.executable, "-m", *words, f"{target}/"],
+                command=[*of_module(self.code, tool), *words, f"{target}/"],
                 resources=dataclasses.asdict(requested),
                 parents=[job.key for job in parents],
                 after="any",

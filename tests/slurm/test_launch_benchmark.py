@@ -238,7 +238,7 @@ def test_classification_is_a_kind_of_evaluation(tmp_path, data):
     starts = {f"linear/random_lr{rate}_seed{seed}" for rate in ("0.1", "0.2") for seed in (0, 1)}
     assert set(jobs) == starts
     command = jobs["linear/random_lr0.2_seed1"].command
-    assert command[1:5] == ["-m", "intl_transfer", "evaluate", "--weights"]
+    assert command[1:5] == [f"{ROOT}/slurm/module.py", "intl_transfer", "evaluate", "--weights"]
     assert command[-2:] == ["seed=1", "optim.lr=0.2"]
     for wrong, message in (
         ("evaluations.linear.overrides=[optim.ephocs=1]", "evaluations.linear: .*optim.ephocs"),

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -16,9 +17,12 @@ from intl_transfer.errors import UserError
 from intl_transfer.runs import read_results
 from intl_transfer.runs.directory import git_state
 from slurm import jobs, resources
-from slurm.executors import parse_seeds
+from slurm.benchmark import BenchmarkPlan, read
+from slurm.executors import parse_seeds, with_sources
 from slurm.jobs import StageFailedError, StageJob, reachable, require_finished, snapshot
 from slurm.outcomes import converted, last_error, run_status, settled_status
+from slurm.sweep import SweepPlan
+from slurm.sweep import read as read_sweep
 from tests.pretrain.running import ROOT, TINY
 from tests.slurm.work import make_job
 
@@ -129,6 +133,41 @@ def test_a_snapshot_is_what_was_there(tmp_path):
     assert json.loads((copied / "REVISION.json").read_text()) == git_state(ROOT)
     assert git_state(copied) == git_state(ROOT)
     assert not (copied / "tests").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["pretrain/train.py", "--config", "shapes_r18"],
+        ["detection/train_net.py", "--config", "shapes_coco_R18_C4"],
+        ["slurm/convert.py", "run", "out.pth"],
+        ["slurm/module.py", "intl_transfer", "evaluate", "--config", "shapes_knn"],
+        ["slurm/module.py", "intl_transfer.results", "runs"],
+        ["slurm/module.py", "intl_transfer.machine.task", "folder"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_jobs_run_the_copy_although_they_start_in_the_clone(tmp_path, words):
+    copied = snapshot(ROOT, tmp_path / "code")
+    (copied / "intl_transfer" / "errors.py").write_text('raise SystemExit("of the copy")\n')
+    environment = with_sources(dict(os.environ), copied)
+    command = [sys.executable, str(copied / words[0]), *words[1:]]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (1, "of the copy")
+
+
+@pytest.mark.parametrize("name", ["shapes_methods", "photo_cutouts", "sweep_axis"])
+def test_every_job_of_a_plan_names_a_script_of_the_copy(tmp_path, name):
+    copied = tmp_path / "code"
+    if name.startswith("sweep"):
+        made = SweepPlan(read_sweep(name, []), name, tmp_path, copied, {}, {"cluster": "local"}, 0)
+    else:
+        made = BenchmarkPlan(read(name, []), name, tmp_path, copied, {}, {"cluster": "local"}, 0)
+    jobs = made.jobs()
+    assert {"pretrain", "evaluation", "collect"} <= {job.stage for job in jobs}
+    for job in jobs:
+        assert job.command[0] == sys.executable
+        assert Path(job.command[1]).is_relative_to(copied), job.command
 
 
 def test_names_that_resolve_are_left_as_they_are():
