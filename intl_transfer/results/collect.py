@@ -314,7 +314,7 @@ def _sort_out(entries: list[Entry], found: Collection) -> None:
     finished: list[Entry] = []
     origins = _Origins()
     for entry in entries:
-        if entry.stage == "pretrain" and entry.manifest is not None:
+        if entry.stage in _TRAINING_BACKBONES and entry.manifest is not None:
             origins.add(entry)
         if entry.status == "inconsistent":
             found.problems.append(f"left out: {entry.detail}")
@@ -358,6 +358,10 @@ def _problem(entry: Entry) -> str | None:
         return f"stage is '{entry.stage}', expected one of {', '.join(STAGES)}"
     assert entry.results is not None
     return problem_of(entry.results, entry.manifest.config if entry.manifest else None)
+
+
+#: Stages whose runs leave a backbone: an evaluation by fine-tuning is a supervised start.
+_TRAINING_BACKBONES = ("pretrain", "evaluation")
 
 
 class _Origins:

@@ -135,7 +135,7 @@ def start_of_pretraining(manifest: Manifest, results: PretrainResults) -> Start:
 def settings_of_pretraining(manifest: Manifest) -> dict[str, Any]:
     """The deciding settings of a pretraining run's weights, by dotted key."""
     images = {n: s.as_json() for n, s in manifest.dataset.items() if n == "train"}
-    found = deciding("pretrain", manifest.config) | changed_midway(manifest)
+    found = deciding(manifest.stage, manifest.config) | changed_midway(manifest)
     return portable(found) | below("dataset", images)
 
 

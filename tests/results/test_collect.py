@@ -15,6 +15,7 @@ from intl_transfer.runs import METRICS, RunDirectory
 from intl_transfer.runs.lock import LOCK
 from tests.results.synthetic import (
     detection_run,
+    evaluation_run,
     pretraining_run,
     standard_set,
     start_of,
@@ -127,6 +128,20 @@ def test_parents_by_hash_then_by_id_also_of_runs_that_go_on(tmp_path):
     missing = "the pretraining run was not among the folders read"
     notes = {row.runs[0].path.name: row.notes for row in rows}
     assert notes == {"by_hash": (), "by_id": (), "orphan": (missing,)}
+
+
+def test_a_supervised_start_leads_to_the_evaluation_that_trained_it(tmp_path):
+    for seed in (0, 1):
+        run = evaluation_run(tmp_path, f"labels{seed}", kind="semi", seed=seed)
+        made = {"optim.epochs": 20, "data.labels_percent": 100}
+        start = start_of("supervised", f"{seed}" * 64, id=run.manifest.id, seed=seed, settings=made)
+        detection_run(tmp_path, f"fine{seed}", seed=seed, initialization=start)
+    found = collect([tmp_path])
+    parents = {run.path.name: run.parent for run in found.runs}
+    assert parents == {f"fine{seed}": tmp_path / f"labels{seed}" for seed in (0, 1)}
+    (row,) = build_tables(found)[0].rows
+    assert (row.n, row.metrics["box", "AP"].count) == (2, "2 pretrainings")
+    assert not [note for note in row.notes if "pretraining run" in note]
 
 
 def test_a_pretraining_that_was_no_run_here_is_not_missed(tmp_path):
