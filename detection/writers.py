@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,8 +52,12 @@ class FailSafe(EventWriter):
         try:
             action()
         except Exception as error:
-            self._writer = None
+            failed, self._writer = self._writer, None
             disabled(self._name, error)
+            if failed is not None:
+                # Left open, its file would print a traceback when it is let go of (Python 3.13).
+                with contextlib.suppress(Exception):
+                    failed.close()
 
 
 def writers(folder: Path, iterations: int) -> list[EventWriter]:
