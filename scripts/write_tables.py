@@ -199,13 +199,15 @@ def _cell(row: Row, words: list[str], names: Mapping[Any, str]) -> str:
         return named[text]
     if len(words) == 1 or not text:
         return text
-    digits, is_percent = int(words[1].strip(".%")), words[1].endswith("%")
-    mean, spread = float(text), float(row.get(f"{key}_std") or "nan")
+    digits = int(words[1].strip(".%"))
+    scale, unit = (100, " %") if words[1].endswith("%") else (1, "")
+    mean, spread = scale * float(text), scale * float(row.get(f"{key}_std") or "nan")
     if not math.isfinite(mean):
         return str(mean).replace("-", "−")
-    shown = f"{_number(100 * mean, digits)} %" if is_percent else _number(mean, digits)
+    shown = _number(mean, digits)
     if math.isfinite(spread):
-        return f"{shown} ± {_number(spread, digits)}"
+        return f"{shown} ± {_number(spread, digits)}{unit}"
+    shown += unit
     # A missing deviation although others have one: a single run.
     return f"{shown} (n = 1)" if row.get("n", "1") != "1" else shown
 

@@ -239,8 +239,7 @@ def supervised_config(start: Initialization) -> EvaluationConfig:
 class BenchmarkPlan(Plan[Benchmark]):
     """Makes the jobs of a benchmark, a configuration from :func:`read`."""
 
-    def jobs(self) -> list[Job]:
-        """All jobs, parents before children."""
+    def _every_job(self) -> list[Job]:
         starts: list[tuple[str, str, list[str]]] = []
         jobs: list[Job] = []
         for name, start in self.config.initializations.items():

@@ -29,7 +29,7 @@ from slurm.launching import launch as launch_jobs
 from slurm.launching import something_missing
 from slurm.ledger import Job
 from slurm.local import visible_gpus
-from slurm.plan import add_selection, selected
+from slurm.plan import add_selection
 from slurm.resources import Resources, add_arguments, given_options, profile, resources
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,8 +69,10 @@ def launch(arguments: argparse.Namespace, benchmark: Benchmark, requested: Resou
     ).resolve()
     gpus = None if requested.cluster == "slurm" else len(visible_gpus())
     options = {**given_options(arguments), "cluster": requested.cluster}
-    plan = BenchmarkPlan(benchmark, name, folder, ROOT, profile(arguments.profile), options, gpus)
-    jobs = selected(plan.jobs(), arguments.only)
+    plan = BenchmarkPlan(
+        benchmark, name, folder, ROOT, profile(arguments.profile), options, gpus, arguments.only
+    )
+    jobs = plan.jobs()
     local = "" if gpus is None else f"; {gpus} GPU(s) on this machine"
     say(f"{requested.cluster}: {name} in {folder}: {counts(jobs)}{local}")
     if arguments.dry_run:
@@ -79,7 +81,7 @@ def launch(arguments: argparse.Namespace, benchmark: Benchmark, requested: Resou
     make_data(benchmark, say)
     if something_missing(jobs, folder, requested.cluster):
         plan.code = snapshot_beside(folder, ROOT)
-        jobs = selected(plan.jobs(), arguments.only)
+        jobs = plan.jobs()
         text = resolved(benchmark)
         write_atomically(folder / "benchmark.yaml", lambda out: out.write(text.encode()))
     return launch_jobs(folder, requested.cluster, jobs, arguments.wait, requested.parallel)

@@ -30,7 +30,7 @@ from slurm.launch_benchmark import counts
 from slurm.launching import launch as launch_jobs
 from slurm.launching import something_missing
 from slurm.local import visible_gpus
-from slurm.plan import add_selection, selected
+from slurm.plan import add_selection
 from slurm.resources import Resources, add_arguments, given_options, profile, resources
 from slurm.sweep import SweepPlan, make_shapes_of, read
 
@@ -69,8 +69,10 @@ def launch(arguments: argparse.Namespace, requested: Resources) -> int:
     folder = Path(arguments.output_dir or sweep.output_dir or f"runs/sweep/{name}").resolve()
     gpus = None if requested.cluster == "slurm" else len(visible_gpus())
     options = {**given_options(arguments), "cluster": requested.cluster}
-    plan = SweepPlan(sweep, name, folder, ROOT, profile(arguments.profile), options, gpus)
-    jobs = selected(plan.jobs(), arguments.only)
+    plan = SweepPlan(
+        sweep, name, folder, ROOT, profile(arguments.profile), options, gpus, arguments.only
+    )
+    jobs = plan.jobs()
     say(f"{requested.cluster}: {name} in {folder}: {counts(jobs)}")
     if arguments.dry_run:
         say("# the resolved sweep:\n" + OmegaConf.to_yaml(OmegaConf.structured(sweep)))
@@ -82,7 +84,7 @@ def launch(arguments: argparse.Namespace, requested: Resources) -> int:
     write_atomically(folder / "sweep.yaml", lambda out: out.write(text.encode()))
     if something_missing(jobs, folder, requested.cluster):
         plan.code = snapshot_beside(folder, ROOT)
-        jobs = selected(plan.jobs(), arguments.only)
+        jobs = plan.jobs()
     parallel = requested.parallel or sweep.parallel
     return launch_jobs(folder, requested.cluster, jobs, arguments.wait, parallel)
 

@@ -27,6 +27,7 @@ class Plan(Generic[Config]):
         site: resources from the profile.
         options: resources from the command line; they override all others.
         gpus: GPUs of this machine, if jobs run on it; None on SLURM.
+        only: patterns of the jobs to be made, as of :func:`selected`.
     """
 
     config: Config
@@ -36,8 +37,17 @@ class Plan(Generic[Config]):
     site: Mapping[str, Any]
     options: Mapping[str, Any]
     gpus: int | None = None
+    only: Sequence[str] = ()
 
     def jobs(self) -> list[Job]:
+        """The selected jobs, parents before children.
+
+        Raises:
+            UserError: if a job's settings are invalid, or a pattern matches none.
+        """
+        return selected(self._every_job(), self.only)
+
+    def _every_job(self) -> list[Job]:
         """All jobs, parents before children."""
         raise NotImplementedError
 

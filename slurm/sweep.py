@@ -50,7 +50,7 @@ def make_shapes_of(sweep: Sweep, folder: Path, say: Any) -> None:
 class SweepPlan(Plan[Sweep]):
     """Makes the jobs of a sweep, a configuration from :func:`read`."""
 
-    def jobs(self) -> list[Job]:
+    def _every_job(self) -> list[Job]:
         """All jobs, parents before children.
 
         Raises:

@@ -99,6 +99,8 @@ def test_shares_are_in_percent(tables):
     layout = {"columns": {"share": "share .1%", "plain": "share .2"}}
     made = tables.table([{"share": "0.0174", "n": "1"}, {"share": "-0.5", "n": "1"}], layout)
     assert made.splitlines()[2:] == ["| 1.7 % | 0.02 |", "| −50.0 % | −0.50 |"]
+    with_deviation = tables.table([{"share": "0.5", "share_std": "0.02", "n": "2"}], layout)
+    assert with_deviation.splitlines()[2:] == ["| 50.0 ± 2.0 % | 0.50 ± 0.02 |"]
 
 
 def test_what_keeps_a_release_back_is_named(tmp_path):

@@ -113,7 +113,7 @@ def quiet_tensorboard() -> None:
 
     Its error is raised again by the next call of the writer, which is where it is handled.
     """
-    from tensorboard.summary.writer import event_file_writer  # type: ignore[import-untyped]  # no stubs
+    from tensorboard.summary.writer import event_file_writer
 
     before = threading.excepthook
     if getattr(before, "is_quiet", False):
