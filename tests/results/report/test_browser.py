@@ -188,7 +188,7 @@ def test_without_a_clipboard_the_text_is_shown_to_be_selected(visit, report):
     area = seen.page.locator("dialog textarea")
     assert area.input_value().startswith("### coco")
     seen.page.keyboard.press("Escape")
-    assert seen.page.locator("dialog").count() == 0
+    seen.page.wait_for_selector("dialog", state="detached")  # browsers tell of it later
 
 
 def test_everything_is_reached_by_the_keyboard(visit, report):
@@ -293,6 +293,7 @@ def test_a_run_leads_back_to_its_pretraining(visit, report):
     seen = visit(report)
     seen.go("#/runs")
     seen.page.get_by_role("link", name="coco INTL seed 1", exact=True).click()
+    seen.settle()
     stations = seen.texts(".station-kind")
     assert stations == [
         *("pretraining run", "backbone", "conversion", "weights"),
