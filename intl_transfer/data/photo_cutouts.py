@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from intl_transfer.data.augment import Pixels
+from intl_transfer.data.images import scaled
 from intl_transfer.data.made_sets import MadeSet, SetSpec
 from intl_transfer.data.photo_sources import CLASSES as FOLDERS
 from intl_transfer.data.photo_sources import Library, Part, Source
@@ -25,7 +26,7 @@ from intl_transfer.data.scenes import Mask, Progress, Scene, SceneObject
 from intl_transfer.data.shapes_drawing import random_stream
 
 # Incremented whenever the same spec would give other pixels or annotations.
-VERSION = 1
+VERSION = 2
 CLASSES = tuple(FOLDERS)
 #: Folder of the unlabeled images, and the file that lists the sources of each split.
 UNLABELED, SOURCES = "unlabeled", "sources.json"
@@ -114,8 +115,8 @@ def _lit(pixels: Pixels, light: int, rng: np.random.RandomState) -> Pixels:
     """Random brightness and tint; alpha is unchanged."""
     factors = [light * int(rng.randint(236, 277)) >> 8 for _ in range(3)]
     lit = pixels.copy()
-    scaled = pixels[..., :3].astype(np.int32) * np.array(factors, dtype=np.int32) >> 8
-    lit[..., :3] = np.minimum(scaled, 255).astype(np.uint8)
+    product = pixels[..., :3].astype(np.int32) * np.array(factors, dtype=np.int32) >> 8
+    lit[..., :3] = np.minimum(product, 255).astype(np.uint8)
     return lit
 
 
@@ -128,7 +129,7 @@ def _background(part: Part, size: int, rng: np.random.RandomState) -> Pixels:
     left, top = int(rng.randint(width - side + 1)), int(rng.randint(height - side + 1))
     image = Image.fromarray(pixels)
     box = (left, top, left + side, top + side)
-    piece = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    piece = scaled(image, (size, size), Image.Resampling.BICUBIC, box)
     if rng.randint(2):
         piece = piece[:, ::-1]
     return _lit(np.ascontiguousarray(piece), int(rng.randint(180, 300)), rng)
@@ -153,8 +154,8 @@ def _drawn(source: Source, extent: int, longest: int, rng: np.random.RandomState
     divisor = max(root * longest, extent * max(height, width))  # whichever bound is tighter
     new_width, new_height = (max(4, n * extent * longest // divisor) for n in (width, height))
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    scaled = np.asarray(image.resize((new_width, new_height), Image.Resampling.BICUBIC))
-    return _lit(scaled, int(rng.randint(200, 310)), rng)
+    resized = scaled(image, (new_width, new_height), Image.Resampling.BICUBIC)
+    return _lit(resized, int(rng.randint(200, 310)), rng)
 
 
 def _somewhere(pixels: Pixels, size: int, rng: np.random.RandomState) -> _Piece:

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from intl_transfer.data.augment import Pixels
-from intl_transfer.data.images import decode_cut_out, decode_image
+from intl_transfer.data.images import decode_cut_out, decode_image, scaled
 from intl_transfer.errors import UserError
 from intl_transfer.files.rcc import RccFile
 
@@ -272,6 +272,4 @@ def _at_most(pixels: Pixels, side: int, largest: int) -> Pixels:
     if side <= largest:
         return pixels
     height, width = (max(1, length * largest // side) for length in pixels.shape[:2])
-    # Pillow weights colors by alpha, so that transparent pixels do not bleed.
-    scaled = Image.fromarray(pixels).resize((width, height), Image.Resampling.BOX)
-    return np.asarray(scaled)
+    return scaled(Image.fromarray(pixels), (width, height), Image.Resampling.BOX)

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from intl_transfer.data.augment import Pixels
-from intl_transfer.data.images import read_image
+from intl_transfer.data.images import read_image, scaled
 from intl_transfer.data.scenes import Mask, Scene, SceneObject
 
 # Coordinates are integers in units of 1/16 pixel.
@@ -101,11 +101,11 @@ def random_stream(*key: object) -> np.random.RandomState:
     return np.random.RandomState(np.frombuffer(digest[:16], dtype="<u4").astype(np.uint32))
 
 
-def _scaled(pixels: Pixels, factors: tuple[int, int, int]) -> Pixels:
+def _multiplied(pixels: Pixels, factors: tuple[int, int, int]) -> Pixels:
     """Each channel multiplied by factor / 256, saturated."""
     product = pixels.astype(np.int32) * np.array(factors, dtype=np.int32) >> 8
-    scaled: Pixels = np.minimum(product, 255).astype(np.uint8)
-    return scaled
+    multiplied: Pixels = np.minimum(product, 255).astype(np.uint8)
+    return multiplied
 
 
 def _cut(
@@ -119,7 +119,7 @@ def _cut(
     left = rng.randint(region[0], max(region[0], region[2] - side) + 1)
     top = rng.randint(region[1], max(region[1], region[3] - side) + 1)
     box = (int(left), int(top), int(min(left + side, region[2])), int(min(top + side, region[3])))
-    pixels = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    pixels = scaled(image, (size, size), Image.Resampling.BICUBIC, box)
     pixels = np.rot90(pixels, rng.randint(4))
     return np.ascontiguousarray(pixels[:, ::-1] if rng.randint(2) else pixels)
 
@@ -131,7 +131,7 @@ def texture(label: int, size: int, rng: np.random.RandomState) -> Pixels:
     pixels = _cut(_photograph(kind.photograph), kind.region, side, size, rng)
     light = int(rng.randint(190, 320))
     factors = [t * light * int(rng.randint(230, 283)) >> 16 for t in kind.tint]
-    return _scaled(pixels, (factors[0], factors[1], factors[2]))
+    return _multiplied(pixels, (factors[0], factors[1], factors[2]))
 
 
 def background(size: int, rng: np.random.RandomState) -> Pixels:
@@ -142,7 +142,7 @@ def background(size: int, rng: np.random.RandomState) -> Pixels:
     pixels = _cut(image, (0, 0, width, height), side, size, rng)
     light = int(rng.randint(120, 230))
     factors = [light * int(rng.randint(220, 293)) >> 8 for _ in range(3)]
-    return _scaled(pixels, (factors[0], factors[1], factors[2]))
+    return _multiplied(pixels, (factors[0], factors[1], factors[2]))
 
 
 def form_mask(label: int, size: int, center: tuple[int, int], radius: int, turn: int) -> Mask:

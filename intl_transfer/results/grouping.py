@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -316,11 +316,16 @@ def provenance_notes(members: Sequence[Run]) -> tuple[str, ...]:
 def _code_notes(members: Sequence[Run]) -> list[str]:
     """A footnote on runs with several versions of the code."""
     notes = []
-    versions = Counter(
-        found for run in members if (found := run.manifest.versions.get("detectron2")) is not None
-    )
-    if len(versions) > 1:
-        notes.append(f"of several versions of Detectron2: {', '.join(sorted(versions))}")
+    # What a run does not record (a library that it did not load) is no other version.
+    versions: dict[str, set[str]] = {}
+    for run in members:
+        for name, version in run.manifest.versions.items():
+            versions.setdefault(name, set()).add(version)
+    several = [
+        f"{name} {', '.join(sorted(found))}" for name, found in versions.items() if len(found) > 1
+    ]
+    if several:
+        notes.append(f"of several versions: {'; '.join(sorted(several))}")
     changed = sum(run.manifest.git.dirty is True for run in members)
     if changed:
         runs = "all runs" if changed == len(members) else f"{changed} of {len(members)} runs"

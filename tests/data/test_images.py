@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
@@ -25,6 +26,7 @@ from intl_transfer.data.images import (
     decode_image,
     read_header,
     read_image,
+    scaled,
 )
 
 PHOTOGRAPH = Image.fromarray(skimage.data.astronaut()[:120, :160])
@@ -435,3 +437,30 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path):
     (tmp_path / "empty.jpg").write_bytes(b"")
     with pytest.raises(UnreadableImageError, match="the file is empty"):
         read_header(tmp_path / "empty.jpg")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(2, 60),
+    st.integers(2, 60),
+    st.integers(1, 40),
+    st.sampled_from("L RGB RGBA".split()),
+)
+def test_wide_images_are_scaled_as_by_one_call_of_pillow(height, more, side, mode):
+    """Every version scales their columns first."""
+    rng = np.random.RandomState(height * 61 + more)
+    sequence = rng.randint(0, 256, (height, height + more, 4)).astype(np.uint8)
+    image = Image.fromarray(sequence).convert(mode)
+    for how in (Image.Resampling.BICUBIC, Image.Resampling.BOX):
+        for box in (None, (1, 0, height + 1, height)):
+            expected = np.asarray(image.resize((side, side), how, box=box))
+            np.testing.assert_array_equal(scaled(image, (side, side), how, box), expected)
+
+
+def test_high_images_are_scaled_alike_by_every_version_of_pillow():
+    """The hash is of one call of Pillow 12.3.0; 13.0.0 scales rows first, to other levels."""
+    sequence = np.arange(300 * 40 * 4, dtype=np.uint64) ** 3 // 7 % 256
+    image = Image.fromarray(sequence.astype(np.uint8).reshape(300, 40, 4))
+    found = scaled(image, (30, 20), Image.Resampling.BICUBIC, (1, 50, 38, 299))
+    digest = "f4736d882e27438ad2fb4c2d0c216f5a8b8a59dc0a8f457d3db875210416cfd2"
+    assert hashlib.sha256(found.tobytes()).hexdigest() == digest

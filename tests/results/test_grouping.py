@@ -167,12 +167,14 @@ def test_runs_of_one_version_record_all_and_nothing_is_assumed(study):
 def test_versions_and_changed_sources_are_a_footnote(tmp_path):
     for seed, (version, dirty) in enumerate([("0.6", False), ("0.6", True), ("0.7", False)]):
         run = detection_run(tmp_path, f"{seed}", 38.0 + seed, seed=seed)
-        run.manifest.versions["detectron2"] = version
+        run.manifest.versions = {"detectron2": version, "torch": "2.14.1"}
+        if seed:  # what a run does not record is no other version
+            run.manifest.versions["pillow"] = f"{11 + seed}.0"
         run.manifest.git.dirty = dirty
         run.save()
     (row,) = build_tables(collect([tmp_path]))[0].rows
     assert row.n == 3
-    assert "of several versions of Detectron2: 0.6, 0.7" in row.notes
+    assert "of several versions: detectron2 0.6, 0.7; pillow 12.0, 13.0" in row.notes
     assert "1 of 3 runs made by sources with changes that were not committed" in row.notes
 
 

@@ -12,7 +12,7 @@ from intl_transfer.runs.wording import setting_in_words
 
 #: Maximum number of differing settings shown in the summary of a row.
 _MOST = 8
-_LIBRARIES = ("torch", "torchvision", "detectron2")
+_LIBRARIES = ("torch", "torchvision", "detectron2", "pillow")
 
 
 def evidence_of(table: Table, row: Row) -> dict[str, Any]:
