@@ -444,7 +444,7 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path):
     st.integers(2, 60),
     st.integers(2, 60),
     st.integers(1, 40),
-    st.sampled_from("L RGB RGBA".split()),
+    st.sampled_from(["L", "RGB", "RGBA"]),
 )
 def test_wide_images_are_scaled_as_by_one_call_of_pillow(height, more, side, mode):
     """Every version scales their columns first."""
