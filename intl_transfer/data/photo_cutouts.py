@@ -23,7 +23,7 @@ from intl_transfer.data.made_sets import MadeSet, SetSpec
 from intl_transfer.data.photo_sources import CLASSES as FOLDERS
 from intl_transfer.data.photo_sources import Library, Part, Source
 from intl_transfer.data.scenes import Mask, Progress, Scene, SceneObject
-from intl_transfer.data.shapes_drawing import random_stream
+from intl_transfer.data.shapes_drawing import multiplied, random_stream
 
 # Incremented whenever the same spec would give other pixels or annotations.
 VERSION = 2
@@ -115,8 +115,7 @@ def _lit(pixels: Pixels, light: int, rng: np.random.RandomState) -> Pixels:
     """Random brightness and tint; alpha is unchanged."""
     factors = [light * int(rng.randint(236, 277)) >> 8 for _ in range(3)]
     lit = pixels.copy()
-    product = pixels[..., :3].astype(np.int32) * np.array(factors, dtype=np.int32) >> 8
-    lit[..., :3] = np.minimum(product, 255).astype(np.uint8)
+    lit[..., :3] = multiplied(pixels[..., :3], factors)
     return lit
 
 

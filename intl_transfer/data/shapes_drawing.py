@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,11 +102,11 @@ def random_stream(*key: object) -> np.random.RandomState:
     return np.random.RandomState(np.frombuffer(digest[:16], dtype="<u4").astype(np.uint32))
 
 
-def _multiplied(pixels: Pixels, factors: tuple[int, int, int]) -> Pixels:
+def multiplied(pixels: Pixels, factors: Sequence[int]) -> Pixels:
     """Each channel multiplied by factor / 256, saturated."""
     product = pixels.astype(np.int32) * np.array(factors, dtype=np.int32) >> 8
-    multiplied: Pixels = np.minimum(product, 255).astype(np.uint8)
-    return multiplied
+    saturated: Pixels = np.minimum(product, 255).astype(np.uint8)
+    return saturated
 
 
 def _cut(
@@ -131,7 +132,7 @@ def texture(label: int, size: int, rng: np.random.RandomState) -> Pixels:
     pixels = _cut(_photograph(kind.photograph), kind.region, side, size, rng)
     light = int(rng.randint(190, 320))
     factors = [t * light * int(rng.randint(230, 283)) >> 16 for t in kind.tint]
-    return _multiplied(pixels, (factors[0], factors[1], factors[2]))
+    return multiplied(pixels, factors)
 
 
 def background(size: int, rng: np.random.RandomState) -> Pixels:
@@ -142,7 +143,7 @@ def background(size: int, rng: np.random.RandomState) -> Pixels:
     pixels = _cut(image, (0, 0, width, height), side, size, rng)
     light = int(rng.randint(120, 230))
     factors = [light * int(rng.randint(220, 293)) >> 8 for _ in range(3)]
-    return _multiplied(pixels, (factors[0], factors[1], factors[2]))
+    return multiplied(pixels, factors)
 
 
 def form_mask(label: int, size: int, center: tuple[int, int], radius: int, turn: int) -> Mask:

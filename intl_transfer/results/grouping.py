@@ -317,15 +317,17 @@ def _code_notes(members: Sequence[Run]) -> list[str]:
     """A footnote on runs with several versions of the code."""
     notes = []
     # What a run does not record (a library that it did not load) is no other version.
-    versions: dict[str, set[str]] = {}
+    versions: defaultdict[str, set[str]] = defaultdict(set)
     for run in members:
         for name, version in run.manifest.versions.items():
-            versions.setdefault(name, set()).add(version)
+            versions[name].add(version)
     several = [
-        f"{name} {', '.join(sorted(found))}" for name, found in versions.items() if len(found) > 1
+        f"{name} {', '.join(sorted(found))}"
+        for name, found in sorted(versions.items())
+        if len(found) > 1
     ]
     if several:
-        notes.append(f"of several versions: {'; '.join(sorted(several))}")
+        notes.append(f"of several versions: {'; '.join(several)}")
     changed = sum(run.manifest.git.dirty is True for run in members)
     if changed:
         runs = "all runs" if changed == len(members) else f"{changed} of {len(members)} runs"
