@@ -25,7 +25,7 @@ from intl_transfer.data.statistics import STATISTICS, Statistics
 from intl_transfer.data.views import normalize
 from intl_transfer.errors import UserError
 from intl_transfer.evaluation.config import ModelConfig
-from intl_transfer.models import build_backbone
+from intl_transfer.models import build_backbone, starts_at_zero
 from intl_transfer.runs.records import Initialization
 
 #: Value of ``--weights`` for random initialization.
@@ -106,7 +106,9 @@ def load_evaluated_backbone(
     """
     own = from_statistics(statistics or STATISTICS["imagenet"])
     if weights == RANDOM:
-        network, width = build_backbone(model.backbone, cast(Any, model.stem))
+        network, width = build_backbone(
+            model.backbone, cast(Any, model.stem), model.zero_init_residual
+        )
         known = own.known_by(configured("the data set"))
         return EvaluatedBackbone(network, width, model.backbone, model.stem, settings=known)
     if not Path(weights).exists():
@@ -148,6 +150,22 @@ def load_evaluated_backbone(
             }
         ],
     )
+
+
+def recorded_model(subject: EvaluatedBackbone, model: ModelConfig) -> ModelConfig:
+    """What a run records of its backbone: what was evaluated, also for weights from a file.
+
+    Args:
+        subject: the backbone.
+        model: as configured.
+    """
+    # Trained weights do not tell how they began: as runs of before this setting imply.
+    zero: bool | None = True
+    if subject.initialization.kind == "random":
+        zero = model.zero_init_residual
+        if zero is None:
+            zero = starts_at_zero(subject.architecture)
+    return ModelConfig(subject.architecture, subject.stem, zero)
 
 
 def _provenance(backbone: Backbone, architecture: str) -> dict[str, Any]:

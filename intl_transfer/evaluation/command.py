@@ -61,8 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from intl_transfer.boundary import Boundary
     from intl_transfer.conversion.command import metadata_of
-    from intl_transfer.evaluation.backbone import load_evaluated_backbone
-    from intl_transfer.evaluation.config import ModelConfig, data_statistics
+    from intl_transfer.evaluation.backbone import load_evaluated_backbone, recorded_model
+    from intl_transfer.evaluation.config import data_statistics
     from intl_transfer.evaluation.expected import expectations
     from intl_transfer.evaluation.stage import evaluate
     from intl_transfer.runs.changes import Continuation, as_begun
@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
                 network = subject.network
                 network.load_state_dict(permuted(network.state_dict(), config.seed))
             # The configuration records the evaluated architecture, also for weights from a file.
-            config.model = ModelConfig(subject.architecture, subject.stem)
+            config.model = recorded_model(subject, config.model)
             earlier = Continuation(
                 *(config.output_dir, "evaluation", dataclasses.asdict(config), subject.inputs),
                 allow=arguments.allow_config_change,

@@ -71,10 +71,13 @@ class ModelConfig:
     Attributes:
         backbone: ``resnet18`` to ``resnet152``, ``wide_resnet50_2``.
         stem: ``imagenet``, ``cifar`` or ``cifar_published``.
+        zero_init_residual: start residual branches at zero. null: as the published recipes, which
+            do, but for ResNet-18.
     """
 
     backbone: str = "resnet50"
     stem: str = "imagenet"
+    zero_init_residual: bool | None = None
 
 
 @dataclass

@@ -113,7 +113,11 @@ def trained_backbone(session: Session) -> dict[str, str]:
     if images.channels != "RGB" or images.stride_in_1x1:
         return {}  # which no file of ours can state
     method = "supervised" if start.kind == "random" else f"{start.method or 'unknown'}, then labels"
-    further = {"weights_sha256": start.weights_sha256} if start.weights_sha256 else {}
+    further: dict[str, Any] = {}
+    if start.kind == "random":
+        further = {"model.zero_init_residual": config.model.zero_init_residual}
+    elif start.weights_sha256:
+        further = {"weights_sha256": start.weights_sha256}
     facts = {"method": method, "epochs": config.optim.epochs, "dataset": config.data.name}
     settings = dataclasses.asdict(config)
     run = run_described(session.run.manifest, "evaluation", settings, further, **facts)

@@ -1,7 +1,7 @@
 """Backbones, projector and the siamese network."""
 
 from intl_transfer.models.activation_checkpointing import checkpoint_activations
-from intl_transfer.models.backbones import BACKBONES, STEMS, Stem, build_backbone
+from intl_transfer.models.backbones import BACKBONES, STEMS, Stem, build_backbone, starts_at_zero
 from intl_transfer.models.lockstep import walk_together
 from intl_transfer.models.precision import PRECISIONS, check_precision
 from intl_transfer.models.projector import build_projector
@@ -21,6 +21,7 @@ __all__ = [
     "check_precision",
     "checkpoint_activations",
     "ema_momentum",
+    "starts_at_zero",
     "synchronize_batchnorm",
     "walk_together",
 ]

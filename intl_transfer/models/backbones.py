@@ -17,8 +17,17 @@ _SMALL_PADDING: dict[Stem, int] = {"cifar": 1, "cifar_published": 2}
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2")
 
 
+def starts_at_zero(name: str) -> bool:
+    """Whether residual branches start at zero, as the published recipes do, but for ResNet-18.
+
+    Weights that nobody trains much longer than some hundred steps keep such branches nearly
+    silent, so a random or a briefly trained start differs with it.
+    """
+    return name != "resnet18"
+
+
 def build_backbone(
-    name: str, stem: Stem = "imagenet", zero_init_residual: bool = True
+    name: str, stem: Stem = "imagenet", zero_init_residual: bool | None = None
 ) -> tuple[nn.Module, int]:
     """Builds a ResNet without its classifier, randomly initialized.
 
@@ -29,8 +38,8 @@ def build_backbone(
             stride 1, no pooling: 32 px give maps of 32, 32, 16, 8, 4) or ``"cifar_published"``
             (INTL's authors': a further pixel of zero padding, maps of 34, 34, 17, 9, 5, and the
             stem's weights initialized by torch's default instead of Kaiming's fan-out).
-        zero_init_residual: start each residual branch's last batch norm weight at zero, as the
-            published ResNet-50 recipes do (not those of ResNet-18).
+        zero_init_residual: start each residual branch's last batch norm weight at zero. None:
+            by :func:`starts_at_zero`.
 
     Returns:
         The network, images (B, 3, H, W) to pooled features (B, width), and ``width``.
@@ -46,6 +55,8 @@ def build_backbone(
         raise UserError(
             f"no stem '{stem}'; expected {', '.join(STEMS)}.{did_you_mean(stem, STEMS)}"
         )
+    if zero_init_residual is None:
+        zero_init_residual = starts_at_zero(name)
     network: Any = torchvision.models.get_model(
         name, weights=None, zero_init_residual=zero_init_residual
     )

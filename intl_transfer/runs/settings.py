@@ -184,6 +184,7 @@ IMPLIED: dict[str, dict[str, Any]] = {
         "data.crop_pct": 0.875,
         "data.interpolation": "bicubic",
         "optim.base_batch_size": None,
+        "model.zero_init_residual": True,
         "control.shuffle_labels": False,
         "control.noise": 0.0,
         "control.permute_weights": False,

@@ -81,6 +81,25 @@ def test_a_stem_for_small_images_is_taken(tmp_path):
         convert(path, tmp_path / "w.pth")
 
 
+@pytest.mark.parametrize(
+    ("backbone", "asked", "expected"),
+    [
+        ("resnet18", None, 1.0),
+        ("resnet18", True, 0.0),
+        ("resnet50", None, 0.0),
+        ("resnet50", False, 1.0),
+    ],
+)
+def test_random_weights_begin_as_pretraining_does(backbone, asked, expected):
+    """Zero in a residual branch's last batch norm leaves random features without that branch."""
+    model = ModelConfig(backbone, zero_init_residual=asked)
+    network = load_evaluated_backbone("random", model).network
+    last = "bn2" if backbone == "resnet18" else "bn3"
+    for stage in (network.layer1, network.layer4):
+        for block in stage:
+            assert getattr(block, last).weight.detach().unique().tolist() == [expected]
+
+
 def test_random_weights_and_none(tmp_path):
     torch.manual_seed(3)
     subject = load_evaluated_backbone("random", ModelConfig("resnet18", "cifar"))

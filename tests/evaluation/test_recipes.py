@@ -111,6 +111,7 @@ imagenet100_*             data.name               imagenet100
 *                         engine.precision        fp32
 *                         model.backbone          resnet50
 *                         model.stem              imagenet
+*                         model.zero_init_residual  null
 """
 LINES = [
     (*line.split(maxsplit=2)[:2], yaml.safe_load(line.split(maxsplit=2)[2]))

@@ -197,6 +197,9 @@ def test_a_backbone_trained_on_labels_is_a_start_for_others(
     assert run["settings"]["dataset.train.images"] == 36
     sha = manifest["inputs"][0]["sha256"] if known else None
     assert run["settings"].get("weights_sha256") == sha
+    # ResNet-18's published recipes start no branch at zero.
+    assert run["settings"].get("model.zero_init_residual") is (None if known else False)
+    assert manifest["config"]["model"]["zero_init_residual"] is bool(known)
     levels = {key: fact["level"] for key, fact in provenance["evidence"].items()}
     assert {levels[key] for key in ("method", "epochs", "dataset", "pixels")} == {
         "stated in the file"

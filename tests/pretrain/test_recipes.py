@@ -19,6 +19,7 @@ from torch import nn
 
 from intl_transfer.data.loaders import rank_batch_size
 from intl_transfer.data.statistics import STATISTICS
+from intl_transfer.models import starts_at_zero
 from intl_transfer.runs.config import load_config
 from intl_transfer.runs.settings import flatten, role_of
 from intl_transfer.spectral import default_trace_weight
@@ -297,6 +298,12 @@ def test_every_published_recipe_is_there_and_every_file_is_known():
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_file_resolves(path):
     check(resolved(path.stem))
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_random_weights_of_an_evaluation_begin_as_every_recipe_does(path):
+    model = resolved(path.stem).model
+    assert starts_at_zero(model.backbone) is model.zero_init_residual
 
 
 @pytest.mark.parametrize("ranks", [1, 8, 32])

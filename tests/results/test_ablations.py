@@ -130,3 +130,27 @@ def test_a_converted_backbone_carries_it_too(runs, tmp_path):
     assert "seed" not in settings
     found = read_results(runs / "evaluation" / "knn32_t8").initialization.provenance
     assert found.pretrain_run.settings == settings
+
+
+def earlier(folder):
+    """Makes a run one of before the setting existed: residual branches started at zero."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["config"]["model"]["zero_init_residual"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_random_weights_that_begin_otherwise_are_other_rows(runs, images, tmp_path):
+    knn = ("shapes_knn", "data.size=32", "k=3", "model.backbone=resnet18")
+    for seed in (0, 1):
+        evaluate(images, "random", tmp_path / f"now{seed}", *knn, f"seed={seed}")
+    evaluate(images, "random", tmp_path / "before", *knn, "model.zero_init_residual=true")
+    evaluate(images, "random", tmp_path / "asked", *knn, "model.zero_init_residual=true", "seed=1")
+    earlier(tmp_path / "before")
+    # Trained weights do not depend on it.
+    for name in ("base0", "base1"):
+        shutil.copytree(runs / "evaluation" / f"knn32_{name}", tmp_path / f"knn32_{name}")
+    earlier(tmp_path / "knn32_base1")
+    (table,) = build_tables(collect([tmp_path], cache=False))
+    expected = [["asked", "before"], ["knn32_base0", "knn32_base1"], ["now0", "now1"]]
+    assert sorted(rows_of(table).values()) == expected
+    assert len(rows_of(table)) == 3

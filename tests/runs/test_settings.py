@@ -145,6 +145,7 @@ def test_what_absent_keys_imply_is_the_default_but_where_that_was_changed():
         ("evaluation", "data.interpolation"),  # crops were bicubic once
         ("evaluation", "data.exif_orientation"),  # tags were left aside, as by torchvision
         ("pretrain", "data.exif_orientation"),
+        ("evaluation", "model.zero_init_residual"),  # random weights began at zero, ResNet-18 too
     }
     for stage, values in IMPLIED.items():
         config = flatten({**CONFIGS, "neighbors": CONFIGS["pretrain"]["knn"]}[stage])
