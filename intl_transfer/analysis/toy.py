@@ -211,6 +211,7 @@ def toy(config: ToyConfig, runs: Sequence[Path] = ()) -> Outcome:
             rows.append(row | {"effective_rank_z_hat": float(effective_rank(values))})
     outcome.tables[""] = rows
     _claim(outcome, rows)
+    outcome.tables["summary"] = [{"variant": name, **end} for name, end in outcome.summary.items()]
     _draw(outcome, trained, rows, config)
     if config.frames:
         outcome.files[".gif"] = animation(trained, config)

@@ -110,3 +110,8 @@ def test_the_toy_collapses_without_whitening_and_spreads_with_it(tmp_path):
     assert ranks.min()["T = 4, trace loss"] > 1.8
     assert set(rows[rows["variant"] == "p = 0, plain distance"]["end"]) == {"point"}
     assert (tmp_path / "toy.gif").read_bytes()[:6] == b"GIF89a"
+    ends = pd.read_csv(tmp_path / "toy_summary.csv").set_index("variant")
+    counted = pd.crosstab(rows["variant"], rows["end"])
+    assert (ends.loc[counted.index, counted.columns] == counted).all(axis=None)
+    medians = rows.groupby("variant")[["condition_z", "condition_z_hat"]].median()
+    assert np.allclose(ends.loc[medians.index, medians.columns], medians, rtol=1e-4)
