@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 
 from intl_transfer.analysis import style
 from intl_transfer.analysis.batches import batch_of_spectrum, geometric
 from intl_transfer.analysis.outcome import Claim, Outcome, Row, below
-from intl_transfer.analysis.reading import pretraining_runs
+from intl_transfer.analysis.reading import Run, pretraining_runs
 from intl_transfer.analysis.trace import descend
 from intl_transfer.errors import UserError
 from intl_transfer.spectral import trace_loss_bound
@@ -45,8 +46,11 @@ def floor(config: FloorConfig, runs: Sequence[Path] = ()) -> Outcome:
     figure, axes = style.panels(
         1 + bool(runs), width=style.WIDE if runs else style.COLUMN, height=2.6
     )
-    furthest = 0.0
-    for look, t in zip(style.line_styles(), config.iterations, strict=False):
+    furthest, found = 0.0, sorted(pretraining_runs(runs), key=_iterations) if runs else []
+    levels = sorted({*config.iterations, *map(_iterations, found)})
+    looks = dict(zip(levels, style.line_styles(), strict=False))
+    for t in config.iterations:
+        look = looks[t]
         bounds = [trace_loss_bound(n, t) / n for n in config.samples]
         rows += [
             {"kind": "floor", "T": t, "N": n, "trace_loss": share * n}
@@ -70,26 +74,33 @@ def floor(config: FloorConfig, runs: Sequence[Path] = ()) -> Outcome:
     names = ["floor (lines), reached (marks)"]
     if runs:
         outcome.runs = list(runs)
-        _of_runs(outcome, rows, axes[1], runs)
+        _of_runs(outcome, rows, axes[1], found, looks)
         names.append("runs, and their floors (dotted)")
     style.letter(axes, names)
     outcome.figures[""], outcome.tables[""] = figure, rows
     return outcome
 
 
-def _of_runs(outcome: Outcome, rows: list[Row], axis: Axes, runs: Sequence[Path]) -> None:
+def _iterations(run: Run) -> int:
+    return int(run.settings.get("loss.iterations", 4))
+
+
+def _of_runs(
+    outcome: Outcome,
+    rows: list[Row],
+    axis: Axes,
+    found: Sequence[Run],
+    looks: Mapping[int, dict[str, Any]],
+) -> None:
     """Trace loss of each run over its steps, and its floor; none may fall below."""
     lowest, drawn = float("inf"), 0
-    found = pretraining_runs(runs)
-    levels = sorted({int(run.settings.get("loss.iterations", 4)) for run in found})
-    looks = dict(zip(levels, style.line_styles(), strict=False))
     shown: set[int] = set()
     for run in found:
         steps, values = run.curve("spectrum/trace_loss")
         if not steps:
             continue
         settings = run.settings
-        t = int(settings.get("loss.iterations", 4))
+        t = _iterations(run)
         on_samples = settings.get("loss.axis", "channel") == "channel"
         n = int(settings["optim.batch_size" if on_samples else "model.embedding"])
         least, drawn = trace_loss_bound(n, t), drawn + 1

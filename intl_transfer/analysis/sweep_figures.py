@@ -75,12 +75,18 @@ def iterations(config: Sweep, runs: Sequence[Path] = ()) -> Outcome:
         Claim("stable runs that finish", f"{len(stable)}", sum(finished), all(finished))
     )
     if late:
-        failed = [row["status"] != "finished" or row["skipped_steps"] > 0 for row in late]
-        text = f"runs of the direct iteration at T = {most} that end, or skip steps, as not finite"
+        failed = [_is_lost(row) for row in late]
+        text = f"direct runs at T = {most} that rounding leaves NaN or one direction"
         outcome.claims.append(Claim(text, f"{len(late)}", sum(failed), all(failed)))
     _claim_trace_loss(outcome, stable)
     outcome.figures["spectra"] = spectra(trained)
     return outcome
+
+
+def _is_lost(row: Row) -> bool:
+    """Whether steps were not finite, or all of Ẑ is one direction where Z is not."""
+    one = row["output_effective_rank"] < 1.01 and row["effective_rank"] > 1.5
+    return row["status"] != "finished" or row["skipped_steps"] > 0 or one
 
 
 def _claim_trace_loss(outcome: Outcome, rows: Sequence[Row]) -> None:
