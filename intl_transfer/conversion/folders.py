@@ -30,10 +30,18 @@ _NUMBERED = re.compile(r"(?:pytorch_)?model_\d+\.(?:safetensors|bin)")
 _CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
 # timm's networks that compute the same as torchvision's of the same names and shapes.
 _TIMM = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2")
-
-
 # Of timm, with low-pass filters in place of strides.
 _ONLY_ALIKE = re.compile(r"resnet(?:aa|blur)\d")
+# Arguments of timm's ResNet that change what the same tensors compute, with the values that do not.
+_ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "act_layer": (None, "relu"),
+    "norm_layer": (None, "batchnorm", "batchnorm2d"),
+    "aa_layer": (None, ""),
+    "avg_down": (None, False),
+    "replace_stem_pool": (None, False),
+    "block_args": (None, {}),
+}
+_EPSILON = 1e-5  # of torch's batch norm
 
 
 def network_file(folder: Path) -> Path:
@@ -90,6 +98,8 @@ def read_sharded(index: Path) -> tuple[Content, str]:
     if not isinstance(parts, Mapping) or not parts:
         raise UserError(f"{index}: expected a 'weight_map' from tensors to files")
     names = sorted({str(name) for name in parts.values()})
+    owner = {unwrapped(str(tensor)): str(name) for tensor, name in parts.items()}
+    owner |= {str(tensor): str(name) for tensor, name in parts.items()}
     tensors: dict[str, Tensor] = {}
     hashes = []
     for name in names:
@@ -97,11 +107,14 @@ def read_sharded(index: Path) -> tuple[Content, str]:
         if Path(name).name != name or not file.is_file():
             raise UserError(f"{index}: its file '{name[:80]}' is not in {index.parent}")
         content = read_content(file, verified=True)
-        tensors |= content.tensors
+        # Of a tensor in two files, as of a model that was split anew, the index says which counts.
+        tensors |= {key: t for key, t in content.tensors.items() if owner.get(key, name) == name}
         hashes.append(f"{sha256_file(file)}  {name}\n")
-    missing = sorted({unwrapped(str(name)) for name in parts} - tensors.keys())
+    missing = sorted(n for n in map(str, parts) if not {n, unwrapped(n)} & tensors.keys())
     if missing:
-        raise UserError(f"{index}: {len(missing)} tensors are in none of its files: {missing[0]}")
+        raise UserError(
+            f"{index}: {len(missing)} tensors are not in the files that it says: {missing[0]}"
+        )
     digest = hashlib.sha256("".join(hashes).encode()).hexdigest()
     return Content(index, dict(tensors), tensors), digest
 
@@ -111,10 +124,15 @@ def timm_settings(content: Content) -> Settings:
 
     Raises:
         UserError: if it, or a training's checkpoint itself, names an architecture that only looks
-            like torchvision's.
+            like torchvision's, or arguments that make it another.
     """
     arguments = plain(content.values.get("args"))
     arguments = arguments if isinstance(arguments, dict) else {}
+    _refuse_arguments(plain(arguments.get("model_kwargs")), f"{content.path}: args.model_kwargs")
+    if arguments.get("bn_eps") not in (None, _EPSILON):
+        raise UserError(
+            f"{content.path}: args.bn_eps={arguments['bn_eps']}; expected batch norms' {_EPSILON}"
+        )
     for given in (content.values.get("arch"), arguments.get("model"), arguments.get("arch")):
         if isinstance(given, str) and _ONLY_ALIKE.search(given):
             raise UserError(
@@ -130,6 +148,7 @@ def timm_settings(content: Content) -> Settings:
             f"{content.path.parent / _CONFIG} says that the network is timm's '{name}', which has "
             f"a ResNet's names and computes something else. Known: {', '.join(_TIMM)}"
         )
+    _refuse_arguments(config.get("model_args"), f"{content.path.parent / _CONFIG}: model_args")
     is_timms = name.removeprefix("tv_") in _TIMM
     strides = configured(f"{_CONFIG}: architecture={name}") if is_timms else ASSUMED
     kept = config.get("pretrained_cfg")
@@ -142,6 +161,18 @@ def timm_settings(content: Content) -> Settings:
         channels_source=inferred("timm loads images as RGB"),
         strides_source=strides,
     )
+
+
+def _refuse_arguments(given: Any, where: str) -> None:
+    """Refuses arguments of timm's ResNet with which it has the same tensors for other features."""
+    for key, usual in _ARGUMENTS.items():
+        value = given.get(key) if isinstance(given, Mapping) else None
+        value = value.lower() if isinstance(value, str) else value
+        if value not in usual:
+            raise UserError(
+                f"{where} says {key}={given[key]}: a ResNet's names, and something else is "
+                f"computed. Expected timm's own {key}"
+            )
 
 
 def transformers_settings(content: Content) -> Settings:

@@ -43,11 +43,23 @@ _BINARY = {
 
 
 def find(root: str | Path) -> Path | None:
-    """The folder with CIFAR's files, ``root`` or in it; None if there is none."""
-    for folder in (Path(root), *(Path(root) / name for name in (*_PYTHON, *_BINARY))):
-        if folder.name in (*_PYTHON, *_BINARY) and folder.is_dir():
-            return folder
-    return None
+    """The folder with CIFAR's files, ``root`` or in it; None if there is none.
+
+    Raises:
+        UserError: if both CIFAR-10 and CIFAR-100 are in it, as in a folder of torchvision.
+    """
+    names = (*_PYTHON, *_BINARY)
+    root = Path(root)
+    if root.name in names and root.is_dir():
+        return root
+    found = [root / name for name in names if (root / name).is_dir()]
+    other = [one for one in found if one.name.split("-")[1] != found[0].name.split("-")[1]]
+    if other:
+        raise UserError(
+            f"{root} holds two data sets, {found[0].name} and {other[0].name}; give the folder of "
+            f"one of them: {found[0]} or {other[0]}"
+        )
+    return found[0] if found else None
 
 
 class CifarSource(ImageSource):

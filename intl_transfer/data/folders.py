@@ -29,6 +29,15 @@ from intl_transfer.runs.atomic import write_atomically
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 _VERSION = 2
 _PARTS = ("train", "training", "trainval", "val", "valid", "validation", "test", "testing")
+# Of macOS, Linux, Windows, Synology and QNAP. Whole names: sets of characters have classes such as
+# "#", "$" and "@".
+_SYSTEM_FOLDERS = frozenset(
+    {
+        *("__macosx", "lost+found", "$recycle.bin", "system volume information"),
+        *("@eadir", "@tmp", "#recycle", "#snapshot"),
+        *("@recycle", "@recently-snapshot", "@__thumb"),
+    }
+)
 
 
 @dataclass
@@ -98,7 +107,7 @@ class FolderSource(ImageSource):
 
 def is_hidden(name: str) -> bool:
     """Whether a folder belongs to the system: hidden, snapshots, thumbnails or trash."""
-    return name.startswith((".", "@", "#", "$")) or name in ("__MACOSX", "lost+found")
+    return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS
 
 
 def class_folders(root: Path) -> list[str]:

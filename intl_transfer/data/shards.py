@@ -14,6 +14,7 @@ import math
 import os
 import re
 import tarfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
@@ -31,7 +32,8 @@ from intl_transfer.runs.atomic import write_atomically
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _WINDOW = 16  # shards among which images are shuffled
-_VERSION = 1
+_VERSION = 2
+_LONGEST_LABEL = 4096  # bytes
 _MOST_SHARDS = 1_000_000
 
 
@@ -88,12 +90,15 @@ def glob_escape(text: str) -> str:
 class TarSource(ImageSource):
     """Images in tar shards: members ``KEY.jpg`` with ``KEY.cls`` beside, or ``CLASS/NAME.jpg``.
 
+    A key ends at the last dot, or where that has no label at the first, as in webdataset.
+
     Args:
         root: for :func:`shard_files`.
         upright: as for :func:`~intl_transfer.data.images.decode_image`.
 
     Raises:
-        UserError: if a shard is missing, truncated or not a tar file, or there are no images.
+        UserError: if a shard is missing, truncated or not a tar file, or there are no images, or
+            only some of them have a class.
     """
 
     def __init__(self, root: str | Path, upright: bool = True) -> None:
@@ -111,7 +116,14 @@ class TarSource(ImageSource):
             label for table in tables for label in NameTable(table["cls"], table["cls_ends"])
         ]
         folder = [name.rsplit("/", 1)[0] if "/" in name else "" for name in names]
-        label_of = written if all(written) else folder
+        label_of = written if any(written) else folder
+        if any(label_of) and not all(label_of):
+            bare = [name for name, label in zip(names, label_of, strict=True) if not label]
+            raise UserError(
+                f"{root}: {len(bare)} of {len(names)} images have no class, the first: {bare[0]}. "
+                "Expected a .cls beside each, or a folder around each; images without any labels "
+                "have neither"
+            )
         # Numbers as numbers: 10 comes after 9.
         known = sorted(set(label_of), key=_in_order)
         self.classes = known
@@ -207,9 +219,8 @@ def _read_headers(file: str) -> dict[str, NDArray[Any]]:
                     images.append((name, member.offset_data, member.size))
                 elif extension == "cls":
                     content = archive.extractfile(member)
-                    labels[key] = (
-                        content.read(64).decode(errors="replace").strip() if content else ""
-                    )
+                    text = content.read(_LONGEST_LABEL) if content else b""
+                    labels[key] = text.decode(errors="replace").strip()
             end = max((offset + size for _, offset, size in images), default=0)
     except Exception as error:  # a damaged header can cause any exception
         reason = str(error) or type(error).__name__
@@ -217,7 +228,7 @@ def _read_headers(file: str) -> dict[str, NDArray[Any]]:
     if end > os.path.getsize(file) or any(size < 0 for _, _, size in images):
         raise UserError(f"{file} is cut off: an image ends behind the file's end")
     names = NameTable.of(name for name, _, _ in images)
-    cls = NameTable.of(labels.get(name.rpartition(".")[0], "") for name, _, _ in images)
+    cls = NameTable.of(_labels_of([name for name, _, _ in images], labels))
     return {
         "names": names.text,
         "ends": names.ends,
@@ -226,3 +237,18 @@ def _read_headers(file: str) -> dict[str, NDArray[Any]]:
         "offsets": np.array([offset for _, offset, _ in images], np.int64),
         "sizes": np.array([size for _, _, size in images], np.int64),
     }
+
+
+def _labels_of(names: list[str], labels: dict[str, str]) -> list[str]:
+    """The label of each image, or "": of its key to the last dot, or to the first."""
+    short = [_webdatasets_key(name) for name in names]
+    images = Counter(short)  # a picture and its mask have one key, and only one has the label
+    return [
+        labels.get(name.rpartition(".")[0]) or (labels.get(key, "") if images[key] == 1 else "")
+        for name, key in zip(names, short, strict=True)
+    ]
+
+
+def _webdatasets_key(name: str) -> str:
+    folder, slash, last = name.rpartition("/")
+    return f"{folder}{slash}{last.partition('.')[0]}"

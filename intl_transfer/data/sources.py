@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -23,10 +23,12 @@ class SourceKind:
         fits: whether a path (folder, file or pattern) has this layout.
         open: opens it, given the path, ``train`` or ``test`` of a data set that has both, and
             whether images are turned upright.
+        has_parts: whether it has both; otherwise a path with ``:test`` is refused.
     """
 
     fits: Callable[[str], bool]
     open: Callable[[str, str, bool], ImageSource]
+    has_parts: bool = False
 
 
 #: All layouts, most specific first; class folders are the default.
@@ -38,10 +40,12 @@ SOURCES: tuple[SourceKind, ...] = (
     SourceKind(
         lambda place: cifar.find(place) is not None,
         lambda place, part, upright: cifar.CifarSource(place, part),
+        has_parts=True,
     ),
     SourceKind(
         lambda place: idx.find(place) is not None,
         lambda place, part, upright: idx.IdxSource(place, part),
+        has_parts=True,
     ),
 )
 
@@ -52,33 +56,32 @@ def select(source: ImageSource, listing: str | Path) -> Subset:
     Args:
         source: the whole.
         listing: a file with one entry per line: class names (ImageNet-100), or image names with or
-            without their folders, ``n01440764_10026.JPEG`` (the 1 % and 10 % lists). Empty lines
-            and lines that begin with ``#`` are ignored.
+            without their folders and ending, ``n01440764_10026.JPEG`` (the 1 % and 10 % lists).
+            Empty lines and lines that begin with ``#`` are ignored.
 
     Returns:
         The subset; with class names its classes are those listed, in sorted order.
 
     Raises:
-        UserError: if the file is missing or empty, or an entry is not in the source.
+        UserError: if the file is missing or empty, or an entry is not in the source or means
+            several images of it.
     """
     listing = Path(listing)
     try:
         lines = lines_of(listing, "a list of names")
     except UserError as error:
         raise UserError(f"the subset list {listing} cannot be read: {error}") from None
-    entries = list(dict.fromkeys(line for line in lines if not line.startswith("#")))
+    numbers = {name: index for index, name in enumerate(source.classes)}
+    # A class may be called "#".
+    kept = (line for line in lines if not line.startswith("#") or line in numbers)
+    entries = list(dict.fromkeys(kept))
     if not entries:
         raise UserError(f"the subset list {listing} is empty")
-    numbers = {name: index for index, name in enumerate(source.classes)}
     if all(entry in numbers for entry in entries):
         keep = np.isin(source.labels, [numbers[entry] for entry in entries])
         return Subset(source, np.flatnonzero(keep), sorted(entries))
-    by_name: dict[str, int] = {}
-    for index in range(len(source)):
-        path = Path(source.name(index))
-        for known in (path.name, path.stem, f"{path.parent.name}/{path.name}"):
-            by_name[known] = index
-    missing = [entry for entry in entries if entry not in by_name]
+    found = _images_of(source, entries)
+    missing = [entry for entry in entries if not found[entry]]
     if missing:
         some = (Path(source.name(index)).name for index in range(min(len(source), 999)))
         near = did_you_mean(missing[0], [*source.classes, *some])
@@ -86,7 +89,40 @@ def select(source: ImageSource, listing: str | Path) -> Subset:
             f"{listing}: {len(missing)} of {len(entries)} entries are neither a class nor an image "
             f"of the data set, the first: '{missing[0]}'.{near}"
         )
-    return Subset(source, np.array(sorted({by_name[entry] for entry in entries}), np.int64))
+    unclear = [entry for entry in entries if len(found[entry]) > 1]
+    if unclear:
+        one, other, *more = (source.name(index) for index in found[unclear[0]])
+        raise UserError(
+            f"{listing}: {len(unclear)} of {len(entries)} entries mean several images, the first: "
+            f"'{unclear[0]}' ({one}, {other}{f' and {len(more)} more' if more else ''}). Write the "
+            "image's folders before its name, and its ending"
+        )
+    return Subset(source, np.array(sorted({found[entry][0] for entry in entries}), np.int64))
+
+
+def _images_of(source: ImageSource, entries: Sequence[str]) -> dict[str, list[int]]:
+    """The images that each entry of a list may mean: by name, else by name without ending."""
+    parts = {entry: PurePosixPath(entry).parts for entry in entries}
+    wanted = {own[-1] for own in parts.values() if own}
+    whole: dict[str, list[int]] = {}
+    bare: dict[str, list[int]] = {}
+    for index in range(len(source)):
+        path = PurePosixPath(source.name(index))
+        for known, name in ((whole, path.name), (bare, path.stem)):
+            if name in wanted:
+                known.setdefault(name, []).append(index)
+    found: dict[str, list[int]] = {}
+    for entry, own in parts.items():
+        found[entry] = []
+        for known in (whole, bare):
+            alike = known.get(own[-1], []) if own else []
+            found[entry] = found[entry] or [
+                index
+                for index in alike
+                if len(own) == 1
+                or PurePosixPath(source.name(index)).parts[-len(own) : -1] == own[:-1]
+            ]
+    return found
 
 
 def open_source(
@@ -108,14 +144,22 @@ def open_source(
             MNIST have no tags.
 
     Raises:
-        UserError: if there is no such data set.
+        UserError: if there is no such data set, or several in one folder, or not the part.
     """
-    part = "train"
     place = located(root)
-    for name in ("train", "test"):
-        if place.endswith(f":{name}"):
-            place, part = place.removesuffix(f":{name}"), name
+    whole, _, part = place.rpartition(":")
+    if part in ("train", "test") and not Path(place).is_dir():
+        place = whole
+    else:
+        part = ""
     kind = next((kind for kind in SOURCES if kind.fits(place)), None)
+    has_parts = not Path(place).is_dir() if kind is None else kind.has_parts
+    if part and not has_parts:  # what does not exist is said below
+        raise UserError(
+            f"{key}={root}: ':{part}' means a part of CIFAR's or MNIST's files, and {place} holds "
+            "others; it would be all of them. Give the folder or the shards of that part"
+        )
+    part = part or "train"
     source: ImageSource
     if kind is not None:
         source = kind.open(place, part, upright)

@@ -126,6 +126,25 @@ def test_a_checkpoint_that_names_a_network_that_only_looks_alike(tmp_path, besid
         load_backbone(tmp_path / "in.pth")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        ({"model_kwargs": {"act_layer": "silu"}}, "act_layer=silu"),
+        ({"model_kwargs": {"block_args": {"attn_layer": None}}}, "block_args="),
+        ({"bn_eps": 1e-3}, "bn_eps=0.001"),
+        ({"bn_eps": 1e-5, "model_kwargs": {"act_layer": "relu", "output_stride": 8}}, None),
+        ({"bn_eps": None, "model_kwargs": None}, None),
+    ],
+)
+def test_a_training_of_timm_with_arguments_that_change_the_network(tmp_path, arguments, what):
+    torch.save({"state_dict": small_state(), "args": arguments}, tmp_path / "in.pth")
+    if what is None:
+        assert load_backbone(tmp_path / "in.pth")
+        return
+    with pytest.raises(UserError, match=what):
+        load_backbone(tmp_path / "in.pth")
+
+
 def test_a_folder_of_several_networks(tmp_path):
     """As accelerate's save_state writes them."""
     for name in ("model.safetensors", "model_1.safetensors"):

@@ -183,10 +183,31 @@ def test_shards_that_are_missing_or_lead_elsewhere(tmp_path):
             read_backbone(tmp_path)
 
 
+def test_of_a_tensor_in_two_shards_the_index_says_which_is_read(tmp_path):
+    """A file of an earlier split may hold it, too; transformers reads by the index."""
+    state = backbone_state()
+    files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    parts = {name: files[name > "layer2"] for name in state}
+    own = [{k: v for k, v in state.items() if parts[k] == file} for file in files]
+    stale = {"conv1.weight": torch.ones_like(state["conv1.weight"])}
+    save_file(own[0], tmp_path / files[0])
+    save_file({**own[1], **stale}, tmp_path / files[1])
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": parts}))
+    assert torch.equal(read_backbone(tmp_path).state["conv1.weight"], state["conv1.weight"])
+    del own[0]["conv1.weight"]
+    save_file(own[0], tmp_path / files[0])
+    with pytest.raises(UserError, match=r"1 tensors are not in the files .*: conv1\.weight"):
+        read_backbone(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         ({"architecture": "resnetblur50"}, r"timm's 'resnetblur50'"),
+        ({"architecture": "resnet18", "model_args": {"act_layer": "gelu"}}, "act_layer=gelu"),
+        ({"architecture": "resnet18", "model_args": {"aa_layer": "avg"}}, "aa_layer=avg"),
+        ({"architecture": "resnet18", "model_args": {"act_layer": "ReLU", "in_chans": 3}}, None),
         ({"architecture": "resnet18", "pretrained_cfg": {"mean": [2, 2, 2], "std": 3}}, None),
         ({"architecture": ["resnet18"]}, None),
         ([], None),

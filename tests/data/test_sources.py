@@ -208,6 +208,49 @@ def test_shards_that_webdataset_wrote(tmp_path):
         assert int(source.classes[source.labels[i]]) == sample["cls"]
 
 
+def _shard(file, members):
+    with tarfile.open(file, "w") as archive:
+        for name, content in members.items():
+            add(archive, name, content)
+    return TarSource(file)
+
+
+def test_webdatasets_keys_end_at_the_first_dot(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
+        for i in range(4):
+            writer.write({"__key__": f"d/k{i}", "input.png": picture(i), "cls": i % 3})
+    source = TarSource(tmp_path / "a.tar")
+    samples = webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False).decode("rgb8")
+    for i, sample in enumerate(samples):
+        assert np.array_equal(source.image(i), sample["input.png"])
+        assert int(source.classes[source.labels[i]]) == sample["cls"]
+    # Others' keys have dots.
+    named = {"a.1.png": png(1), "a.1.cls": b"x", "a.2.png": png(2), "a.2.cls": b"y"}
+    assert _shard(tmp_path / "b.tar", named).labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("folder", ["", "train/"])
+@pytest.mark.parametrize("bare", ["2.png", "1.mask.png"])
+def test_shards_of_which_some_images_have_a_label(tmp_path, folder, bare):
+    """They were one class, and every classifier of it right."""
+    members = {"0.png": png(0), "0.cls": b"3", "1.png": png(1), "1.cls": b"5", bare: png(2)}
+    with pytest.raises(UserError, match=f"1 of 3 images have no class, the first: {folder}{bare}"):
+        _shard(tmp_path / "a.tar", {f"{folder}{name}": v for name, v in members.items()})
+
+
+def test_shards_of_which_some_images_lie_in_folders(tmp_path):
+    with pytest.raises(UserError, match=r"1 of 2 images have no class, the first: b\.png"):
+        _shard(tmp_path / "a.tar", {"cat/a.png": png(0), "b.png": png(1)})
+    assert list(_shard(tmp_path / "b.tar", {"a.png": png(0), "b.png": png(1)}).labels) == [0, 0]
+
+
+def test_long_labels_are_told_apart(tmp_path):
+    members = {f"{i}.png": png(i) for i in range(2)} | {f"{i}.cls": b"a" * 90 + b"%d" % i
+                                                        for i in range(2)}  # fmt: skip
+    assert _shard(tmp_path / "a.tar", members).labels.tolist() == [0, 1]
+
+
 def test_shards_with_class_folders(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         for label in ("n02", "n01"):
@@ -357,6 +400,31 @@ def test_where_cifar_may_lie(tmp_path):
     assert cifar.find(tmp_path / "other") is None
 
 
+def test_a_folder_with_both_cifars_is_not_taken_for_one_of_them(tmp_path):
+    """As torchvision's root has them after both were fetched; CIFAR-10 was taken for CIFAR-100."""
+    for hundred in (False, True):
+        write_cifar(tmp_path, hundred, binary=False)
+    for part in ("", ":test"):
+        with pytest.raises(UserError, match=r"cifar-10-batches-py and cifar-100-python; give the"):
+            open_source(f"{tmp_path}{part}")
+    assert len(open_source(tmp_path / "cifar-100-python").classes) == 100
+    assert len(open_source(f"{tmp_path / 'cifar-10-batches-py'}:test").classes) == 10
+    (tmp_path / "two").mkdir()
+    for binary in (False, True):  # the same images in two forms
+        write_cifar(tmp_path / "two", True, binary)
+    assert len(open_source(tmp_path / "two").classes) == 100
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_what_has_no_parts_is_not_taken_whole_for_one(folder, shards, tmp_path, part):
+    """The test images were those of the training, and all of them known."""
+    for place in (folder, shards, f"{shards}/train-*.tar"):
+        with pytest.raises(UserError, match=rf"^data\.test=.*':{part}' means a part of CIFAR's"):
+            open_source(f"{place}:{part}", key="data.test")
+    folder.rename(tmp_path / f"set:{part}")  # a name may end so
+    assert len(open_source(tmp_path / f"set:{part}").classes) == 3
+
+
 # Subsets
 
 
@@ -391,6 +459,22 @@ def test_subset_lists_that_do_not_fit(folder, tmp_path):
         open_source(folder, listing)
 
 
+def test_a_name_that_several_images_have_is_not_taken_for_one_of_them(folder, tmp_path):
+    listing = tmp_path / "x.txt"
+    Image.fromarray(picture(7)).save(folder / "cat" / "cat_0.jpg")
+    for entry, count in (("x.PNG", 3), ("inner/x.PNG", 3), ("cat/cat_0", 2)):
+        listing.write_text(f"dog_1.png\n{entry}\n")
+        with pytest.raises(UserError, match=f"1 of 2 entries mean several .*'{entry}'") as error:
+            open_source(folder, listing)
+        assert ("and 1 more" in str(error.value)) == (count == 3)
+    listing.write_text("./dog/inner/x.PNG\ncat_0.jpg\ncat/cat_0.png\ncat/inner/x\n")
+    source = open_source(folder, listing)
+    names = {os.path.relpath(source.name(i), folder): source.labels[i] for i in range(len(source))}
+    assert names == {
+        "dog/inner/x.PNG": 1, "cat/cat_0.jpg": 0, "cat/cat_0.png": 0, "cat/inner/x.PNG": 0
+    }  # fmt: skip
+
+
 def _picture(file):
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (4, 4)).save(file)
@@ -414,6 +498,24 @@ def test_folders_of_the_system_are_no_classes(tmp_path):
         _picture(tmp_path / name / "a.png")
     source = open_source(tmp_path)
     assert (source.classes, len(source)) == (["cat"], 1)
+
+
+def test_a_class_may_be_called_by_any_character(tmp_path):
+    """As sets of handwritten characters have them, and torchvision reads them."""
+    names = ["#", "$", "&", "@", "A", "_b", "#2", "$a"]
+    for name in names:
+        _picture(tmp_path / "set" / name / "a.png")
+    source, reference = open_source(tmp_path / "set"), ImageFolder(str(tmp_path / "set"))
+    assert (list(source.classes), len(source)) == (reference.classes, len(names))
+    (tmp_path / "some.txt").write_text("# two\n#\n@\n")
+    assert open_source(tmp_path / "set", tmp_path / "some.txt").classes == ["#", "@"]
+
+
+@pytest.mark.parametrize("name", ["@eaDir", "#recycle", "$RECYCLE.BIN", "@Recycle", "__MACOSX"])
+def test_trash_and_thumbnails_are_no_classes(tmp_path, name):
+    _picture(tmp_path / "cat" / "a.png")
+    _picture(tmp_path / name / "a.png")
+    assert open_source(tmp_path).classes == ["cat"]
 
 
 def test_class_folders_win_over_an_archive_beside_them(tmp_path):
