@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from intl_transfer import __version__
 from intl_transfer.boundary import Boundary
-from intl_transfer.errors import did_you_mean
+from intl_transfer.errors import did_you_mean, unrecognized
 
 # command: (module, one line of help)
 COMMANDS = {
@@ -76,9 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     module.add_arguments(command_parser)
     options, unknown = command_parser.parse_known_intermixed_args(parsed.rest)
     if unknown:
-        known = [name for action in command_parser._actions for name in action.option_strings]
-        hint = did_you_mean(unknown[0].partition("=")[0], known)
-        command_parser.error(f"unrecognized arguments: {' '.join(unknown)}.{hint}")
+        unrecognized(command_parser, unknown)
     with Boundary("the same command continues") as boundary:
         boundary.status = int(module.run(options))
     return boundary.status

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NoReturn
 
 _LONGEST = 100
 
@@ -32,6 +34,18 @@ def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
     if not near:
         return ""
     return " Did you mean " + " or ".join(f"'{word}'" for word in near) + "?"
+
+
+def unrecognized(parser: argparse.ArgumentParser, words: Sequence[str]) -> NoReturn:
+    """Ends a command whose line has words that mean nothing, as argparse does, with near matches.
+
+    Args:
+        parser: the command's.
+        words: the unknown ones.
+    """
+    known = [name for action in parser._actions for name in action.option_strings]
+    hint = did_you_mean(words[0].partition("=")[0], known)
+    parser.error(f"unrecognized arguments: {' '.join(words)}.{hint}")
 
 
 def first_line(error: BaseException) -> str:

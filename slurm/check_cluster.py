@@ -36,6 +36,7 @@ from slurm.executors import make_executor, say, submit, with_sources
 from slurm.jobs import StageJob
 from slurm.local import fit, visible_gpus
 from slurm.module import command as of_module
+from slurm.options import make_parser, parsed
 from slurm.outcomes import LATE
 from slurm.resources import Resources, add_arguments, given_options, resources, tasks_per_node
 
@@ -48,9 +49,7 @@ _POLL_SECONDS = 0.2
 
 def main() -> int:
     """Reads the command line, runs the job, prints the checks; returns 1 if one failed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument(
         "--output-dir",
         type=Path,
@@ -62,7 +61,7 @@ def main() -> int:
         "--queue-minutes", type=float, default=15, help="maximum time in the queue (default: 15)"
     )
     add_arguments(parser)
-    arguments = parser.parse_args()
+    arguments, _ = parsed(parser)
     with Boundary() as boundary:
         boundary.status = check(arguments)
     return boundary.status

@@ -29,6 +29,7 @@ from slurm.launching import launch as launch_jobs
 from slurm.launching import something_missing
 from slurm.ledger import Job
 from slurm.local import visible_gpus
+from slurm.options import make_parser, parsed
 from slurm.plan import add_selection
 from slurm.resources import Resources, add_arguments, given_options, profile, resources
 
@@ -37,9 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main() -> int:
     """Reads the command line and submits jobs."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("config", help="name in configs/benchmark/, or a path")
     parser.add_argument("--output-dir", help="parent folder of all runs; same as output_dir=DIR")
     parser.add_argument(
@@ -54,7 +53,7 @@ def main() -> int:
         metavar="key=value",
         help="override a setting, for example datasets=DIR",
     )
-    arguments = parser.parse_intermixed_args()
+    arguments, _ = parsed(parser)
     with Boundary("the same command continues") as boundary:
         benchmark = read(arguments.config, arguments.overrides)
         boundary.status = launch(arguments, benchmark, resources(arguments))

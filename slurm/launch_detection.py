@@ -44,19 +44,20 @@ from slurm.launching import launch as launch_jobs
 from slurm.launching import something_missing
 from slurm.ledger import WEIGHTS, Job
 from slurm.local import fit, visible_gpus
+from slurm.options import make_parser, parsed
 from slurm.resources import Resources, add_arguments, fitting, resources
 
 ROOT = Path(__file__).resolve().parents[1]
 RANDOM = "random"
 CONFIGS = ROOT / "configs" / "detection"
+#: Options of the stage that a launch may add, after pairs of ``KEY VALUE``.
+OF_STAGE = ("--lr", "--norm", "--scale-to-batch", "--allow-config-change", "--check-expected")
 _LOADERS = "DATALOADER.NUM_WORKERS"
 
 
 def main() -> int:
     """Reads the command line, converts weights and submits jobs."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--config", required=True, help="name in configs/detection/, or a path")
     parser.add_argument(
         "--weights", required=True, help="pretraining run, converted weights, or 'random'"
@@ -73,9 +74,13 @@ def main() -> int:
     parser.add_argument("--wait", action="store_true", help="wait for the jobs to end")
     add_arguments(parser)
     parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="override settings"
+        "opts",
+        nargs="*",
+        metavar="KEY VALUE",
+        help=f"override settings; the stage's own {', '.join(OF_STAGE)} are passed on",
     )
-    arguments = parser.parse_args()
+    arguments, further = parsed(parser, OF_STAGE)
+    arguments.opts += further
     with Boundary("the same command continues") as boundary:
         boundary.status = launch(arguments, resources(arguments))
     return boundary.status

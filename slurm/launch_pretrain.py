@@ -44,6 +44,7 @@ from slurm.launching import launch as launch_jobs
 from slurm.launching import something_missing
 from slurm.ledger import Job
 from slurm.local import fit, visible_gpus
+from slurm.options import make_parser, parsed
 from slurm.resources import Resources, add_arguments, crowded, fitting, resources, tasks_per_node
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,9 +52,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main() -> int:
     """Reads the command line and submits jobs."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--config", required=True, help="name in configs/pretrain/, or a path")
     parser.add_argument("--output-dir", help="run directory, or with --seeds its parent folder")
     parser.add_argument("--seeds", "--array-seeds", help=f"one job per seed: {SEEDS_HELP}")
@@ -68,7 +67,7 @@ def main() -> int:
         metavar="key=value",
         help="override a setting, for example optim.epochs=100",
     )
-    arguments = parser.parse_intermixed_args()
+    arguments, _ = parsed(parser)
     with Boundary("the same command continues") as boundary:
         boundary.status = launch(arguments, resources(arguments))
     return boundary.status

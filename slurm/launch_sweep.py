@@ -30,6 +30,7 @@ from slurm.launch_benchmark import counts
 from slurm.launching import launch as launch_jobs
 from slurm.launching import something_missing
 from slurm.local import visible_gpus
+from slurm.options import make_parser, parsed
 from slurm.plan import add_selection
 from slurm.resources import Resources, add_arguments, given_options, profile, resources
 from slurm.sweep import SweepPlan, make_shapes_of, read
@@ -39,9 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main() -> int:
     """Reads the command line and submits jobs."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("config", help="name in configs/analysis/, or a path")
     parser.add_argument("--output-dir", help="parent folder of all runs; same as output_dir=DIR")
     parser.add_argument(
@@ -56,7 +55,7 @@ def main() -> int:
         metavar="key=value",
         help="override a setting, for example seeds=[0,1]",
     )
-    arguments = parser.parse_intermixed_args()
+    arguments, _ = parsed(parser)
     with Boundary("the same command continues") as boundary:
         boundary.status = launch(arguments, resources(arguments))
     return boundary.status
