@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from intl_transfer.errors import UserError
@@ -24,6 +24,24 @@ _SHORT_TIMEOUT = 5  # seconds, where run directories can answer instead
 _TIMEOUT = 30  # seconds per call
 _WAITS = (1, 3, 10)  # seconds before each retry
 _DEFAULT_ARRAY = 1001  # SLURM's default
+#: Variables that would filter what these commands list or cancel.
+_FILTERS = ("SQUEUE_", "SCANCEL_")
+#: Within an allocation, variables that describe its job and step; children would take them for
+#: their own (the job id of an array, memory per core, binding).
+_OF_ALLOCATION = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_", "PMI_", "PMIX_")
+#: Of these, what says which controller to talk to, and how.
+_OF_CLIENT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_TIME_FORMAT")
+#: Variables of sbatch whose names are not their option's.
+_OPTIONS = {
+    "SBATCH_TIMELIMIT": "time",
+    "SBATCH_MEM_PER_NODE": "mem",
+    "SBATCH_MEM_PER_CPU": "mem",
+    "SBATCH_MEM_PER_GPU": "mem",
+    "SBATCH_NO_REQUEUE": "requeue",
+}
+#: Variables of sbatch that would change what a job is, and which no launcher wants: copies of it,
+#: and other GPUs than its number of tasks is made from.
+_NEVER = ("ARRAY_INX", "WAIT", "GPUS", "GPUS_PER_NODE", "GPUS_PER_TASK", "GPUS_PER_SOCKET")
 
 
 @dataclass(frozen=True)
@@ -91,6 +109,29 @@ def largest_array() -> int:
     return max(1, int(found[1])) if found else _DEFAULT_ARRAY
 
 
+def hidden(environment: Mapping[str, str], stated: Collection[str]) -> list[str]:
+    """Variables that ``sbatch`` must not see.
+
+    It prefers its own variables (``SBATCH_PARTITION``) to what a job's script states, and hands on
+    all variables of the job that it is called in.
+
+    Args:
+        environment: of this process.
+        stated: options in the job's script.
+    """
+    found = []
+    for name, value in environment.items():
+        if name.startswith(_OF_ALLOCATION):
+            if "SLURM_JOB_ID" in environment and name not in _OF_CLIENT:
+                found.append(name)
+        elif name.startswith("SBATCH_") and name != "SBATCH_WCKEY":  # submitit states one anyway
+            plain = name.removeprefix("SBATCH_")
+            option = _OPTIONS.get(name, plain.lower().replace("_", "-"))
+            if option in stated or plain in _NEVER or (plain == "GRES" and "gpu" in value):
+                found.append(name)
+    return found
+
+
 def run(*command: str, waits: Sequence[float] | None = None, timeout: float = _TIMEOUT) -> str:
     """Runs a SLURM command, with retries if the controller is busy; returns its output.
 
@@ -103,9 +144,12 @@ def run(*command: str, waits: Sequence[float] | None = None, timeout: float = _T
         UserError: with SLURM's message, if it keeps failing.
     """
     message = ""
+    plain = {name: text for name, text in os.environ.items() if not name.startswith(_FILTERS)}
     for wait in (*(_WAITS if waits is None else waits), None):
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=timeout, env=plain
+            )
         except FileNotFoundError:
             raise UserError(
                 f"`{command[0]}` is not installed here; is this a login node?"

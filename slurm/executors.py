@@ -6,7 +6,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import submitit
 
 from intl_transfer.errors import UserError
 from intl_transfer.runs import late
-from slurm import jobs
+from slurm import controller, jobs
 from slurm.resources import Resources, tasks_per_node
+
+_ALL = 1_000_000  # jobs of an array at a time, more than any array has
 
 # A job does not import these modules on its node.
 cloudpickle.register_pickle_by_value(jobs)
@@ -57,7 +60,8 @@ def make_executor(
         "slurm_gres": requested.gres,
         "slurm_mem": requested.mem,
         "slurm_dependency": dependency,
-        "slurm_array_parallelism": requested.parallel,
+        # submitit's own default is 256.
+        "slurm_array_parallelism": requested.parallel or _ALL,
         "slurm_setup": requested.setup or None,
         "gpus_per_node": requested.gpus_per_node
         if requested.gpus_per_node and not requested.gres
@@ -74,8 +78,9 @@ def make_executor(
 
 def srun_arguments(requested: Resources) -> list[str]:
     """Options of the ``srun`` that starts a job's tasks; the profile's last."""
-    # If one rank dies, the job ends at once.
-    arguments = ["--kill-on-bad-exit=1"]
+    # If one rank dies, the job ends at once. Tasks have the environment of the job's script, also
+    # where the site wants jobs without that of the shell (SBATCH_EXPORT=NONE).
+    arguments = ["--kill-on-bad-exit=1", "--export=ALL"]
     if requested.cpus_per_gpu:
         # From SLURM 22.05 on, srun does not inherit it from sbatch: where tasks are bound to cores,
         # a rank and all its data loading workers would share one.
@@ -89,13 +94,16 @@ def submit(executor: submitit.AutoExecutor, work: list[jobs.StageJob]) -> list[s
     Raises:
         UserError: with SLURM's message, if it rejects the job.
     """
+    script = batch_script(executor, work[0])
+    stated = re.findall(r"^#SBATCH --([a-z-]+)", script, re.MULTILINE)
     try:
-        if len(work) == 1:
-            return [executor.submit(work[0])]
-        submitted: list[submitit.Job[str]] = []
-        with executor.batch():
-            submitted += [executor.submit(item) for item in work]
-        return submitted  # complete only here: the array is submitted as the block ends
+        with _without(controller.hidden(os.environ, stated) if stated else []):
+            if len(work) == 1:
+                return [executor.submit(work[0])]
+            submitted: list[submitit.Job[str]] = []
+            with executor.batch():
+                submitted += [executor.submit(item) for item in work]
+            return submitted  # complete only here: the array is submitted as the block ends
     except submitit.core.utils.FailedJobError as error:
         lines = str(error).splitlines()
         errors = [line.removeprefix("sbatch: error: ") for line in lines if "error:" in line]
@@ -103,6 +111,16 @@ def submit(executor: submitit.AutoExecutor, work: list[jobs.StageJob]) -> list[s
         raise UserError(f"SLURM rejects the job: {reason}") from None
     except (OSError, subprocess.SubprocessError) as error:
         raise UserError(f"the job cannot be submitted: {error}") from None
+
+
+@contextmanager
+def _without(names: list[str]) -> Iterator[None]:
+    """Hides variables of this process, which submitit's commands inherit."""
+    kept = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
 
 
 def batch_script(executor: submitit.AutoExecutor, work: jobs.StageJob) -> str:

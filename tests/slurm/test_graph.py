@@ -74,6 +74,25 @@ def test_what_is_done_or_in_the_queue_is_not_submitted(here, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_jobs_are_the_same_wherever_they_are_launched(here, tmp_path, capsys, monkeypatch):
+    """Within a job of an array they took its id for theirs, and failed; sbatch and squeue prefer
+    variables to what they are told.
+    """
+    inside = {"JOB_ID": "77", "ARRAY_JOB_ID": "77", "ARRAY_TASK_ID": "3", "MEM_PER_CPU": "10"}
+    for name, value in {**inside, "NTASKS": "9", "CPU_BIND": "mask_cpu:0x1"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SBATCH_JOB_NAME", "mine")
+    monkeypatch.setenv("SBATCH_PARTITION", "high")
+    monkeypatch.setenv("SBATCH_EXPORT", "NONE")
+    monkeypatch.setenv("SQUEUE_PARTITION", "high")
+    jobs = [make_job(tmp_path, name, partition="main", mem="100MB") for name in ("one", "two")]
+    code, output = launch(tmp_path, [*jobs, make_job(tmp_path, "three")], True, capsys)
+    assert code == 0, output
+    assert output.rstrip().endswith("3 finished")
+    assert [starts(tmp_path / name) for name in ("one", "two", "three")] == [1, 1, 1]
+
+
+@pytest.mark.slow
 def test_a_parent_that_fails_cancels_its_children_and_status_says_so(here, tmp_path, capsys):
     (tmp_path / "FAIL-parent").touch()
     code, output = launch(tmp_path, chain(tmp_path), wait=True, capsys=capsys)
