@@ -20,6 +20,7 @@ from intl_transfer.runs.late import LATE_SECONDS, wait_until
 #: Exit status of a stage that was interrupted and can be continued by the same command.
 CONTINUE = 75
 _PATIENCE = 600  # seconds; longer than any site's grace time before SIGKILL
+_WAITS = (1, 3, 10)  # seconds before a busy controller is asked again
 _LAG = 2  # seconds within which a signal reaches all ranks
 _FORWARDED = (signal.SIGUSR2, signal.SIGTERM)
 
@@ -147,9 +148,33 @@ class StageJob:
             )
         if job.global_rank == 0:
             print(f"{where}: requeueing, time {restarts + 1}", flush=True)
-            subprocess.run(["scontrol", "requeue", job.job_id], check=True, timeout=60)
+            ask_to_requeue(job.job_id)
         # The controller ends this task; if all tasks ended first, the job would be complete.
         time.sleep(_PATIENCE)
+
+
+def ask_to_requeue(job_id: str) -> None:
+    """Puts the job back into the queue; asks again if the controller is busy.
+
+    Raises:
+        StageFailedError: with SLURM's message, if it refuses.
+    """
+    message = ""
+    for wait in (*_WAITS, None):
+        try:
+            command = ["scontrol", "requeue", job_id]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            message = str(error)
+        else:
+            if done.returncode == 0:
+                return
+            message = (done.stderr or done.stdout).strip() or f"exit status {done.returncode}"
+        if wait is not None:
+            time.sleep(wait)
+    raise StageFailedError(
+        f"saved, but `scontrol requeue {job_id}` says: {message}; launch it again to continue"
+    )
 
 
 def dist_url(ranks: dict[str, str]) -> str:
@@ -260,20 +285,19 @@ def snapshot(root: Path, target: Path) -> Path:
 
     if (target / "REVISION.json").exists():
         return target
+    copied = ("intl_transfer/", "pretrain/", "detection/", "configs/", "slurm/")
     names: list[str] = []
     if shutil.which("git"):
         listing = ["git", "-C", str(root), "ls-files", "-co", "--exclude-standard", "-z"]
-        found = subprocess.run(listing, capture_output=True, text=True)
-        names = [name for name in found.stdout.split("\0") if name]
-    if not names:  # no git or no repository: the folders of a source archive
-        folders = ("intl_transfer", "pretrain", "detection", "configs")
+        found = subprocess.run(listing, capture_output=True)
+        names = [os.fsdecode(name) for name in found.stdout.split(b"\0") if name]
+    if not names:  # no git, no repository, or one of another user's: git refuses it
         names = [
             str(path.relative_to(root))
-            for folder in folders
+            for folder in copied
             for path in (root / folder).rglob("*")
             if path.is_file() and "__pycache__" not in path.parts
         ]
-    copied = ("intl_transfer/", "pretrain/", "detection/", "configs/", "slurm/")
     for name in names:
         # Profiles may contain secrets, and no job needs them.
         if name.startswith("configs/slurm/"):
