@@ -22,7 +22,8 @@ from intl_transfer.boundary import Boundary
 from intl_transfer.cli import main as intl_transfer
 from intl_transfer.runs import MANIFEST
 from intl_transfer.runs.late import wait_until
-from slurm.outcomes import converted, source_hash
+from slurm.ledger import source_hash
+from slurm.outcomes import converted
 
 
 def command(code: Path, source: str, target: Path, label: str | None = None) -> list[str]:

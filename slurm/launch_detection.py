@@ -42,7 +42,7 @@ from slurm.executors import (
 from slurm.graph import stage_job
 from slurm.launching import launch as launch_jobs
 from slurm.launching import something_missing
-from slurm.ledger import WEIGHTS, Job
+from slurm.ledger import WEIGHTS, Job, converted_from, source_hash
 from slurm.local import fit, visible_gpus
 from slurm.options import make_parser, parsed
 from slurm.resources import Resources, add_arguments, fitting, resources
@@ -264,6 +264,13 @@ def converted(weights: str, target: Path) -> str:
         return RANDOM
     if Path(weights).is_file():
         return str(Path(weights).resolve())
+    made = converted_from(target)
+    if target.is_file() and made and made != source_hash(weights):
+        raise UserError(
+            f"{target} was converted from other weights than those of {weights}: runs of both "
+            "would have the same names, and queued ones would start from the wrong weights. Choose "
+            "another --output-dir, or remove that file once its runs have finished"
+        )
     if subprocess.run(conversion(ROOT, weights, target)).returncode:
         raise UserError(f"{weights} was not converted; nothing was submitted")
     return str(target)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,13 @@ from typing import Any
 
 from intl_transfer.errors import UserError
 from intl_transfer.files.jsons import parse_json
-from intl_transfer.runs import read_manifest, write_atomically, write_json
+from intl_transfer.runs import (
+    read_manifest,
+    read_results,
+    sha256_file,
+    write_atomically,
+    write_json,
+)
 from intl_transfer.runs.processes import process_alive, process_mark
 from intl_transfer.runs.settings import IMPLIED, Differences, contrast, identity
 
@@ -82,7 +89,13 @@ class Job:
     reason: str | None = None
 
     def changes(self) -> Differences:
-        """Settings that differ from the previous submission's, or from the run in its folder."""
+        """Settings that differ from the previous submission's, or from the run in its folder.
+
+        The file of its weights may have other content than when the run began.
+        """
+        return self._changed_settings() or _changed_weights(self)
+
+    def _changed_settings(self) -> Differences:
         if isinstance(self.made_with, dict):  # a list in ledgers of earlier versions
             # A key added since then has its earlier, implied value.
             implied = IMPLIED.get(self.stage, {})
@@ -96,6 +109,48 @@ class Job:
             return {}
         mine = {key: value for key, value in self.settings.items() if key != WEIGHTS}
         return contrast(identity(self.stage, manifest.config), mine)
+
+
+def source_hash(source: str) -> str | None:
+    """The hash of a run's backbone or of a file, as conversion reports state it."""
+    path = Path(source)
+    if path.is_dir():
+        results = read_results(path)
+        found = results.get("backbone_sha256") if results is not None else None
+        return str(found) if found else None
+    return sha256_file(path) if path.is_file() else None
+
+
+def converted_from(target: Path) -> str | None:
+    """The hash of what a file was converted from, by the report beside it; None without one."""
+    try:
+        found = json.loads(target.with_suffix(".json").read_text())["provenance"]["source_sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return str(found) if found else None
+
+
+def _changed_weights(job: Job) -> Differences:
+    """Weights under the same path that are not those that the run in the job's folder began with.
+
+    Converted again from the same source they are the same.
+    """
+    weights = job.settings.get(WEIGHTS)
+    if not isinstance(weights, str) or not Path(weights).exists():  # `random`
+        return {}
+    try:
+        inputs = read_manifest(job.target).inputs
+        used = next((one for one in inputs if one.role == "weights"), None)
+        if used is None:
+            return {}
+        before = used.provenance.source_sha256 if used.provenance is not None else None
+        now = converted_from(Path(weights))
+        if not (before and now):
+            before, now = used.sha256, source_hash(weights)
+    except (UserError, OSError):
+        return {}
+    key = "weights sha256"
+    return {key: {"before": before, "now": now}} if before and now and before != now else {}
 
 
 @dataclass
@@ -250,6 +305,19 @@ def _read_private(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def beside_runs(files: Iterable[str], folders: Iterable[str]) -> Iterator[str]:
+    """Folders that launchers make beside the runs: logs and copies of the sources.
+
+    Args:
+        files: names of the files of a folder.
+        folders: names of the folders in it.
+    """
+    if NAME in files:  # elsewhere, a folder of that name is anyone's
+        for name in folders:
+            if name == "slurm" or re.fullmatch(r"code\d*", name):
+                yield name
+
+
 def find(paths: Iterable[str | Path]) -> Iterator[Ledger]:
     """All ledgers in the given folders and their subfolders.
 
@@ -261,10 +329,7 @@ def find(paths: Iterable[str | Path]) -> Iterator[Ledger]:
             raise UserError(f"{path} is not a folder; expected one that jobs were launched into")
         for folder, inner, files in os.walk(path):
             # No ledgers among logs, copies of the sources, or in a run.
-            skipped = ("slurm", "datasets", "checkpoints", "tensorboard", "predictions")
-            inner[:] = sorted(
-                name for name in inner if name not in skipped and not name.startswith("code")
-            )
+            inner[:] = sorted(set(inner) - {"datasets", *beside_runs(files, inner)})
             if "manifest.json" in files:
                 inner.clear()
             if NAME in files:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from intl_transfer.errors import UserError
-from intl_transfer.runs import RESULTS, read_manifest, read_results, sha256_file
+from intl_transfer.runs import RESULTS, read_manifest
 from intl_transfer.runs.changes import in_lines
 from intl_transfer.runs.late import wait_until
 from intl_transfer.runs.metrics import end_of, read_lines
+from intl_transfer.runs.records import Manifest
 from slurm.controller import Row
-from slurm.ledger import RUNS, Job, Ledger
+from slurm.ledger import RUNS, Job, Ledger, converted_from, source_hash
 
 #: Seconds until a file written on another node is visible on a shared file system.
 LATE = 10.0
@@ -101,20 +102,10 @@ def converted(source: str, target: Path) -> bool:
     try:
         if not Path(source).exists():
             return target.is_file() and report.is_file()
-        made = json.loads(report.read_text())["provenance"]["source_sha256"]
+        made = converted_from(target)
         return target.is_file() and bool(made) and made == source_hash(source)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
+    except (OSError, UserError):
         return False
-
-
-def source_hash(source: str) -> str | None:
-    """The hash of a run's backbone or of a file, as conversion reports state it."""
-    path = Path(source)
-    if path.is_dir():
-        results = read_results(path)
-        found = results.get("backbone_sha256") if results is not None else None
-        return str(found) if found else None
-    return sha256_file(path) if path.is_file() else None
 
 
 def _collected(report: Path, parents: Iterable[Job]) -> bool:
@@ -260,13 +251,23 @@ class Progress:
     text: str
 
 
+def _session_began(manifest: Manifest) -> float:
+    """When a run was last started, in Unix seconds; 0 if unknown."""
+    try:
+        return datetime.fromisoformat(manifest.sessions[-1].started).timestamp()
+    except (IndexError, ValueError, TypeError, OverflowError):
+        return 0.0
+
+
 def progress(folder: Path) -> Progress | None:
     """Progress of a run, from the end of its ``metrics.jsonl``; None if unknown."""
     try:
-        config = read_manifest(folder).config
+        manifest = read_manifest(folder)
     except (UserError, OSError):
         return None
+    config = manifest.config
     rows = [row for row in read_lines(folder, tail_bytes=_TAIL) if "time" in row]
+    began = _session_began(manifest)
     detection = "SOLVER" in config
     unit = "iteration" if detection else "epoch"
     try:
@@ -274,9 +275,10 @@ def progress(folder: Path) -> Progress | None:
     except (KeyError, TypeError, ValueError):
         return None
     counted = [(row["time"], float(row[unit])) for row in rows if unit in row]
-    if not counted:
+    if not counted or total <= 0:
         return None
-    recent = counted[-20:]
+    # Between two sessions a run waits in the queue; the rate is that of the last one.
+    recent = [row for row in counted[-20:] if row[0] >= began] or counted[-1:]
     (then, before), (now, done) = recent[0], recent[-1]
     rate = (done - before) / (now - then) if now > then and done > before else None
     left = (total - done) / rate if rate else None

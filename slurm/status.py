@@ -32,11 +32,12 @@ from rich.text import Text
 from intl_transfer.boundary import Boundary
 from intl_transfer.errors import UserError
 from intl_transfer.runs import read_manifest
+from intl_transfer.runs.lock import holder_alive
 from intl_transfer.runs.progress import format_seconds
 from slurm import controller
 from slurm.controller import Row
 from slurm.launching import launch
-from slurm.ledger import RUNS, Ledger, find
+from slurm.ledger import RUNS, Ledger, beside_runs, find
 from slurm.outcomes import Progress, Status, progress, row_of, status
 
 _COLORS = {
@@ -188,6 +189,10 @@ def survey(runs: list[Path]) -> list[Entry]:
             entries.append(Entry(_BY_HAND, str(folder), "", found, folder))
             continue
         found = Status(manifest.status, manifest.error or "")
+        holder = holder_alive(folder) if manifest.status == "running" else None
+        if holder is not None and not holder[1]:
+            ended = f"its process {holder[0]} has ended without recording it"
+            found = Status("interrupted", ended)
         entries.append(Entry(_BY_HAND, str(folder), manifest.stage, found, folder))
     return entries
 
@@ -207,7 +212,7 @@ def by_hand(runs: list[Path]) -> list[Path]:
             if "manifest.json" in files:
                 inner.clear()
                 found.append(Path(folder))
-            inner[:] = sorted(n for n in inner if n != "slurm" and not n.startswith("code"))
+            inner[:] = sorted(set(inner) - set(beside_runs(files, inner)))
     return found
 
 
