@@ -28,7 +28,7 @@ from slurm.ledger import Job
 from slurm.local import fit
 from slurm.module import command as of_module
 from slurm.plan import Plan
-from slurm.resources import SMALL, Resources, checked, layered, small, tasks_per_node
+from slurm.resources import SMALL, Resources, checked, in_time, layered, small, tasks_per_node
 
 ROOT = Path(__file__).resolve().parents[1]
 _STAGES = ("pretrain", "convert", "collect")
@@ -382,7 +382,8 @@ class BenchmarkPlan(Plan[Benchmark]):
         environment = dict(values.get("environment") or {})
         if self.config.datasets is not None:
             environment["DETECTRON2_DATASETS"] = str(Path(self.config.datasets).resolve())
-        requested = checked({**values, "environment": environment}, f"{self.name}: {where}")
+        where = f"{self.name}: {where}"
+        requested = in_time(checked({**values, "environment": environment}, where), where)
         return fit(requested, self.gpus)
 
 

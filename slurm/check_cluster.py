@@ -42,6 +42,7 @@ from slurm.resources import Resources, add_arguments, given_options, resources, 
 
 ROOT = Path(__file__).resolve().parents[1]
 _MINUTES = 2  # of the job
+_SIGNAL = 10  # seconds before the time limit at which it is signaled
 _LONGEST = 180  # seconds for a running job to report
 _ENDING = 10  # seconds for a job to end once all tasks have reported
 _POLL_SECONDS = 0.2
@@ -69,6 +70,10 @@ def main() -> int:
 
 def check(arguments: argparse.Namespace) -> int:
     """Runs the job and evaluates its tasks' reports."""
+    if arguments.time is None:
+        arguments.time = _MINUTES
+    if arguments.signal_seconds is None:
+        arguments.signal_seconds = _SIGNAL
     requested = small_job(resources(arguments), given_options(arguments))
     folder = (arguments.output_dir / time.strftime("%Y%m%d-%H%M%S")).resolve()
     try:
@@ -102,7 +107,7 @@ def check(arguments: argparse.Namespace) -> int:
 def small_job(requested: Resources, options: dict[str, Any]) -> Resources:
     """The profile's job, shortened, with at least two tasks, and no more GPUs than there are."""
     requested.time = options.get("time", _MINUTES)
-    requested.signal_seconds = options.get("signal_seconds", 10)
+    requested.signal_seconds = options.get("signal_seconds", _SIGNAL)
     if requested.cluster != "slurm":
         requested = fit(requested, len(visible_gpus()))
     if requested.nodes * tasks_per_node(requested) < 2 and requested.ranks_per_node is None:

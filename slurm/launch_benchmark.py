@@ -22,6 +22,7 @@ except ModuleNotFoundError:
 
 from intl_transfer.boundary import Boundary
 from intl_transfer.runs import write_atomically
+from intl_transfer.runs.config import config_name
 from slurm.benchmark import Benchmark, BenchmarkPlan, make_data, read, resolved
 from slurm.executors import batch_script, make_executor, say, snapshot_beside
 from slurm.graph import stage_job
@@ -62,7 +63,7 @@ def main() -> int:
 
 def launch(arguments: argparse.Namespace, benchmark: Benchmark, requested: Resources) -> int:
     """Submits missing jobs."""
-    name = Path(arguments.config).stem
+    name = config_name(arguments.config)
     folder = Path(
         arguments.output_dir or benchmark.output_dir or f"runs/benchmark/{name}"
     ).resolve()

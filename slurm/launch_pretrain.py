@@ -27,7 +27,7 @@ from omegaconf import OmegaConf
 from intl_transfer.boundary import Boundary
 from intl_transfer.data.loaders import rank_batch_size
 from intl_transfer.runs.changes import as_begun
-from intl_transfer.runs.config import load_config
+from intl_transfer.runs.config import config_name, load_config
 from intl_transfer.runs.settings import identity
 from pretrain.checks import check
 from pretrain.config import PretrainConfig
@@ -75,7 +75,7 @@ def main() -> int:
 
 def launch(arguments: argparse.Namespace, requested: Resources) -> int:
     """Submits one job per seed."""
-    name = Path(arguments.config).stem
+    name = config_name(arguments.config)
     runs = [
         (config, output_folder(arguments, name, config)) for config in configurations(arguments)
     ]

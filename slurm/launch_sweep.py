@@ -25,6 +25,7 @@ from omegaconf import OmegaConf
 
 from intl_transfer.boundary import Boundary
 from intl_transfer.runs import write_atomically
+from intl_transfer.runs.config import config_name
 from slurm.executors import say, snapshot_beside
 from slurm.launch_benchmark import counts
 from slurm.launching import launch as launch_jobs
@@ -63,7 +64,7 @@ def main() -> int:
 
 def launch(arguments: argparse.Namespace, requested: Resources) -> int:
     """Submits missing jobs."""
-    name = Path(arguments.config).stem
+    name = config_name(arguments.config)
     sweep = read(arguments.config, arguments.overrides)
     folder = Path(arguments.output_dir or sweep.output_dir or f"runs/sweep/{name}").resolve()
     gpus = None if requested.cluster == "slurm" else len(visible_gpus())

@@ -26,14 +26,15 @@ _STUCK_SECONDS = 30  # until the other ranks are killed after one has failed
 _PATIENCE = 600  # seconds for a run to save when it is stopped
 
 
-def visible_gpus() -> list[int]:
-    """The GPUs that jobs may use."""
+def visible_gpus() -> list[str]:
+    """The GPUs that jobs may use, as ``CUDA_VISIBLE_DEVICES`` names them: by number or by UUID."""
     import torch
 
+    count = torch.cuda.device_count()  # of those in the variable that are there
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None and all(word.isdecimal() for word in named.split(",")):
-        return [int(word) for word in named.split(",")]
-    return list(range(torch.cuda.device_count()))
+    if named is not None:
+        return [word.strip() for word in named.split(",")][:count]
+    return [str(index) for index in range(count)]
 
 
 def fit(requested: Resources, gpus: int | None) -> Resources:
@@ -51,7 +52,7 @@ def fit(requested: Resources, gpus: int | None) -> Resources:
 @dataclass
 class _Running:
     handle: submitit.Job[str]
-    gpus: list[int]
+    gpus: list[str]
     failed_since: float | None = None
 
 
@@ -63,12 +64,12 @@ class Local:
         ledger: written at every change, for ``status.py``.
         parallel: maximum number of concurrent jobs; None for as many as the GPUs allow, or one
             without GPUs.
-        gpus: indices of the GPUs to use.
+        gpus: the GPUs to use, by number or UUID.
     """
 
     ledger: Ledger
     parallel: int | None = None
-    gpus: list[int] = field(default_factory=list)
+    gpus: list[str] = field(default_factory=list)
 
     def run(self, requested: list[Job]) -> None:
         """Runs all jobs.
@@ -143,7 +144,8 @@ class Local:
         # Threads that busy-wait slow down the other jobs.
         quiet = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
         preset = {name: os.environ[name] for name in quiet if name in os.environ}
-        seen = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))} if gpus else {}
+        # A job without GPUs would otherwise take the first one, which is another job's.
+        seen = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if self.gpus else {}
         work.environment = {**quiet, **preset, **work.environment, **seen}
         title = plain_title(job)
         executor = executors.make_executor(resources, self.ledger.folder / "slurm", title)

@@ -35,7 +35,24 @@ SMALL = {
     "time": 60,
 }
 
-_GPUS = re.compile(r"((?:^|,)gpu(?::[^:,()]+)?:)(\d+)")
+# `gpu`, `gpu:a100`, `gpu:4`, `gpu:a100:4`; without a number it is one, and sockets may follow.
+_GPUS = re.compile(
+    r"(?P<kind>(?:^|,)gpu(?::[^:,()]+(?=:\d)|:[^:,()]*[^:,()\d][^:,()]*)?)"
+    r"(?::(?P<count>\d+))?(?=[,(]|$)"
+)
+#: Options of ``sbatch`` that have a field, which the command line can override, and those by which
+#: jobs are found again.
+_OWN = {
+    **{name: name for name in ("partition", "account", "qos", "constraint", "exclude", "time")},
+    **{name: name for name in ("mem", "nodes", "gres")},
+    "mail-user": "mail_user",
+    "mail-type": "mail_type",
+    "gpus-per-node": "gpus_per_node",
+    "ntasks-per-node": "ranks_per_node",
+    "cpus-per-task": "cpus_per_gpu",
+    "signal": "signal_seconds",
+    **dict.fromkeys(("job-name", "array", "output", "error", "dependency", "open-mode"), ""),
+}
 
 
 @dataclass
@@ -134,7 +151,8 @@ def resources(arguments: argparse.Namespace) -> Resources:
         UserError: if the profile does not exist, is not YAML, or has an invalid key or value.
     """
     values = layered(profile(arguments.profile), given_options(arguments))
-    return checked(values, arguments.profile or "the command line")
+    where = arguments.profile or "the command line"
+    return in_time(checked(values, where), where)
 
 
 def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,7 +165,7 @@ def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
         number, gres = layer.get("gpus_per_node"), values.get("gres")
         values.update(layer)
         if number is not None and gres and "gres" not in layer:
-            values["gres"] = _GPUS.sub(rf"\g<1>{number}", gres) if number else None
+            values["gres"] = _GPUS.sub(rf"\g<kind>:{number}", gres) if number else None
     return values
 
 
@@ -197,6 +215,7 @@ def checked(values: Mapping[str, Any], where: str) -> Resources:
         if key not in known:
             raise UserError(f"{where}: no key '{key}'.{did_you_mean(key, known)}")
     check_interpolations(dict(values), where)
+    _check_texts(values, where)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Resources), dict(values))
     except OmegaConfBaseException as error:
@@ -213,11 +232,17 @@ def checked(values: Mapping[str, Any], where: str) -> Resources:
             f"{where}: cluster is '{requested.cluster}'; expected {', '.join(CLUSTERS)}.{hint}"
         )
     minima = {"nodes": 1, "gpus_per_node": 0, "cpus_per_gpu": 1, "time": 1, "max_requeues": 0}
-    for name, minimum in {**minima, "ranks_per_node": 1, "parallel": 1}.items():
+    minima |= {"ranks_per_node": 1, "parallel": 1, "signal_seconds": 0}
+    for name, minimum in minima.items():
         value = getattr(requested, name)
         if value is not None and value < minimum:
             raise UserError(f"{where}: {name} is {value}; expected at least {minimum}")
     _count_gres(requested, values, where)
+    for key in requested.sbatch:
+        option = str(key).replace("_", "-").lstrip("-")
+        if option in _OWN:
+            advice = f"give it as {_OWN[option]}" if _OWN[option] else "the launcher sets it"
+            raise UserError(f"{where}: sbatch.{key}: {advice}")
     if requested.cluster == "auto":
         requested.cluster = "slurm" if shutil.which("sbatch") else "local"
     if requested.cluster != "slurm" and requested.nodes > 1:
@@ -229,16 +254,38 @@ def checked(values: Mapping[str, Any], where: str) -> Resources:
 
 def _count_gres(requested: Resources, values: Mapping[str, Any], where: str) -> None:
     """Sets the number of GPUs from ``gres``, so that the two agree."""
-    found = _GPUS.search(requested.gres or "")
-    if found is None:
+    found = list(_GPUS.finditer(requested.gres or ""))
+    if not found:
         return
-    number = int(found[2])
+    number = sum(int(one["count"] or 1) for one in found)
     if values.get("gpus_per_node") not in (None, number):
         raise UserError(
             f"{where}: gres {requested.gres} has {number} GPU(s), but gpus_per_node is "
             f"{values['gpus_per_node']}; set only one of them, or both to the same number"
         )
     requested.gpus_per_node = number
+
+
+def _check_texts(values: Mapping[str, Any], where: str) -> None:
+    """Refuses words that YAML has read as something else, and that would be written differently.
+
+    ``WANDB_SILENT: true`` would be ``True``, ``off`` ``False``, and ``12.10`` ``12.1``.
+    """
+    texts = {item.name for item in dataclasses.fields(Resources) if "str" in str(item.type)}
+    for key in texts & values.keys():
+        value = values[key]
+        inner = (
+            [(f"{key}.{name}", one) for name, one in value.items()]
+            if isinstance(value, Mapping)
+            else [(key, one) for one in (value if isinstance(value, (list, tuple)) else [value])]
+        )
+        for name, one in inner:
+            if isinstance(one, (bool, float)) and key not in ("sbatch", "small"):
+                kind = "a truth value" if isinstance(one, bool) else "a number"
+                raise UserError(
+                    f"{where}: {name} is a text, and YAML reads it as {kind} ({one}); put it in "
+                    "quotes"
+                )
 
 
 def small(values: Mapping[str, Any], where: str) -> Resources:
@@ -248,7 +295,26 @@ def small(values: Mapping[str, Any], where: str) -> Resources:
         values: of the profile and the command line, by field.
         where: their source, for messages.
     """
-    return checked(layered(values, SMALL, dict(values.get("small") or {})), where)
+    return in_time(checked(layered(values, SMALL, dict(values.get("small") or {})), where), where)
+
+
+def in_time(requested: Resources, where: str) -> Resources:
+    """Refuses a job that would be told to save as soon as it starts, again and again.
+
+    Args:
+        requested: complete resources of a job.
+        where: their source, for messages.
+
+    Raises:
+        UserError: if the signal is due before the job has begun.
+    """
+    if requested.cluster == "slurm" and requested.signal_seconds >= 60 * requested.time:
+        raise UserError(
+            f"{where}: signal_seconds is {requested.signal_seconds}, and time is {requested.time} "
+            "minute(s): the job would save and requeue itself as soon as it starts. Give it more "
+            "time, or fewer signal_seconds"
+        )
+    return requested
 
 
 def tasks_per_node(requested: Resources) -> int:

@@ -22,7 +22,7 @@ from slurm.ledger import Job
 from slurm.local import fit
 from slurm.module import command as of_module
 from slurm.plan import Plan
-from slurm.resources import Resources, checked, layered, small, tasks_per_node
+from slurm.resources import Resources, checked, in_time, layered, small, tasks_per_node
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -151,4 +151,5 @@ class SweepPlan(Plan[Sweep]):
 
     def _resources(self, where: str) -> Resources:
         values = layered(self.site, self.config.resources, self.options)
-        return fit(checked(values, f"{self.name}: {where}"), self.gpus)
+        where = f"{self.name}: {where}"
+        return fit(in_time(checked(values, where), where), self.gpus)

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
 import time
+from datetime import datetime
 
 import pytest
 
 from intl_transfer.errors import UserError
 from slurm import launching
-from slurm.ledger import Ledger
-from slurm.local import Local, fit
+from slurm.ledger import Ledger, find
+from slurm.local import Local, fit, visible_gpus
 from slurm.outcomes import Progress, progress, status
 from slurm.resources import Resources
+from slurm.status import by_hand, survey
 from tests.pretrain.running import ROOT
 from tests.slurm.work import MANIFEST, chain, make_job, starts
 
@@ -135,10 +138,13 @@ def test_each_job_has_gpus_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr("slurm.local._result", lambda job: "failed")
     ledger = Ledger(tmp_path, "local")
     jobs = [make_job(tmp_path, name, cluster="local", gpus_per_node=2) for name in "abc"]
-    Local(ledger, gpus=[4, 5, 6, 7]).run(ledger.merge(jobs))
-    assert given == ["4,5", "6,7", "4,5"]
+    Local(ledger, gpus=["4", "GPU-5", "6", "7"]).run(ledger.merge(jobs))
+    assert given == ["4,GPU-5", "6,7", "4,GPU-5"]
+    job = make_job(tmp_path, "d", cluster="local")  # without a GPU: not another job's
+    Local(ledger, gpus=["4"]).run(ledger.merge([job]))
+    assert given[-1] == ""
     with pytest.raises(UserError, match=r"needs 2 GPU\(s\); this machine has 1"):
-        Local(ledger, gpus=[0]).run(jobs)
+        Local(ledger, gpus=["0"]).run(jobs)
 
 
 def test_progress_comes_from_the_end_of_the_metrics(tmp_path):
@@ -150,6 +156,67 @@ def test_progress_comes_from_the_end_of_the_metrics(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"time": 99, "iter')
     found = progress(tmp_path)
     assert found == Progress(0.4, pytest.approx(30.0), "40/100")  # 60 left, 2 a second
+
+
+def test_time_in_the_queue_is_not_time_of_computing(tmp_path):
+    """A run that waited ten hours between two sessions had them in its ETA."""
+    began = "2026-01-01T10:00:00+00:00"
+    start = datetime.fromisoformat(began).timestamp()
+    manifest = {**MANIFEST, "config": {"SOLVER": {"MAX_ITER": 100}}, "sessions": [{}]}
+    manifest["sessions"].append({"started": began})
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    rows = [{"time": start - 36_000 + i, "iteration": 2 * i} for i in range(10)]
+    rows += [{"time": start + 5, "iteration": 20}]
+    lines = "".join(f"{json.dumps(row)}\n" for row in rows)
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    assert progress(tmp_path) == Progress(0.2, None, "20/100")  # no rate yet
+    (tmp_path / "metrics.jsonl").write_text(
+        lines + json.dumps({"time": start + 10, "iteration": 30})
+    )
+    assert progress(tmp_path) == Progress(0.3, pytest.approx(35.0), "30/100")
+
+
+def test_gpus_are_named_as_the_environment_names_them(monkeypatch):
+    """By UUID or MIG, as sites do; jobs were given the first ones of the machine instead."""
+    import torch
+
+    for named, count, expected in (
+        ("GPU-a,MIG-b", 2, ["GPU-a", "MIG-b"]),
+        ("2, 3", 2, ["2", "3"]),
+        ("0,1,2,3", 0, []),  # of another machine
+        ("", 0, []),
+        (None, 2, ["0", "1"]),
+    ):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if named is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+        assert visible_gpus() == expected
+
+
+def test_folders_of_any_name_are_looked_into(tmp_path):
+    """Those beside a ledger are its logs and copies of the sources; others are anyone's."""
+    for name in ("codec", "slurm", "mine"):
+        Ledger(tmp_path / name, "local").write()
+    for name in ("code", "code1", "slurm"):
+        Ledger(tmp_path / "mine" / name, "local").write()
+        (tmp_path / "mine" / name / "run").mkdir()
+        (tmp_path / "mine" / name / "run" / "manifest.json").write_text(json.dumps(MANIFEST))
+    assert [ledger.folder.name for ledger in find([tmp_path])] == ["codec", "mine", "slurm"]
+    assert by_hand([tmp_path]) == []
+
+
+def test_a_run_by_hand_whose_process_is_gone_is_not_running(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "manifest.json").write_text(json.dumps(MANIFEST))
+    assert survey([tmp_path])[0].status.state == "running"
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    (run / ".lock").write_text(f"process {done.pid} on {socket.gethostname()}, started 1\n")
+    found = survey([tmp_path])[0].status
+    assert found.state == "interrupted"
+    assert found.detail == f"its process {done.pid} has ended without recording it"
 
 
 def test_status_also_shows_runs_by_hand_and_names_a_damaged_one(tmp_path):

@@ -10,21 +10,22 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from intl_transfer.errors import UserError
 from intl_transfer.runs import read_results
 from intl_transfer.runs.directory import git_state
-from slurm import jobs, resources
+from slurm import controller, jobs, launch_detection, resources
 from slurm.benchmark import BenchmarkPlan, read
-from slurm.executors import parse_seeds, with_sources
+from slurm.executors import make_executor, parse_seeds, with_sources
 from slurm.jobs import StageFailedError, StageJob, reachable, require_finished, snapshot
 from slurm.outcomes import converted, last_error, run_status, settled_status
 from slurm.sweep import SweepPlan
 from slurm.sweep import read as read_sweep
 from tests.pretrain.running import ROOT, TINY
-from tests.slurm.work import make_job
+from tests.slurm.work import MANIFEST, make_job
 
 LAUNCH = [sys.executable, str(ROOT / "slurm" / "launch_pretrain.py"), "--config", "shapes_r18"]
 
@@ -123,6 +124,26 @@ def test_seeds():
     assert parse_seeds("5", "--seeds") == [0, 1, 2, 3, 4]
     assert parse_seeds("7,", "--seeds") == [7]
     assert parse_seeds(None, "--seeds") == []
+
+
+def test_a_copy_without_git_has_all_that_jobs_run(tmp_path, monkeypatch):
+    """An archive, or a clone of another user's, which git refuses: conversion, evaluations and the
+    report are scripts in slurm/, and failed.
+    """
+    monkeypatch.setenv("PATH", str(tmp_path))
+    copied = snapshot(ROOT, tmp_path / "code")
+    for name in ("slurm/convert.py", "slurm/module.py", "pretrain/train.py", "configs/pretrain"):
+        assert (copied / name).exists()
+    assert not (copied / "configs" / "slurm").exists()
+
+
+def test_a_name_that_is_no_text_does_not_stop_a_copy(tmp_path):
+    root = tmp_path / "clone"
+    (root / "pretrain").mkdir(parents=True)
+    (root / "pretrain" / "train.py").touch()
+    (root / os.fsdecode(b"r\xe9sultats.txt")).touch()
+    subprocess.run(["git", "init", "--quiet", str(root)], check=True)
+    assert (snapshot(root, tmp_path / "code") / "pretrain" / "train.py").exists()
 
 
 def test_a_snapshot_is_what_was_there(tmp_path):
@@ -238,6 +259,62 @@ def test_a_rank_that_was_not_told_itself_puts_the_job_back(tmp_path, monkeypatch
         job()
 
 
+def test_a_busy_controller_is_asked_again_to_requeue(tmp_path, monkeypatch):
+    """The job failed at once, with a traceback for its last words."""
+    lines = f"echo x >> {tmp_path}/asked; echo busy >&2; test $(wc -l < {tmp_path}/asked) = 2"
+    fake(tmp_path, "scontrol", lines)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(jobs, "_WAITS", (0, 0))
+    jobs.ask_to_requeue("7")
+    with pytest.raises(StageFailedError, match=r"`scontrol requeue 7` says: busy; launch it again"):
+        jobs.ask_to_requeue("7")
+
+
+def test_gpus_of_a_gres_are_counted_as_slurm_counts_them():
+    """Without a number it is one; there were eight ranks for it, by default."""
+    counts = {"gpu": 1, "gpu:a100": 1, "gpu:2080ti:4": 4, "gpu:1g.5gb:2": 2, "gpu:a:2,gpu:b": 3}
+    counts |= {"tmpfs:1T,gpu:v100:8(S:0-1)": 8, "gpu:1": 1, "gpumem:4": 8}
+    for gres, number in counts.items():
+        requested = resources.checked({"gres": gres, "cluster": "slurm"}, "x")
+        assert requested.gpus_per_node == number, gres
+    assert resources.layered({"gres": "gpu:a100"}, {"gpus_per_node": 2})["gres"] == "gpu:a100:2"
+
+
+def test_a_job_cannot_be_told_to_save_before_it_begins():
+    values = {"cluster": "slurm", "time": 2}
+    with pytest.raises(UserError, match=r"x: signal_seconds is 120, and time is 2 minute"):
+        resources.in_time(resources.checked(values, "x"), "x")
+    resources.in_time(resources.checked({**values, "signal_seconds": 30}, "x"), "x")
+    resources.in_time(resources.checked({**values, "cluster": "local"}, "x"), "x")
+
+
+def test_sbatch_does_not_see_what_belongs_to_the_job_it_is_called_in():
+    """And no variable of its own that contradicts the script: it would prefer the variable."""
+    environment = dict.fromkeys(
+        ["SLURM_CONF", "SLURM_ARRAY_JOB_ID", "SLURM_MEM_PER_CPU", "SUBMITIT_FOLDER", "HOME"], "x"
+    )
+    environment |= dict.fromkeys(["SBATCH_ACCOUNT", "SBATCH_PARTITION", "SBATCH_WCKEY"], "x")
+    environment |= {"SBATCH_TIMELIMIT": "5", "SBATCH_ARRAY_INX": "0-3", "SBATCH_GRES": "gpu:1"}
+    stated = ["partition", "time", "job-name"]
+    outside = ["SBATCH_PARTITION", "SBATCH_TIMELIMIT", "SBATCH_ARRAY_INX", "SBATCH_GRES"]
+    assert controller.hidden(environment, stated) == outside
+    inside = {**environment, "SLURM_JOB_ID": "12"}
+    found = set(controller.hidden(inside, stated)) - set(outside)
+    assert found == {
+        *("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_MEM_PER_CPU", "SUBMITIT_FOLDER"),
+    }
+
+
+def test_an_array_is_not_throttled_unless_asked():
+    """submitit's own limit is 256 at a time."""
+    for parallel, limit in ((None, 1_000_000), (3, 3)):
+        requested = resources.checked({"cluster": "slurm", "parallel": parallel}, "x")
+        executor = mock.Mock()
+        with mock.patch("submitit.AutoExecutor", return_value=executor):
+            make_executor(requested, Path("x"), "name")
+        assert executor.update_parameters.call_args[1]["slurm_array_parallelism"] == limit
+
+
 def test_gres_and_the_number_of_gpus_cannot_differ():
     values = resources.layered({"gres": "gpu:a100:8,tmpfs:1T"}, {"gpus_per_node": 2})
     assert values == {"gres": "gpu:a100:2,tmpfs:1T", "gpus_per_node": 2}
@@ -253,6 +330,13 @@ def test_gres_and_the_number_of_gpus_cannot_differ():
         ({"nodez": 1}, "x: no key 'nodez'. Did you mean 'nodes'"),
         ({"nodes": "many"}, "x: nodes: .*many"),
         ({"time": 0}, "x: time is 0; expected at least 1"),
+        ({"signal_seconds": -1}, "x: signal_seconds is -1; expected at least 0"),
+        ({"sbatch": {"job_name": "mine"}}, "x: sbatch.job_name: the launcher sets it"),
+        ({"sbatch": {"mail-user": "me"}}, "x: sbatch.mail-user: give it as mail_user"),
+        # YAML's own reading of `off`, `12.10` and `on`.
+        ({"environment": {"WANDB_SILENT": True}}, "x: environment.WANDB_SILENT is a text"),
+        ({"environment": {"CUDA": 12.1}}, r"x: environment.CUDA .* a number \(12.1\); put it in"),
+        ({"partition": True}, "x: partition is a text, and YAML reads it as a truth value"),
         ({"cluster": "slrum"}, "x: cluster is 'slrum'.*Did you mean 'slurm'"),
     ],
 )
@@ -264,6 +348,46 @@ def test_a_mistake_in_resources_names_the_key(values, message):
 def test_every_shipped_profile_can_be_used():
     for file in resources.PROFILES.glob("*.yaml"):
         assert resources.profile(file.stem)
+
+
+def test_other_weights_under_the_same_name_are_other_settings(tmp_path):
+    """A finished run was `already finished`, whatever its weights had become since."""
+    weights = tmp_path / "intl.pth"
+    weights.write_bytes(b"weights")
+    made = make_job(tmp_path, "one")
+    made.stage, made.settings = "detection", {"weights": str(weights), "SEED": 0}
+    made.made_with = made.settings
+    assert made.changes() == {}  # there is no run yet
+    (tmp_path / "one").mkdir()
+    used = {"role": "weights", "sha256": hashlib.sha256(b"weights").hexdigest()}
+    manifest = {**MANIFEST, "stage": "detection", "status": "finished", "inputs": [used]}
+    (tmp_path / "one" / "manifest.json").write_text(json.dumps(manifest))
+    assert made.changes() == {}
+    weights.write_bytes(b"others")
+    now = hashlib.sha256(b"others").hexdigest()
+    assert made.changes() == {"weights sha256": {"before": used["sha256"], "now": now}}
+    # What was converted anew from the same source is the same.
+    report = {"provenance": {"source_sha256": "1" * 64}}
+    weights.with_suffix(".json").write_text(json.dumps(report))
+    used["provenance"] = {"source_sha256": "1" * 64}
+    (tmp_path / "one" / "manifest.json").write_text(json.dumps(manifest))
+    assert made.changes() == {}
+
+
+def test_runs_of_one_name_are_not_converted_over_each_other(tmp_path):
+    """Jobs in the queue would have started from the second run's weights."""
+    target = tmp_path / "weights" / "seed0.pth"
+    target.parent.mkdir()
+    target.write_bytes(b"converted")
+    report = {"provenance": {"source_sha256": "1" * 64}}
+    target.with_suffix(".json").write_text(json.dumps(report))
+    run = tmp_path / "b" / "seed0"
+    run.mkdir(parents=True)
+    with (
+        mock.patch("slurm.launch_detection.source_hash", return_value="2" * 64),
+        pytest.raises(UserError, match=r"seed0.pth was converted from other weights than those"),
+    ):
+        launch_detection.converted(str(run), target)
 
 
 def test_a_conversion_is_done_if_its_report_names_the_source(tmp_path):
