@@ -15,6 +15,7 @@ from detection.scaling import batch_that_fits, scale_to_batch
 from intl_transfer.devices import Gpus, gpus
 from intl_transfer.errors import UserError
 from intl_transfer.runs import MANIFEST, read_manifest
+from intl_transfer.runs.config import config_name
 
 NORMS = ("naiveSyncBN", "SyncBN", "BN")
 
@@ -73,7 +74,7 @@ def resolve(arguments: argparse.Namespace, own: Any = None) -> Any:
         word = file.parent.name if file.stem == "model_final" else file.stem
         cfg.OUTPUT_DIR = f"runs/evaluation/{word}_on_{'_'.join(cfg.DATASETS.TEST)}"
     elif cfg.OUTPUT_DIR == "./output":  # Detectron2's default: all runs in one folder
-        name = Path(arguments.config).stem
+        name = config_name(arguments.config)
         cfg.OUTPUT_DIR = f"runs/detection/{name}_{Path(weights).stem}_seed{cfg.SEED}"
     cfg.MODEL.WEIGHTS = "" if weights == RANDOM else weights
     if arguments.norm is not None:

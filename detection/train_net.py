@@ -62,7 +62,7 @@ from intl_transfer.errors import UserError
 from intl_transfer.runs import RunDirectory, sha256_file, write_json
 from intl_transfer.runs.architectures import architecture
 from intl_transfer.runs.changes import Continuation
-from intl_transfer.runs.config import resolve_config
+from intl_transfer.runs.config import config_name, resolve_config
 from intl_transfer.runs.lock import directory_lock
 from intl_transfer.runs.records import Detector, ImageSet, Initialization
 from intl_transfer.runs.stopping import AGAIN, Stopped, StopRequest, ending, passed_on
@@ -368,7 +368,7 @@ def train(
         stop = stack.enter_context(StopRequest())
         run = None
         if comm.is_main_process():
-            name = Path(arguments.config).stem
+            name = config_name(arguments.config)
             run = open_run(cfg, start, name, images, earlier.changes)
             stack.enter_context(run.recording())
         trainer = Trainer(cfg, run, stop, start, images)

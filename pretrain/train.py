@@ -39,7 +39,7 @@ from intl_transfer.data.sources import open_source
 from intl_transfer.data.unreadable import Unreadable
 from intl_transfer.data.views import build_views
 from intl_transfer.runs.changes import Continuation, as_begun
-from intl_transfer.runs.config import load_config
+from intl_transfer.runs.config import config_name, load_config
 from intl_transfer.runs.distributed import Ranks, process_group
 from intl_transfer.runs.lock import directory_lock
 from intl_transfer.runs.progress import Progress
@@ -74,7 +74,7 @@ def main() -> int:
         "overrides", nargs="*", metavar="key=value", help="override a setting, for example seed=1"
     )
     arguments = parser.parse_intermixed_args()
-    name = Path(arguments.config).stem
+    name = config_name(arguments.config)
     with Boundary(AGAIN) as boundary:
         config = configuration(arguments.config, arguments.overrides, arguments.output_dir)
         with process_group(config.engine.device) as ranks, ExitStack() as stack:
@@ -95,7 +95,7 @@ def configuration(name: str, overrides: list[str], output_dir: str | None) -> Pr
     read = partial(load_config, PretrainConfig, name, overrides, ROOT / "configs" / "pretrain")
     config = read()
     output = output_dir or config.output_dir
-    output = output or f"runs/pretrain/{Path(name).stem}_seed{config.seed}"
+    output = output or f"runs/pretrain/{config_name(name)}_seed{config.seed}"
     config = read(as_begun(output, "pretrain"))
     config.output_dir = output
     check(config)

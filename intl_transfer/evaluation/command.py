@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from intl_transfer.evaluation.config import EvaluationConfig, Expectation
 
 CONFIGS = config_folder("evaluation")
+#: Endings of checkpoints, which are not part of their names.
+_ENDINGS = (".pth", ".pt", ".tar", ".ckpt", ".safetensors", ".bin", ".pkl", ".npz", ".zip", ".gz")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,12 +68,13 @@ def run(arguments: argparse.Namespace) -> int:
     from intl_transfer.evaluation.expected import expectations
     from intl_transfer.evaluation.stage import evaluate
     from intl_transfer.runs.changes import Continuation, as_begun
+    from intl_transfer.runs.config import config_name
     from intl_transfer.runs.controls import permuted
     from intl_transfer.runs.distributed import process_group
     from intl_transfer.runs.lock import directory_lock
     from intl_transfer.runs.stopping import AGAIN
 
-    name = Path(arguments.config).stem
+    name = config_name(arguments.config)
     with Boundary(AGAIN) as boundary:
         config = configuration(arguments.config, arguments.overrides)
         label = f"{name}_{weights_label(arguments.weights)}_seed{config.seed}"
@@ -153,4 +156,9 @@ def weights_label(weights: str) -> str:
     """The name of the weights, for the run's name."""
     path = Path(weights).resolve()
     inside = path.is_file() and (path.parent / "manifest.json").exists()
-    return path.parent.name if inside else path.name if path.is_dir() else path.name.split(".")[0]
+    if inside or path.is_dir():
+        return path.parent.name if inside else path.name
+    # `intl_lr0.1.pth` and `intl_lr0.2.pth` are two, `moco.pth.tar` has two endings.
+    while path.suffix in _ENDINGS:
+        path = path.with_suffix("")
+    return path.name

@@ -161,6 +161,15 @@ def resolve_config(name: str, folder: str | Path) -> Path:
     )
 
 
+def config_name(name: str) -> str:
+    """What runs of a configuration are called after: its file's name, without ``.yaml``.
+
+    ``resnet_lr0.1`` and ``resnet_lr0.2`` are two names: only the ending of a file is cut off.
+    """
+    file = Path(name).name
+    return next((file[: -len(end)] for end in (".yaml", ".yml") if file.endswith(end)), file)
+
+
 def _with_bases(path: Path, folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     """The file and its bases, outermost base first."""
     chain: list[tuple[Path, dict[str, Any]]] = []

@@ -6,7 +6,8 @@ import pytest
 from omegaconf import MISSING
 
 from intl_transfer.errors import UserError
-from intl_transfer.runs.config import load_config
+from intl_transfer.evaluation.command import weights_label
+from intl_transfer.runs.config import config_name, load_config
 
 
 @dataclass
@@ -66,6 +67,14 @@ def test_wrong_files_say_so(folder):
     (folder / "unnamed.yaml").write_text("seed: 1\n")
     with pytest.raises(UserError, match="no value for name"):
         load_config(Outer, "unnamed", [], folder)
+
+
+def test_names_with_dots_are_names_of_their_own():
+    """Of learning rates: runs of `resnet_lr0.1` and `resnet_lr0.2` had one folder."""
+    names = {"a": "a", "a.yaml": "a", "x/a_lr0.1": "a_lr0.1", "x/a_lr0.1.yaml": "a_lr0.1"}
+    assert {name: config_name(name) for name in names} == names
+    weights = {"w/a_lr0.1.pth": "a_lr0.1", "moco_0199.pth.tar": "moco_0199", "dino": "dino"}
+    assert {name: weights_label(name) for name in weights} == weights
 
 
 def test_a_tag_that_runs_code_is_refused(folder, tmp_path):
