@@ -45,7 +45,7 @@ setup:
 
 wheelhouse:
 	@$(MAKE) --no-print-directory setup WHEELHOUSE=
-	@$(PY) scripts/wheelhouse.py $(or $(WHEELHOUSE),wheelhouse) $(WITH)
+	@$(PY) scripts/wheelhouse.py "$(or $(WHEELHOUSE),wheelhouse)" $(WITH)
 
 lock: setup-dev
 	@$(PY) scripts/wheelhouse.py --lock

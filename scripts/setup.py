@@ -153,12 +153,27 @@ def without_venv() -> "dict[str, str]":
     return environment
 
 
+def own_environment() -> "dict[str, str]":
+    """This environment, without what would bend what is installed, or where.
+
+    Packages on PYTHONPATH count as installed for pip, and are gone in the next shell; PYTHONHOME
+    makes the Python of `.venv` another one; pip may be told to install elsewhere (a site's
+    `user = true` is an error in `.venv`).
+    """
+    hidden = ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONPLATLIBDIR")
+    hidden += ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_DRY_RUN", "PIP_NO_DEPS", "PIP_PYTHON")
+    environment = {key: value for key, value in os.environ.items() if key not in hidden}
+    return {**environment, "PIP_USER": "0"}
+
+
 def installed() -> str:
     """Every package of `.venv` with its version; empty where that cannot be told."""
     if not venv_python().exists():
         return ""
     command = [str(venv_python()), "-m", "pip", "list", "--format=freeze"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=own_environment()
+    )
     return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
 
 
@@ -277,12 +292,13 @@ def is_whole_venv(version: str, system: bool) -> bool:
     if f"version = {version}." not in said or kind not in said or not venv_python().exists():
         return False
     command = [str(venv_python()), "-m", "pip", "--version"]
-    return subprocess.run(command, capture_output=True).returncode == 0
+    return subprocess.run(command, capture_output=True, env=own_environment()).returncode == 0
 
 
 def has_compiled_detectron2(python: str) -> bool:
     code = "import torch; from detectron2 import _C"
-    return subprocess.run([python, "-c", code], capture_output=True).returncode == 0
+    command = [python, "-c", code]
+    return subprocess.run(command, capture_output=True, env=own_environment()).returncode == 0
 
 
 def run(
@@ -295,7 +311,7 @@ def run(
     print(f"  {title} ...", flush=True)
     began = last = time.monotonic()
     offset = LOG.stat().st_size
-    merged = {**os.environ, "PYTHONUNBUFFERED": "1", **dict(environment or {})}
+    merged = {**own_environment(), "PYTHONUNBUFFERED": "1", **dict(environment or {})}
     # What is empty is not there at all: pip reads an empty setting as one.
     environment = {key: value for key, value in merged.items() if value}
     with open(LOG, "ab") as log:

@@ -1,7 +1,8 @@
 """Downloads everything that `make setup` installs, for machines without network; writes the lock.
 
-    make wheelhouse [DEV=1] [WHEELHOUSE=wheelhouse] # with a network make setup
-    WHEELHOUSE=wheelhouse # where there is none make lock # after a change of constraints.txt
+    make wheelhouse [DEV=1] [WHEELHOUSE=wheelhouse]     # with a network
+    make setup WHEELHOUSE=wheelhouse                    # where there is none
+    make lock                                           # after a change of constraints.txt
 
 A wheelhouse is a folder of archives and `lock.txt`, with the SHA-256 of each, which pip then
 requires. If `locks/` has tested hashes for this Python and machine, all archives must match them.

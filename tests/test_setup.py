@@ -257,6 +257,22 @@ def test_a_failing_step_gives_its_own_last_word(setup, monkeypatch, tmp_path):
         setup.run("bad", [sys.executable, "-c", code])
 
 
+def test_the_shells_environment_does_not_bend_what_is_installed(setup, monkeypatch, tmp_path):
+    """A site's PIP_USER is an error within `.venv`; what PYTHONPATH has would not be installed."""
+    monkeypatch.setattr(setup, "LOG", tmp_path / "setup.log")
+    (tmp_path / "setup.log").touch()
+    hidden = ("PYTHONPATH", "PIP_TARGET", "PIP_PREFIX")
+    for name in hidden:
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("PIP_USER", "yes")
+    monkeypatch.setenv("PIP_INDEX_URL", "kept")
+    code = "import os; print({k: v for k, v in os.environ.items() if k[:3] in ('PIP', 'PYT')})"
+    setup.run("environment", [sys.executable, "-c", code])
+    said = ast.literal_eval((tmp_path / "setup.log").read_text())
+    assert not said.keys() & set(hidden)
+    assert (said["PIP_USER"], said["PIP_INDEX_URL"]) == ("0", "kept")
+
+
 def test_this_environment_is_checked_in_under_three_seconds(setup):
     """By the Python that made it: another would make it anew, below the running tests."""
     maker = setup.read_stamp().get("python", {}).get("executable", "")
