@@ -11,7 +11,9 @@ SEED ?= 0
 PY := .venv/bin/python
 # Links and anchors that lead nowhere are errors (not with --quiet, which does not count them).
 BUILD_SITE = NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
-WITH = $(if $(DEV),--dev)
+# `DEV=0` and `QUICK=no` are off.
+ON = $(filter-out 0 no false off,$(1))
+WITH = $(if $(call ON,$(DEV)),--dev)
 
 .DEFAULT_GOAL := help
 # What checks the report's JavaScript, from npm; the page needs none of it.
@@ -54,7 +56,7 @@ setup-dev:
 	@$(PYTHON) scripts/setup.py --dev $(if $(WHEELHOUSE),--wheelhouse "$(WHEELHOUSE)")
 
 demo: setup
-	@$(PY) scripts/demo.py --backbone $(BACKBONE) --scale $(SCALE) $(if $(QUICK),--quick)
+	@$(PY) scripts/demo.py --backbone $(BACKBONE) --scale $(SCALE) $(if $(call ON,$(QUICK)),--quick)
 
 test: setup-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal

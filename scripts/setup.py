@@ -10,6 +10,8 @@ Python 3.6 can read, so that an old one is told to be too old.
 """
 
 import argparse
+import contextlib
+import fcntl
 import hashlib
 import itertools
 import json
@@ -21,7 +23,7 @@ import site
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,26 +69,51 @@ def main(arguments: "Sequence[str]" = ()) -> int:
             command = [maker, str(Path(__file__).resolve()), *arguments]
             return subprocess.run(command, env=without_venv()).returncode
         check_disk(shutil.disk_usage(VENV if VENV.exists() else ROOT).free, size(VENV))
-        # What is there stays valid unless something in it is changed and the rest then fails.
-        before = installed()
-        if VENV.exists():
-            UNFINISHED.touch()
-        try:
-            install(dev, wheelhouse)
-        except SetupError:
-            if before and installed() == before:
-                UNFINISHED.unlink(missing_ok=True)
-            raise
-        STAMP.write_text(json.dumps(stamp(dev), indent=2) + "\n")
-        UNFINISHED.unlink(missing_ok=True)
+        with alone():
+            set_up(dev, wheelhouse)
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        what = error.strerror or str(error)
+        print(f"error: {error.filename or VENV}: {what}; `make setup` continues", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; `make setup` continues", file=sys.stderr)
         return 130
     print(f"set up in {time.monotonic() - start:.0f} s: {VENV}")
     return 0
+
+
+def set_up(dev: bool, wheelhouse: "Path | None") -> None:
+    # What is there stays valid unless something in it is changed and the rest then fails.
+    before = installed()
+    if VENV.exists():
+        UNFINISHED.touch()
+    try:
+        install(dev, wheelhouse)
+    except SetupError:
+        if before and installed() == before:
+            UNFINISHED.unlink(missing_ok=True)
+        raise
+    STAMP.write_text(json.dumps(stamp(dev), indent=2) + "\n")
+    UNFINISHED.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def alone() -> "Iterator[None]":
+    """Keeps a second set-up from making `.venv` anew below the first (`make demo`, `make test`)."""
+    LOG.parent.mkdir(exist_ok=True)
+    with open(LOG.with_suffix(".lock"), "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SetupError(
+                f"another set-up of this clone is running; wait for it ({LOG} shows its progress)"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def venv_python() -> Path:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import fcntl
 import hashlib
 import importlib.util
 import io
@@ -255,6 +256,38 @@ def test_a_failing_step_gives_its_own_last_word(setup, monkeypatch, tmp_path):
     code = "print('Collecting x'); print('ERROR: No matching distribution found for x'); exit(3)"
     with pytest.raises(setup.SetupError, match=r"bad: No matching .* for x .whole"):
         setup.run("bad", [sys.executable, "-c", code])
+
+
+def test_two_set_ups_at_once_are_one(setup, monkeypatch, tmp_path, capsys):
+    """`make demo` and `make test` in a fresh clone: the second cleared the first one's `.venv`."""
+    (tmp_path / "logs").mkdir()
+    calls = []
+    with open(tmp_path / "logs" / "setup.lock", "a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert run_main(setup, monkeypatch, tmp_path, calls.append) == 1
+    assert calls == []
+    assert "another set-up of this clone is running; wait for it" in capsys.readouterr().err
+    assert run_main(setup, monkeypatch, tmp_path, calls.append) == 0
+    assert calls == [False]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(setup, monkeypatch, tmp_path, capsys):
+    (tmp_path / "logs").touch()
+    assert run_main(setup, monkeypatch, tmp_path, lambda dev: None) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / 'logs'}: File exists; ")
+    assert len(error.splitlines()) == 1
+
+
+def test_what_is_switched_off_is_off():
+    def shown(*words):
+        command = ["make", "--dry-run", "--no-print-directory", *words]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert "--dev" in shown("setup", "DEV=1")
+    assert "--dev" not in shown("setup", "DEV=0")
+    assert "--quick" not in shown("demo", "QUICK=no")
+    assert '"with space"' in shown("wheelhouse", "WHEELHOUSE=with space")
 
 
 def test_the_shells_environment_does_not_bend_what_is_installed(setup, monkeypatch, tmp_path):
