@@ -64,6 +64,7 @@ from intl_transfer.runs.architectures import architecture
 from intl_transfer.runs.changes import Continuation
 from intl_transfer.runs.config import config_name, resolve_config
 from intl_transfer.runs.lock import directory_lock
+from intl_transfer.runs.progress import print_line
 from intl_transfer.runs.records import Detector, ImageSet, Initialization
 from intl_transfer.runs.stopping import AGAIN, Stopped, StopRequest, ending, passed_on
 
@@ -398,7 +399,7 @@ def train(
             end = ending(True, stop.signal, place, trainer.saved, AGAIN)
             if run is not None:
                 run.interrupt(end.reason)
-                print(end.line, flush=True)
+                print_line(end.line)
             return end.status
         except FloatingPointError as error:
             raise OneRankError(not_finite(error)) from None
@@ -425,7 +426,7 @@ def conclude(
         print(f"warning: not all images were drawn ({error})", file=sys.stderr, flush=True)
     run.finish(results_of(cfg, start, trainer, metrics, images))
     show(metrics)
-    print(f"finished: {cfg.OUTPUT_DIR}/results.json, images in predictions.png")
+    print_line(f"finished: {cfg.OUTPUT_DIR}/results.json, images in predictions.png")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import logging
 import os
 import re
@@ -117,6 +118,10 @@ class Boundary:
     def __enter__(self) -> Boundary:
         # Detectron2 and others log to files; lost lines do not end a run, and are reported once.
         logging.Handler.handleError = _tell_of_lost_lines  # type: ignore[assignment, method-assign]
+        # `±` where the terminal knows ASCII only, or a file's name that is no text: shown escaped,
+        # as on the error stream, instead of ending the command.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         return self
 
     def __exit__(
@@ -217,14 +222,17 @@ def keep_traceback(error: BaseException, folder: Path | None) -> Path | None:
     text = "".join(traceback.format_exception(error))
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     entry = f"{now}{_rank()}: {' '.join(sys.argv)}\n{text}\n"
-    for place in (folder, Path(tempfile.gettempdir())):
-        if place is None or not place.is_dir():
-            continue
-        name = TRACEBACKS if place == folder else f"intl-transfer-{os.getpid()}-{TRACEBACKS}"
+    temporary = f"intl-transfer-{os.getpid()}-{TRACEBACKS}"
+    for is_temporary in (False, True):
+        # No temporary folder may be there, or have room, and a lost disk answers nothing.
         with contextlib.suppress(OSError):
-            with open(place / name, "a", errors="replace") as file:
-                file.write(entry)
-            return place / name
+            place = Path(tempfile.gettempdir()) if is_temporary else folder
+            if place is None or not place.is_dir():
+                continue
+            file = place / (temporary if is_temporary else TRACEBACKS)
+            with open(file, "a", errors="replace") as opened:
+                opened.write(entry)
+            return file
     return None
 
 

@@ -80,8 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the report; returns 0 if the main job can run, or no check failed, else 1."""
-    if arguments.profile is not None and arguments.cluster is None:
-        raise UserError("--profile is of --cluster; give both")
+    _check_options(arguments)
     if arguments.cluster is not None:
         return _check_cluster(arguments)
     if arguments.gpu:
@@ -98,6 +97,22 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _show(report)
     return 1 if report["problems"] else 0
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Refuses options that would be ignored."""
+    if arguments.profile is not None and arguments.cluster is None:
+        raise UserError("--profile is of --cluster; give both")
+    if arguments.all and arguments.datasets is None:
+        raise UserError("--all is of --datasets; give both")
+    given = {
+        "--gpu": arguments.gpu,
+        "--cluster": arguments.cluster is not None,
+        "--datasets": arguments.datasets is not None,
+    }
+    several = [name for name, is_given in given.items() if is_given]
+    if len(several) > 1:
+        raise UserError(f"{' and '.join(several)} are different checks; one at a time")
 
 
 def _check_gpus(as_object: bool) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -11,6 +13,22 @@ _PACKAGE = Path(__file__).resolve().parent
 _STAGES = ("pretrain/train.py", "detection/train_net.py", "slurm/launch_pretrain.py")
 #: Features that need a clone, for messages.
 NEEDS_CLONE = "pretraining, fine-tuning detectors, SLURM launchers and `doctor --cluster`"
+
+
+def home() -> Path:
+    """The user's home; the temporary folder where there is none.
+
+    In a container, a user may have neither ``HOME`` nor an entry in the list of users.
+    """
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path(tempfile.gettempdir())
+
+
+def cache_folder() -> Path:
+    """The folder of this suite in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache") / "intl-transfer"
 
 
 def config_folder(stage: str) -> Path:

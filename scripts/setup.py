@@ -187,8 +187,8 @@ def own_environment() -> "dict[str, str]":
     makes the Python of `.venv` another one; pip may be told to install elsewhere (a site's
     `user = true` is an error in `.venv`).
     """
-    hidden = ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONPLATLIBDIR")
-    hidden += ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_DRY_RUN", "PIP_NO_DEPS", "PIP_PYTHON")
+    hidden = ["PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONPLATLIBDIR"]
+    hidden += ["PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_DRY_RUN", "PIP_NO_DEPS", "PIP_PYTHON"]
     environment = {key: value for key, value in os.environ.items() if key not in hidden}
     return {**environment, "PIP_USER": "0"}
 

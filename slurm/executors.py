@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import submitit
 
 from intl_transfer.errors import UserError
 from intl_transfer.runs import late
+from intl_transfer.runs.progress import print_line
 from slurm import controller, jobs
 from slurm.resources import Resources, tasks_per_node
 
@@ -194,4 +194,4 @@ def with_sources(environment: Mapping[str, str], code: Path) -> dict[str, str]:
 
 def say(text: str) -> None:
     """Prints a line, unbuffered."""
-    print(text, file=sys.stdout, flush=True)
+    print_line(text)

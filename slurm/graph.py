@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,9 @@ from slurm.jobs import StageJob
 from slurm.ledger import RUNS, Job, Ledger
 from slurm.outcomes import LATE, finished, row_of, settled_status
 from slurm.resources import Resources
+
+#: Of sbatch's errors, those after which the controller may have taken the job.
+_UNANSWERED = re.compile(r"timed out|unable to contact|zero bytes|connection|communication", re.I)
 
 
 def missing(ledger: Ledger, jobs: Iterable[Job], rows: dict[str, Row]) -> list[Job]:
@@ -109,7 +113,11 @@ def submit(ledger: Ledger, requested: list[Job], rows: dict[str, Row]) -> Iterat
         executor = executors.make_executor(resources, logs, name, dependency)
         try:
             submitted = executors.submit(executor, [stage_job(job) for job in group])
-        except UserError:
+        except UserError as error:
+            if _UNANSWERED.search(str(error)):  # kept, so that the next launch looks for it
+                raise UserError(
+                    f"{error}. It may be in the queue all the same: the same command finds it there"
+                ) from None
             ledger.submitting = None
             ledger.write()
             raise

@@ -86,8 +86,10 @@ def main() -> int:
         "--wait", action="store_true", help="with --retry-failed: wait for the jobs to end"
     )
     arguments = parser.parse_args()
-    if arguments.cancel and arguments.retry_failed:
-        parser.error("--cancel and --retry-failed exclude each other")
+    if arguments.cancel + arguments.retry_failed + arguments.watch > 1:
+        parser.error("--watch, --cancel and --retry-failed exclude each other")
+    if arguments.wait and not arguments.retry_failed:
+        parser.error("--wait is of --retry-failed; --watch waits until all jobs have ended")
     with Boundary() as boundary:
         if arguments.cancel:
             boundary.status = cancel(arguments.runs)

@@ -6,10 +6,12 @@ import errno
 import logging
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -197,6 +199,27 @@ def test_where_nothing_can_be_written_the_cause_is_still_told(tmp_path, capsys, 
     assert "Traceback (most recent call last)" in capsys.readouterr().err  # nowhere else to be had
 
 
+def test_without_any_temporary_folder_the_cause_is_still_told(tmp_path, capsys, monkeypatch):
+    """Where everything is on one full disk, Python finds none; and a lost disk answers nothing."""
+    import tempfile
+
+    def none_is_usable():
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    def lost(self):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none_is_usable)
+    for broken in (False, True):
+        with monkeypatch.context() as disk, Boundary() as boundary:
+            if broken:
+                disk.setattr(Path, "is_dir", lost)
+            boundary.folder = tmp_path / "absent"
+            write_to_full_disk()
+        assert boundary.status == 1
+        assert re.fullmatch(r"error: .*the disk is full.*\n", capsys.readouterr().err)
+
+
 @pytest.mark.parametrize("size", [10, 1_000_000])
 def test_libraries_that_hide_the_error_of_a_write_are_seen_through(tmp_path, size):
     """A limit on the size of files is as real as a full disk: the kernel refuses the write."""
@@ -237,6 +260,38 @@ def test_commands_end_in_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["collect", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_run_is_stopped_as_asked_although_nobody_reads_its_output(tmp_path):
+    """`2>&1 | tee log`, ended by the same Ctrl-C: nothing was saved, and the run had failed."""
+    code = (
+        "import os, signal, sys\n"
+        "from intl_transfer.runs.progress import Progress\n"
+        "from intl_transfer.runs.stopping import StopRequest\n"
+        "with StopRequest() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    Progress(2, live=False).show(2, 'loss', 1.0)\n"
+        "    Progress(2, live=False).say('stopped')\n"
+        "    saved = stop.agreed()\n"
+        "os._exit(75 if saved else 1)"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=writer)
+    os.close(writer)
+    assert done.returncode == 75
+
+
+def test_output_that_the_terminal_cannot_show_is_escaped():
+    """`LC_ALL=C` with Python's UTF-8 mode off, or a name of a file that is no text."""
+    code = (
+        "import sys; from intl_transfer.boundary import Boundary\n"
+        "with Boundary() as boundary: print('1 ± 2', '\\udce9')\n"
+        "sys.exit(boundary.status)"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    assert (done.returncode, done.stdout) == (0, b"1 \\xb1 2 \\udce9\n"), done.stderr
 
 
 def test_output_that_nobody_reads_any_more_is_no_error():

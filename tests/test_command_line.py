@@ -60,6 +60,22 @@ def test_doctor_reports_what_is_here(capsys, tmp_path, monkeypatch):
     assert str(tmp_path / "coco") in printed
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--all"], "--all is of --datasets; give both"),
+        (
+            ["--gpu", "--cluster", "local"],
+            "--gpu and --cluster are different checks; one at a time",
+        ),
+    ],
+)
+def test_doctor_leaves_no_option_out(capsys, words, message):
+    """Of two checks the second was not made, and nothing said so."""
+    assert main(["doctor", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_doctor_fails_with_the_reason(capsys, monkeypatch):
     monkeypatch.setattr(
         doctor,

@@ -6,11 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from intl_transfer.places import cache_folder
+from intl_transfer.runs.private import portable_path
 from slurm.graph import stage_job
 from slurm.jobs import snapshot
 from slurm.ledger import Job
@@ -67,6 +70,18 @@ def test_a_library_without_its_dependencies_is_told_to_set_up(tmp_path):
     code = f"import sys, runpy; sys.path.insert(0, {str(ROOT)!r}); sys.argv[1:] = ['--help']; "
     code += f"runpy.run_path({str(ROOT / 'pretrain' / 'train.py')!r}, run_name='__main__')"
     assert run(*BARE, "-c", code, cwd=tmp_path, status=1).startswith("error: not set up")
+
+
+def test_a_user_without_a_home_has_the_temporary_folder(monkeypatch):
+    """In a container: neither HOME nor a line in the list of users."""
+
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", unknown)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert portable_path("/x/run/backbone.pth") == "run/backbone.pth"
+    assert cache_folder().is_relative_to(tempfile.gettempdir())
 
 
 def test_one_place_changes_where_modules_are_looked_for():

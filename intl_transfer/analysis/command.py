@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     from intl_transfer.analysis.outcome import write
     from intl_transfer.analysis.registry import FORMATS, entry_of
     from intl_transfer.errors import UserError
-    from intl_transfer.runs.config import load_config
+    from intl_transfer.runs.config import config_name, load_config
 
     name, entry = arguments.name, entry_of(arguments.name)
     overrides = [text for text in arguments.inputs if "=" in text and not Path(text).exists()]
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     if name == "sweep" and arguments.config is None:  # its settings lie beside its runs
         shown = str(runs[0] / "sweep.yaml")
     config = load_config(schema, shown, overrides, CONFIGS)
-    out = arguments.out or Path("runs") / "analysis" / Path(shown).stem
+    out = arguments.out or Path("runs") / "analysis" / config_name(shown)
     words = ["intl-transfer", "figure", name, *(["--quick"] * arguments.quick)]
     words += ["--config", arguments.config] if arguments.config else []
     words += ["--as", arguments.stem] if arguments.stem else []

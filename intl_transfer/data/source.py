@@ -6,7 +6,6 @@ All sources have the same methods, so that the loader, k-NN and evaluation work 
 from __future__ import annotations
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from intl_transfer.data.augment import Pixels
+from intl_transfer.places import cache_folder
 from intl_transfer.runs.records import ImageSet
 
 #: Number of evenly spaced images in a source's digest: a data set drawn or encoded differently is
@@ -98,9 +98,8 @@ class NameTable(Sequence[str]):
 
 def cache_file(kind: str, key: str) -> Path:
     """The path of a list in the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     name = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:24]
-    return Path(base) / "intl-transfer" / f"{kind}-{name}.npz"
+    return cache_folder() / f"{kind}-{name}.npz"
 
 
 class Subset(ImageSource):

@@ -17,6 +17,7 @@ from intl_transfer.evaluation.session import (
     images_of,
 )
 from intl_transfer.evaluation.training import Training
+from intl_transfer.runs.progress import print_line
 from intl_transfer.runs.stopping import StopRequest
 
 
@@ -43,7 +44,8 @@ def _neighbors(
     accuracy = knn_accuracy(*parts[0], *parts[1], k=config.k, ranks=ranks)
     session.finish({"top1": accuracy}, time.perf_counter() - began, unreadable_images=missing)
     if ranks.is_main:
-        print(f"finished: {config.k}-NN accuracy {accuracy:.2f} %: {session.output}/results.json")
+        line = f"finished: {config.k}-NN accuracy {accuracy:.2f} %: {session.output}/results.json"
+        print_line(line)
     ranks.barrier()
     return 0
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from intl_transfer.places import cache_folder
 from intl_transfer.runs import write_atomically
 
 _VERSION = 1
@@ -27,9 +28,8 @@ Stamp = list[list[Any]]
 
 def cache_path(root: Path) -> Path:
     """The path of a collected folder's cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:24]
-    return Path(base) / "intl-transfer" / f"collect-{name}.json"
+    return cache_folder() / f"collect-{name}.json"
 
 
 def stamp_of(files: Mapping[str, os.stat_result]) -> Stamp:

@@ -238,6 +238,10 @@ class RunDirectory:
             if error.code not in (None, 0):
                 self.interrupt(f"stopped with exit status {error.code}")
             raise
+        except BrokenPipeError as error:  # of a line that nobody reads, after the end
+            if self.manifest.status == "running":
+                self.fail(error)
+            raise
         except BaseException as error:
             self.fail(error)
             raise

@@ -88,18 +88,24 @@ def process_group(device: str = "auto", timeout_minutes: float = 30) -> Iterator
         UserError: if CUDA is requested and not available, there are more ranks than GPUs on this
             node, or torchrun's variables are incomplete.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = _number("WORLD_SIZE", 1, least=1)
     missing = [
         name
         for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-        if world_size > 1 and name not in os.environ
+        if world_size > 1 and not os.environ.get(name)
     ]
     if missing:
         raise UserError(
             f"WORLD_SIZE is {world_size} but {', '.join(missing)} is not set; start the ranks with "
             "torchrun, or unset WORLD_SIZE for a single process"
         )
-    rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+    # Of a single process they are what another program has left: rank 3 would write no file.
+    several = world_size > 1
+    rank = _number("RANK", 0) if several else 0
+    local_rank = _number("LOCAL_RANK", 0) if several else 0
+    if rank >= world_size:
+        expected = f"expected 0 to {world_size - 1}"
+        raise UserError(f"RANK is {rank}, and WORLD_SIZE is {world_size}; {expected}")
     ranks = Ranks(rank, world_size, local_rank, _device(device, local_rank))
     if world_size > 1:
         place, options = place_in_environment(), dict[str, Any]()
@@ -144,6 +150,17 @@ def parallelize(
         static_graph=static,
         **options,
     )
+
+
+def _number(name: str, default: int, least: int = 0) -> int:
+    """A number in the environment; none if the variable is empty."""
+    text = os.environ.get(name, "").strip()
+    if text and not (text.isdecimal() and int(text) >= least):
+        raise UserError(
+            f"{name} is '{text}'; expected a number of at least {least}, as torchrun sets it, or "
+            f"no {name} for a single process"
+        )
+    return int(text) if text else default
 
 
 def _device(requested: str, local_rank: int) -> torch.device:

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
+from intl_transfer.places import home
+
 # Names that the files of every run have; the folder is more informative.
 _GENERIC = re.compile(r"backbone|checkpoint|model_final|model|step_\d+")
 _NO_FOLDERS = ("", "home", "root", "users", "tmp", "mnt", "data", "scratch")
@@ -37,7 +39,7 @@ def portable_path(path: str | Path) -> str:
     """A file's name, with its folder if every run has a file of that name."""
     pure: PurePath = PureWindowsPath(path) if "\\" in str(path) else PurePath(path)
     folder = pure.parent.name
-    personal = folder.lower() in _NO_FOLDERS or folder in (_user(), Path.home().name)
+    personal = folder.lower() in _NO_FOLDERS or folder in (_user(), home().name)
     if _GENERIC.fullmatch(pure.name.split(".")[0]) and not personal:
         return f"{folder}/{pure.name}"
     return pure.name
@@ -68,7 +70,7 @@ class Privacy:
         self._anonymous = anonymous
         found = {os.path.abspath(root) for root in roots}
         self._roots = sorted(found, key=len, reverse=True)
-        hosts, users = {socket.gethostname()}, {_user(), Path.home().name}
+        hosts, users = {socket.gethostname()}, {_user(), home().name}
         for value in values:
             hosts.update(_hosts(value))
             users.update(name for text in _texts(value) for name in _HOMES.findall(text))

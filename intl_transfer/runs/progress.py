@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import time
 
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
+
+_lost: list[str] = []  # lines that could not be printed
 
 
 class Progress:
@@ -67,19 +71,38 @@ class Progress:
         if self._live is not None:
             self._live.update(self._task, description=line, completed=step, eta=left)
         else:
-            print(timed(f"{line} ETA {left}"), flush=True)
+            print_line(timed(f"{line} ETA {left}"))
 
     def say(self, text: str) -> None:
         """Prints a separate line above the live one."""
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False)
         else:
-            print(text, flush=True)
+            print_line(text)
 
     def close(self) -> None:
         """Ends the live line."""
         if self._live is not None:
             self._live.stop()
+
+
+def print_line(text: str) -> None:
+    """Prints a line at once, unless nobody can read it any more.
+
+    Of `| tee FILE`, Ctrl-C ends the reader as well: a run saves and records that it was stopped,
+    and a launcher stops its jobs, all the same. A log on a full disk loses lines, and ends nothing.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        with contextlib.suppress(OSError, ValueError):  # nor at exit, for what is buffered
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if not _lost:
+            _lost.append(text)
+            line = f"warning: lines of the output are lost: {error.strerror or error}; said once"
+            with contextlib.suppress(OSError, ValueError):
+                print(line, file=sys.stderr)
 
 
 def timed(text: str) -> str:

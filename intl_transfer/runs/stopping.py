@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -103,7 +102,9 @@ class StopRequest:
         if number == signal.SIGINT:
             if self.signal is not None:
                 raise KeyboardInterrupt
-            print("stopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+            # Not by `print`, which may be interrupted itself, or whose reader Ctrl-C has ended.
+            with suppress(OSError):
+                os.write(2, b"stopping after this step; Ctrl-C again stops at once\n")
         self.signal = signal.Signals(number).name
         if self._at_once:
             self._at_once = False

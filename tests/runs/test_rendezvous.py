@@ -32,6 +32,29 @@ def join(rank, answers, file, port):
         add_up(rank, answers)
 
 
+def test_what_another_program_left_makes_no_rank(monkeypatch):
+    """A single process with RANK=3 was rank 3 of 1: it trained, wrote no file, and ended with 0."""
+    for name, value in (("RANK", "3"), ("LOCAL_RANK", "3"), ("WORLD_SIZE", "")):
+        monkeypatch.setenv(name, value)
+    with process_group("cpu") as ranks:
+        assert (ranks.rank, ranks.world_size, ranks.local_rank, ranks.is_main) == (0, 1, 0, True)
+    for value, message in (
+        ("all", "WORLD_SIZE is 'all'; expected a number of at least 1"),
+        ("0", "WORLD_SIZE is '0'; expected a number of at least 1"),
+        ("2", "WORLD_SIZE is 2 but MASTER_ADDR, MASTER_PORT is not set"),
+    ):
+        monkeypatch.setenv("WORLD_SIZE", value)
+        with pytest.raises(UserError, match=message), process_group("cpu"):
+            pass
+    monkeypatch.setenv("MASTER_ADDR", "x")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    with (
+        pytest.raises(UserError, match="RANK is 3, and WORLD_SIZE is 2; expected 0 to 1"),
+        process_group("cpu"),
+    ):
+        pass
+
+
 def join_by_address(rank, answers, file):
     register()
     register()  # does nothing

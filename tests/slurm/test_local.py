@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -95,6 +96,31 @@ def test_a_launcher_that_is_stopped_leaves_no_job_behind(tmp_path):
     assert status(there.jobs["one"], there, None).state == "cancelled"
     (tmp_path / "HOLD").unlink()
     assert launching.launch(tmp_path, "local", chain(tmp_path, "local")) == 0
+
+
+@pytest.mark.slow
+def test_a_launcher_whose_output_nobody_reads_stops_its_jobs(tmp_path):
+    """`| tee log` is ended by the same Ctrl-C; the jobs went on without their launcher."""
+    (tmp_path / "HOLD").touch()
+    code = (
+        "import sys; from pathlib import Path; from slurm import launching;"
+        "from tests.slurm.work import make_job; root = Path(sys.argv[1]);"
+        "sys.exit(launching.launch(root, 'local', [make_job(root, 'one', cluster='local')]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as launcher:
+        deadline = time.monotonic() + 120
+        while (there := Ledger.read(tmp_path)) is None or there.jobs["one"].outcome != "running":
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        launcher.stdout.close()
+        time.sleep(3)  # until the job listens
+        launcher.send_signal(signal.SIGINT)
+        assert launcher.wait(120) == 130
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(there.jobs["one"].job_id), 0)
+    there = Ledger.read(tmp_path)
+    assert (there.jobs["one"].outcome, there.launcher) == ("interrupted", None)
 
 
 def test_a_launcher_that_was_killed_is_not_waited_for(tmp_path):

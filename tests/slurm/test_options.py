@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from slurm import launch_benchmark, launch_detection, launch_pretrain
+from slurm import launch_benchmark, launch_detection, launch_pretrain, status
 
 PRETRAIN = ["--config", "shapes_r18"]
 DETECTION = ["--config", "shapes_coco_R18_C4", "--weights", "random"]
@@ -38,6 +38,22 @@ def test_options_are_taken_by_their_whole_names_alone(monkeypatch, capsys, modul
     monkeypatch.setattr("sys.argv", ["launch", *words, "--dry-run"])
     with pytest.raises(SystemExit) as ended:
         module.main()
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--wait"], "--wait is of --retry-failed; --watch waits until all jobs have ended"),
+        (["--watch", "--cancel"], "--watch, --cancel and --retry-failed exclude each other"),
+    ],
+)
+def test_status_ignores_no_option(monkeypatch, capsys, words, message):
+    """`status.py --wait && next` went on at once."""
+    monkeypatch.setattr("sys.argv", ["status.py", *words])
+    with pytest.raises(SystemExit) as ended:
+        status.main()
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
 

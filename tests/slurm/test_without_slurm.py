@@ -17,10 +17,11 @@ import pytest
 from intl_transfer.errors import UserError
 from intl_transfer.runs import read_results
 from intl_transfer.runs.directory import git_state
-from slurm import controller, jobs, launch_detection, resources
+from slurm import controller, graph, jobs, launch_detection, resources
 from slurm.benchmark import BenchmarkPlan, read
 from slurm.executors import make_executor, parse_seeds, with_sources
 from slurm.jobs import StageFailedError, StageJob, reachable, require_finished, snapshot
+from slurm.ledger import Ledger
 from slurm.outcomes import converted, last_error, run_status, settled_status
 from slurm.sweep import SweepPlan
 from slurm.sweep import read as read_sweep
@@ -268,6 +269,22 @@ def test_a_busy_controller_is_asked_again_to_requeue(tmp_path, monkeypatch):
     jobs.ask_to_requeue("7")
     with pytest.raises(StageFailedError, match=r"`scontrol requeue 7` says: busy; launch it again"):
         jobs.ask_to_requeue("7")
+
+
+def test_a_job_whose_submission_was_not_answered_is_looked_for(tmp_path, monkeypatch):
+    """The controller may have taken it; it was forgotten, and submitted a second time."""
+    says = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
+    fake(tmp_path, "sbatch", f"echo '{says}' >&2; exit 1")
+    fake(tmp_path, "srun", "")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    ledger = Ledger(tmp_path, "slurm")
+    (job,) = ledger.merge([make_job(tmp_path, "one")])
+    with pytest.raises(UserError, match=r"timed out on send/recv operation\. It may be in the que"):
+        list(graph.submit(ledger, [job], {}))
+    later = Ledger.read(tmp_path)
+    name = later.submitting["name"]
+    graph.adopt(later, {"7": controller.Row("7", "PENDING", "", "Priority", name)})
+    assert (later.jobs["one"].job_id, later.submitting) == ("7", None)
 
 
 def test_gpus_of_a_gres_are_counted_as_slurm_counts_them():
