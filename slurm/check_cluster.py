@@ -62,7 +62,7 @@ def main() -> int:
         "--queue-minutes", type=float, default=15, help="maximum time in the queue (default: 15)"
     )
     add_arguments(parser)
-    arguments, _ = parsed(parser)
+    arguments = parsed(parser)
     with Boundary() as boundary:
         boundary.status = check(arguments)
     return boundary.status

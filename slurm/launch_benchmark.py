@@ -54,7 +54,7 @@ def main() -> int:
         metavar="key=value",
         help="override a setting, for example datasets=DIR",
     )
-    arguments, _ = parsed(parser)
+    arguments = parsed(parser)
     with Boundary("the same command continues") as boundary:
         benchmark = read(arguments.config, arguments.overrides)
         boundary.status = launch(arguments, benchmark, resources(arguments))

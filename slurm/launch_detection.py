@@ -50,8 +50,16 @@ from slurm.resources import Resources, add_arguments, fitting, resources
 ROOT = Path(__file__).resolve().parents[1]
 RANDOM = "random"
 CONFIGS = ROOT / "configs" / "detection"
-#: Options of the stage that a launch may add, after pairs of ``KEY VALUE``.
-OF_STAGE = ("--lr", "--norm", "--scale-to-batch", "--allow-config-change", "--check-expected")
+#: Options of the stage that a launch may add, with their type; None for those without a value.
+OF_STAGE: dict[str, type | None] = {
+    "--lr": float,
+    "--norm": str,
+    "--scale-to-batch": int,
+    "--allow-config-change": None,
+    "--check-expected": None,
+}
+#: As of `detection.settings`, which prepares Detectron2.
+NORMS = ("naiveSyncBN", "SyncBN", "BN")
 _LOADERS = "DATALOADER.NUM_WORKERS"
 
 
@@ -73,17 +81,33 @@ def main() -> int:
     )
     parser.add_argument("--wait", action="store_true", help="wait for the jobs to end")
     add_arguments(parser)
-    parser.add_argument(
-        "opts",
-        nargs="*",
-        metavar="KEY VALUE",
-        help=f"override settings; the stage's own {', '.join(OF_STAGE)} are passed on",
-    )
-    arguments, further = parsed(parser, OF_STAGE)
-    arguments.opts += further
+    add_stage_options(parser)
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override settings")
+    arguments = parsed(parser)
+    arguments.opts += stage_options(arguments)
     with Boundary("the same command continues") as boundary:
         boundary.status = launch(arguments, resources(arguments))
     return boundary.status
+
+
+def add_stage_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the stage."""
+    group = parser.add_argument_group("options of the stage (`detection/train_net.py --help`)")
+    for name, kind in OF_STAGE.items():
+        if kind is None:
+            group.add_argument(name, action="store_true")
+        else:
+            group.add_argument(name, type=kind, choices=NORMS if name == "--norm" else None)
+
+
+def stage_options(arguments: argparse.Namespace) -> list[str]:
+    """The options of the stage that are on the command line, as it takes them."""
+    words = []
+    for name in OF_STAGE:
+        value = getattr(arguments, name[2:].replace("-", "_"))
+        if value not in (None, False):
+            words += [name] if value is True else [name, str(value)]
+    return words
 
 
 def launch(arguments: argparse.Namespace, requested: Resources) -> int:

@@ -67,7 +67,7 @@ def main() -> int:
         metavar="key=value",
         help="override a setting, for example optim.epochs=100",
     )
-    arguments, _ = parsed(parser)
+    arguments = parsed(parser)
     with Boundary("the same command continues") as boundary:
         boundary.status = launch(arguments, resources(arguments))
     return boundary.status

@@ -56,7 +56,7 @@ def main() -> int:
         metavar="key=value",
         help="override a setting, for example seeds=[0,1]",
     )
-    arguments, _ = parsed(parser)
+    arguments = parsed(parser)
     with Boundary("the same command continues") as boundary:
         boundary.status = launch(arguments, resources(arguments))
     return boundary.status

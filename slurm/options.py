@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection
 
 from intl_transfer.errors import unrecognized
 
@@ -21,23 +20,17 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     )
 
 
-def parsed(
-    parser: argparse.ArgumentParser, passed_on: Collection[str] = ()
-) -> tuple[argparse.Namespace, list[str]]:
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The command line, with options and other words in any order.
 
     Args:
         parser: from :func:`make_parser`.
-        passed_on: options that are not the launcher's own.
-
-    Returns:
-        The launcher's arguments, and the words of ``passed_on`` with their values.
     """
-    arguments, further = parser.parse_known_intermixed_args()
-    options = [word.partition("=")[0] for word in further if word.startswith("-")]
-    unknown = [name for name in options if name not in passed_on]
-    if "--seed" in unknown and "--seeds" in parser.format_usage():
+    arguments, unknown = parser.parse_known_intermixed_args()
+    if "--seeds" in parser.format_usage() and any(
+        word.partition("=")[0] == "--seed" for word in unknown
+    ):
         parser.error("no option --seed; for the seed 3 alone give --seeds 3, (with the comma)")
-    if unknown or (further and not options):
-        unrecognized(parser, unknown or further)
-    return arguments, further
+    if unknown:
+        unrecognized(parser, unknown)
+    return arguments

@@ -64,15 +64,18 @@ def test_options_may_follow_settings(monkeypatch):
     found = given(monkeypatch, launch_detection, *DETECTION, *words)
     assert (found.dry_run, found.seeds) == (True, "5")
     assert found.opts == ["SOLVER.MAX_ITER", "10", "MODEL.MASK_ON", "False"]
-    words = ["SOLVER.MAX_ITER", "10", "--lr", "0.01", "--seeds", "2"]
+    words = ["--lr", "0.01", "SOLVER.MAX_ITER", "10", "--check-expected", "--seeds", "2"]
     found = given(monkeypatch, launch_detection, *DETECTION, *words)
-    assert (found.opts, found.seeds) == (["SOLVER.MAX_ITER", "10", "--lr", "0.01"], "2")
+    assert found.opts == ["SOLVER.MAX_ITER", "10", "--lr", "0.01", "--check-expected"]
+    assert found.seeds == "2"
     found = given(monkeypatch, launch_pretrain, *PRETRAIN, "seed=1", "--dry-run", "optim.epochs=2")
     assert found.overrides == ["seed=1", "optim.epochs=2"]
 
 
 def test_what_the_launchers_offer_is_what_the_stage_takes():
-    from detection.settings import add_arguments
+    from detection.settings import NORMS, add_arguments
+
+    assert launch_detection.NORMS == NORMS
 
     stage = argparse.ArgumentParser()
     add_arguments(stage)
