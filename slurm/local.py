@@ -137,7 +137,7 @@ class Local:
             waiting.remove(job)
             running[job.key] = _Running(self._submit(job, gpus), gpus)
 
-    def _submit(self, job: Job, gpus: list[int]) -> submitit.Job[str]:
+    def _submit(self, job: Job, gpus: list[str]) -> submitit.Job[str]:
         resources = Resources(**job.resources)
         work = stage_job(job)
         threads = max(1, len(os.sched_getaffinity(0)) // self._limit)

@@ -254,7 +254,7 @@ class Progress:
 def _session_began(manifest: Manifest) -> float:
     """When a run was last started, in Unix seconds; 0 if unknown."""
     try:
-        return datetime.fromisoformat(manifest.sessions[-1].started).timestamp()
+        return datetime.fromisoformat(manifest.sessions[-1].started or "").timestamp()
     except (IndexError, ValueError, TypeError, OverflowError):
         return 0.0
 
