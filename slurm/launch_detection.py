@@ -15,6 +15,7 @@ import functools
 import itertools
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RANDOM = "random"
 CONFIGS = ROOT / "configs" / "detection"
 #: Options of the stage that a launch may add, with their type; None for those without a value.
-OF_STAGE: dict[str, type | None] = {
+OF_STAGE: dict[str, Callable[[str], object] | None] = {
     "--lr": float,
     "--norm": str,
     "--scale-to-batch": int,

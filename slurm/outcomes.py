@@ -253,9 +253,10 @@ class Progress:
 
 def _session_began(manifest: Manifest) -> float:
     """When a run was last started, in Unix seconds; 0 if unknown."""
+    started = manifest.sessions[-1].started if manifest.sessions else None
     try:
-        return datetime.fromisoformat(manifest.sessions[-1].started or "").timestamp()
-    except (IndexError, ValueError, TypeError, OverflowError):
+        return datetime.fromisoformat(started).timestamp() if started else 0.0
+    except (ValueError, OverflowError):
         return 0.0
 
 
