@@ -51,9 +51,13 @@ def with_metadata(backbone: Backbone, metadata: CheckpointMetadata) -> Backbone:
     if metadata.label is not None:
         changes["label"] = metadata.label
     if metadata.pixels is not None:
-        changes["settings"] = PIXELS[metadata.pixels].known_by(
-            given_by_user(f"--pixels {metadata.pixels}")
-        )
+        told = PIXELS[metadata.pixels].known_by(given_by_user(f"--pixels {metadata.pixels}"))
+        before = backbone.settings
+        if before.strides_source.is_known:  # a name of pixels does not contradict the network
+            told = replace(
+                told, stride_in_1x1=before.stride_in_1x1, strides_source=before.strides_source
+            )
+        changes["settings"] = told
     if metadata.stem is not None:
         _check_stem(backbone, metadata.stem)
         changes["stem"] = metadata.stem

@@ -152,7 +152,10 @@ def open_source(
         place = whole
     else:
         part = ""
-    kind = next((kind for kind in SOURCES if kind.fits(place)), None)
+    kinds = [kind for kind in SOURCES if kind.fits(place)]
+    if sum(kind.has_parts for kind in kinds) > 1:
+        raise UserError(f"{key}={root}: {place} holds CIFAR's and MNIST's files; give one's folder")
+    kind = next(iter(kinds), None)
     has_parts = not Path(place).is_dir() if kind is None else kind.has_parts
     if part and not has_parts:  # what does not exist is said below
         raise UserError(

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from intl_transfer.conversion import audit, convert, load_backbone, read_backbone, to_detectron2
 from intl_transfer.conversion.adapters import WRITTEN
-from intl_transfer.conversion.pipeline import CheckpointMetadata
+from intl_transfer.conversion.pipeline import CheckpointMetadata, with_metadata
+from intl_transfer.conversion.settings import PIXELS
 from intl_transfer.errors import UserError
 from tests.conversion.layouts import LAYOUTS, behind, caffe2, detectron2, head, small_state
 
@@ -256,6 +257,32 @@ def test_what_openmmlab_keeps_of_its_configuration(tmp_path):
         # It says neither mean nor order.
         level = "inferred from names" if channels == "BGR" else "assumed"
         assert settings.pixels_source.level == settings.channels_source.level == level
+
+
+@pytest.mark.parametrize("pixels", ["imagenet", "unit", "caffe"])
+@pytest.mark.parametrize("style", ["caffe", "pytorch", None])
+def test_strides_that_a_file_states_outlast_what_is_said_of_pixels(tmp_path, pixels, style):
+    """With --pixels imagenet a network of Caffe's strides got torchvision's."""
+    config = "" if style is None else f"model = dict(backbone=dict(type='ResNet', style='{style}'))"
+    values = {"meta": {"cfg": config}, "state_dict": behind("backbone.", small_state(1))}
+    found = read_backbone(write(tmp_path / "in.pth", values))
+    told = with_metadata(found, CheckpointMetadata(pixels=pixels)).settings
+    assert told.pixel_std == PIXELS[pixels].pixel_std
+    assert told.channels == PIXELS[pixels].channels
+    assert str(told.pixels_source) == f"told by the user (--pixels {pixels})"
+    expected = pixels == "caffe" if style is None else style == "caffe"
+    assert told.stride_in_1x1 == expected
+    assert (told.strides_source == found.settings.strides_source) == (style is not None)
+
+
+def test_a_second_copy_that_differs_is_another_network(tmp_path):
+    """BYOL keeps its network twice; of two that differ, one was taken without a word."""
+    values = LAYOUTS["byol_lucidrains"].build(ONLINE, TARGET)
+    values["net.layer3.0.conv1.weight"] = values["net.layer3.0.conv1.weight"] + 1
+    file = write(tmp_path / "in.pth", values)
+    with pytest.raises(UserError, match=r"tensors of 3 ResNets.*'net\.'.*'online_encoder\.net\.'"):
+        read_backbone(file)
+    equal(read_backbone(file, "online_encoder.net.").state, ONLINE)
 
 
 def test_what_the_user_says_makes_a_row(tmp_path):

@@ -409,10 +409,13 @@ def test_a_folder_with_both_cifars_is_not_taken_for_one_of_them(tmp_path):
             open_source(f"{tmp_path}{part}")
     assert len(open_source(tmp_path / "cifar-100-python").classes) == 100
     assert len(open_source(f"{tmp_path / 'cifar-10-batches-py'}:test").classes) == 10
-    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "fashion-mnist").mkdir(parents=True)
     for binary in (False, True):  # the same images in two forms
         write_cifar(tmp_path / "two", True, binary)
     assert len(open_source(tmp_path / "two").classes) == 100
+    (tmp_path / "two" / "fashion-mnist" / "train-images-idx3-ubyte").write_bytes(b"")
+    with pytest.raises(UserError, match="holds CIFAR's and MNIST's files; give one's folder"):
+        open_source(tmp_path / "two")
 
 
 @pytest.mark.parametrize("part", ["train", "test"])

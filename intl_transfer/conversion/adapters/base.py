@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from intl_transfer.conversion.evidence import Fact, inferred
@@ -125,7 +126,8 @@ class Layout:
         required_keys: patterns that distinguish the format from others with these prefixes: each
             must match some tensor's name.
         top: required keys of the file's dictionary.
-        duplicate_prefix: pattern of prefixes of a second copy of the same network.
+        duplicate_prefix: pattern of prefixes of a second copy of the same network. Where its
+            numbers differ, it is another network, and the file does not have this format.
         method_name: the method: a name, then inferred from tensor names, or a function that finds
             it.
         only: patterns of the method's tensors outside its networks: a file with others is of
@@ -161,6 +163,7 @@ class Layout:
         if not all(any(mark.search(key) for key in content.tensors) for mark in required_keys):
             return {}
         found: dict[str, Place] = {}
+        copies: list[Place] = []
         for place in places_in(content.tensors):
             duplicate_prefix = self.duplicate_prefix is not None and re.fullmatch(
                 self.duplicate_prefix, place.prefix
@@ -172,6 +175,10 @@ class Layout:
             else:
                 if not duplicate_prefix:
                     return {}  # more ResNets than this format has
+                copies.append(place)
+        networks = list(found.values())
+        if not all(any(_are_equal(content, copy, one) for one in networks) for copy in copies):
+            return {}
         return {branch: found[branch] for branch in self.places if branch in found}
 
     def branches(self, content: Content) -> list[str]:
@@ -220,6 +227,22 @@ class Layout:
     def settings(self, content: Content) -> Settings:
         """See :class:`Adapter`."""
         return self.pixels(content) if callable(self.pixels) else self.pixels
+
+
+def _are_equal(content: Content, one: Place, other: Place) -> bool:
+    """Whether two ResNets of a file have the same numbers where both have a tensor."""
+    ours, theirs = (place.read(content.tensors)[0] for place in (one, other))
+    return all(_is_equal(ours[name], theirs[name]) for name in ours.keys() & theirs.keys())
+
+
+def _is_equal(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    stored_once = one.dtype == other.dtype and one.stride() == other.stride()
+    if stored_once and one.data_ptr() == other.data_ptr():
+        return True
+    # What is no number is refused later.
+    return torch.allclose(one.double(), other.double(), rtol=0, atol=0, equal_nan=True)
 
 
 def chosen(branches: list[str], branch: str | None, where: str) -> str:
