@@ -1,8 +1,8 @@
-"""LARS, for large batches."""
+"""LARS, for large batches, and optimizers that continue under changed settings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -71,3 +71,23 @@ class LARS(torch.optim.Optimizer):
                 buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(update)
                 parameter.add_(buffer, alpha=-group["lr"])
         return loss
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Restores an optimizer's state from a checkpoint, under the optimizer's own settings.
+
+    ``load_state_dict`` alone also restores weight decay, momentum and the like: a run that is
+    continued with other ones would go on with those that it began with.
+
+    Args:
+        optimizer: of this session's configuration.
+        state: its ``state_dict``, saved under any settings.
+
+    Raises:
+        ValueError: if the parameters are grouped otherwise.
+    """
+    own, saved = optimizer.param_groups, state["param_groups"]
+    if len(own) == len(saved):  # torch says what is wrong otherwise
+        pairs = zip(own, saved, strict=True)
+        saved = [{**now, "params": before["params"]} for now, before in pairs]
+    optimizer.load_state_dict({**state, "param_groups": saved})

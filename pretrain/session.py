@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from intl_transfer.optim import load_optimizer
 from intl_transfer.runs import RunDirectory
 from intl_transfer.runs.changes import run_described
 from intl_transfer.runs.checkpoint import (
@@ -105,7 +106,7 @@ class State:
         self.encoder.load_state_dict(state["model"])
         if self.target is not None:
             self.target.encoder.load_state_dict(state["target"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         # With another number of ranks the random states do not match; views and order do not depend
         # on them.

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 
-from intl_transfer.optim import LARS
+from intl_transfer.optim import LARS, load_optimizer
 
 
 def by_the_formula(weights, gradients, lr, momentum, decay, eta):
@@ -54,3 +55,36 @@ def test_lars_continues_from_its_state():
         layer(torch.full((1, 3), 2.0)).sum().backward()
         optimizer.step()
     assert torch.equal(first.weight, second.weight)
+
+
+@pytest.mark.parametrize("kind", [LARS, partial(torch.optim.SGD, fused=True)], ids=["lars", "sgd"])
+def test_a_continued_run_follows_its_own_settings(kind):
+    torch.manual_seed(0)
+    weight, gradients = torch.randn(3), torch.randn(2, 3)
+
+    def step(parameter, optimizer, gradient):
+        optimizer.param_groups[0]["lr"] = 0.1
+        parameter.grad = gradient.clone()
+        optimizer.step()
+
+    begun = weight.clone().requires_grad_()
+    first = kind([begun], lr=0.1, momentum=0.9, weight_decay=0.01)
+    step(begun, first, gradients[0])
+    continued = begun.detach().clone().requires_grad_()
+    second = kind([continued], lr=0.1, momentum=0.5, weight_decay=0.3)
+    load_optimizer(second, copy.deepcopy(first.state_dict()))
+    step(continued, second, gradients[1])
+
+    # Plain SGD, in float64: parameters of one dimension have no rate of their own in LARS either.
+    expected, buffer = weight.double(), torch.zeros(3).double()
+    for gradient, (momentum, decay) in zip(gradients, [(0.9, 0.01), (0.5, 0.3)], strict=True):
+        buffer = momentum * buffer + gradient + decay * expected
+        expected = expected - 0.1 * buffer
+    torch.testing.assert_close(continued.detach().double(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_another_grouping_is_refused():
+    one, two = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)
+    state = torch.optim.SGD([{"params": [one]}, {"params": [two]}], lr=0.1).state_dict()
+    with pytest.raises(ValueError, match="parameter groups"):
+        load_optimizer(torch.optim.SGD([one, two], lr=0.1), state)

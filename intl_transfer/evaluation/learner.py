@@ -14,6 +14,7 @@ from intl_transfer.data.loaders import rank_batch_size
 from intl_transfer.evaluation.backbone import EvaluatedBackbone
 from intl_transfer.evaluation.config import EvaluationConfig, OptimConfig
 from intl_transfer.models import PRECISIONS, synchronize_batchnorm
+from intl_transfer.optim import load_optimizer
 from intl_transfer.runs.distributed import Ranks, parallelize
 from intl_transfer.runs.finite import SkippedSteps, StepGuard, all_finite
 
@@ -209,13 +210,7 @@ class Learner:
         """Restores what :meth:`state` returned."""
         learned = self.classifier.head if self.classifier.is_frozen else self.classifier
         learned.load_state_dict(state["classifier"])
-        # Weight decay and momentum are this configuration's, which may have been changed.
-        settings = [dict(group, params=None) for group in self.optimizer.param_groups]
-        for group in state["optimizer"]["param_groups"]:
-            group["fused"] = self.optimizer.defaults["fused"]  # determines the device of counters
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
-            group.update({key: value for key, value in own.items() if key != "params"})
+        load_optimizer(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
 
 

@@ -179,8 +179,13 @@ def test_other_settings_are_shown_and_refused_unless_asked_for(images, tmp_path)
     assert "changed: optim.base_lr, 0.5 before, 0.1 now" in done.stdout
     last = read_manifest(run)["sessions"][-1]
     assert last["changes"] == {"optim.base_lr": {"before": 0.5, "now": 0.1}}
+    # Weight decay and momentum are with the optimizer's state in the checkpoint.
+    options = ["optim.base_lr=0.1", "optim.weight_decay=0.25", "optim.momentum=0.5"]
+    train(images, run, *options, "--allow-config-change", "optim.epochs=3")
+    group = load_newest(run / "checkpoints")[1]["optimizer"]["param_groups"][0]
+    assert (group["weight_decay"], group["momentum"]) == (0.25, 0.5)
     # How the machine is used and what is told is nobody's business.
-    done = train(images, run, "optim.base_lr=0.1", "data.workers=1", "log.steps=2")
+    done = train(images, run, *options, "optim.epochs=3", "data.workers=1", "log.steps=2")
     assert "nothing to do" in done.stdout
 
 
