@@ -27,6 +27,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
+from intl_transfer.spectral.guards import may_wait
 from intl_transfer.spectral.modes import is_compiling, is_transformed
 
 P = ParamSpec("P")
@@ -49,6 +50,36 @@ def world_size(group: Any = None, distributed: bool = True) -> int:
             "differentiate by torch.autograd"
         )
     return size
+
+
+def check_equal_rows(z: Tensor, group: Any = None, distributed: bool = True) -> None:
+    """Refuses ranks with batches of different shapes, where there are several.
+
+    Every formula takes N for W times a rank's rows: with other rows elsewhere it would give each
+    rank another number, or a collective would wait for what never comes.
+
+    Args:
+        z: this rank's, (..., n, d), at the same place of the program on every rank.
+        group: process group; the default one if None.
+        distributed: False for a batch that is whole here.
+
+    Raises:
+        ValueError: on every rank, with the shapes. Within :func:`without_waiting` on a GPU nothing
+            is checked, since that waits.
+    """
+    ranks = world_size(group, distributed)
+    if ranks == 1 or (z.device.type != "cpu" and not may_wait()):
+        return
+    own = torch.tensor([z.shape[-2], z.shape[-1]], device=z.device)
+    everyone = [torch.empty_like(own) for _ in range(ranks)]
+    dist.all_gather(everyone, own, group=group)
+    shapes = torch.stack(everyone).tolist()
+    if any(shape != shapes[0] for shape in shapes):
+        found = ", ".join(f"{rows} x {width}" for rows, width in shapes)
+        raise ValueError(
+            f"ranks have embeddings of {found}; expected the same shape on each (a last batch that "
+            "is not full is dropped), or distributed=False for each rank by itself"
+        )
 
 
 def global_batch(function: Callable[P, R]) -> Callable[P, R]:
@@ -116,7 +147,12 @@ def sum_over_ranks(value: Tensor, group: Any = None) -> Tensor:
 
 
 def gather_rows(
-    z: Tensor, group: Any = None, distributed: bool = True, *, is_replicated: bool = False
+    z: Tensor,
+    group: Any = None,
+    distributed: bool = True,
+    *,
+    is_replicated: bool = False,
+    is_checked: bool = False,
 ) -> Tensor:
     """The global batch: every rank's rows one below the other, in rank order.
 
@@ -127,12 +163,18 @@ def gather_rows(
         is_replicated: True if what is made of the result is the same on every rank up to
             :func:`replicated`: the backward pass then communicates nothing. False sums the
             gradients of all ranks.
+        is_checked: True after :func:`check_equal_rows`.
 
     Returns:
         Shape (..., W * n, d) for W ranks; ``z`` itself without a process group.
+
+    Raises:
+        ValueError: if ranks have different shapes.
     """
     if world_size(group, distributed) == 1:
         return z
+    if not is_checked:
+        check_equal_rows(z, group, distributed)
     return cast(Tensor, _GatherRows.apply(z.contiguous(), group, is_replicated))
 
 

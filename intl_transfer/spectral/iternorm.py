@@ -75,7 +75,8 @@ def iternorm(
 
     Raises:
         ValueError: for an unknown axis, a T that is no whole number from 0 on, a tensor without N
-            and d, one channel on the channel axis, or one sample on the batch axis.
+            and d, one channel on the channel axis, one sample on the batch axis, or ranks with
+            different numbers of rows.
         TypeError: if ``z`` is not a floating-point tensor.
         NonFiniteError: if ``z`` holds NaN or infinity (``stable=False`` passes them on).
 

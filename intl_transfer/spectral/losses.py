@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from intl_transfer.spectral.collectives import (
     Exchange,
+    check_equal_rows,
     gather_rows,
     global_batch,
     replicated,
@@ -116,7 +117,7 @@ def trace_loss(
         A scalar, float32 (float64 for float64 input), the same on every rank.
 
     Raises:
-        ValueError: for an unknown axis or a wrong shape.
+        ValueError: for an unknown axis, a wrong shape, or ranks with different numbers of rows.
         TypeError: if ``z_hat`` is not a floating-point tensor.
         NonFiniteError: if ``z_hat`` holds NaN or infinity, or the loss, of the fourth power of its
             scale, is beyond the range of its precision.
@@ -172,8 +173,9 @@ def intl_loss(
 
     Raises:
         ValueError: for fewer than two views, views of different shapes, an unknown axis, a T that
-            is no whole number from 0 on, or without a ``trace_weight`` where the published one is
-            negative on the batch axis (d < 8; of N < 8 on the channel axis a RuntimeWarning tells).
+            is no whole number from 0 on, ranks with different numbers of rows, or without a
+            ``trace_weight`` where the published one is negative on the batch axis (d < 8; of N < 8
+            on the channel axis a RuntimeWarning tells).
         TypeError: if a view is not a floating-point tensor.
         NonFiniteError: if a view holds NaN or infinity.
 
@@ -276,7 +278,7 @@ def spectral_loss(
         A scalar, the loss of the global batch, the same on every rank.
 
     Raises:
-        ValueError: for fewer than two views or views of different shapes.
+        ValueError: for fewer than two views or views of different shapes, also between ranks.
         TypeError: if a view is not a floating-point tensor.
         NonFiniteError: if a view holds NaN or infinity, or the loss is too large for its precision.
 
@@ -318,7 +320,7 @@ def spectral_ema_loss(
         A scalar, the loss of the global batch, the same on every rank.
 
     Raises:
-        ValueError: for no online view, or views of different shapes.
+        ValueError: for no online view, or views of different shapes, also between ranks.
         TypeError: if a view is not a floating-point tensor.
         NonFiniteError: as :func:`spectral_loss`.
 
@@ -421,6 +423,7 @@ def _statistics(
     check_iterations(iterations)
     check_trace_weight(trace_weight)
     ranks = world_size(group, distributed)
+    check_equal_rows(views[0], group, distributed)
     rows, width = views[0].shape[0] * ranks, views[0].shape[1]
     check_spread(rows, width, axis)
     plan = plan_head(len(views), rows, width, ranks, sharded)
@@ -429,7 +432,7 @@ def _statistics(
     with no_autocast(views[0].device):
         if plan.form == "gathered":
             views = [at_least_float32(view) for view in views]
-            together = gather_rows(torch.stack(views), group, is_replicated=True)
+            together = gather_rows(torch.stack(views), group, is_replicated=True, is_checked=True)
             views = list(together.unbind(0))
         exchange = Exchange(group, active=plan.is_sharded)
         found = view_statistics(views, axis, iterations, exchange, target_too, plan.share_solves)

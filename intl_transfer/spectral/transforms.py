@@ -71,8 +71,8 @@ def spectral_transform(
 
     Raises:
         ValueError: for an unknown axis, a tensor without N and d, one channel on the channel
-            axis, one sample on the batch axis, or a g that does not map each eigenvalue
-            independently.
+            axis, one sample on the batch axis, ranks with different numbers of rows, or a g that
+            does not map each eigenvalue independently.
         TypeError: if ``z`` is not a floating-point tensor.
         NonFiniteError: if ``z`` holds NaN or infinity, g maps an eigenvalue to one, or the result
             is beyond the range of float32.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -33,7 +34,8 @@ from intl_transfer.spectral import (
     vicreg_loss,
     w_mse_loss,
 )
-from tests.spectral.functions import embeddings, own
+from tests.ranks import run_ranks
+from tests.spectral.functions import embeddings, own, transforms
 
 OF_VIEWS = {
     "intl": lambda v: intl_loss(v, trace_weight=0.1),
@@ -264,3 +266,22 @@ def test_modules_print_their_settings() -> None:
         "INTLLoss(axis='batch', T=5, trace_weight=0.1, sharded=False)"
     )
     assert repr(INTLLoss()) == "INTLLoss(axis='channel', T=4, trace_weight=None, sharded=None)"
+
+
+def _uneven(rank: int, world_size: int) -> list[tuple[str, str]]:
+    """What every function says on ranks with 12 and 11 rows."""
+    z, found = embeddings(12, 8)[rank:], []
+    of_one = {**transforms(12, 8), "trace loss": trace_loss}
+    of_both = {name: partial(loss, [z, z + 1]) for name, loss in OF_VIEWS.items()}
+    for name, function in {**{k: partial(f, z) for k, f in of_one.items()}, **of_both}.items():
+        try:
+            found.append((name, f"returned {function()}"))
+        except ValueError as error:
+            found.append((name, str(error)))
+    return found
+
+
+def test_ranks_with_unequal_batches_are_refused() -> None:
+    for said in run_ranks(_uneven, 2):
+        for name, text in said:
+            assert "ranks have embeddings of 12 x 8, 11 x 8" in text, (name, text)

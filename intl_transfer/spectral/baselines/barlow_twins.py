@@ -43,7 +43,8 @@ def barlow_twins_loss(
         float64 input).
 
     Raises:
-        ValueError: for fewer than two views, views of different shapes, or N = 1.
+        ValueError: for fewer than two views, views of different shapes (also between ranks), or
+            N = 1.
         TypeError: if a view is not a floating-point tensor.
         NonFiniteError: if a view holds NaN or infinity.
 

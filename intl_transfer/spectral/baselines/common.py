@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from intl_transfer.spectral.collectives import Exchange, world_size
+from intl_transfer.spectral.collectives import Exchange, check_equal_rows, world_size
 from intl_transfer.spectral.common import at_least_float32
 from intl_transfer.spectral.views import checked_views
 
@@ -18,6 +18,7 @@ def prepare(
 ) -> tuple[Tensor, Exchange, int]:
     """Own rows of all views (V, n, d), how ranks speak to each other, and the global N."""
     views = checked_views(views)
+    check_equal_rows(views[0], group, distributed)
     exchange = Exchange(group, active=world_size(group, distributed) > 1)
     rows = views[0].shape[0] * exchange.size
     if rows < smallest_batch:

@@ -45,7 +45,7 @@ def nt_xent_loss(
 
     Raises:
         ValueError: for a temperature that is not positive, fewer than two views, or views of
-            different shapes.
+            different shapes, also between ranks.
         TypeError: if a view is not a floating-point tensor.
         NonFiniteError: if a view holds NaN or infinity.
 
@@ -60,7 +60,8 @@ def nt_xent_loss(
     own = z.shape[1]
     with no_autocast(z.device):
         z = unit_rows(z)
-        everyone = gather_rows(z, group, distributed)  # what others make of it counts, too
+        # What others make of it counts, too.
+        everyone = gather_rows(z, group, distributed, is_checked=True)
         place = exchange.rank * own + torch.arange(own, device=z.device)
         itself = torch.zeros(own, 2 * rows, dtype=torch.bool, device=z.device)
         itself[torch.arange(own, device=z.device), place] = True

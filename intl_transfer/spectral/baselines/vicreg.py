@@ -49,7 +49,8 @@ def vicreg_loss(
         float64 input).
 
     Raises:
-        ValueError: for fewer than two views, views of different shapes, or N = 1.
+        ValueError: for fewer than two views, views of different shapes (also between ranks), or
+            N = 1.
         TypeError: if a view is not a floating-point tensor.
         NonFiniteError: if a view holds NaN or infinity.
 

@@ -54,7 +54,7 @@ def w_mse_loss(
     Raises:
         ValueError: if the sub-batch does not divide N, is not larger than d, several partitions
             are requested without a generator, for fewer than two views, or views of different
-            shapes.
+            shapes, also between ranks.
         TypeError: if a view is not a floating-point tensor.
         NonFiniteError: if a view holds NaN or infinity.
 
@@ -77,7 +77,7 @@ def w_mse_loss(
             f"partitions is {partitions}; expected 1, or more together with a generator"
         )
     with no_autocast(z.device):
-        z = gather_rows(z, group, distributed, is_replicated=True)
+        z = gather_rows(z, group, distributed, is_replicated=True, is_checked=True)
         losses = []
         for _ in range(partitions):
             order = torch.arange(rows)
