@@ -9,6 +9,7 @@ from torch import Tensor
 from intl_transfer.runs.distributed import Ranks
 
 _CHUNK = 1024  # queries at a time
+_BLOCK = 8192  # training features at a time
 
 
 @torch.no_grad()
@@ -22,8 +23,8 @@ def knn_predict(
     """Classifies by majority vote of the k nearest neighbors in Euclidean distance.
 
     This is the protocol of the whitening literature (W-MSE, INTL: k = 5). Ties are resolved to the
-    smallest label, as in scikit-learn. For precision, the mean of the training features is
-    subtracted before computing distances.
+    smallest label, as in scikit-learn. As there, distances are computed in float64: what tells
+    neighbors apart may be far below the largest distance, and at any scale of the features.
 
     Args:
         train: features (n, width); with several ranks this rank's part, of any length.
@@ -36,7 +37,8 @@ def knn_predict(
         A label for each query, (q,), the same on every rank.
 
     Raises:
-        ValueError: if there is no training feature on any rank, or k is below 1.
+        ValueError: if there is no training feature on any rank, k is below 1, or a feature is NaN
+            or infinite.
 
     Example:
         >>> import torch
@@ -53,37 +55,51 @@ def knn_predict(
         classes = max(ranks.gather_objects(classes))  # type: ignore[union-attr]
     if classes == 0:
         raise ValueError("no training features; k nearest neighbors need at least one")
-    origin = _mean(train, queries, several)
-    train = train - origin
+    origin = _mean(train, several)
+    # A sum over all ranks' features: every rank raises, or none does.
+    if not bool(origin.isfinite().all()) or not bool(queries.isfinite().all()):
+        raise ValueError("features contain NaN or infinity; they have no nearest neighbors")
     predictions = []
     for chunk in torch.split(queries, _CHUNK):
-        distances, labels = _nearest(train, train_labels, chunk - origin, k)
+        distances, labels = _nearest(train, train_labels, chunk.double() - origin, origin, k)
         if several:
             distances, labels = _nearest_of_all(distances, labels, k)
         predictions.append(_majority(labels, distances, classes))
     return torch.cat(predictions) if predictions else queries.new_zeros(0, dtype=torch.int64)
 
 
-def _mean(train: Tensor, queries: Tensor, several: bool) -> Tensor:
-    """The mean of all ranks' training features, (width,), in the features' precision."""
+def _mean(train: Tensor, several: bool) -> Tensor:
+    """The mean of all ranks' training features, (width,), float64."""
     total = train.sum(0, dtype=torch.float64)
     count = torch.tensor([len(train)], dtype=torch.float64, device=total.device)
     if several:
         dist.all_reduce(total)
         dist.all_reduce(count)
-    return (total / count).to(queries.dtype)
+    return total / count
 
 
-def _nearest(train: Tensor, labels: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Distances and labels (q, k), nearest first; infinite distances if there are fewer."""
-    found = torch.full((len(queries), k), float("inf"), device=queries.device)
+def _nearest(
+    train: Tensor, labels: Tensor, queries: Tensor, origin: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    """Squared distances and labels (q, k), nearest first; infinite distances if there are fewer.
+
+    Args:
+        train: features (n, width), of any precision.
+        labels: theirs.
+        queries: float64 (q, width), seen from the origin.
+        origin: (width,): near to all features, distances lose least.
+        k: neighbors.
+    """
+    found = queries.new_full((len(queries), k), float("inf"))
     whose = torch.zeros(len(queries), k, dtype=torch.int64, device=queries.device)
-    if len(train):
-        count = min(k, len(train))
-        distances = torch.cdist(queries, train, compute_mode="use_mm_for_euclid_dist")
-        nearest = distances.topk(count, dim=1, largest=False)
-        found[:, :count] = nearest.values
-        whose[:, :count] = labels[nearest.indices]
+    lengths = queries.square().sum(1, keepdim=True)
+    for block, own in zip(torch.split(train, _BLOCK), torch.split(labels, _BLOCK), strict=True):
+        rows = block.double() - origin
+        squared = (queries @ rows.T).mul_(-2).add_(lengths).add_(rows.square().sum(1))
+        near = squared.topk(min(k, len(rows)), dim=1, largest=False)
+        joined = torch.cat([found, near.values], 1).topk(k, dim=1, largest=False)
+        found = joined.values
+        whose = torch.cat([whose, own[near.indices]], 1).gather(1, joined.indices)
     return found, whose
 
 
@@ -128,7 +144,7 @@ def knn_accuracy(
         Accuracy from 0 to 100, the same on every rank.
 
     Raises:
-        ValueError: if there are no training or no test features.
+        ValueError: if there are no training or no test features, or one is NaN or infinite.
     """
     if ranks is not None and ranks.world_size > 1:
         parts = ranks.gather_objects((test.cpu(), test_labels.cpu()))

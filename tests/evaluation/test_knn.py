@@ -15,7 +15,13 @@ from torchvision.transforms import functional as TF
 from intl_transfer.data.images import read_image
 from intl_transfer.data.sources import open_source
 from intl_transfer.data.views import View, ViewConfig
-from intl_transfer.evaluation import EvaluationImages, extract_features, knn_accuracy, knn_predict
+from intl_transfer.evaluation import (
+    EvaluationImages,
+    extract_features,
+    knn,
+    knn_accuracy,
+    knn_predict,
+)
 from intl_transfer.evaluation.features import center_crop
 from intl_transfer.runs.distributed import Ranks
 from tests.data.photographs import STAMPS, needs_stamps
@@ -70,6 +76,48 @@ def test_what_all_features_have_in_common_costs_no_precision(offset):
     truth = by_scikit_learn(train, labels, queries, 5)
     assert moved.tolist() == knn_predict(train, labels, queries, 5).tolist()
     assert np.mean(np.array(moved.tolist()) == truth) > 0.98  # of equal distances any may be taken
+
+
+def spread(name):
+    """Features, and queries, whose neighbors float32's products do not tell."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(250, 16, generator=generator)
+    if name == "two tight clusters":
+        features = features * 1e-4
+        features[::2] += 10
+    elif name == "one far away":
+        features[0] = 1e5
+    else:
+        features = features * float(name)
+    return features[:200], features[200:]
+
+
+@pytest.mark.parametrize(
+    "name", ["two tight clusters", "one far away", "1e-30", "1e-20", "1e19", "1e30"]
+)
+def test_neighbors_are_those_of_float64_at_any_scale(name):
+    train, queries = spread(name)
+    labels = torch.randint(0, 10, (200,), generator=torch.Generator().manual_seed(1))
+    scale = float(train.abs().max())  # of a power of ten: scikit-learn's squares may vanish
+    truth = by_scikit_learn(train.double() / scale, labels, queries.double() / scale, 5)
+    assert knn_predict(train, labels, queries, 5).tolist() == truth
+
+
+def test_blocks_of_training_features_are_one_set(monkeypatch):
+    train, queries = spread("1")
+    labels = torch.randint(0, 10, (200,), generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(knn, "_BLOCK", 3)  # fewer than there are neighbors
+    truth = by_scikit_learn(train, labels, queries, 5)
+    assert knn_predict(train, labels, queries, 5).tolist() == truth
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", [0, 1])
+def test_what_is_not_finite_has_no_neighbors(part, value):
+    parts = spread("1")
+    parts[part][3, 2] = value
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        knn_predict(parts[0], torch.zeros(200, dtype=torch.int64), parts[1], 5)
 
 
 def over_ranks(rank, world_size):
