@@ -73,7 +73,10 @@ def save_checkpoint(
     except OSError as error:
         why = error.strerror or error
         raise CheckpointNotWrittenError(f"{path} was not written ({why})") from error
-    keep_newest([old for old in list_checkpoints(folder) if not is_milestone(step_of(old))], keep)
+    # Those of later steps were passed over when the run was resumed: damaged, and nothing that
+    # could stand in for the one just written.
+    taken = [old for old in list_checkpoints(folder) if step_of(old) <= step]
+    keep_newest([old for old in taken if not is_milestone(step_of(old))], keep)
     return path
 
 

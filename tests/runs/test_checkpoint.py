@@ -51,6 +51,23 @@ def test_a_damaged_one_is_named_and_passed_over(tmp_path, damage):
     assert found["progress"]["step"] == 1
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_new_ones_stay_beside_later_damaged_ones(tmp_path, keep):
+    is_milestone = (4).__eq__
+    for step in (4, 8, 9):
+        save_checkpoint(tmp_path, step, state(step), keep, is_milestone)
+    for path in list_checkpoints(tmp_path)[:-1]:  # what is left of 8 and 9
+        path.write_bytes(b"")
+    for step in (5, 6):  # continued from 4
+        save_checkpoint(tmp_path, step, state(step), keep, is_milestone)
+        with pytest.warns(UserWarning, match="skipped"):
+            path, _ = load_newest(tmp_path)
+        assert step_of(path) == step
+    for step in (7, 8, 9):
+        save_checkpoint(tmp_path, step, state(step), keep, is_milestone)
+    assert [step_of(path) for path in list_checkpoints(tmp_path)] == [*[9, 8][:keep], 4]
+
+
 def test_only_damaged_ones_is_an_error_not_a_fresh_start(tmp_path):
     save_checkpoint(tmp_path, 1, state(1)).write_bytes(b"")
     with (
