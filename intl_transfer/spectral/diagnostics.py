@@ -130,6 +130,12 @@ def stable_rank(values: Tensor) -> Tensor:
     return torch.where(largest > 0, values.sum(-1) / torch.where(largest > 0, largest, 1), 0)
 
 
+def _check_samples(z: Tensor) -> None:
+    check_embedding(z)
+    if z.dim() != 2 or len(z) < 2:
+        raise ValueError(f"z: expected shape (N, d) with N >= 2, found {tuple(z.shape)}")
+
+
 @torch.no_grad()
 def alignment(a: Tensor, b: Tensor) -> Tensor:
     """Mean squared distance of normalized positive pairs (Wang and Isola, arXiv 2005.10242).
@@ -140,7 +146,17 @@ def alignment(a: Tensor, b: Tensor) -> Tensor:
 
     Returns:
         A scalar from 0 (equal) to 4; ``2 - 2 mean cos``.
+
+    Raises:
+        ValueError: for other shapes, or two different ones.
+        TypeError: if one is not a floating-point tensor.
     """
+    for z, name in ((a, "a"), (b, "b")):
+        check_embedding(z, name)
+    if a.dim() != 2 or a.shape != b.shape:
+        raise ValueError(
+            f"a has shape {tuple(a.shape)}, b {tuple(b.shape)}; expected the same (N, d) for both"
+        )
     a, b = (unit_rows(at_least_float32(z)) for z in (a, b))
     return (a - b).square().sum(-1).mean()
 
@@ -156,9 +172,7 @@ def uniformity(z: Tensor, t: float = 2.0) -> Tensor:
     Returns:
         A scalar: 0 where all rows agree; about ``-2 t`` spread evenly in many dimensions.
     """
-    check_embedding(z)
-    if z.dim() != 2 or len(z) < 2:
-        raise ValueError(f"z: expected shape (N, d) with N >= 2, found {tuple(z.shape)}")
+    _check_samples(z)
     z = unit_rows(at_least_float32(z))
     squared = (2 - 2 * self_product(z)).clamp_min(0)
     n = len(z)
@@ -176,7 +190,12 @@ def feature_std(z: Tensor) -> Tensor:
     Returns:
         A scalar: 0 where all samples agree, near ``1 / sqrt(d)`` where they spread evenly (Chen and
         He, *SimSiam*, arXiv 2011.10566).
+
+    Raises:
+        ValueError: for another shape, or one sample.
+        TypeError: if ``z`` is not a floating-point tensor.
     """
+    _check_samples(z)
     return unit_rows(at_least_float32(z)).std(-2).mean()
 
 

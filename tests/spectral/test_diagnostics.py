@@ -205,3 +205,8 @@ def test_bad_input():
         spectrum(torch.full((4, 8), math.nan))
     with pytest.raises(NonFiniteError):
         diagnose([torch.full((4, 8), math.inf), torch.randn(4, 8)])
+    for other in (torch.randn(4, 1), torch.randn(1, 8), torch.randn(8), torch.randn(2, 4, 8)):
+        with pytest.raises(ValueError, match="expected"):
+            alignment(torch.randn(4, 8), other)
+    with pytest.raises(ValueError, match="N >= 2"):
+        feature_std(torch.randn(1, 8))
