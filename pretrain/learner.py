@@ -29,7 +29,7 @@ from intl_transfer.models import (
 from intl_transfer.optim import LARS
 from intl_transfer.runs.distributed import Ranks, parallelize
 from intl_transfer.runs.finite import StepGuard
-from intl_transfer.spectral import NonFiniteError
+from intl_transfer.spectral import NonFiniteError, equal_rows
 from pretrain.config import OptimConfig, PretrainConfig
 
 #: Maximum number of consecutive overflows while the loss scale is being found: it starts at 2^16,
@@ -228,7 +228,8 @@ def loss_of(views: list[Tensor], config: PretrainConfig) -> tuple[Tensor, dict[s
     """
     method, parts = METHODS[config.loss.method], dict[str, Tensor]()
     try:
-        value = method.loss(views, config.loss, config.optim.batch_size, parts)
+        with equal_rows():  # every rank's batch is full
+            value = method.loss(views, config.loss, config.optim.batch_size, parts)
     except NonFiniteError:
         # Computed from the views, so that all ranks run the same backward pass.
         value = math.nan * torch.stack([view.float().sum() for view in views]).sum()

@@ -123,7 +123,7 @@ class Monitor:
         if not every or step % every:
             return
         # The spectrum is computed in float64, whatever the embeddings' precision.
-        pair = [gather_rows(at_least_float32(view.detach())) for view in views[:2]]
+        pair = [gather_rows(at_least_float32(view.detach()), is_checked=True) for view in views[:2]]
         if self._run is None:
             return
         loss = self._config.loss

@@ -61,6 +61,7 @@ OF_STAGE: dict[str, Callable[[str], object] | None] = {
 }
 #: As of `detection.settings`, which prepares Detectron2.
 NORMS = ("naiveSyncBN", "SyncBN", "BN")
+_PASSED_ON = "of each fine-tuning"
 _LOADERS = "DATALOADER.NUM_WORKERS"
 
 
@@ -96,9 +97,10 @@ def add_stage_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("options of the stage (`detection/train_net.py --help`)")
     for name, kind in OF_STAGE.items():
         if kind is None:
-            group.add_argument(name, action="store_true")
+            group.add_argument(name, action="store_true", help=_PASSED_ON)
         else:
-            group.add_argument(name, type=kind, choices=NORMS if name == "--norm" else None)
+            choices = NORMS if name == "--norm" else None
+            group.add_argument(name, type=kind, choices=choices, help=_PASSED_ON)
 
 
 def stage_options(arguments: argparse.Namespace) -> list[str]:

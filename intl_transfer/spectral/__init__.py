@@ -30,7 +30,7 @@ from intl_transfer.spectral.diagnostics import (
     uniformity,
 )
 from intl_transfer.spectral.expression import scalar_expression
-from intl_transfer.spectral.guards import without_waiting
+from intl_transfer.spectral.guards import equal_rows, without_waiting
 from intl_transfer.spectral.iternorm import iternorm, iternorm_eigenvalue, iternorm_factor
 from intl_transfer.spectral.losses import (
     INTLLoss,
@@ -74,6 +74,7 @@ __all__ = [
     "default_trace_weight",
     "diagnose",
     "effective_rank",
+    "equal_rows",
     "feature_std",
     "intl_ema_loss",
     "intl_loss",

@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from intl_transfer.spectral.guards import may_wait
+from intl_transfer.spectral.guards import may_compare_rows
 from intl_transfer.spectral.modes import is_compiling, is_transformed
 
 P = ParamSpec("P")
@@ -64,11 +64,11 @@ def check_equal_rows(z: Tensor, group: Any = None, distributed: bool = True) -> 
         distributed: False for a batch that is whole here.
 
     Raises:
-        ValueError: on every rank, with the shapes. Within :func:`without_waiting` on a GPU nothing
-            is checked, since that waits.
+        ValueError: on every rank, with the shapes. Nothing is checked within :func:`equal_rows`,
+            and :func:`without_waiting`, since that waits.
     """
     ranks = world_size(group, distributed)
-    if ranks == 1 or (z.device.type != "cpu" and not may_wait()):
+    if ranks == 1 or not may_compare_rows():
         return
     own = torch.tensor([z.shape[-2], z.shape[-1]], device=z.device)
     everyone = [torch.empty_like(own) for _ in range(ranks)]

@@ -19,6 +19,7 @@ class NonFiniteError(FloatingPointError):
 
 class _Mode(threading.local):
     waits = True
+    compares_rows = True
 
 
 _mode = _Mode()
@@ -41,6 +42,25 @@ def without_waiting() -> Iterator[None]:
 def may_wait() -> bool:
     """Whether a result may depend on what the device answers."""
     return _mode.waits
+
+
+@contextmanager
+def equal_rows() -> Iterator[None]:
+    """Within the block, ranks are known to hold equally many rows, and do not compare them.
+
+    The comparison is a collective and waits for it; a loader that drops what does not fill every
+    rank's batch leaves nothing to compare.
+    """
+    before, _mode.compares_rows = _mode.compares_rows, False
+    try:
+        yield
+    finally:
+        _mode.compares_rows = before
+
+
+def may_compare_rows() -> bool:
+    """Whether ranks ask each other for their numbers of rows."""
+    return _mode.compares_rows and _mode.waits
 
 
 def refuse_unless(ok: Tensor, kind: str, message: str) -> None:
