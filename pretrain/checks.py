@@ -139,6 +139,10 @@ def _check_method(loss: LossConfig) -> None:
         raise UserError(f"loss.method={name} needs a function: loss.g='1 / (1 + x)'")
     if loss.g is not None and not method.takes_g:
         raise UserError(f"loss.g is the function of loss.method=spectral; {name} takes none")
+    if loss.trace_weight and method.transform is None:
+        raise UserError(
+            f"loss.trace_weight is {loss.trace_weight:g}; loss.method={name} has no trace loss"
+        )
     if not loss.stable and not method.is_iternorm:
         raise UserError(f"loss.stable is IterNorm's; loss.method={name} has no iteration")
     try:

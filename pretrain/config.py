@@ -77,7 +77,8 @@ class LossConfig:
         iterations: T of IterNorm.
         stable: false uses the direct form of IterNorm's iteration, which diverges at large T, for
             the paper's Figure 3d.
-        trace_weight: beta; null for the published formula at the global batch size.
+        trace_weight: beta; null for the published formula at the global batch size. Refused of
+            methods without trace loss.
         g: of ``spectral``, a formula in an eigenvalue x, for example ``"1 / (1 + x)"``
             (:func:`intl_transfer.spectral.scalar_expression`).
         ema_momentum: m_0 of the moving average.

@@ -151,6 +151,7 @@ def test_options_that_a_method_does_not_have():
         "loss.g=1/x": "loss.g is the function of loss.method=spectral; intl takes none",
         "loss.method=spectral loss.g=open(x)": "'open(x)' is not understood",
         "loss.method=power loss.options.p=1 loss.stable=false": "loss.stable is IterNorm's",
+        "loss.method=simclr loss.trace_weight=0.1": "loss.method=simclr has no trace loss",
     }.items():
         config = load_config(
             PretrainConfig, "shapes_r18", override.split(), ROOT / "configs/pretrain"
