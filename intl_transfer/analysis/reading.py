@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,11 @@ from typing import Any
 
 from intl_transfer.errors import UserError
 from intl_transfer.runs import MANIFEST, read_manifest, read_metrics, read_results
+from intl_transfer.runs.changes import changed_midway
+from intl_transfer.runs.private import portable
 from intl_transfer.runs.records import AnyResults, Manifest, PretrainResults
-from intl_transfer.runs.settings import flatten
+from intl_transfer.runs.settings import below, deciding, flatten, group
+from intl_transfer.runs.wording import apart
 
 _SKIPPED = ("slurm", "checkpoints", "tensorboard", "datasets")
 
@@ -37,6 +41,14 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """All settings by dotted key."""
         return flatten(self.manifest.config)
+
+    @property
+    def experiment(self) -> dict[str, Any]:
+        """All but the seed that decides its result, by dotted key."""
+        manifest = self.manifest
+        images = {name: found.as_json() for name, found in manifest.dataset.items()}
+        found = deciding(manifest.stage, manifest.config) | changed_midway(manifest)
+        return portable(found) | below("dataset", images)
 
     def curve(self, key: str) -> tuple[list[int], list[float]]:
         """Steps and values of a figure; infinities stay, lines without the figure do not count."""
@@ -111,6 +123,66 @@ def read_run(path: Path, with_lines: bool = True) -> Run:
     """
     lines = read_metrics(path) if with_lines else []
     return Run(path, read_manifest(path), read_results(path), lines)
+
+
+def each_once(runs: Sequence[Run]) -> list[Run]:
+    """Runs without copies (of one id) and repeats (of one experiment, seed and input).
+
+    Of copies the one that is furthest counts, of repeats the newest; others are named on stderr.
+
+    Args:
+        runs: of one stage.
+    """
+    kept = _best([(run.manifest.id or str(run.path), run) for run in runs])
+    alike = []
+    for number, agreeing in enumerate(group(kept, lambda run: run.experiment)):
+        for run in agreeing.members:
+            inputs = sorted(item.sha256 or "" for item in run.manifest.inputs)
+            name = (number, run.manifest.seed, inputs, pretraining_id(run))
+            alike.append((repr(name), run))
+    best = {id(run) for run in _best(alike)}
+    return [run for run in kept if id(run) in best]
+
+
+def _best(named: Sequence[tuple[str, Run]]) -> list[Run]:
+    """Of runs with the same name, the one that counts."""
+    best: dict[str, Run] = {}
+    for name, run in named:
+        worse, best[name] = sorted((run, best.get(name, run)), key=_furthest)
+        if worse is not best[name]:
+            words = f"{worse.path} is a copy or a repeat of {best[name].path}"
+            print(f"left out: {words}", file=sys.stderr)
+    return list(best.values())
+
+
+def _furthest(run: Run) -> tuple[bool, str, int]:
+    """Sort key of copies and repeats, last the one that counts."""
+    manifest = run.manifest
+    newest = str(manifest.ended or manifest.started or "")
+    return manifest.status == "finished", newest, len(run.lines)
+
+
+def require_one_experiment(runs: Sequence[Run], what: str) -> None:
+    """Checks that runs differ only in their seeds.
+
+    Args:
+        runs: of one stage.
+        what: they are, for the message.
+
+    Raises:
+        UserError: naming a run of each experiment, and what sets it apart.
+    """
+    groups = group(list(runs), lambda run: run.experiment)
+    if len(groups) > 1:
+        texts = apart([one.differing for one in groups])
+        found = "; ".join(
+            f"{one.members[0].path} ({text})"
+            for one, text in zip(groups[:3], texts[:3], strict=True)
+        )
+        raise UserError(
+            f"{what} are of {len(groups)} experiments, of which there is no mean: {found}. Give "
+            "the folders of one of them"
+        )
 
 
 def pretraining_runs(paths: Sequence[Path]) -> list[Run]:

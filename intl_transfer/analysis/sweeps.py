@@ -21,7 +21,15 @@ from omegaconf import MISSING
 
 from intl_transfer.analysis import style
 from intl_transfer.analysis.outcome import Outcome, Row
-from intl_transfer.analysis.reading import Run, find_runs, knn_of, pretraining_id, read_run
+from intl_transfer.analysis.reading import (
+    Run,
+    each_once,
+    find_runs,
+    knn_of,
+    pretraining_id,
+    read_run,
+    require_one_experiment,
+)
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.runs.aliases import standard_key
 from intl_transfer.runs.records import EvaluationResults
@@ -68,7 +76,7 @@ class Plot:
         x: the key along the axis; null takes the first that differs.
         lines: the key of which each value is a line; null takes all others that differ.
         figures: of :data:`FIGURES`, a panel each; empty takes those that were measured.
-        log: logarithmic x.
+        log: logarithmic x; values of which one is not above zero are drawn evenly.
     """
 
     x: str | None = None
@@ -87,7 +95,8 @@ class Sweep:
         grid: by key the values that it takes; every combination is run.
         points: a list of settings by key, each combined with the grid.
         seeds: a run each of everything.
-        evaluations: by name, of every run; their ``top1`` can be plotted.
+        evaluations: by name, of every run; the ``top1`` of the first linear one (if there is none,
+            of the first with few labels) can be plotted.
         shapes: fields of ``ShapesSpec``: the embedded data set is made in the sweep's folder, and
             trained on; empty leaves the data to the configuration.
         output_dir: folder of all runs; null makes ``runs/sweep/NAME``.
@@ -166,33 +175,62 @@ def rows_of(sweep: Sweep, folders: Sequence[Path]) -> tuple[list[Row], list[Run]
         folders: with the runs.
 
     Raises:
-        UserError: if there is no run.
+        UserError: if there is no run, or there are runs of several experiments with the same values
+            of these keys.
     """
     runs = [read_run(path) for path in find_runs(folders)]
-    top1 = {}
-    for run in runs:
-        if isinstance(run.results, EvaluationResults):
-            behind, figures = pretraining_id(run), run.results.metrics
-            if behind is not None and figures.get("top1") is not None:
-                top1[behind, run.results.kind] = float(figures["top1"] or 0.0)
-    trained = [run for run in runs if run.manifest.stage == "pretrain"]
+    trained = each_once([run for run in runs if run.manifest.stage == "pretrain"])
     if not trained:
         raise UserError(f"{', '.join(map(str, folders))}: no pretraining run of the sweep yet")
     keys = list(dict.fromkeys(key for settings in settings_of(sweep) for key in settings))
+    alike: dict[str, list[Run]] = {}
+    for run in trained:
+        alike.setdefault(_line(run.settings, varied(sweep)), []).append(run)
+    for members in alike.values():
+        require_one_experiment(members, "runs with the same values of what is swept")
+    evaluated = [run for run in runs if isinstance(run.results, EvaluationResults)]
+    # One protocol for all runs, or their accuracies could not be compared.
+    top1 = _top1(sweep, evaluated, "linear") or _top1(sweep, evaluated, "semi")
+    knn = {run.manifest.id: value for run in trained if (value := knn_of(run)) == value}
+    knn = knn or _top1(sweep, evaluated, "knn")
     rows = []
     for run in trained:
         settings, mine = run.settings, run.manifest.id
         row: Row = {key: settings.get(key) for key in keys}
         row |= {"seed": run.manifest.seed, "status": run.manifest.status}
         row |= {name: run.last(f"spectrum/{name}") for name in _SPECTRUM}
-        linear = top1.get((mine, "linear"), top1.get((mine, "semi"), math.nan))
-        knn = knn_of(run)
-        row |= {"top1": linear, "knn": knn if knn == knn else top1.get((mine, "knn"), math.nan)}
+        row |= {"top1": top1.get(mine, math.nan), "knn": knn.get(mine, math.nan)}
         skipped = max(run.curve("skipped_steps")[1], default=0.0)
         row |= {"loss": run.last("loss"), "skipped_steps": int(skipped)}
         rows.append(row | {"run": run.path.name})
     rows.sort(key=lambda row: [_ordered(row[key]) for key in [*keys, "seed"]])
     return rows, trained
+
+
+def _top1(sweep: Sweep, runs: Sequence[Run], kind: str) -> dict[str, float]:
+    """Top-1 by one evaluation of a kind, the sweep's first, by the id of the pretraining run.
+
+    Raises:
+        UserError: if runs of several evaluations cannot be told apart.
+    """
+    named: dict[str, list[Run]] = {}
+    for run in runs:
+        results = run.results
+        assert isinstance(results, EvaluationResults)
+        is_done = run.manifest.status == "finished" and results.metrics.get("top1") is not None
+        if is_done and results.kind == kind and pretraining_id(run) is not None:
+            # The launcher's folders are evaluation/NAME/RUN.
+            named.setdefault(run.path.resolve().parent.name, []).append(run)
+    mine = [name for name in sweep.evaluations if name in named]
+    found = named[mine[0]] if mine else [run for members in named.values() for run in members]
+    found = each_once(found)
+    require_one_experiment(found, f"evaluations ({kind})")
+    values: dict[str, list[float]] = {}
+    for run in found:
+        assert isinstance(run.results, EvaluationResults)
+        top1 = float(run.results.metrics["top1"] or 0.0)
+        values.setdefault(str(pretraining_id(run)), []).append(top1)
+    return {behind: math.fsum(all_) / len(all_) for behind, all_ in values.items()}
 
 
 def _ordered(value: Any) -> tuple[int, float, str]:
@@ -273,11 +311,13 @@ def draw(config: Sweep, rows: Sequence[Row]) -> Figure:
     figure, axes = style.panels(
         columns, math.ceil(len(names) / columns), width=style.WIDE, height=height
     )
-    places: dict[str, float] = {}
-    for line in means:
-        value = line[x]
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        places.setdefault(repr(value), float(value) if is_number else float(len(places)))
+    swept = {repr(line[x]): line[x] for line in sorted(means, key=lambda line: _ordered(line[x]))}
+    # What has no place on the axis, such as null, or 0 on a logarithmic one: all evenly, in order.
+    is_scale = all(_ordered(v)[0] == 0 and (v > 0 or not plot.log) for v in swept.values())
+    places = {
+        key: float(value) if is_scale else float(index)
+        for index, (key, value) in enumerate(swept.items())
+    }
     for axis, name in zip(axes, names, strict=False):
         for look, (shown, values) in zip(style.line_styles(), lines.items(), strict=False):
             mine = [m for m in means if name in m and _line(m, told_by) == shown]
@@ -288,13 +328,13 @@ def draw(config: Sweep, rows: Sequence[Row]) -> Figure:
             text = ", ".join(setting_in_words(key, value) for key, value in named) or None
             middle = [line[name] for line in mine]
             axis.errorbar(at, middle, np.nan_to_num(spread), capsize=2, label=text, **look)
-        if any(not isinstance(row[x], (int, float)) or isinstance(row[x], bool) for row in rows):
+        if not is_scale:
             texts = {place: key for key, place in places.items()}
             axis.set_xticks(list(texts), [text.strip("'") for text in texts.values()])
         elif len(places) <= 8 and all(place == round(place) for place in places.values()):
             axis.set_xticks(sorted(places.values()))  # no tick between whole numbers
         axis.set(xlabel=x.rsplit(".", 1)[-1], ylabel=FIGURES[name])
-        if plot.log:
+        if plot.log and is_scale:
             style.log_scale(axis, "x")
             if len(places) <= 8:  # between powers of ten there would be no label
                 at = sorted(places.values())

@@ -59,7 +59,25 @@ def _value_in_words(value: Any) -> str:
     return str(value)
 
 
-def in_words(differing: Mapping[str, Any], most: int = 4) -> str:
+#: Settings that a text lists, unless it takes more to tell two texts apart.
+_MOST = 4
+
+
+def apart(differing: Sequence[Mapping[str, Any]]) -> list[str]:
+    """:func:`in_words` of several experiments: as many settings as it takes for texts to differ.
+
+    Args:
+        differing: of each experiment, settings by dotted key.
+    """
+    texts = [in_words(settings) for settings in differing]
+    for most in range(_MOST + 1, max(map(len, differing), default=0) + 1):
+        alike = [index for index, text in enumerate(texts) if text and texts.count(text) > 1]
+        for index in alike:
+            texts[index] = in_words(differing[index], most)
+    return texts
+
+
+def in_words(differing: Mapping[str, Any], most: int = _MOST) -> str:
     """Several settings as text, up to a maximum: ``iterations 8, batch axis``; "" for none.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from intl_transfer.analysis.sweeps import (
     FIGURES,
     Plot,
     Sweep,
+    SweptEvaluation,
     draw,
     override,
     rows_of,
@@ -24,9 +26,11 @@ from intl_transfer.analysis.sweeps import (
 from intl_transfer.cli import main
 from intl_transfer.errors import UserError
 from intl_transfer.runs.config import load_config
+from intl_transfer.runs.records import Input, PretrainRun, Provenance
 from intl_transfer.runs.settings import flatten
 from pretrain.config import PretrainConfig
 from slurm.sweep import ROOT, SweepPlan, read
+from tests.results.synthetic import evaluation_run
 
 _P = "loss.options.p"
 _SMALL = {"object_size": 16, "objects_train": 8}
@@ -186,6 +190,81 @@ def test_keys_that_move_together_are_one_line_at_labeled_places():
     (line,) = axis.containers
     assert line[0].get_xydata().tolist() == [[width, 51.0] for width in widths]
     assert [text.get_text() for text in axis.get_xticklabels()] == ["128", "256", "512"]
+
+
+def test_copies_and_repeats_of_a_run_are_no_seeds(tmp_path, capsys):
+    run = fake_run(tmp_path, "one", 0.5, 0, conditions=(-1.0,))
+    shutil.copytree(run, tmp_path / "copies" / "one")
+    again = fake_run(tmp_path, "again", 0.5, 0, conditions=(-3.0,))
+    manifest = json.loads((again / "manifest.json").read_text())
+    ended = "2024-05-01T12:00:00+00:00"
+    (again / "manifest.json").write_text(json.dumps({**manifest, "ended": ended}))
+    fake_run(tmp_path, "other_seed", 0.5, 1, conditions=(-2.0,))
+    sweep = swept(grid={_P: [0.5]})
+    rows, _ = rows_of(sweep, [tmp_path])
+    (line,) = summary(sweep, rows)
+    assert (line["n"], line["condition"]) == (2, -2.5)
+    assert line["condition_std"] == pytest.approx(math.sqrt(0.5))
+    assert capsys.readouterr().err.count("is a copy or a repeat of") == 2
+
+
+def test_there_is_no_mean_of_two_experiments(tmp_path):
+    for name, epochs in (("short", 100), ("long", 800)):
+        run = fake_run(tmp_path, name, 0.5, 0)
+        manifest = json.loads((run / "manifest.json").read_text())
+        manifest["config"]["optim"]["epochs"] = epochs
+        (run / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"of 2 experiments.*epochs 800.*epochs 100"):
+        rows_of(swept(grid={_P: [0.5]}), [tmp_path])
+
+
+def evaluated(folder, name, behind, top1, kind="linear", lr=0.1):
+    """An evaluation as the launcher places it."""
+    more = {"origin": {"id": behind, "sha": behind * 8}, "top1": top1, "kind": kind}
+    run = evaluation_run(folder / "evaluation" / name, behind, **more)
+    run.manifest.inputs = [Input(provenance=Provenance(pretrain_run=PretrainRun(id=behind)))]
+    run.manifest.config = {"kind": kind, "optim": {"lr": lr}}
+    run.save()
+
+
+def test_accuracies_of_a_sweep_are_of_one_evaluation(tmp_path):
+    for p in (0.0, 0.5):
+        fake_run(tmp_path, f"p{p}", p, 0)
+        evaluated(tmp_path, "a_other", f"p{p}", 10.0, lr=9.0)
+        evaluated(tmp_path, "z_few", f"p{p}", 20.0, kind="semi")
+    evaluated(tmp_path, "first", "p0.0", 60.0)
+    sweep = swept(grid={_P: [0, 0.5]})
+    with pytest.raises(UserError, match=r"evaluations \(linear\) are of 2 experiments"):
+        rows_of(sweep, [tmp_path])
+    sweep.evaluations = {name: SweptEvaluation(name) for name in ("first", "a_other", "z_few")}
+    rows, _ = rows_of(sweep, [tmp_path])
+    # Neither another head's accuracy, nor that with few labels, takes the place of a missing one.
+    assert [row["top1"] for row in rows] == [60.0, pytest.approx(math.nan, nan_ok=True)]
+
+
+@pytest.mark.parametrize(
+    ("values", "log", "expected"),
+    [
+        ([None, 2, 4], False, [(0, "2"), (1, "4"), (2, "None")]),
+        ([0, 0.01, 0.1], True, [(0, "0"), (1, "0.01"), (2, "0.1")]),
+        ([1, 10, 100], True, [(1, "1"), (10, "10"), (100, "100")]),
+    ],
+)
+def test_every_swept_value_has_a_place_of_its_own(values, log, expected):
+    sweep = swept(grid={"a.b": values}, plot=Plot(figures=["top1"], log=log))
+    none = dict.fromkeys(FIGURES, math.nan)
+    rows = [
+        {**none, "a.b": value, "seed": 0, "status": "finished", "top1": 50.0 + index}
+        for index, value in enumerate(values)
+    ]
+    axis = draw(sweep, rows).axes[0]
+    (line,) = axis.containers
+    texts = dict(expected)
+    drawn = {texts[place]: top1 - 50 for place, top1 in line[0].get_xydata().tolist()}
+    assert drawn == {str(value): index for index, value in enumerate(values)}
+    ticks = [(tick.get_position()[0], tick.get_text()) for tick in axis.get_xticklabels()]
+    assert ticks == expected
+    assert axis.get_xscale() == ("log" if log and values[0] else "linear")
 
 
 def test_the_dynamics_of_runs_side_by_side(tmp_path, capsys):
