@@ -7,6 +7,7 @@ Metrics come from the end of pretraining (``knn_accuracy``) and from runs of the
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,8 +36,8 @@ from intl_transfer.runs.records import (
     Dataset,
     EvaluationResults,
 )
-from intl_transfer.runs.settings import below, deciding, group, select
-from intl_transfer.runs.wording import in_words
+from intl_transfer.runs.settings import below, comparable, deciding, group, select
+from intl_transfer.runs.wording import apart
 
 #: The small data sets of the literature, on ResNet-18, and their columns.
 SMALL = ("cifar10", "cifar100", "imagenet100")
@@ -44,6 +45,8 @@ SMALL_METRICS = ("top-1", "5-NN", "top-5")
 _IMAGENET = ("imagenet", "imagenet1k", "imagenet-1k")
 _EPOCHS_IN_NAME = re.compile(r"_ep\d+")
 _AT_THE_END = "k-NN as measured at the end of pretraining"
+_REPEATED = "of pretrainings with the same seed, the newest one counts"
+_OTHER_IMAGES = "on other images than the evaluations"
 _SMALL_TITLE = "Small data sets, resnet18: linear top-1, 5-NN, linear top-5"
 _LINEAR_TITLE = "ImageNet, resnet50: linear top-1 by epochs of pretraining"
 _ONLINE = "online linear head"
@@ -97,7 +100,16 @@ class _Sample:
         return float(self.results.protocol["labels_percent"])
 
     @property
-    def epochs(self) -> Any:
+    def epochs(self) -> float | None:
+        """Of the pretraining; None if not stated as a number (`convert` without it: ``?``)."""
+        try:
+            epochs = float(self.epochs_as_read)
+        except (TypeError, ValueError):
+            return None
+        return epochs if math.isfinite(epochs) else None
+
+    @property
+    def epochs_as_read(self) -> Any:
         provenance = self.results.initialization.provenance
         run = provenance.pretrain_run if provenance is not None else None
         return run.epochs if run is not None else None
@@ -211,15 +223,31 @@ def _distinguished(samples: Sequence[_Sample]) -> list[_Sample]:
         measured = "on the way" if s.from_pretraining else ""
         share = f"{s.labels_percent:g}" if s.kind == "semi" else ""
         alike[s.kind, s.dataset, s.backbone, s.protocol, measured, share].append(s)
+    evaluated: dict[tuple[str, ...], list[Mapping[str, Any]]] = defaultdict(list)
+    for where, members in alike.items():
+        if not members[0].from_pretraining:
+            evaluated[where[:4]] += [s.settings for s in members]
     found = []
-    for members in alike.values():
-        for number, agreeing in enumerate(group(members, lambda s: s.settings)):
-            words = in_words(agreeing.differing)
+    for where, members in alike.items():
+        groups = group(members, lambda s: s.settings)
+        texts = apart([agreeing.differing for agreeing in groups])
+        for number, (agreeing, words) in enumerate(zip(groups, texts, strict=True)):
             notes = (assumed_note(agreeing.assumed),) if agreeing.assumed else ()
             for s in agreeing.members:
-                text = ", ".join(part for part in (s.protocol, words) if part)
+                others = evaluated[where[:4]] if s.from_pretraining else []
+                images = _OTHER_IMAGES if others and not _same_images(s, others) else ""
+                text = ", ".join(part for part in (s.protocol, words, images) if part)
                 found.append(dataclasses.replace(s, protocol=text, notes=notes, group=number))
     return found
+
+
+def _same_images(sample: _Sample, others: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether nothing recorded of a sample's images contradicts all of the others."""
+    mine = {k: comparable(v) for k, v in sample.settings.items() if k.startswith("dataset.")}
+    return any(
+        all(key not in other or comparable(other[key]) == value for key, value in mine.items())
+        for other in others
+    )
 
 
 def _one_protocol_each(
@@ -250,11 +278,14 @@ def _rows(entries: Sequence[_Entry], details: Mapping[str, str] | None = None) -
     for key, members in groups.items():
         metrics: Metrics = {}
         each: dict[Column, dict[Path, float]] = {}
+        repeated = False
         for column in dict.fromkeys(column for column, _, _ in members):
             found = [(v, s) for c, v, s in members if c == column]
             # A dedicated evaluation takes precedence over pretraining's own.
             if not all(s.from_pretraining for _, s in found):
                 found = [(v, s) for v, s in found if not s.from_pretraining]
+            elif len(newest := _newest(found)) < len(found):
+                found, repeated = newest, True
             summary = summary_of([s.run for _, s in found], [v for v, _ in found])
             assert summary is not None
             metrics[column] = summary
@@ -268,6 +299,8 @@ def _rows(entries: Sequence[_Entry], details: Mapping[str, str] | None = None) -
             notes |= dict.fromkeys(provenance_notes(evaluated))
         if any(sample.from_pretraining for _, _, sample in members):
             notes[_AT_THE_END] = None
+        if repeated:
+            notes[_REPEATED] = None
         detail = (details or {}).get(key, start.detail)
         external = any(run.external for run in runs)
         rows.append(
@@ -280,6 +313,13 @@ def _rows(entries: Sequence[_Entry], details: Mapping[str, str] | None = None) -
             )
         )
     return rows
+
+
+def _newest(found: Sequence[tuple[float, _Sample]]) -> list[tuple[float, _Sample]]:
+    """Of pretrainings with one seed, the value of the newest: they are no repetitions."""
+    ordered = sorted(found, key=lambda pair: str(pair[1].run.manifest.ended))
+    newest = {sample.run.seed: sample.run.path for _, sample in ordered}
+    return [(value, s) for value, s in found if newest[s.run.seed] == s.run.path]
 
 
 def _shared_rows(
@@ -310,11 +350,11 @@ def _shared_rows(
 def _linear_table(protocol: str, samples: Sequence[_Sample]) -> Table:
     # Epochs are columns: configurations that differ only in epochs share a row.
     details = {
-        index: _EPOCHS_IN_NAME.sub("", s.run.start.detail).replace(f", {s.epochs} ep", "")
+        index: _EPOCHS_IN_NAME.sub("", s.run.start.detail).replace(f", {s.epochs_as_read} ep", "")
         for index, s in enumerate(samples)
     }
     columns = {
-        index: ("linear", f"{s.epochs} ep" if s.epochs else _NO_EPOCHS)
+        index: ("linear", f"{s.epochs:g} ep" if s.epochs else _NO_EPOCHS)
         for index, s in enumerate(samples)
     }
     keys = _shared_rows(samples, columns, details)
@@ -341,9 +381,9 @@ def _finish_linear(table: Table, published: bool = True) -> Table:
     return table
 
 
-def _by_epochs(column: str) -> tuple[bool, int]:
+def _by_epochs(column: str) -> tuple[bool, float]:
     """Sort key of columns: by number, not stated last."""
-    return column == _NO_EPOCHS, 0 if column == _NO_EPOCHS else int(column.split()[0])
+    return column == _NO_EPOCHS, 0 if column == _NO_EPOCHS else float(column.split()[0])
 
 
 def _small_tables(samples: Sequence[_Sample], published: bool) -> list[Table]:

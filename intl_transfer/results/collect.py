@@ -375,7 +375,8 @@ class _Origins:
     def add(self, entry: Entry) -> None:
         assert entry.manifest is not None
         self.manifests[entry.path] = entry.manifest
-        self._by_id.setdefault(entry.manifest.id, entry.path)
+        if entry.manifest.id:  # "" for external results
+            self._by_id.setdefault(entry.manifest.id, entry.path)
         if entry.status == "finished" and isinstance(entry.results, PretrainResults):
             self._by_hash.setdefault(entry.results.backbone_sha256 or "", entry.path)
 
@@ -392,7 +393,7 @@ class _Origins:
         parent = self._by_hash.get(sha) if sha else None
         if parent is not None:
             return parent, bool(identity), True
-        return self._by_id.get(identity or ""), bool(identity), False
+        return self._by_id.get(identity) if identity else None, bool(identity), False
 
 
 def _without_repeats(runs: list[Run], found: Collection) -> list[Run]:

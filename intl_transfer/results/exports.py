@@ -53,12 +53,14 @@ def export(tables: Sequence[Table], where: str, text: Text = clean) -> str:
 def _runs(tables: Sequence[Table], text: Text) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
     """Each run of each table: its description, and its metrics by ``task.metric``."""
     grouped: dict[tuple[str, str], tuple[dict[str, Any], dict[str, float]]] = {}
-    for one in records(tables, lambda value: clean(text(value))):
+    shown = records(tables, lambda value: clean(text(value)))
+    for raw, one in zip(records(tables), shown, strict=True):
         if one["run"] is None:
             continue  # published: without runs
         kept = ("task", "metric", "value", "std", "n", "notes")
         described = {k: v for k, v in one.items() if k not in kept and v is not None}
-        _, metrics = grouped.setdefault((one["table"], one["run"]), (described, {}))
+        # By its whole path: runs of two folders may be the same relative to them.
+        _, metrics = grouped.setdefault((raw["table"], raw["run"]), (described, {}))
         metrics[f"{one['task']}.{one['metric']}"] = one["value"]
     if not grouped:
         raise UserError("nothing to export: no run in the tables has metrics")

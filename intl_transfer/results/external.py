@@ -195,13 +195,20 @@ def _final_metrics(
 ) -> tuple[dict[str, Any] | None, str]:
     """The metrics of the last iteration, and the file they are from."""
     if METRICS_JSON in files:
+        later: list[int] = []  # iterations of the lines after it
         for line in reversed(_tail(path / METRICS_JSON).splitlines()):
-            found = _of_json(line, test) if "/AP" in line else None
+            found = _of_json(line, test)
             if found is None:
                 continue
+            reached, final = found
+            if not final:
+                later.append(reached)
+                continue
+            if min(later, default=reached) < reached:
+                return None, ""  # training began again in this folder
             # Counted from 0; the final evaluation is at the last iteration or after it.
-            if found[0] >= iterations - 1:
-                return found[1], METRICS_JSON
+            if reached >= iterations - 1:
+                return final, METRICS_JSON
             break
     if LOG in files:
         metrics = _of_log(_tail(path / LOG), test, iterations)
@@ -211,7 +218,7 @@ def _final_metrics(
 
 
 def _of_json(line: str, test: str) -> tuple[int, dict[str, Any]] | None:
-    """Iteration and metrics of one line of ``metrics.json``."""
+    """Iteration and metrics, if any, of one line of ``metrics.json``; None if it is damaged."""
     try:
         values = json.loads(line)
         iteration = int(values["iteration"])
@@ -223,21 +230,23 @@ def _of_json(line: str, test: str) -> tuple[int, dict[str, Any]] | None:
         words = key.removeprefix(f"{test}/").split("/", 1)
         if len(words) == 2 and words[0] in _TASKS:
             flat[words[0], words[1]] = value
-    return (iteration, _arranged(flat, test)) if flat else None
+    return iteration, _arranged(flat, test)
 
 
 def _of_log(text: str, test: str, iterations: int) -> dict[str, Any] | None:
-    """The last evaluation of ``log.txt``, if training had ended before."""
-    reached, final_model = -1, False
+    """The last evaluation of ``log.txt``, if it is of the model at the end of training."""
+    reached, final_model = -1, False  # of what is evaluated next
     current: dict[tuple[str, str], Any] = {}
     dataset, task = test, ""
     names: list[str] = []
     blocks: list[tuple[int, bool, str, dict[tuple[str, str], Any]]] = []
     for line in text.splitlines():
         if match := re.search(r"\biter: (\d+)\b", line):
-            reached = int(match.group(1))
+            reached, final_model = int(match.group(1)), False
+            # From here, training began again in this folder: earlier evaluations are another's.
+            blocks = [block for block in blocks if not block[1] and block[0] <= reached]
         elif "oading from" in line:
-            final_model = "model_final" in line
+            reached, final_model = -1, "model_final" in line
         elif match := re.search(r"Evaluation results for (\S+) in csv format", line):
             dataset, current = match.group(1), {}
             blocks.append((reached, final_model, dataset, current))
@@ -256,8 +265,11 @@ def _of_log(text: str, test: str, iterations: int) -> dict[str, Any] | None:
                 names = []
     for reached, final_model, dataset, found in reversed(blocks):
         if dataset == test and found:
-            ended = final_model or reached >= iterations - 1 - _PRINTED_EVERY
-            return _arranged(found, test) if ended else None
+            if final_model or reached >= iterations - 1 - _PRINTED_EVERY:
+                return _arranged(found, test)
+            if reached >= 0:
+                return None
+            # Otherwise an evaluation of other weights alone.
     return None
 
 

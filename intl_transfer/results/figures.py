@@ -77,7 +77,7 @@ def draw_table(table: Table) -> dict[str, bytes]:
         The files, by format; deterministic for a table.
     """
     rows = [row for row in table.rows if not row.published] + [r for r in table.rows if r.published]
-    labels = dict.fromkeys(row.label for row in rows if not row.published)
+    labels = dict.fromkeys(_label(row) for row in rows if not row.published)
     styles = {label: {"color": color} for label, color in zip(labels, cycle(COLORS), strict=False)}
     files = {}
     with paper_style():
@@ -91,7 +91,8 @@ def draw_table(table: Table) -> dict[str, bytes]:
 
 def _styles(collection: Collection, tables: Sequence[Table]) -> dict[str, Style]:
     """A color and a line style for each label, the same in all figures."""
-    labels = dict.fromkeys(row.label for table in tables for row in table.rows if not row.published)
+    rows = [row for table in tables for row in table.rows if not row.published]
+    labels = dict.fromkeys(map(_label, rows))
     labels |= dict.fromkeys(_pretraining_groups(collection))
     pairs = zip(cycle(COLORS), cycle(LINES), strict=False)
     return {
@@ -119,18 +120,23 @@ def _figures(
             continue
         yield unique(_slug("ap", *(part.dataset for part in table.parts))), _bars(table, styles)
         for part in table.parts:
-            groups = {row.label: _runs(row, part) for row in measured}
+            groups = {_label(row): _runs(row, part) for row in measured}
             groups = {label: runs for label, runs in groups.items() if runs}
             key = tuple(run.path for runs in groups.values() for run in runs)
             if not groups or key in drawn:  # a VOC part may be in several tables
                 continue
             drawn.add(key)
-            baselines = [row for row in measured if row.label in groups and _is_baseline(row)]
-            kept = [row.label for row in sorted(baselines, key=lambda row: not row.baseline)]
+            baselines = [row for row in measured if _label(row) in groups and _is_baseline(row)]
+            kept = [_label(row) for row in sorted(baselines, key=lambda row: not row.baseline)]
             for kind, figure in _of_part(part, groups, styles, kept):
                 yield unique(_slug(kind, part.dataset, part.schedule)), figure
     for kind, figure in _of_pretraining(collection, styles):
         yield kind, figure
+
+
+def _label(row: Row) -> str:
+    """A measured row's name in figures: as in tables, external ones say so."""
+    return row.label + " (external)" * row.external
 
 
 def _is_baseline(row: Row) -> bool:
@@ -243,7 +249,7 @@ def _bars(table: Table, styles: dict[str, Style]) -> Figure:
             summary = row.metrics.get(column)
             if summary is None:
                 continue
-            color = styles[row.label]["color"] if not row.published else "#bbbbbb"
+            color = styles[_label(row)]["color"] if not row.published else "#bbbbbb"
             axes.barh(
                 place,
                 summary.mean,
@@ -263,7 +269,7 @@ def _bars(table: Table, styles: dict[str, Style]) -> Figure:
         axes.set_xlim(left=0)
         axes.grid(axis="y", visible=False)
         if index == 0:
-            names = [row.label + " (published)" * row.published for row in rows]
+            names = [_label(row) + " (published)" * row.published for row in rows]
             axes.set_yticks(places, [clean(name) for name in names])
         else:
             axes.tick_params(labelleft=False)

@@ -10,10 +10,10 @@ from typing import Any, Literal
 from intl_transfer.results.rows import CHOSEN, Column, Metrics, Part, Row, Table
 from intl_transfer.results.run import METRICS, TASKS, Run
 from intl_transfer.results.starts import assumed_note
-from intl_transfer.results.statistics import Summary, summarize, summarize_pretrainings
+from intl_transfer.results.statistics import Summary, level, summarize, summarize_pretrainings
 from intl_transfer.runs.records import DetectionResults
 from intl_transfer.runs.settings import Group, comparable, group
-from intl_transfer.runs.wording import in_words
+from intl_transfer.runs.wording import apart
 
 LrSelection = Literal["separate", "best"]
 NORM = "MODEL.RESNETS.NORM"
@@ -51,8 +51,9 @@ def measured_tables(runs: Sequence[Run], lr_selection: LrSelection = "separate")
     tables = []
     for key, members in sorted(blocks.items()):
         without = {_RATE} if key[5] == CHOSEN else set()
-        for found in _split(members, without):
-            tables.append(_table(key, found))
+        found = _split(members, without)
+        words = apart([_differing(one) for one in found])
+        tables += [_table(key, *pair) for pair in zip(found, words, strict=True)]
     return tables
 
 
@@ -90,7 +91,7 @@ def _split(runs: Sequence[Run], without: Iterable[str]) -> list[Group[Run]]:
         mine = protocol(found.members[0], without)
         for other in groups:
             theirs = protocol(other.members[0], without)
-            for key in mine.keys() & theirs.keys():
+            for key in sorted(mine.keys() & theirs.keys()):
                 if comparable(mine[key]) != comparable(theirs[key]):
                     found.differing[key], other.differing[key] = mine[key], theirs[key]
     return groups + further
@@ -101,14 +102,19 @@ def comparable_settings(run: Run, without: Iterable[str] = ()) -> Mapping[str, A
     return {key: comparable(value) for key, value in protocol(run, without).items()}
 
 
-def _table(key: tuple[str, ...], found: Group[Run]) -> Table:
+def _differing(found: Group[Run]) -> dict[str, Any]:
+    """What sets a table apart from its neighbors."""
+    frozen = _frozen(found.members[0])
+    # Stated even if nothing else is.
+    return {**found.differing, **({_FREEZE_AT: frozen} if frozen else {})}
+
+
+def _table(key: tuple[str, ...], found: Group[Run], words: str) -> Table:
+    """A table, given what sets it apart from its neighbors in words."""
     name, architecture, schedule, iterations, batch, lr, further = key
-    runs, differing = found.members, dict(found.differing)
+    runs, differing = found.members, _differing(found)
     tasks = _in_order({task: None for run in runs for task in run.tasks})
-    frozen = _frozen(runs[0])
-    if frozen:
-        differing[_FREEZE_AT] = frozen  # stated even if nothing else is
-    differences = ", ".join(text for text in (further, in_words(differing)) if text)
+    differences = ", ".join(text for text in (further, words) if text)
     standard = not further and set(differing) <= {_FREEZE_AT, NORM} and not deviations(runs[0])
     labels = labels_of(runs[0])
     part = Part(
@@ -120,9 +126,10 @@ def _table(key: tuple[str, ...], found: Group[Run]) -> Table:
     for run in runs:
         groups[run.start.key].append(run)
     rows = []
+    ranked = _ranked_by(runs, tasks)
     for members in groups.values():
         chosen, note, over = (
-            _choose_rate(members, tasks[0], name) if lr == CHOSEN else (members, "", 0)
+            _choose_rate(members, ranked, name) if lr == CHOSEN else (members, "", 0)
         )
         further_notes = (*notes, *((note,) if note else ()))
         row = make_row(chosen, tasks, further_notes, stated)
@@ -206,13 +213,7 @@ def make_row(
     columns = [
         (task, metric)
         for task in tasks
-        for metric in dict.fromkeys(
-            metric
-            for run in members
-            # Only detection runs have tasks.
-            for metric, value in (run.results.metrics.get(task) or {}).items()  # type: ignore[union-attr]
-            if isinstance(value, (int, float)) and not isinstance(value, bool)
-        )
+        for metric in dict.fromkeys(metric for run in members for metric in _numbers(run, task))
     ]
     metrics: Metrics = {
         column: summary
@@ -338,8 +339,30 @@ def _code_notes(members: Sequence[Run]) -> list[str]:
     return notes
 
 
-def _choose_rate(members: Sequence[Run], task: str, dataset: str) -> tuple[list[Run], str, int]:
-    """The runs at the learning rate with the highest mean AP, with a footnote.
+def _ranked_by(runs: Sequence[Run], tasks: Sequence[str]) -> Column:
+    """The column by which a table's learning rates are chosen: AP, or a task's first metric."""
+    for task in tasks:
+        found = dict.fromkeys(metric for run in runs for metric in _numbers(run, task))
+        if found:
+            return task, "AP" if "AP" in found else next(iter(found))
+    return tasks[0], "AP"
+
+
+def _numbers(run: Run, task: str) -> dict[str, float]:
+    """The metrics of a run's task, without those per class."""
+    # Only detection runs have tasks.
+    found: Mapping[str, Any] = run.results.metrics.get(task) or {}  # type: ignore[assignment]
+    return {
+        metric: value
+        for metric, value in found.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+
+
+def _choose_rate(
+    members: Sequence[Run], column: Column, dataset: str
+) -> tuple[list[Run], str, int]:
+    """The runs at the learning rate with the highest mean of a column, with a footnote.
 
     The third value is the maximum number of repetitions at another rate.
     """
@@ -348,19 +371,20 @@ def _choose_rate(members: Sequence[Run], task: str, dataset: str) -> tuple[list[
         rates[run.comparable[5]].append(run)
     if len(rates) == 1:
         (rate,) = rates
-        return list(members), f"lr {rate}, the only one tried", 0
+        return list(members), f"lr {rate or 'not stated'}, the only one tried", 0
     means, counts = {}, {}
     for rate, runs in rates.items():
-        summary = summary_of(runs, [run.metric(task, "AP") for run in runs])
-        means[rate] = summary.mean if summary else -1.0
+        summary = summary_of(runs, [run.metric(*column) for run in runs])
+        means[rate] = level(summary.mean) if summary else -1.0
         counts[rate] = summary.n if summary else 0
     # On ties the smaller rate, so that the choice does not depend on the order of folders.
-    best = max(sorted(rates, key=float), key=lambda rate: means[rate])
-    tried = ", ".join(f"{rate} (n = {counts[rate]})" for rate in sorted(rates, key=float))
+    ordered = sorted(rates, key=lambda rate: (not rate, float(rate or 0)))
+    best = max(ordered, key=lambda rate: means[rate])
+    words = {rate: f"{rate or 'not stated'} (n = {counts[rate]})" for rate in ordered}
     over = max(count for rate, count in counts.items() if rate != best)
     return (
         rates[best],
-        f"lr {best} (n = {counts[best]}), chosen out of {len(rates)} by mean {task} AP on "
-        f"{dataset}, the reported data: {tried}",
+        f"lr {words[best]}, chosen out of {len(rates)} by mean {' '.join(column)} on "
+        f"{dataset}, the reported data: {', '.join(words.values())}",
         over,
     )

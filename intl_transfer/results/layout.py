@@ -37,7 +37,7 @@ def join(tables: Sequence[Table]) -> list[Table]:
     ``shapes_coco_val`` and ``shapes_voc_test``) with the same backbone and head, if each has one
     protocol. If there are several (for example learning rates), those with the same batch size and
     rate are paired; tables without a unique partner stay separate: results of one protocol are
-    never shown twice.
+    never shown twice. So do tables with a task in common, such as one's own evaluator's.
 
     Args:
         tables: each of one data set.
@@ -60,7 +60,12 @@ def join(tables: Sequence[Table]) -> list[Table]:
 
 def _partner(table: Table, others: Sequence[Table]) -> Table | None:
     """The unique table of the other layout that can be joined with a table; None otherwise."""
-    family = [other for other in others if _family(other) == _family(table)]
+    family = [
+        other
+        for other in others
+        # A task of both data sets (an evaluator of one's own) has a column group of each.
+        if _family(other) == _family(table) and not set(other.tasks) & set(table.tasks)
+    ]
     if len(family) > 1:
         part = table.parts[0]
         plan = (part.batch, part.lr)

@@ -120,7 +120,8 @@ class Run:
             found |= below("evaluator", evaluator.as_json())
         norm = found.get("MODEL.RESNETS.NORM")
         if norm == "BN" and self.manifest.sessions:  # statistics per process
-            found["batch_norm.processes"] = self.manifest.sessions[-1].world_size
+            sizes = list(dict.fromkeys(session.world_size for session in self.manifest.sessions))
+            found["batch_norm.processes"] = sizes[0] if len(sizes) == 1 else sizes
         return {**found, "schema": results.schema_version}
 
     @property

@@ -15,7 +15,7 @@ from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.results.power import pooled_spread, primary_columns, resolvable
 from intl_transfer.results.rounding import rounded
 from intl_transfer.results.rows import Column, Mark, Row, Table
-from intl_transfer.results.statistics import Comparison, TestMethod, compare, holm
+from intl_transfer.results.statistics import Comparison, TestMethod, compare, holm, level
 
 ALPHA = 0.05
 _TESTS = {"paired": "paired over seeds", "welch": "Welch's"}
@@ -89,7 +89,9 @@ def _marked(table: Table, baseline: str | None) -> Table:
         marks = dict(row.marks)
         for column, mean in best.items():
             summary = row.metrics.get(column)
-            if not (row.published or row.control) and summary is not None and summary.mean == mean:
+            if row.published or row.control or summary is None:
+                continue
+            if level(summary.mean) == mean:
                 alone = summary.n == 1 and _most(measured, column) > 1
                 mark = marks.get(column, Mark())
                 marks[column] = dataclasses.replace(mark, best=True, alone=alone)
@@ -107,7 +109,7 @@ def _best(table: Table, rows: Sequence[Row]) -> dict[Column, float]:
     for column in primary_columns(table):
         if column not in shown:
             continue
-        means = {row.metrics[column].mean for row in rows if column in row.metrics}
+        means = {level(row.metrics[column].mean) for row in rows if column in row.metrics}
         if len(means) > 1:
             best[column] = max(means)
     return best

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,12 @@ def _detail(
         return ""
     # Without a name, different weights are different rows.
     stem = Path(provenance.source_path or "").name.split(".")[0]
-    return stem or f"weights {str(initialization.weights_sha256)[:8]}"
+    sha = initialization.weights_sha256
+    return stem or f"weights {sha[:8] if sha else 'not stated'}"
+
+
+# At the end of keys of external initializations.
+_EXTERNAL = " external"
 
 
 def keyed(starts: Sequence[Start]) -> list[Start]:
@@ -190,7 +196,7 @@ def with_keys(runs: Sequence[Run]) -> list[Run]:
     for external in (False, True):
         places = [index for index, run in enumerate(runs) if run.external == external]
         for index, start in zip(places, keyed([runs[i].start for i in places]), strict=True):
-            key = f"{start.key} external" if external else start.key
+            key = start.key + _EXTERNAL * external
             start = dataclasses.replace(start, key=key)
             made[index] = dataclasses.replace(runs[index], start=start)
     return [made[index] for index in range(len(runs))]
@@ -210,8 +216,9 @@ _MOST = 2
 def distinctions(starts: Sequence[Start]) -> dict[str, str]:
     """Words that distinguish initializations of one method, by key; "" if not needed.
 
-    A minimal set of at most two settings that no other has; otherwise the user's label; a digest
-    only as a last resort.
+    A minimal set of at most two settings that no other has; otherwise the user's label, or the
+    first settings; as many settings as it takes where these are another's, too; a digest only as a
+    last resort. No two rows of one method and detail have the same words.
 
     Args:
         starts: of one method, by key.
@@ -240,7 +247,51 @@ def distinctions(starts: Sequence[Start]) -> dict[str, str]:
             is_unique = start.word and names.count(start.word) == 1
             text = start.word if is_unique else f"weights {str(mine['weights'])[:8]}"
         words[start.key] = text
-    return words
+    return _apart(starts, words, differing)
+
+
+def _apart(
+    starts: Sequence[Start], words: dict[str, str], differing: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
+    """The words, longer where two initializations with one detail would have the same."""
+
+    def alike_under(found: Mapping[str, str]) -> list[str]:
+        # External rows are marked as such.
+        names = {
+            one.key: (found[one.key], one.detail, one.key.endswith(_EXTERNAL)) for one in starts
+        }
+        counts = Counter(names.values())
+        return [key for key, name in names.items() if counts[name] > 1]
+
+    alike, found = alike_under(words), dict(words)
+    for key in alike:
+        others = [settings for other, settings in differing.items() if other != key]
+        found[key] = ", ".join(
+            setting_in_words(setting, differing[key][setting])
+            for setting in _telling(differing[key], others)
+        )
+    for key in alike_under(found):
+        if key in alike:
+            found[key] = f"{found[key] or words[key]} [{fingerprint({'key': key})[:8]}]".strip()
+    return found
+
+
+def _telling(known: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Settings that together no other has, each of which tells some others apart."""
+    stated = {key: comparable(value) for key, value in known.items() if value is not NOT_STATED}
+    kept: list[str] = []
+    left = list(others)
+    while left:
+        counts = {
+            key: sum(comparable(other.get(key)) != value for other in left)
+            for key, value in stated.items()
+        }
+        best = max(counts, key=lambda key: counts[key], default=None)
+        if best is None or not counts[best]:
+            break
+        kept.append(best)
+        left = [other for other in left if comparable(other.get(best)) == stated[best]]
+    return sorted(kept)
 
 
 def _fewest(known: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

@@ -14,7 +14,8 @@ IntervalMethod = Literal["t", "bootstrap"]
 TestMethod = Literal["auto", "paired", "welch"]
 _RESAMPLES = 9999
 # Smaller differences of percentages are rounding errors.
-_NO_SPREAD = 1e-9
+_DECIMALS = 9
+_NO_SPREAD = 10.0**-_DECIMALS
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,11 @@ class Summary:
             random_state=np.random.default_rng(0),  # also supported by SciPy before 1.15
         ).confidence_interval
         return float(found.low), float(found.high)
+
+
+def level(mean: float) -> float:
+    """A mean in the digits by which means are compared: rounding errors do not break a tie."""
+    return round(mean, _DECIMALS)
 
 
 @dataclass(frozen=True)

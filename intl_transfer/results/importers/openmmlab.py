@@ -43,6 +43,12 @@ def read(source: Path) -> Found:
             last, before, after = line, before.later(after), _Training()
         elif "loss" in line:
             after = after.later(_Training.of(line))
+    sets = sorted({match["set"] or "" for key in last if (match := _KEY.match(key))})
+    if len(sets) > 1:
+        raise UserError(
+            f"{file}: its last evaluation is of several data sets: {', '.join(sets)}; expected "
+            "one. Leave the keys of one of them in that line"
+        )
     metrics = _metrics(last)
     if not metrics:
         raise UserError(

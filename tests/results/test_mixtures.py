@@ -1,0 +1,225 @@
+"""What is told apart: weights, rates, protocols and evaluations that one table could mix up."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import pytest
+import yaml
+
+from intl_transfer.errors import UserError
+from intl_transfer.results import TableOptions, build_tables, collect, figures
+from intl_transfer.results.exports import _runs
+from intl_transfer.results.importers import openmmlab
+from intl_transfer.runs import write_json
+from intl_transfer.runs.records import ImageSet
+from tests.results.synthetic import (
+    detection_run,
+    evaluation_run,
+    external_config,
+    external_run,
+    pretraining_run,
+    write_results,
+)
+
+HAND_MADE = {
+    "schema": 1, "stage": "evaluation", "kind": "linear", "external": "my evaluator", "seed": 0,
+    "dataset": {"name": "cifar10"}, "architecture": {"backbone": "resnet18"},
+    "initialization": {"kind": "pretrained", "method": "INTL"}, "metrics": {"top1": 90.0},
+}  # fmt: skip
+
+
+def tables(root, **options):
+    return build_tables(collect([root], cache=False), options=TableOptions(**options))
+
+
+def test_weights_of_unknown_origin_stay_apart_beside_external_results(tmp_path):
+    for index, ap in enumerate((38.0, 30.0)):
+        run = detection_run(tmp_path, f"run{index}", ap, sha=f"{index}" * 64)
+        start = json.loads((run.path / "results.json").read_text())["initialization"]
+        start["provenance"] |= {"pretrain_run": None, "source_path": f"weights{index}.pth"}
+        write_results(run.path, initialization=start)
+    (tmp_path / "external").mkdir()
+    write_json(tmp_path / "external" / "results.json", HAND_MADE)
+    (table, small) = tables(tmp_path)
+    found = {row.detail: (row.metrics["box", "AP"].mean, row.n) for row in table.rows}
+    assert found == {"weights0": (38.0, 1), "weights1": (30.0, 1)}
+    assert [row.detail for row in small.rows] == ["weights not stated"]
+
+
+def test_a_rate_is_chosen_by_the_metric_that_there_is(tmp_path):
+    for rate, value in ((0.01, 40.0), (0.02, 50.0)):
+        plan = {"name": "x", "iterations": 90000, "batch_size": 16, "base_lr": rate}
+        detection_run(tmp_path, f"{rate}", schedule=plan, metrics={"semantic": {"mIoU": value}})
+    (table,) = tables(tmp_path, lr_selection="best")
+    (row,) = table.rows
+    assert row.metrics["semantic", "mIoU"].mean == 50.0
+    assert "lr 0.02 (n = 1), chosen out of 2 by mean semantic mIoU" in row.notes[-1]
+
+
+def test_a_task_of_both_data_sets_keeps_its_values(tmp_path):
+    for layout, value in (("coco", 50.0), ("voc", 70.0)):
+        run = detection_run(tmp_path, layout, layout=layout)
+        metrics = json.loads((run.path / "results.json").read_text())["metrics"]
+        write_results(run.path, metrics={**metrics, "proposals": {"AR100": value}})
+    found = {
+        table.heading("proposals"): row.metrics["proposals", "AR100"].mean
+        for table in tables(tmp_path)
+        for row in table.rows
+    }
+    assert found == {"COCO proposals": 50.0, "VOC proposals": 70.0}
+
+
+def test_every_row_of_a_grid_has_a_name_of_its_own(tmp_path):
+    grid = itertools.product((4, 8), ("batch", "channel"), (0.1, 0.2), (True, False))
+    for index, (count, axis, rate, stable) in enumerate(grid):
+        run = pretraining_run(tmp_path, f"pretrain{index}", f"{index:064x}")
+        loss = {"method": "intl", "iterations": count, "axis": axis, "stable": stable}
+        run.manifest.config |= {"loss": loss, "optim": {"epochs": 20, "base_lr": rate}}
+        run.save()
+        start = {"kind": "pretrained", "method": "INTL", "weights_sha256": f"{index:064x}"}
+        known = {"source_sha256": f"{index:064x}", "pretrain_run": {"id": run.manifest.id}}
+        start |= {"detail": "mine", "provenance": known}
+        detection_run(tmp_path, f"run{index}", 30.0 + index, initialization=start)
+    (table,) = tables(tmp_path)
+    names = [row.name for row in table.rows]
+    assert len(set(names)) == len(names) == 16
+    words = ("axis", "iterations", "base lr", "iteration")
+    assert all(word in name for name in names for word in words)
+
+
+def test_every_table_has_a_title_and_a_key_of_its_own(tmp_path):
+    for index, (value, decay) in enumerate(itertools.product((1, 2), (1e-4, 1e-5))):
+        solver = {**dict.fromkeys("ABCDE", value), "WEIGHT_DECAY": decay}
+        detection_run(tmp_path, f"run{index}", config={"SOLVER": solver})
+    found = tables(tmp_path)
+    assert len({table.key for table in found}) == len({table.title for table in found}) == 4
+    assert all("SOLVER.WEIGHT_DECAY" in table.title for table in found)
+
+
+@pytest.mark.parametrize("epochs", [100.0, "100", 100])
+def test_epochs_in_any_form_are_one_column(tmp_path, epochs):
+    more = {"dataset": "imagenet", "backbone": "resnet50"}
+    evaluation_run(tmp_path, "one", origin={"epochs": 100}, top1=70.0, **more)
+    evaluation_run(
+        tmp_path, "two", origin={"epochs": epochs, "sha": "b" * 64}, top1=72.0, seed=1, **more
+    )
+    evaluation_run(tmp_path, "three", origin={"epochs": "?", "sha": "c" * 64}, **more)
+    (table,) = tables(tmp_path)
+    assert table.metrics == {"linear": ("100 ep", "epochs not stated")}
+
+
+def test_rounding_errors_break_no_tie(tmp_path):
+    first, second = (36.7, 43.1, 44.9), (36.8, 43.0, 44.9)
+    assert math.fsum(first) != math.fsum(second)  # of which the decimals are the same
+    for seed, values in enumerate(zip(first, second, strict=True)):
+        for name, value in zip(("a", "b"), values, strict=True):
+            method = "INTL" if name == "a" else "random init"
+            detection_run(tmp_path, f"{name}{seed}", value, seed=seed, method=method)
+    detection_run(tmp_path, "c", 20.0, method="BYOL", sha="c" * 64)
+    (table,) = tables(tmp_path)
+    best = {row.method: ("box", "AP") in row.marks for row in table.rows}
+    assert best == {"INTL": True, "random init": True, "BYOL": False}
+
+
+def test_a_folder_in_which_training_began_again_has_no_result_yet(tmp_path):
+    folder = external_run(tmp_path, "run")
+    with open(folder / "metrics.json", "a") as lines:
+        lines.write(json.dumps({"iteration": 19, "total_loss": 3.0, "lr": 0.002}) + "\n")
+    (folder / "config.yaml").write_text(yaml.safe_dump(external_config(BASE_LR=0.01)))
+    found = collect([tmp_path], cache=False)
+    assert not found.runs
+    assert found.unfinished == [(folder, "running (no evaluation of its last iteration)")]
+
+
+STEP = "[01] d2.utils.events INFO:  eta: 0:00:00  iter: {}  total_loss: 0.7"
+LOADED = "[01] fvcore.common.checkpoint INFO: [Checkpointer] Loading from {} ..."
+EVALUATED = """[01] d2: Evaluation results for coco_2017_val in csv format:
+[01] d2: copypaste: Task: bbox
+[01] d2: copypaste: AP,AP50,AP75
+[01] d2: copypaste: {},60,40"""
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        # --eval-only of an earlier model, in the same folder
+        ([LOADED.format("model_0044999.pth"), EVALUATED.format(30.1)], 38.9),
+        ([LOADED.format("model_final.pth"), EVALUATED.format(38.8)], 38.8),
+        # a new training
+        ([LOADED.format("moco.pkl"), STEP.format(19)], None),
+        ([LOADED.format("model_final.pth"), STEP.format(95019), EVALUATED.format(31)], 31.0),
+        ([LOADED.format("moco.pkl"), STEP.format(44999), EVALUATED.format(31)], None),
+    ],
+)
+def test_the_last_evaluation_in_a_log_is_of_the_end_of_training(tmp_path, after, expected):
+    folder = external_run(tmp_path, "run")
+    (folder / "metrics.json").unlink()
+    lines = [STEP.format(44999), EVALUATED.format(35), STEP.format(89999), EVALUATED.format(38.9)]
+    (folder / "log.txt").write_text("\n".join([*lines, *after]))
+    runs = collect([tmp_path], cache=False).runs
+    assert [run.metric("box", "AP") for run in runs] == ([] if expected is None else [expected])
+
+
+def test_pretrainings_of_one_seed_are_one_repetition(tmp_path):
+    for index, seed in enumerate((0, 0, 1)):
+        run = pretraining_run(
+            tmp_path, f"run{index}", f"{index}" * 64, seed=seed, knn_accuracy=50.0 + index
+        )
+        run.manifest.ended = f"2024-05-0{index + 1}T12:00:00+00:00"
+        run.save()
+    (table,) = tables(tmp_path)
+    (row,) = table.rows
+    (summary,) = row.metrics.values()
+    assert (summary.n, summary.values) == (2, (51.0, 52.0))
+    assert "of pretrainings with the same seed, the newest one counts" in row.notes
+
+
+@pytest.mark.parametrize(("digest", "count"), [("a", 1), ("b", 2), (None, 1)])
+def test_neighbors_on_other_images_are_another_table(tmp_path, digest, count):
+    run = pretraining_run(tmp_path, "pretrain", "7" * 64, dataset="cifar10", knn_accuracy=80.0)
+    run.manifest.dataset = {"knn_test": ImageSet(images=100, digest="a")}
+    run.save()
+    run = evaluation_run(tmp_path, "knn", kind="knn", method="BYOL", top1=81.0)
+    run.manifest.dataset = {"test": ImageSet(digest=digest)} if digest else {}
+    run.save()
+    assert len(tables(tmp_path)) == count
+
+
+def test_batch_norms_of_a_run_that_changed_its_processes(tmp_path):
+    config = {"MODEL": {"RESNETS": {"NORM": "BN"}}}
+    for index, sizes in enumerate(((8, 8), (2, 8))):
+        run = detection_run(tmp_path, f"run{index}", seed=index, config=config)
+        first = run.manifest.sessions[0]
+        run.manifest.sessions = [first.model_copy(update={"world_size": n}) for n in sizes]
+        run.save()
+    assert len(tables(tmp_path)) == 2
+
+
+def test_runs_of_two_folders_with_one_name_are_exported_each(tmp_path):
+    for folder, ap in (("one", 30.0), ("two", 40.0)):
+        detection_run(tmp_path / folder, "coco", ap, seed=int(ap))
+    found = tables(tmp_path)
+    shown = list(_runs(found, lambda text: text.replace("one/", "").replace("two/", "")))
+    assert sorted(metrics["box.AP"] for _, metrics in shown) == [30.0, 40.0]
+
+
+def test_an_evaluation_of_several_sets_is_not_mixed(tmp_path):
+    file = tmp_path / "scalars.json"
+    lines = [{"loss": 1.0, "step": 9}, {"a/bbox_mAP": 0.4, "b/bbox_mAP": 0.2, "step": 9}]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(UserError, match="several data sets: a, b"):
+        openmmlab.read(file)
+
+
+def test_figures_tell_external_rows_from_ones_own(tmp_path, monkeypatch):
+    own = detection_run(tmp_path, "own", method="random init")
+    content = json.loads((own.path / "results.json").read_text())
+    (tmp_path / "theirs").mkdir()
+    write_json(tmp_path / "theirs" / "results.json", {**content, "external": "theirs", "seed": 1})
+    found, groups = collect([tmp_path], cache=False), []
+    monkeypatch.setattr(figures, "_of_part", lambda part, named, *_: groups.append(named) or ())
+    figures.draw_figures(found, build_tables(found), tmp_path / "figures", ["svg"])
+    assert [sorted(named) for named in groups] == [["random init", "random init (external)"]]
