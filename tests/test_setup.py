@@ -231,6 +231,7 @@ def test_in_the_activated_environment_nothing_is_installed_anew(setup, monkeypat
         "import setup\n"
         f"setup.VENV = Path({str(made)!r})\n"
         "setup.STAMP, setup.UNFINISHED = setup.VENV / 'setup.stamp', setup.VENV / 'unfinished'\n"
+        "setup.LOG = setup.VENV / 'setup.log'\n"
         "setup.installed = lambda: ''\n"
         "setup.check_disk = lambda *sizes: None\n"
         "setup.install = lambda dev, lock: print('installs')\n"
