@@ -1,7 +1,7 @@
 """Checks the requirements of a release: `make release-check`, which also runs lint and all tests.
 
-These are: the same version everywhere, also in the changelog's newest entry, with a date; no
-uncommitted changes; no large files; and a complete wheel and sdist.
+These are: the same version everywhere, also in the changelog's newest entry, with the citation's
+date; no uncommitted changes; no large files; and a complete wheel and sdist.
 """
 
 from __future__ import annotations
@@ -49,13 +49,17 @@ def main() -> int:
 def problems_of(root: Path) -> Iterator[str]:
     """Reasons why the sources cannot be released."""
     version = _version((root / "intl_transfer" / "__init__.py").read_text())
-    cited = str(yaml.safe_load((root / "CITATION.cff").read_text()).get("version"))
-    if cited != version:
-        yield f"CITATION.cff has version {cited}, the package {version}"
+    citation = yaml.safe_load((root / "CITATION.cff").read_text())
+    if str(citation.get("version")) != version:
+        yield f"CITATION.cff has version {citation.get('version')}, the package {version}"
     heading = re.search(r"^## (.*)$", (root / "CHANGELOG.md").read_text(), re.MULTILINE)
     newest = heading[1] if heading else "no entry"
-    if not re.fullmatch(rf"{re.escape(version)} \(\d{{4}}-\d\d-\d\d\)", newest):
+    dated = re.fullmatch(rf"{re.escape(version)} \((\d{{4}}-\d\d-\d\d)\)", newest)
+    if dated is None:
         yield f"CHANGELOG.md begins with '{newest}'; expected '{version} (YYYY-MM-DD)'"
+    elif str(citation.get("date-released")) != dated[1]:
+        found = citation.get("date-released")
+        yield f"CITATION.cff has date-released {found}, CHANGELOG.md {dated[1]}"
     changed = _git(root, "status", "--porcelain")
     if changed:
         yield f"not committed: {', '.join(line[3:] for line in changed.splitlines())}"

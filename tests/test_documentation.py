@@ -107,7 +107,7 @@ def test_what_keeps_a_release_back_is_named(tmp_path):
     check = load("release_check")
     files = {
         "intl_transfer/__init__.py": '__version__ = "1.2.0"\n',
-        "CITATION.cff": "version: 1.2.0\n",
+        "CITATION.cff": "version: 1.2.0\ndate-released: '2026-01-31'\n",
         "CHANGELOG.md": "# Changelog\n\n## 1.2.0 (2026-01-31)\n",
     }
     for name, text in files.items():
@@ -117,6 +117,11 @@ def test_what_keeps_a_release_back_is_named(tmp_path):
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all"]):
         subprocess.run([*git, *words], check=True)
     assert list(check.problems_of(tmp_path)) == []
+    (tmp_path / "CITATION.cff").write_text("version: 1.2.0\n")
+    assert list(check.problems_of(tmp_path)) == [
+        "CITATION.cff has date-released None, CHANGELOG.md 2026-01-31",
+        "not committed: CITATION.cff",
+    ]
     (tmp_path / "CITATION.cff").write_text("version: 1.1.0\n")
     (tmp_path / "CHANGELOG.md").write_text("# Changelog\n\n## 1.2.0 (unreleased)\n")
     (tmp_path / "big.bin").write_bytes(bytes((1 << 20) + 1))

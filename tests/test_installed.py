@@ -186,6 +186,7 @@ def test_the_citation_has_what_the_format_requires():
     found = citation()
     required = {"authors", "cff-version", "message", "title"}
     known = {"abstract", "keywords", "license", "preferred-citation", "type", "version"}
+    known |= {"date-released"}
     assert required <= found.keys() <= required | known
     assert found["cff-version"] == "1.2.0"
     assert found["type"] == "software"
