@@ -76,6 +76,7 @@ def start_of(
         theirs = settings_of_pretraining(parent)
         made = made | theirs if by_hash else theirs | made
     if initialization.kind != "random":
+        settings.pop("model.zero_init_residual", None)  # of random weights
         branch = provenance.branch or "online"
         settings |= {"branch": branch}
         if made:
