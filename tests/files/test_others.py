@@ -83,10 +83,9 @@ def test_classes_by_any_digits_and_names(tmp_path):
 
 
 def test_names_and_labels_that_are_no_text(tmp_path):
-    write_shard(
-        tmp_path / "a.tar",
-        [(os.fsdecode(b"cl\xff/a.jpg"), jpeg()), ("b/b.jpg", jpeg()), ("b/b.cls", b"\xff\xfe")],
-    )
+    folder = os.fsdecode(b"cl\xff")
+    files = [(f"{folder}/a.jpg", jpeg()), (f"{folder}/a.cls", b"0")]
+    write_shard(tmp_path / "a.tar", [*files, ("b/b.jpg", jpeg()), ("b/b.cls", b"\xff\xfe")])
     source = TarSource(tmp_path)
     assert json.dumps(list(source.classes), ensure_ascii=False).encode()
     assert source.name(0).endswith("cl\ufffd/a.jpg")

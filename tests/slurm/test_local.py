@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from datetime import datetime
+from functools import partial
 
 import pytest
 
@@ -108,7 +109,10 @@ def test_a_launcher_whose_output_nobody_reads_stops_its_jobs(tmp_path):
         "sys.exit(launching.launch(root, 'local', [make_job(root, 'one', cluster='local')]))"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as launcher:
+    # Where the tests run in the background of a script, SIGINT is ignored, and that is inherited.
+    listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    launcher = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, preexec_fn=listens)
+    try:
         deadline = time.monotonic() + 120
         while (there := Ledger.read(tmp_path)) is None or there.jobs["one"].outcome != "running":
             assert time.monotonic() < deadline
@@ -117,6 +121,9 @@ def test_a_launcher_whose_output_nobody_reads_stops_its_jobs(tmp_path):
         time.sleep(3)  # until the job listens
         launcher.send_signal(signal.SIGINT)
         assert launcher.wait(120) == 130
+    finally:
+        launcher.terminate()
+        launcher.wait(60)
     with pytest.raises(ProcessLookupError):
         os.kill(int(there.jobs["one"].job_id), 0)
     there = Ledger.read(tmp_path)
