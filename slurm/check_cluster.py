@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 try:
     from intl_transfer.places import use_own_sources
@@ -38,7 +38,7 @@ from slurm.local import fit, visible_gpus
 from slurm.module import command as of_module
 from slurm.options import make_parser, parsed
 from slurm.outcomes import LATE
-from slurm.resources import Resources, add_arguments, given_options, resources, tasks_per_node
+from slurm.resources import Resources, add_arguments, resources, tasks_per_node
 
 ROOT = Path(__file__).resolve().parents[1]
 _MINUTES = 2  # of the job
@@ -70,11 +70,12 @@ def main() -> int:
 
 def check(arguments: argparse.Namespace) -> int:
     """Runs the job and evaluates its tasks' reports."""
+    # Whatever the profile says.
     if arguments.time is None:
         arguments.time = _MINUTES
     if arguments.signal_seconds is None:
         arguments.signal_seconds = _SIGNAL
-    requested = small_job(resources(arguments), given_options(arguments))
+    requested = small_job(resources(arguments))
     folder = (arguments.output_dir / time.strftime("%Y%m%d-%H%M%S")).resolve()
     try:
         folder.mkdir(parents=True)
@@ -104,10 +105,8 @@ def check(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def small_job(requested: Resources, options: dict[str, Any]) -> Resources:
-    """The profile's job, shortened, with at least two tasks, and no more GPUs than there are."""
-    requested.time = options.get("time", _MINUTES)
-    requested.signal_seconds = options.get("signal_seconds", _SIGNAL)
+def small_job(requested: Resources) -> Resources:
+    """The job with at least two tasks, and no more GPUs than there are."""
     if requested.cluster != "slurm":
         requested = fit(requested, len(visible_gpus()))
     if requested.nodes * tasks_per_node(requested) < 2 and requested.ranks_per_node is None:

@@ -12,10 +12,9 @@ from typing import Any
 
 from intl_transfer.errors import UserError
 from intl_transfer.runs import MANIFEST, read_manifest, read_metrics, read_results
-from intl_transfer.runs.changes import changed_midway
-from intl_transfer.runs.private import portable
+from intl_transfer.runs.changes import decided
 from intl_transfer.runs.records import AnyResults, Manifest, PretrainResults
-from intl_transfer.runs.settings import below, deciding, flatten, group
+from intl_transfer.runs.settings import flatten, group
 from intl_transfer.runs.wording import apart
 
 _SKIPPED = ("slurm", "checkpoints", "tensorboard", "datasets")
@@ -45,10 +44,7 @@ class Run:
     @property
     def experiment(self) -> dict[str, Any]:
         """All but the seed that decides its result, by dotted key."""
-        manifest = self.manifest
-        images = {name: found.as_json() for name, found in manifest.dataset.items()}
-        found = deciding(manifest.stage, manifest.config) | changed_midway(manifest)
-        return portable(found) | below("dataset", images)
+        return decided(self.manifest, self.manifest.dataset)
 
     def curve(self, key: str) -> tuple[list[int], list[float]]:
         """Steps and values of a figure; infinities stay, lines without the figure do not count."""

@@ -85,8 +85,9 @@ def iterations(config: Sweep, runs: Sequence[Path] = ()) -> Outcome:
 
 def _is_lost(row: Row) -> bool:
     """Whether steps were not finite, or all of Ẑ is one direction where Z is not."""
-    one: bool = row["output_effective_rank"] < 1.01 and row["effective_rank"] > 1.5
-    return one or bool(row["status"] != "finished" or row["skipped_steps"] > 0)
+    if row["status"] != "finished" or row["skipped_steps"] > 0:
+        return True
+    return bool(row["output_effective_rank"] < 1.01 and row["effective_rank"] > 1.5)
 
 
 def _claim_trace_loss(outcome: Outcome, rows: Sequence[Row]) -> None:

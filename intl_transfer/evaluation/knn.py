@@ -60,8 +60,8 @@ def knn_predict(
     if not bool(origin.isfinite().all()) or not bool(queries.isfinite().all()):
         raise ValueError("features contain NaN or infinity; they have no nearest neighbors")
     predictions = []
-    for chunk in torch.split(queries, _CHUNK):
-        distances, labels = _nearest(train, train_labels, chunk.double() - origin, origin, k)
+    found = _nearest(train, train_labels, queries.double() - origin, origin, k)
+    for distances, labels in zip(*(torch.split(of_all, _CHUNK) for of_all in found), strict=True):
         if several:
             distances, labels = _nearest_of_all(distances, labels, k)
         predictions.append(_majority(labels, distances, classes))
@@ -93,13 +93,17 @@ def _nearest(
     found = queries.new_full((len(queries), k), float("inf"))
     whose = torch.zeros(len(queries), k, dtype=torch.int64, device=queries.device)
     lengths = queries.square().sum(1, keepdim=True)
+    chunks = [torch.split(of_all, _CHUNK) for of_all in (queries, lengths, found, whose)]
     for block, own in zip(torch.split(train, _BLOCK), torch.split(labels, _BLOCK), strict=True):
-        rows = block.double() - origin
-        squared = (queries @ rows.T).mul_(-2).add_(lengths).add_(rows.square().sum(1))
-        near = squared.topk(min(k, len(rows)), dim=1, largest=False)
-        joined = torch.cat([found, near.values], 1).topk(k, dim=1, largest=False)
-        found = joined.values
-        whose = torch.cat([whose, own[near.indices]], 1).gather(1, joined.indices)
+        rows = block.double() - origin  # once for all queries
+        lengths_of_rows = rows.square().sum(1)
+        for chunk, length, so_far, so_far_whose in zip(*chunks, strict=True):
+            squared = (chunk @ rows.T).mul_(-2).add_(length).add_(lengths_of_rows)
+            near = squared.topk(min(k, len(rows)), dim=1, largest=False)
+            joined = torch.cat([so_far, near.values], 1).topk(k, dim=1, largest=False)
+            names = torch.cat([so_far_whose, own[near.indices]], 1).gather(1, joined.indices)
+            so_far.copy_(joined.values)
+            so_far_whose.copy_(names)
     return found, whose
 
 

@@ -351,7 +351,7 @@ def _ranked_by(runs: Sequence[Run], tasks: Sequence[str]) -> Column:
 def _numbers(run: Run, task: str) -> dict[str, float]:
     """The metrics of a run's task, without those per class."""
     # Only detection runs have tasks.
-    found: Mapping[str, Any] = run.results.metrics.get(task) or {}  # type: ignore[assignment]
+    found: Any = run.results.metrics.get(task) or {}
     return {
         metric: value
         for metric, value in found.items()

@@ -18,7 +18,7 @@ from intl_transfer.data.statistics import statistics_of
 from intl_transfer.errors import UserError
 from intl_transfer.methods import METHODS
 from intl_transfer.results.run import Run, Start
-from intl_transfer.runs.changes import changed_midway
+from intl_transfer.runs.changes import decided
 from intl_transfer.runs.controls import in_words
 from intl_transfer.runs.private import portable
 from intl_transfer.runs.records import (
@@ -32,7 +32,6 @@ from intl_transfer.runs.settings import (
     NOT_STATED,
     below,
     comparable,
-    deciding,
     fingerprint,
     group,
     nested,
@@ -136,9 +135,7 @@ def start_of_pretraining(manifest: Manifest, results: PretrainResults) -> Start:
 
 def settings_of_pretraining(manifest: Manifest) -> dict[str, Any]:
     """The deciding settings of a pretraining run's weights, by dotted key."""
-    images = {n: s.as_json() for n, s in manifest.dataset.items() if n == "train"}
-    found = deciding(manifest.stage, manifest.config) | changed_midway(manifest)
-    return portable(found) | below("dataset", images)
+    return decided(manifest, {n: s for n, s in manifest.dataset.items() if n == "train"})
 
 
 def _word(provenance: Provenance, origin: PretrainRun) -> str:

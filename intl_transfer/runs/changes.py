@@ -135,6 +135,17 @@ def run_described(
     }
 
 
+def decided(manifest: Manifest, images: Mapping[str, ImageSet]) -> dict[str, Any]:
+    """What decided a run's result beside its seed, by dotted key, without folders.
+
+    Args:
+        manifest: of the run.
+        images: of its data sets, by name, those that count.
+    """
+    found = deciding(manifest.stage, manifest.config) | changed_midway(manifest)
+    return portable(found) | below("dataset", {name: s.as_json() for name, s in images.items()})
+
+
 def changed_midway(manifest: Manifest) -> dict[str, str]:
     """Deciding settings that were changed after a run was started.
 

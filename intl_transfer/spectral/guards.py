@@ -26,17 +26,24 @@ _mode = _Mode()
 
 
 @contextmanager
+def _off(name: str) -> Iterator[None]:
+    before = getattr(_mode, name)
+    setattr(_mode, name, False)
+    try:
+        yield
+    finally:
+        setattr(_mode, name, before)
+
+
+@contextmanager
 def without_waiting() -> Iterator[None]:
     """Within the block, checks do not synchronize with a GPU: non-finite results become NaN.
 
     In place of :class:`NonFiniteError` the result is NaN, for the caller to find when it suits.
     Losses of IterNorm up to T = 6 (Newton's iteration) pass NaN on; decompositions may refuse it.
     """
-    before, _mode.waits = _mode.waits, False
-    try:
+    with _off("waits"):
         yield
-    finally:
-        _mode.waits = before
 
 
 def may_wait() -> bool:
@@ -51,11 +58,8 @@ def equal_rows() -> Iterator[None]:
     The comparison is a collective and waits for it; a loader that drops what does not fill every
     rank's batch leaves nothing to compare.
     """
-    before, _mode.compares_rows = _mode.compares_rows, False
-    try:
+    with _off("compares_rows"):
         yield
-    finally:
-        _mode.compares_rows = before
 
 
 def may_compare_rows() -> bool:

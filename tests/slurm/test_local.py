@@ -68,20 +68,31 @@ def test_no_more_run_at_a_time_than_asked_for(tmp_path):
     assert [n.outcome for n in jobs] == ["finished"] * 3
 
 
+def launcher_of(root, jobs, **how):
+    """A process that launches jobs, which an expression makes."""
+    code = (
+        "import sys; from pathlib import Path; from slurm import launching;"
+        "from tests.slurm.work import chain, make_job; root = Path(sys.argv[1]);"
+        f"sys.exit(launching.launch(root, 'local', {jobs}))"
+    )
+    return subprocess.Popen([sys.executable, "-c", code, str(root)], cwd=ROOT, **how)
+
+
+def when_running(root, key, seconds):
+    """The ledger, once a job runs."""
+    deadline = time.monotonic() + seconds
+    while (there := Ledger.read(root)) is None or there.jobs[key].outcome != "running":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return there
+
+
 @pytest.mark.slow
 def test_a_launcher_that_is_stopped_leaves_no_job_behind(tmp_path):
     """`status --cancel`, from another process; then the same again."""
     (tmp_path / "HOLD").touch()
-    code = (
-        "import sys; from pathlib import Path; from slurm import launching;"
-        "from tests.slurm.work import chain; root = Path(sys.argv[1]);"
-        "sys.exit(launching.launch(root, 'local', chain(root, 'local')))"
-    )
-    launcher = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
-    deadline = time.monotonic() + 60
-    while (there := Ledger.read(tmp_path)) is None or there.jobs["parent"].outcome != "running":
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    launcher = launcher_of(tmp_path, "chain(root, 'local')")
+    there = when_running(tmp_path, "parent", 60)
     assert status(there.jobs["parent"], there, None).state == "running"
     assert status(there.jobs["one"], there, None).state == "waiting"
     job = int(there.jobs["parent"].job_id)
@@ -103,20 +114,12 @@ def test_a_launcher_that_is_stopped_leaves_no_job_behind(tmp_path):
 def test_a_launcher_whose_output_nobody_reads_stops_its_jobs(tmp_path):
     """`| tee log` is ended by the same Ctrl-C; the jobs went on without their launcher."""
     (tmp_path / "HOLD").touch()
-    code = (
-        "import sys; from pathlib import Path; from slurm import launching;"
-        "from tests.slurm.work import make_job; root = Path(sys.argv[1]);"
-        "sys.exit(launching.launch(root, 'local', [make_job(root, 'one', cluster='local')]))"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
     # Where the tests run in the background of a script, SIGINT is ignored, and that is inherited.
     listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    launcher = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, preexec_fn=listens)
+    jobs = "[make_job(root, 'one', cluster='local')]"
+    launcher = launcher_of(tmp_path, jobs, stdout=subprocess.PIPE, preexec_fn=listens)
     try:
-        deadline = time.monotonic() + 120
-        while (there := Ledger.read(tmp_path)) is None or there.jobs["one"].outcome != "running":
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        there = when_running(tmp_path, "one", 120)
         launcher.stdout.close()
         time.sleep(3)  # until the job listens
         launcher.send_signal(signal.SIGINT)
