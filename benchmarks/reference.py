@@ -31,7 +31,7 @@ def iternorm(z: Tensor, axis: str, iterations: int) -> Tensor:
         sigma = z.T @ z / (n - 1)
     trace = sigma.trace()
     sigma_n = sigma / trace
-    p = torch.eye(len(sigma), dtype=z.dtype)
+    p = torch.eye(len(sigma), dtype=z.dtype, device=z.device)
     for _ in range(iterations):
         p = (3 * p - torch.matrix_power(p, 3) @ sigma_n) / 2
     return (p @ z if axis == "channel" else z @ p) / trace.sqrt()

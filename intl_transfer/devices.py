@@ -44,6 +44,15 @@ def gpus() -> Gpus:
         return Gpus((), cannot_start(error))
 
 
+def pin_precision() -> None:
+    """Makes products of float32 exact, as is torch's default, whatever the environment says.
+
+    NVIDIA's containers set ``TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1``: the same run would have other
+    numbers in one, which nothing records. Convolutions use TF32, also torch's default.
+    """
+    torch.set_float32_matmul_precision("highest")
+
+
 def cannot_start(error: Exception) -> str:
     """The error of CUDA's start, in one line."""
     return f"a GPU is there, and CUDA cannot start on it ({first_line(error)}); {ADVICE}"

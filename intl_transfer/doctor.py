@@ -115,16 +115,27 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise UserError(f"{' and '.join(several)} are different checks; one at a time")
 
 
+#: Of the names, places and outcomes of the checks of GPUs, which are printed as they come.
+_WIDTHS = (18, 3, 8)
+
+
 def _check_gpus(as_object: bool) -> int:
     from intl_transfer.machine.gpu import check_gpus
-    from intl_transfer.machine.outcomes import as_json, show
+    from intl_transfer.machine.outcomes import Checklist, as_json, show_counts, show_line
 
-    checks = check_gpus()
     if as_object:
+        checks = check_gpus()
         print(json.dumps(as_json(checks), indent=2))
     else:
-        show(checks)
+        checks = check_gpus(Checklist(announce=_announce, report=lambda c: show_line(c, _WIDTHS)))
+        show_counts(checks)
     return 1 if any(check.outcome == "failed" for check in checks) else 0
+
+
+def _announce(name: str, place: str) -> None:
+    """Shows on a terminal what is being checked, until its line replaces it."""
+    if sys.stdout.isatty():
+        print(f"{place}: {name} ...", end="\r", flush=True)
 
 
 def _check_cluster(arguments: argparse.Namespace) -> int:

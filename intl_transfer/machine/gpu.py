@@ -35,9 +35,13 @@ _FLOAT32 = 1e-4
 _NO_GPU = "no NVIDIA GPU on this machine"
 
 
-def check_gpus() -> list[Check]:
-    """Runs all checks; those of GPUs are ``not here`` without one."""
-    checklist = Checklist()
+def check_gpus(checklist: Checklist | None = None) -> list[Check]:
+    """Runs all checks; those of GPUs are ``not here`` without one.
+
+    Args:
+        checklist: that takes them, such as one that prints; None for a new one.
+    """
+    checklist = Checklist() if checklist is None else checklist
     found = gpus()
     driver = installed_driver()
     if driver is None and found.problem is None and not found.names:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -48,9 +49,13 @@ class Checklist:
 
     Attributes:
         checks: run so far.
+        announce: called with name and place before each check, so that one that hangs is known.
+        report: called with each outcome as soon as it is there.
     """
 
     checks: list[Check] = field(default_factory=list)
+    announce: Callable[[str, str], None] = lambda name, place: None
+    report: Callable[[Check], None] = lambda check: None
 
     def attempt(self, name: str, place: str, check: Callable[[], str | tuple[str, str]]) -> bool:
         """Runs one check.
@@ -65,6 +70,7 @@ class Checklist:
         Returns:
             Whether the outcome is ``ok``.
         """
+        self.announce(name, place)
         began = time.perf_counter()
         outcome: Outcome = "ok"
         figure = detail = ""
@@ -78,12 +84,16 @@ class Checklist:
         except Exception as error:  # any error of a broken driver, library or network
             outcome, detail = "failed", f"{type(error).__name__}: {first_line(error)}"
         seconds = time.perf_counter() - began
-        self.checks.append(Check(name, place, outcome, figure, detail, round(seconds, 2)))
+        self._add(Check(name, place, outcome, figure, detail, round(seconds, 2)))
         return outcome == "ok"
 
     def leave_out(self, name: str, place: str, outcome: Outcome, reason: str) -> None:
         """Adds a check that is not run."""
-        self.checks.append(Check(name, place, outcome, detail=reason))
+        self._add(Check(name, place, outcome, detail=reason))
+
+    def _add(self, check: Check) -> None:
+        self.checks.append(check)
+        self.report(check)
 
 
 def as_json(checks: Iterable[Check]) -> dict[str, Any]:
@@ -92,32 +102,52 @@ def as_json(checks: Iterable[Check]) -> dict[str, Any]:
     return {"checks": rows, "failed": sum(row["outcome"] == "failed" for row in rows)}
 
 
+_COLORS: dict[Outcome, str] = {
+    "ok": "green",
+    "failed": "bold red",
+    "not here": "dim",
+    "skipped": "yellow",
+}
+
+
 def show(checks: Iterable[Check]) -> None:
-    """Prints a table, one line per check."""
-    from rich.console import Console
+    """Prints a table, one line per check, and the count of each outcome."""
+    checks = list(checks)
+    widths = tuple(
+        max((len(text) for text in column), default=0)
+        for column in zip(*((one.name, one.place, one.outcome) for one in checks), strict=True)
+    )
+    for check in checks:
+        show_line(check, widths)
+    show_counts(checks)
+
+
+def show_line(check: Check, widths: Sequence[int]) -> None:
+    """Prints one check's line.
+
+    Args:
+        check: the check.
+        widths: of its name, place and outcome.
+    """
     from rich.markup import escape
 
-    colors = {"ok": "green", "failed": "bold red", "not here": "dim", "skipped": "yellow"}
-    console = Console(soft_wrap=True, highlight=False)
-    checks = list(checks)
-    widths = [max((len(text) for text in column), default=0) for column in _columns(checks)]
-    for check, (name, place, outcome) in zip(
-        checks, zip(*_columns(checks), strict=True), strict=True
-    ):
-        words = "; ".join(text for text in (check.figure, check.detail) if text)
-        seconds = f"{check.seconds:6.1f} s" if check.seconds else " " * 8
-        color = colors[check.outcome]
-        console.print(
-            f"[{color}]{outcome:<{widths[2]}}[/{color}]  {escape(f'{name:<{widths[0]}}')}  "
-            f"{escape(f'{place:<{widths[1]}}')} {seconds}  {escape(words)}".rstrip()
-        )
-    counts = {name: sum(check.outcome == name for check in checks) for name in colors}
-    console.print(", ".join(f"{number} {name}" for name, number in counts.items() if number))
+    words = "; ".join(text for text in (check.figure, check.detail) if text)
+    seconds = f"{check.seconds:6.1f} s" if check.seconds else " " * 8
+    color = _COLORS[check.outcome]
+    name, place, outcome = widths
+    _console().print(
+        f"[{color}]{check.outcome:<{outcome}}[/{color}]  {escape(f'{check.name:<{name}}')}  "
+        f"{escape(f'{check.place:<{place}}')} {seconds}  {escape(words)}".rstrip()
+    )
 
 
-def _columns(checks: list[Check]) -> list[list[str]]:
-    return [
-        [check.name for check in checks],
-        [check.place for check in checks],
-        [check.outcome for check in checks],
-    ]
+def show_counts(checks: Iterable[Check]) -> None:
+    """Prints how many checks had each outcome."""
+    counts = Counter(check.outcome for check in checks)
+    _console().print(", ".join(f"{counts[name]} {name}" for name in _COLORS if counts[name]))
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(soft_wrap=True, highlight=False)

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from intl_transfer.errors import first_line
 from intl_transfer.machine.outcomes import FailedCheckError
+from intl_transfer.runs.distributed import barrier
 
 
 def in_processes(
@@ -128,5 +129,5 @@ def _main(
     partial.rename(Path(folder) / str(rank))
     if not outcome[0]:
         os._exit(1)  # the others may wait in a collective: exit without cleanup, which could hang
-    dist.barrier()
+    barrier(device)
     dist.destroy_process_group()

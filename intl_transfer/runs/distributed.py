@@ -70,7 +70,18 @@ class Ranks:
     def barrier(self) -> None:
         """Waits for all ranks."""
         if self.world_size > 1:
-            dist.barrier()
+            barrier(self.device)
+
+
+def barrier(device: torch.device) -> None:
+    """Waits for all ranks of the process group.
+
+    Args:
+        device: of this rank. NCCL would otherwise take the GPU whose number is the rank's, which is
+            another one where nodes have unequal numbers of ranks or tasks see one GPU each.
+    """
+    # of NCCL alone; gloo refuses it
+    dist.barrier(device_ids=[device.index] if device.type == "cuda" else None)
 
 
 @contextmanager
@@ -172,8 +183,10 @@ def _device(requested: str, local_rank: int) -> torch.device:
     if not available:
         raise UserError("device is cuda, but torch sees no GPU here; use device=cpu or auto")
     count = torch.cuda.device_count()
-    # If the site binds one GPU to each task, a task sees only that one, as number 0.
-    index = 0 if count == 1 else local_rank
+    # If the site binds one GPU to each task, a task sees only that one, as number 0. Ranks that
+    # torchrun starts see the same: two would meet on one GPU, and NCCL fail with a riddle.
+    is_bound = count == 1 and "TORCHELASTIC_RUN_ID" not in os.environ
+    index = 0 if is_bound else local_rank
     if index >= count:
         raise UserError(
             f"local rank {local_rank} has no GPU: {count} found on this node; start at most "

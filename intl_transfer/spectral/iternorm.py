@@ -29,7 +29,7 @@ from intl_transfer.spectral.common import (
 )
 from intl_transfer.spectral.gram import gram
 from intl_transfer.spectral.matrix_function import FLOOR, raised_function
-from intl_transfer.spectral.modes import is_compiling, no_autocast
+from intl_transfer.spectral.modes import full_precision, is_compiling
 from intl_transfer.spectral.newton import newton, newton_direct
 from intl_transfer.spectral.product import product
 from intl_transfer.spectral.scalar import Scalar, ScalarFunction
@@ -88,7 +88,7 @@ def iternorm(
     """
     check_embedding(z)
     check_iterations(iterations)
-    with no_autocast(z.device):
+    with full_precision(z.device):
         rows = gather_rows(at_least_float32(z), group, distributed)
         check_spread(rows.shape[-2], rows.shape[-1], axis)
         work = rows.double() if stable and iterations > NEWTON_UP_TO else rows

@@ -36,7 +36,7 @@ from intl_transfer.spectral.common import (
     finite,
 )
 from intl_transfer.spectral.head import ViewStatistics, view_statistics
-from intl_transfer.spectral.modes import is_compiling, no_autocast
+from intl_transfer.spectral.modes import full_precision, is_compiling
 from intl_transfer.spectral.sharding import announce, plan_head
 from intl_transfer.spectral.transforms import SpectralTransform
 from intl_transfer.spectral.views import checked_views, row_mismatch, row_trace_loss
@@ -129,7 +129,7 @@ def trace_loss(
     """
     check_embedding(z_hat, "z_hat")
     check_axis(axis)
-    with no_autocast(z_hat.device):
+    with full_precision(z_hat.device):
         rows = gather_rows(at_least_float32(z_hat), group, distributed, is_replicated=True)
         losses = finite(row_trace_loss(rows, axis))
         return replicated(losses.sum(), group, distributed)
@@ -347,7 +347,7 @@ def _spectral_loss(
     """The framework's loss, the target's trace loss in it or not."""
     views = checked_views(views)
     check_trace_weight(trace_weight)
-    with no_autocast(views[0].device):
+    with full_precision(views[0].device):
         stacked = torch.stack([at_least_float32(view) for view in views])
         rows = gather_rows(stacked, group, distributed, is_replicated=True)
         # Powers of small or large eigenvalues may be beyond float32 where their cosines are not.
@@ -429,7 +429,7 @@ def _statistics(
     plan = plan_head(len(views), rows, width, ranks, sharded)
     announce(plan, rows, width)
     beta = _trace_weight(rows, width, axis) if trace_weight is None else trace_weight
-    with no_autocast(views[0].device):
+    with full_precision(views[0].device):
         if plan.form == "gathered":
             views = [at_least_float32(view) for view in views]
             together = gather_rows(torch.stack(views), group, is_replicated=True, is_checked=True)

@@ -23,10 +23,10 @@ from intl_transfer.spectral.differences import (
 from intl_transfer.spectral.guards import once
 from intl_transfer.spectral.modes import (
     forward_mode,
+    full_precision,
     is_compiling,
     is_plain,
     island,
-    no_autocast,
 )
 from intl_transfer.spectral.product import product
 from intl_transfer.spectral.scalar import (
@@ -76,7 +76,7 @@ def matrix_function(
     check_embedding(sigma, "sigma")
     if sigma.shape[-1] != sigma.shape[-2]:
         raise ValueError(f"sigma: expected matrices (..., n, n), found {tuple(sigma.shape)}")
-    with no_autocast(sigma.device):
+    with full_precision(sigma.device):
         sigma = at_least_float32(sigma)
         trace = finite(sigma.diagonal(dim1=-2, dim2=-1).sum(-1))
         return raised_function(sigma, given_function(g, g_prime), floor, trace)

@@ -7,8 +7,8 @@ Hand-derived backward passes serve plain calls. Everything else (torch.func, for
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -45,29 +45,79 @@ def _unpacked(tensor: Tensor) -> Any:
     return forward_ad.unpack_dual(tensor)
 
 
-def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """A context in which matrix products keep the precision of their inputs."""
+#: By kind of device, the part of ``torch.backends`` whose products it computes.
+_BACKENDS = {"cpu": "mkldnn", "cuda": "cuda", "xpu": "mkldnn"}
+_EXACT = ("ieee", "none")
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which matrix products keep the precision of their inputs.
+
+    Neither autocast applies within nor what a program allows for products of float32 (TF32 or
+    bfloat16, by ``torch.set_float32_matmul_precision`` and its successors).
+    """
+    reduced = None if is_compiling() else _reduced_products(device)
     if not is_compiling() and not torch.is_autocast_enabled(device.type):
-        return nullcontext()  # entering the other takes longer than a small product
-    return torch.autocast(device_type=device.type, enabled=False)
+        return reduced or nullcontext()  # entering the other takes longer than a small product
+    autocast = torch.autocast(device_type=device.type, enabled=False)
+    return autocast if reduced is None else _both(autocast, reduced)
+
+
+@contextmanager
+def _both(one: AbstractContextManager[Any], other: AbstractContextManager[Any]) -> Iterator[None]:
+    with one, other:
+        yield
+
+
+def _reduced_products(device: torch.device) -> AbstractContextManager[Any] | None:
+    """A context that makes products of float32 exact again; None where they are."""
+    name = _BACKENDS.get(device.type)
+    if name is None:  # a device without faster ones
+        return None
+    products: Any = getattr(getattr(torch.backends, name), "matmul", None)
+    if hasattr(products, "fp32_precision"):
+        before = products.fp32_precision
+        return None if before in _EXACT else _float32_products(products, before)
+    if torch.get_float32_matmul_precision() == "highest":  # torch < 2.9
+        return None
+    return _float32_products_of_before()
+
+
+@contextmanager
+def _float32_products(products: Any, before: str) -> Iterator[None]:
+    products.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        products.fp32_precision = before
+
+
+@contextmanager
+def _float32_products_of_before() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def island(function: Callable[P, R]) -> Callable[P, R]:
-    """A pass of an autograd function, regardless of the caller's autocast.
+    """A pass of an autograd function, in full precision wherever it is called.
 
     Backward passes need it as much as forward ones: ``loss.backward()`` inside an autocast region
     would make its products in half precision.
     """
 
     @functools.wraps(function)
-    def without_autocast(*args: P.args, **kwargs: P.kwargs) -> R:
+    def exact(*args: P.args, **kwargs: P.kwargs) -> R:
         device = next((arg.device for arg in args if isinstance(arg, Tensor)), None)
         if device is None:
             return function(*args, **kwargs)
-        with no_autocast(device):
+        with full_precision(device):
             return function(*args, **kwargs)
 
-    return without_autocast
+    return exact
 
 
 def forward_mode(jvp: Callable[..., Any]) -> Callable[..., Any]:

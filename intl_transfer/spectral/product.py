@@ -14,9 +14,9 @@ from torch import Tensor
 
 from intl_transfer.spectral.modes import (
     forward_mode,
+    full_precision,
     is_compiling,
     is_plain,
-    no_autocast,
 )
 
 
@@ -41,7 +41,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _matmul(left: Tensor, right: Tensor) -> Tensor:
-    with no_autocast(left.device):
+    with full_precision(left.device):
         return torch.matmul(left, right)
 
 

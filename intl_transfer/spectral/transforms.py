@@ -31,7 +31,7 @@ from intl_transfer.spectral.gram import gram
 from intl_transfer.spectral.guards import require
 from intl_transfer.spectral.iternorm import NEWTON_UP_TO, iternorm, iternorm_factor
 from intl_transfer.spectral.matrix_function import FLOOR, raised_function
-from intl_transfer.spectral.modes import no_autocast
+from intl_transfer.spectral.modes import full_precision
 from intl_transfer.spectral.product import product
 from intl_transfer.spectral.scalar import Scalar, ScalarFunction, given_function, power
 
@@ -97,7 +97,7 @@ def _transform(
     check_embedding(z)
     if not floor >= 0:
         raise ValueError(f"floor is {floor}; expected a fraction of the trace, a number >= 0")
-    with no_autocast(z.device):
+    with full_precision(z.device):
         rows = gather_rows(at_least_float32(z), group, distributed)
         check_spread(rows.shape[-2], rows.shape[-1], axis)
         centered = center(rows.double(), axis)
@@ -178,7 +178,7 @@ def power_transform(
         raise ValueError(f"p is {p}; expected a power p >= 0")
     if p == 0:  # exactly centering, without a decomposition
         check_embedding(z)
-        with no_autocast(z.device):
+        with full_precision(z.device):
             rows = gather_rows(at_least_float32(z), group, distributed)
             check_spread(rows.shape[-2], rows.shape[-1], axis)
             centered = representable(center(rows, axis), rows.dtype)
@@ -227,7 +227,7 @@ def cholesky_whitening(
     check_embedding(z)
     if not 0 <= shrinkage <= 1:
         raise ValueError(f"shrinkage is {shrinkage}; expected a number from 0 to 1")
-    with no_autocast(z.device):
+    with full_precision(z.device):
         rows = gather_rows(at_least_float32(z), group, distributed)
         n, d = rows.shape[-2:]
         check_spread(n, d, axis)

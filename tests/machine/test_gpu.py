@@ -189,3 +189,14 @@ def test_a_check_that_raises_does_not_end_the_others():
     report = as_json(checklist.checks)
     assert report["failed"] == 1
     assert report["checks"][0]["detail"] == "ZeroDivisionError: of nothing"
+
+
+def test_checks_are_told_as_they_come():
+    told = []
+    checklist = Checklist(
+        announce=lambda name, place: told.append(f"{place} {name} ..."),
+        report=lambda check: told.append(f"{check.name} {check.outcome}"),
+    )
+    checklist.attempt("sum", "CPU", lambda: told.append("summing") or "2")
+    checklist.leave_out("driver", "GPU", "not here", "no GPU")
+    assert told == ["CPU sum ...", "summing", "sum ok", "driver not here"]

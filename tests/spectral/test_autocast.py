@@ -1,12 +1,16 @@
-"""Forward and backward passes are float32 islands, wherever they are called."""
+"""Forward and backward passes are in full precision, wherever they are called."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from intl_transfer.spectral import INTLLoss, intl_loss, iternorm
 from intl_transfer.spectral.product import product
@@ -101,3 +105,78 @@ def test_the_direct_iteration_is_an_island_too() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         inside = iternorm(z, stable=False)
     assert torch.equal(inside, iternorm(z, stable=False))
+
+
+class Products(TorchDispatchMode):
+    """The precisions that torch was asked for, whenever matrices of float32 were multiplied."""
+
+    NAMES = ("mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "dot", "linalg_solve_triangular")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.precisions: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in self.NAMES and args[-1].dtype == torch.float32:
+            self.precisions.append(float32_precision())
+        return func(*args, **(kwargs or {}))
+
+
+def float32_precision() -> str:
+    """That of products of float32 on the CPU, in the words of ``set_float32_matmul_precision``."""
+    products = getattr(torch.backends.mkldnn, "matmul", None)
+    if not hasattr(products, "fp32_precision"):  # torch < 2.9
+        return torch.get_float32_matmul_precision()
+    return {"ieee": "highest", "none": "highest", "tf32": "high", "bf16": "medium"}[
+        products.fp32_precision
+    ]
+
+
+@pytest.fixture(params=["high", "medium"])
+def reduced(request):
+    """A program that allows products of float32 to be faster than exact, as Lightning advises."""
+    torch.set_float32_matmul_precision(request.param)
+    yield request.param
+    assert float32_precision() == request.param  # as the program left it
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_products_are_of_float32_whatever_a_program_allows(name, shape, reduced) -> None:
+    f = {**transforms(*shape), **losses(*shape)}[name]
+    with Products() as products:
+        gradients(f, embeddings(*shape, 3).float(), None, False)
+    assert set(products.precisions) <= {"highest"}  # none where all is float64
+
+
+def test_values_do_not_depend_on_what_a_program_allows(reduced) -> None:
+    views = [torch.randn(256, 512, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    losses = {}
+    for precision in ("highest", reduced):
+        torch.set_float32_matmul_precision(precision)
+        leaves = [view.clone().requires_grad_() for view in views]
+        losses[precision] = torch.autograd.grad(intl_loss(leaves), leaves)
+    for ours, theirs in zip(*losses.values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_an_error_leaves_the_precision_as_it_was(reduced) -> None:
+    with pytest.raises(ValueError, match="a target and at least one"):
+        intl_loss([torch.randn(8, 4)])
+    with pytest.raises(FloatingPointError):
+        intl_loss([torch.full((8, 4), torch.nan), torch.randn(8, 4)])
+
+
+def test_the_stages_decide_themselves_and_not_the_container() -> None:
+    """NVIDIA's containers allow TF32 by a variable; torch reads it when it starts."""
+    code = (
+        "import torch\nfrom intl_transfer.devices import pin_precision\n"
+        "before = torch.get_float32_matmul_precision()\npin_precision()\n"
+        "print(before, torch.get_float32_matmul_precision())"
+    )
+    environment = {**os.environ, "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["high", "highest"]

@@ -13,7 +13,7 @@ from torch import Tensor
 from intl_transfer.spectral.baselines.common import off_diagonal, prepare, squared_sums
 from intl_transfer.spectral.collectives import global_batch, replicated
 from intl_transfer.spectral.common import finite
-from intl_transfer.spectral.modes import no_autocast
+from intl_transfer.spectral.modes import full_precision
 from intl_transfer.spectral.product import product
 
 
@@ -54,7 +54,7 @@ def barlow_twins_loss(
         >>> barlow_twins_loss(views).backward()
     """
     z, exchange, rows = prepare(views, group, distributed, smallest_batch=2)
-    with no_autocast(z.device):
+    with full_precision(z.device):
         z = z - exchange.sum(z.sum(-2, keepdim=True)) / rows
         variance = exchange.sum(squared_sums(z)) / rows
         z = z * (variance + eps).rsqrt().to(z.dtype)

@@ -15,7 +15,7 @@ from torch import Tensor
 from intl_transfer.spectral.baselines.common import prepare
 from intl_transfer.spectral.collectives import gather_rows, global_batch, replicated
 from intl_transfer.spectral.common import finite
-from intl_transfer.spectral.modes import no_autocast
+from intl_transfer.spectral.modes import full_precision
 from intl_transfer.spectral.product import product
 from intl_transfer.spectral.scale import unit_rows
 
@@ -58,7 +58,7 @@ def nt_xent_loss(
         raise ValueError(f"temperature is {temperature}; expected a number > 0")
     z, exchange, rows = prepare(views, group, distributed)
     own = z.shape[1]
-    with no_autocast(z.device):
+    with full_precision(z.device):
         z = unit_rows(z)
         # What others make of it counts, too.
         everyone = gather_rows(z, group, distributed, is_checked=True)

@@ -14,7 +14,7 @@ from intl_transfer.spectral.baselines.common import off_diagonal, prepare, squar
 from intl_transfer.spectral.collectives import global_batch, replicated
 from intl_transfer.spectral.common import finite
 from intl_transfer.spectral.gram import gram
-from intl_transfer.spectral.modes import no_autocast
+from intl_transfer.spectral.modes import full_precision
 
 
 @global_batch
@@ -61,7 +61,7 @@ def vicreg_loss(
     """
     z, exchange, rows = prepare(views, group, distributed, smallest_batch=2)
     width = z.shape[-1]
-    with no_autocast(z.device):
+    with full_precision(z.device):
         # Divided before they are summed: sums of squares overflow before their means do.
         difference = (z[1:] - z[:1]) * (rows * width) ** -0.5
         loss = invariance_weight * exchange.reduce(difference.square().sum((-2, -1)))

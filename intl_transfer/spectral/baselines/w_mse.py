@@ -15,7 +15,7 @@ from torch import Tensor
 from intl_transfer.spectral.baselines.common import prepare
 from intl_transfer.spectral.collectives import gather_rows, global_batch, replicated
 from intl_transfer.spectral.common import finite
-from intl_transfer.spectral.modes import is_compiling, no_autocast
+from intl_transfer.spectral.modes import full_precision, is_compiling
 from intl_transfer.spectral.transforms import cholesky_whitening
 from intl_transfer.spectral.views import row_mismatch
 
@@ -76,7 +76,7 @@ def w_mse_loss(
         raise ValueError(
             f"partitions is {partitions}; expected 1, or more together with a generator"
         )
-    with no_autocast(z.device):
+    with full_precision(z.device):
         z = gather_rows(z, group, distributed, is_replicated=True, is_checked=True)
         losses = []
         for _ in range(partitions):
