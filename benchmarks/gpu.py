@@ -48,7 +48,7 @@ from benchmarks import reference
 from benchmarks.head import make_views, step
 from intl_transfer.data.datasets import Batch
 from intl_transfer.data.loaders import on_device
-from intl_transfer.devices import gpus, pin_precision
+from intl_transfer.devices import gpus, set_numerics
 from intl_transfer.evaluation.knn import knn_predict
 from intl_transfer.runs.config import load_config
 from intl_transfer.runs.distributed import Ranks
@@ -167,8 +167,7 @@ def training_step(
         overrides += ["optim.batch_size=8", *SMALL_MODEL, "views=[{size: 32}, {size: 32}]"]
     config = load_config(PretrainConfig, recipe, overrides, ROOT / "configs" / "pretrain")
     torch.manual_seed(0)
-    torch.backends.cudnn.benchmark = True
-    pin_precision()
+    set_numerics(benchmark=True)
     reset_memory(device)
     learner = Learner(config, Ranks(0, 1, 0, device), 5000)
     learner.prepare()

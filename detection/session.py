@@ -20,7 +20,7 @@ from detection.config import as_dict, schedule_name
 from detection.detector import stated
 from detection.trainer import ADVICE, Trainer
 from intl_transfer.conversion.pipeline import initialization as described
-from intl_transfer.devices import pin_precision
+from intl_transfer.devices import set_numerics
 from intl_transfer.errors import UserError
 from intl_transfer.runs import (
     MANIFEST,
@@ -67,12 +67,10 @@ def set_up(cfg: Any, training: bool) -> None:
     # Missing tensors are reported by `detection.weights`, more concisely.
     logging.getLogger("fvcore.common.checkpoint").setLevel(logging.ERROR)
     seed_all_rng(cfg.SEED + rank)
-    pin_precision()
-    if cfg.MODEL.DEVICE == "cpu":
-        # Single runs are bit-identical; Detectron2 only seeds.
+    is_cpu = cfg.MODEL.DEVICE == "cpu"
+    set_numerics(benchmark=cfg.CUDNN_BENCHMARK and training and not is_cpu)
+    if is_cpu:  # single runs are bit-identical; Detectron2 only seeds
         torch.use_deterministic_algorithms(True, warn_only=True)
-    elif training:
-        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
 
 
 def continuation(

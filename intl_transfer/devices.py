@@ -44,13 +44,18 @@ def gpus() -> Gpus:
         return Gpus((), cannot_start(error))
 
 
-def pin_precision() -> None:
-    """Makes products of float32 exact, as is torch's default, whatever the environment says.
+def set_numerics(benchmark: bool) -> None:
+    """Decides for a stage what torch leaves to the environment.
 
-    NVIDIA's containers set ``TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1``: the same run would have other
-    numbers in one, which nothing records. Convolutions use TF32, also torch's default.
+    Products of float32 are exact, torch's default: NVIDIA's containers allow TF32 by
+    ``TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1``, and the same run would have other numbers in one, which
+    no record says. Convolutions use TF32, also torch's default.
+
+    Args:
+        benchmark: whether cuDNN tries its kernels, which pays off for images of few sizes.
     """
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.benchmark = benchmark
 
 
 def cannot_start(error: Exception) -> str:

@@ -38,7 +38,7 @@ from intl_transfer.data.source import ImageSource
 from intl_transfer.data.sources import open_source
 from intl_transfer.data.unreadable import Unreadable
 from intl_transfer.data.views import build_views
-from intl_transfer.devices import pin_precision
+from intl_transfer.devices import set_numerics
 from intl_transfer.runs.changes import Continuation, as_begun
 from intl_transfer.runs.config import config_name, load_config
 from intl_transfer.runs.distributed import Ranks, process_group
@@ -113,9 +113,7 @@ def train(config: PretrainConfig, name: str, ranks: Ranks, allow_change: bool = 
         return 0
     if config.engine.threads is not None:
         torch.set_num_threads(config.engine.threads)
-    # Images have a few fixed sizes, so benchmarking kernels pays off.
-    torch.backends.cudnn.benchmark = True
-    pin_precision()
+    set_numerics(benchmark=True)
     torch.manual_seed(config.seed)
     np.random.seed(config.seed)
 

@@ -30,6 +30,7 @@ except ModuleNotFoundError:
 
 from intl_transfer.analysis.outcome import as_csv
 from intl_transfer.boundary import Boundary
+from intl_transfer.devices import gpus
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.runs import write_atomically, write_json
 from intl_transfer.runs.directory import git_state, library_versions
@@ -77,6 +78,9 @@ def run(names: list[str], out: Path) -> int:
     parts = {key: part for key, part in record.get("benchmarks", {}).items() if key in there}
     failed = []
     for name in names or there:
+        if name == "gpu" and not gpus().names:
+            print("== gpu: left out, there is no GPU here that torch can use", flush=True)
+            continue
         print(f"== {name} {' '.join(ARGUMENTS.get(name, ()))}", flush=True)
         try:
             parts[name] = measured(name)
@@ -102,7 +106,11 @@ def measured(name: str) -> dict[str, Any]:
     return {
         "date": date.today().isoformat(),
         "arguments": list(ARGUMENTS.get(name, ())),
-        "machine": {"processor": processor(), "cores": len(os.sched_getaffinity(0))},
+        "machine": {
+            "processor": processor(),
+            "cores": len(os.sched_getaffinity(0)),
+            "gpus": list(gpus().names),
+        },
         "load_before": round(load, 2),
         "seconds": round(time.monotonic() - began, 1),
         "git": git_state(),

@@ -145,3 +145,15 @@ def _lines_of_code(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
         described = function.body[0]
         lines -= described.end_lineno - described.lineno + 1
     return lines
+
+
+def test_one_place_decides_what_torch_leaves_to_the_environment():
+    """A stage that chose cuDNN's kernels on its own would have left TF32 to the container."""
+    stages = ["pretrain/train.py", "intl_transfer/evaluation/stage.py", "detection/session.py"]
+    for file in stages:
+        assert "set_numerics(" in (ROOT / file).read_text(), file
+    own = re.compile(r"cudnn\.benchmark\s*=|allow_tf32\s*=|set_float32_matmul_precision\(")
+    folders = ("intl_transfer", "pretrain", "detection", "slurm", "scripts", "benchmarks")
+    sources = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
+    found = {str(f.relative_to(ROOT)) for f in sources if own.search(f.read_text())}
+    assert found == {"intl_transfer/devices.py", "intl_transfer/spectral/modes.py"}

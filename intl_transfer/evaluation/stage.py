@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from intl_transfer.devices import pin_precision
+from intl_transfer.devices import set_numerics
 from intl_transfer.evaluation.backbone import EvaluatedBackbone
 from intl_transfer.evaluation.batches import Controlled, described, open_sets
 from intl_transfer.evaluation.config import EvaluationConfig
@@ -41,8 +41,7 @@ def evaluate(
     """
     if config.engine.threads is not None:
         torch.set_num_threads(config.engine.threads)
-    torch.backends.cudnn.benchmark = True
-    pin_precision()
+    set_numerics(benchmark=True)
     train, test = open_sets(config.data, ranks)
     images = described(train, test, ranks)
     control = in_words(dataclasses.asdict(config.control))

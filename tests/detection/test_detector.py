@@ -90,7 +90,9 @@ def test_moved_out_of_its_folder_it_scores_the_same(run, moved, stage, config, c
 def test_a_run_directory_is_a_detector(run, stage, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = contents(run)
+    torch.set_float32_matmul_precision("high")  # as by a variable of NVIDIA's containers
     assert stage("--weights", run, "--eval-only") == 0  # writes beside, not into, the run
+    assert torch.get_float32_matmul_precision() == "highest"
     assert (tmp_path / "runs/evaluation/run_on_shapes_coco_val/evaluation.json").exists()
     assert contents(run) == before
 

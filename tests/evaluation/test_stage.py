@@ -111,6 +111,12 @@ def test_an_evaluation_becomes_a_row_of_a_table(kind, classes, trained, tmp_path
     assert "nothing to do" in capsys.readouterr().out
 
 
+def test_products_are_exact_whatever_was_allowed_before(classes, trained, tmp_path):
+    torch.set_float32_matmul_precision("high")  # as by a variable of NVIDIA's containers
+    evaluate(classes, trained, tmp_path / "run", *KINDS["knn"])
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 @pytest.mark.parametrize("kind", ["linear", "cached", "semi"])
 def test_a_run_in_pieces_is_the_whole_run(kind, classes, trained, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -171,8 +171,8 @@ def test_an_error_leaves_the_precision_as_it_was(reduced) -> None:
 def test_the_stages_decide_themselves_and_not_the_container() -> None:
     """NVIDIA's containers allow TF32 by a variable; torch reads it when it starts."""
     code = (
-        "import torch\nfrom intl_transfer.devices import pin_precision\n"
-        "before = torch.get_float32_matmul_precision()\npin_precision()\n"
+        "import torch\nfrom intl_transfer.devices import set_numerics\n"
+        "before = torch.get_float32_matmul_precision()\nset_numerics(benchmark=False)\n"
         "print(before, torch.get_float32_matmul_precision())"
     )
     environment = {**os.environ, "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
