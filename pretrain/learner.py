@@ -225,6 +225,9 @@ def loss_of(views: list[Tensor], config: PretrainConfig) -> tuple[Tensor, dict[s
 
     Returns:
         The loss, NaN if the embeddings are not finite, and its terms.
+
+    Raises:
+        UserError: if the embeddings have none, such as W-MSE of a singular covariance.
     """
     method, parts = METHODS[config.loss.method], dict[str, Tensor]()
     try:
@@ -233,6 +236,11 @@ def loss_of(views: list[Tensor], config: PretrainConfig) -> tuple[Tensor, dict[s
     except NonFiniteError:
         # Computed from the views, so that all ranks run the same backward pass.
         value = math.nan * torch.stack([view.float().sum() for view in views]).sum()
+    except ValueError as error:
+        raise UserError(
+            f"{method.full_title} has no loss for these embeddings: {error} (a loss's settings are "
+            "loss.options.NAME; a lower learning rate may help, too)"
+        ) from error
     return value, {"loss": value.detach(), **parts}
 
 

@@ -23,6 +23,7 @@ from intl_transfer.spectral import (
     w_mse_loss,
 )
 from pretrain.checks import check
+from pretrain.learner import loss_of
 from pretrain.train import configuration
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,3 +108,16 @@ def options_in_words(method):
         usual = "batch size" if option.default is None else f"{option.default:g}"
         words.append(f"`{name}` ({'required' if option.required else usual})")
     return ", ".join([*words, *(["`loss.g` (required)"] if method.takes_g else [])])
+
+
+def test_embeddings_without_a_loss_end_a_run_in_a_line_that_helps():
+    config = configured("method=w_mse", "options.whitening_size=16")
+    collapsed = torch.randn(32, 1) @ torch.randn(1, 8)
+    with pytest.raises(UserError) as error:
+        loss_of([collapsed, torch.randn(32, 8)], config)
+    message = str(error.value)
+    assert message.startswith("W-MSE has no loss for these embeddings: the covariance of a batch")
+    assert "is singular" in message
+    assert "loss.options.NAME" in message
+    shrunk = configured("method=w_mse", "options.whitening_size=16", "options.shrinkage=0.1")
+    assert loss_of([collapsed, torch.randn(32, 8)], shrunk)[0].isfinite()
