@@ -59,8 +59,8 @@ from pretrain.train import open_data
 
 ROOT = Path(__file__).resolve().parents[1]
 HEADS = [(256, 8192, 2), (256, 8192, 6), (1024, 8192, 2)]
-#: Title, recipe, batch of this GPU, further settings.
 TWO, SIX = "imagenet_r50_ep100", "imagenet_r50_ep100_multicrop_ema"
+#: Title, recipe, batch of this GPU, further settings.
 STEPS: list[tuple[str, str, int, tuple[str, ...]]] = [
     ("two views, batch 256, bf16", TWO, 256, ()),
     ("two views, batch 256, fp16", TWO, 256, ("engine.precision=fp16",)),
@@ -124,8 +124,6 @@ def head(device: torch.device, small: bool) -> list[dict[str, Any]]:
         ]
         slow, fast = (statistics.median(part) for part in zip(*pairs, strict=True))
         ratios = [a / b for a, b in pairs]
-        reset_memory(device)
-        ours()
         cases.append(
             {
                 "case": f"head, N={rows}, d={width}, V={count}",

@@ -12,7 +12,7 @@ import torch
 
 from tests.detection.conftest import backbone_file, data  # noqa: F401
 from tests.evaluation.conftest import classes, trained  # noqa: F401
-from tests.pretrain.conftest import images  # noqa: F401
+from tests.pretrain.conftest import cache, images  # noqa: F401
 
 KIND = os.environ.get("GPU_TESTS_ON", "cuda")
 collect_ignore_glob = [] if KIND == "cpu" or torch.cuda.is_available() else ["test_*.py"]
@@ -21,11 +21,6 @@ collect_ignore_glob = [] if KIND == "cpu" or torch.cuda.is_available() else ["te
 @pytest.fixture(scope="session")
 def device():
     return torch.device(KIND, 0) if KIND == "cuda" else torch.device(KIND)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def pytest_collection_modifyitems(items):

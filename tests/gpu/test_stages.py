@@ -134,7 +134,7 @@ def test_a_detector_trains_and_is_evaluated(data, backbone_file, tmp_path, devic
         *(data, *arguments, "--output-dir", out, *TINY, *budget, *amp),
         *("MODEL.DEVICE", device.type),
     )
-    assert ("no GPU found" in done.stdout) is False
+    assert "no GPU found" not in done.stdout
     results = read_results(out)
     assert results["iteration"] == 6
     rows = [row for row in read_metrics(out) if "total_loss" in row]
