@@ -291,12 +291,13 @@ def primary(row: Row, task: str) -> Column:
 
 def provenance_notes(members: Sequence[Run]) -> tuple[str, ...]:
     """Footnotes on the provenance of a row's weights and code."""
-    start, results = members[0].start, members[0].results
+    start = members[0].start
     if start.kind == "external":
         return (FOREIGN_NOTE,)
     notes = list(start.notes)
-    if results.external is not None:
-        notes.append(HAND_MADE_NOTE.format(results.external))
+    evaluators = dict.fromkeys(run.results.external for run in members if run.results.external)
+    if evaluators:
+        notes.append(HAND_MADE_NOTE.format(", ".join(map(str, evaluators))))
         unknown = dict.fromkeys(fact for run in members for fact in run.results.not_stated)
         if unknown:
             notes.append(f"external: not stated: {', '.join(unknown)}")

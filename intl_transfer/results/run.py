@@ -115,9 +115,8 @@ class Run:
         if results.dataset.train:
             facts["names"] = list(results.dataset.train)
         found |= below("dataset", facts)
-        evaluator = getattr(results, "evaluator", None)
-        if evaluator is not None:
-            found |= below("evaluator", evaluator.as_json())
+        if results.evaluator is not None:
+            found |= below("evaluator", results.evaluator.as_json())
         norm = found.get("MODEL.RESNETS.NORM")
         if norm == "BN" and self.manifest.sessions:  # statistics per process
             sizes = list(dict.fromkeys(session.world_size for session in self.manifest.sessions))

@@ -189,15 +189,22 @@ def keyed(starts: Sequence[Start]) -> list[Start]:
 
 
 def with_keys(runs: Sequence[Run]) -> list[Run]:
-    """The runs with initializations from :func:`keyed`; external ones stay separate."""
+    """The runs with initializations from :func:`keyed`; external ones are separate by evaluator."""
     made: dict[int, Run] = {}
     for external in (False, True):
         places = [index for index, run in enumerate(runs) if run.external == external]
-        for index, start in zip(places, keyed([runs[i].start for i in places]), strict=True):
+        starts = [_measured_by(runs[index]) if external else runs[index].start for index in places]
+        for index, start in zip(places, keyed(starts), strict=True):
             key = start.key + _EXTERNAL * external
             start = dataclasses.replace(start, key=key)
             made[index] = dataclasses.replace(runs[index], start=start)
     return [made[index] for index in range(len(runs))]
+
+
+def _measured_by(run: Run) -> Start:
+    """The initialization of an external run: what another evaluator measured is another row."""
+    settings = {**run.start.settings, _EVALUATOR: run.results.external}
+    return dataclasses.replace(run.start, settings=settings)
 
 
 def assumed_note(keys: Sequence[str]) -> str:
@@ -209,6 +216,8 @@ def assumed_note(keys: Sequence[str]) -> str:
 #: Settings shown in the column of the pretraining.
 _SHOWN = ("optim.epochs", "data.name", "pretraining.epochs", "pretraining.dataset")
 _MOST = 2
+#: Of external runs, which are marked as such: it tells those of several evaluators apart.
+_EVALUATOR = "measured_by"
 
 
 def distinctions(starts: Sequence[Start]) -> dict[str, str]:
@@ -225,9 +234,15 @@ def distinctions(starts: Sequence[Start]) -> dict[str, str]:
         return {start.key: "" for start in starts}
     details = [start.detail for start in starts]
     differing: dict[str, dict[str, Any]] = {}
+    evaluators = {start.settings.get(_EVALUATOR) for start in starts} - {None}
+    hidden = _SHOWN if len(evaluators) > 1 else (*_SHOWN, _EVALUATOR)
     for found in group(list(starts), lambda start: start.settings, lambda key: False):
         for start in found.members:
-            differing[start.key] = {k: v for k, v in found.differing.items() if k not in _SHOWN}
+            differing[start.key] = {
+                key: value
+                for key, value in found.differing.items()
+                if key not in hidden and (key, value) != (_EVALUATOR, NOT_STATED)
+            }
     words = {}
     for start in starts:
         mine = differing[start.key]

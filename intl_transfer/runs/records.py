@@ -420,6 +420,8 @@ class Results(Record):
     """Who or what measured this, if not this project."""
     source: str | None = None
     """Source file of external metrics."""
+    evaluator: Evaluator | None = None
+    """The evaluator, as far as it affects metrics."""
     not_stated: list[str] = Field(default_factory=list)
     """Unknown facts of the protocol of external metrics, as text."""
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -481,8 +483,6 @@ class DetectionResults(Results):
     """Of the fine-tuning."""
     iteration: int | None = None
     """The evaluated iteration, equal to `schedule.iterations`."""
-    evaluator: Evaluator | None = None
-    """The evaluator."""
     images_per_second: float | None = None
     """During iterations."""
     data_share: float | None = None

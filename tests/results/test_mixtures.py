@@ -11,6 +11,7 @@ import yaml
 
 from intl_transfer.errors import UserError
 from intl_transfer.results import TableOptions, build_tables, collect, figures
+from intl_transfer.results.check import check
 from intl_transfer.results.exports import _runs
 from intl_transfer.results.importers import openmmlab
 from intl_transfer.runs import write_json
@@ -223,3 +224,46 @@ def test_figures_tell_external_rows_from_ones_own(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "_of_part", lambda part, named, *_: groups.append(named) or ())
     figures.draw_figures(found, build_tables(found), tmp_path / "figures", ["svg"])
     assert [sorted(named) for named in groups] == [["random init", "random init (external)"]]
+
+
+def hand_made(root, name, **changes):
+    (root / name).mkdir(parents=True)
+    write_json(root / name / "results.json", {**HAND_MADE, **changes})
+
+
+SEGMENTED = {
+    "stage": "detection", "kind": None, "dataset": {"name": "cityscapes_val"},
+    "metrics": {"semantic": {"mIoU": 71.0}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", [{}, SEGMENTED])
+def test_what_two_evaluators_measured_is_two_rows(tmp_path, form):
+    for index, version in enumerate(("1.0", "1.0", "2.0")):
+        top1 = {"metrics": {"top1": 80.0 + 5 * index}} if not form else {}
+        hand_made(tmp_path, str(index), external=f"mine {version}", seed=index, **form, **top1)
+    (table,) = tables(tmp_path)
+    found = {row.name: row.notes for row in table.rows}
+    assert {name: len(notes) for name, notes in found.items()} == {
+        "INTL, measured by mine 1.0": 1,
+        "INTL, measured by mine 2.0": 1,
+    }
+    for name, notes in found.items():
+        evaluator = name.split("measured by ")[1]
+        assert notes == (f"external: measured by {evaluator}, not by this project",)
+    assert sorted(row.n for row in table.rows) == [1, 2]
+
+
+@pytest.mark.parametrize("form", [{}, SEGMENTED])
+def test_the_definition_of_a_metric_separates_tables_of_every_stage(tmp_path, form):
+    for index, version in enumerate(("1.0", "2.0")):
+        hand_made(
+            tmp_path, version, evaluator={"name": "A", "version": version}, seed=index, **form
+        )
+    found = tables(tmp_path)
+    assert len(found) == 2
+    assert all(any(f"version {v}" in table.title for table in found) for v in ("1.0", "2.0"))
+    hand_made(tmp_path, "wrong", evaluator="A 1.0", **form)
+    (problem,) = collect([tmp_path], cache=False).problems
+    assert "evaluator: expected an object, found" in problem
+    assert any("evaluator: expected an object" in text for text in check(tmp_path / "wrong").errors)
