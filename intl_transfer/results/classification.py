@@ -35,9 +35,10 @@ from intl_transfer.runs.records import (
     Architecture,
     Dataset,
     EvaluationResults,
+    Manifest,
 )
 from intl_transfer.runs.settings import below, comparable, deciding, group, select
-from intl_transfer.runs.wording import apart
+from intl_transfer.runs.wording import apart, in_words
 
 #: The small data sets of the literature, on ResNet-18, and their columns.
 SMALL = ("cifar10", "cifar100", "imagenet100")
@@ -89,7 +90,9 @@ class _Sample:
 
     @property
     def dataset(self) -> str:
-        return self.results.dataset.name
+        """Its name, in one spelling."""
+        name = self.results.dataset.name
+        return _IMAGENET[0] if name.lower() in _IMAGENET else name
 
     @property
     def backbone(self) -> str:
@@ -132,7 +135,7 @@ def classification_tables(collection: Collection, published: bool = False) -> li
     small, others = [], defaultdict(list)
     for sample in samples:
         where = (sample.kind, sample.backbone)
-        imagenet = sample.dataset.lower() in _IMAGENET
+        imagenet = sample.dataset == _IMAGENET[0]
         known = sample.kind == "linear" or (
             sample.kind == "knn" and sample.protocol.startswith("k = 5")
         )
@@ -191,16 +194,8 @@ def _sample(run: Run) -> _Sample:
     on_the_way = manifest.stage == "pretrain"
     settings: dict[str, Any] = dict(run.protocol)
     if on_the_way:
-        knn = manifest.config.get("knn") or {}
-        images = {
-            name.removeprefix("knn_"): found.as_json()
-            for name, found in manifest.dataset.items()
-            if name.startswith("knn_")
-        }
-        settings = {**deciding("neighbors", knn), **below("dataset", images)}
+        settings = _settings_on_the_way(manifest)
         settings["k"] = results.protocol["k"]
-        read_as = select("pretrain", manifest.config, "decides")
-        settings["data.exif_orientation"] = read_as["data.exif_orientation"]
     protocol = {k: v for k, v in results.protocol.items() if k != "labels_percent"}
     words = [f"{key} {value}" for key, value in sorted(protocol.items())]
     text = f"k = {protocol['k']}" if list(protocol) == ["k"] else ", ".join(words)
@@ -215,6 +210,28 @@ def _sample(run: Run) -> _Sample:
     return _Sample(run, text, settings, metrics, on_the_way)
 
 
+def _settings_on_the_way(manifest: Manifest) -> dict[str, Any]:
+    """What decides the k-NN figure of pretraining, by the keys of an evaluation."""
+    config = manifest.config
+    knn = config.get("knn") or {}
+    settings = {
+        key if key == "k" else f"data.{key}": v for key, v in deciding("neighbors", knn).items()
+    }
+    if settings.get("data.size") is None:  # as the first view
+        views = config.get("views")
+        settings["data.size"] = views[0].get("size") if views else None
+    if settings["data.size"] is None:  # of an earlier version
+        del settings["data.size"]
+    read_as = select("pretrain", config, "decides")
+    settings["data.exif_orientation"] = read_as["data.exif_orientation"]
+    images = {
+        name.removeprefix("knn_"): found.as_json()
+        for name, found in manifest.dataset.items()
+        if name.startswith("knn_")
+    }
+    return settings | below("dataset", images)
+
+
 def _distinguished(samples: Sequence[_Sample]) -> list[_Sample]:
     """Makes protocol texts differ wherever settings do."""
     alike: dict[tuple[str, ...], list[_Sample]] = defaultdict(list)
@@ -223,31 +240,68 @@ def _distinguished(samples: Sequence[_Sample]) -> list[_Sample]:
         measured = "on the way" if s.from_pretraining else ""
         share = f"{s.labels_percent:g}" if s.kind == "semi" else ""
         alike[s.kind, s.dataset, s.backbone, s.protocol, measured, share].append(s)
-    evaluated: dict[tuple[str, ...], list[Mapping[str, Any]]] = defaultdict(list)
-    for where, members in alike.items():
-        if not members[0].from_pretraining:
-            evaluated[where[:4]] += [s.settings for s in members]
-    found = []
-    for where, members in alike.items():
+    found: list[_Sample] = []
+    evaluated: dict[tuple[str, ...], dict[int, _Protocol]] = defaultdict(dict)
+    # Dedicated evaluations first: what was measured on the way joins those that it agrees with.
+    for where, members in sorted(alike.items(), key=lambda item: item[1][0].from_pretraining):
+        others = evaluated[where[:4]]
         groups = group(members, lambda s: s.settings)
         texts = apart([agreeing.differing for agreeing in groups])
         for number, (agreeing, words) in enumerate(zip(groups, texts, strict=True)):
             notes = (assumed_note(agreeing.assumed),) if agreeing.assumed else ()
+            stated: dict[str, Any] = {}
             for s in agreeing.members:
-                others = evaluated[where[:4]] if s.from_pretraining else []
-                images = _OTHER_IMAGES if others and not _same_images(s, others) else ""
-                text = ", ".join(part for part in (s.protocol, words, images) if part)
-                found.append(dataclasses.replace(s, protocol=text, notes=notes, group=number))
-    return found
+                stated |= s.settings
+            text = ", ".join(part for part in (members[0].protocol, words) if part)
+            place = number
+            if members[0].from_pretraining:
+                place, text = _beside(others, number, text, stated)
+            if place in others:  # what joins next agrees with both
+                stated = {**stated, **others[place].settings}
+            others[place] = _Protocol(text, stated)
+            found += [
+                dataclasses.replace(s, protocol=text, notes=notes, group=place)
+                for s in agreeing.members
+            ]
+    order = {id(s.run): index for index, s in enumerate(samples)}
+    return sorted(found, key=lambda s: order[id(s.run)])
 
 
-def _same_images(sample: _Sample, others: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether nothing recorded of a sample's images contradicts all of the others."""
-    mine = {k: comparable(v) for k, v in sample.settings.items() if k.startswith("dataset.")}
-    return any(
-        all(key not in other or comparable(other[key]) == value for key, value in mine.items())
-        for other in others
-    )
+@dataclass(frozen=True)
+class _Protocol:
+    """A protocol of dedicated evaluations: its text and settings."""
+
+    text: str
+    settings: Mapping[str, Any]
+
+
+def _beside(
+    others: Mapping[int, _Protocol], number: int, text: str, stated: Mapping[str, Any]
+) -> tuple[int, str]:
+    """Group and text of what was measured on the way: those of evaluations that it agrees with.
+
+    It states fewer settings: nothing that it states contradicts them. If it agrees with none, the
+    text says in what it differs from all of them.
+    """
+    against = {place: _contradictions(stated, one.settings) for place, one in others.items()}
+    fitting = [place for place, keys in against.items() if not keys]
+    if len(fitting) == 1:
+        return fitting[0], others[fitting[0]].text
+    differing: dict[str, Any] = {}
+    if not fitting:
+        differing = {key: stated[key] for keys in against.values() for key in keys}
+    images = [key for key in differing if key.startswith("dataset.")]
+    known = {key: value for key, value in differing.items() if key not in images}
+    parts = [in_words({key: value}) for key, value in sorted(known.items())]
+    further = [part for part in parts if part not in text]
+    whole = ", ".join([text, *further, *([_OTHER_IMAGES] if images else [])])
+    return len(others) + number, whole
+
+
+def _contradictions(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """The settings that both state, with different values."""
+    both = mine.keys() & theirs.keys()
+    return sorted(key for key in both if comparable(mine[key]) != comparable(theirs[key]))
 
 
 def _one_protocol_each(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -10,12 +11,14 @@ import pytest
 import yaml
 
 from intl_transfer.errors import UserError
+from intl_transfer.evaluation.config import DataConfig
 from intl_transfer.results import TableOptions, build_tables, collect, figures
 from intl_transfer.results.check import check
 from intl_transfer.results.exports import _runs
 from intl_transfer.results.importers import openmmlab
 from intl_transfer.runs import write_json
 from intl_transfer.runs.records import ImageSet
+from pretrain.config import KnnConfig
 from tests.results.synthetic import (
     detection_run,
     evaluation_run,
@@ -187,6 +190,51 @@ def test_neighbors_on_other_images_are_another_table(tmp_path, digest, count):
     run.manifest.dataset = {"test": ImageSet(digest=digest)} if digest else {}
     run.save()
     assert len(tables(tmp_path)) == count
+
+
+def test_neighbors_at_another_size_or_crop_are_another_table(tmp_path):
+    views = [{"size": 24}]
+    for index, (size, crop) in enumerate(((None, 1.0), (24, 1.0), (32, 1.0), (24, 0.875))):
+        run = pretraining_run(
+            tmp_path, f"p{index}", f"{index}" * 64, seed=index, dataset="cifar10", knn_accuracy=80.0
+        )
+        run.manifest.config |= {"views": views, "knn": {"k": 5, "size": size, "crop_pct": crop}}
+        run.save()
+    for index, (size, crop) in enumerate(((24, 1.0), (24, 0.875))):
+        run = evaluation_run(tmp_path, f"e{index}", kind="knn", method="BYOL", top1=81.0)
+        run.manifest.config |= {"data": {"size": size, "crop_pct": crop}}
+        run.save()
+    found = {
+        table.title.split("k = 5")[1]: {row.method: row.n for row in table.rows}
+        for table in tables(tmp_path)
+    }
+    assert found == {
+        ", crop pct 1)": {"BYOL": 1, "INTL": 2},
+        ", crop pct 0.875)": {"BYOL": 1, "INTL": 1},
+        ", size 32, crop pct 1)": {"INTL": 1},
+    }
+
+
+def test_settings_of_neighbors_have_the_names_of_an_evaluation():
+    images = {field.name for field in dataclasses.fields(DataConfig)}
+    apart = {"epochs", "train", "test", "k"}  # how often, which images, how many neighbors
+    assert {field.name for field in dataclasses.fields(KnnConfig)} - apart <= images
+
+
+def test_protocols_are_told_apart_over_all_spellings_of_a_data_set(tmp_path):
+    names = ("imagenet", "imagenet1k", "ImageNet-1k", "imagenet")
+    for index, (name, momentum) in enumerate(zip(names, (0.9, 0.5, 0.9, 0.5), strict=True)):
+        top1 = {0.9: 70.0, 0.5: 60.0}[momentum]
+        run = evaluation_run(
+            tmp_path, f"{index}", dataset=name, backbone="resnet50", top1=top1, seed=index
+        )
+        run.manifest.config |= {"optim": {"momentum": momentum}}
+        run.save()
+    found = {
+        table.title.rsplit(", ")[-1]: table.rows[0].metrics["linear", "20 ep"].values
+        for table in tables(tmp_path)
+    }
+    assert found == {"momentum 0.5)": (60.0, 60.0), "momentum 0.9)": (70.0, 70.0)}
 
 
 def test_batch_norms_of_a_run_that_changed_its_processes(tmp_path):
