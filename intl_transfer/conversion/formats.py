@@ -191,6 +191,7 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
         format_stem=format_stem,
         sources=sources,
         sha256=sha256,
+        files=content.files,
     )
 
 

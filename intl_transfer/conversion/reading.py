@@ -59,6 +59,7 @@ class Content:
         odd: tensors without plain numbers, such as sparse ones, by name: their kind, and what to
             save instead.
         verifier: see :meth:`verify`.
+        files: others that were read for it: parts of a split checkpoint, configurations beside it.
     """
 
     path: Path
@@ -68,6 +69,16 @@ class Content:
     names: tuple[str, ...] = ()
     odd: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     verifier: Callable[[Iterable[Tensor]], None] = field(default=lambda tensors: None)
+    files: list[Path] = field(default_factory=list)
+
+    def beside(self, name: str) -> Path:
+        """A file in the same folder, from now on among those that are read.
+
+        Args:
+            name: of the file, which may be missing.
+        """
+        self.files.append(self.path.parent / name)
+        return self.files[-1]
 
     def verify(self, tensors: Iterable[Tensor]) -> None:
         """Verifies the checksums of the records that some tensors were read from.
@@ -119,14 +130,12 @@ def first_keys(values: Mapping[Any, Any]) -> str:
     return f"its first keys: {', '.join(list(map(str, values))[:5]) or 'none'}"
 
 
-def json_beside(path: Path, name: str) -> dict[str, Any]:
-    """The object in a small JSON file in the same folder; empty if there is none.
+def small_json(file: Path) -> dict[str, Any]:
+    """The object in a small JSON file; empty if there is none.
 
     Args:
-        path: of the checkpoint.
-        name: of the JSON file.
+        file: such as :meth:`Content.beside` gives it.
     """
-    file = path.parent / name
     try:
         if not file.is_file() or file.stat().st_size > _LONGEST_JSON:
             return {}
