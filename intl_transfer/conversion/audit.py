@@ -97,10 +97,13 @@ def has_small_stem(state: Mapping[str, Tensor]) -> bool:
     return state["conv1.weight"].shape == _SMALL_STEM
 
 
-def check_whole(state: Mapping[str, Tensor]) -> None:
+def check_whole(state: Mapping[str, Tensor]) -> str:
     """The part of the audit that needs only names: none missing, none unexpected.
 
     Accepts backbones for small images, which Detectron2 cannot use.
+
+    Returns:
+        The architecture.
 
     Raises:
         UserError: naming the first tensor that is missing or unknown.
@@ -108,6 +111,7 @@ def check_whole(state: Mapping[str, Tensor]) -> None:
     _check_kind(state)
     architecture = _architecture(state)
     _check_names(state, _shapes(architecture), architecture)
+    return architecture
 
 
 def _check_kind(state: Mapping[str, Tensor]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ class Backbone:
         sources: evidence for method, epochs, dataset, branch and stem, by the names in
             :data:`intl_transfer.conversion.evidence.FACTS`; for image preprocessing see
             ``settings``.
+        files: all that were read for it, the first is ``source_path``.
     """
 
     state: dict[str, Tensor]
@@ -71,6 +72,7 @@ class Backbone:
     label: str | None = None
     stem: Stem = "imagenet"
     sources: Mapping[str, Source] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
 
     @property
     def place(self) -> str:
@@ -131,6 +133,7 @@ def build_backbone(
     stem: Any = None,
     format_stem: Stem | None = None,
     sha256: str | None = None,
+    files: Iterable[Path] = (),
     **facts: Any,
 ) -> Backbone:
     """Checks a network and builds its record.
@@ -143,6 +146,7 @@ def build_backbone(
         stem: stated in the file, if it is.
         format_stem: type of a 3x3 stem in the format, if known.
         sha256: of the file; computed if None.
+        files: that were read beside it.
         facts: further fields of :class:`Backbone`.
 
     Raises:
@@ -164,7 +168,8 @@ def build_backbone(
     kept = earlier.get("stem") if stem is not None else None
     facts["sources"] = {**earlier, "stem": kept or source}
     digest = sha256 or sha256_file(path)
-    return Backbone(state, str(path.resolve()), digest, kind, dropped=dropped, **facts)
+    read = tuple(dict.fromkeys(str(file.resolve()) for file in (path, *files)))
+    return Backbone(state, read[0], digest, kind, dropped=dropped, files=read, **facts)
 
 
 def _behind(prefix: str) -> str:

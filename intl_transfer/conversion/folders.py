@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from intl_transfer.conversion.evidence import ASSUMED, configured, inferred
-from intl_transfer.conversion.reading import Content, json_beside, read_content, unwrapped
+from intl_transfer.conversion.reading import Content, read_content, small_json, unwrapped
 from intl_transfer.conversion.settings import IMAGENET, Settings, from_statistics
 from intl_transfer.data.statistics import Statistics
 from intl_transfer.errors import UserError
@@ -94,7 +94,7 @@ def read_sharded(index: Path) -> tuple[Content, str]:
     Raises:
         UserError: if a file or a tensor is missing.
     """
-    parts = json_beside(index, index.name).get("weight_map")
+    parts = small_json(index).get("weight_map")
     if not isinstance(parts, Mapping) or not parts:
         raise UserError(f"{index}: expected a 'weight_map' from tensors to files")
     names = sorted({str(name) for name in parts.values()})
@@ -116,7 +116,8 @@ def read_sharded(index: Path) -> tuple[Content, str]:
             f"{index}: {len(missing)} tensors are not in the files that it says: {missing[0]}"
         )
     digest = hashlib.sha256("".join(hashes).encode()).hexdigest()
-    return Content(index, dict(tensors), tensors), digest
+    files = [index.parent / name for name in names]
+    return Content(index, dict(tensors), tensors, files=files), digest
 
 
 def timm_settings(content: Content) -> Settings:
@@ -139,7 +140,7 @@ def timm_settings(content: Content) -> Settings:
                 f"{content.path} says that its network is '{given}', which has a ResNet's names "
                 f"and computes something else. Known: {', '.join(_TIMM)}"
             )
-    config = json_beside(content.path, _CONFIG)
+    config = small_json(content.beside(_CONFIG))
     name = config.get("architecture")
     if not isinstance(name, str):
         return IMAGENET
@@ -181,14 +182,14 @@ def transformers_settings(content: Content) -> Settings:
     Raises:
         UserError: if they specify anything that Detectron2's ResNet does not have.
     """
-    config = json_beside(content.path, _CONFIG)
+    config = small_json(content.beside(_CONFIG))
     where = content.path.parent / _CONFIG
     if config.get("hidden_act", "relu") != "relu":
         raise UserError(f"{where}: hidden_act={config['hidden_act']}; expected relu")
     if config.get("downsample_in_first_stage"):
         raise UserError(f"{where}: downsample_in_first_stage; a ResNet does not stride there")
     settings = IMAGENET
-    found = _prepared(json_beside(content.path, _PREPROCESSOR))
+    found = _prepared(small_json(content.beside(_PREPROCESSOR)))
     if found is not None:
         settings = replace(found, channels_source=inferred("transformers loads images as RGB"))
     stride = config.get("downsample_in_bottleneck")

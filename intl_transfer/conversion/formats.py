@@ -29,6 +29,7 @@ from intl_transfer.conversion.evidence import (
 )
 from intl_transfer.conversion.folders import network_file, read_sharded
 from intl_transfer.conversion.identify import shard
+from intl_transfer.conversion.layers import checked_layers
 from intl_transfer.conversion.reading import Content, first_keys, read_content, unwrapped
 from intl_transfer.conversion.refusals import count, refuse_odd, unknown
 from intl_transfer.conversion.settings import Settings, from_config
@@ -162,6 +163,9 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
         kind = "intl-transfer backbone"
         settings = own_settings(content.metadata.get("normalize"), path)
         stem, format_stem = content.metadata.get("stem"), FORMER_STEM
+    layers = checked_layers(content, state, adapter.prefix(content, branch))
+    if layers is not None:
+        settings, stem = layers.applied(settings), layers.stem
     method, run = origin_of(origin.get("method"), origin.get("pretrain_run"), path)
     sources: dict[str, Source] = {"branch": branch_source(adapter, branches, requested)}
     if method is not None:
@@ -191,6 +195,7 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
         format_stem=format_stem,
         sources=sources,
         sha256=sha256,
+        files=content.files,
     )
 
 

@@ -83,7 +83,7 @@ def convert(
     """
     source, out, given = Path(source), Path(out), given or CheckpointMetadata()
     to = format_of(out, to)
-    check_target(source, out, to)
+    check_target((source,), out, to)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -101,6 +101,7 @@ def _convert(
 ) -> dict[str, Any]:
     """The work of :func:`convert`, which holds the lock."""
     backbone = with_metadata(read_backbone(source, branch), given)
+    check_target(backbone.files, out, to)
     try:
         # Only a file with the stem in its metadata can contain a small one.
         small = out.suffix == ".safetensors" and to not in HUB

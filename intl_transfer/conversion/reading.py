@@ -18,7 +18,7 @@ from intl_transfer.conversion.identify import HEAD, first_words, odd_tensor, wha
 from intl_transfer.errors import UserError
 from intl_transfer.files.jsons import parse_json
 from intl_transfer.files.pickles import PickleError
-from intl_transfer.files.placeholders import Stored, module_state
+from intl_transfer.files.placeholders import Stored, module_state, modules_in
 from intl_transfer.files.torch_files import ZIP, Pickled, read_pickled
 
 _EXPECTED = "expected what torch.save or safetensors writes, or a pickle of numpy arrays"
@@ -59,6 +59,8 @@ class Content:
         odd: tensors without plain numbers, such as sparse ones, by name: their kind, and what to
             save instead.
         verifier: see :meth:`verify`.
+        modules: of networks that were pickled whole, with names such as those of tensors.
+        files: others that were read for it: parts of a split checkpoint, configurations beside it.
     """
 
     path: Path
@@ -68,6 +70,17 @@ class Content:
     names: tuple[str, ...] = ()
     odd: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     verifier: Callable[[Iterable[Tensor]], None] = field(default=lambda tensors: None)
+    modules: Mapping[str, Stored] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
+
+    def beside(self, name: str) -> Path:
+        """A file in the same folder, from now on among those that are read.
+
+        Args:
+            name: of the file, which may be missing.
+        """
+        self.files.append(self.path.parent / name)
+        return self.files[-1]
 
     def verify(self, tensors: Iterable[Tensor]) -> None:
         """Verifies the checksums of the records that some tensors were read from.
@@ -97,12 +110,12 @@ def read_content(path: Path, mmap: bool = True, verified: bool = False) -> Conte
     """
     found, metadata = _read(path, mmap, verified)
     _warn_of_programs(path, found.names)
-    values = _without_modules(found.value)
+    values, modules = _without_modules(found.value)
     if not isinstance(values, Mapping):
         raise UserError(f"{path}: expected a dictionary, found {_in_words(values)}")
     tensors = dict(_flat(values))
     odd = {name: tensors.pop(name) for name in list(tensors) if isinstance(tensors[name], tuple)}
-    return Content(path, values, tensors, metadata, found.names, odd, found.verify)
+    return Content(path, values, tensors, metadata, found.names, odd, found.verify, modules=modules)
 
 
 def unwrapped(name: str) -> str:
@@ -119,14 +132,12 @@ def first_keys(values: Mapping[Any, Any]) -> str:
     return f"its first keys: {', '.join(list(map(str, values))[:5]) or 'none'}"
 
 
-def json_beside(path: Path, name: str) -> dict[str, Any]:
-    """The object in a small JSON file in the same folder; empty if there is none.
+def small_json(file: Path) -> dict[str, Any]:
+    """The object in a small JSON file; empty if there is none.
 
     Args:
-        path: of the checkpoint.
-        name: of the JSON file.
+        file: such as :meth:`Content.beside` gives it.
     """
-    file = path.parent / name
     try:
         if not file.is_file() or file.stat().st_size > _LONGEST_JSON:
             return {}
@@ -222,17 +233,29 @@ def _in_words(value: Any) -> str:
     )
 
 
-def _without_modules(value: Any) -> Any:
-    """Replaces pickled modules by their state dicts."""
+def _without_modules(value: Any) -> tuple[Any, dict[str, Stored]]:
+    """Replaces pickled modules by their state dicts; also returns them by name."""
     state = module_state(value)
     if state is not None:
-        return state
+        return state, _named("", value)
     if not isinstance(value, Mapping):
-        return value
+        return value, {}
     stored = [key for key, inner in value.items() if isinstance(inner, Stored)]
     networks = {key: module_state(value[key]) for key in stored[:_MOST_NETWORKS]}
     networks = {key: state for key, state in networks.items() if state is not None}
-    return {key: networks.get(key, inner) for key, inner in value.items()} if networks else value
+    if not networks:
+        return value, {}
+    modules: dict[str, Stored] = {}
+    for key in networks:
+        modules |= _named(f"{key}/", value[key])
+    return {key: networks.get(key, inner) for key, inner in value.items()}, modules
+
+
+def _named(place: str, value: Any) -> dict[str, Stored]:
+    """The modules of a network, with names such as :func:`_flat` gives their tensors."""
+    modules = modules_in(value).items()
+    # Of a wrapper and what it wraps, which get one name, the inner one is last.
+    return {place + unwrapped(f"{name}.").removesuffix("."): part for name, part in modules}
 
 
 def _warn_of_programs(path: Path, names: tuple[str, ...]) -> None:

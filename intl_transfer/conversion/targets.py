@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from intl_transfer.conversion.adapters import WRITTEN
 from intl_transfer.conversion.formats import read_backbone
 from intl_transfer.conversion.hub import HUB, WEIGHTS, names_beside
 from intl_transfer.errors import UserError, did_you_mean
-from intl_transfer.runs import sha256_file
+from intl_transfer.runs import MANIFEST, sha256_file
 
 DETECTRON2, TORCHVISION = "detectron2", "torchvision"
 # Fields of a report that determine the output; equal fields mean an identical file.
@@ -65,13 +65,32 @@ def is_folder(out: Path, to: str) -> bool:
     return to in HUB and out.suffix == ".safetensors"
 
 
-def check_target(source: Path, out: Path, to: str) -> None:
-    """Refuses an invalid target before anything is read."""
+def check_target(sources: Iterable[str | Path], out: Path, to: str) -> None:
+    """Refuses an invalid target, with `--force`, too.
+
+    Args:
+        sources: files that the conversion reads: its source, and what lies beside it.
+        out: the file to write.
+        to: its format.
+
+    Raises:
+        UserError: if a file to write is a folder, one of the sources, or among those of a run.
+    """
+    read = [Path(source) for source in sources]
     for file in _files(out, to):
         if file.is_dir():
             raise UserError(f"{file} is a folder; expected the name of a file")
-        if file.exists() and source.exists() and file.samefile(source):
-            raise UserError(f"{file} is the source itself; give another name")
+        for source in read:
+            if file.exists() and source.exists() and file.samefile(source):
+                part = "the source itself" if source == read[0] else "read for the source"
+                raise UserError(f"{file} is {part}; give another name")
+    # Its checkpoints are in a folder of their own.
+    for folder in out.resolve().parents[:2]:
+        if (folder / MANIFEST).exists():
+            raise UserError(
+                f"{out} is in the directory of a run, {folder}, whose files are its record; "
+                "write to another folder"
+            )
 
 
 def converted_before(out: Path, report: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -148,10 +148,19 @@ def torchvision_network(
     network.fc = nn.Identity()
     network.load_state_dict(dict(state), strict=False)
     if settings.stride_in_1x1:
-        for layer in (network.layer2, network.layer3, network.layer4):
-            if hasattr(layer[0], "conv3"):
-                layer[0].conv1.stride, layer[0].conv2.stride = (2, 2), (1, 1)
+        stride_in_1x1(network)
     return network.eval()
+
+
+def stride_in_1x1(network: Any) -> None:
+    """Moves the strides of bottlenecks to their first 1x1 convolutions, as Caffe's have them.
+
+    Args:
+        network: torchvision's ResNet.
+    """
+    for layer in (network.layer2, network.layer3, network.layer4):
+        if hasattr(layer[0], "conv3"):
+            layer[0].conv1.stride, layer[0].conv2.stride = (2, 2), (1, 1)
 
 
 def torchvision_features(network: Any, images: Tensor) -> dict[str, Tensor]:

@@ -102,17 +102,34 @@ def module_state(value: Any) -> OrderedDict[str, Tensor] | None:
     Returns:
         Parameters and persistent buffers; None for anything but a network.
     """
-    if not _is_module(value):
+    modules = modules_in(value)
+    if not modules:
         return None
     found: OrderedDict[str, Tensor] = OrderedDict()
-    waiting = [("", value, frozenset({id(value)}))]
+    for place, module in modules.items():
+        behind = f"{place}." if place else ""
+        found.update((behind + name, tensor) for name, tensor in _tensors(module))
+    return found
+
+
+def modules_in(value: Any) -> dict[str, Stored]:
+    """The modules of a pickled network, named as in its ``named_modules()``, itself as ``""``.
+
+    Args:
+        value: as read.
+
+    Returns:
+        In the order of their registration; none for anything but a network.
+    """
+    found: dict[str, Stored] = {}
+    waiting = [("", value, frozenset({id(value)}))] if _is_module(value) else []
     for _ in range(_MOST_MODULES):  # circular networks would have infinitely many names
         if not waiting:
             break
         place, module, above = waiting.pop()
-        found.update((place + name, tensor) for name, tensor in _tensors(module))
+        found[place] = module
         inner = [
-            (f"{place}{name}.", part, above | {id(part)})
+            (f"{place}.{name}" if place else str(name), part, above | {id(part)})
             for name, part in _members(module, "_modules")
             if _is_module(part) and id(part) not in above and len(above) < _DEEPEST
         ]

@@ -284,6 +284,75 @@ def test_the_source_is_never_replaced(tmp_path):
     assert file.read_bytes() == before
 
 
+def sharded_folder(folder):
+    """As `save_pretrained` splits a network, with configurations beside it."""
+    folder.mkdir()
+    parts = {name: {} for name in ("a.safetensors", "b.safetensors")}
+    for index, (key, value) in enumerate(backbone_state().items()):
+        parts[("a.safetensors", "b.safetensors")[index % 2]][key] = value
+    for name, part in parts.items():
+        save_file(part, folder / name)
+    owners = {key: name for name, part in parts.items() for key in part}
+    index = {"metadata": {}, "weight_map": owners}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def detectors_folder(folder):
+    """As Detectron2 trains a detector elsewhere: `model_final.pth` beside `config.yaml`."""
+    folder.mkdir()
+    state = {f"backbone.{k}": v for k, v in to_detectron2(backbone_state()).items()}
+    torch.save({"model": state}, folder / "model_final.pth")
+    (folder / "config.yaml").write_text(
+        "INPUT: {FORMAT: RGB}\nMODEL:\n  PIXEL_MEAN: [1, 2, 3]\n  PIXEL_STD: [1, 1, 1]\n"
+        "  RESNETS: {STRIDE_IN_1X1: false}\n"
+    )
+    return folder / "model_final.pth"
+
+
+def timms_folder(folder):
+    folder.mkdir()
+    save_file(backbone_state(), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"architecture": "resnet18"}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("make", "out"),
+    [
+        (timms_folder, "model.safetensors"),
+        (timms_folder, "config.pth"),  # whose report is config.json
+        (sharded_folder, "b.safetensors"),
+        (sharded_folder, "model.safetensors.index.pth"),
+        (detectors_folder, "config.pth"),  # whose settings are config.yaml
+    ],
+)
+def test_no_file_that_is_read_is_replaced(tmp_path, make, out):
+    source = make(tmp_path / "in")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "in").iterdir()}
+    with pytest.raises(UserError, match=r"is (the source itself|read for the source); give"):
+        convert(source, tmp_path / "in" / out, force=True)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "in").iterdir()} == before
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "detection"])
+@pytest.mark.parametrize(
+    "out", ["backbone.safetensors", "model_final.pth", "results.safetensors", "checkpoints/x.pth"]
+)
+def test_nothing_is_written_among_a_runs_files(tmp_path, stage, out):
+    run = start_run(tmp_path / "run", stage=stage)
+    save_file(backbone_state(), run.path / "backbone.safetensors")
+    state = {f"backbone.{k}": v for k, v in to_detectron2(backbone_state()).items()}
+    torch.save({"model": state}, run.path / "model_final.pth")
+    (run.path / "checkpoints").mkdir(exist_ok=True)
+    (run.path / "results.json").write_text("{}")
+    before = {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
+    for source in (run.path, run.path / "backbone.safetensors"):
+        with pytest.raises(UserError, match=r"is in the directory of a run|the source itself"):
+            convert(source, run.path / out, force=True)
+    assert {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()} == before
+
+
 def test_places_that_cannot_be_written(tmp_path):
     file = saved(tmp_path / "in.pth", backbone_state())
     (tmp_path / "folder.pth").mkdir()

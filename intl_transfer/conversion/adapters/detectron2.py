@@ -73,7 +73,7 @@ class Detectron2:
 
     def settings(self, content: Content) -> Settings:
         """See the module."""
-        beside = _beside(content.path.parent / "config.yaml")
+        beside = _beside(content.beside("config.yaml"))
         if beside is not None:
             return beside
         if _folded(_tensors(content)):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from intl_transfer.conversion.adapters.base import ANY, ONLINE, TARGET, Layout
 from intl_transfer.conversion.evidence import Fact, configured
-from intl_transfer.conversion.reading import Content, json_beside
+from intl_transfer.conversion.reading import Content, small_json
 from intl_transfer.files.placeholders import plain
 
 LIGHTNING = "pytorch-lightning_version"
@@ -41,7 +41,7 @@ def _method(content: Content) -> Fact | None:
     kept = plain(content.values.get("hyper_parameters"))
     where = "hyper_parameters"
     if not isinstance(kept, dict):
-        kept, where = json_beside(content.path, "args.json"), "args.json beside the file"
+        kept, where = small_json(content.beside("args.json")), "args.json beside the file"
     inner = plain(kept.get("cfg"))
     name = plain((inner if isinstance(inner, dict) else kept).get("method"))
     # Other people's code has a setting of this name as well, for anything.
