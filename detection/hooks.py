@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from fvcore.nn.precise_bn import update_bn_stats
@@ -56,6 +56,21 @@ class _Hook(HookBase):
     """A hook of this project's trainer."""
 
     trainer: Trainer  # set when the training begins
+
+
+class LRScheduler(hooks.LRScheduler):
+    """Detectron2's, which continues under the learning rates of this session's configuration.
+
+    Its own also restores the base rates and, with the optimizer's settings, the last iteration's: a
+    run continued with another ``SOLVER.BASE_LR`` would go on with the one that it began with.
+    """
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores the position in the schedule, and sets the rates there."""
+        scheduler = self.scheduler
+        scheduler.last_epoch = state["last_epoch"]
+        for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_lr(), strict=True):
+            group["lr"] = rate
 
 
 class Seeds(_Hook):

@@ -27,6 +27,7 @@ from detection.hooks import (
     Checkpoints,
     Costs,
     Evaluation,
+    LRScheduler,
     PreciseStatistics,
     Seeds,
     moving_averages,
@@ -37,6 +38,7 @@ from detection.roi_heads import Res5ROIHeadsExtraNorm
 from detection.stream import TrainingStream, build_stream
 from detection.weights import read_weights
 from detection.writers import writers
+from intl_transfer.optim import load_optimizer
 from intl_transfer.runs import RunDirectory, write_atomically
 from intl_transfer.runs.architectures import architecture
 from intl_transfer.runs.finite import require_finite
@@ -178,7 +180,7 @@ class Trainer(DefaultTrainer):
         built: list[HookBase] = [
             hooks.IterationTimer(),
             Seeds(cfg.SEED),
-            hooks.LRScheduler(),
+            LRScheduler(),
             self.costs,
         ]
         if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
@@ -218,10 +220,13 @@ class Trainer(DefaultTrainer):
         return {**state, **({"moving_averages": kept} if kept else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what :meth:`state_dict` returned."""
-        TrainerBase.load_state_dict(self, state_dict)
+        """Restores what :meth:`state_dict` returned, under this session's settings."""
+        TrainerBase.load_state_dict(self, state_dict)  # the hook of the rates among it
         for name, part in self._parts().items():
-            part.load_state_dict(state_dict[name])
+            if name == "optimizer":
+                load_optimizer(part, state_dict[name])
+            else:
+                part.load_state_dict(state_dict[name])
         set_moving_averages(self.model, state_dict.get("moving_averages", {}))
 
     def _parts(self) -> dict[str, Any]:

@@ -4,6 +4,8 @@ import contextlib
 import pickle
 
 import torch
+from detectron2.solver import build_lr_scheduler
+from detectron2.utils.events import EventStorage
 
 from detection.config import load_config
 from detection.session import not_finite
@@ -41,6 +43,58 @@ def test_a_checkpoint_holds_the_optimizer_and_the_scaler(registered, tmp_path):
     assert states[0].keys() == states[1].keys()
     for number, state in states[0].items():
         assert torch.equal(state["momentum_buffer"], states[1][number]["momentum_buffer"])
+
+
+def test_a_continued_run_follows_its_own_rate_momentum_and_decay(registered, tmp_path):
+    """At the rates of Detectron2's schedule, by the formula of SGD."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    schedule = ["SOLVER.MAX_ITER", "8", "SOLVER.WARMUP_ITERS", "4"]
+    schedule += ["SOLVER.CLIP_GRADIENTS.ENABLED", "False"]
+    begun = trainer_of(folder, *schedule, "SOLVER.BASE_LR", "0.02")
+    rates = begun._hooks[2]
+    rates.before_train()
+
+    def step(trainer, value):
+        for parameter in trainer.model.parameters():
+            parameter.grad = torch.full_like(parameter, value)
+        trainer.optimizer.step()
+
+    with EventStorage() as begun.storage:
+        step(begun, 1.0)
+        rates.after_step()
+    begun.checkpointer.save("model_0000000", iteration=0)
+
+    new = ["SOLVER.BASE_LR", "0.5", "SOLVER.WEIGHT_DECAY", "0.3", "SOLVER.MOMENTUM", "0.1"]
+    cfg = load_config("shapes_voc_R18_C4", [*TINY, *schedule, *new])
+    sgd = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
+    expected = build_lr_scheduler(cfg, sgd)
+    sgd.step()
+    expected.step()
+    (rate,) = expected.get_last_lr()
+
+    continued = trainer_of(folder, *schedule, *new)
+    continued.load(folder / "model_0000000.pth")
+    assert {group["lr"] for group in continued.optimizer.param_groups} == {rate}
+    assert set(continued.scheduler.base_lrs) == {0.5}
+    decays = {
+        parameter: group["weight_decay"]
+        for group in continued.optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert set(decays.values()) == {0.3, 0.0}
+    states = begun.optimizer.state, continued.optimizer.state
+    buffers = [{p: s["momentum_buffer"].double() for p, s in state.items()} for state in states]
+    weights = {p: p.detach().double() for p in decays}
+    assert all(map(torch.equal, buffers[0].values(), buffers[1].values()))
+    step(continued, -2.0)
+    for parameter, decay in decays.items():
+        before = weights[parameter]
+        moved = before - rate * (0.1 * buffers[1][parameter] - 2.0 + decay * before)
+        torch.testing.assert_close(parameter.detach().double(), moved, rtol=1e-5, atol=1e-6)
+    continued.scheduler.step()
+    expected.step()
+    assert set(continued.scheduler.get_lr()) == set(expected.get_last_lr())
 
 
 def test_gradients_are_clipped_where_it_is_asked_for(registered, tmp_path):
