@@ -18,6 +18,7 @@ from intl_transfer.runs.changes import as_begun
 from intl_transfer.runs.controls import ControlConfig
 from intl_transfer.runs.settings import identity
 from slurm import launch_detection
+from slurm.configs import config_of_job
 from slurm.executors import with_sources
 from slurm.ledger import WEIGHTS, Job
 from slurm.module import command as of_module
@@ -176,13 +177,11 @@ class Classification:
         decided = {**identity("evaluation", dataclasses.asdict(settings)), "seed": seed}
         if rate is not None:
             decided["optim.lr"] = rate
-        # A name refers to the copy of the sources, which does not change.
-        named = str(Path(config).resolve()) if Path(config).is_file() else config
         overrides = [*evaluation.overrides, f"seed={seed}"]
         if rate is not None:
             overrides.append(f"optim.lr={rate:g}")
         command = [*of_module(code, "intl_transfer"), "evaluate"]
-        command += ["--weights", weights, "--config", named]
+        command += ["--weights", weights, "--config", config_of_job(code, "evaluation", config)]
         command += ["--output-dir", str(folder)]
         command += [
             *fitting(settings.data.workers, "data.workers", overrides, requested),

@@ -31,6 +31,7 @@ from intl_transfer.errors import UserError
 from intl_transfer.runs import read_manifest
 from intl_transfer.runs.config import resolve_config
 from intl_transfer.runs.settings import identity
+from slurm.configs import config_of_job
 from slurm.convert import command as conversion
 from slurm.executors import (
     SEEDS_HELP,
@@ -226,14 +227,10 @@ def fine_tuning(
         code: the sources to run.
         title: the job's name.
     """
-    # A name refers to the copy of the sources, which does not change.
-    named = config
-    if not any((CONFIGS / name).is_file() for name in (config, f"{config}.yaml")):
-        named = str(Path(config).resolve())
     command = [
         sys.executable,
         str(code / "detection" / "train_net.py"),
-        *("--config", named),
+        *("--config", config_of_job(code, "detection", config)),
         *("--weights", weights),
         *("--seed", str(seed)),
         *("--output-dir", str(folder)),

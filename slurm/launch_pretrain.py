@@ -31,6 +31,7 @@ from intl_transfer.runs.config import config_name, load_config
 from intl_transfer.runs.settings import identity
 from pretrain.checks import check
 from pretrain.config import PretrainConfig
+from slurm.configs import config_of_job
 from slurm.executors import (
     SEEDS_HELP,
     batch_script,
@@ -142,12 +143,10 @@ def pretraining(
     if begun := as_begun(folder, "pretrain"):
         configs = ROOT / "configs" / "pretrain"
         resolved = load_config(PretrainConfig, config, overrides, configs, begun)
-    # A name refers to the copy of the sources, which does not change.
-    named = str(Path(config).resolve()) if Path(config).is_file() else config
     command = [
         sys.executable,
         str(code / "pretrain" / "train.py"),
-        *("--config", named),
+        *("--config", config_of_job(code, "pretrain", config)),
         *("--output-dir", str(folder)),
         *fitting(resolved.data.workers, "data.workers", overrides, requested),
         *overrides,
