@@ -7,13 +7,17 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from intl_transfer.cli import main
 from intl_transfer.conversion import command as convert_command
 from intl_transfer.conversion import convert, read_backbone
 from intl_transfer.conversion.adapters.mm_config import parsed
-from intl_transfer.conversion.pipeline import CheckpointMetadata
+from intl_transfer.conversion.pipeline import CheckpointMetadata, with_metadata
+from intl_transfer.errors import UserError
 from intl_transfer.evaluation import command as evaluate_command
+from intl_transfer.evaluation.backbone import load_evaluated_backbone
+from intl_transfer.evaluation.config import ModelConfig
 from intl_transfer.results.grouping import INFERRED_NOTE
 from intl_transfer.runs.records import Initialization, Provenance
 from tests.conversion.layouts import LAYOUTS, behind, head, small_state
@@ -181,6 +185,83 @@ def test_evidence_is_no_better_for_being_converted(tmp_path, capsys):
     )
     begun.provenance = Provenance.of(report["provenance"], "report")
     assert not begun.method_is_inferred
+
+
+CIFAR = "mean=[125.307, 122.961, 113.8575], std=[62.985, 62.0925, 66.708]"
+TOLD_OF_A_FILE = [
+    ({"pixels": "unit"}, r"--pixels unit: .*in\.pth already states RGB, mean \[125\.307, .*omit"),
+    ({"pixels": "caffe"}, r"--pixels caffe: .*already states RGB, mean.*omit --pixels"),
+    ({"method": "SimSiam"}, r"--method 'SimSiam': .* already states BYOL, .*model\.type=BYOL"),
+    ({"epochs": 4}, r"--epochs 4: .* already states 5, .*meta\.epoch"),
+    ({"pixels": "cifar10", "method": "BYOL", "epochs": 5}, None),
+]
+
+
+@pytest.mark.parametrize(("told", "message"), TOLD_OF_A_FILE)
+def test_what_a_file_states_is_not_overridden(tmp_path, told, message):
+    """By none of the commands; the same value is no contradiction, and no weaker for it."""
+    preprocessor = f"data_preprocessor=dict({CIFAR}, to_rgb=True)"
+    values = {
+        "meta": {"epoch": 5, "cfg": f"model = dict(type='BYOL', {preprocessor})"},
+        "state_dict": behind("backbone.", backbone_state()),
+    }
+    file, given = saved(tmp_path / "in.pth", values), CheckpointMetadata(**told)
+    if message is not None:
+        for read in (
+            lambda: convert(file, tmp_path / "out.safetensors", given=given),
+            lambda: load_evaluated_backbone(str(file), ModelConfig(), given=given),
+        ):
+            with pytest.raises(UserError, match=message):
+                read()
+        return
+    before = read_backbone(file)
+    after = with_metadata(before, given)
+    assert (after.settings.pixel_std, after.method) == ((62.985, 62.0925, 66.708), "BYOL")
+    facts = levels(after)
+    assert facts == levels(before) | {"strides": TOLD}  # which the file does not state
+    assert {facts[fact] for fact in ("pixels", "channels", "method")} == {READ}
+    assert after.pretrain_run["epochs"] == 5
+
+
+@pytest.mark.parametrize(("pixels", "channels"), [("imagenet", "RGB"), ("caffe", "BGR")])
+def test_only_what_is_known_can_be_contradicted(tmp_path, pixels, channels):
+    """Statistics that a preprocessor states without an order of channels, which is the user's."""
+    statistics = {
+        "imagenet": "mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]",
+        "caffe": "mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0]",
+    }
+    text = f"model = dict(data_preprocessor=dict({statistics[pixels]}))"
+    values = {"meta": {"cfg": text}, "state_dict": behind("backbone.", ONLINE)}
+    found = read_backbone(saved(tmp_path / "in.pth", values))
+    told = with_metadata(found, CheckpointMetadata(pixels=pixels)).settings
+    assert told.channels == channels
+    assert (told.pixels_source.level, told.channels_source.level) == (READ, TOLD)
+
+
+@pytest.mark.parametrize("run", [{"id": "7", "name": "mine"}, {"id": "7"}])
+def test_a_run_without_a_name_is_called_by_its_id(tmp_path, run):
+    facts = {"pretrain_run": json.dumps(run), "method": "INTL"}
+    save_file(backbone_state(), tmp_path / "in.safetensors", facts)
+    named = "'mine'" if "name" in run else "7"
+    with pytest.raises(UserError, match=rf"is from run {named}; leave --name"):
+        convert(
+            tmp_path / "in.safetensors", tmp_path / "o.pth", given=CheckpointMetadata(name="other")
+        )
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"epochs": 0}, r"--epochs 0: expected .* 1 or more"),
+        ({"epochs": -5}, r"--epochs -5: expected"),
+        ({"method": ""}, r"--method '': expected a name"),
+        ({"name": " "}, r"--name ' ': expected a name"),
+    ],
+)
+def test_values_that_say_nothing_are_refused(tmp_path, told, message):
+    file = saved(tmp_path / "in.pth", ONLINE)
+    with pytest.raises(UserError, match=message):
+        with_metadata(read_backbone(file), CheckpointMetadata(**told))
 
 
 def test_what_it_was_pretrained_on_is_said_by_one_option_everywhere():
