@@ -157,7 +157,7 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
     settings = _settings_stated(content, recorded["config"]) or adapter.settings(content)
     known = recorded["provenance"].get("stem_source") is not None  # else it was assumed
     stem = recorded["provenance"].get("stem") if known else None
-    format_stem = adapter.small_stem
+    format_stem = adapter.small_stem(content)
     before = evidence_before(recorded["provenance"])
     if "pretrain_run" in content.metadata:
         kind = "intl-transfer backbone"

@@ -98,6 +98,16 @@ def head(*names: str) -> State:
     return {name: torch.ones(2, 2) for name in names}
 
 
+def projector(prefix: str) -> State:
+    """As INTL's paper describes it: three linear layers, the last alone without norm, with bias."""
+    dims, layers = (4, 3, 3, 2), []
+    for index in range(2):
+        layers.append(torch.nn.Linear(dims[index], dims[index + 1], bias=False))
+        layers += [torch.nn.BatchNorm1d(dims[index + 1]), torch.nn.ReLU()]
+    layers.append(torch.nn.Linear(*dims[2:]))
+    return behind(prefix, torch.nn.Sequential(*layers).state_dict())
+
+
 OPTIMIZER = {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}
 
 
@@ -359,15 +369,14 @@ LAYOUTS: dict[str, Made] = {
             {
                 **behind("module.backbone.", q),
                 **behind("module.momentum_backbone.", k),
-                **head("module.projection.0.weight", "module.momentum_projection.0.weight"),
+                **projector("module.projection."),
+                **projector("module.momentum_projection."),
             }
         ),
         *("INTL's authors", "INTL + EMA", BOTH),
     ),
     "intl_authors_plain": Made(
-        lambda q, k: _trained(
-            {**behind("module.backbone.", q), **head("module.projection.0.weight")}
-        ),
+        lambda q, k: _trained({**behind("module.backbone.", q), **projector("module.projection.")}),
         *("INTL's authors", "INTL"),
     ),
     "detectron2": Made(

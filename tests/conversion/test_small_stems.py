@@ -18,6 +18,7 @@ from intl_transfer.data.statistics import STATISTICS, Statistics, statistics_of
 from intl_transfer.errors import UserError
 from intl_transfer.evaluation.backbone import load_evaluated_backbone
 from intl_transfer.evaluation.config import ModelConfig
+from tests.conversion.layouts import projector
 
 CIFAR10 = STATISTICS["cifar10"]
 
@@ -64,7 +65,7 @@ def checkpoint(networks, tmp_path_factory):
     for prefix, network in zip(("backbone", "momentum_backbone"), networks, strict=True):
         state |= {f"module.{prefix}.{k}": v for k, v in network.state_dict().items()}
         head = "projection" if prefix == "backbone" else "momentum_projection"
-        state |= {f"module.{head}.0.weight": torch.ones(4, 512)}
+        state |= projector(f"module.{head}.")
     file = tmp_path_factory.mktemp("authors") / "ckpt_INTL_Cifar.pth.tar"
     torch.save({"epoch": 1000, "arch": "resnet18", "state_dict": state, "optimizer": {}}, file)
     return file

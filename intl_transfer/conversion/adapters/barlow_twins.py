@@ -14,5 +14,6 @@ LAYOUT = Layout(
     "model/module.backbone.",
     required_keys=(rf"^{ANY}projector\.0\.weight$", rf"^{ANY}bn\.running_mean$"),
     method_name="Barlow Twins",
-    only=(r"projector\.", r"bn\."),
+    # Three linear layers without biases.
+    only=(r"projector\.(?:[036]\.weight|[14]\.\w+)$", r"bn\.(?:running_\w+|num_batches_tracked)$"),
 )

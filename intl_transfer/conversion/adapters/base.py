@@ -110,9 +110,8 @@ class Adapter(Protocol):
     def settings(self, content: Content) -> Settings:
         """The network's image preprocessing."""
 
-    @property
-    def small_stem(self) -> Stem | None:
-        """The type of a 3x3 stem in this format, if known."""
+    def small_stem(self, content: Content) -> Stem | None:
+        """The type of a file's 3x3 stem in this format, if known."""
 
 
 @dataclass(frozen=True)
@@ -130,12 +129,16 @@ class Layout:
             numbers differ, it is another network, and the file does not have this format.
         method_name: the method: a name, then inferred from tensor names, or a function that finds
             it.
-        only: patterns of the method's tensors outside its networks: a file with others is of
-            another method derived from its code. None: not checked.
-        exact: a file with tensors beyond :attr:`only` does not have this format.
+        only: patterns of the method's tensors outside its networks, by the layers of its heads: a
+            file with others is of another method that has its names. None: not checked.
+        head: the same of the tensors that its networks have beside the ResNet.
+        needs: patterns of which each must match a tensor outside the networks, or a file is not
+            the method's: networks alone have common names.
+        exact: a file that differs in :attr:`only`, :attr:`head` or :attr:`needs` does not have
+            this format.
         pixels: image preprocessing, or a function that finds it.
         naming: for writing.
-        small_stem: the type of a 3x3 stem in this format, if known.
+        stem: the type of a 3x3 stem in files of the method, if known.
     """
 
     name: str
@@ -146,15 +149,17 @@ class Layout:
     duplicate_prefix: str | None = None
     method_name: str | Callable[[Content], str | Fact | None] | None = None
     only: tuple[str, ...] | None = None
+    head: tuple[str, ...] | None = None
+    needs: tuple[str, ...] = ()
     exact: bool = False
     pixels: Settings | Callable[[Content], Settings] = IMAGENET
     naming: Naming = field(default=TORCHVISION)
-    small_stem: Stem | None = None
+    stem: Stem | None = None
 
     def find(self, content: Content) -> dict[str, Place]:
         """Branch to place; empty if the file has another format."""
         found = self._places(content)
-        return {} if self.exact and self._has_more(content, found) else found
+        return {} if self.exact and not self._is_methods(content, found) else found
 
     def _places(self, content: Content) -> dict[str, Place]:
         if not all(key in content.values for key in self.top):
@@ -208,25 +213,49 @@ class Layout:
         found = self.method_name(content) if callable(self.method_name) else self.method_name
         if not isinstance(found, str):
             return found
-        if self._has_more(content, self.find(content)):
+        places = self.find(content)
+        # A moving average alone may be any method's.
+        if (ONLINE in self.places and ONLINE not in places) or not self._is_methods(
+            content, places
+        ):
             return None
         return Fact(found, inferred(f"as {self.name} has them"))
 
-    def _has_more(self, content: Content, found: Mapping[str, Place]) -> bool:
-        """Whether the file has modules that the method does not have."""
-        if self.only is None:
-            return False
+    def _is_methods(self, content: Content, found: Mapping[str, Place]) -> bool:
+        """Whether the file has the method's modules, and no others."""
+        if self.only is None and self.head is None and not self.needs:
+            return True
         beside = {name for place in found.values() for name in place.read(content.tensors)[1]}
         # Of a network without a name of its own, nothing beside it is a part.
-        prefixes = [p.prefix for p in places_in(content.tensors)]
-        networks = tuple(p.rpartition("/")[2] for p in prefixes if not re.fullmatch(ANY, p))
-        names = (re.sub(rf"^{ANY}", "", n) for n in beside if not n.startswith(networks))
-        known = re.compile("|".join(self.only) or r"\Z")
-        return not all(known.match(name) for name in names)
+        networks = {
+            place.prefix.rpartition("/")[2]: place.naming
+            for place in places_in(content.tensors)
+            if not re.fullmatch(ANY, place.prefix)
+        }
+        inside = [(n[len(p) :], p) for n in beside for p in networks if n.startswith(p)]
+        heads = [name for name, p in inside if networks[p].to_torchvision(name) is None]
+        names = [re.sub(rf"^{ANY}", "", n) for n in beside if not n.startswith(tuple(networks))]
+        return (
+            _are_all_of(names, self.only)
+            and _are_all_of(heads, self.head)
+            and all(any(re.search(need, name) for name in names) for need in self.needs)
+        )
+
+    def small_stem(self, content: Content) -> Stem | None:
+        """See :class:`Adapter`."""
+        return self.stem if self._is_methods(content, self.find(content)) else None
 
     def settings(self, content: Content) -> Settings:
         """See :class:`Adapter`."""
         return self.pixels(content) if callable(self.pixels) else self.pixels
+
+
+def _are_all_of(names: Iterable[str], patterns: tuple[str, ...] | None) -> bool:
+    """Whether each name begins as one of the patterns; without any, nothing is checked."""
+    if patterns is None:
+        return True
+    known = re.compile("|".join(patterns) or r"\Z")
+    return all(known.match(name) for name in names)
 
 
 def _are_equal(content: Content, one: Place, other: Place) -> bool:

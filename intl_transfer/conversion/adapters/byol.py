@@ -14,6 +14,7 @@ from intl_transfer.conversion.namings import SEQUENTIAL
 from intl_transfer.conversion.settings import UNIT
 
 _NETWORK = r"(?:_encoder|_network|_net|_backbone)?\.(?:(?:net|encoder|backbone|0)\.)?"
+_HEAD = r"(?:projector|projection|projetion|predictor)\."
 
 LAYOUT = Layout(
     "BYOL",
@@ -22,7 +23,12 @@ LAYOUT = Layout(
     required_keys=(rf"^{ANY}online",),
     duplicate_prefix=rf"{ANY}(?:net|backbone)\.",
     method_name="BYOL",
-    only=(r"(?:online|target)_?\w*\.", r"predictor\.", r"(?:net|backbone)\."),
+    only=(
+        rf"(?:online|target)_(?:(?:encoder|network)\.)?{_HEAD}",
+        r"predictor\.",
+        r"(?:net|backbone)\.",
+    ),
+    needs=(r"predictor\.",),
     naming=SEQUENTIAL,
 )
 IN_DICTIONARIES = Layout(

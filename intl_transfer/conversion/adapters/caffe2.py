@@ -21,6 +21,7 @@ from intl_transfer.conversion.evidence import Fact, inferred
 from intl_transfer.conversion.reading import Content
 from intl_transfer.conversion.settings import CAFFE, Settings
 from intl_transfer.errors import UserError
+from intl_transfer.models import Stem
 
 _EPSILON = 1e-5
 _BLOCK = re.compile(r"res([2-5])_(\d+)_branch(1|2[abc])_(w|bn_\w+)")
@@ -42,7 +43,6 @@ class Caffe2:
     """See :class:`intl_transfer.conversion.adapters.base.Adapter`."""
 
     name = "Caffe2"
-    small_stem = None
 
     def branches(self, content: Content) -> list[str]:
         """One network."""
@@ -90,6 +90,10 @@ class Caffe2:
 
     def method(self, content: Content) -> Fact | None:
         """Not known."""
+        return None
+
+    def small_stem(self, content: Content) -> Stem | None:
+        """It has none."""
         return None
 
     def settings(self, content: Content) -> Settings:

@@ -16,5 +16,5 @@ LAYOUT = Layout(
     required_keys=(r"(?:^|[./])queue2$",),
     duplicate_prefix=rf"{ANY}backbone\.",
     method_name="DenseCL",
-    only=(r"encoder_[qk]\.1\.", r"queue2?(?:_ptr)?$"),
+    only=(r"encoder_[qk]\.1\.mlp2?\.[02]\.", r"queue2?(?:_ptr)?$"),
 )

@@ -29,6 +29,7 @@ from intl_transfer.conversion.reading import Content
 from intl_transfer.conversion.settings import CAFFE, IMAGENET, Settings, from_config
 from intl_transfer.errors import UserError
 from intl_transfer.files.yamls import read_yaml
+from intl_transfer.models import Stem
 
 _WRAPPERS = re.compile(r"^(?:module\.)+")
 _OF_A_DETECTOR = re.compile(r"(?:backbone\.bottom_up\.|backbone\.|roi_heads\.)?")
@@ -38,7 +39,6 @@ class Detectron2:
     """See :class:`intl_transfer.conversion.adapters.base.Adapter`."""
 
     name = "Detectron2"
-    small_stem = None
 
     def branches(self, content: Content) -> list[str]:
         """A detector has one network; its moving average may be in another dictionary."""
@@ -69,6 +69,10 @@ class Detectron2:
 
     def method(self, content: Content) -> Fact | None:
         """Unknown; files of this project state it elsewhere."""
+        return None
+
+    def small_stem(self, content: Content) -> Stem | None:
+        """It has none."""
         return None
 
     def settings(self, content: Content) -> Settings:

@@ -3,7 +3,8 @@
 ``state_dict/module.encoder_q.*`` is the trained encoder, ``module.encoder_k.*`` its moving average;
 the queue and the heads (``fc``) are left out. By default the trained one, as the authors' own
 converter takes it. The version is inferred from the head: one linear layer, or two with a ReLU.
-Many later methods keep these names; a file with further modules is not called MoCo.
+Many later methods keep these names; a file with further modules or layers, or without a queue, is
+not called MoCo.
 """
 
 from __future__ import annotations
@@ -26,4 +27,6 @@ LAYOUT = Layout(
     required_keys=(r"encoder_q\.",),
     method_name=_version,
     only=(r"queue$", r"queue_ptr$"),
+    head=(r"fc\.(?:[02]\.)?(?:weight|bias)$",),
+    needs=(r"^queue$",),
 )

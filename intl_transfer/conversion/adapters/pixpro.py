@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from intl_transfer.conversion.adapters.base import ANY, ONLINE, TARGET, Layout
 
+_LAYERS = r"(?:linear[12]|bn1)\."
+
 LAYOUT = Layout(
     "PixPro",
     {ONLINE: rf"{ANY}encoder\.", TARGET: rf"{ANY}encoder_k\."},
     "model/module.encoder.",
-    required_keys=(r"(?:encoder_k|projector_k)\.",),
+    required_keys=(rf"^{ANY}encoder\.", r"(?:encoder_k|projector_k)\."),
     method_name="PixPro",
-    only=(r"projector(?:_instance)?(?:_k)?\.", r"value_trans\w*\.", r"predictor\."),
+    only=(
+        rf"(?:projector(?:_instance)?(?:_k)?|predictor|value_transform)\.{_LAYERS}",
+        r"value_transform\.(?:weight|bias)$",
+    ),
+    needs=(r"^projector\.",),
 )

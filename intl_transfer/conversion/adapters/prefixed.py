@@ -15,13 +15,13 @@ from intl_transfer.conversion.evidence import Fact
 from intl_transfer.conversion.folders import timm_settings
 from intl_transfer.conversion.reading import Content
 from intl_transfer.conversion.settings import Settings
+from intl_transfer.models import Stem
 
 
 class Prefixed:
     """See :class:`intl_transfer.conversion.adapters.base.Adapter`."""
 
     name = "a ResNet behind a prefix"
-    small_stem = None
 
     def find(self, content: Content) -> dict[str, Place]:
         """Prefix to place."""
@@ -44,6 +44,10 @@ class Prefixed:
         return self.find(content)[branch].prefix
 
     def method(self, content: Content) -> Fact | None:
+        """Not known."""
+        return None
+
+    def small_stem(self, content: Content) -> Stem | None:
         """Not known."""
         return None
 

@@ -28,6 +28,7 @@ HEAD_INSIDE = Layout(
     method_name="SimCLR",
     pixels=_PIXELS,
     only=(),
+    head=(r"fc\.[02]\.(?:weight|bias)$",),
     exact=True,
 )
 HEAD_BESIDE = Layout(

@@ -13,6 +13,7 @@ LAYOUT = Layout(
     "state_dict/module.encoder.",
     required_keys=(rf"^{ANY}predictor\.\d",),
     method_name="SimSiam",
-    only=(r"predictor\.[013]\.",),
+    only=(r"predictor\.(?:[03]\.weight|3\.bias|1\.\w+)$",),
+    head=(r"fc\.(?:[036]\.weight|6\.bias|[147]\.\w+)$",),
     exact=True,
 )

@@ -59,5 +59,5 @@ LAYOUT = Layout(
     required_keys=(rf"^{ANY}(?:classifier|projector|predictor|momentum_\w+|prototypes)\.",),
     top=(LIGHTNING,),
     method_name=_method,
-    small_stem="cifar_published",
+    stem="cifar_published",
 )

@@ -15,5 +15,5 @@ LAYOUT = Layout(
     required_keys=(rf"^{ANY}prototypes\.", rf"^{ANY}projection_head\."),
     method_name="SwAV",
     # DeepCluster v2, of the same repository, has several prototypes.
-    only=(r"projection_head\.", r"prototypes\.weight$"),
+    only=(r"projection_head\.(?:[013]\.)?\w+$", r"prototypes\.weight$"),
 )
