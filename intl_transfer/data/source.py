@@ -109,12 +109,17 @@ class Subset(ImageSource):
         source: the whole.
         indices: of the images to keep.
         classes: names of the classes to keep, which are renumbered; None keeps all.
+
+    Attributes:
+        source: the whole.
+        keeps_classes: whether classes were selected, with all their images, and not images.
     """
 
     def __init__(
         self, source: ImageSource, indices: NDArray[np.int64], classes: Sequence[str] | None = None
     ) -> None:
-        self._source, self._indices = source, indices
+        self.source, self._indices = source, indices
+        self.keeps_classes = classes is not None
         self.classes = source.classes if classes is None else classes
         labels = source.labels[indices]
         if classes is not None:
@@ -125,19 +130,19 @@ class Subset(ImageSource):
 
     def name(self, index: int) -> str:
         """As the source's."""
-        return self._source.name(int(self._indices[index]))
+        return self.source.name(int(self._indices[index]))
 
     def image(self, index: int) -> Pixels:
         """As the source's."""
-        return self._source.image(int(self._indices[index]))
+        return self.source.image(int(self._indices[index]))
 
     def content(self, index: int) -> bytes:
         """As the source's."""
-        return self._source.content(int(self._indices[index]))
+        return self.source.content(int(self._indices[index]))
 
     def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """In the source's order, which matters for tar shards."""
-        position = np.full(len(self._source), -1, np.int64)
+        position = np.full(len(self.source), -1, np.int64)
         position[self._indices] = np.arange(len(self._indices))
-        order = position[self._source.epoch_order(seed, epoch)]
+        order = position[self.source.epoch_order(seed, epoch)]
         return order[order >= 0]

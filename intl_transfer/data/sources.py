@@ -60,7 +60,8 @@ def select(source: ImageSource, listing: str | Path) -> Subset:
             Empty lines and lines that begin with ``#`` are ignored.
 
     Returns:
-        The subset; with class names its classes are those listed, in sorted order.
+        The subset, whose ``keeps_classes`` says which of both was listed; with class names its
+        classes are those listed, in the source's order.
 
     Raises:
         UserError: if the file is missing or empty, or an entry is not in the source or means
@@ -79,7 +80,8 @@ def select(source: ImageSource, listing: str | Path) -> Subset:
         raise UserError(f"the subset list {listing} is empty")
     if all(entry in numbers for entry in entries):
         keep = np.isin(source.labels, [numbers[entry] for entry in entries])
-        return Subset(source, np.flatnonzero(keep), sorted(entries))
+        kept_names = [name for name in source.classes if name in set(entries)]
+        return Subset(source, np.flatnonzero(keep), kept_names)
     found = _images_of(source, entries)
     missing = [entry for entry in entries if not found[entry]]
     if missing:
@@ -98,6 +100,40 @@ def select(source: ImageSource, listing: str | Path) -> Subset:
             "image's folders before its name, and its ending"
         )
     return Subset(source, np.array(sorted({found[entry][0] for entry in entries}), np.int64))
+
+
+def with_classes_of(
+    train: ImageSource,
+    test: ImageSource,
+    keys: tuple[str, str] = ("data.train", "data.test"),
+) -> ImageSource:
+    """Test images with labels that mean the classes of the training images, by their names.
+
+    The order of classes depends on the layout: 10 follows 1 in folders, and 9 in shards.
+
+    Args:
+        train: training images. If a list of classes selected them, test images of the other classes
+            are left out.
+        test: test images.
+        keys: the settings that name both, for messages.
+
+    Raises:
+        UserError: if a class is in one of both only.
+    """
+    ours, theirs = set(train.classes), set(test.classes)
+    if isinstance(train, Subset) and train.keeps_classes:
+        theirs &= ours
+    if ours != theirs:
+        only = sorted(ours ^ theirs)[0]
+        raise UserError(
+            f"{keys[0]} has {len(train.classes)} classes and {keys[1]} {len(test.classes)}, of "
+            f"which '{only}' is in one of them only; expected the same. A list of classes in "
+            "data.subset leaves the others out of both"
+        )
+    if list(train.classes) == list(test.classes):
+        return test
+    keep = np.isin(test.labels, [n for n, name in enumerate(test.classes) if name in ours])
+    return Subset(test, np.flatnonzero(keep), train.classes)
 
 
 def _images_of(source: ImageSource, entries: Sequence[str]) -> dict[str, list[int]]:

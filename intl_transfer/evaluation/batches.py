@@ -13,7 +13,7 @@ from intl_transfer.data.augment import Pixels
 from intl_transfer.data.datasets import ViewsDataset
 from intl_transfer.data.loaders import GlobalBatchSampler, build_loader
 from intl_transfer.data.source import ImageSource, Subset
-from intl_transfer.data.sources import open_source
+from intl_transfer.data.sources import open_source, with_classes_of
 from intl_transfer.data.unreadable import Unreadable
 from intl_transfer.data.views import View, ViewConfig
 from intl_transfer.errors import UserError
@@ -25,13 +25,18 @@ from intl_transfer.runs.records import ImageSet
 _DRAWN_SEED = 0  # for drawing the labels: the same images for every seed of a run
 
 
-def open_sets(data: DataConfig, ranks: Ranks) -> tuple[ImageSource, ImageSource]:
+def open_sets(data: DataConfig, ranks: Ranks) -> tuple[ImageSource, ImageSource, dict[str, str]]:
     """Opens the training and test images.
 
     Rank 0 lists them first, so that the others find its list.
 
+    Returns:
+        Training images, test images, and what the protocol says of the labels: for ``semi`` whether
+        they were ``listed`` or ``drawn``.
+
     Raises:
-        UserError: if one does not exist, or their classes differ.
+        UserError: if one does not exist, their classes differ, or a list of images has not the
+            share of the labels that ``data.labels_percent`` states.
     """
     if not ranks.is_main:
         ranks.barrier()
@@ -41,20 +46,32 @@ def open_sets(data: DataConfig, ranks: Ranks) -> tuple[ImageSource, ImageSource]
     finally:
         if ranks.is_main:
             ranks.barrier()
-    if data.subset is not None and set(train.classes) < set(test.classes):
-        numbers = [test.classes.index(name) for name in train.classes]  # a list of classes
-        test = Subset(test, np.flatnonzero(np.isin(test.labels, numbers)), train.classes)
-    if list(train.classes) != list(test.classes):
-        ours, theirs = set(train.classes), set(test.classes)
-        only = sorted(ours ^ theirs)
-        which = f", of which '{only[0]}' is in one of them only" if only else ", in another order"
+    test = with_classes_of(train, test)
+    percent = data.labels_percent
+    if percent is None:
+        return train, test, {}
+    if isinstance(train, Subset) and not train.keeps_classes:
+        _check_share(train, percent, data.subset)
+        return train, test, {"labels": "listed"}
+    if percent < 100:
+        train = Subset(train, drawn_labels(train.labels, percent))
+    return train, test, {"labels": "drawn"}
+
+
+def _check_share(listed: Subset, percent: float, listing: str | None) -> None:
+    """Refuses a list of another share of the images than stated.
+
+    Shares of single classes are rounded to whole images, in published lists as in
+    :func:`drawn_labels`: by less than one image a class.
+    """
+    share, whole = len(listed), len(listed.source)
+    if abs(share - whole * percent / 100) >= len(listed.classes):
+        real = 100 * share / whole
         raise UserError(
-            f"data.train has {len(train.classes)} classes and data.test {len(test.classes)}"
-            f"{which}; expected the same"
+            f"data.subset={listing} lists {share} of {whole} images, {real:.6g} % of the labels, "
+            f"and data.labels_percent is {percent:g}; set data.labels_percent={real:.6g}, or give "
+            "another list"
         )
-    if data.labels_percent is not None and data.subset is None and data.labels_percent < 100:
-        train = Subset(train, drawn_labels(train.labels, data.labels_percent))
-    return train, test
 
 
 def described(train: ImageSource, test: ImageSource, ranks: Ranks) -> dict[str, ImageSet]:

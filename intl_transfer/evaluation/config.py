@@ -26,9 +26,11 @@ class DataConfig:
         name: of the data set, in tables: ``imagenet``, ``cifar10``, ...
         train: training images: a folder of ``CLASS/IMAGE``, tar shards, or CIFAR's files.
         test: test images, with the same classes.
-        subset: a list of training images to use (ImageNet's 1 % and 10 %).
-        labels_percent: percentage of labels used by ``semi``. Without ``subset``, that percentage
-            of each class is drawn, the same for every seed.
+        subset: a list of training images to use (ImageNet's 1 % and 10 %), or of classes
+            (ImageNet-100), which also leaves the others out of the test images.
+        labels_percent: percentage of labels used by ``semi``: that of a list of images in
+            ``subset``. Without one, that percentage of each class is drawn, the same for every
+            seed.
         normalize: statistics of the data set: ``imagenet``, ``cifar10``, ``cifar100``, or numbers
             for channels from 0 to 1, ``{mean: [r, g, b], std: [r, g, b]}``; null for ImageNet's.
             They are used for random weights, and for networks for small images that do not state
@@ -240,7 +242,6 @@ def protocol(config: EvaluationConfig) -> dict[str, Any]:
         assert optim.backbone_lr is not None
         values |= {"backbone_lr": optim.backbone_lr * optim.scale()}
         values |= {"labels_percent": data.labels_percent}
-        values |= {"labels": "listed" if data.subset else "drawn"}
     usual = DataConfig()
     if data.size != usual.size:
         values["size"] = data.size

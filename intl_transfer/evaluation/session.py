@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,8 @@ class Session:
         ranks: this process's place.
         output: the run directory.
         kind: of the evaluation.
+        labels: what the protocol says of the training labels, from
+            :func:`~intl_transfer.evaluation.batches.open_sets`.
         run: the run directory, open, on rank 0.
     """
 
@@ -76,6 +78,7 @@ class Session:
     ranks: Ranks
     output: Path
     kind: Kind
+    labels: dict[str, str] = field(default_factory=dict)
     run: RunDirectory | None = None
 
     def finish(self, metrics: dict[str, float | None], seconds: float, **facts: Any) -> None:
@@ -90,7 +93,7 @@ class Session:
                 kind=config.kind,
                 dataset=Dataset(name=config.data.name),
                 architecture=Architecture(backbone=self.subject.architecture),
-                protocol=self.kind.protocol(config),
+                protocol={**self.kind.protocol(config), **self.labels},
                 epoch=config.optim.epochs if self.kind.trains else None,
                 initialization=self.subject.initialization,
                 seed=config.seed,

@@ -42,7 +42,7 @@ def evaluate(
     if config.engine.threads is not None:
         torch.set_num_threads(config.engine.threads)
     set_numerics(benchmark=True)
-    train, test = open_sets(config.data, ranks)
+    train, test, labels = open_sets(config.data, ranks)
     images = described(train, test, ranks)
     control = in_words(dataclasses.asdict(config.control))
     if control:
@@ -52,7 +52,7 @@ def evaluate(
         )
     output = Path(config.output_dir or "")
     earlier.add_images(images)
-    session = Session(config, name, subject, ranks, output, KINDS[config.kind])
+    session = Session(config, name, subject, ranks, output, KINDS[config.kind], labels)
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         if ranks.is_main:
