@@ -36,7 +36,7 @@ import pycocotools.mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detection.coco_metrics import METRICS, coco_metrics
+from intl_transfer.data.coco_metrics import METRICS, coco_metrics
 
 WIDTH, HEIGHT, CLASSES, DETECTIONS = 640, 480, 80, 100
 AIMS = {"bbox": ("boxes", 8), "segm": ("masks", 3)}

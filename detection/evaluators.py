@@ -20,12 +20,12 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 
-from detection import coco_metrics
 from detection.curves import curve_entry, write_curves
 from detection.datasets import contents, layout
 from detection.voc_metrics import THRESHOLDS, VocDetection, VocObject, voc_curves
 from intl_transfer.data.annotations import Annotation
 from intl_transfer.data.class_names import unique_names
+from intl_transfer.data.coco_metrics import coco_metrics
 from intl_transfer.data.detection_contents import truth_of
 from intl_transfer.runs import write_atomically
 
@@ -83,7 +83,7 @@ class CocoEvaluator(DatasetEvaluator):
     def evaluate(self) -> dict[str, Any]:
         """Returns ``{"bbox": {...}, "segm": {...}}`` in %, on the main process.
 
-        Each task has the twelve metrics of :data:`detection.coco_metrics.METRICS` and
+        Each task has the twelve metrics of :data:`intl_transfer.data.coco_metrics.METRICS` and
         ``AP-CLASS``; undefined ones are NaN. Without detections they are 0.
         """
         gathered = comm.gather((self._found, self._masks), dst=0)
@@ -105,7 +105,7 @@ class CocoEvaluator(DatasetEvaluator):
             print(f"only boxes are evaluated: {self._without_masks} objects have no mask")
         for task in ("bbox", *(["segm"] if masks and not self._without_masks else [])):
             began = time.perf_counter()
-            metrics = coco_metrics.coco_metrics(self._truth, found, task)
+            metrics = coco_metrics(self._truth, found, task)
             _LOG.info(
                 "%s: %d detections evaluated by %s in %.1f s",
                 *(task, len(found), metrics.engine, time.perf_counter() - began),

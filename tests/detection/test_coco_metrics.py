@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from detection.coco_metrics import FAST, METRICS, REFERENCE, coco_metrics, why_reference
+from intl_transfer.data.coco_metrics import FAST, METRICS, REFERENCE, coco_metrics, why_reference
 from intl_transfer.errors import UserError
 from tests.detection.coco_sets import by_pycocotools, load, make_set
 
@@ -235,7 +235,7 @@ def test_what_the_faster_library_cannot_do_goes_to_pycocotools(change, reason):
 
 
 def test_without_the_faster_library(monkeypatch):
-    monkeypatch.setattr("detection.coco_metrics.faster_coco_eval", None)
+    monkeypatch.setattr("intl_transfer.data.coco_metrics.faster_coco_eval", None)
     content, found = make_set(5)
     assert coco_metrics(load(content), found, "bbox").engine == REFERENCE
     assert why_reference(load(content)) == "faster-coco-eval is not installed"

@@ -16,7 +16,6 @@ from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from detection import datasets
-from detection.coco_metrics import METRICS
 from detection.evaluators import (
     CocoEvaluator,
     VOCEvaluator,
@@ -24,6 +23,7 @@ from detection.evaluators import (
     results_file,
     summarize,
 )
+from intl_transfer.data.coco_metrics import METRICS
 from intl_transfer.data.shapes import CLASSES
 from tests.detection.coco_sets import by_pycocotools
 from tests.detection.test_voc_metrics import make_set, write_voc

@@ -11,6 +11,7 @@ from intl_transfer.cli import main
 from intl_transfer.errors import UserError
 from intl_transfer.results import build_tables, collect, render
 from intl_transfer.results.importers import coco, import_results, lightning, openmmlab, vissl
+from tests.detection.coco_sets import by_pycocotools, make_set
 
 LOGS = Path(__file__).parent / "logs"
 ENGINE = [
@@ -199,6 +200,75 @@ def test_cocos_results(tmp_path):
     found = coco.read(tmp_path / "m.json", tmp_path / "gt.json")
     assert found.metrics["mask"]["AP"] == pytest.approx(100)
     assert found.metrics["box"]["AP"] < 100
+
+
+def read_coco(folder, content, found):
+    (folder / "gt.json").write_text(json.dumps(content))
+    (folder / "dt.json").write_text(json.dumps(found))
+    return coco.read(folder / "dt.json", folder / "gt.json").metrics
+
+
+def named(content, found):
+    """Ids of images and classes that are text."""
+    for row in (*content["annotations"], *found):
+        row["image_id"], row["category_id"] = f"i{row['image_id']}", f"c{row['category_id']}"
+    for kind in ("images", "categories"):
+        for row in content[kind]:
+            row["id"] = f"{kind[0]}{row['id']}"
+
+
+@pytest.mark.parametrize("change", [None, named])
+@pytest.mark.parametrize("seed", [3, 5, 8])
+def test_cocos_results_with_boxes_and_masks(tmp_path, seed, change):
+    """All twelve, as pycocotools has them where masks come without boxes: sizes are of masks."""
+    content, found = make_set(seed, detections=20)
+    if change is not None:
+        change(content, found)
+    metrics = read_coco(tmp_path, content, found)
+    for task, kind in (("box", "bbox"), ("mask", "segm")):
+        stats = by_pycocotools(content, found, kind).stats
+        expected = [None if value < 0 else pytest.approx(100 * value) for value in stats]
+        assert [value for name, value in metrics[task].items() if name != "per_class"] == expected
+
+
+def test_masks_are_measured_by_their_own_area(tmp_path):
+    """A thin frame: its box has 6400 pixels (medium), it has 316 (small)."""
+    frame = [[0, 0, 80, 0, 80, 80, 0, 80, 0, 79, 79, 79, 79, 1, 1, 1, 1, 79, 0, 79]]
+    other = [
+        {**TRUTH["annotations"][0], "segmentation": frame, "bbox": [0, 0, 80, 80], "area": 316}
+    ]
+    found = [{"image_id": 1, "category_id": 3, "score": 0.5, "segmentation": frame}]
+    false = {"image_id": 2, "category_id": 3, "score": 0.9, "segmentation": frame}
+    for extra in ({}, {"bbox": [0, 0, 80, 80]}):  # polygons, without boxes and with
+        detections = [{**one, **extra} for one in (*found, false)]
+        metrics = read_coco(tmp_path, {**TRUTH, "annotations": other}, detections)
+        assert set(metrics) == {"mask", *(["box"] if extra else [])}
+        # The false alarm is as small as the object; counted as a medium one it would be ignored.
+        assert metrics["mask"]["APs"] == metrics["mask"]["AP"] == pytest.approx(50)
+    for mask, expected in (
+        ([[1, 1, 5]], r"detection 1: segmentation has a polygon of 3 numbers"),
+        ([], r"detection 1: segmentation is empty"),
+        ({"size": [9, 9], "counts": "Q2"}, r"expected its image's \[height, width\], \[100, 100\]"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            read_coco(tmp_path, TRUTH, [found[0], {**false, "segmentation": mask}])
+
+
+def test_annotations_counted_from_zero_are_numbered_from_one(tmp_path, capsys):
+    """As `truth_of` numbers them where fine-tuning evaluates; by pycocotools, 0 is 'unmatched'."""
+    one, other = ({**thing, "id": thing["id"] - 1} for thing in TRUTH["annotations"])
+    found = boxes((1, [10, 10, 40, 40], 0.9), (2, [20, 20, 40, 40], 0.8))
+    content = {**TRUTH, "annotations": [one, other]}
+    metrics = read_coco(tmp_path, content, found)
+    assert metrics["box"]["AP"] == pytest.approx(100)
+    assert "gt.json: annotations counted from 0 are numbered from 1" in capsys.readouterr().err
+    assert by_pycocotools(content, found, "bbox").stats[0] < 0.3
+    assert by_pycocotools(TRUTH, found, "bbox").stats[0] == pytest.approx(1)
+    read_coco(tmp_path, TRUTH, found)
+    assert capsys.readouterr().err == ""
+    del other["area"]
+    with pytest.raises(UserError, match="annotation 2 has no 'area'"):
+        read_coco(tmp_path, content, found)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,16 @@
 """COCO's own format of results: detections as one JSON list, against an annotation file.
 
 ``[{"image_id": 42, "category_id": 18, "bbox": [x, y, w, h], "score": 0.236}, ...]``; masks have a
-``segmentation`` (RLE or polygons). Metrics are computed by pycocotools.
+``segmentation`` (RLE or polygons). Metrics are those of fine-tuning's own evaluation
+(:mod:`intl_transfer.data.coco_metrics`), matched by pycocotools: sizes of masks are areas of masks,
+also where detections have boxes beside them, as in Detectron2.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,6 @@ from intl_transfer.errors import UserError
 from intl_transfer.files.jsons import parse_json
 from intl_transfer.results.importers.found import Found, percentage
 
-# The twelve metrics of COCOeval.stats, in its order; the first six are AP.
-_STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 _NEEDED = ("image_id", "category_id", "score")
 
 
@@ -74,8 +75,18 @@ def _truth(file: Path) -> dict[str, Any]:
     good = isinstance(value, dict) and all(isinstance(value.get(part), list) for part in parts)
     if not good:
         raise UserError(f"{file}: expected COCO annotations with {', '.join(parts)}")
-    truth: dict[str, Any] = value
-    return truth
+    try:
+        numbered = [{**one, "id": place} for place, one in enumerate(value["annotations"], 1)]
+        is_zero = any(one.get("id") == 0 for one in value["annotations"])
+    except (TypeError, AttributeError):
+        raise UserError(f"{file}: expected annotations that are JSON objects") from None
+    if is_zero:  # as where fine-tuning evaluates
+        print(
+            f"{file}: annotations counted from 0 are numbered from 1: pycocotools never counts "
+            "annotation 0 as found",
+            file=sys.stderr,
+        )
+    return {**value, "annotations": numbered}
 
 
 def _bytes(file: Path) -> bytes:
@@ -86,35 +97,49 @@ def _bytes(file: Path) -> bytes:
 
 
 def _evaluate(
-    source: Path, detections: list[dict[str, Any]], truth: dict[str, Any], kind: str
+    source: Path, detections: list[dict[str, Any]], truth: dict[str, Any], task: str
 ) -> dict[str, Any]:
-    """The twelve metrics in %, and AP per class."""
+    """The twelve metrics in %, and AP per class, as fine-tuning's evaluations compute them."""
     from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
+
+    from intl_transfer.data.class_names import unique_names
+    from intl_transfer.data.coco_metrics import REFERENCE, coco_metrics
 
     with contextlib.redirect_stdout(io.StringIO()):
         try:
             known = COCO()
             known.dataset = truth
             known.createIndex()
-            found = known.loadRes([dict(one) for one in detections])
-            if kind == "segm":
-                for one in found.anns.values():
-                    one.pop("bbox", None)
-            evaluation = COCOeval(known, found, kind)
-            evaluation.evaluate()
-            evaluation.accumulate()
-            evaluation.summarize()
+            found = _as_run_lengths(source, detections, known) if task == "segm" else detections
+            result = coco_metrics(known, found, task, REFERENCE)
         except (KeyError, TypeError, ValueError, IndexError, AssertionError) as error:
             raise UserError(f"{source}: pycocotools cannot read it ({error!r})") from None
-    stats = [float(value) for value in evaluation.stats]
-    # precision: thresholds, recalls, classes, areas, numbers of detections; -1 where undefined.
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
-    names = {one["id"]: str(one.get("name", one["id"])) for one in truth["categories"]}
-    per_class = {}
-    for index, category in enumerate(evaluation.params.catIds):
-        values = precision[:, :, index]
-        values = values[values > -1]
-        per_class[names[category]] = 100 * float(values.mean()) if values.size else None
-    metrics = {name: percentage(value, 100) for name, value in zip(_STATS, stats, strict=True)}
-    return {**metrics, "per_class": per_class}
+    by_id = {one["id"]: str(one.get("name", one["id"])) for one in truth["categories"]}
+    names = unique_names([by_id[category] for category in result.categories])
+    per_class = [percentage(value, 100) for value in result.class_ap().values()]
+    metrics = {name: percentage(value, 100) for name, value in result.metrics().items()}
+    return {**metrics, "per_class": dict(zip(names, per_class, strict=True))}
+
+
+def _as_run_lengths(
+    source: Path, detections: list[dict[str, Any]], truth: Any
+) -> list[dict[str, Any]]:
+    """Detections with masks as compressed RLE, the one form that pycocotools takes of results.
+
+    Raises:
+        UserError: for an invalid mask.
+    """
+    from intl_transfer.data.segmentations import MaskError, as_run_lengths, normalized
+
+    found = []
+    for number, one in enumerate(detections):
+        image = truth.imgs[one["image_id"]]
+        size = image["height"], image["width"]
+        try:
+            mask, _ = normalized(one["segmentation"], *size)
+        except MaskError as error:
+            raise UserError(f"{source}, detection {number}: segmentation {error}") from None
+        if mask is None:
+            raise UserError(f"{source}, detection {number}: segmentation is empty")
+        found.append({**one, "segmentation": as_run_lengths(mask, *size)})
+    return found

@@ -317,7 +317,7 @@ def _result(api: Any, engine: str) -> CocoMetrics:
     return CocoMetrics(
         precision=np.asarray(api.eval["precision"]).reshape(shape),
         recall=np.asarray(api.eval["recall"]).reshape(shape[0], *shape[2:]),
-        categories=[int(i) for i in api.params.catIds],
+        categories=np.asarray(api.params.catIds).tolist(),
         engine=engine,
     )
 
