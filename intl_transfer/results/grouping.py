@@ -289,8 +289,15 @@ def primary(row: Row, task: str) -> Column:
     return (task, "AP") if (task, "AP") in own or not own else own[0]
 
 
-def provenance_notes(members: Sequence[Run]) -> tuple[str, ...]:
-    """Footnotes on the provenance of a row's weights and code."""
+def provenance_notes(
+    members: Sequence[Run], columns: Mapping[Column, Sequence[Run]] | None = None
+) -> tuple[str, ...]:
+    """Footnotes on the provenance of a row's weights and code.
+
+    Args:
+        members: its runs.
+        columns: those of each column, if columns have initializations of their own.
+    """
     start = members[0].start
     if start.kind == "external":
         return (FOREIGN_NOTE,)
@@ -308,11 +315,20 @@ def provenance_notes(members: Sequence[Run]) -> tuple[str, ...]:
             notes.append("the pretraining run was not among the folders read")
         elif not all(run.parent for run in members):
             notes.append("weights without a pretraining run of this project")
-        if len(members) > 1 and not pretrainings_of(members):
-            notes.append(
-                "fine-tunings of one pretraining: the spread over pretrainings is not included"
-            )
+        if words := _of_one_pretraining(columns or {("", ""): members}):
+            notes.append(words)
     return (*notes, *_code_notes(members))
+
+
+def _of_one_pretraining(columns: Mapping[Column, Sequence[Run]]) -> str:
+    """The footnote on columns whose runs repeat only the fine-tuning; "" if there are none."""
+    repeated = {column: runs for column, runs in columns.items() if len(runs) > 1}
+    found = [column for column, runs in repeated.items() if not pretrainings_of(runs)]
+    if not found:
+        return ""
+    names = ", ".join(" ".join(filter(None, column)) for column in found)
+    which = "" if len(found) == len(repeated) else f" ({names})"
+    return f"fine-tunings of one pretraining{which}: the spread over pretrainings is not included"
 
 
 def _code_notes(members: Sequence[Run]) -> list[str]:

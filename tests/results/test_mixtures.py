@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+from pathlib import Path
 
 import pytest
 import yaml
@@ -17,8 +18,11 @@ from intl_transfer.results.check import check
 from intl_transfer.results.exports import _runs
 from intl_transfer.results.importers import openmmlab
 from intl_transfer.runs import write_json
+from intl_transfer.runs.config import load_config
+from intl_transfer.runs.private import portable
 from intl_transfer.runs.records import ImageSet
-from pretrain.config import KnnConfig
+from intl_transfer.runs.settings import deciding
+from pretrain.config import KnnConfig, PretrainConfig
 from tests.results.synthetic import (
     detection_run,
     evaluation_run,
@@ -28,6 +32,7 @@ from tests.results.synthetic import (
     write_results,
 )
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 HAND_MADE = {
     "schema": 1, "stage": "evaluation", "kind": "linear", "external": "my evaluator", "seed": 0,
     "dataset": {"name": "cifar10"}, "architecture": {"backbone": "resnet18"},
@@ -235,6 +240,55 @@ def test_protocols_are_told_apart_over_all_spellings_of_a_data_set(tmp_path):
         for table in tables(tmp_path)
     }
     assert found == {"momentum 0.5)": (60.0, 60.0), "momentum 0.9)": (70.0, 70.0)}
+
+
+def shipped(root, recipe, *overrides, epochs, sha, top1, **changes):
+    """A linear evaluation of a pretraining by a configuration of this project."""
+    config = load_config(PretrainConfig, recipe, overrides, CONFIGS / "pretrain")
+    settings = portable(deciding("pretrain", dataclasses.asdict(config)))
+    origin = {"config_name": recipe, "epochs": epochs, "dataset": config.data.name}
+    origin |= {"sha": sha, "settings": settings, "id": sha}
+    more = {"dataset": config.data.name, "backbone": config.model.backbone, **changes}
+    evaluation_run(root, f"{sha}{more.get('seed', 0)}", top1=top1, origin=origin, **more)
+
+
+def test_recipes_of_two_lengths_share_a_row_that_says_how_they_differ(tmp_path):
+    for epochs, rate in ((100, 0.5), (200, 0.4)):
+        recipe = f"imagenet_r50_ep{epochs}_multicrop_ema"
+        shipped(tmp_path, recipe, epochs=epochs, sha=str(epochs), top1=70 + rate)
+    (table,) = tables(tmp_path)
+    (row,) = table.rows
+    assert {m: s.mean for (_, m), s in row.metrics.items()} == {"100 ep": 70.5, "200 ep": 70.4}
+    text = "pretrained by recipes that differ by column: 100 ep: base lr 0.5; 200 ep: base lr 0.4"
+    assert text in row.notes
+    for sha, seed in itertools.product("ab", (0, 1)):  # the same, with two epochs and two T
+        count, epochs = {"a": (4, 300), "b": (8, 400)}[sha]
+        options = (f"optim.epochs={epochs}", f"loss.iterations={count}")
+        what = {"epochs": epochs, "sha": sha, "top1": 72.0, "seed": seed}
+        shipped(tmp_path, "imagenet_r50_ep800", *options, **what)
+    (table,) = tables(tmp_path)
+    found = {row.name: [metric for _, metric in row.metrics] for row in table.rows}
+    found = {name: metrics for name, metrics in found.items() if "iterations" in name}
+    assert found == {"INTL, iterations 4": ["300 ep"], "INTL, iterations 8": ["400 ep"]}
+    note = "fine-tunings of one pretraining: the spread over pretrainings is not included"
+    assert all((note in row.notes) == ("iterations" in row.name) for row in table.rows)
+
+
+def test_small_sets_share_a_row_if_only_the_data_differ(tmp_path):
+    def evaluated(name, count, top1):
+        options = (f"data.name={name}", f"loss.iterations={count}")
+        what = {"epochs": 1000, "sha": f"{name}{count}", "top1": top1}
+        shipped(tmp_path, "cifar10_r18_ep1000", *options, **what)
+
+    evaluated("cifar10", 4, 80.0)
+    evaluated("cifar100", 8, 60.0)
+    (table,) = tables(tmp_path)
+    assert sorted(row.name for row in table.rows) == ["INTL, iterations 4", "INTL, iterations 8"]
+    assert all(len({task for task, _ in row.metrics}) == 1 for row in table.rows)
+    evaluated("cifar100", 4, 61.0)
+    shared, alone = sorted(tables(tmp_path)[0].rows, key=lambda row: row.name)
+    assert (shared.name, alone.name) == ("INTL, iterations 4", "INTL, iterations 8")
+    assert {task for task, _ in shared.metrics} == {"cifar10", "cifar100"}
 
 
 def test_batch_norms_of_a_run_that_changed_its_processes(tmp_path):
