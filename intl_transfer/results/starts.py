@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,7 +33,9 @@ from intl_transfer.runs.settings import (
     NOT_STATED,
     below,
     comparable,
+    deciding,
     fingerprint,
+    flatten,
     group,
     nested,
     select,
@@ -71,6 +74,9 @@ def start_of(
     weights = provenance.source_sha256 or initialization.weights_sha256
     notes: tuple[str, ...] = ()
     made = portable(origin.settings or {})
+    if made:  # implied values of settings that are newer than the weights
+        trained = "evaluation" if "kind" in made else "pretrain"  # which has no such setting
+        made = deciding(trained, {}) | made
     if parent is not None:
         theirs = settings_of_pretraining(parent)
         made = made | theirs if by_hash else theirs | made
@@ -89,7 +95,8 @@ def start_of(
             settings |= below("pretraining", stated)
             notes = (STATED,)
         else:
-            settings["weights"] = weights or initialization.detail or "not stated"
+            file = _stated_file(config)
+            settings["weights"] = weights or file or initialization.detail or "not stated"
     return Start(
         initialization.kind,
         f"control: {control} ({method})" if control else method,
@@ -102,6 +109,12 @@ def start_of(
         notes=notes,
         control=control,
     )
+
+
+def _stated_file(config: Mapping[str, Any]) -> str:
+    """A digest of the path of weights whose content is not known; "" if none is stated."""
+    path = str(flatten(config).get("MODEL.WEIGHTS") or "")
+    return fingerprint({"path": posixpath.normpath(path)}) if path else ""
 
 
 def initialization_of(manifest: Manifest, results: PretrainResults) -> Initialization:

@@ -13,7 +13,7 @@ import yaml
 
 from intl_transfer.errors import UserError
 from intl_transfer.evaluation.config import DataConfig
-from intl_transfer.results import TableOptions, build_tables, collect, figures
+from intl_transfer.results import TableOptions, build_tables, collect, figures, render
 from intl_transfer.results.check import check
 from intl_transfer.results.exports import _runs
 from intl_transfer.results.importers import openmmlab
@@ -21,7 +21,7 @@ from intl_transfer.runs import write_json
 from intl_transfer.runs.config import load_config
 from intl_transfer.runs.private import portable
 from intl_transfer.runs.records import ImageSet
-from intl_transfer.runs.settings import deciding
+from intl_transfer.runs.settings import IMPLIED, deciding
 from pretrain.config import KnnConfig, PretrainConfig
 from tests.results.synthetic import (
     detection_run,
@@ -369,3 +369,30 @@ def test_the_definition_of_a_metric_separates_tables_of_every_stage(tmp_path, fo
     (problem,) = collect([tmp_path], cache=False).problems
     assert "evaluator: expected an object, found" in problem
     assert any("evaluator: expected an object" in text for text in check(tmp_path / "wrong").errors)
+
+
+def test_weights_files_of_one_name_in_two_folders_are_two_rows(tmp_path):
+    files = ("/ckpt/moco/model.pkl", "/ckpt/byol/model.pkl", "/ckpt/byol/./model.pkl")
+    for index, (file, ap) in enumerate(zip(files, (38.0, 44.0, 46.0), strict=True)):
+        config = external_config()
+        config["MODEL"]["WEIGHTS"] = file
+        external_run(tmp_path, f"ft_seed{index}", ap, config=config)
+    (table,) = tables(tmp_path)
+    found = {row.name: row.metrics["box", "AP"].values for row in table.rows}
+    assert found == {"ft, moco": (38.0,), "ft, byol": (44.0, 46.0)}
+    assert "/ckpt" not in render([table], "json")
+
+
+def test_settings_newer_than_weights_have_their_implied_values(tmp_path):
+    now = portable(deciding("pretrain", dataclasses.asdict(PretrainConfig(views=[]))))
+    now |= {"loss.stable": True, "data.normalize": "imagenet", "data.exif_orientation": False}
+    before = {key: value for key, value in now.items() if key not in IMPLIED["pretrain"]}
+    for seed, settings in enumerate((now, before, now | {"data.exif_orientation": True})):
+        origin = {"sha": f"{seed}" * 64, "id": f"p{seed}", "seed": seed, "settings": settings}
+        evaluation_run(tmp_path, f"run{seed}", top1=70.0 + seed, seed=seed, origin=origin)
+    (table,) = tables(tmp_path)
+    values = {row.name: row.metrics["cifar10", "top-1"].values for row in table.rows}
+    assert values == {
+        "INTL, without exif orientation": (70.0, 71.0),
+        "INTL, with exif orientation": (72.0,),
+    }
