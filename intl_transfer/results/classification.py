@@ -17,7 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from intl_transfer.results.collect import Collection
-from intl_transfer.results.grouping import provenance_notes, summary_of
+from intl_transfer.results.grouping import (
+    SAME_SEED_NOTE,
+    provenance_notes,
+    repetitions,
+    summary_of,
+)
 from intl_transfer.results.published import (
     published_benchmarks,
     published_linear,
@@ -48,7 +53,6 @@ SMALL_METRICS = ("top-1", "5-NN", "top-5")
 _IMAGENET = ("imagenet", "imagenet1k", "imagenet-1k")
 _EPOCHS_IN_NAME = re.compile(r"_ep\d+")
 _AT_THE_END = "k-NN as measured at the end of pretraining"
-_REPEATED = "of pretrainings with the same seed, the newest one counts"
 _OTHER_IMAGES = "on other images than the evaluations"
 _SMALL_TITLE = "Small data sets, resnet18: linear top-1, 5-NN, linear top-5"
 _LINEAR_TITLE = "ImageNet, resnet50: linear top-1 by epochs of pretraining"
@@ -363,8 +367,10 @@ def _rows(
             # A dedicated evaluation takes precedence over pretraining's own.
             if not all(s.from_pretraining for _, s in found):
                 found = [(v, s) for v, s in found if not s.from_pretraining]
-            elif len(newest := _newest(found)) < len(found):
-                found, repeated = newest, True
+            newest = repetitions([s.run for _, s in found])
+            if len(newest) < len(found):
+                paths = {run.path for run in newest}
+                found, repeated = [(v, s) for v, s in found if s.run.path in paths], True
             summary = summary_of([s.run for _, s in found], [v for v, _ in found])
             assert summary is not None
             metrics[column] = summary
@@ -381,7 +387,7 @@ def _rows(
         if any(sample.from_pretraining for _, _, sample in members):
             notes[_AT_THE_END] = None
         if repeated:
-            notes[_REPEATED] = None
+            notes[SAME_SEED_NOTE] = None
         if further and key in further:
             notes[further[key]] = None
         detail = (details or {}).get(key, start.detail)
@@ -396,13 +402,6 @@ def _rows(
             )
         )
     return rows
-
-
-def _newest(found: Sequence[tuple[float, _Sample]]) -> list[tuple[float, _Sample]]:
-    """Of pretrainings with one seed, the value of the newest: they are no repetitions."""
-    ordered = sorted(found, key=lambda pair: str(pair[1].run.manifest.ended))
-    newest = {sample.run.seed: sample.run.path for _, sample in ordered}
-    return [(value, s) for value, s in found if newest[s.run.seed] == s.run.path]
 
 
 @dataclass

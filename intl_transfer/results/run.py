@@ -32,6 +32,7 @@ class Start:
         word: name of its file or run.
         unit: the pretraining among repetitions; None if each run is one.
         unit_seed: of that pretraining, if known.
+        unit_ended: when it ended, if its run is known.
         notes: footnotes for its row.
         control: for a control (:mod:`intl_transfer.runs.controls`), the factor removed.
     """
@@ -45,6 +46,7 @@ class Start:
     word: str = ""
     unit: str | None = None
     unit_seed: int | None = None
+    unit_ended: str | None = None
     notes: tuple[str, ...] = ()
     control: str = ""
 

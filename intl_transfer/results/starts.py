@@ -106,6 +106,7 @@ def start_of(
         word=_word(provenance, origin),
         unit=None if initialization.kind == "random" else weights,
         unit_seed=origin.seed if origin.seed is not None else parent.seed if parent else None,
+        unit_ended=parent.ended if parent else None,
         notes=notes,
         control=control,
     )

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from intl_transfer.results import TableOptions, build_tables, collect, figures, 
 from intl_transfer.results.check import check
 from intl_transfer.results.exports import _runs
 from intl_transfer.results.importers import openmmlab
+from intl_transfer.results.starts import settings_of_pretraining
 from intl_transfer.runs import write_json
 from intl_transfer.runs.config import load_config
 from intl_transfer.runs.private import portable
@@ -29,6 +31,7 @@ from tests.results.synthetic import (
     external_config,
     external_run,
     pretraining_run,
+    start_of,
     write_results,
 )
 
@@ -396,3 +399,34 @@ def test_settings_newer_than_weights_have_their_implied_values(tmp_path):
         "INTL, without exif orientation": (70.0, 71.0),
         "INTL, with exif orientation": (72.0,),
     }
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_pretrainings_of_one_seed_are_one_repetition_in_every_stage(tmp_path, known):
+    for index, seed in enumerate((0, 0, 1)):
+        sha, folder = f"{index}" * 64, tmp_path / "pretrain"
+        run = pretraining_run(folder, f"p{index}", sha, seed=seed, knn_accuracy=50.0 + index)
+        # The first one of the folder is the newest of seed 0.
+        run.manifest.ended = f"2024-05-0{9 - index}T12:00:00+00:00"
+        run.save()
+        stated = settings_of_pretraining(run.manifest)
+        origin = {"sha": sha, "id": run.manifest.id, "seed": seed, "settings": stated}
+        start = {**start_of("INTL", **origin)}
+        for repeat in (0, 1):
+            more = {"initialization": start, "seed": repeat}
+            value = 10.0 * index + repeat
+            tuned = detection_run(tmp_path, f"d{index}{repeat}", 30 + value, **more)
+            probed = evaluation_run(tmp_path, f"e{index}{repeat}", top1=50 + value, **more)
+            for made in (tuned, probed):
+                made.manifest.ended = f"2024-06-0{9 - index}T12:00:00+00:00"
+                made.save()
+    if not known:
+        shutil.rmtree(tmp_path / "pretrain")
+    columns = {k: v for table in tables(tmp_path) for k, v in table.rows[0].metrics.items()}
+    assert columns["box", "AP"].values == (30.5, 50.5)
+    assert columns["cifar10", "top-1"].values == (50.5, 70.5)
+    assert columns["box", "AP"].each == (2, 2)
+    if known:
+        assert columns["k-NN", "top-1"].values == (50.0, 52.0)
+    note = "of pretrainings with the same seed, the newest one counts"
+    assert all(note in row.notes for table in tables(tmp_path) for row in table.rows)
