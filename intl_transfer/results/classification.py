@@ -219,7 +219,7 @@ def _sample(run: Run) -> _Sample:
     if on_the_way:
         settings = _settings_on_the_way(manifest)
         settings["k"] = results.protocol["k"]
-    protocol = {k: v for k, v in results.protocol.items() if k != "labels_percent"}
+    protocol = {k: _plain(v) for k, v in results.protocol.items() if k != "labels_percent"}
     words = [f"{key} {value}" for key, value in sorted(protocol.items())]
     text = f"k = {protocol['k']}" if list(protocol) == ["k"] else ", ".join(words)
     if on_the_way and (train := (manifest.config.get("knn") or {}).get("train")):
@@ -231,6 +231,15 @@ def _sample(run: Run) -> _Sample:
         if value is not None and (results.kind != "knn" or key != "top5")
     }
     return _Sample(run, text, settings, metrics, on_the_way)
+
+
+def _plain(value: Any) -> Any:
+    """A value in the form that equal ones share: ``100.0`` as 100, keys in their order."""
+    if isinstance(value, Mapping):
+        return {key: _plain(value[key]) for key in sorted(value, key=str)}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return comparable(value) if isinstance(value, float) else value
 
 
 def _settings_on_the_way(manifest: Manifest) -> dict[str, Any]:

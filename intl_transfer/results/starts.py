@@ -18,7 +18,7 @@ from intl_transfer.conversion.settings import from_statistics
 from intl_transfer.data.statistics import statistics_of
 from intl_transfer.errors import UserError
 from intl_transfer.methods import METHODS
-from intl_transfer.results.run import Run, Start
+from intl_transfer.results.run import Run, Start, told_apart
 from intl_transfer.runs.changes import decided
 from intl_transfer.runs.controls import in_words
 from intl_transfer.runs.private import portable
@@ -85,7 +85,8 @@ def start_of(
         branch = provenance.branch or "online"
         settings |= {"branch": branch}
         if made:
-            settings |= made
+            identity = parent.id if parent is not None else origin.id
+            settings |= made | told_apart(made, identity or weights or "not stated")
             # As stated by the run, not by the user.
             titles = [one.full_title for one in METHODS.values()]
             if "loss.method" in made and method in titles:

@@ -430,3 +430,33 @@ def test_pretrainings_of_one_seed_are_one_repetition_in_every_stage(tmp_path, kn
         assert columns["k-NN", "top-1"].values == (50.0, 52.0)
     note = "of pretrainings with the same seed, the newest one counts"
     assert all(note in row.notes for table in tables(tmp_path) for row in table.rows)
+
+
+def test_runs_changed_midway_are_not_averaged_as_no_record_says_when(tmp_path):
+    change = {"SOLVER.WEIGHT_DECAY": {"before": 1e-4, "now": 1e-3}}
+    for seed, hours in enumerate((13, 23)):
+        run = detection_run(tmp_path, f"run{seed}", 30 + seed, seed=seed)
+        (first,) = run.manifest.sessions
+        later = {"started": f"2024-05-01T{hours}:00:00+00:00", "changes": change}
+        run.manifest.sessions = [first, first.model_copy(update=later)]
+        run.save()
+        settings = {"loss.method": "intl", "changed.optim.weight_decay": "0.0001 to 0.001"}
+        for repeat in (0, 1):  # of weights that were changed: the fine-tunings repeat
+            origin = {"sha": f"{seed}" * 64, "id": f"p{seed}", "seed": seed, "settings": settings}
+            evaluation_run(tmp_path, f"e{seed}{repeat}", seed=repeat, origin=origin)
+    *detection, small = tables(tmp_path)
+    assert [[row.n for row in table.rows] for table in detection] == [[1], [1]]
+    assert [row.n for row in small.rows] == [2, 2]
+    assert len({row.name for row in small.rows}) == len({table.title for table in detection}) == 2
+
+
+def test_equal_protocols_in_two_forms_are_one(tmp_path):
+    forms = (
+        {"epochs": 100, "lr": 1, "crop": {"size": 224, "pct": [1, 0.875]}},
+        {"epochs": 100.0, "lr": 1.0, "crop": {"pct": [1.0, 0.875], "size": 224.0}},
+    )
+    assert forms[0] == forms[1]
+    for seed, form in enumerate(forms):
+        evaluation_run(tmp_path, f"run{seed}", seed=seed, protocol=form, epoch=100)
+    (table,) = tables(tmp_path)
+    assert [row.n for row in table.rows] == [2]
