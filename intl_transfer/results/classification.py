@@ -11,12 +11,18 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from intl_transfer.results.collect import Collection
-from intl_transfer.results.grouping import provenance_notes, summary_of
+from intl_transfer.results.grouping import (
+    SAME_SEED_NOTE,
+    provenance_notes,
+    repetitions,
+    summary_of,
+)
 from intl_transfer.results.published import (
     published_benchmarks,
     published_linear,
@@ -36,8 +42,9 @@ from intl_transfer.runs.records import (
     Dataset,
     EvaluationResults,
     Manifest,
+    PretrainRun,
 )
-from intl_transfer.runs.settings import below, comparable, deciding, group, select
+from intl_transfer.runs.settings import Group, below, comparable, deciding, group, select
 from intl_transfer.runs.wording import apart, in_words
 
 #: The small data sets of the literature, on ResNet-18, and their columns.
@@ -46,10 +53,17 @@ SMALL_METRICS = ("top-1", "5-NN", "top-5")
 _IMAGENET = ("imagenet", "imagenet1k", "imagenet-1k")
 _EPOCHS_IN_NAME = re.compile(r"_ep\d+")
 _AT_THE_END = "k-NN as measured at the end of pretraining"
-_REPEATED = "of pretrainings with the same seed, the newest one counts"
 _OTHER_IMAGES = "on other images than the evaluations"
 _SMALL_TITLE = "Small data sets, resnet18: linear top-1, 5-NN, linear top-5"
 _LINEAR_TITLE = "ImageNet, resnet50: linear top-1 by epochs of pretraining"
+_RECIPES = "pretrained by recipes that differ by column"
+_NOT_COMPARED = "whether the pretrainings of its columns differ in other settings is not stated"
+#: Settings of pretraining that columns tell: epochs, or a data set and its statistics.
+_EPOCHS = ("optim.epochs", "pretraining.epochs")
+_SMALL_SETS = (
+    *(*_EPOCHS, "data.name", "data.normalize"),
+    *("pretraining.dataset", "dataset.*", "pixels.*"),
+)
 _ONLINE = "online linear head"
 #: For weights with an unknown length of pretraining, such as a supervised baseline's.
 _NO_EPOCHS = "epochs not stated"
@@ -113,9 +127,18 @@ class _Sample:
 
     @property
     def epochs_as_read(self) -> Any:
+        return self._pretraining.epochs
+
+    @property
+    def configuration(self) -> str | None:
+        """The name of the pretraining's configuration, if stated."""
+        return self._pretraining.config_name
+
+    @property
+    def _pretraining(self) -> PretrainRun:
         provenance = self.results.initialization.provenance
         run = provenance.pretrain_run if provenance is not None else None
-        return run.epochs if run is not None else None
+        return run if run is not None else PretrainRun()
 
 
 def classification_tables(collection: Collection, published: bool = False) -> list[Table]:
@@ -196,7 +219,7 @@ def _sample(run: Run) -> _Sample:
     if on_the_way:
         settings = _settings_on_the_way(manifest)
         settings["k"] = results.protocol["k"]
-    protocol = {k: v for k, v in results.protocol.items() if k != "labels_percent"}
+    protocol = {k: _plain(v) for k, v in results.protocol.items() if k != "labels_percent"}
     words = [f"{key} {value}" for key, value in sorted(protocol.items())]
     text = f"k = {protocol['k']}" if list(protocol) == ["k"] else ", ".join(words)
     if on_the_way and (train := (manifest.config.get("knn") or {}).get("train")):
@@ -208,6 +231,15 @@ def _sample(run: Run) -> _Sample:
         if value is not None and (results.kind != "knn" or key != "top5")
     }
     return _Sample(run, text, settings, metrics, on_the_way)
+
+
+def _plain(value: Any) -> Any:
+    """A value in the form that equal ones share: ``100.0`` as 100, keys in their order."""
+    if isinstance(value, Mapping):
+        return {key: _plain(value[key]) for key in sorted(value, key=str)}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return comparable(value) if isinstance(value, float) else value
 
 
 def _settings_on_the_way(manifest: Manifest) -> dict[str, Any]:
@@ -318,12 +350,17 @@ def _one_protocol_each(
 _Entry = tuple[str, Column, float, _Sample]
 
 
-def _rows(entries: Sequence[_Entry], details: Mapping[str, str] | None = None) -> list[Row]:
+def _rows(
+    entries: Sequence[_Entry],
+    details: Mapping[str, str] | None = None,
+    further: Mapping[str, str] | None = None,
+) -> list[Row]:
     """Rows with the metrics of each column over runs.
 
     Args:
         entries: key of the row, column, value, sample.
         details: of rows, by key, if different from those of the initializations.
+        further: footnotes of rows, by key.
     """
     groups: dict[str, list[tuple[Column, float, _Sample]]] = defaultdict(list)
     for key, column, value, sample in entries:
@@ -332,29 +369,36 @@ def _rows(entries: Sequence[_Entry], details: Mapping[str, str] | None = None) -
     for key, members in groups.items():
         metrics: Metrics = {}
         each: dict[Column, dict[Path, float]] = {}
+        by_column: dict[Column, list[Run]] = {}
         repeated = False
         for column in dict.fromkeys(column for column, _, _ in members):
             found = [(v, s) for c, v, s in members if c == column]
             # A dedicated evaluation takes precedence over pretraining's own.
             if not all(s.from_pretraining for _, s in found):
                 found = [(v, s) for v, s in found if not s.from_pretraining]
-            elif len(newest := _newest(found)) < len(found):
-                found, repeated = newest, True
+            newest = repetitions([s.run for _, s in found])
+            if len(newest) < len(found):
+                paths = {run.path for run in newest}
+                found, repeated = [(v, s) for v, s in found if s.run.path in paths], True
             summary = summary_of([s.run for _, s in found], [v for v, _ in found])
             assert summary is not None
             metrics[column] = summary
             each[column] = {s.run.path: v for v, s in found}
+            if not all(s.from_pretraining for _, s in found):
+                by_column[column] = [s.run for _, s in found]
         start = members[0][2].run.start
         runs = tuple({sample.run.path: sample.run for _, _, sample in members}.values())
         n = max(summary.n for summary in metrics.values())
         notes = dict.fromkeys(note for _, _, sample in members for note in sample.notes)
         evaluated = [run for run in runs if run.manifest.stage == "evaluation"]
         if evaluated:
-            notes |= dict.fromkeys(provenance_notes(evaluated))
+            notes |= dict.fromkeys(provenance_notes(evaluated, by_column))
         if any(sample.from_pretraining for _, _, sample in members):
             notes[_AT_THE_END] = None
         if repeated:
-            notes[_REPEATED] = None
+            notes[SAME_SEED_NOTE] = None
+        if further and key in further:
+            notes[further[key]] = None
         detail = (details or {}).get(key, start.detail)
         external = any(run.external for run in runs)
         rows.append(
@@ -369,36 +413,81 @@ def _rows(entries: Sequence[_Entry], details: Mapping[str, str] | None = None) -
     return rows
 
 
-def _newest(found: Sequence[tuple[float, _Sample]]) -> list[tuple[float, _Sample]]:
-    """Of pretrainings with one seed, the value of the newest: they are no repetitions."""
-    ordered = sorted(found, key=lambda pair: str(pair[1].run.manifest.ended))
-    newest = {sample.run.seed: sample.run.path for _, sample in ordered}
-    return [(value, s) for value, s in found if newest[s.run.seed] == s.run.path]
+@dataclass
+class _Sharing:
+    """Rows that combine several initializations, one per column.
+
+    Attributes:
+        keys: of rows, by a sample's index.
+        shared: those of rows that several columns may share.
+        notes: footnotes of rows, by key.
+    """
+
+    keys: dict[int, str] = field(default_factory=dict)
+    shared: set[str] = field(default_factory=set)
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 def _shared_rows(
-    samples: Sequence[_Sample], column_of: Mapping[int, Column], details: Mapping[int, str]
-) -> dict[int, str]:
-    """Keys of rows that combine several initializations, one per column.
+    samples: Sequence[_Sample],
+    column_of: Mapping[int, Column],
+    details: Mapping[int, str],
+    told: Sequence[str],
+) -> _Sharing:
+    """Rows that combine several initializations, one per column.
 
-    Initializations with the same method and detail share a row if no column has two of them;
-    otherwise each has a separate row.
+    Initializations with the same method and detail share a row if no column has two of them and
+    their settings agree, apart from those that columns tell. Recipes, configurations of names of
+    their own, may differ by column, as published ones do: a footnote says in what.
 
     Args:
         samples: any.
         column_of: the group of columns that a sample belongs to, by its index.
         details: of the row, by its index.
+        told: patterns of the settings that columns tell.
     """
-    starts: dict[tuple[str, str], dict[Column, set[str]]] = defaultdict(lambda: defaultdict(set))
+    named: dict[tuple[Any, ...], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for index, sample in enumerate(samples):
-        name = sample.run.start.method, details[index]
-        starts[name][column_of[index]].add(sample.run.start.key)
-    keys = {}
-    for index, sample in enumerate(samples):
-        name = sample.run.start.method, details[index]
-        alone = all(len(found) == 1 for found in starts[name].values())
-        keys[index] = repr(name) if alone else f"{name!r} {sample.run.start.key}"
-    return keys
+        name = sample.run.start.method, details[index], sample.results.external
+        named[name][sample.run.start.key].append(index)
+
+    def settings(indices: Sequence[int]) -> dict[str, Any]:
+        own = samples[indices[0]].run.start.settings
+        return {k: v for k, v in own.items() if not any(fnmatchcase(k, one) for one in told)}
+
+    found = _Sharing()
+    for name, starts in named.items():
+        groups = group(list(starts.values()), settings)
+        recipes = [{samples[i[0]].configuration for i in one.members} for one in groups]
+        apart_by_name = None not in set().union(*recipes) and sum(map(len, recipes)) == len(
+            set().union(*recipes)
+        )
+        rows = [groups] if apart_by_name else [[one] for one in groups]
+        for number, row in enumerate(rows):
+            members = [indices for one in row for indices in one.members]
+            columns = [{column_of[index] for index in indices} for indices in members]
+            alone = sum(map(len, columns)) == len(set().union(*columns))
+            key = repr((*name, number))
+            for indices in members:
+                own = samples[indices[0]].run.start.key
+                found.keys |= dict.fromkeys(indices, key if alone else f"{key} {own}")
+            if alone:
+                found.shared.add(key)
+                if len(row) > 1:
+                    found.notes[key] = _differing_note(row, column_of)
+    return found
+
+
+def _differing_note(groups: Sequence[Group[list[int]]], column_of: Mapping[int, Column]) -> str:
+    """The footnote of a row whose pretrainings differ by column in more than columns tell."""
+    known = [{k: v for k, v in one.differing.items() if k != "weights"} for one in groups]
+    if not any(known):
+        return _NOT_COMPARED
+    parts = []
+    for one, words in zip(groups, apart(known), strict=True):
+        columns = dict.fromkeys(column_of[index] for i in one.members for index in i)
+        parts.append(f"{', '.join(metric or task for task, metric in columns)}: {words}")
+    return f"{_RECIPES}: {'; '.join(parts)}"
 
 
 def _linear_table(protocol: str, samples: Sequence[_Sample]) -> Table:
@@ -411,13 +500,15 @@ def _linear_table(protocol: str, samples: Sequence[_Sample]) -> Table:
         index: ("linear", f"{s.epochs:g} ep" if s.epochs else _NO_EPOCHS)
         for index, s in enumerate(samples)
     }
-    keys = _shared_rows(samples, columns, details)
+    sharing = _shared_rows(samples, columns, details, _EPOCHS)
+    keys = sharing.keys
     entries = [
         (keys[index], columns[index], sample.metrics["top-1"], sample)
         for index, sample in enumerate(samples)
         if "top-1" in sample.metrics
     ]
-    rows = _rows(entries, {keys[index]: detail for index, detail in details.items()})
+    named = {keys[index]: detail for index, detail in details.items()}
+    rows = _rows(entries, named, sharing.notes)
     table = Table(f"{_LINEAR_TITLE} ({protocol})", ("linear",), rows)
     table.dataset, table.architecture, table.schedule = "imagenet", "resnet50", protocol
     return _finish_linear(table, published=False)
@@ -441,27 +532,23 @@ def _by_epochs(column: str) -> tuple[bool, float]:
 
 
 def _small_tables(samples: Sequence[_Sample], published: bool) -> list[Table]:
-    configurations: dict[str, dict[str, str]] = defaultdict(dict)
-    for sample in samples:
-        configurations[sample.run.start.method].setdefault(sample.dataset, sample.run.start.detail)
-    # One row per method if every data set has one pretraining; otherwise one per pretraining.
-    details = {
-        index: "; ".join(
-            detail
-            for name in SMALL
-            if (detail := configurations[sample.run.start.method].get(name)) is not None
-        )
-        for index, sample in enumerate(samples)
-    }
     columns = {index: (sample.dataset, "") for index, sample in enumerate(samples)}
-    keys = _shared_rows(samples, columns, details)
-    shared = {repr((s.run.start.method, details[i])) for i, s in enumerate(samples)}
+    # One row per method if every data set has one pretraining; otherwise one per pretraining.
+    sharing = _shared_rows(samples, columns, dict.fromkeys(columns, ""), _SMALL_SETS)
+    details: dict[str, dict[str, str]] = defaultdict(dict)
     entries: list[_Entry] = []
     for index, sample in enumerate(samples):
+        key = sharing.keys[index]
+        if key in sharing.shared:
+            details[key].setdefault(sample.dataset, sample.run.start.detail)
         for name, value in sample.metrics.items():
             metric = "5-NN" if sample.kind == "knn" else name
-            entries.append((keys[index], (sample.dataset, metric), value, sample))
-    rows = _rows(entries, {key: details[i] for i, key in keys.items() if key in shared})
+            entries.append((key, (sample.dataset, metric), value, sample))
+    joined = {
+        key: "; ".join(dict.fromkeys(found[name] for name in SMALL if name in found))
+        for key, found in details.items()
+    }
+    rows = _rows(entries, joined, sharing.notes)
     rows.sort(key=lambda row: -max(summary.mean for summary in row.metrics.values()))
     if published:
         rows += [

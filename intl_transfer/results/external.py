@@ -28,6 +28,7 @@ from intl_transfer.runs.records import (
     Initialization,
     Input,
     Manifest,
+    Provenance,
     Schedule,
 )
 from intl_transfer.runs.schedules import schedule_name
@@ -112,6 +113,8 @@ def read_external(
             kind="external",
             method=method,
             detail=str(given.get("detail") or _weights_name(stated.weights)),
+            # Where the file lies concerns nobody; its folder may be all that tells it apart.
+            provenance=Provenance(source_path="/".join(Path(stated.weights).parts[-2:])),
         ),
         seed=seed,
         iteration=stated.iterations,

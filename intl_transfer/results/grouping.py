@@ -29,6 +29,7 @@ INFERRED_NOTE = (
     "method inferred from names in the checkpoint, not stated; `convert --method` confirms it"
 )
 HAND_MADE_NOTE = "external: measured by {}, not by this project"
+SAME_SEED_NOTE = "of pretrainings with the same seed, the newest one counts"
 NOT_STATED_NOTE = "external: {} settings of this table are not stated in its files"
 
 
@@ -194,6 +195,35 @@ def labels_of(run: Run) -> str:
     return f"{used.images:,} images" if used.images is not None else "a list of images"
 
 
+def repetitions(runs: Sequence[Run]) -> list[Run]:
+    """Of pretrainings of one experiment with one seed, the runs of the newest.
+
+    The others repeat nothing that another seed would. Which one is the newest does not depend on
+    what was made of them, if their runs are known.
+
+    Args:
+        runs: of one row.
+    """
+    ended: dict[int, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        if (unit := _unit(run)) is not None and run.start.unit_seed is not None:
+            ended[run.start.unit_seed][unit].append(run)
+    older: set[str] = set()
+    for units in ended.values():
+        known = all(run.start.unit_ended for found in units.values() for run in found)
+        times = {
+            unit: max(str(run.start.unit_ended if known else run.manifest.ended) for run in found)
+            for unit, found in units.items()
+        }
+        older |= units.keys() - {max(units, key=lambda unit: (times[unit], unit))}
+    return [run for run in runs if _unit(run) not in older]
+
+
+def _unit(run: Run) -> str | None:
+    """The pretraining of a run, which may be the run itself; None if unknown."""
+    return str(run.path) if run.manifest.stage == "pretrain" else run.start.unit
+
+
 def make_row(
     members: Sequence[Run],
     tasks: Sequence[str],
@@ -208,6 +238,7 @@ def make_row(
         notes: footnotes in addition to those on provenance.
         stated: settings stated by this project's own runs in the table.
     """
+    given, members = members, repetitions(members)
     start = members[0].start
     names = dict.fromkeys(run.start.detail for run in members)
     columns = [
@@ -229,6 +260,7 @@ def make_row(
         notes=(
             *provenance_notes(members),
             *((NOT_STATED_NOTE.format(len(missing)),) if missing else ()),
+            *((SAME_SEED_NOTE,) if len(members) < len(given) else ()),
             *notes,
         ),
         runs=tuple(members),
@@ -289,8 +321,15 @@ def primary(row: Row, task: str) -> Column:
     return (task, "AP") if (task, "AP") in own or not own else own[0]
 
 
-def provenance_notes(members: Sequence[Run]) -> tuple[str, ...]:
-    """Footnotes on the provenance of a row's weights and code."""
+def provenance_notes(
+    members: Sequence[Run], columns: Mapping[Column, Sequence[Run]] | None = None
+) -> tuple[str, ...]:
+    """Footnotes on the provenance of a row's weights and code.
+
+    Args:
+        members: its runs.
+        columns: those of each column, if columns have initializations of their own.
+    """
     start = members[0].start
     if start.kind == "external":
         return (FOREIGN_NOTE,)
@@ -308,11 +347,20 @@ def provenance_notes(members: Sequence[Run]) -> tuple[str, ...]:
             notes.append("the pretraining run was not among the folders read")
         elif not all(run.parent for run in members):
             notes.append("weights without a pretraining run of this project")
-        if len(members) > 1 and not pretrainings_of(members):
-            notes.append(
-                "fine-tunings of one pretraining: the spread over pretrainings is not included"
-            )
+        if words := _of_one_pretraining(columns or {("", ""): members}):
+            notes.append(words)
     return (*notes, *_code_notes(members))
+
+
+def _of_one_pretraining(columns: Mapping[Column, Sequence[Run]]) -> str:
+    """The footnote on columns whose runs repeat only the fine-tuning; "" if there are none."""
+    repeated = {column: runs for column, runs in columns.items() if len(runs) > 1}
+    found = [column for column, runs in repeated.items() if not pretrainings_of(runs)]
+    if not found:
+        return ""
+    names = ", ".join(" ".join(filter(None, column)) for column in found)
+    which = "" if len(found) == len(repeated) else f" ({names})"
+    return f"fine-tunings of one pretraining{which}: the spread over pretrainings is not included"
 
 
 def _code_notes(members: Sequence[Run]) -> list[str]:
@@ -370,6 +418,7 @@ def _choose_rate(
     rates: dict[str, list[Run]] = defaultdict(list)
     for run in members:
         rates[run.comparable[5]].append(run)
+    rates = defaultdict(list, {rate: repetitions(runs) for rate, runs in rates.items()})
     if len(rates) == 1:
         (rate,) = rates
         return list(members), f"lr {rate or 'not stated'}, the only one tried", 0

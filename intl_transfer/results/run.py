@@ -16,6 +16,8 @@ from intl_transfer.runs.settings import below, deciding, flatten
 METRICS = ("AP50", "AP", "AP75")
 #: Tasks in that order; others follow by name.
 TASKS = ("box", "mask", "voc")
+# Of keys of changes midway.
+_CHANGED = "changed."
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Start:
         word: name of its file or run.
         unit: the pretraining among repetitions; None if each run is one.
         unit_seed: of that pretraining, if known.
+        unit_ended: when it ended, if its run is known.
         notes: footnotes for its row.
         control: for a control (:mod:`intl_transfer.runs.controls`), the factor removed.
     """
@@ -45,6 +48,7 @@ class Start:
     word: str = ""
     unit: str | None = None
     unit_seed: int | None = None
+    unit_ended: str | None = None
     notes: tuple[str, ...] = ()
     control: str = ""
 
@@ -104,6 +108,7 @@ class Run:
         found = deciding(stage, self.manifest.config) | changed_midway(self.manifest)
         if not self.manifest.config and isinstance(results, EvaluationResults):
             found |= {f"protocol.{key}": value for key, value in results.protocol.items()}
+        found |= told_apart(found, self.manifest.id or str(self.path))
         found |= flatten(results.settings)
         facts: dict[str, Any] = {
             name: images.as_json() for name, images in self.manifest.dataset.items()
@@ -138,6 +143,18 @@ class Run:
         values: Any = self.results.metrics.get(task)
         value = values.get(metric) if isinstance(values, Mapping) else None
         return None if value is None else float(value)
+
+
+def told_apart(settings: Mapping[str, Any], run: str) -> dict[str, Any]:
+    """What separates a run with a setting changed midway from others with the same change.
+
+    No record says at which step it was changed, so two such runs may be different experiments.
+
+    Args:
+        settings: of the run, by dotted key.
+        run: its id.
+    """
+    return {_CHANGED + "run": run} if any(key.startswith(_CHANGED) for key in settings) else {}
 
 
 def _labels(used: Labels) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from intl_transfer.conversion.settings import from_statistics
 from intl_transfer.data.statistics import statistics_of
 from intl_transfer.errors import UserError
 from intl_transfer.methods import METHODS
-from intl_transfer.results.run import Run, Start
+from intl_transfer.results.run import Run, Start, told_apart
 from intl_transfer.runs.changes import decided
 from intl_transfer.runs.controls import in_words
 from intl_transfer.runs.private import portable
@@ -32,7 +33,9 @@ from intl_transfer.runs.settings import (
     NOT_STATED,
     below,
     comparable,
+    deciding,
     fingerprint,
+    flatten,
     group,
     nested,
     select,
@@ -71,6 +74,9 @@ def start_of(
     weights = provenance.source_sha256 or initialization.weights_sha256
     notes: tuple[str, ...] = ()
     made = portable(origin.settings or {})
+    if made:  # implied values of settings that are newer than the weights
+        trained = "evaluation" if "kind" in made else "pretrain"  # which has no such setting
+        made = deciding(trained, {}) | made
     if parent is not None:
         theirs = settings_of_pretraining(parent)
         made = made | theirs if by_hash else theirs | made
@@ -79,7 +85,8 @@ def start_of(
         branch = provenance.branch or "online"
         settings |= {"branch": branch}
         if made:
-            settings |= made
+            identity = parent.id if parent is not None else origin.id
+            settings |= made | told_apart(made, identity or weights or "not stated")
             # As stated by the run, not by the user.
             titles = [one.full_title for one in METHODS.values()]
             if "loss.method" in made and method in titles:
@@ -89,7 +96,8 @@ def start_of(
             settings |= below("pretraining", stated)
             notes = (STATED,)
         else:
-            settings["weights"] = weights or initialization.detail or "not stated"
+            file = _stated_file(config)
+            settings["weights"] = weights or file or initialization.detail or "not stated"
     return Start(
         initialization.kind,
         f"control: {control} ({method})" if control else method,
@@ -99,9 +107,16 @@ def start_of(
         word=_word(provenance, origin),
         unit=None if initialization.kind == "random" else weights,
         unit_seed=origin.seed if origin.seed is not None else parent.seed if parent else None,
+        unit_ended=parent.ended if parent else None,
         notes=notes,
         control=control,
     )
+
+
+def _stated_file(config: Mapping[str, Any]) -> str:
+    """A digest of the path of weights whose content is not known; "" if none is stated."""
+    path = str(flatten(config).get("MODEL.WEIGHTS") or "")
+    return fingerprint({"path": posixpath.normpath(path)}) if path else ""
 
 
 def initialization_of(manifest: Manifest, results: PretrainResults) -> Initialization:

@@ -125,7 +125,9 @@ def with_words(table: Table) -> Table:
     starts: dict[str, dict[str, Start]] = {}
     for row in table.rows:
         for run in row.runs[:1]:
-            starts.setdefault(row.method, {})[run.start.key] = run.start
+            # Of a row over several columns, the detail is not that of its first run.
+            start = dataclasses.replace(run.start, detail=row.detail)
+            starts.setdefault(row.method, {})[start.key] = start
     words: dict[str, str] = {}
     for found in starts.values():
         words |= distinctions(list(found.values()))

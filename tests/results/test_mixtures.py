@@ -6,28 +6,36 @@ import dataclasses
 import itertools
 import json
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import yaml
 
 from intl_transfer.errors import UserError
 from intl_transfer.evaluation.config import DataConfig
-from intl_transfer.results import TableOptions, build_tables, collect, figures
+from intl_transfer.results import TableOptions, build_tables, collect, figures, render
 from intl_transfer.results.check import check
 from intl_transfer.results.exports import _runs
 from intl_transfer.results.importers import openmmlab
+from intl_transfer.results.starts import settings_of_pretraining
 from intl_transfer.runs import write_json
+from intl_transfer.runs.config import load_config
+from intl_transfer.runs.private import portable
 from intl_transfer.runs.records import ImageSet
-from pretrain.config import KnnConfig
+from intl_transfer.runs.settings import IMPLIED, deciding
+from pretrain.config import KnnConfig, PretrainConfig
 from tests.results.synthetic import (
     detection_run,
     evaluation_run,
     external_config,
     external_run,
     pretraining_run,
+    start_of,
     write_results,
 )
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 HAND_MADE = {
     "schema": 1, "stage": "evaluation", "kind": "linear", "external": "my evaluator", "seed": 0,
     "dataset": {"name": "cifar10"}, "architecture": {"backbone": "resnet18"},
@@ -237,6 +245,55 @@ def test_protocols_are_told_apart_over_all_spellings_of_a_data_set(tmp_path):
     assert found == {"momentum 0.5)": (60.0, 60.0), "momentum 0.9)": (70.0, 70.0)}
 
 
+def shipped(root, recipe, *overrides, epochs, sha, top1, **changes):
+    """A linear evaluation of a pretraining by a configuration of this project."""
+    config = load_config(PretrainConfig, recipe, overrides, CONFIGS / "pretrain")
+    settings = portable(deciding("pretrain", dataclasses.asdict(config)))
+    origin = {"config_name": recipe, "epochs": epochs, "dataset": config.data.name}
+    origin |= {"sha": sha, "settings": settings, "id": sha}
+    more = {"dataset": config.data.name, "backbone": config.model.backbone, **changes}
+    evaluation_run(root, f"{sha}{more.get('seed', 0)}", top1=top1, origin=origin, **more)
+
+
+def test_recipes_of_two_lengths_share_a_row_that_says_how_they_differ(tmp_path):
+    for epochs, rate in ((100, 0.5), (200, 0.4)):
+        recipe = f"imagenet_r50_ep{epochs}_multicrop_ema"
+        shipped(tmp_path, recipe, epochs=epochs, sha=str(epochs), top1=70 + rate)
+    (table,) = tables(tmp_path)
+    (row,) = table.rows
+    assert {m: s.mean for (_, m), s in row.metrics.items()} == {"100 ep": 70.5, "200 ep": 70.4}
+    text = "pretrained by recipes that differ by column: 100 ep: base lr 0.5; 200 ep: base lr 0.4"
+    assert text in row.notes
+    for sha, seed in itertools.product("ab", (0, 1)):  # the same, with two epochs and two T
+        count, epochs = {"a": (4, 300), "b": (8, 400)}[sha]
+        options = (f"optim.epochs={epochs}", f"loss.iterations={count}")
+        what = {"epochs": epochs, "sha": sha, "top1": 72.0, "seed": seed}
+        shipped(tmp_path, "imagenet_r50_ep800", *options, **what)
+    (table,) = tables(tmp_path)
+    found = {row.name: [metric for _, metric in row.metrics] for row in table.rows}
+    found = {name: metrics for name, metrics in found.items() if "iterations" in name}
+    assert found == {"INTL, iterations 4": ["300 ep"], "INTL, iterations 8": ["400 ep"]}
+    note = "fine-tunings of one pretraining: the spread over pretrainings is not included"
+    assert all((note in row.notes) == ("iterations" in row.name) for row in table.rows)
+
+
+def test_small_sets_share_a_row_if_only_the_data_differ(tmp_path):
+    def evaluated(name, count, top1):
+        options = (f"data.name={name}", f"loss.iterations={count}")
+        what = {"epochs": 1000, "sha": f"{name}{count}", "top1": top1}
+        shipped(tmp_path, "cifar10_r18_ep1000", *options, **what)
+
+    evaluated("cifar10", 4, 80.0)
+    evaluated("cifar100", 8, 60.0)
+    (table,) = tables(tmp_path)
+    assert sorted(row.name for row in table.rows) == ["INTL, iterations 4", "INTL, iterations 8"]
+    assert all(len({task for task, _ in row.metrics}) == 1 for row in table.rows)
+    evaluated("cifar100", 4, 61.0)
+    shared, alone = sorted(tables(tmp_path)[0].rows, key=lambda row: row.name)
+    assert (shared.name, alone.name) == ("INTL, iterations 4", "INTL, iterations 8")
+    assert {task for task, _ in shared.metrics} == {"cifar10", "cifar100"}
+
+
 def test_batch_norms_of_a_run_that_changed_its_processes(tmp_path):
     config = {"MODEL": {"RESNETS": {"NORM": "BN"}}}
     for index, sizes in enumerate(((8, 8), (2, 8))):
@@ -315,3 +372,91 @@ def test_the_definition_of_a_metric_separates_tables_of_every_stage(tmp_path, fo
     (problem,) = collect([tmp_path], cache=False).problems
     assert "evaluator: expected an object, found" in problem
     assert any("evaluator: expected an object" in text for text in check(tmp_path / "wrong").errors)
+
+
+def test_weights_files_of_one_name_in_two_folders_are_two_rows(tmp_path):
+    files = ("/ckpt/moco/model.pkl", "/ckpt/byol/model.pkl", "/ckpt/byol/./model.pkl")
+    for index, (file, ap) in enumerate(zip(files, (38.0, 44.0, 46.0), strict=True)):
+        config = external_config()
+        config["MODEL"]["WEIGHTS"] = file
+        external_run(tmp_path, f"ft_seed{index}", ap, config=config)
+    (table,) = tables(tmp_path)
+    found = {row.name: row.metrics["box", "AP"].values for row in table.rows}
+    assert found == {"ft, moco": (38.0,), "ft, byol": (44.0, 46.0)}
+    assert "/ckpt" not in render([table], "json")
+
+
+def test_settings_newer_than_weights_have_their_implied_values(tmp_path):
+    now = portable(deciding("pretrain", dataclasses.asdict(PretrainConfig(views=[]))))
+    now |= {"loss.stable": True, "data.normalize": "imagenet", "data.exif_orientation": False}
+    before = {key: value for key, value in now.items() if key not in IMPLIED["pretrain"]}
+    for seed, settings in enumerate((now, before, now | {"data.exif_orientation": True})):
+        origin = {"sha": f"{seed}" * 64, "id": f"p{seed}", "seed": seed, "settings": settings}
+        evaluation_run(tmp_path, f"run{seed}", top1=70.0 + seed, seed=seed, origin=origin)
+    (table,) = tables(tmp_path)
+    values = {row.name: row.metrics["cifar10", "top-1"].values for row in table.rows}
+    assert values == {
+        "INTL, without exif orientation": (70.0, 71.0),
+        "INTL, with exif orientation": (72.0,),
+    }
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_pretrainings_of_one_seed_are_one_repetition_in_every_stage(tmp_path, known):
+    for index, seed in enumerate((0, 0, 1)):
+        sha, folder = f"{index}" * 64, tmp_path / "pretrain"
+        run = pretraining_run(folder, f"p{index}", sha, seed=seed, knn_accuracy=50.0 + index)
+        # The first one of the folder is the newest of seed 0.
+        run.manifest.ended = f"2024-05-0{9 - index}T12:00:00+00:00"
+        run.save()
+        stated = settings_of_pretraining(run.manifest)
+        origin = {"sha": sha, "id": run.manifest.id, "seed": seed, "settings": stated}
+        start = {**start_of("INTL", **origin)}
+        for repeat in (0, 1):
+            more = {"initialization": start, "seed": repeat}
+            value = 10.0 * index + repeat
+            tuned = detection_run(tmp_path, f"d{index}{repeat}", 30 + value, **more)
+            probed = evaluation_run(tmp_path, f"e{index}{repeat}", top1=50 + value, **more)
+            for made in (tuned, probed):
+                made.manifest.ended = f"2024-06-0{9 - index}T12:00:00+00:00"
+                made.save()
+    if not known:
+        shutil.rmtree(tmp_path / "pretrain")
+    columns = {k: v for table in tables(tmp_path) for k, v in table.rows[0].metrics.items()}
+    assert columns["box", "AP"].values == (30.5, 50.5)
+    assert columns["cifar10", "top-1"].values == (50.5, 70.5)
+    assert columns["box", "AP"].each == (2, 2)
+    if known:
+        assert columns["k-NN", "top-1"].values == (50.0, 52.0)
+    note = "of pretrainings with the same seed, the newest one counts"
+    assert all(note in row.notes for table in tables(tmp_path) for row in table.rows)
+
+
+def test_runs_changed_midway_are_not_averaged_as_no_record_says_when(tmp_path):
+    change = {"SOLVER.WEIGHT_DECAY": {"before": 1e-4, "now": 1e-3}}
+    for seed, hours in enumerate((13, 23)):
+        run = detection_run(tmp_path, f"run{seed}", 30 + seed, seed=seed)
+        (first,) = run.manifest.sessions
+        later = {"started": f"2024-05-01T{hours}:00:00+00:00", "changes": change}
+        run.manifest.sessions = [first, first.model_copy(update=later)]
+        run.save()
+        settings = {"loss.method": "intl", "changed.optim.weight_decay": "0.0001 to 0.001"}
+        for repeat in (0, 1):  # of weights that were changed: the fine-tunings repeat
+            origin = {"sha": f"{seed}" * 64, "id": f"p{seed}", "seed": seed, "settings": settings}
+            evaluation_run(tmp_path, f"e{seed}{repeat}", seed=repeat, origin=origin)
+    *detection, small = tables(tmp_path)
+    assert [[row.n for row in table.rows] for table in detection] == [[1], [1]]
+    assert [row.n for row in small.rows] == [2, 2]
+    assert len({row.name for row in small.rows}) == len({table.title for table in detection}) == 2
+
+
+def test_equal_protocols_in_two_forms_are_one(tmp_path):
+    forms = (
+        {"epochs": 100, "lr": 1, "crop": {"size": 224, "pct": [1, 0.875]}},
+        {"epochs": 100.0, "lr": 1.0, "crop": {"pct": [1.0, 0.875], "size": 224.0}},
+    )
+    assert forms[0] == forms[1]
+    for seed, form in enumerate(forms):
+        evaluation_run(tmp_path, f"run{seed}", seed=seed, protocol=form, epoch=100)
+    (table,) = tables(tmp_path)
+    assert [row.n for row in table.rows] == [2]
