@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from intl_transfer.conversion.arguments import TIMM, refuse_arguments
 from intl_transfer.conversion.evidence import ASSUMED, configured, inferred
 from intl_transfer.conversion.reading import Content, read_content, small_json, unwrapped
 from intl_transfer.conversion.settings import IMAGENET, Settings, from_statistics
@@ -32,15 +33,6 @@ _CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
 _TIMM = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2")
 # Of timm, with low-pass filters in place of strides.
 _ONLY_ALIKE = re.compile(r"resnet(?:aa|blur)\d")
-# Arguments of timm's ResNet that change what the same tensors compute, with the values that do not.
-_ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "act_layer": (None, "relu"),
-    "norm_layer": (None, "batchnorm", "batchnorm2d"),
-    "aa_layer": (None, ""),
-    "avg_down": (None, False),
-    "replace_stem_pool": (None, False),
-    "block_args": (None, {}),
-}
 _EPSILON = 1e-5  # of torch's batch norm
 
 
@@ -129,7 +121,8 @@ def timm_settings(content: Content) -> Settings:
     """
     arguments = plain(content.values.get("args"))
     arguments = arguments if isinstance(arguments, dict) else {}
-    _refuse_arguments(plain(arguments.get("model_kwargs")), f"{content.path}: args.model_kwargs")
+    where = f"{content.path}: args.model_kwargs"
+    refuse_arguments(arguments.get("model_kwargs"), where, TIMM)
     if arguments.get("bn_eps") not in (None, _EPSILON):
         raise UserError(
             f"{content.path}: args.bn_eps={arguments['bn_eps']}; expected batch norms' {_EPSILON}"
@@ -149,7 +142,8 @@ def timm_settings(content: Content) -> Settings:
             f"{content.path.parent / _CONFIG} says that the network is timm's '{name}', which has "
             f"a ResNet's names and computes something else. Known: {', '.join(_TIMM)}"
         )
-    _refuse_arguments(config.get("model_args"), f"{content.path.parent / _CONFIG}: model_args")
+    where = f"{content.path.parent / _CONFIG}: model_args"
+    refuse_arguments(config.get("model_args"), where, TIMM)
     is_timms = name.removeprefix("tv_") in _TIMM
     strides = configured(f"{_CONFIG}: architecture={name}") if is_timms else ASSUMED
     kept = config.get("pretrained_cfg")
@@ -162,18 +156,6 @@ def timm_settings(content: Content) -> Settings:
         channels_source=inferred("timm loads images as RGB"),
         strides_source=strides,
     )
-
-
-def _refuse_arguments(given: Any, where: str) -> None:
-    """Refuses arguments of timm's ResNet with which it has the same tensors for other features."""
-    for key, usual in _ARGUMENTS.items():
-        value = given.get(key) if isinstance(given, Mapping) else None
-        value = value.lower() if isinstance(value, str) else value
-        if value not in usual:
-            raise UserError(
-                f"{where} says {key}={given[key]}: a ResNet's names, and something else is "
-                f"computed. Expected timm's own {key}"
-            )
 
 
 def transformers_settings(content: Content) -> Settings:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 
 import pytest
 import torch
+import torchvision
+from torch import nn
 
 from intl_transfer.cli import main
 from intl_transfer.conversion import command as convert_command
 from intl_transfer.conversion import convert, read_backbone
 from intl_transfer.conversion.adapters.mm_config import parsed
 from intl_transfer.conversion.pipeline import CheckpointMetadata
+from intl_transfer.errors import UserError
 from intl_transfer.evaluation import command as evaluate_command
 from intl_transfer.results.grouping import INFERRED_NOTE
 from intl_transfer.runs.records import Initialization, Provenance
@@ -142,6 +146,45 @@ def test_openmmlabs_configuration_is_read(tmp_path, text, channels, mean, std, s
     assert (facts["pixels"], facts["channels"]) == expected
     assert facts["strides"] == (READ if stride else ASSUMED)
     assert (found.epochs, facts["epochs"]) == (3, STATED)
+
+
+@pytest.mark.parametrize(
+    ("argument", "theirs"),
+    [
+        ("norm_cfg=dict(type='BN', eps=0.001)", {"norm_layer": partial(nn.BatchNorm2d, eps=1e-3)}),
+        ("act_cfg=dict(type='LeakyReLU')", {"nn.ReLU": nn.LeakyReLU}),
+        (
+            "strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2)",
+            {"replace_stride_with_dilation": [False, False, True]},
+        ),
+        ("avg_down=True", None),
+        ("conv_cfg=dict(type='ConvWS')", None),
+        ("norm_cfg=dict(type='SyncBN', eps=1e-05), strides=(1, 2, 2, 2), act_cfg=None", {}),
+    ],
+)
+def test_openmmlabs_arguments_that_change_the_network_are_refused(tmp_path, argument, theirs):
+    text = f"model = dict(type='BYOL', backbone=dict(type='ResNet', depth=50, {argument}))"
+    values = {"meta": {"cfg": text}, "state_dict": behind("backbone.", ONLINE)}
+    file = saved(tmp_path / "a.pth", values)
+    if theirs == {}:
+        assert read_backbone(file).settings.stride_in_1x1 is False
+        return
+    with pytest.raises(UserError, match=r"model\.backbone says \w+(\.\w+)?=.*as in torchvision's"):
+        read_backbone(file)
+    if theirs is None:
+        return
+    # With them torch's own layers compute something else of the same tensors.
+    networks = []
+    for changes in ({}, theirs):
+        torch.manual_seed(0)
+        layers = {key: value for key, value in changes.items() if key != "nn.ReLU"}
+        made = torchvision.models.resnet50(weights=None, **layers)
+        if "nn.ReLU" in changes:
+            made.relu = changes["nn.ReLU"]()
+        networks.append(made.eval())
+    images = torch.randn(1, 3, 64, 64)
+    assert networks[0].state_dict().keys() == networks[1].state_dict().keys()
+    assert not torch.allclose(networks[0](images), networks[1](images), rtol=1e-3)
 
 
 @pytest.mark.parametrize("text", ["(" * 5000, "a = " + "-" * 90_000 + "1", "x" * 600_000, "\0"])

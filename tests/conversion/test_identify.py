@@ -132,7 +132,8 @@ def test_a_checkpoint_that_names_a_network_that_only_looks_alike(tmp_path, besid
         ({"model_kwargs": {"act_layer": "silu"}}, "act_layer=silu"),
         ({"model_kwargs": {"block_args": {"attn_layer": None}}}, "block_args="),
         ({"bn_eps": 1e-3}, "bn_eps=0.001"),
-        ({"bn_eps": 1e-5, "model_kwargs": {"act_layer": "relu", "output_stride": 8}}, None),
+        ({"bn_eps": 1e-5, "model_kwargs": {"act_layer": "relu", "output_stride": 32}}, None),
+        ({"model_kwargs": {"output_stride": 8}}, "output_stride=8"),
         ({"bn_eps": None, "model_kwargs": None}, None),
     ],
 )
