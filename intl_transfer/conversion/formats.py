@@ -32,6 +32,7 @@ from intl_transfer.conversion.identify import shard
 from intl_transfer.conversion.layers import checked_layers
 from intl_transfer.conversion.reading import Content, first_keys, read_content, unwrapped
 from intl_transfer.conversion.refusals import count, refuse_odd, unknown
+from intl_transfer.conversion.remainder import name_remainder, with_normalization
 from intl_transfer.conversion.settings import Settings, from_config
 from intl_transfer.conversion.stated import (
     branch_source,
@@ -149,7 +150,8 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
         state, dropped = adapter.to_torchvision(content, branch)
     except UserError as error:
         raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-    refuse_odd(content, adapter.prefix(content, branch))
+    prefix = adapter.prefix(content, branch)
+    refuse_odd(content, prefix)
     content.verify(state.values())
     recorded = {key: _recorded(content, key) for key in ("provenance", "config")}
     origin: Mapping[str, Any] = recorded["provenance"] or content.metadata
@@ -163,7 +165,9 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
         kind = "intl-transfer backbone"
         settings = own_settings(content.metadata.get("normalize"), path)
         stem, format_stem = content.metadata.get("stem"), FORMER_STEM
-    layers = checked_layers(content, state, adapter.prefix(content, branch))
+    name_remainder(content, prefix)
+    settings = with_normalization(settings, content, state)
+    layers = checked_layers(content, state, prefix)
     if layers is not None:
         settings, stem = layers.applied(settings), layers.stem
     method, run = origin_of(origin.get("method"), origin.get("pretrain_run"), path)
@@ -189,7 +193,7 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
         settings=settings,
         epochs=epochs,
         branches=tuple(branches),
-        prefix=adapter.prefix(content, branch),
+        prefix=prefix,
         provenance=recorded["provenance"] or None,
         stem=stem,
         format_stem=format_stem,

@@ -13,7 +13,7 @@ from torch import nn
 
 from intl_transfer.cli import main
 from intl_transfer.conversion import command as convert_command
-from intl_transfer.conversion import convert, read_backbone
+from intl_transfer.conversion import convert, read_backbone, verify
 from intl_transfer.conversion.adapters.mm_config import parsed
 from intl_transfer.conversion.pipeline import CheckpointMetadata
 from intl_transfer.errors import UserError
@@ -21,7 +21,7 @@ from intl_transfer.evaluation import command as evaluate_command
 from intl_transfer.results.grouping import INFERRED_NOTE
 from intl_transfer.runs.records import Initialization, Provenance
 from tests.conversion.layouts import LAYOUTS, behind, head, small_state
-from tests.conversion.test_conversion import backbone_state
+from tests.conversion.test_conversion import backbone_state, network
 
 ONLINE, TARGET = small_state(1), small_state(2)
 STATED, READ, TOLD = "stated in the file", "read from its configuration", "told by the user"
@@ -185,6 +185,68 @@ def test_openmmlabs_arguments_that_change_the_network_are_refused(tmp_path, argu
     images = torch.randn(1, 3, 64, 64)
     assert networks[0].state_dict().keys() == networks[1].state_dict().keys()
     assert not torch.allclose(networks[0](images), networks[1](images), rtol=1e-3)
+
+
+class Normalize(nn.Module):
+    """Beside a network of somebody's own, as code for robust networks has it."""
+
+    def __init__(self, mean, std, names=("mean", "std")):
+        super().__init__()
+        for name, value in zip(names, (mean, std), strict=True):
+            self.register_buffer(name, torch.tensor(value).view(3, 1, 1))
+        self.names = names
+
+    def forward(self, x):
+        mean, std = (getattr(self, name) for name in self.names)
+        return (x - mean) / std
+
+
+@pytest.mark.parametrize("names", [("mean", "std"), ("new_mean", "new_std"), ("mu", "sigma")])
+def test_a_layer_that_normalizes_says_how_the_network_takes_images(tmp_path, names):
+    own = network()
+    made = nn.Sequential(Normalize([0.5, 0.4, 0.3], [0.5, 0.25, 0.2], names), own).eval()
+    file = saved(tmp_path / "a.pth", made.state_dict())
+    found = read_backbone(file)
+    images = torch.randint(0, 256, (1, 3, 48, 64)).float()
+    features = []
+    own.layer4.register_forward_hook(lambda *args: features.append(args[2]))
+    with torch.no_grad():
+        made(images / 255)
+        ours = verify.torchvision_features(
+            verify.torchvision_network(found.state, "resnet18", found.settings),
+            verify.normalized(images, found.settings),
+        )
+    assert verify.relative_error(features[0], ours["res5"]) < 1e-5
+    assert levels(found)["pixels"] == INFERRED
+    assert str(found.settings.pixels_source).startswith(f"inferred from names (0.{names[0]}, 0.")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"0.mean": torch.ones(3) / 2},
+        {"pixel_mean": torch.full((3, 1, 1), 103.5), "pixel_std": torch.ones(3, 1, 1)},
+        {f"{n}.{kind}": torch.ones(3) / n for n in (2, 4) for kind in ("mean", "std")},
+    ],
+)
+def test_a_normalization_that_is_not_understood_is_named(tmp_path, more):
+    file = saved(tmp_path / "a.pth", {**behind("1.", ONLINE), **more})
+    with pytest.warns(UserWarning, match=r"mean' looks like .* --pixels"):
+        assert levels(read_backbone(file))["pixels"] == ASSUMED
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone."])
+def test_tensors_that_may_be_of_the_network_are_named(tmp_path, prefix):
+    part = {"bam1.gate_c.weight": torch.ones(4, 64), "bam1.gate_c.bias": torch.ones(4)}
+    file = saved(tmp_path / "a.pth", {"state_dict": behind(prefix, {**part, **ONLINE})})
+    with pytest.warns(UserWarning, match=r"bam1\.gate_c\.weight' and 1 more left out; no layer"):
+        assert "bam1" in read_backbone(file).dropped[0]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_heads_are_left_out_without_a_word(tmp_path, layout):
+    read_backbone(saved(tmp_path / "a.pth", LAYOUTS[layout].build(ONLINE, TARGET)))
 
 
 @pytest.mark.parametrize("text", ["(" * 5000, "a = " + "-" * 90_000 + "1", "x" * 600_000, "\0"])
