@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,13 @@ from intl_transfer.conversion.evidence import (
 from intl_transfer.conversion.folders import network_file, read_sharded
 from intl_transfer.conversion.identify import shard
 from intl_transfer.conversion.layers import checked_layers
-from intl_transfer.conversion.reading import Content, first_keys, read_content, unwrapped
+from intl_transfer.conversion.reading import (
+    Content,
+    first_keys,
+    read_content,
+    small_json,
+    unwrapped,
+)
 from intl_transfer.conversion.refusals import count, refuse_odd, unknown
 from intl_transfer.conversion.remainder import name_remainder, with_normalization
 from intl_transfer.conversion.settings import Settings, from_config
@@ -43,7 +50,7 @@ from intl_transfer.conversion.stated import (
 )
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.files.jsons import parse_json
-from intl_transfer.runs import MANIFEST, RESULTS, read_manifest, read_results
+from intl_transfer.runs import MANIFEST, RESULTS, read_manifest, read_results, sha256_file
 from intl_transfer.runs.aliases import earlier_spellings
 from intl_transfer.runs.checkpoint import FORMAT, load_newest
 from intl_transfer.runs.checkpoint import read_checkpoint as read_own_checkpoint
@@ -153,6 +160,7 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
     prefix = adapter.prefix(content, branch)
     refuse_odd(content, prefix)
     content.verify(state.values())
+    content, sha256 = _with_report(content, sha256)
     recorded = {key: _recorded(content, key) for key in ("provenance", "config")}
     origin: Mapping[str, Any] = recorded["provenance"] or content.metadata
     kind = adapter.name
@@ -238,6 +246,26 @@ def _settings_stated(content: Content, config: dict[str, Any]) -> Settings | Non
         assumed |= key in content.values and content.values[key] is None
         assumed |= content.metadata.get(key) == "null"
     return from_config(config, ASSUMED if assumed else stated("config"))
+
+
+def _with_report(content: Content, sha256: str | None) -> tuple[Content, str | None]:
+    """Adds the metadata of the conversion's report beside a file that has names of tensors alone.
+
+    Returns:
+        The content, and the file's hash where it was computed.
+    """
+    file = content.path.with_suffix(".json")
+    if sha256 is not None or "pretrain_run" in content.metadata or _recorded(content, "provenance"):
+        return content, sha256
+    report = small_json(file)
+    kept = {key: report.get(key) for key in ("provenance", "config", "config_source")}
+    if not isinstance(kept["provenance"], dict) or not isinstance(kept["config"], dict):
+        return content, None
+    sha256 = sha256_file(content.path)
+    if report.get("sha256") != sha256:  # of another file
+        return content, sha256
+    content.beside(file.name)
+    return replace(content, values={**content.values, **kept}), sha256
 
 
 def _recorded(content: Content, key: str) -> dict[str, Any]:
