@@ -19,7 +19,7 @@ from intl_transfer.conversion.arguments import TIMM, refuse_arguments
 from intl_transfer.conversion.evidence import ASSUMED, configured, inferred
 from intl_transfer.conversion.reading import Content, read_content, small_json, unwrapped
 from intl_transfer.conversion.settings import IMAGENET, Settings, from_statistics
-from intl_transfer.data.statistics import Statistics
+from intl_transfer.data.statistics import STATISTICS, Statistics
 from intl_transfer.errors import UserError
 from intl_transfer.files.placeholders import plain
 from intl_transfer.runs import sha256_file
@@ -113,7 +113,7 @@ def read_sharded(index: Path) -> tuple[Content, str]:
 
 
 def timm_settings(content: Content) -> Settings:
-    """From timm's ``config.json`` next to a file, otherwise assumed.
+    """From a training's arguments or timm's ``config.json`` next to a file, otherwise assumed.
 
     Raises:
         UserError: if it, or a training's checkpoint itself, names an architecture that only looks
@@ -135,8 +135,9 @@ def timm_settings(content: Content) -> Settings:
             )
     config = small_json(content.beside(_CONFIG))
     name = config.get("architecture")
+    trained = _trained(arguments)
     if not isinstance(name, str):
-        return IMAGENET
+        return trained or IMAGENET
     if _ONLY_ALIKE.search(name):
         raise UserError(
             f"{content.path.parent / _CONFIG} says that the network is timm's '{name}', which has "
@@ -148,13 +149,38 @@ def timm_settings(content: Content) -> Settings:
     strides = configured(f"{_CONFIG}: architecture={name}") if is_timms else ASSUMED
     kept = config.get("pretrained_cfg")
     kept = kept if isinstance(kept, Mapping) else config
-    found = _from_mean(kept.get("mean"), kept.get("std"), f"{_CONFIG}: mean, std")
+    found = trained or _from_mean(kept.get("mean"), kept.get("std"), f"{_CONFIG}: mean, std")
     if found is None:
         return IMAGENET.known_by(IMAGENET.pixels_source, strides)
     return replace(
         found,
         channels_source=inferred("timm loads images as RGB"),
         strides_source=strides,
+    )
+
+
+def _trained(arguments: Mapping[str, Any]) -> Settings | None:
+    """Image preprocessing by ``--mean`` and ``--std`` of timm's train.py; None without them.
+
+    One number is of all channels; without one of the two, timm takes ImageNet's in its place
+    (`timm.data.resolve_data_config`), but for networks that say otherwise.
+    """
+    given = {name: plain(arguments.get(name)) for name in ("mean", "std")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given:
+        return None
+    usual = {"mean": STATISTICS["imagenet"].mean, "std": STATISTICS["imagenet"].std}
+    mean, std = (given.get(name, usual[name]) for name in ("mean", "std"))
+    mean, std = (
+        list(v) * 3 if isinstance(v, (list, tuple)) and len(v) == 1 else v for v in (mean, std)
+    )
+    found = _from_mean(mean, std, ", ".join(f"args.{name}" for name in given))
+    if found is None:
+        return None
+    source = found.pixels_source if len(given) == 2 else inferred("args, and timm's default")
+    loaded = inferred("timm loads images as RGB")
+    return replace(
+        found, pixels_source=source, channels_source=loaded, strides_source=IMAGENET.strides_source
     )
 
 
