@@ -148,10 +148,7 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
     if content.values.get("format") == FORMAT:
         # Read again, with every record's checksum verified.
         return _from_own(path, read_own_checkpoint(path), _one_of_two(branch))
-    found = recognize(content)
-    if found is None:
-        raise UserError(f"{path}: {unknown(content)}")
-    adapter, branches = found
+    adapter, branches = _recognized(path, content)
     branch, requested = _branch_of(path, content, adapter, branches, branch)
     try:
         state, dropped = adapter.to_torchvision(content, branch)
@@ -174,10 +171,7 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
         settings = own_settings(content.metadata.get("normalize"), path)
         stem, format_stem = content.metadata.get("stem"), FORMER_STEM
     name_remainder(content, prefix)
-    settings = with_normalization(settings, content, state)
-    layers = checked_layers(content, state, prefix)
-    if layers is not None:
-        settings, stem = layers.applied(settings), layers.stem
+    settings, stem = _by_layers(content, state, prefix, settings, stem)
     method, run = origin_of(origin.get("method"), origin.get("pretrain_run"), path)
     sources: dict[str, Source] = {"branch": branch_source(adapter, branches, requested)}
     if method is not None:
@@ -209,6 +203,23 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
         sha256=sha256,
         files=content.files,
     )
+
+
+def _recognized(path: Path, content: Content) -> tuple[Adapter, list[str]]:
+    """The adapter of a file, and the networks in it."""
+    found = recognize(content)
+    if found is None:
+        raise UserError(f"{path}: {unknown(content)}")
+    return found
+
+
+def _by_layers(
+    content: Content, state: Mapping[str, Tensor], prefix: str, settings: Settings, stem: Any
+) -> tuple[Settings, Any]:
+    """Settings and stem, with what layers in the file say of them."""
+    settings = with_normalization(settings, content, state)
+    layers = checked_layers(content, state, prefix)
+    return (settings, stem) if layers is None else (layers.applied(settings), layers.stem)
 
 
 def _branch_of(

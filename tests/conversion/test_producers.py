@@ -105,7 +105,13 @@ def test_of_two_data_preprocessors_the_runners_is_read(tmp_path, own):
         config["model"]["more"] = {"data_preprocessor": whole}
     places = {"default_scope": "mmengine", "work_dir": str(tmp_path), "log_level": "ERROR"}
     MODELS.register_module(name="Owning", module=Model, force=True)
-    made = runner.Runner.from_cfg(Config({**config, **places, "experiment_name": tmp_path.name}))
+    training = {
+        "train_dataloader": {"dataset": [], "batch_size": 1, "sampler": None},
+        "train_cfg": {"by_epoch": True, "max_epochs": 1},
+        "optim_wrapper": {"optimizer": {"type": "SGD", "lr": 1e-2}},
+    }
+    everything = {**config, **places, **training, "experiment_name": tmp_path.name}
+    made = runner.Runner.from_cfg(Config(everything))
     made.save_checkpoint(str(tmp_path), "a.pth", save_optimizer=False, save_param_scheduler=False)
     found = read_backbone(tmp_path / "a.pth").settings
     if "another" in own:
