@@ -15,10 +15,11 @@ from typing import Any
 
 from torch import Tensor
 
+from intl_transfer.conversion.arguments import TIMM, refuse_arguments
 from intl_transfer.conversion.evidence import ASSUMED, configured, inferred
 from intl_transfer.conversion.reading import Content, read_content, small_json, unwrapped
 from intl_transfer.conversion.settings import IMAGENET, Settings, from_statistics
-from intl_transfer.data.statistics import Statistics
+from intl_transfer.data.statistics import STATISTICS, Statistics
 from intl_transfer.errors import UserError
 from intl_transfer.files.placeholders import plain
 from intl_transfer.runs import sha256_file
@@ -32,15 +33,6 @@ _CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
 _TIMM = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2")
 # Of timm, with low-pass filters in place of strides.
 _ONLY_ALIKE = re.compile(r"resnet(?:aa|blur)\d")
-# Arguments of timm's ResNet that change what the same tensors compute, with the values that do not.
-_ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "act_layer": (None, "relu"),
-    "norm_layer": (None, "batchnorm", "batchnorm2d"),
-    "aa_layer": (None, ""),
-    "avg_down": (None, False),
-    "replace_stem_pool": (None, False),
-    "block_args": (None, {}),
-}
 _EPSILON = 1e-5  # of torch's batch norm
 
 
@@ -121,7 +113,7 @@ def read_sharded(index: Path) -> tuple[Content, str]:
 
 
 def timm_settings(content: Content) -> Settings:
-    """From timm's ``config.json`` next to a file, otherwise assumed.
+    """From a training's arguments or timm's ``config.json`` next to a file, otherwise assumed.
 
     Raises:
         UserError: if it, or a training's checkpoint itself, names an architecture that only looks
@@ -129,7 +121,8 @@ def timm_settings(content: Content) -> Settings:
     """
     arguments = plain(content.values.get("args"))
     arguments = arguments if isinstance(arguments, dict) else {}
-    _refuse_arguments(plain(arguments.get("model_kwargs")), f"{content.path}: args.model_kwargs")
+    where = f"{content.path}: args.model_kwargs"
+    refuse_arguments(arguments.get("model_kwargs"), where, TIMM)
     if arguments.get("bn_eps") not in (None, _EPSILON):
         raise UserError(
             f"{content.path}: args.bn_eps={arguments['bn_eps']}; expected batch norms' {_EPSILON}"
@@ -142,19 +135,21 @@ def timm_settings(content: Content) -> Settings:
             )
     config = small_json(content.beside(_CONFIG))
     name = config.get("architecture")
+    trained = _trained(arguments)
     if not isinstance(name, str):
-        return IMAGENET
+        return trained or IMAGENET
     if _ONLY_ALIKE.search(name):
         raise UserError(
             f"{content.path.parent / _CONFIG} says that the network is timm's '{name}', which has "
             f"a ResNet's names and computes something else. Known: {', '.join(_TIMM)}"
         )
-    _refuse_arguments(config.get("model_args"), f"{content.path.parent / _CONFIG}: model_args")
+    where = f"{content.path.parent / _CONFIG}: model_args"
+    refuse_arguments(config.get("model_args"), where, TIMM)
     is_timms = name.removeprefix("tv_") in _TIMM
     strides = configured(f"{_CONFIG}: architecture={name}") if is_timms else ASSUMED
     kept = config.get("pretrained_cfg")
     kept = kept if isinstance(kept, Mapping) else config
-    found = _from_mean(kept.get("mean"), kept.get("std"), f"{_CONFIG}: mean, std")
+    found = trained or _from_mean(kept.get("mean"), kept.get("std"), f"{_CONFIG}: mean, std")
     if found is None:
         return IMAGENET.known_by(IMAGENET.pixels_source, strides)
     return replace(
@@ -164,16 +159,29 @@ def timm_settings(content: Content) -> Settings:
     )
 
 
-def _refuse_arguments(given: Any, where: str) -> None:
-    """Refuses arguments of timm's ResNet with which it has the same tensors for other features."""
-    for key, usual in _ARGUMENTS.items():
-        value = given.get(key) if isinstance(given, Mapping) else None
-        value = value.lower() if isinstance(value, str) else value
-        if value not in usual:
-            raise UserError(
-                f"{where} says {key}={given[key]}: a ResNet's names, and something else is "
-                f"computed. Expected timm's own {key}"
-            )
+def _trained(arguments: Mapping[str, Any]) -> Settings | None:
+    """Image preprocessing by ``--mean`` and ``--std`` of timm's train.py; None without them.
+
+    One number is of all channels; without one of the two, timm takes ImageNet's in its place
+    (`timm.data.resolve_data_config`), but for networks that say otherwise.
+    """
+    given = {name: plain(arguments.get(name)) for name in ("mean", "std")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given:
+        return None
+    usual = {"mean": STATISTICS["imagenet"].mean, "std": STATISTICS["imagenet"].std}
+    mean, std = (given.get(name, usual[name]) for name in ("mean", "std"))
+    mean, std = (
+        list(v) * 3 if isinstance(v, (list, tuple)) and len(v) == 1 else v for v in (mean, std)
+    )
+    found = _from_mean(mean, std, ", ".join(f"args.{name}" for name in given))
+    if found is None:
+        return None
+    source = found.pixels_source if len(given) == 2 else inferred("args, and timm's default")
+    loaded = inferred("timm loads images as RGB")
+    return replace(
+        found, pixels_source=source, channels_source=loaded, strides_source=IMAGENET.strides_source
+    )
 
 
 def transformers_settings(content: Content) -> Settings:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,15 @@ from intl_transfer.conversion.evidence import (
 from intl_transfer.conversion.folders import network_file, read_sharded
 from intl_transfer.conversion.identify import shard
 from intl_transfer.conversion.layers import checked_layers
-from intl_transfer.conversion.reading import Content, first_keys, read_content, unwrapped
+from intl_transfer.conversion.reading import (
+    Content,
+    first_keys,
+    read_content,
+    small_json,
+    unwrapped,
+)
 from intl_transfer.conversion.refusals import count, refuse_odd, unknown
+from intl_transfer.conversion.remainder import name_remainder, with_normalization
 from intl_transfer.conversion.settings import Settings, from_config
 from intl_transfer.conversion.stated import (
     branch_source,
@@ -42,7 +50,7 @@ from intl_transfer.conversion.stated import (
 )
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.files.jsons import parse_json
-from intl_transfer.runs import MANIFEST, RESULTS, read_manifest, read_results
+from intl_transfer.runs import MANIFEST, RESULTS, read_manifest, read_results, sha256_file
 from intl_transfer.runs.aliases import earlier_spellings
 from intl_transfer.runs.checkpoint import FORMAT, load_newest
 from intl_transfer.runs.checkpoint import read_checkpoint as read_own_checkpoint
@@ -140,17 +148,16 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
     if content.values.get("format") == FORMAT:
         # Read again, with every record's checksum verified.
         return _from_own(path, read_own_checkpoint(path), _one_of_two(branch))
-    found = recognize(content)
-    if found is None:
-        raise UserError(f"{path}: {unknown(content)}")
-    adapter, branches = found
+    adapter, branches = _recognized(path, content)
     branch, requested = _branch_of(path, content, adapter, branches, branch)
     try:
         state, dropped = adapter.to_torchvision(content, branch)
     except UserError as error:
         raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-    refuse_odd(content, adapter.prefix(content, branch))
+    prefix = adapter.prefix(content, branch)
+    refuse_odd(content, prefix)
     content.verify(state.values())
+    content, sha256 = _with_report(content, sha256)
     recorded = {key: _recorded(content, key) for key in ("provenance", "config")}
     origin: Mapping[str, Any] = recorded["provenance"] or content.metadata
     kind = adapter.name
@@ -163,9 +170,8 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
         kind = "intl-transfer backbone"
         settings = own_settings(content.metadata.get("normalize"), path)
         stem, format_stem = content.metadata.get("stem"), FORMER_STEM
-    layers = checked_layers(content, state, adapter.prefix(content, branch))
-    if layers is not None:
-        settings, stem = layers.applied(settings), layers.stem
+    name_remainder(content, prefix)
+    settings, stem = _by_layers(content, state, prefix, settings, stem)
     method, run = origin_of(origin.get("method"), origin.get("pretrain_run"), path)
     sources: dict[str, Source] = {"branch": branch_source(adapter, branches, requested)}
     if method is not None:
@@ -189,7 +195,7 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
         settings=settings,
         epochs=epochs,
         branches=tuple(branches),
-        prefix=adapter.prefix(content, branch),
+        prefix=prefix,
         provenance=recorded["provenance"] or None,
         stem=stem,
         format_stem=format_stem,
@@ -197,6 +203,23 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
         sha256=sha256,
         files=content.files,
     )
+
+
+def _recognized(path: Path, content: Content) -> tuple[Adapter, list[str]]:
+    """The adapter of a file, and the networks in it."""
+    found = recognize(content)
+    if found is None:
+        raise UserError(f"{path}: {unknown(content)}")
+    return found
+
+
+def _by_layers(
+    content: Content, state: Mapping[str, Tensor], prefix: str, settings: Settings, stem: Any
+) -> tuple[Settings, Any]:
+    """Settings and stem, with what layers in the file say of them."""
+    settings = with_normalization(settings, content, state)
+    layers = checked_layers(content, state, prefix)
+    return (settings, stem) if layers is None else (layers.applied(settings), layers.stem)
 
 
 def _branch_of(
@@ -234,6 +257,26 @@ def _settings_stated(content: Content, config: dict[str, Any]) -> Settings | Non
         assumed |= key in content.values and content.values[key] is None
         assumed |= content.metadata.get(key) == "null"
     return from_config(config, ASSUMED if assumed else stated("config"))
+
+
+def _with_report(content: Content, sha256: str | None) -> tuple[Content, str | None]:
+    """Adds the metadata of the conversion's report beside a file that has names of tensors alone.
+
+    Returns:
+        The content, and the file's hash where it was computed.
+    """
+    file = content.path.with_suffix(".json")
+    if sha256 is not None or "pretrain_run" in content.metadata or _recorded(content, "provenance"):
+        return content, sha256
+    report = small_json(file)
+    kept = {key: report.get(key) for key in ("provenance", "config", "config_source")}
+    if not isinstance(kept["provenance"], dict) or not isinstance(kept["config"], dict):
+        return content, None
+    sha256 = sha256_file(content.path)
+    if report.get("sha256") != sha256:  # of another file
+        return content, sha256
+    content.beside(file.name)
+    return replace(content, values={**content.values, **kept}), sha256
 
 
 def _recorded(content: Content, key: str) -> dict[str, Any]:

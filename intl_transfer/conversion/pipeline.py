@@ -39,7 +39,7 @@ from intl_transfer.conversion.targets import (
     refuse_existing,
 )
 from intl_transfer.errors import UserError
-from intl_transfer.runs import sha256_file, write_atomically
+from intl_transfer.runs import sha256_file, write_atomically, write_json
 from intl_transfer.runs.lock import file_lock
 
 __all__ = ["CheckpointMetadata", "convert", "initialization", "provenance_of", "with_metadata"]
@@ -127,9 +127,9 @@ def _convert(
             report["tensors"] = _write(written, backbone.state, to, report)
             if to == DETECTRON2:
                 report["parity"] = _checked_parity(backbone, architecture, written)
-            else:
-                _check_read_back(written, backbone.state)
             report["sha256"] = sha256_file(written)
+            if to != DETECTRON2:
+                _check_read_back(written, backbone, report)
             publish(written, out, report, tuple(beside))
     except OSError as error:
         # Not with the temporary name.
@@ -188,10 +188,21 @@ def _write(file: Path, state: Mapping[str, Tensor], to: str, report: Mapping[str
     return sum(not key.endswith("num_batches_tracked") for key in copies)
 
 
-def _check_read_back(written: Path, state: Mapping[str, Tensor]) -> None:
-    """Checks that every tensor is read back unchanged."""
-    found = read_backbone(written).state
-    for key, tensor in state.items():
+def _check_read_back(written: Path, backbone: Backbone, report: Mapping[str, Any]) -> None:
+    """Checks that every tensor is read back unchanged, and what cannot be seen in them."""
+    write_json(written.with_suffix(".json"), report)  # of some formats the only place for it
+    again = read_backbone(written)
+    for name in ("settings", "method", "stem"):
+        facts = [getattr(one, name) for one in (backbone, again)]
+        if name == "settings":
+            facts = [(one.described(), one.stride_in_1x1) for one in facts]
+        if facts[0] is not None and facts[0] != facts[1]:
+            raise UserError(
+                f"conversion refused: {name} of the written file are read back as {facts[1]}, "
+                f"expected {facts[0]}. Nothing was written"
+            )
+    found = again.state
+    for key, tensor in backbone.state.items():
         if key.endswith("num_batches_tracked"):
             continue
         if key not in found or not torch.equal(found[key], tensor):

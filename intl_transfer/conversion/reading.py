@@ -170,6 +170,12 @@ def _flat(values: Mapping[Any, Any], place: str = "", depth: int = 0) -> Iterato
 
 
 def _read(path: Path, mmap: bool, verified: bool) -> tuple[Pickled, dict[str, str]]:
+    if path.exists() and not path.is_file() and not path.is_dir():
+        # A pipe waits for its other end, and some devices have none.
+        raise UserError(
+            f"{path} is no regular file but a pipe or a device; expected a checkpoint. Next: copy "
+            "its content to a file and give that"
+        )
     try:
         with open(path, "rb") as file:
             head = file.read(HEAD)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
 from intl_transfer.cli import main
 from intl_transfer.conversion import command as convert_command
-from intl_transfer.conversion import convert, read_backbone
+from intl_transfer.conversion import convert, read_backbone, verify
 from intl_transfer.conversion.adapters.mm_config import parsed
 from intl_transfer.conversion.pipeline import CheckpointMetadata, with_metadata
 from intl_transfer.errors import UserError
@@ -22,7 +24,7 @@ from intl_transfer.evaluation.config import ModelConfig
 from intl_transfer.results.grouping import INFERRED_NOTE
 from intl_transfer.runs.records import Initialization, Provenance
 from tests.conversion.layouts import LAYOUTS, behind, head, projector, small_state
-from tests.conversion.test_conversion import backbone_state
+from tests.conversion.test_conversion import backbone_state, network
 
 ONLINE, TARGET = small_state(1), small_state(2)
 STATED, READ, TOLD = "stated in the file", "read from its configuration", "told by the user"
@@ -325,6 +327,107 @@ def test_openmmlabs_configuration_is_read(tmp_path, text, channels, mean, std, s
     assert (facts["pixels"], facts["channels"]) == expected
     assert facts["strides"] == (READ if stride else ASSUMED)
     assert (found.epochs, facts["epochs"]) == (3, STATED)
+
+
+@pytest.mark.parametrize(
+    ("argument", "theirs"),
+    [
+        ("norm_cfg=dict(type='BN', eps=0.001)", {"norm_layer": partial(nn.BatchNorm2d, eps=1e-3)}),
+        ("act_cfg=dict(type='LeakyReLU')", {"nn.ReLU": nn.LeakyReLU}),
+        (
+            "strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2)",
+            {"replace_stride_with_dilation": [False, False, True]},
+        ),
+        ("avg_down=True", None),
+        ("conv_cfg=dict(type='ConvWS')", None),
+        ("norm_cfg=dict(type='SyncBN', eps=1e-05), strides=(1, 2, 2, 2), act_cfg=None", {}),
+    ],
+)
+def test_openmmlabs_arguments_that_change_the_network_are_refused(tmp_path, argument, theirs):
+    text = f"model = dict(type='BYOL', backbone=dict(type='ResNet', depth=50, {argument}))"
+    values = {"meta": {"cfg": text}, "state_dict": behind("backbone.", ONLINE)}
+    file = saved(tmp_path / "a.pth", values)
+    if theirs == {}:
+        assert read_backbone(file).settings.stride_in_1x1 is False
+        return
+    with pytest.raises(UserError, match=r"model\.backbone says \w+(\.\w+)?=.*as in torchvision's"):
+        read_backbone(file)
+    if theirs is None:
+        return
+    # With them torch's own layers compute something else of the same tensors.
+    networks = []
+    for changes in ({}, theirs):
+        torch.manual_seed(0)
+        layers = {key: value for key, value in changes.items() if key != "nn.ReLU"}
+        made = torchvision.models.resnet50(weights=None, **layers)
+        if "nn.ReLU" in changes:
+            made.relu = changes["nn.ReLU"]()
+        networks.append(made.eval())
+    images = torch.randn(1, 3, 64, 64)
+    assert networks[0].state_dict().keys() == networks[1].state_dict().keys()
+    assert not torch.allclose(networks[0](images), networks[1](images), rtol=1e-3)
+
+
+class Normalize(nn.Module):
+    """Beside a network of somebody's own, as code for robust networks has it."""
+
+    def __init__(self, mean, std, names=("mean", "std")):
+        super().__init__()
+        for name, value in zip(names, (mean, std), strict=True):
+            self.register_buffer(name, torch.tensor(value).view(3, 1, 1))
+        self.names = names
+
+    def forward(self, x):
+        mean, std = (getattr(self, name) for name in self.names)
+        return (x - mean) / std
+
+
+@pytest.mark.parametrize("names", [("mean", "std"), ("new_mean", "new_std"), ("mu", "sigma")])
+def test_a_layer_that_normalizes_says_how_the_network_takes_images(tmp_path, names):
+    own = network()
+    made = nn.Sequential(Normalize([0.5, 0.4, 0.3], [0.5, 0.25, 0.2], names), own).eval()
+    file = saved(tmp_path / "a.pth", made.state_dict())
+    found = read_backbone(file)
+    images = torch.randint(0, 256, (1, 3, 48, 64)).float()
+    features = []
+    own.layer4.register_forward_hook(lambda *args: features.append(args[2]))
+    with torch.no_grad():
+        made(images / 255)
+        ours = verify.torchvision_features(
+            verify.torchvision_network(found.state, "resnet18", found.settings),
+            verify.normalized(images, found.settings),
+        )
+    assert verify.relative_error(features[0], ours["res5"]) < 1e-5
+    assert levels(found)["pixels"] == INFERRED
+    assert str(found.settings.pixels_source).startswith(f"inferred from names (0.{names[0]}, 0.")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"0.mean": torch.ones(3) / 2},
+        {"pixel_mean": torch.full((3, 1, 1), 103.5), "pixel_std": torch.ones(3, 1, 1)},
+        {f"{n}.{kind}": torch.ones(3) / n for n in (2, 4) for kind in ("mean", "std")},
+    ],
+)
+def test_a_normalization_that_is_not_understood_is_named(tmp_path, more):
+    file = saved(tmp_path / "a.pth", {**behind("1.", ONLINE), **more})
+    with pytest.warns(UserWarning, match=r"mean' looks like .* --pixels"):
+        assert levels(read_backbone(file))["pixels"] == ASSUMED
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone."])
+def test_tensors_that_may_be_of_the_network_are_named(tmp_path, prefix):
+    part = {"bam1.gate_c.weight": torch.ones(4, 64), "bam1.gate_c.bias": torch.ones(4)}
+    file = saved(tmp_path / "a.pth", {"state_dict": behind(prefix, {**part, **ONLINE})})
+    with pytest.warns(UserWarning, match=r"bam1\.gate_c\.weight' and 1 more left out; no layer"):
+        assert "bam1" in read_backbone(file).dropped[0]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_heads_are_left_out_without_a_word(tmp_path, layout):
+    read_backbone(saved(tmp_path / "a.pth", LAYOUTS[layout].build(ONLINE, TARGET)))
 
 
 @pytest.mark.parametrize("text", ["(" * 5000, "a = " + "-" * 90_000 + "1", "x" * 600_000, "\0"])

@@ -10,12 +10,21 @@ import torch
 import torchvision
 from safetensors.torch import load_file
 
-from intl_transfer.conversion import audit, convert, load_backbone, read_backbone, to_detectron2
+from intl_transfer.conversion import (
+    audit,
+    convert,
+    load_backbone,
+    read_backbone,
+    to_detectron2,
+    verify,
+)
 from intl_transfer.conversion.adapters import WRITTEN
+from intl_transfer.conversion.adapters.caffe2 import CAFFE2
 from intl_transfer.conversion.pipeline import CheckpointMetadata, with_metadata
 from intl_transfer.conversion.settings import PIXELS
 from intl_transfer.errors import UserError
 from tests.conversion.layouts import LAYOUTS, behind, caffe2, detectron2, head, small_state
+from tests.conversion.test_conversion import backbone_state
 
 NAMES = list(LAYOUTS)
 ONLINE, TARGET = small_state(1), small_state(2)
@@ -413,6 +422,43 @@ def test_files_for_other_tools(tmp_path, to):
     ):
         with pytest.raises(UserError, match=message):
             convert(tmp_path / "in.pth", tmp_path / name, to=given)
+
+
+@pytest.mark.parametrize("to", sorted(set(WRITTEN) - {"detectron2"}))
+def test_what_is_known_outlasts_every_format(tmp_path, to):
+    """Names of tensors alone have no place for it: it is in the report beside them."""
+    given = CheckpointMetadata("SimCLR", "n", 100, "D", "unit", "l")
+    write(tmp_path / "in.pth", dict(ONLINE))
+    convert(tmp_path / "in.pth", tmp_path / "out.pth", to=to, given=given)
+    found = read_backbone(tmp_path / "out.pth")
+    direct = with_metadata(read_backbone(tmp_path / "in.pth"), given)
+    assert found.settings == direct.settings
+    assert (found.method, found.pretrain_run) == (direct.method, direct.pretrain_run)
+    assert {**found.evidence(), "branch": 0} == {**direct.evidence(), "branch": 0}
+    # The report of another file says nothing.
+    write(tmp_path / "out.pth", dict(TARGET))
+    assert read_backbone(tmp_path / "out.pth").settings.source is None
+
+
+def test_a_network_of_caffe_is_the_same_by_way_of_torchvisions_names(tmp_path):
+    """BGR and strides in 1x1 became RGB and 3x3, with a parity of 0."""
+    state = backbone_state("resnet50")
+    content = CAFFE2.from_torchvision(state)
+    arrays = {name: tensor.numpy() for name, tensor in content["model"].items()}
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps({**content, "model": arrays}))
+    convert(tmp_path / "R-50.pkl", tmp_path / "direct.pth")
+    convert(tmp_path / "R-50.pkl", tmp_path / "names.pth", to="torchvision")
+    convert(tmp_path / "names.pth", tmp_path / "again.pth")
+    images = torch.randint(0, 256, (1, 3, 48, 64)).float()
+    features = []
+    for file in (tmp_path / "direct.pth", tmp_path / "again.pth"):
+        settings = read_backbone(file).settings
+        network = verify.detectron2_backbone("resnet50", file, settings)
+        with torch.no_grad():
+            features.append(network(verify.normalized(images, settings))["res5"])
+    assert torch.equal(*features)
+    with pytest.raises(UserError, match=r"names\.json is read for the source"):
+        convert(tmp_path / "names.pth", tmp_path / "names.safetensors", force=True)
 
 
 def test_heads_are_left_out_and_named(tmp_path):

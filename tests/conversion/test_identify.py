@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import io
 import json
+import os
+import socket
 import tarfile
 import zipfile
 
@@ -132,7 +135,8 @@ def test_a_checkpoint_that_names_a_network_that_only_looks_alike(tmp_path, besid
         ({"model_kwargs": {"act_layer": "silu"}}, "act_layer=silu"),
         ({"model_kwargs": {"block_args": {"attn_layer": None}}}, "block_args="),
         ({"bn_eps": 1e-3}, "bn_eps=0.001"),
-        ({"bn_eps": 1e-5, "model_kwargs": {"act_layer": "relu", "output_stride": 8}}, None),
+        ({"bn_eps": 1e-5, "model_kwargs": {"act_layer": "relu", "output_stride": 32}}, None),
+        ({"model_kwargs": {"output_stride": 8}}, "output_stride=8"),
         ({"bn_eps": None, "model_kwargs": None}, None),
     ],
 )
@@ -143,6 +147,35 @@ def test_a_training_of_timm_with_arguments_that_change_the_network(tmp_path, arg
         return
     with pytest.raises(UserError, match=what):
         load_backbone(tmp_path / "in.pth")
+
+
+@pytest.mark.parametrize("mean", [None, [0.5, 0.4, 0.3], [0.5]])
+@pytest.mark.parametrize("std", [None, (0.2, 0.25, 0.3), [0.25]])
+def test_images_are_taken_as_the_arguments_of_timms_training_say(tmp_path, mean, std):
+    arguments = argparse.Namespace(model="resnet18", mean=mean, std=std, bn_eps=None)
+    torch.save({"state_dict": small_state(), "args": arguments}, tmp_path / "in.pth")
+    found = read_backbone(tmp_path / "in.pth").settings
+    model = timm.create_model("resnet18")
+    theirs = timm.data.resolve_data_config(vars(arguments), model=model)
+    assert found.pixel_mean == pytest.approx([255 * value for value in theirs["mean"]])
+    assert found.pixel_std == pytest.approx([255 * value for value in theirs["std"]])
+    levels = {2: "read from its configuration", 1: "inferred from names", 0: "assumed"}
+    assert found.pixels_source.level == levels[(mean is not None) + (std is not None)]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket", "/dev/zero", "/dev/null"])
+def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path, kind):
+    file = tmp_path / "in.pth"
+    with socket.socket(socket.AF_UNIX) as opened:
+        if kind == "fifo":
+            os.mkfifo(file)
+        elif kind == "socket":
+            opened.bind(str(file))
+        else:
+            file.symlink_to(kind)
+        with pytest.raises(UserError, match=r"in\.pth is no regular file but a pipe or a device"):
+            convert(file, tmp_path / "out.pth")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.pth"]
 
 
 def test_a_folder_of_several_networks(tmp_path):

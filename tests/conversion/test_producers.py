@@ -78,3 +78,47 @@ def test_a_folder_of_distributed_checkpoints_and_parts_of_tensors(tmp_path):
     fully_sharded(tmp_path / "fsdp")
     with pytest.raises(UserError, match=r"DTensor.*full_state_dict=True"):
         read_backbone(tmp_path / "fsdp" / "sharded.pth")
+
+
+@pytest.mark.parametrize("own", ["of the model", "none", "of the model, another within"])
+def test_of_two_data_preprocessors_the_runners_is_read(tmp_path, own):
+    runner = pytest.importorskip("mmengine.runner")
+    from mmengine.config import Config
+    from mmengine.model import BaseModel
+    from mmengine.registry import MODELS
+
+    class Model(BaseModel):
+        def __init__(self, more=None, **parts):
+            super().__init__(**parts)
+            self.backbone = resnet(5)
+
+        def forward(self, inputs, data_samples=None, mode="tensor"):
+            return self.backbone(inputs)
+
+    half = {"mean": [127.5] * 3, "std": [100.0] * 3, "bgr_to_rgb": False}
+    whole = {"mean": [123.0, 116.0, 103.0], "std": [58.0, 57.0, 56.0], "bgr_to_rgb": True}
+    half, whole = ({"type": "ImgDataPreprocessor", **values} for values in (half, whole))
+    config = {"model": {"type": "Owning"}, "data_preprocessor": whole}
+    if own != "none":
+        config["model"]["data_preprocessor"] = half
+    if "another" in own:
+        config["model"]["more"] = {"data_preprocessor": whole}
+    places = {"default_scope": "mmengine", "work_dir": str(tmp_path), "log_level": "ERROR"}
+    MODELS.register_module(name="Owning", module=Model, force=True)
+    training = {
+        "train_dataloader": {"dataset": [], "batch_size": 1, "sampler": None},
+        "train_cfg": {"by_epoch": True, "max_epochs": 1},
+        "optim_wrapper": {"optimizer": {"type": "SGD", "lr": 1e-2}},
+    }
+    everything = {**config, **places, **training, "experiment_name": tmp_path.name}
+    made = runner.Runner.from_cfg(Config(everything))
+    made.save_checkpoint(str(tmp_path), "a.pth", save_optimizer=False, save_param_scheduler=False)
+    found = read_backbone(tmp_path / "a.pth").settings
+    if "another" in own:
+        assert found.pixels_source.level == "assumed"
+        return
+    used = made.model.data_preprocessor
+    assert list(found.pixel_mean) == used.mean.flatten().tolist()
+    assert list(found.pixel_std) == used.std.flatten().tolist()
+    # OpenCV loads BGR, which `bgr_to_rgb` turns around.
+    assert found.channels == ("RGB" if used._channel_conversion else "BGR")

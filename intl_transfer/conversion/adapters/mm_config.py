@@ -7,6 +7,7 @@ mmcv and mmengine keep ``Config.pretty_text`` in ``meta``: Python assignments of
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ _DEEPEST = 60
 _MISSING = object()
 # Default channel order of these classes: as loaded, BGR.
 _PREPROCESSOR = "DataPreprocessor"
+_OWN = "data_preprocessor"
 
 
 def configuration(meta: Any) -> dict[str, Any]:
@@ -131,7 +133,7 @@ def settings_in(config: Mapping[str, Any]) -> Settings:
     else:
         strides = configured(f"{style[0]}: style='{style[1]}'")
         is_caffe = style[1] == "caffe"
-    stated = _normalization(found)
+    stated = _normalization(config, found)
     if stated is not None:
         channels, mean, std, pixels_source, channels_source = stated
         return Settings(channels, mean, std, is_caffe, pixels_source, channels_source, strides)
@@ -142,16 +144,23 @@ def settings_in(config: Mapping[str, Any]) -> Settings:
 
 
 def _normalization(
+    config: Mapping[str, Any],
     found: list[tuple[str, Mapping[str, Any]]],
 ) -> tuple[Any, Any, Any, Source, Source] | None:
-    """Mean and deviation: the model's own, otherwise the pipelines'."""
+    """Mean and deviation: the model's own, otherwise the pipelines'.
+
+    mmengine's Runner gives the outermost data preprocessor to a model that has none of its own.
+    """
+    model = plain(config.get("model"))
+    if isinstance(model, Mapping) and _OWN in model:
+        found = [entry for entry in found if not re.match(rf"{_OWN}\b", entry[0])]
     stated = [
         (place, inner)
         for place, inner in found
         if _three(inner.get("mean")) and _three(inner.get("std"))
     ]
     own = [entry for entry in stated if "preprocessor" in entry[0]]
-    other = {repr(_read(*entry)[:3]): entry for entry in own[:1] or stated}
+    other = {repr(_read(*entry)[:3]): entry for entry in reversed(own or stated)}
     if len(other) != 1:  # none, or several that disagree
         return None
     return _read(*next(iter(other.values())))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from intl_transfer.conversion.adapters.base import ANY, ONLINE, TARGET, Layout
 from intl_transfer.conversion.adapters.mm_config import configuration, first, settings_in
+from intl_transfer.conversion.arguments import OPENMMLAB, refuse_arguments
 from intl_transfer.conversion.evidence import Fact, configured
 from intl_transfer.conversion.reading import Content
 from intl_transfer.conversion.settings import Settings
@@ -47,7 +48,11 @@ def _method(content: Content) -> Fact | None:
 
 
 def _pixels(content: Content) -> Settings:
-    return settings_in(configuration(content.values.get("meta")))
+    config = configuration(content.values.get("meta"))
+    refuse_arguments(
+        first(config, "model", "backbone"), f"{content.path}: model.backbone", OPENMMLAB
+    )
+    return settings_in(config)
 
 
 # mmengine's EMAHook saves the average as the network, and the trained network separately
