@@ -53,7 +53,7 @@ from detection.session import (
     set_up,
     show,
 )
-from detection.settings import add_arguments, resolve
+from detection.settings import add_arguments, refuse_contradictions, resolve
 from detection.stream import OneRankError
 from detection.trainer import Trainer
 from intl_transfer.boundary import Boundary
@@ -184,6 +184,7 @@ def prepare(
         The configuration, the weights file's content (None for random initialization), the content
         of the data sets, and the existing run (None for an evaluation).
     """
+    refuse_contradictions(arguments)
     if arguments.eval_only:
         return *prepare_evaluation(arguments), None
     cfg = resolve(arguments)

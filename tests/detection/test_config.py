@@ -285,6 +285,7 @@ def test_files_over_files_are_detectron2s(tmp_path):
     for file in sorted(CONFIGS.glob("*.yaml")):
         expected = get_cfg()
         expected.CUSTOM_DATASETS = CfgNode(new_allowed=True)
+        expected.SEED = 0
         expected.DATASETS.LABELS = CfgNode({"FRACTION": 1.0, "SEED": 0, "LIST": ""})
         off = {"SHUFFLE_LABELS": False, "NOISE": 0.0, "PERMUTE_WEIGHTS": False}
         expected.CONTROL = CfgNode(off)

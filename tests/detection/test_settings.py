@@ -7,10 +7,10 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 
-from detection.config import load_config, schedule_name
+from detection.config import CONFIGS, load_config, schedule_name
 from detection.roi_heads import Res5ROIHeadsExtraNorm
 from detection.scaling import batch_that_fits, scale_to_batch
-from detection.settings import resolve
+from detection.settings import refuse_contradictions, resolve
 from intl_transfer.devices import Gpus
 from intl_transfer.errors import UserError
 from intl_transfer.runs import write_json
@@ -22,7 +22,7 @@ def arguments(**given):
         "config": "coco_R50_C4_1x",
         "weights": None,
         "output_dir": None,
-        "seed": 0,
+        "seed": None,
         "lr": None,
         "norm": None,
         "scale_to_batch": None,
@@ -119,6 +119,7 @@ def test_the_command_line_decides(capsys):
     ("given", "message"),
     [
         ({"seed": -1}, "--seed -1: expected 0 or more"),
+        ({"opts": ["SEED", "-1"]}, "^SEED -1: expected 0 or more"),
         ({"lr": 0.0}, "--lr 0.0: expected a positive"),
         ({"lr": float("nan")}, "--lr nan: expected a positive"),
         ({"scale_to_batch": -3}, "a batch of -3"),
@@ -131,6 +132,58 @@ def test_the_command_line_decides(capsys):
 def test_what_cannot_be_is_said(given, message):
     with pytest.raises(UserError, match=message):
         resolve(arguments(**given))
+
+
+@pytest.mark.parametrize(
+    ("word", "value", "key"),
+    [
+        ("seed", 3, "SEED"),
+        ("lr", 0.5, "SOLVER.BASE_LR"),
+        ("norm", "BN", "MODEL.RESNETS.NORM"),
+        ("norm", "BN", "MODEL.FPN.NORM"),
+        ("weights", "w.pth", "MODEL.WEIGHTS"),
+        ("output_dir", "out", "OUTPUT_DIR"),
+    ],
+)
+def test_an_option_is_its_setting_and_neither_overrides_the_other(tmp_path, word, value, key):
+    """Against yacs, which reads a file and pairs by itself."""
+
+    def value_of(cfg):
+        for part in key.split("."):
+            cfg = cfg[part]
+        return cfg
+
+    name = "coco_R50_FPN_1x"
+    own = tmp_path / "own.yaml"
+    base = [
+        f'_BASE_: "{CONFIGS / name}.yaml"',
+        f"OUTPUT_DIR: {tmp_path}",
+        "MODEL: {WEIGHTS: a.pth}",
+    ]
+    own.write_text("\n".join(base))
+    expected = load_config(str(own), [key, str(value)])
+    pair = [key, str(value)]
+    as_option = arguments(config=str(own), **{word: value})
+    as_pair = arguments(config=str(own), opts=pair)
+    both = arguments(config=str(own), opts=pair, **{word: value})
+    for given in (as_option, as_pair, both):
+        refuse_contradictions(given)
+        assert value_of(resolve(given)) == value_of(expected) == value
+    as_pair.eval_only = True
+    assert value_of(resolve(as_pair)) == value
+    in_file = tmp_path / "file.yaml"
+    in_file.write_text(expected.dump())
+    assert value_of(resolve(arguments(config=str(in_file)))) == value
+    other = {"seed": 4, "lr": 0.25}.get(word, "SyncBN")
+    flag = f"--{word.replace('_', '-')}"
+    with pytest.raises(UserError, match=rf"^{flag} {other} and {key} {value} set the same"):
+        refuse_contradictions(arguments(config=str(own), opts=pair, **{word: other}))
+
+
+def test_random_weights_are_no_weights():
+    refuse_contradictions(arguments(weights="random", opts=["MODEL.WEIGHTS", ""]))
+    with pytest.raises(UserError, match=r"--weights random and MODEL\.WEIGHTS x\.pth set the same"):
+        refuse_contradictions(arguments(weights="random", opts=["MODEL.WEIGHTS", "x.pth"]))
 
 
 def test_fewer_gpus_than_asked_for_are_used_and_it_is_said(monkeypatch, capsys):
