@@ -20,6 +20,8 @@ from intl_transfer.runs.config import config_name
 NORMS = ("naiveSyncBN", "SyncBN", "BN")
 
 
+#: A detail of the manifest: images per batch before scaling.
+CONFIGURED_BATCH = "configured_batch"
 #: The settings that options stand for. An option that is not given leaves them as they are.
 _KEYS = {
     "seed": ("SEED",),
@@ -169,11 +171,11 @@ def _choose_devices(cfg: Any, arguments: argparse.Namespace) -> None:
 
 def _choose_batch(cfg: Any, arguments: argparse.Namespace) -> None:
     """Scales to the requested batch size, that of the continued run, or what the GPUs can hold."""
-    before = cfg.SOLVER.IMS_PER_BATCH
+    before = arguments.configured_batch = cfg.SOLVER.IMS_PER_BATCH
     batch, why = arguments.scale_to_batch, ""
-    if batch is None and not arguments.eval_only and (Path(cfg.OUTPUT_DIR) / MANIFEST).exists():
-        batch = int(read_manifest(cfg.OUTPUT_DIR).config["SOLVER"]["IMS_PER_BATCH"])
-    elif batch is None and not arguments.eval_only:
+    if batch is None and not arguments.eval_only:
+        batch = _continued_batch(Path(cfg.OUTPUT_DIR), before)
+    if batch is None and not arguments.eval_only:
         processes, memory = arguments.num_machines, math.inf
         if torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu":
             processes *= arguments.num_gpus
@@ -191,3 +193,16 @@ def _choose_batch(cfg: Any, arguments: argparse.Namespace) -> None:
         f"{why}batch {before} -> {batch}, learning rate {solver.BASE_LR:g}, {solver.MAX_ITER} "
         f"iterations, steps {solver.STEPS}, warm-up {solver.WARMUP_ITERS}"
     )
+
+
+def _continued_batch(folder: Path, configured: int) -> int | None:
+    """The batch size of the run in a folder, to which its configuration was scaled.
+
+    None if there is no run, or it was configured with another batch: that is a change of settings.
+    """
+    if not (folder / MANIFEST).exists():
+        return None
+    manifest = read_manifest(folder)
+    if manifest.details.get(CONFIGURED_BATCH, configured) != configured:  # earlier: not recorded
+        return None
+    return int(manifest.config["SOLVER"]["IMS_PER_BATCH"])

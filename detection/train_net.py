@@ -53,7 +53,7 @@ from detection.session import (
     set_up,
     show,
 )
-from detection.settings import add_arguments, refuse_contradictions, resolve
+from detection.settings import CONFIGURED_BATCH, add_arguments, refuse_contradictions, resolve
 from detection.stream import OneRankError
 from detection.trainer import Trainer
 from intl_transfer.boundary import Boundary
@@ -371,7 +371,8 @@ def train(
         run = None
         if comm.is_main_process():
             name = config_name(arguments.config)
-            run = open_run(cfg, start, name, images, earlier.changes)
+            details = {CONFIGURED_BATCH: arguments.configured_batch}
+            run = open_run(cfg, start, name, images, earlier.changes, details)
             stack.enter_context(run.recording())
         trainer = Trainer(cfg, run, stop, start, images)
         used = labels_used(cfg, trainer, images)

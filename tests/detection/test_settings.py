@@ -7,13 +7,14 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 
-from detection.config import CONFIGS, load_config, schedule_name
+from detection.config import CONFIGS, as_dict, load_config, schedule_name
 from detection.roi_heads import Res5ROIHeadsExtraNorm
 from detection.scaling import batch_that_fits, scale_to_batch
-from detection.settings import refuse_contradictions, resolve
+from detection.settings import CONFIGURED_BATCH, refuse_contradictions, resolve
 from intl_transfer.devices import Gpus
 from intl_transfer.errors import UserError
 from intl_transfer.runs import write_json
+from intl_transfer.runs.changes import Continuation
 from tests.detection.conftest import TINY
 
 
@@ -212,6 +213,34 @@ def test_a_run_keeps_its_batch_when_it_is_resumed(tmp_path, monkeypatch):
     assert resolve(arguments(output_dir=str(tmp_path / "new"))).SOLVER.IMS_PER_BATCH == 16
     evaluated = resolve(arguments(output_dir=str(tmp_path), eval_only=True))
     assert evaluated.SOLVER.IMS_PER_BATCH == 16
+
+
+def test_another_batch_of_a_continued_run_stands_and_a_scaled_one_is_kept(tmp_path):
+    before = {"id": "x", "name": "x", "seed": 0, "inputs": [], "sessions": []}
+
+    def continued(*opts: str, **given):
+        cfg = resolve(arguments(output_dir=str(tmp_path), opts=list(opts), **given))
+        return cfg.SOLVER
+
+    def begun(*opts: str, **given):
+        """The manifest of a run begun so, in another folder that does not exist yet."""
+        words = arguments(output_dir=str(tmp_path / "new"), opts=list(opts), **given)
+        config = as_dict(resolve(words))
+        details = {CONFIGURED_BATCH: words.configured_batch}
+        manifest = {"schema": 1, "stage": "detection", "status": "interrupted", "config": config}
+        write_json(tmp_path / "manifest.json", {**before, **manifest, "details": details})
+
+    own = ["SOLVER.IMS_PER_BATCH", "6", "SOLVER.BASE_LR", "0.04", "SOLVER.MAX_ITER", "20"]
+    begun("SOLVER.IMS_PER_BATCH", "2")
+    solver = continued(*own, allow_config_change=True)
+    assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER) == (6, 0.04, 20)
+    with pytest.raises(UserError, match=r"SOLVER\.IMS_PER_BATCH: 2 before, 6 now"):
+        Continuation(tmp_path, "detection", {"SOLVER": {"IMS_PER_BATCH": solver.IMS_PER_BATCH}})
+    begun(*own, scale_to_batch=3)  # also if the same command does not say so again
+    for more in ([], ["SOLVER.WEIGHT_DECAY", "0.5"]):
+        solver = continued(*own, *more)
+        assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER) == (3, 0.02, 40)
+    assert continued(*own, scale_to_batch=6).IMS_PER_BATCH == 6
 
 
 @pytest.mark.parametrize("name", ["shapes_coco_R18_C4", "shapes_coco_R18_FPN"])
