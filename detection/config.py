@@ -11,6 +11,7 @@ from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 
+from intl_transfer.data import detection_roles
 from intl_transfer.errors import UserError
 from intl_transfer.files.yaml_bases import merged
 from intl_transfer.runs import schedules
@@ -173,8 +174,7 @@ def set_number_of_classes(cfg: CfgNode, count: int) -> None:
 
 def classes_key(cfg: CfgNode) -> str:
     """The key of the number of classes, which differs for a RetinaNet."""
-    one_stage = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
-    return f"MODEL.{'RETINANET' if one_stage else 'ROI_HEADS'}.NUM_CLASSES"
+    return detection_roles.classes_key(cfg.MODEL.META_ARCHITECTURE)
 
 
 def _classes(cfg: CfgNode) -> CfgNode:
