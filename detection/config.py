@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -10,6 +11,7 @@ from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 
+from intl_transfer.data import detection_roles
 from intl_transfer.errors import UserError
 from intl_transfer.files.yaml_bases import merged
 from intl_transfer.runs import schedules
@@ -78,6 +80,14 @@ def config_of(values: Mapping[str, Any], overrides: Sequence[str], where: str) -
     return _overridden(cfg, overrides)
 
 
+def as_literal(text: str) -> Any:
+    """The value of an override, as the configuration reads it: a literal of Python, or text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text
+
+
 def like(known: Any, value: Any) -> Any:
     """A value from JSON, with tuples where the configuration's default has them."""
     if isinstance(known, tuple) and isinstance(value, (list, tuple)):
@@ -88,6 +98,7 @@ def like(known: Any, value: Any) -> Any:
 def _blank() -> CfgNode:
     """Detectron2's defaults, with the keys of this project."""
     cfg = get_cfg()
+    cfg.SEED = 0  # Detectron2's, -1, is another one at every start
     # Custom data sets, by name (intl_transfer.data.detection_sets.custom_sets).
     cfg.CUSTOM_DATASETS = CfgNode(new_allowed=True)
     # The training images whose labels are used (detection.labels).
@@ -163,8 +174,7 @@ def set_number_of_classes(cfg: CfgNode, count: int) -> None:
 
 def classes_key(cfg: CfgNode) -> str:
     """The key of the number of classes, which differs for a RetinaNet."""
-    one_stage = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
-    return f"MODEL.{'RETINANET' if one_stage else 'ROI_HEADS'}.NUM_CLASSES"
+    return detection_roles.classes_key(cfg.MODEL.META_ARCHITECTURE)
 
 
 def _classes(cfg: CfgNode) -> CfgNode:

@@ -20,6 +20,7 @@ from intl_transfer.data.annotations import Annotation, Contents
 from intl_transfer.data.detection_contents import open_set, read_set, remarks
 from intl_transfer.data.detection_roles import (
     agree,
+    count_problem,
     has_run_lengths,
     mask_problem,
     role_problems,
@@ -224,7 +225,8 @@ def settle_classes(cfg: Any, found: dict[str, Contents]) -> None:
         UserError: if a data set has objects of other classes, or a published one a different number
             of classes than the configuration.
     """
-    agreement = agree(found, [name for name in found if name not in _custom])
+    standard = [name for name in found if name not in _custom]
+    agreement = agree(found, standard)
     if agreement.problems:
         raise UserError(agreement.problems[0])
     first = next(iter(found))
@@ -238,11 +240,9 @@ def settle_classes(cfg: Any, found: dict[str, Contents]) -> None:
     count, configured = len(found[first].classes), number_of_classes(cfg)
     if count == configured:
         return
-    if first not in _custom:
-        raise UserError(
-            f"{classes_key(cfg)} is {configured}, but '{first}' has {count} classes "
-            f"({', '.join(found[first].classes[:5])} ...); give {classes_key(cfg)} {count}"
-        )
+    problem = count_problem(found, standard, classes_key(cfg), configured)
+    if problem is not None:
+        raise UserError(problem)
     print(f"{count} classes, as '{first}' has (the configuration: {configured})")
     set_number_of_classes(cfg, count)
 

@@ -14,7 +14,7 @@ from typing import Any
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 
-from intl_transfer.data.label_lists import lists
+from intl_transfer.data.label_lists import lines_for, lists
 from intl_transfer.errors import UserError
 from intl_transfer.runs import write_atomically
 from intl_transfer.runs.controls import shuffled
@@ -89,22 +89,22 @@ def in_words(labels: Labels) -> str:
 def write_list(folder: str | Path, lists: Mapping[str, Sequence[str]]) -> None:
     """Writes the ids of the used images to a run directory; nothing for a full run."""
     if lists:
-        text = "".join(f"{one}\n" for ids in lists.values() for one in ids)
+        text = "".join(f"{line}\n" for line in lines_for(lists))
         write_atomically(Path(folder) / FILE, lambda out: out.write(text.encode()))
 
 
 def training_records(cfg: Any) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
     """Detectron2's records of the training images, and the lists used.
 
-    In the order of a full run.
+    In the order of a full run. A set that is named twice gives its images twice, as there.
     """
     names, drop_empty = cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     if not cfg.DATASETS.LABELS.LIST and cfg.DATASETS.LABELS.FRACTION == 1.0:
         return _controlled(cfg, get_detection_dataset_dicts(names, filter_empty=drop_empty)), {}
-    sets = {name: get_detection_dataset_dicts([name], filter_empty=False) for name in names}
-    lists = chosen(cfg, {name: [r["image_id"] for r in own] for name, own in sets.items()})
+    sets = [(name, get_detection_dataset_dicts([name], filter_empty=False)) for name in names]
+    lists = chosen(cfg, {name: [r["image_id"] for r in own] for name, own in sets})
     records = []
-    for name, own in sets.items():
+    for name, own in sets:
         kept = set(lists.get(name, ()))
         records += [r for r in own if not lists or str(r["image_id"]) in kept]
     if drop_empty:

@@ -114,6 +114,7 @@ def open_run(
     name: str,
     images: Mapping[str, ImageSet],
     changes: Differences | None = None,
+    details: Mapping[str, Any] | None = None,
 ) -> RunDirectory:
     """Opens the run directory for a new session.
 
@@ -123,6 +124,7 @@ def open_run(
         name: the configuration's name.
         images: content of the data sets.
         changes: settings that differ from the previous session's.
+        details: further facts for the manifest.
     """
     return RunDirectory.start(
         cfg.OUTPUT_DIR,
@@ -136,6 +138,7 @@ def open_run(
         world_size=comm.get_world_size(),
         dataset=images,
         changes=changes,
+        details=details,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from detection.checks import check_settings
-from detection.config import RANDOM, load_config
+from detection.config import RANDOM, as_literal, load_config
 from detection.scaling import batch_that_fits, scale_to_batch
 from intl_transfer.devices import Gpus, gpus
 from intl_transfer.errors import UserError
@@ -20,10 +20,22 @@ from intl_transfer.runs.config import config_name
 NORMS = ("naiveSyncBN", "SyncBN", "BN")
 
 
+#: A detail of the manifest: images per batch before scaling.
+CONFIGURED_BATCH = "configured_batch"
+#: The settings that options stand for. An option that is not given leaves them as they are.
+_KEYS = {
+    "seed": ("SEED",),
+    "lr": ("SOLVER.BASE_LR",),
+    "norm": ("MODEL.RESNETS.NORM", "MODEL.FPN.NORM"),
+    "weights": ("MODEL.WEIGHTS",),
+    "output_dir": ("OUTPUT_DIR",),
+}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the settings that have options; all others are given as KEY VALUE."""
     parser.add_argument(
-        "--seed", type=int, default=0, help="random seed for heads, order and sampling"
+        "--seed", type=int, help="random seed for heads, order and sampling (default: SEED, or 0)"
     )
     parser.add_argument(
         "--lr", type=float, metavar="X", help="learning rate (not scaled with the batch size)"
@@ -35,6 +47,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="B",
         help="images per batch; learning rate and schedule are scaled linearly",
     )
+
+
+def refuse_contradictions(arguments: argparse.Namespace) -> None:
+    """Refuses an option beside a KEY VALUE pair of its setting with another value.
+
+    Raises:
+        UserError: naming both.
+    """
+    pairs = dict(zip(arguments.opts[::2], arguments.opts[1::2], strict=False))
+    for name, keys in _KEYS.items():
+        option = getattr(arguments, name)
+        for key in keys:
+            if option is None or key not in pairs:
+                continue
+            text, value = pairs[key], as_literal(pairs[key])
+            if option not in (value, text) and (value, option) != ("", RANDOM):
+                raise UserError(
+                    f"--{name.replace('_', '-')} {option} and {key} {text} set the same to "
+                    "different values; omit one"
+                )
 
 
 def resolve(arguments: argparse.Namespace, own: Any = None) -> Any:
@@ -53,9 +85,13 @@ def resolve(arguments: argparse.Namespace, own: Any = None) -> Any:
     cfg = load_config(arguments.config, arguments.opts) if own is None else own
     check_settings(cfg, arguments.config or str(arguments.weights))
     _check_processes(arguments)
-    if arguments.seed < 0:
-        raise UserError(f"--seed {arguments.seed}: expected 0 or more")
-    cfg.SEED = arguments.seed
+    if arguments.seed is not None:
+        cfg.SEED = arguments.seed
+    if cfg.SEED < 0 and arguments.eval_only:  # draws nothing; Detectron2's default is -1
+        cfg.SEED = 0
+    if cfg.SEED < 0:
+        word = "SEED" if arguments.seed is None else "--seed"
+        raise UserError(f"{word} {cfg.SEED}: expected 0 or more")
     if cfg.SOLVER.REFERENCE_WORLD_SIZE:
         raise UserError(
             "SOLVER.REFERENCE_WORLD_SIZE: Detectron2 would silently change batch size and "
@@ -69,7 +105,8 @@ def resolve(arguments: argparse.Namespace, own: Any = None) -> Any:
         )
     if arguments.output_dir:
         cfg.OUTPUT_DIR = arguments.output_dir
-    elif arguments.eval_only:  # never the run's own folder, which contains its own evaluation
+    elif arguments.eval_only and "OUTPUT_DIR" not in arguments.opts[::2]:
+        # Never the run's own folder, which contains its own evaluation.
         file = Path(weights).resolve()
         word = file.parent.name if file.stem == "model_final" else file.stem
         cfg.OUTPUT_DIR = f"runs/evaluation/{word}_on_{'_'.join(cfg.DATASETS.TEST)}"
@@ -134,11 +171,11 @@ def _choose_devices(cfg: Any, arguments: argparse.Namespace) -> None:
 
 def _choose_batch(cfg: Any, arguments: argparse.Namespace) -> None:
     """Scales to the requested batch size, that of the continued run, or what the GPUs can hold."""
-    before = cfg.SOLVER.IMS_PER_BATCH
+    before = arguments.configured_batch = cfg.SOLVER.IMS_PER_BATCH
     batch, why = arguments.scale_to_batch, ""
-    if batch is None and not arguments.eval_only and (Path(cfg.OUTPUT_DIR) / MANIFEST).exists():
-        batch = int(read_manifest(cfg.OUTPUT_DIR).config["SOLVER"]["IMS_PER_BATCH"])
-    elif batch is None and not arguments.eval_only:
+    if batch is None and not arguments.eval_only:
+        batch = _continued_batch(Path(cfg.OUTPUT_DIR), before)
+    if batch is None and not arguments.eval_only:
         processes, memory = arguments.num_machines, math.inf
         if torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu":
             processes *= arguments.num_gpus
@@ -156,3 +193,16 @@ def _choose_batch(cfg: Any, arguments: argparse.Namespace) -> None:
         f"{why}batch {before} -> {batch}, learning rate {solver.BASE_LR:g}, {solver.MAX_ITER} "
         f"iterations, steps {solver.STEPS}, warm-up {solver.WARMUP_ITERS}"
     )
+
+
+def _continued_batch(folder: Path, configured: int) -> int | None:
+    """The batch size of the run in a folder, to which its configuration was scaled.
+
+    None if there is no run, or it was configured with another batch: that is a change of settings.
+    """
+    if not (folder / MANIFEST).exists():
+        return None
+    manifest = read_manifest(folder)
+    if manifest.details.get(CONFIGURED_BATCH, configured) != configured:  # earlier: not recorded
+        return None
+    return int(manifest.config["SOLVER"]["IMS_PER_BATCH"])

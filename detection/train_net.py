@@ -53,7 +53,7 @@ from detection.session import (
     set_up,
     show,
 )
-from detection.settings import add_arguments, resolve
+from detection.settings import CONFIGURED_BATCH, add_arguments, refuse_contradictions, resolve
 from detection.stream import OneRankError
 from detection.trainer import Trainer
 from intl_transfer.boundary import Boundary
@@ -184,6 +184,7 @@ def prepare(
         The configuration, the weights file's content (None for random initialization), the content
         of the data sets, and the existing run (None for an evaluation).
     """
+    refuse_contradictions(arguments)
     if arguments.eval_only:
         return *prepare_evaluation(arguments), None
     cfg = resolve(arguments)
@@ -370,7 +371,8 @@ def train(
         run = None
         if comm.is_main_process():
             name = config_name(arguments.config)
-            run = open_run(cfg, start, name, images, earlier.changes)
+            details = {CONFIGURED_BATCH: arguments.configured_batch}
+            run = open_run(cfg, start, name, images, earlier.changes, details)
             stack.enter_context(run.recording())
         trainer = Trainer(cfg, run, stop, start, images)
         used = labels_used(cfg, trainer, images)

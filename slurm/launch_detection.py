@@ -62,6 +62,8 @@ OF_STAGE: dict[str, Callable[[str], object] | None] = {
 }
 #: As of `detection.settings`, which prepares Detectron2.
 NORMS = ("naiveSyncBN", "SyncBN", "BN")
+#: Settings that every job gets from the launcher.
+_OF_JOB = ("SEED", "MODEL.WEIGHTS", "OUTPUT_DIR")
 _PASSED_ON = "of each fine-tuning"
 _LOADERS = "DATALOADER.NUM_WORKERS"
 
@@ -163,9 +165,14 @@ def check(config: str, opts: list[str]) -> None:
     """Reads the configuration as the stage does, so that errors are found before submission.
 
     Raises:
-        UserError: for an invalid name, key or value.
+        UserError: for an invalid name, key or value, or a key that the launcher sets.
     """
     settings_of(config, tuple(opts))
+    for key in (word for word in opts if word in _OF_JOB):
+        raise UserError(
+            f"{key}: the launcher sets it for each run; choose seeds, weights and folder by its "
+            "own options"
+        )
 
 
 @functools.cache

@@ -14,6 +14,8 @@ from intl_transfer.data.annotations import Contents
 from intl_transfer.data.detection_contents import open_set, remarks
 from intl_transfer.data.detection_roles import (
     agree,
+    classes_in,
+    count_problem,
     label_problem,
     labels_in,
     mask_problem,
@@ -174,13 +176,15 @@ def look(request: Request, folder: Path, everything: bool = False) -> list[Findi
 def _together(request: Request, config: Path, used: dict[str, Contents]) -> Finding:
     """What training asks of the sets that it uses, beyond each of them alone."""
     train, test = ({name: used[name] for name in role} for role in (request.train, request.test))
-    agreement = agree(used, standard_sets(Path()))
+    standard = standard_sets(Path())
+    agreement = agree(used, standard)
     problems = [*agreement.problems, *role_problems(train, test)]
     if not train:
         problems.append("DATASETS.TRAIN is empty; expected the name of a data set, or several")
     if len(test) != 1:
         problems.append(f"DATASETS.TEST is {request.test}; expected one data set")
     for problem in (
+        count_problem(used, standard, *classes_in(config)),
         mask_problem(used, mask_setting(config)),
         _label_problem(config, train),
     ):

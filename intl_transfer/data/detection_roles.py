@@ -18,6 +18,8 @@ from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.files.yaml_bases import files_of, merged
 from intl_transfer.places import config_folder
 
+#: Detectron2's default of ``NUM_CLASSES``.
+_CLASSES = 80
 _ROLES = ("TRAIN", "TEST")
 _CONFIGS = config_folder("detection")
 
@@ -88,6 +90,38 @@ def agree(found: Mapping[str, Contents], standard: Container[str] = ()) -> Agree
             contents = kept
         agreement.contents[name] = contents
     return agreement
+
+
+def classes_key(architecture: str) -> str:
+    """The key of the number of classes, which differs for a RetinaNet.
+
+    Args:
+        architecture: ``MODEL.META_ARCHITECTURE``.
+    """
+    return f"MODEL.{'RETINANET' if architecture == 'RetinaNet' else 'ROI_HEADS'}.NUM_CLASSES"
+
+
+def count_problem(
+    found: Mapping[str, Contents], standard: Container[str], key: str, configured: int
+) -> str | None:
+    """The problem if a published first data set has another number of classes than configured.
+
+    A custom one determines the number.
+
+    Args:
+        found: by name of the set, the training sets first.
+        standard: names of sets that stay as they are published.
+        key: of the number in the configuration.
+        configured: the number there.
+    """
+    first = next(iter(found), None)
+    if first is None or first not in standard or len(found[first].classes) == configured:
+        return None
+    classes = found[first].classes
+    return (
+        f"{key} is {configured}, but '{first}' has {len(classes)} classes "
+        f"({', '.join(classes[:5])} ...); give {key} {len(classes)}"
+    )
 
 
 def role_problems(train: Mapping[str, Contents], test: Mapping[str, Contents]) -> Iterator[str]:
@@ -216,6 +250,20 @@ def roles_in(config: Path) -> tuple[list[str], list[str]]:
     block = _datasets(config)
     train, test = (_names(block.get(role), f"{config}: DATASETS.{role}") for role in _ROLES)
     return train, test
+
+
+def classes_in(config: Path) -> tuple[str, Any]:
+    """The key and the number of classes of a configuration, in it or its bases.
+
+    Args:
+        config: the configuration.
+    """
+    block = merged(config).get("MODEL")
+    model = block if isinstance(block, dict) else {}
+    key = classes_key(str(model.get("META_ARCHITECTURE")))
+    head = model.get(key.split(".")[1])
+    number = head.get("NUM_CLASSES") if isinstance(head, dict) else None
+    return key, _CLASSES if number is None else number
 
 
 def labels_in(config: Path, train: Mapping[str, Contents]) -> dict[str, list[str]]:

@@ -50,7 +50,7 @@ def lists(
 
     Raises:
         UserError: for a fraction that is none, and for a list that cannot be read, names other
-            images, or none.
+            images, none, or one that several sets have.
     """
     if place:
         if fraction != 1.0:
@@ -75,7 +75,8 @@ def _listed(place: str, sets: Mapping[str, Sequence[Any]]) -> dict[str, list[str
     except UserError as error:
         raise UserError(f"DATASETS.LABELS.LIST: {error}") from None
     known = {name: {str(one) for one in ids} for name, ids in sets.items()}
-    unknown = wanted.difference(*known.values())
+    images = {line: _images_of(line, known) for line in wanted}
+    unknown = [line for line, found in images.items() if not found]
     if unknown or not wanted:
         first = f", the first: {min(unknown)}" if unknown else ""
         raise UserError(
@@ -83,4 +84,36 @@ def _listed(place: str, sets: Mapping[str, Sequence[Any]]) -> dict[str, list[str
             f"{' that are not in ' + ', '.join(sets) if unknown else ''}{first}. Expected image "
             "ids of the training sets, one per line"
         )
-    return {name: sorted(wanted & ids) for name, ids in known.items()}
+    shared = [line for line, found in images.items() if len(found) > 1]
+    if shared:
+        names = [name for name, _ in images[min(shared)]]
+        raise UserError(
+            f"DATASETS.LABELS.LIST: {file} names {len(shared)} image(s) of several training sets, "
+            f"the first: {min(shared)}, of {', '.join(names)}. Expected SET:ID for each of them, "
+            f"such as {names[0]}:{min(shared)}"
+        )
+    chosen: dict[str, set[str]] = {name: set() for name in sets}
+    for ((name, one),) in images.values():
+        chosen[name].add(one)
+    return {name: sorted(ids) for name, ids in chosen.items()}
+
+
+def _images_of(line: str, known: Mapping[str, set[str]]) -> list[tuple[str, str]]:
+    """The images that a line can mean: set and id. A line that names the set means its image."""
+    named = [(name, line.removeprefix(f"{name}:")) for name in known if line.startswith(f"{name}:")]
+    stated = [(name, one) for name, one in named if one in known[name]]
+    return stated or [(name, line) for name, ids in known.items() if line in ids]
+
+
+def lines_for(lists: Mapping[str, Sequence[str]]) -> list[str]:
+    """The lines of a file for ``DATASETS.LABELS.LIST``.
+
+    Args:
+        lists: by the name of each training set the ids.
+
+    Returns:
+        Ids, or ``SET:ID`` if there are several sets, which may share ids.
+    """
+    if len(lists) > 1:
+        return [f"{name}:{one}" for name, ids in lists.items() for one in ids]
+    return [one for ids in lists.values() for one in ids]

@@ -7,6 +7,7 @@ from detection.checks import check_settings
 from detection.config import CONFIGS, as_dict, load_config, number_of_classes, schedule_name
 from detection.weights import follow_settings
 from intl_transfer.conversion.settings import CAFFE, config_values
+from intl_transfer.data.detection_roles import classes_in
 from intl_transfer.errors import UserError
 from intl_transfer.runs.architectures import architecture
 
@@ -285,11 +286,16 @@ def test_files_over_files_are_detectron2s(tmp_path):
     for file in sorted(CONFIGS.glob("*.yaml")):
         expected = get_cfg()
         expected.CUSTOM_DATASETS = CfgNode(new_allowed=True)
+        expected.SEED = 0
         expected.DATASETS.LABELS = CfgNode({"FRACTION": 1.0, "SEED": 0, "LIST": ""})
         off = {"SHUFFLE_LABELS": False, "NOISE": 0.0, "PERMUTE_WEIGHTS": False}
         expected.CONTROL = CfgNode(off)
         expected.merge_from_other_cfg(CfgNode(CfgNode.load_yaml_with_base(str(file))))
         assert load_config(str(file)) == expected
+        is_retina = expected.MODEL.META_ARCHITECTURE == "RetinaNet"
+        head = "RETINANET" if is_retina else "ROI_HEADS"
+        count = expected.MODEL[head].NUM_CLASSES
+        assert classes_in(file) == (f"MODEL.{head}.NUM_CLASSES", count)
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from detection import datasets
+from detection.config import CONFIGS
 from detection.evaluators import build_evaluator, summarize
 from detection.images import Mapper
 from detection.train_net import prepare
 from intl_transfer.data.detection_doctor import chosen, look
+from intl_transfer.data.shapes import CLASSES
 from intl_transfer.errors import UserError
 from tests.data import odd_coco, odd_coco_wrong, odd_voc
 from tests.detection.conftest import TINY
@@ -205,6 +207,40 @@ def test_doctor_and_training_agree_on_configurations(
     if refused is not None:
         assert re.search(refused, cfg)
         assert cfg in problems
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("count", [80, None])
+def test_doctor_and_training_agree_on_the_number_of_classes(
+    registered, data, tmp_path, monkeypatch, forgotten, own, count
+):
+    """A published set that is trained on has the configured number; an own one determines it."""
+    monkeypatch.chdir(tmp_path)
+    parts = {"train": "odd_train", "val": "odd_test"}
+    sets = {
+        name: {
+            "LAYOUT": "coco",
+            "JSON": f"shapes/coco/annotations/instances_{part}.json",
+            "IMAGES": f"shapes/coco/{part}",
+        }
+        for part, name in parts.items()
+    }
+    values = {
+        "_BASE_": str(CONFIGS / "shapes_coco_R18_C4.yaml"),
+        "CUSTOM_DATASETS": sets,
+        "DATASETS": {"TRAIN": ["odd_train" if own else "shapes_coco_train"], "TEST": ["odd_test"]},
+        "MODEL": {"ROI_HEADS": {"NUM_CLASSES": count}} if count else {},
+    }
+    config = tmp_path / "own.yaml"
+    config.write_text(json.dumps(values))
+    problems, _ = examined(config, data)
+    cfg = trained(config, tmp_path)
+    if own or count is None:
+        assert problems == []
+        assert len(CLASSES) == cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    else:
+        assert problems == [cfg]
+        assert cfg.startswith("MODEL.ROI_HEADS.NUM_CLASSES is 80, but 'shapes_coco_train' has ")
 
 
 @pytest.mark.parametrize("name", odd_voc.KINDS)

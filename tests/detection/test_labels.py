@@ -8,6 +8,7 @@ from itertools import islice
 
 import pytest
 import torch
+from detectron2.data import get_detection_dataset_dicts
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,6 +63,7 @@ def changed(**values):
         ({"FRACTION": 0.5, "LIST": "some.txt"}, "are both given"),
         ({"LIST": "gone.txt"}, "gone.txt does not exist; expected image ids"),
         ({"LIST": "empty.txt"}, "names no image"),
+        ({"LIST": "shared.txt"}, r"names 1 image\(s\) of several training sets, .*: 4, of a, b"),
         ({"LIST": "others.txt"}, r"names 2 image\(s\) that are not in a, b, the first: 8"),
     ],
 )
@@ -69,8 +71,38 @@ def test_lists_that_cannot_be(tmp_path, monkeypatch, values, message):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "others.txt").write_text("1\n9\n8\n")
+    (tmp_path / "shared.txt").write_text("1\n4\nb:3\n")
     with pytest.raises(UserError, match=message):
-        labels.chosen(changed(**values), {"a": [1, 2], "b": ["3"]})
+        labels.chosen(changed(**values), {"a": [1, 2, 4], "b": ["3", "4"]})
+
+
+def test_a_list_over_several_sets_names_the_set_of_each_image(tmp_path):
+    """What was written is what is read, as a comparison of pairs says, also of shared ids."""
+    sets = {"a": [1, 2, 3, 4], "b": [1, 2, 3, 4, "a:1"], "c": ["x"]}
+    drawn = labels.chosen(changed(FRACTION=0.5), sets)
+    pairs = {(name, one) for name, ids in drawn.items() for one in ids}
+    labels.write_list(tmp_path, drawn)
+    lines = (tmp_path / labels.FILE).read_text().splitlines()
+    assert {tuple(line.split(":", 1)) for line in lines} == pairs
+    assert len(lines) == len(pairs) == 6
+    assert labels.chosen(changed(LIST=str(tmp_path / labels.FILE)), sets) == drawn
+    (tmp_path / "own.txt").write_text("x\na:1\nb:a:1\n")  # ids alone where one set has them
+    found = labels.chosen(changed(LIST=str(tmp_path / "own.txt")), sets)
+    assert found == {"a": ["1"], "b": ["a:1"], "c": ["x"]}
+
+
+def test_a_set_that_is_named_twice_counts_twice(registered):
+    """As in Detectron2's records of all images, of which a list leaves some out."""
+    twice = "('shapes_coco_train', 'shapes_coco_train')"
+    options = [*TINY, "DATASETS.TRAIN", twice, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False"]
+    few = load_config("shapes_coco_R18_C4", [*options, "DATASETS.LABELS.FRACTION", "0.5"])
+    names = few.DATASETS.TRAIN
+    whole = [r["image_id"] for r in get_detection_dataset_dicts(names, filter_empty=False)]
+    records, lists = labels.training_records(few)
+    kept = lists["shapes_coco_train"]
+    expected = [one for one in whole if str(one) in kept]
+    assert [record["image_id"] for record in records] == expected
+    assert len(expected) == 2 * len(kept) == 6
 
 
 def test_each_training_set_gives_its_share():

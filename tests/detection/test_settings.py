@@ -7,13 +7,14 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 
-from detection.config import load_config, schedule_name
+from detection.config import CONFIGS, as_dict, load_config, schedule_name
 from detection.roi_heads import Res5ROIHeadsExtraNorm
 from detection.scaling import batch_that_fits, scale_to_batch
-from detection.settings import resolve
+from detection.settings import CONFIGURED_BATCH, refuse_contradictions, resolve
 from intl_transfer.devices import Gpus
 from intl_transfer.errors import UserError
 from intl_transfer.runs import write_json
+from intl_transfer.runs.changes import Continuation
 from tests.detection.conftest import TINY
 
 
@@ -22,7 +23,7 @@ def arguments(**given):
         "config": "coco_R50_C4_1x",
         "weights": None,
         "output_dir": None,
-        "seed": 0,
+        "seed": None,
         "lr": None,
         "norm": None,
         "scale_to_batch": None,
@@ -119,6 +120,7 @@ def test_the_command_line_decides(capsys):
     ("given", "message"),
     [
         ({"seed": -1}, "--seed -1: expected 0 or more"),
+        ({"opts": ["SEED", "-1"]}, "^SEED -1: expected 0 or more"),
         ({"lr": 0.0}, "--lr 0.0: expected a positive"),
         ({"lr": float("nan")}, "--lr nan: expected a positive"),
         ({"scale_to_batch": -3}, "a batch of -3"),
@@ -131,6 +133,58 @@ def test_the_command_line_decides(capsys):
 def test_what_cannot_be_is_said(given, message):
     with pytest.raises(UserError, match=message):
         resolve(arguments(**given))
+
+
+@pytest.mark.parametrize(
+    ("word", "value", "key"),
+    [
+        ("seed", 3, "SEED"),
+        ("lr", 0.5, "SOLVER.BASE_LR"),
+        ("norm", "BN", "MODEL.RESNETS.NORM"),
+        ("norm", "BN", "MODEL.FPN.NORM"),
+        ("weights", "w.pth", "MODEL.WEIGHTS"),
+        ("output_dir", "out", "OUTPUT_DIR"),
+    ],
+)
+def test_an_option_is_its_setting_and_neither_overrides_the_other(tmp_path, word, value, key):
+    """Against yacs, which reads a file and pairs by itself."""
+
+    def value_of(cfg):
+        for part in key.split("."):
+            cfg = cfg[part]
+        return cfg
+
+    name = "coco_R50_FPN_1x"
+    own = tmp_path / "own.yaml"
+    base = [
+        f'_BASE_: "{CONFIGS / name}.yaml"',
+        f"OUTPUT_DIR: {tmp_path}",
+        "MODEL: {WEIGHTS: a.pth}",
+    ]
+    own.write_text("\n".join(base))
+    expected = load_config(str(own), [key, str(value)])
+    pair = [key, str(value)]
+    as_option = arguments(config=str(own), **{word: value})
+    as_pair = arguments(config=str(own), opts=pair)
+    both = arguments(config=str(own), opts=pair, **{word: value})
+    for given in (as_option, as_pair, both):
+        refuse_contradictions(given)
+        assert value_of(resolve(given)) == value_of(expected) == value
+    as_pair.eval_only = True
+    assert value_of(resolve(as_pair)) == value
+    in_file = tmp_path / "file.yaml"
+    in_file.write_text(expected.dump())
+    assert value_of(resolve(arguments(config=str(in_file)))) == value
+    other = {"seed": 4, "lr": 0.25}.get(word, "SyncBN")
+    flag = f"--{word.replace('_', '-')}"
+    with pytest.raises(UserError, match=rf"^{flag} {other} and {key} {value} set the same"):
+        refuse_contradictions(arguments(config=str(own), opts=pair, **{word: other}))
+
+
+def test_random_weights_are_no_weights():
+    refuse_contradictions(arguments(weights="random", opts=["MODEL.WEIGHTS", ""]))
+    with pytest.raises(UserError, match=r"--weights random and MODEL\.WEIGHTS x\.pth set the same"):
+        refuse_contradictions(arguments(weights="random", opts=["MODEL.WEIGHTS", "x.pth"]))
 
 
 def test_fewer_gpus_than_asked_for_are_used_and_it_is_said(monkeypatch, capsys):
@@ -159,6 +213,34 @@ def test_a_run_keeps_its_batch_when_it_is_resumed(tmp_path, monkeypatch):
     assert resolve(arguments(output_dir=str(tmp_path / "new"))).SOLVER.IMS_PER_BATCH == 16
     evaluated = resolve(arguments(output_dir=str(tmp_path), eval_only=True))
     assert evaluated.SOLVER.IMS_PER_BATCH == 16
+
+
+def test_another_batch_of_a_continued_run_stands_and_a_scaled_one_is_kept(tmp_path):
+    before = {"id": "x", "name": "x", "seed": 0, "inputs": [], "sessions": []}
+
+    def continued(*opts: str, **given):
+        cfg = resolve(arguments(output_dir=str(tmp_path), opts=list(opts), **given))
+        return cfg.SOLVER
+
+    def begun(*opts: str, **given):
+        """The manifest of a run begun so, in another folder that does not exist yet."""
+        words = arguments(output_dir=str(tmp_path / "new"), opts=list(opts), **given)
+        config = as_dict(resolve(words))
+        details = {CONFIGURED_BATCH: words.configured_batch}
+        manifest = {"schema": 1, "stage": "detection", "status": "interrupted", "config": config}
+        write_json(tmp_path / "manifest.json", {**before, **manifest, "details": details})
+
+    own = ["SOLVER.IMS_PER_BATCH", "6", "SOLVER.BASE_LR", "0.04", "SOLVER.MAX_ITER", "20"]
+    begun("SOLVER.IMS_PER_BATCH", "2")
+    solver = continued(*own, allow_config_change=True)
+    assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER) == (6, 0.04, 20)
+    with pytest.raises(UserError, match=r"SOLVER\.IMS_PER_BATCH: 2 before, 6 now"):
+        Continuation(tmp_path, "detection", {"SOLVER": {"IMS_PER_BATCH": solver.IMS_PER_BATCH}})
+    begun(*own, scale_to_batch=3)  # also if the same command does not say so again
+    for more in ([], ["SOLVER.WEIGHT_DECAY", "0.5"]):
+        solver = continued(*own, *more)
+        assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER) == (3, 0.02, 40)
+    assert continued(*own, scale_to_batch=6).IMS_PER_BATCH == 6
 
 
 @pytest.mark.parametrize("name", ["shapes_coco_R18_C4", "shapes_coco_R18_FPN"])

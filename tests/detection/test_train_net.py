@@ -134,6 +134,7 @@ def test_voc_layout_from_scratch_resumes(data, tmp_path):
     assert read_results(part)["iteration"] == 5
     changed = read_manifest(part)["sessions"][-1]["changes"]
     assert changed["SOLVER.MAX_ITER"] == {"before": 4, "now": 5}
+    assert read_manifest(part).details == {"configured_batch": 2}
 
 
 @pytest.mark.parametrize(

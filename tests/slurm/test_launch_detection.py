@@ -94,6 +94,7 @@ def test_an_interrupted_fine_tuning_on_two_nodes_goes_on(cluster, data, tmp_path
     ("arguments", "message"),
     [
         (["--weights", "absent.pth"], "no such run or file"),
+        (["--weights", "random", "SEED", "5"], "SEED: the launcher sets it for each run"),
         (["--weights", "random", "--seeds", "0"], "expected at least one seed"),
         (["--weights", "random", "--seeds", "x"], "--seeds x: expected a number of seeds"),
         (["--weights", "random", "--config", "coco_R50.yaml"], "Did you mean 'coco_R50_C4'"),
