@@ -36,7 +36,11 @@ def make_executor(
         folder: for logs.
         name: of the jobs, in the queue.
         dependency: on other jobs, in SLURM's syntax (``afterok:12``).
+
+    Raises:
+        UserError: as for :func:`check_folder`.
     """
+    check_folder(folder, requested.cluster)
     executor = submitit.AutoExecutor(folder=folder / "%j", cluster=requested.cluster)
     tasks = tasks_per_node(requested)
     common: dict[str, Any] = {"nodes": requested.nodes, "tasks_per_node": tasks, "name": name}
@@ -74,6 +78,28 @@ def make_executor(
     common.update({key: value for key, value in options.items() if value is not None})
     executor.update_parameters(**common)
     return executor
+
+
+def check_folder(folder: Path, cluster: str) -> None:
+    """Refuses a folder that SLURM would not write logs to.
+
+    It reads their names as patterns (``%u`` is the user), and submitit does too: a job without its
+    log ends before it starts, and says so nowhere.
+
+    Args:
+        folder: for logs.
+        cluster: ``slurm``, ``local`` or ``debug``.
+
+    Raises:
+        UserError: naming the characters.
+    """
+    found = [repr(sign)[1:-1] for sign in "%\\\n" if sign in str(folder.absolute())]
+    if cluster == "slurm" and found:
+        raise UserError(
+            f"{str(folder)!r}: in the name of a log's folder, SLURM reads {' and '.join(found)} as "
+            "a pattern; expected a folder without %, \\ and line breaks: choose another one with "
+            "--output-dir"
+        )
 
 
 def srun_arguments(requested: Resources) -> list[str]:

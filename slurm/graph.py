@@ -107,10 +107,10 @@ def submit(ledger: Ledger, requested: list[Job], rows: dict[str, Row]) -> Iterat
         first = group[0]
         dependency = depend(first, ledger, rows, fresh)
         name = f"{plain_title(first)}~{uuid.uuid4().hex[:6]}"
-        ledger.submitting = {"name": name, "keys": [job.key for job in group]}
-        ledger.write()
         resources = Resources(**first.resources)
         executor = executors.make_executor(resources, logs, name, dependency)
+        ledger.submitting = {"name": name, "keys": [job.key for job in group]}
+        ledger.write()
         try:
             submitted = executors.submit(executor, [stage_job(job) for job in group])
         except UserError as error:

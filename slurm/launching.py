@@ -13,7 +13,7 @@ from intl_transfer.runs.changes import in_lines
 from intl_transfer.runs.lock import directory_lock
 from slurm import controller
 from slurm.controller import Row
-from slurm.executors import say
+from slurm.executors import check_folder, say
 from slurm.graph import adopt, missing, submit
 from slurm.ledger import RUNS, SECRET, Job, Ledger, close_to_others
 from slurm.local import Local, visible_gpus
@@ -83,10 +83,16 @@ def something_missing(jobs: list[Job], folder: Path, cluster: str) -> bool:
         jobs: parents before children.
         folder: of the ledger.
         cluster: ``slurm``, ``local`` or ``debug``.
+
+    Raises:
+        UserError: if there is one, and SLURM could not write its log into the folder.
     """
     ledger = Ledger.read(folder) or Ledger(folder, cluster)
     merged = ledger.merge(jobs)
-    return bool(missing(ledger, merged, controller.queue() if cluster == "slurm" else {}))
+    if not missing(ledger, merged, controller.queue() if cluster == "slurm" else {}):
+        return False
+    check_folder(folder / "slurm", cluster)
+    return True
 
 
 def _check_cluster(ledger: Ledger, cluster: str, rows: dict[str, Row]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import math
 import operator
 from collections.abc import Callable
@@ -62,7 +63,7 @@ def scalar_expression(text: str) -> Scalar:
     if not any(isinstance(node, ast.Name) and node.id == "x" for node in ast.walk(tree)):
         raise ValueError(f"{text!r} has no x; expected a function of an eigenvalue x")
     _checked(tree, text)
-    return lambda x: _value(tree, x)
+    return functools.partial(_value, tree)  # no local function: modules with it are pickled
 
 
 def _checked(tree: ast.AST, text: str) -> None:

@@ -199,6 +199,7 @@ def _cosine(products: Tensor, norms: Tensor, iterations: int) -> Tensor:
     """Cosines (V - 1, N) from row products and squared norms (V, N); 0 with a row of zeros."""
     lowest = _ZERO_ROW[iterations > NEWTON_UP_TO]
     is_zero = norms <= lowest
-    root = torch.where(is_zero, torch.ones_like(norms), norms).rsqrt()
+    # Not rsqrt: the cube of the root, in its derivative, overflows where norms are below 1e-25.
+    root = torch.where(is_zero, torch.ones_like(norms), norms).sqrt().reciprocal()
     cosine = products * root[1:] * root[:1]
     return torch.where(is_zero[1:] | is_zero[:1], torch.zeros_like(cosine), cosine)

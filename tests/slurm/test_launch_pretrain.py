@@ -200,3 +200,20 @@ def test_a_folder_that_cannot_be_written(cluster, images, tmp_path):
     done = launch(cluster, images, tmp_path / "file" / "run", check=False)
     assert done.returncode == 2
     assert "cannot be written" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["50%users", "back\\slash"])
+def test_a_folder_that_slurm_reads_as_another_is_refused(cluster, images, tmp_path, name):
+    """SLURM's own jobs leave no log there; one of ours died before it started, without a word."""
+    folder = tmp_path / name
+    folder.mkdir()
+    batch = ["sbatch", "--parsable", "-o", f"{folder}/log", "--wrap", "echo told"]
+    cluster.wait_for(cluster.run(*batch, check=True), "COMPLETED", "FAILED")
+    assert list(folder.iterdir()) == []
+    done = launch(cluster, images, folder, check=False)
+    assert done.returncode == 2, done.stdout
+    (line,) = done.stderr.strip().splitlines()
+    assert "expected a folder without %, \\ and line breaks" in line
+    assert list(folder.iterdir()) == []
+    dry = launch(cluster, images, folder, "--dry-run", check=False)
+    assert (dry.returncode, dry.stderr.strip()) == (2, line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -65,6 +66,12 @@ def test_what_is_no_formula_is_refused(text):
 def test_powers_cannot_be_made_to_hang():
     found = scalar_expression("x * 9 ** 9 ** 9 ** 9")(torch.ones(1))
     assert found.isinf().all()
+
+
+def test_a_module_with_a_formula_is_pickled_as_any_other():
+    module = ScalarTransform(scalar_expression("1 / (1 + x)"))
+    z = torch.randn(12, 8)
+    assert torch.equal(pickle.loads(pickle.dumps(module))(z), module(z))
 
 
 @pytest.mark.parametrize("axis", ["channel", "batch"])

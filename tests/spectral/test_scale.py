@@ -174,6 +174,33 @@ def test_zero_rows_have_no_direction_at_any_scale() -> None:
             assert not gradients[0][2].any()
 
 
+@pytest.mark.parametrize("shape", [(16, 24), (24, 16)])
+@pytest.mark.parametrize("factor", [1e-13, 1e-14, 1e13])
+def test_one_row_of_another_scale_leaves_all_gradients_those_of_float64(
+    shape: tuple[int, int], factor: float
+) -> None:
+    """They were NaN: the derivative of a small row's norm overflowed, and its loss was right."""
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        views = [scaled(*shape, 1.0, seed).to(dtype) for seed in range(2)]
+        views[1][0] *= factor
+        at = [view.requires_grad_() for view in views]
+        found.append(torch.autograd.grad(intl_loss(at, trace_weight=0.05), at))
+    for one, expected in zip(*found, strict=True):
+        # Row by row: their gradients are of scales as far apart.
+        errors = (one.double() - expected).norm(dim=1)
+        assert (errors <= 1e-2 * expected.norm(dim=1)).all(), errors
+
+
+@pytest.mark.parametrize("constant", [3.3e-8, 1e-6, 0.1])
+def test_a_row_that_is_constant_but_for_rounding_has_finite_gradients(constant: float) -> None:
+    views = [scaled(64, 256, 1.0, seed) for seed in range(2)]
+    views[0][0] = constant
+    at = [view.requires_grad_() for view in views]
+    for loss in (intl_loss(at), spectral_loss(at, IterNorm(4))):
+        assert all(one.isfinite().all() for one in torch.autograd.grad(loss, at))
+
+
 def _on_rank(rank: int, world_size: int) -> list:
     outcome = []
     for scale in (1e-20, 1e20):
