@@ -7,6 +7,7 @@ classifier. The formats are in :mod:`intl_transfer.conversion.adapters`.
 from __future__ import annotations
 
 import shlex
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from intl_transfer.conversion.adapters import Adapter, recognize
 from intl_transfer.conversion.adapters.base import ALIASES, ONLINE, TARGET, chosen, quoted
+from intl_transfer.conversion.averages import unread_average
 from intl_transfer.conversion.backbone import (
     FORMER_STEM,
     Backbone,
@@ -150,6 +152,8 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
         raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     refuse_odd(content, adapter.prefix(content, branch))
     content.verify(state.values())
+    if (average := unread_average(content)) is not None:
+        warnings.warn(f"{path}: {average}")
     recorded = {key: _recorded(content, key) for key in ("provenance", "config")}
     origin: Mapping[str, Any] = recorded["provenance"] or content.metadata
     kind = adapter.name
@@ -163,7 +167,7 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
         settings = own_settings(content.metadata.get("normalize"), path)
         stem, format_stem = content.metadata.get("stem"), FORMER_STEM
     method, run = origin_of(origin.get("method"), origin.get("pretrain_run"), path)
-    sources: dict[str, Source] = {"branch": branch_source(adapter, branches, requested)}
+    sources: dict[str, Source] = {"branch": branch_source(adapter, content, branches, requested)}
     if method is not None:
         sources["method"] = stated("method")
     elif (fact := adapter.method(content)) is not None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from intl_transfer.conversion.adapters import Adapter
+from intl_transfer.conversion.adapters.base import is_averaged_model
 from intl_transfer.conversion.evidence import (
     FACTS,
     Source,
@@ -43,16 +44,23 @@ def with_sources(settings: Settings, sources: Mapping[str, Source]) -> Settings:
     )
 
 
-def branch_source(adapter: Adapter, branches: list[str], requested: str | None) -> Source:
+def branch_source(
+    adapter: Adapter, content: Content, branches: list[str], requested: str | None
+) -> Source:
     """The evidence for the choice of a file's network.
 
     Args:
         adapter: of the file's format.
+        content: of the file.
         branches: the networks in it.
         requested: the user's choice, if any.
     """
     if requested is not None:
         return given_by_user(f"--branch {requested}")
+    if len(branches) == 1 and is_averaged_model(
+        adapter.prefix(content, branches[0]), content.tensors
+    ):
+        return stated("the only ResNet in it, with the n_averaged of torch's AveragedModel")
     if len(branches) == 1:
         return stated("the only ResNet in it")
     return inferred(f"as {adapter.name} has them")

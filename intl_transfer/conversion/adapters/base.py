@@ -9,7 +9,7 @@ the file divided by ``/``.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -61,10 +61,25 @@ class Place:
         return state, rest
 
 
+_TENSOR = re.compile(r"\.(?:weight|bias|running_mean|running_var|num_batches_tracked)$")
+# Dictionaries with a tensor for each of a network's, which are none of its own.
+_OPTIMIZER = re.compile(
+    r"(?:^|[./])(?:(?:optim|\w*optimizers?)(?:_states?)?(?:_dict)?|grad(?:ient)?s?|"
+    r"(?:max_)?exp_avg(?:_sq)?|momentum_buffers?)[./]"
+)
+
+
+def is_of_optimizer(name: str) -> bool:
+    """Whether a tensor is in an optimizer's state, or a gradient, by its name."""
+    return _OPTIMIZER.search(name) is not None
+
+
 def places_in(names: Iterable[str]) -> list[Place]:
     """All ResNets in a file, complete or partial, in the file's order."""
     found: dict[str, Place] = {}
     for name in names:
+        if not _TENSOR.search(name) or is_of_optimizer(name):
+            continue
         for naming in NAMINGS:
             match = naming.block.match(name)
             if match:
@@ -83,6 +98,17 @@ _AVERAGED = re.compile(
 def is_averaged(name: str) -> bool:
     """Whether the name of a prefix or dictionary suggests a moving average."""
     return _AVERAGED.search(name) is not None
+
+
+def is_averaged_model(prefix: str, names: Container[str]) -> bool:
+    """Whether a network is what torch's ``AveragedModel`` wraps, which counts its updates.
+
+    Args:
+        prefix: of the network's tensors.
+        names: of all tensors in the file.
+    """
+    ends = (match.start() for match in re.finditer(r"(?<![^./])module\.", prefix))
+    return any(f"{prefix[:end]}n_averaged" in names for end in ends)
 
 
 class Adapter(Protocol):
@@ -184,6 +210,8 @@ class Layout:
         networks = list(found.values())
         if not all(any(_are_equal(content, copy, one) for one in networks) for copy in copies):
             return {}
+        if set(found) == {ONLINE} and is_averaged_model(found[ONLINE].prefix, content.tensors):
+            return {TARGET: found[ONLINE]}
         return {branch: found[branch] for branch in self.places if branch in found}
 
     def branches(self, content: Content) -> list[str]:
