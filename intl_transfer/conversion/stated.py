@@ -8,6 +8,7 @@ from typing import Any
 
 from intl_transfer.conversion.adapters import Adapter
 from intl_transfer.conversion.adapters.base import is_averaged_model
+from intl_transfer.conversion.adapters.mm_config import configuration, first
 from intl_transfer.conversion.evidence import (
     FACTS,
     Source,
@@ -71,11 +72,23 @@ def epochs_of(content: Content) -> tuple[int | None, Source | None]:
     meta = plain(content.values.get("meta"))
     epochs = meta.get("epoch") if isinstance(meta, Mapping) else None
     if type(epochs) is int:  # OpenMMLab's runners count completed epochs
+        if epochs < 1 or is_by_iteration(configuration(meta)):
+            return None, None  # mmengine leaves 0, mmcv counts the one that it is in
         return epochs, stated("meta.epoch")
     epochs = content.values.get("epoch")
-    if type(epochs) is not int or "pytorch-lightning_version" in content.values:
+    if type(epochs) is not int or epochs < 1 or "pytorch-lightning_version" in content.values:
         return None, None  # Lightning counts from 0
     return epochs, inferred("'epoch', which some loops count from 0")
+
+
+def is_by_iteration(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration of OpenMMLab trains by iterations, not by epochs.
+
+    Args:
+        config: from :func:`intl_transfer.conversion.adapters.mm_config.configuration`.
+    """
+    kinds = [str(first(config, key, "type")) for key in ("train_cfg", "runner")]
+    return first(config, "train_cfg", "by_epoch") is False or any("IterBased" in k for k in kinds)
 
 
 def sources_of_run(run: Mapping[str, Any] | None) -> dict[str, Source]:
