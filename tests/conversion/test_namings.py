@@ -15,8 +15,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from intl_transfer.cli import main
 from intl_transfer.conversion import convert, read_backbone
-from intl_transfer.conversion.namings import NAMINGS
+from intl_transfer.conversion.namings import NAMINGS, SMALL_SEQUENTIAL
 from intl_transfer.errors import UserError
+from intl_transfer.evaluation.backbone import load_evaluated_backbone
+from intl_transfer.evaluation.config import ModelConfig
 from tests.conversion.layouts import behind, detectron2, numbered, projector, small_state
 from tests.conversion.test_conversion import backbone_state, same
 from tests.conversion.test_formats import equal
@@ -224,7 +226,45 @@ def test_what_a_spelling_has_no_place_for_is_named_with_its_file(tmp_path):
         read_backbone(file)
 
 
-@pytest.mark.parametrize("naming", NAMINGS)
+def without_pool(children, has_relu=True):
+    """As leftthomas/SimCLR builds a network for CIFAR: without max-pooling and classifier."""
+    left_out = ("maxpool", "fc", *([] if has_relu else ["relu"]))
+    return torch.nn.Sequential(*(module for name, module in children if name not in left_out))
+
+
+@pytest.mark.parametrize("prefix", ["", "f.", "module.f."])
+@pytest.mark.parametrize("has_relu", [True, False])
+def test_numbers_of_a_network_without_max_pooling(tmp_path, prefix, has_relu):
+    """Its stages are the four successive modules with blocks."""
+    network = torchvision.models.resnet18()
+    network.load_state_dict(backbone_state(), strict=False)
+    network.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    made = without_pool(network.named_children(), has_relu).eval()
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    beside = {"g.0.weight": torch.ones(2, 2)}
+    file = saved(tmp_path / "a.pth", behind(prefix, made.state_dict()) | beside)
+    subject = load_evaluated_backbone(str(file), ModelConfig())
+    assert subject.stem == "cifar"
+    if not has_relu:
+        made.insert(2, torch.nn.ReLU())  # its own forward pass applies it as a function
+    with torch.no_grad():
+        features = subject.network.eval()(images)
+        torch.testing.assert_close(features, made(images).flatten(1), rtol=1e-5, atol=1e-6)
+
+
+def test_numbers_without_max_pooling_are_not_a_large_stems(tmp_path):
+    """Which of the modules has no number: that after which features differ, or a ReLU?"""
+    state = without_pool(torchvision.models.resnet18().named_children()).state_dict()
+    with pytest.raises(UserError, match=r"a\.pth: f\.0\.weight is 7x7, but the stages .* 3x3"):
+        read_backbone(saved(tmp_path / "a.pth", behind("f.", state)))
+    others = {f"unit.{n}.0.conv1.weight": torch.ones(1) for n in range(4)}
+    equal(read_backbone(saved(tmp_path / "b.pth", ONLINE | others)).state, ONLINE)
+    three = {key: v for key, v in numbered(ONLINE).items() if not key.startswith("7.")}
+    with pytest.raises(UserError, match=r"no known ResNet has \(2, 2, 2, 0\) basic blocks"):
+        read_backbone(saved(tmp_path / "c.pth", three))
+
+
+@pytest.mark.parametrize("naming", [*NAMINGS, *SMALL_SEQUENTIAL.values()])
 def test_spellings_go_there_and_back(naming):
     state = {k: v for k, v in small_state(0, "resnet50").items() if not k.endswith("tracked")}
     assert [naming.to_torchvision(naming.from_torchvision(name)) for name in state] == list(state)
