@@ -39,12 +39,12 @@ from intl_transfer.conversion.stated import (
     epochs_of,
     evidence_before,
     sources_of_run,
+    was_assumed,
     with_sources,
 )
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.files.jsons import parse_json
 from intl_transfer.runs import MANIFEST, RESULTS, read_manifest, read_results
-from intl_transfer.runs.aliases import earlier_spellings
 from intl_transfer.runs.checkpoint import FORMAT, load_newest
 from intl_transfer.runs.checkpoint import read_checkpoint as read_own_checkpoint
 from intl_transfer.runs.settings import flatten
@@ -227,12 +227,7 @@ def _opened(path: Path) -> tuple[Content, str | None]:
 
 def _settings_stated(content: Content, config: dict[str, Any]) -> Settings | None:
     """Image preprocessing stated in a file converted by this project."""
-    # What was assumed at conversion is still assumed.
-    assumed = False
-    for key in ("config_source", *earlier_spellings("config_source")):
-        assumed |= key in content.values and content.values[key] is None
-        assumed |= content.metadata.get(key) == "null"
-    return from_config(config, ASSUMED if assumed else stated("config"))
+    return from_config(config, ASSUMED if was_assumed(content) else stated("config"))
 
 
 def _recorded(content: Content, key: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from intl_transfer.conversion.evidence import (
 from intl_transfer.conversion.reading import Content
 from intl_transfer.conversion.settings import Settings
 from intl_transfer.files.placeholders import plain
+from intl_transfer.runs.aliases import earlier_spellings
 
 
 def evidence_before(provenance: Mapping[str, Any]) -> dict[str, Source]:
@@ -28,6 +29,19 @@ def evidence_before(provenance: Mapping[str, Any]) -> dict[str, Source]:
     entries = kept.items() if isinstance(kept, Mapping) else ()
     found = {str(fact): from_json(value) for fact, value in entries if fact in FACTS}
     return {fact: source for fact, source in found.items() if source is not None}
+
+
+def was_assumed(content: Content) -> bool:
+    """Whether image preprocessing was assumed at a file's conversion, and still is.
+
+    Args:
+        content: of a file converted by this project.
+    """
+    return any(
+        (key in content.values and content.values[key] is None)
+        or content.metadata.get(key) == "null"
+        for key in ("config_source", *earlier_spellings("config_source"))
+    )
 
 
 def with_sources(settings: Settings, sources: Mapping[str, Source]) -> Settings:
