@@ -211,6 +211,8 @@ def prepare(
         changed = weights.follow_settings(cfg, content, given)
         if changed:
             print(f"as belongs to {cfg.MODEL.WEIGHTS}: {', '.join(changed)}")
+        if (assumed := weights.assumption(cfg, content, given)) is not None:
+            print(assumed)
     cfg.freeze()
     allow = getattr(arguments, "allow_config_change", False)
     return cfg, content, images, continuation(cfg, content, images, allow)
@@ -249,11 +251,8 @@ def prepare_evaluation(
     if changed:
         few = ", ".join(changed[:6]) + (f" and {len(changed) - 6} more" if changed[6:] else "")
         print(f"as belongs to {file}: {few}")
-    if record is None and "settings" not in content:
-        print(
-            f"assumed: {file} does not state its image preprocessing; {cfg.INPUT.FORMAT}, mean "
-            f"{list(cfg.MODEL.PIXEL_MEAN)}, deviation {list(cfg.MODEL.PIXEL_STD)}"
-        )
+    if record is None and (assumed := weights.assumption(cfg, content)) is not None:
+        print(assumed)
     datasets.register(cfg.CUSTOM_DATASETS)
     found = datasets.examine(list(cfg.DATASETS.TEST))
     (name,) = cfg.DATASETS.TEST

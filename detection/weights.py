@@ -15,6 +15,7 @@ from intl_transfer.conversion.adapters.caffe2 import CAFFE2
 from intl_transfer.conversion.adapters.detectron2 import DETECTRON2
 from intl_transfer.conversion.reading import Content, read_content
 from intl_transfer.conversion.settings import config_values
+from intl_transfer.conversion.stated import was_assumed
 from intl_transfer.errors import UserError
 from intl_transfer.files.yaml_bases import files_of
 from intl_transfer.files.yamls import read_yaml
@@ -29,6 +30,7 @@ _EXTRA = "roi_heads.res5.norm."
 # Settings of weights, for any architecture, since only the names are used here.
 _SETTINGS = tuple(config_values("resnet50"))
 _DEPTH = "MODEL.RESNETS.DEPTH"
+_IMAGES = {"INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"}
 # Index of a block; names in files may have any digits.
 _NUMBERS = {str(number) for number in range(100)}
 
@@ -42,7 +44,7 @@ def read_weights(path: str) -> dict[str, Any]:
 
     Returns:
         The file's content; ``model`` maps Detectron2's names to tensors. If image preprocessing is
-        known, it is in ``settings``: ``values`` by key, and ``source``.
+        known or recorded, it is in ``settings``: ``values`` by key, ``source``, and ``is_assumed``.
 
     Raises:
         UserError: if the file is missing, damaged, or not a Detectron2 checkpoint.
@@ -91,7 +93,11 @@ def _settings_of(read: Content) -> dict[str, Any] | None:
                 f"{values[key]}. Remove the one of other weights, or convert again"
             )
     if values:
-        return {"values": {**beside, **values}, "source": "the file"}
+        return {
+            "values": {**beside, **values},
+            "source": "the file",
+            "is_assumed": was_assumed(read),
+        }
     if beside:
         return {"values": beside, "source": str(fragment)}
     adapter = CAFFE2 if CAFFE2.branches(read) else DETECTRON2
@@ -104,6 +110,23 @@ def _settings_of(read: Content) -> dict[str, Any] | None:
     if not known.strides_source.is_assumed:
         keys.append("MODEL.RESNETS.STRIDE_IN_1X1")
     return {"values": {key: values[key] for key in keys}, "source": by}
+
+
+def assumption(cfg: Any, content: Mapping[str, Any], given: set[str] | None = None) -> str | None:
+    """What is assumed of the weights' image preprocessing, for the user; None if it is known.
+
+    Args:
+        cfg: the configuration, after :func:`follow_settings`.
+        content: of the weights, from :func:`read_weights`.
+        given: from :func:`set_by_user`; what the user says is not assumed.
+    """
+    settings = content.get("settings")
+    if (settings is not None and not settings.get("is_assumed")) or (given or set()) >= _IMAGES:
+        return None
+    return (
+        f"assumed: {cfg.MODEL.WEIGHTS} does not state its image preprocessing; {cfg.INPUT.FORMAT}, "
+        f"mean {list(cfg.MODEL.PIXEL_MEAN)}, deviation {list(cfg.MODEL.PIXEL_STD)}"
+    )
 
 
 def _fragment(file: Path) -> dict[str, Any]:

@@ -114,11 +114,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 def screen(report: dict[str, Any], out: Path) -> str:
     """The report as text."""
+    from intl_transfer.conversion.adapters.base import TARGET
+
     provenance = report["provenance"]
     others = [branch for branch in report["branches"] if branch != provenance["branch"]]
     by = from_json(provenance["evidence"].get("branch"))
     level = f"{by.level}; " if by else ""
     branch = f", {provenance['branch']} ({level}also there: {', '.join(others)})" if others else ""
+    if not others and provenance["branch"] == TARGET:
+        branch = f", {TARGET} ({by})"
     lines = [
         f"read      {provenance['source_path']}",
         f"          {_layout(provenance['source_format'])}{branch}: {report['architecture']}",

@@ -7,6 +7,7 @@ classifier. The formats are in :mod:`intl_transfer.conversion.adapters`.
 from __future__ import annotations
 
 import shlex
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from intl_transfer.conversion.adapters import Adapter, recognize
 from intl_transfer.conversion.adapters.base import ALIASES, ONLINE, TARGET, chosen, quoted
+from intl_transfer.conversion.averages import unread_average
 from intl_transfer.conversion.backbone import (
     FORMER_STEM,
     Backbone,
@@ -46,12 +48,12 @@ from intl_transfer.conversion.stated import (
     epochs_of,
     evidence_before,
     sources_of_run,
+    was_assumed,
     with_sources,
 )
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.files.jsons import parse_json
 from intl_transfer.runs import MANIFEST, RESULTS, read_manifest, read_results, sha256_file
-from intl_transfer.runs.aliases import earlier_spellings
 from intl_transfer.runs.checkpoint import FORMAT, load_newest
 from intl_transfer.runs.checkpoint import read_checkpoint as read_own_checkpoint
 from intl_transfer.runs.settings import flatten
@@ -158,6 +160,8 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
     refuse_odd(content, prefix)
     content.verify(state.values())
     content, sha256 = _with_report(content, sha256)
+    if (average := unread_average(content)) is not None:
+        warnings.warn(f"{path}: {average}")
     recorded = {key: _recorded(content, key) for key in ("provenance", "config")}
     origin: Mapping[str, Any] = recorded["provenance"] or content.metadata
     kind = adapter.name
@@ -173,7 +177,7 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
     name_remainder(content, prefix)
     settings, stem = _by_layers(content, state, prefix, settings, stem)
     method, run = origin_of(origin.get("method"), origin.get("pretrain_run"), path)
-    sources: dict[str, Source] = {"branch": branch_source(adapter, branches, requested)}
+    sources: dict[str, Source] = {"branch": branch_source(adapter, content, branches, requested)}
     if method is not None:
         sources["method"] = stated("method")
     elif (fact := adapter.method(content)) is not None:
@@ -251,12 +255,7 @@ def _opened(path: Path) -> tuple[Content, str | None]:
 
 def _settings_stated(content: Content, config: dict[str, Any]) -> Settings | None:
     """Image preprocessing stated in a file converted by this project."""
-    # What was assumed at conversion is still assumed.
-    assumed = False
-    for key in ("config_source", *earlier_spellings("config_source")):
-        assumed |= key in content.values and content.values[key] is None
-        assumed |= content.metadata.get(key) == "null"
-    return from_config(config, ASSUMED if assumed else stated("config"))
+    return from_config(config, ASSUMED if was_assumed(content) else stated("config"))
 
 
 def _with_report(content: Content, sha256: str | None) -> tuple[Content, str | None]:

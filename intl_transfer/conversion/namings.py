@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from intl_transfer.conversion.detectron2 import detectron2_name, torchvision_name
@@ -26,8 +26,6 @@ class Naming:
 
 
 _INSIDE = r"\.\d+\.(?:conv[123]|bn[123]|downsample)\."
-_STAGES = {4: 1, 5: 2, 6: 3, 7: 4}
-_NUMBERS = {str(number) for number in _STAGES}
 
 
 def _same(name: str) -> str | None:
@@ -36,26 +34,45 @@ def _same(name: str) -> str | None:
     return name if re.match(r"(?:conv\d|bn\d|layer\d|stem)\.", name) else None
 
 
-def _numbered(name: str) -> str | None:
-    first, _, rest = name.partition(".")
-    if first in ("0", "1"):
-        return f"{'conv1' if first == '0' else 'bn1'}.{rest}"
-    if first in _NUMBERS:
-        return f"layer{_STAGES[int(first)]}.{rest}"
-    return None
-
-
-def _to_numbers(name: str) -> str:
-    first, _, rest = name.partition(".")
-    numbers = {"conv1": 0, "bn1": 1, **{f"layer{v}": k for k, v in _STAGES.items()}}
-    return f"{numbers[first]}.{rest}"
-
-
 TORCHVISION = Naming(re.compile(rf"(?P<prefix>(?:.*?[./])?)layer[1-4]{_INSIDE}"), _same, str)
 # `nn.Sequential(*list(resnet.children())[:-1])`: modules by number, in torchvision's order.
 # Numbers are ambiguous: other networks also number their stages, and have norms called bn1.
-_NUMBERED = re.compile(r"(?P<prefix>(?:.*?[./])?)[4-7]\.\d+\.conv[123]\.")
-SEQUENTIAL = Naming(_NUMBERED, _numbered, _to_numbers)
+_NUMBERED = re.compile(r"(?P<prefix>(?:.*?[./])?)(?P<number>[2-7])\.\d+\.conv[123]\.")
+
+
+def _sequential(start: int) -> Naming:
+    """Modules by number, the first stage's being ``start``."""
+    modules = {0: "conv1", 1: "bn1", **{start + stage: f"layer{stage + 1}" for stage in range(4)}}
+    names = {str(number): module for number, module in modules.items()}
+    numbers = {module: number for number, module in names.items()}
+
+    def to_torchvision(name: str) -> str | None:
+        first, _, rest = name.partition(".")
+        return f"{names[first]}.{rest}" if first in names else None
+
+    def from_torchvision(name: str) -> str:
+        first, _, rest = name.partition(".")
+        return f"{numbers[first]}.{rest}"
+
+    return Naming(_NUMBERED, to_torchvision, from_torchvision)
+
+
+SEQUENTIAL = _sequential(4)
+#: For small images, without max-pooling, and where the ReLU is a function: from 3 or 2.
+SMALL_SEQUENTIAL = {start: _sequential(start) for start in (2, 3)}
+
+
+def sequential(numbers: Iterable[int]) -> Naming | None:
+    """The naming of a network whose modules have numbers; None if it is no ResNet's.
+
+    Args:
+        numbers: of the modules with residual blocks, from 2 to 7.
+    """
+    found = sorted(set(numbers))
+    small = SMALL_SEQUENTIAL.get(found[0])
+    if small is not None and found == list(range(found[0], found[0] + 4)):
+        return small
+    return SEQUENTIAL if found[-1] >= 4 else None  # stages may be missing: refused in words
 
 
 def _from_detectron2(name: str) -> str | None:

@@ -33,6 +33,7 @@ class Made:
         other: the same of the other network in it, where there are two.
         method: that the file leads to, and its evidence.
         evidence: of some facts.
+        absent: facts that the file does not state.
     """
 
     path: Path
@@ -41,6 +42,7 @@ class Made:
     other: Callable[[Tensor], Tensor] | None = None
     method: str | None = None
     evidence: dict[str, str] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
 
 
 STATED, READ = "stated in the file", "read from its configuration"
@@ -163,8 +165,20 @@ def mmengine_average(folder: Path) -> Made:
     return mmengine_runner(folder, [{"type": "EMAHook", "momentum": 0.5}])
 
 
-def mmengine_runner(folder: Path, hooks: Sequence[dict[str, object]] = ()) -> Made:
+def mmengine_iterations(folder: Path) -> Made:
+    """As :func:`mmengine_runner`, trained by iterations: it states no epochs."""
+    loop = {"type": "IterBasedTrainLoop", "max_iters": 2}
+    return mmengine_runner(folder, train_cfg=loop)
+
+
+def mmengine_runner(
+    folder: Path,
+    hooks: Sequence[dict[str, object]] = (),
+    train_cfg: dict[str, object] | None = None,
+) -> Made:
     """mmengine's Runner after two epochs, with its message hub and its configuration."""
+    train_cfg = train_cfg or {"by_epoch": True, "max_epochs": 2}
+    by_epoch = "max_epochs" in train_cfg
     runner = pytest.importorskip("mmengine.runner")
     from mmengine.config import Config
     from mmengine.model import BaseModel
@@ -187,6 +201,7 @@ def mmengine_runner(folder: Path, hooks: Sequence[dict[str, object]] = ()) -> Ma
                 "std": [127.5, 127.5, 127.5],
                 "bgr_to_rgb": False,
             },
+            "train_cfg": train_cfg,
         }
     )
     images = [{"inputs": torch.randn(3, 32, 32)} for _ in range(2)]
@@ -199,10 +214,12 @@ def mmengine_runner(folder: Path, hooks: Sequence[dict[str, object]] = ()) -> Ma
             "sampler": {"type": "DefaultSampler", "shuffle": False},
             "collate_fn": {"type": "default_collate"},
         },
-        train_cfg={"by_epoch": True, "max_epochs": 2},
+        train_cfg=train_cfg,
         optim_wrapper={"optimizer": {"type": "SGD", "lr": 1e-2}},
         custom_hooks=list(hooks),
-        default_hooks={"checkpoint": {"type": "CheckpointHook", "interval": 1}},
+        default_hooks={
+            "checkpoint": {"type": "CheckpointHook", "interval": 1, "by_epoch": by_epoch}
+        },
         cfg=text,
         experiment_name=folder.name,
         log_level="ERROR",
@@ -214,12 +231,14 @@ def mmengine_runner(folder: Path, hooks: Sequence[dict[str, object]] = ()) -> Ma
             average = of_torchvision(hook.ema_model.module.backbone)
     trained = of_torchvision(network.backbone)
     return Made(
-        folder / "epoch_2.pth",
+        folder / ("epoch_2.pth" if by_epoch else "iter_2.pth"),
         average or trained,
         ("target", "online") if average else ("online",),
         trained if average else None,
         method="BYOL",
-        evidence={"pixels": READ, "channels": READ, "method": READ, "epochs": STATED},
+        evidence={"pixels": READ, "channels": READ, "method": READ}
+        | ({"epochs": STATED} if by_epoch else {}),
+        absent=() if by_epoch else ("epochs",),
     )
 
 
@@ -466,6 +485,7 @@ PRODUCERS: dict[str, Callable[[Path], Made]] = {
     "transformers, save_pretrained in shards": transformers_shards,
     "mmengine, Runner": mmengine_runner,
     "mmengine, Runner with EMAHook": mmengine_average,
+    "mmengine, Runner by iterations": mmengine_iterations,
     "Lightning, Trainer.save_checkpoint": lightning,
     "lightly, BYOL": lightly_byol,
     "lightly, DINO": lightly_dino,

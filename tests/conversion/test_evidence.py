@@ -430,6 +430,27 @@ def test_heads_are_left_out_without_a_word(tmp_path, layout):
     read_backbone(saved(tmp_path / "a.pth", LAYOUTS[layout].build(ONLINE, TARGET)))
 
 
+@pytest.mark.parametrize(
+    ("text", "epoch", "expected"),
+    [
+        ("train_cfg = dict(by_epoch=True, max_epochs=5)", 5, 5),
+        ("runner = dict(type='EpochBasedRunner', max_epochs=5)", 5, 5),
+        ("", 5, 5),
+        ("", 0, None),
+        ("train_cfg = dict(type='IterBasedTrainLoop', max_iters=9)", 0, None),
+        ("train_cfg = dict(type='mmengine.runner.IterBasedTrainLoop', max_iters=9)", 3, None),
+        ("train_cfg = dict(by_epoch=False, max_iters=9)", 3, None),
+        ("runner = dict(type='IterBasedRunner', max_iters=9)", 3, None),
+    ],
+)
+def test_epochs_are_those_of_a_training_by_epochs(tmp_path, text, epoch, expected):
+    """mmcv's IterBasedRunner counts the epoch that it has begun, mmengine's loop none."""
+    values = {"meta": {"epoch": epoch, "cfg": text}, "state_dict": behind("backbone.", ONLINE)}
+    found = read_backbone(saved(tmp_path / "a.pth", values))
+    assert found.epochs == expected
+    assert levels(found).get("epochs") == (STATED if expected else None)
+
+
 @pytest.mark.parametrize("text", ["(" * 5000, "a = " + "-" * 90_000 + "1", "x" * 600_000, "\0"])
 def test_a_configuration_that_is_none_says_nothing(text):
     assert parsed(text) in ({}, {"": 1})

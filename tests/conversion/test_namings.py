@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 
 import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+from torch.optim.swa_utils import AveragedModel
 
+from intl_transfer.cli import main
 from intl_transfer.conversion import convert, read_backbone
-from intl_transfer.conversion.namings import NAMINGS
+from intl_transfer.conversion.namings import NAMINGS, SMALL_SEQUENTIAL
 from intl_transfer.errors import UserError
-from tests.conversion.layouts import behind, detectron2, numbered, small_state
+from intl_transfer.evaluation.backbone import load_evaluated_backbone
+from intl_transfer.evaluation.config import ModelConfig
+from tests.conversion.layouts import behind, detectron2, numbered, projector, small_state
 from tests.conversion.test_conversion import backbone_state, same
 from tests.conversion.test_formats import equal
 
@@ -113,6 +119,94 @@ def test_an_average_beside_the_model_is_never_taken_without_a_word(tmp_path, spe
     equal(read_backbone(file, "online").state, ONLINE)
 
 
+@pytest.mark.parametrize("wrapped", [None, "state_dict"])
+@pytest.mark.parametrize("is_parallel", [False, True])
+def test_an_averaged_model_alone_is_the_target(tmp_path, capsys, wrapped, is_parallel):
+    """As torch's own class saves it: `n_averaged` beside `module.*`."""
+    network = torchvision.models.resnet18()
+    network.load_state_dict(backbone_state(), strict=False)
+    inner = torch.nn.ModuleDict({"module": network}) if is_parallel else network
+    state = AveragedModel(inner).state_dict()
+    file = saved(tmp_path / "a.pth", {wrapped: state} if wrapped else state)
+    assert main(["convert", str(file), str(tmp_path / "b.safetensors")]) == 0
+    screen = capsys.readouterr().out
+    assert "laid out as torchvision, target (stated in the file" in screen
+    assert "n_averaged" in screen
+    found = read_backbone(file)
+    assert (found.branch, found.branches) == ("target", ("target",))
+    same(found.state, backbone_state())
+    again = read_backbone(tmp_path / "b.safetensors")
+    assert again.provenance["branch"] == "target"
+    with pytest.raises(UserError, match=r"no branch 'online'; it has 'target'"):
+        read_backbone(file, "online")
+
+
+def test_an_averaged_model_has_no_method_of_its_own(tmp_path):
+    """Its network was trained by one, and is not in the file."""
+    state = behind("module.backbone.", ONLINE) | projector("module.projection.")
+    assert read_backbone(saved(tmp_path / "a.pth", state)).method == "INTL"
+    file = saved(tmp_path / "b.pth", state | {"n_averaged": torch.tensor(9)})
+    found = read_backbone(file)
+    assert (found.branch, found.method) == ("target", None)
+
+
+def shadow(network):
+    """As torch_ema and diffusers keep it: parameters by order."""
+    return {
+        "decay": 0.999,
+        "num_updates": 3,
+        "shadow_params": [parameter.detach().clone() for parameter in network.parameters()],
+    }
+
+
+@pytest.mark.parametrize("how", ["list", "mmcv", "without dots"])
+def test_averages_without_a_networks_names_are_told(tmp_path, how):
+    network = torchvision.models.resnet18()
+    network.load_state_dict(backbone_state(), strict=False)
+    state = network.state_dict()
+    values = {"state_dict": state, "optimizer": {"momentum_buffers": [torch.ones(3, 3)]}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_backbone(saved(tmp_path / "a.pth", values))
+    if how == "list":
+        values["ema"] = shadow(network)
+    else:  # of buffers, whose names cannot have dots
+        dot, beside = ("_", "ema_") if how == "mmcv" else ("", "model_ema.")
+        averages = {beside + key.replace(".", dot): v for key, v in state.items()}
+        values["state_dict"] = {**state, **averages}
+    place = {"list": "ema/shadow_params", "mmcv": "ema_layer1_0_conv1_weight"}
+    file = saved(tmp_path / "b.pth", values)
+    named = place.get(how, "model_ema.layer10conv1weight")
+    with pytest.warns(UserWarning, match=rf"b\.pth: .*moving average, .*{named}'\), .*not read"):
+        same(read_backbone(file).state, backbone_state())
+
+
+@pytest.mark.parametrize("is_flat", [False, True])
+def test_an_optimizers_state_is_no_network(tmp_path, is_flat):
+    """As torch.distributed.checkpoint gathers it, by the names of the network's tensors."""
+    network = torchvision.models.resnet18()
+    network.load_state_dict(backbone_state(), strict=False)
+    optimizer = torch.optim.AdamW(network.parameters())
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    network.load_state_dict(backbone_state(), strict=False)
+    options = StateDictOptions(flatten_optimizer_state_dict=is_flat)
+    model, state = get_state_dict(network, optimizer, options=options)
+    for name in ("optim", "optimizer_state_dict", "optimizer"):
+        file = saved(tmp_path / "a.pth", {"model": model, name: state})
+        found = read_backbone(file)
+        assert (found.branch, found.branches) == ("online", ("online",))
+        same(found.state, backbone_state())
+    gradients = {name: torch.ones_like(value) for name, value in model.items()}
+    beside = {"grads": gradients, "exp_avg": gradients, "optim": {"state": gradients}}
+    file = saved(tmp_path / "b.pth", {"model": model, **beside})
+    same(read_backbone(file).state, backbone_state())
+    values = {"model": model, "optimal": behind("", TARGET)}  # which is another network's name
+    with pytest.raises(UserError, match="tensors of 2 ResNets"):
+        read_backbone(saved(tmp_path / "c.pth", values))
+
+
 def test_teacher_and_student_detectors(tmp_path):
     """As Unbiased Teacher saves them, in one dictionary."""
     values = {
@@ -132,7 +226,45 @@ def test_what_a_spelling_has_no_place_for_is_named_with_its_file(tmp_path):
         read_backbone(file)
 
 
-@pytest.mark.parametrize("naming", NAMINGS)
+def without_pool(children, has_relu=True):
+    """As leftthomas/SimCLR builds a network for CIFAR: without max-pooling and classifier."""
+    left_out = ("maxpool", "fc", *([] if has_relu else ["relu"]))
+    return torch.nn.Sequential(*(module for name, module in children if name not in left_out))
+
+
+@pytest.mark.parametrize("prefix", ["", "f.", "module.f."])
+@pytest.mark.parametrize("has_relu", [True, False])
+def test_numbers_of_a_network_without_max_pooling(tmp_path, prefix, has_relu):
+    """Its stages are the four successive modules with blocks."""
+    network = torchvision.models.resnet18()
+    network.load_state_dict(backbone_state(), strict=False)
+    network.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    made = without_pool(network.named_children(), has_relu).eval()
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    beside = {"g.0.weight": torch.ones(2, 2)}
+    file = saved(tmp_path / "a.pth", behind(prefix, made.state_dict()) | beside)
+    subject = load_evaluated_backbone(str(file), ModelConfig())
+    assert subject.stem == "cifar"
+    if not has_relu:
+        made.insert(2, torch.nn.ReLU())  # its own forward pass applies it as a function
+    with torch.no_grad():
+        features = subject.network.eval()(images)
+        torch.testing.assert_close(features, made(images).flatten(1), rtol=1e-5, atol=1e-6)
+
+
+def test_numbers_without_max_pooling_are_not_a_large_stems(tmp_path):
+    """Which of the modules has no number: that after which features differ, or a ReLU?"""
+    state = without_pool(torchvision.models.resnet18().named_children()).state_dict()
+    with pytest.raises(UserError, match=r"a\.pth: f\.0\.weight is 7x7, but the stages .* 3x3"):
+        read_backbone(saved(tmp_path / "a.pth", behind("f.", state)))
+    others = {f"unit.{n}.0.conv1.weight": torch.ones(1) for n in range(4)}
+    equal(read_backbone(saved(tmp_path / "b.pth", ONLINE | others)).state, ONLINE)
+    three = {key: v for key, v in numbered(ONLINE).items() if not key.startswith("7.")}
+    with pytest.raises(UserError, match=r"no known ResNet has \(2, 2, 2, 0\) basic blocks"):
+        read_backbone(saved(tmp_path / "c.pth", three))
+
+
+@pytest.mark.parametrize("naming", [*NAMINGS, *SMALL_SEQUENTIAL.values()])
 def test_spellings_go_there_and_back(naming):
     state = {k: v for k, v in small_state(0, "resnet50").items() if not k.endswith("tracked")}
     assert [naming.to_torchvision(naming.from_torchvision(name)) for name in state] == list(state)

@@ -28,6 +28,7 @@ def test_what_producers_write_gives_their_own_features(tmp_path, name):
     assert found.method == made.method
     levels = {fact: source.level for fact, source in found.evidence().items()}
     assert made.evidence.items() <= levels.items()
+    assert not levels.keys() & set(made.absent)
     report = convert(made.path, tmp_path / "out.pth")
     ours = detectron2_backbone(report["architecture"], tmp_path / "out.pth", found.settings)
     with torch.no_grad():

@@ -8,6 +8,7 @@ import torch
 import yaml
 from detectron2.modeling import build_model
 
+from detection import train_net as train_net_module
 from detection import weights
 from detection.config import load_config
 from detection.trainer import AtomicCheckpointer
@@ -206,6 +207,44 @@ def test_pickles_that_would_run_code_run_none(tmp_path):
     with pytest.warns(UserWarning, match=r"w\.pkl imports posix\.mkdir"):
         AtomicCheckpointer(torch.nn.Linear(1, 1)).load(str(file))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["imagenet.pth", "pickled.pkl", "theirs.pth", "unit.pth"])
+@pytest.mark.parametrize("are_given", [False, True])
+def test_train_net_says_what_is_assumed(
+    stage, files, tmp_path, monkeypatch, capsys, name, are_given
+):
+    """Of converted weights that nothing was said of, as of others' without settings."""
+    monkeypatch.setattr(train_net_module, "start_processes", lambda *arguments: 0)
+    file = files / name
+    if name == "theirs.pth":
+        file = tmp_path / name
+        state = torch.load(files / "imagenet.pth", weights_only=True)["model"]
+        torch.save({"model": state}, file)
+        report = json.loads((files / "imagenet.json").read_text())
+    else:
+        report = json.loads(file.with_suffix(".json").read_text())
+    values = report["config"]
+    mean, std = values["MODEL.PIXEL_MEAN"], values["MODEL.PIXEL_STD"]
+    given = ["INPUT.FORMAT", "RGB", "MODEL.PIXEL_MEAN", str(mean), "MODEL.PIXEL_STD", str(std)]
+    assert (
+        stage(
+            *(
+                "--config",
+                "shapes_coco_R18_C4",
+                "--weights",
+                file,
+                "--output-dir",
+                tmp_path / "run",
+            ),
+            *("MODEL.DEVICE", "cpu", *TINY, *(given if are_given else ())),
+        )
+        == 0
+    )
+    line = f"assumed: {file} does not state its image preprocessing; RGB, mean {mean}, deviation"
+    is_assumed = report["config_source"] is None and not are_given
+    assert (line in capsys.readouterr().out) == is_assumed
+    assert is_assumed == (name != "unit.pth" and not are_given)
 
 
 def test_train_net_says_what_contradicts(data, files, tmp_path):

@@ -9,7 +9,7 @@ the file divided by ``/``.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 
 from intl_transfer.conversion.evidence import Fact, inferred
-from intl_transfer.conversion.namings import NAMINGS, TORCHVISION, Naming
+from intl_transfer.conversion.namings import (
+    NAMINGS,
+    SEQUENTIAL,
+    SMALL_SEQUENTIAL,
+    TORCHVISION,
+    Naming,
+    sequential,
+)
 from intl_transfer.conversion.reading import Content
 from intl_transfer.conversion.settings import IMAGENET, Settings
 from intl_transfer.errors import UserError, did_you_mean
@@ -46,7 +53,24 @@ class Place:
     naming: Naming
 
     def read(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """The ResNet under torchvision's names, and the other names with this prefix."""
+        """The ResNet under torchvision's names, and the other names with this prefix.
+
+        Raises:
+            UserError: if its modules are numbered as without max-pooling, but not its stem.
+        """
+        state, rest = self.sort(tensors)
+        first = state.get("conv1.weight")
+        if self.naming in SMALL_SEQUENTIAL.values() and first is not None and first.shape[-1] > 3:
+            raise UserError(
+                f"{self.prefix}0.weight is {'x'.join(map(str, first.shape[-2:]))}, but the stages "
+                "are numbered as in a ResNet for small images, without a module for max-pooling or "
+                "ReLU: expected 3x3. Save it under torchvision's names: "
+                "torch.save(resnet.state_dict(), FILE)"
+            )
+        return state, rest
+
+    def sort(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """As :meth:`read`, unchecked."""
         state: dict[str, Tensor] = {}
         rest: list[str] = []
         folder = self.prefix.rpartition("/")[0]
@@ -61,16 +85,41 @@ class Place:
         return state, rest
 
 
+_TENSOR = re.compile(r"\.(?:weight|bias|running_mean|running_var|num_batches_tracked)$")
+# Dictionaries with a tensor for each of a network's, which are none of its own.
+_OPTIMIZER = re.compile(
+    r"(?:^|[./])(?:(?:optim|\w*optimizers?)(?:_states?)?(?:_dict)?|grad(?:ient)?s?|"
+    r"(?:max_)?exp_avg(?:_sq)?|momentum_buffers?)[./]"
+)
+
+
+def is_of_optimizer(name: str) -> bool:
+    """Whether a tensor is in an optimizer's state, or a gradient, by its name."""
+    return _OPTIMIZER.search(name) is not None
+
+
 def places_in(names: Iterable[str]) -> list[Place]:
     """All ResNets in a file, complete or partial, in the file's order."""
     found: dict[str, Place] = {}
+    numbers: dict[str, set[int]] = {}
     for name in names:
+        if not _TENSOR.search(name) or is_of_optimizer(name):
+            continue
         for naming in NAMINGS:
             match = naming.block.match(name)
             if match:
                 prefix = match.group("prefix")
                 found.setdefault(prefix, Place(prefix, naming))
+                if naming is SEQUENTIAL:
+                    numbers.setdefault(prefix, set()).add(int(match["number"]))
                 break
+    for prefix, its in numbers.items():
+        if found[prefix].naming is SEQUENTIAL:
+            known = sequential(its)
+            if known is None:
+                del found[prefix]
+            else:
+                found[prefix] = Place(prefix, known)
     return list(found.values())
 
 
@@ -83,6 +132,17 @@ _AVERAGED = re.compile(
 def is_averaged(name: str) -> bool:
     """Whether the name of a prefix or dictionary suggests a moving average."""
     return _AVERAGED.search(name) is not None
+
+
+def is_averaged_model(prefix: str, names: Container[str]) -> bool:
+    """Whether a network is what torch's ``AveragedModel`` wraps, which counts its updates.
+
+    Args:
+        prefix: of the network's tensors.
+        names: of all tensors in the file.
+    """
+    ends = (match.start() for match in re.finditer(r"(?<![^./])module\.", prefix))
+    return any(f"{prefix[:end]}n_averaged" in names for end in ends)
 
 
 class Adapter(Protocol):
@@ -184,6 +244,8 @@ class Layout:
         networks = list(found.values())
         if not all(any(_are_equal(content, copy, one) for one in networks) for copy in copies):
             return {}
+        if set(found) == {ONLINE} and is_averaged_model(found[ONLINE].prefix, content.tensors):
+            return {TARGET: found[ONLINE]}
         return {branch: found[branch] for branch in self.places if branch in found}
 
     def branches(self, content: Content) -> list[str]:
@@ -225,7 +287,7 @@ class Layout:
         """Whether the file has the method's modules, and no others."""
         if self.only is None and self.head is None and not self.needs:
             return True
-        beside = {name for place in found.values() for name in place.read(content.tensors)[1]}
+        beside = {name for place in found.values() for name in place.sort(content.tensors)[1]}
         # Of a network without a name of its own, nothing beside it is a part.
         networks = {
             place.prefix.rpartition("/")[2]: place.naming
@@ -260,7 +322,7 @@ def _are_all_of(names: Iterable[str], patterns: tuple[str, ...] | None) -> bool:
 
 def _are_equal(content: Content, one: Place, other: Place) -> bool:
     """Whether two ResNets of a file have the same numbers where both have a tensor."""
-    ours, theirs = (place.read(content.tensors)[0] for place in (one, other))
+    ours, theirs = (place.sort(content.tensors)[0] for place in (one, other))
     return all(_is_equal(ours[name], theirs[name]) for name in ours.keys() & theirs.keys())
 
 
