@@ -15,6 +15,8 @@ from intl_transfer.runs.metrics import METRICS, read_metrics
 
 Points = tuple[NDArray[np.float64], NDArray[np.float64]]
 _MOST_POINTS = 200
+#: Keys of lines that figures draw over training, which `archive` keeps.
+CURVES = ("total_loss", "lr", "evaluation", "loss", "knn_accuracy")
 
 
 @dataclass(frozen=True)
