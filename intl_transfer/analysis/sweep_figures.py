@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from intl_transfer.analysis import style
 from intl_transfer.analysis.outcome import Claim, Outcome, Row, above, below
 from intl_transfer.analysis.reading import Run
-from intl_transfer.analysis.sweeps import Sweep, draw, rows_of, summary
+from intl_transfer.analysis.sweeps import Sweep, draw, has_ended, rows_of, summary
 from intl_transfer.errors import UserError
 from intl_transfer.runs import write_atomically
 
@@ -68,7 +68,7 @@ def iterations(config: Sweep, runs: Sequence[Path] = ()) -> Outcome:
     outcome, rows, trained = _measured(config, runs, "iterations")
     direct = [row for row in rows if row.get("loss.stable") is False]
     most = max((row[_T] for row in rows), default=0)
-    late = [row for row in direct if row[_T] == most]
+    late = [row for row in direct if row[_T] == most and has_ended(row)]
     stable = [row for row in rows if row.get("loss.stable") is not False]
     finished = [row["status"] == "finished" and math.isfinite(row["loss"]) for row in stable]
     outcome.claims.append(
@@ -93,7 +93,7 @@ def _is_lost(row: Row) -> bool:
 def _claim_trace_loss(outcome: Outcome, rows: Sequence[Row]) -> None:
     """Without its trace loss IterNorm collapses: the rank of Ẑ with it over that without, T = 4."""
     ranks: dict[bool, list[float]] = {True: [], False: []}
-    for row in rows:
+    for row in filter(has_ended, rows):
         if row[_T] == 4:
             ranks[row.get("loss.trace_weight") != 0].append(row["output_effective_rank"])
     if all(ranks.values()):

@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import re
+import sys
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -170,12 +171,18 @@ def override(key: str, value: Any) -> str:
 def rows_of(sweep: Sweep, folders: Sequence[Path]) -> tuple[list[Row], list[Run]]:
     """A row for every pretraining run of a sweep: what it sets, and all that was measured.
 
+    A row's ``status`` is the manifest's; of runs that failed, only those that diverged are
+    ``failed``, the others ``error``.
+
     Args:
         sweep: names the keys.
         folders: with the runs.
 
+    Returns:
+        The rows, and the runs that ended (:func:`has_ended`); others are named on stderr.
+
     Raises:
-        UserError: if there is no run, or there are runs of several experiments with the same values
+        UserError: if no run ended, or there are runs of several experiments with the same values
             of these keys.
     """
     runs = [read_run(path) for path in find_runs(folders)]
@@ -197,14 +204,38 @@ def rows_of(sweep: Sweep, folders: Sequence[Path]) -> tuple[list[Row], list[Run]
     for run in trained:
         settings, mine = run.settings, run.manifest.id
         row: Row = {key: settings.get(key) for key in keys}
-        row |= {"seed": run.manifest.seed, "status": run.manifest.status}
+        row |= {"seed": run.manifest.seed, "status": _status(run)}
         row |= {name: run.last(f"spectrum/{name}") for name in _SPECTRUM}
         row |= {"top1": top1.get(mine, math.nan), "knn": knn.get(mine, math.nan)}
         skipped = max(run.curve("skipped_steps")[1], default=0.0)
         row |= {"loss": run.last("loss"), "skipped_steps": int(skipped)}
         rows.append(row | {"run": run.path.name})
+    ended = [run for run, row in zip(trained, rows, strict=True) if has_ended(row)]
+    texts = [
+        f"{run.path} ({row['status']})"
+        for run, row in zip(trained, rows, strict=True)
+        if not has_ended(row)
+    ]
+    if not ended:
+        raise UserError(f"no pretraining run of the sweep has ended yet: {', '.join(texts)}")
+    if texts:
+        print(f"not in the means, since they did not end: {', '.join(texts)}", file=sys.stderr)
     rows.sort(key=lambda row: [_ordered(row[key]) for key in [*keys, "seed"]])
-    return rows, trained
+    return rows, ended
+
+
+def _status(run: Run) -> str:
+    """A run's status, ``error`` if it failed for another reason than values that diverged.
+
+    Pretraining that diverges ends within skipped steps, so that one of them is its last line.
+    """
+    status = run.manifest.status
+    return "error" if status == "failed" and "skipped" not in (run.lines or [{}])[-1] else status
+
+
+def has_ended(row: Row) -> bool:
+    """Whether a row's last values are those of its setting: the run finished, or diverged."""
+    return row["status"] in ("finished", "failed")
 
 
 def _top1(sweep: Sweep, runs: Sequence[Run], kind: str) -> dict[str, float]:
@@ -259,10 +290,13 @@ def varied(config: Sweep) -> list[str]:
 
 
 def summary(config: Sweep, rows: Sequence[Row]) -> list[Row]:
-    """Mean and standard deviation over seeds, a row for each setting."""
+    """Mean and standard deviation over seeds of the runs that ended, a row for each setting.
+
+    ``n`` is their number; where fewer have a finite value of a figure, their number is ``NAME_n``.
+    """
     keys = varied(config)
     groups: dict[str, list[Row]] = {}
-    for row in rows:
+    for row in filter(has_ended, rows):
         groups.setdefault(repr([comparable(row.get(key)) for key in keys]), []).append(row)
     found = []
     for members in groups.values():
@@ -273,6 +307,8 @@ def summary(config: Sweep, rows: Sequence[Row]) -> list[Row]:
             if len(values):
                 line[name] = float(values.mean())
                 line[f"{name}_std"] = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+            if 0 < len(values) < len(members):
+                line[f"{name}_n"] = len(values)
         found.append(line)
     return found
 

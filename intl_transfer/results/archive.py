@@ -4,8 +4,9 @@
     intl-transfer collect records/
 
 For every run that finished or failed: its manifest, its results, and the lines of `metrics.jsonl`
-that figures are drawn from; kilobytes instead of gigabytes. Absolute paths, hosts, users and
-command lines are removed. The copy is kept only if its tables equal those of the runs.
+that figures are drawn from, of a curve at most 50; kilobytes instead of gigabytes. Absolute paths,
+hosts, users and command lines are removed. The copy is kept only if its tables equal those of the
+runs.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from intl_transfer.errors import UserError
+from intl_transfer.results.series import CURVES
 from intl_transfer.runs import MANIFEST, METRICS, RESULTS, read_metrics
 from intl_transfer.runs.directory import read_json_object
 from intl_transfer.runs.private import Privacy
 
 #: What a sweep is drawn by, beside its runs.
 SWEEP = "sweep.yaml"
+#: Of a curve.
+MOST_POINTS = 50
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,8 +66,8 @@ def archive(roots: Sequence[Path], out: Path, is_anonymous: bool = False) -> tup
         The number of runs, and the bytes written.
 
     Raises:
-        UserError: if ``out`` exists, no run is finished, two runs would get one place, or the
-            tables made from the copies differ from those of the runs.
+        UserError: if ``out`` exists, no run is finished, two runs or sweeps would get one place, or
+            the tables made from the copies differ from those of the runs.
     """
     from intl_transfer.results.collect import collect
     from intl_transfer.results.outputs import privacy_of
@@ -88,18 +92,15 @@ def archive(roots: Sequence[Path], out: Path, is_anonymous: bool = False) -> tup
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         copy = Path(scratch) / out.name
+        placed: dict[Path, Path] = {}
         for run in (*finished, *failed):
-            folder = copy / _place(run, roots)
-            if folder.exists():
-                raise UserError(
-                    f"two runs would be {folder.relative_to(copy)}; archive their roots one by one"
-                )
+            folder = copy / _placed(run, roots, placed, "runs")
             folder.mkdir(parents=True)
             for name, content in _records(run, privacy, is_anonymous):
                 (folder / name).write_text(content)
-        for root in roots:
-            if (root / SWEEP).is_file():
-                (copy / SWEEP).write_text(privacy.text((root / SWEEP).read_text()))
+        for file in _sweeps((*finished, *failed), roots):
+            text = privacy.text(file.read_text())
+            (copy / _placed(file, roots, placed, "files")).write_text(text)
         _compare(finished, copy)
         size = sum(file.stat().st_size for file in copy.rglob("*") if file.is_file())
         copy.rename(out)
@@ -115,6 +116,35 @@ def _place(run: Path, roots: Sequence[Path]) -> Path:
     raise AssertionError(f"{run} is below none of {roots}")
 
 
+def _placed(source: Path, roots: Sequence[Path], placed: dict[Path, Path], what: str) -> Path:
+    """:func:`_place`, noted as taken.
+
+    Raises:
+        UserError: if another source has that place, or one around or within it.
+    """
+    at = _place(source, roots)
+    for other, former in placed.items():
+        if at.is_relative_to(other) or other.is_relative_to(at):
+            raise UserError(
+                f"two {what} would be {at}: {former} and {source}; archive their roots one by one"
+            )
+    placed[at] = source
+    return at
+
+
+def _sweeps(runs: Sequence[Path], roots: Sequence[Path]) -> list[Path]:
+    """The sweeps that some runs are of: in the roots, and in folders between these and the runs."""
+    tops = {root.resolve() for root in roots}
+    around = [run for run in (run.resolve() for run in runs) if run not in tops]
+    folders = tops | {
+        folder
+        for run in around
+        for folder in run.parents
+        if any(folder.is_relative_to(top) for top in tops)
+    }
+    return [folder / SWEEP for folder in sorted(folders) if (folder / SWEEP).is_file()]
+
+
 def _records(run: Path, privacy: Privacy, is_anonymous: bool) -> Iterator[tuple[str, str]]:
     for name in (MANIFEST, RESULTS):
         if (run / name).is_file():
@@ -127,16 +157,31 @@ def _records(run: Path, privacy: Privacy, is_anonymous: bool) -> Iterator[tuple[
 
 
 def _drawn(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Looks at the spectrum, skipped steps, and the last value of everything: what figures read."""
+    """What figures read: the spectrum, skipped steps, the last of everything, thinned curves."""
     last = {key: index for index, line in enumerate(lines) for key in line}
-    ends = set(last.values())
+    kept = set(last.values())
+    for key in CURVES:
+        # A continued run wrote steps again: as in curves, the last line counts.
+        found = {
+            line.get("iteration", line.get("step")): index
+            for index, line in enumerate(lines)
+            if key in line
+        }
+        kept.update(_thinned(list(found.values())))
     return [
         line
         for index, line in enumerate(lines)
-        if index in ends
+        if index in kept
         or "skipped_steps" in line
         or any(key.startswith("spectrum/") for key in line)
     ]
+
+
+def _thinned(found: list[int]) -> list[int]:
+    """At most :data:`MOST_POINTS` of a list, evenly spaced, with its first and last."""
+    if len(found) <= MOST_POINTS:
+        return found
+    return [found[i * (len(found) - 1) // (MOST_POINTS - 1)] for i in range(MOST_POINTS)]
 
 
 def _lines(record: Mapping[str, Any]) -> str:

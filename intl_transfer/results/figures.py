@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ from matplotlib.transforms import ScaledTranslation
 from intl_transfer.analysis.style import COLORS, COLUMN, LINES, paper_style, save
 from intl_transfer.results.collect import Collection
 from intl_transfer.results.grid import clean
+from intl_transfer.results.grouping import pretrainings_of, summary_of
 from intl_transfer.results.power import primary_columns
 from intl_transfer.results.rounding import rounded
 from intl_transfer.results.rows import Part, Row, Table
 from intl_transfer.results.run import Run, Start
 from intl_transfer.results.series import band, curve, lines_of
 from intl_transfer.results.starts import distinctions, keyed, start_of_pretraining
-from intl_transfer.results.statistics import summarize
 
 _MOST_ROWS = 6  # of per-class bars, beyond which they are indistinguishable
 _TASK_NAMES = {"voc": "VOC"}
@@ -42,7 +42,8 @@ def draw_figures(
     For each detection table: ``ap`` (bars of AP, error bars the sample standard deviation); for
     each data set: ``loss``, ``lr`` and ``ap_curve`` over iterations, ``classes`` (AP of each
     class). Of pretraining: ``pretrain_loss``, ``pretrain_lr``, ``pretrain_knn`` over epochs. Lines
-    are means over runs, bands reach from the lowest to the highest run.
+    and bars are means over repetitions as in tables (pretrainings, if there are several), bands
+    reach from the lowest to the highest run.
 
     Args:
         collection: what was found.
@@ -154,9 +155,17 @@ def _of_part(
     """Curves and classes of the runs on one data set."""
     lines = {run.path: lines_of(run.path) for runs in groups.values() for run in runs}
     paths = {label: [run.path for run in runs] for label, runs in groups.items()}
+    units = {
+        run.path: str(run.start.unit)
+        for runs in groups.values()
+        if pretrainings_of(runs)
+        for run in runs
+    }
 
     def curves(value: Callable[[dict[str, Any]], Any], text: str, **more: Any) -> Figure | None:
-        return _curves(lines, paths, "iteration", value, styles, text, part.dataset, **more)
+        return _curves(
+            lines, paths, "iteration", value, styles, text, part.dataset, units=units, **more
+        )
 
     task = part.tasks[0]
     kinds = {
@@ -192,15 +201,19 @@ def _curves(
     text: str,
     title: str,
     marker: str = "",
+    units: Mapping[Path, str] | None = None,
 ) -> Figure | None:
-    """One line for each group, its band from the lowest to the highest run."""
+    """One line for each group, its band from the lowest to the highest run.
+
+    ``units`` has the pretrainings behind runs of which they, and not the runs, are repetitions.
+    """
     figure, axes = _new()
     drawn = 0
     for label, paths in groups.items():
-        found = [c for path in paths if (c := curve(lines[path], x, value)) is not None]
+        found = {p: c for p in paths if (c := curve(lines[p], x, value)) is not None}
         if not found:
             continue
-        line = band(found)
+        line = band(list(found.values()), [(units or {}).get(path, str(path)) for path in found])
         style = styles[label]
         name = clean(label) + (f", n = {line.n}" if line.n > 1 else "")
         axes.plot(line.x, line.mean, lw=1.1, label=name, marker=marker, ms=2.5, **style)
@@ -287,21 +300,24 @@ def _classes(
     kept = kept[:_MOST_ROWS]
     others = [label for label in groups if label not in kept][: _MOST_ROWS - len(kept)]
     shown = {label: runs for label, runs in groups.items() if label in kept or label in others}
-    values: dict[str, dict[str, list[float | None]]] = {}
+    values: dict[str, dict[str, dict[Path, float | None]]] = {}
     for label, runs in shown.items():
         for run in runs:
             # Anything but a dictionary is ignored below.
             found = (run.results.metrics.get(task) or {}).get("per_class")  # type: ignore[union-attr]
             for name, value in (found or {}).items() if isinstance(found, dict) else ():
                 good = isinstance(value, (int, float)) and np.isfinite(value)
-                values.setdefault(name, {}).setdefault(label, []).append(value if good else None)
+                of_runs = values.setdefault(name, {}).setdefault(label, {})
+                of_runs[run.path] = value if good else None
     if not values:
         return None
     classes = sorted(values)
     height = 0.8 / len(shown)
     figure, axes = _new(COLUMN, 0.6 + len(classes) * max(0.16, 0.07 * len(shown)))
     for index, label in enumerate(shown):
-        summaries = [summarize(values[name].get(label, [])) for name in classes]
+        runs = shown[label]
+        of_classes = [values[name].get(label, {}) for name in classes]
+        summaries = [summary_of(runs, [of.get(run.path) for run in runs]) for of in of_classes]
         places = np.arange(len(classes))[::-1] + 0.4 - height * (index + 0.5)
         spreads = [summary.std or 0 if summary else 0 for summary in summaries]
         axes.barh(

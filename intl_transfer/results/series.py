@@ -15,6 +15,8 @@ from intl_transfer.runs.metrics import METRICS, read_metrics
 
 Points = tuple[NDArray[np.float64], NDArray[np.float64]]
 _MOST_POINTS = 200
+#: Keys of lines that figures draw over training, which `archive` keeps.
+CURVES = ("total_loss", "lr", "evaluation", "loss", "knn_accuracy")
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,10 @@ class Band:
 
     Attributes:
         x: steps, iterations or epochs.
-        mean: over the runs that have a value.
-        low: the lowest of them.
-        high: the highest of them.
-        n: number of runs.
+        mean: over the repetitions that have a value.
+        low: the lowest run that has one.
+        high: the highest.
+        n: number of repetitions.
     """
 
     x: NDArray[np.float64]
@@ -69,14 +71,16 @@ def curve(
     return np.array(order), np.array([found[position] for position in order])
 
 
-def band(curves: Sequence[Points]) -> Band:
+def band(curves: Sequence[Points], units: Sequence[str] | None = None) -> Band:
     """Mean and range of several curves, in at most 200 points.
 
     If there are few positions (evaluations), all are kept; otherwise neighboring ones are averaged
     within each curve first.
 
     Args:
-        curves: at least one.
+        curves: of runs, at least one.
+        units: the repetition that each run is of; by default each is its own. As in tables, the
+            mean is over means of repetitions.
     """
     positions = np.unique(np.concatenate([x for x, _ in curves]))
     if len(positions) > _MOST_POINTS:
@@ -90,13 +94,25 @@ def band(curves: Sequence[Points]) -> Band:
             row[np.searchsorted(positions, x)] = y
     filled = ~np.isnan(values).all(axis=0)
     values = values[:, filled]
+    members: dict[str, list[int]] = {}
+    for index, unit in enumerate(units or map(str, range(len(curves)))):
+        members.setdefault(unit, []).append(index)
+    each = np.stack([_mean(values[indices]) for indices in members.values()])
     return Band(
         centers[filled],
-        np.nanmean(values, axis=0),
+        _mean(each),
         np.nanmin(values, axis=0),
         np.nanmax(values, axis=0),
-        len(curves),
+        len(members),
     )
+
+
+def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of the rows that have a value; NaN where none has."""
+    there = ~np.isnan(values).all(axis=0)
+    found = np.full(values.shape[1], np.nan)
+    found[there] = np.nanmean(values[:, there], axis=0)
+    return found
 
 
 def _binned(

@@ -161,7 +161,8 @@ def test_the_summary_is_mean_and_deviation_over_seeds(tmp_path):
     lines = {line[_P]: line for line in summary(sweep, rows)}
     assert lines[0]["condition"] == -4
     assert lines[0]["condition_std"] == pytest.approx(math.sqrt(2))
-    assert (lines[0.5]["n"], lines[0.5]["condition"]) == (3, -1.25)  # what is finite
+    line = lines[0.5]
+    assert (line["n"], line["condition_n"], line["condition"]) == (3, 2, -1.25)  # what is finite
 
 
 def test_a_sweep_is_drawn_from_its_folder(tmp_path):
@@ -174,6 +175,55 @@ def test_a_sweep_is_drawn_from_its_folder(tmp_path):
     assert record["summary"] == {"runs": 2, "finished": 1}
     assert list(pd.read_csv(out / "sweep.csv")["condition"]) == [-2.0, -2.0]
     assert (out / "sweep.svg").stat().st_size > 5000
+
+
+def test_runs_that_did_not_end_are_in_no_mean(tmp_path, capsys):
+    """Runs of the records here: two ended, of the third one line is kept, as where it is killed."""
+    corpus, made = ROOT / "docs/results/corpus/axis", tmp_path / "axis"
+    for seed in (0, 1, 2):
+        name = f"pretrain/iterations4_axis-channel_seed{seed}"
+        shutil.copytree(corpus / name, made / name)
+    config = swept(grid={"loss.iterations": [4]})
+    before, _ = rows_of(config, [made])
+    assert capsys.readouterr().err == ""
+    manifest = json.loads((made / name / "manifest.json").read_text())
+    (made / name / "results.json").unlink(missing_ok=True)
+    first = (made / name / "metrics.jsonl").read_text().splitlines()[0]
+    (made / name / "metrics.jsonl").write_text(first + "\n")
+    expected = [row["effective_rank"] for row in before if row["seed"] != 2]
+    for status, error, word in (
+        ("interrupted", "SIGTERM", "interrupted"),
+        ("running", None, "running"),
+        ("failed", "UserError: no space left on device", "error"),
+    ):
+        manifest |= {"status": status, "error": error}
+        (made / name / "manifest.json").write_text(json.dumps(manifest))
+        rows, ended = rows_of(config, [made])
+        assert len(rows) == 3
+        assert len(ended) == 2
+        (line,) = summary(config, rows)
+        assert (line["n"], line["finished"]) == (2, 2)
+        assert line["effective_rank"] == pytest.approx(np.mean(expected))
+        assert line["effective_rank_std"] == pytest.approx(np.std(expected, ddof=1))
+        assert f"did not end: {made / name} ({word})" in capsys.readouterr().err
+    for seed in (0, 1):
+        shutil.rmtree(made / f"pretrain/iterations4_axis-channel_seed{seed}")
+    with pytest.raises(UserError, match=r"has ended yet: .*seed2 \(error\)"):
+        rows_of(config, [made])
+
+
+def test_runs_that_diverged_are_in_the_means(tmp_path, capsys):
+    """Two of these three ended by NaN: they have spectra, and no accuracy."""
+    corpus, made = ROOT / "docs/results/corpus/iterations", tmp_path / "iterations"
+    for seed in (0, 1, 2):
+        name = f"pretrain/iterations13_trace_weight0_stable-false_seed{seed}"
+        shutil.copytree(corpus / name, made / name)
+    rows, ended = rows_of(config := swept(grid={"loss.iterations": [13]}), [made])
+    assert [row["status"] for row in rows] == ["finished", "failed", "failed"]
+    assert (len(ended), capsys.readouterr().err) == (3, "")
+    (line,) = summary(config, rows)
+    assert (line["n"], line["finished"], line["knn_n"]) == (3, 1, 1)
+    assert "effective_rank_n" not in line
 
 
 def test_keys_that_move_together_are_one_line_at_labeled_places():

@@ -10,8 +10,10 @@ from intl_transfer.cli import main
 from intl_transfer.errors import UserError
 from intl_transfer.results import build_tables, collect, render
 from intl_transfer.results.archive import archive
+from intl_transfer.results.figures import draw_figures
+from intl_transfer.results.series import lines_of
 from intl_transfer.runs import read_manifest
-from tests.results.synthetic import detection_run, pretraining_run
+from tests.results.synthetic import detection_run, log_detection, pretraining_run
 
 
 def shown(root):
@@ -67,9 +69,46 @@ def test_what_figures_are_drawn_from_is_kept(runs, tmp_path):
     assert repr(rows[0]) == repr(rows[1])
     assert rows[0][0]["effective_rank"] == 3.5
     assert rows[0][0]["knn"] == 61.25
-    kept = (tmp_path / "records/pretrain/metrics.jsonl").read_text().splitlines()
-    # The last k-NN accuracy, loss, look at the spectrum, and learning rate.
-    assert [json.loads(line)["step"] for line in kept] == [16, 20, 21, 22]
+    # Short curves, the last look at the spectrum, and the last learning rate.
+    assert lines_of(tmp_path / "records/pretrain") == lines_of(runs / "pretrain")
+
+
+def test_figures_of_the_copy_are_those_of_the_runs(runs, tmp_path):
+    for seed in (0, 1):
+        log_detection(detection_run(tmp_path / "more", f"more{seed}", 31.0, seed=7 + seed), seed)
+    archive([runs, tmp_path / "more"], tmp_path / "records")
+    drawn = []
+    for roots in ([runs, tmp_path / "more"], [tmp_path / "records"]):
+        found = collect(roots, cache=False)
+        files = draw_figures(found, build_tables(found), tmp_path / str(len(drawn)), ("svg",))
+        drawn.append([file.name for file in files])
+    assert drawn[0] == drawn[1]
+    words = {"loss", "lr", "ap_curve", "pretrain_loss", "pretrain_lr", "pretrain_knn"}
+    assert all(any(name.startswith(word) for name in drawn[0]) for word in words)
+    whole = lines_of(tmp_path / "more/more0")
+    kept = lines_of(tmp_path / "records/more0")
+    losses = [[line["total_loss"] for line in lines if "total_loss" in line]
+              for lines in (whole, kept)]  # fmt: skip
+    assert losses[1][0] == losses[0][0]
+    assert losses[1][-1] == losses[0][-1]
+    assert (len(losses[0]), len(losses[1])) == (60, 50)
+    evaluated = [[line for line in lines if "evaluation" in line] for lines in (whole, kept)]
+    assert evaluated[0] == evaluated[1]
+
+
+def test_every_sweep_keeps_its_file_and_two_have_not_one_place(runs, tmp_path):
+    for name in ("a", "b"):
+        detection_run(tmp_path / f"sweeps/{name}", f"run_{name}", 30.0, method=name)
+        (tmp_path / f"sweeps/{name}/sweep.yaml").write_text(f"pretrain: {name}\n")
+    roots = [tmp_path / "sweeps/a", tmp_path / "sweeps/b"]
+    with pytest.raises(UserError, match=r"two files would be sweep.yaml: .*a/sweep.yaml and .*b/"):
+        archive(roots, tmp_path / "records")
+    assert not (tmp_path / "records").exists()
+    archive([tmp_path / "sweeps"], tmp_path / "records")
+    archive([roots[0]], tmp_path / "one")
+    kept = [tmp_path / "records/a", tmp_path / "records/b", tmp_path / "one"]
+    texts = [(folder / "sweep.yaml").read_text() for folder in kept]
+    assert texts == ["pretrain: a\n", "pretrain: b\n", "pretrain: a\n"]
 
 
 def test_what_would_be_lost_is_refused(runs, tmp_path):

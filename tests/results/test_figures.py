@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from intl_transfer.analysis.style import COLORS
-from intl_transfer.results import TableOptions, build_tables, collect
+from intl_transfer.results import TableOptions, build_tables, collect, figures
 from intl_transfer.results.figures import draw_figures
 from intl_transfer.results.series import band, curve, lines_of
 from tests.results.synthetic import detection_run, external_run, log_detection, pretraining_run
@@ -148,6 +148,31 @@ def test_plots_of_classes_keep_the_baseline(tmp_path):
         assert "method 0" in text
         assert ("method 8" in text) == (options.baseline is not None)
         assert "method 7" not in text
+
+
+def test_plots_are_means_over_pretrainings_as_tables(tmp_path):
+    """Pretraining 0 with three fine-tunings at 30, 1 with one at 40: 35, not 32.5 over runs."""
+    for unit, seed, ap in ((0, 0, 30.0), (0, 1, 30.0), (0, 2, 30.0), (1, 0, 40.0)):
+        run = detection_run(tmp_path, f"d{unit}{seed}", ap, seed=seed, sha=f"{unit}7" * 32)
+        content = json.loads((run.path / "results.json").read_text())
+        behind = content["initialization"]["provenance"]["pretrain_run"]
+        behind |= {"id": f"p{unit}", "seed": unit, "settings": {"loss.method": "intl"}}
+        content["metrics"]["box"]["per_class"] = {"only": ap}
+        (run.path / "results.json").write_text(json.dumps(content))
+        for iteration in (1, 2):
+            run.log(iteration=iteration, total_loss=ap)
+    found = collect([tmp_path], cache=False)
+    (table,) = build_tables(found)
+    (row,) = table.rows
+    assert row.metrics["box", "AP"].mean == 35
+    drawn = dict(figures._figures(found, [table], figures._styles(found, [table])))
+    (bar,) = drawn["classes_box_coco_2017_val_1x"].axes[0].patches
+    assert bar.get_width() == 35
+    axes = drawn["loss_coco_2017_val_1x"].axes[0]
+    assert axes.lines[0].get_ydata().tolist() == [35, 35]
+    assert axes.lines[0].get_label().endswith(", n = 2")
+    (band_,) = axes.collections
+    assert sorted({y for _, y in band_.get_paths()[0].vertices}) == [30, 40]
 
 
 def test_many_classes_and_rows(tmp_path):
