@@ -212,7 +212,8 @@ def prepare(
             print(f"as belongs to {cfg.MODEL.WEIGHTS}: {', '.join(changed)}")
     cfg.freeze()
     allow = getattr(arguments, "allow_config_change", False)
-    return cfg, content, images, continuation(cfg, content, images, allow)
+    earlier = continuation(cfg, content, images, allow, getattr(arguments, "resume", False))
+    return cfg, content, images, earlier
 
 
 def require_one_test_set(cfg: Any) -> None:
@@ -370,7 +371,7 @@ def train(
         run = None
         if comm.is_main_process():
             name = config_name(arguments.config)
-            run = open_run(cfg, start, name, images, earlier.changes)
+            run = open_run(cfg, start, name, images, earlier)
             stack.enter_context(run.recording())
         trainer = Trainer(cfg, run, stop, start, images)
         used = labels_used(cfg, trainer, images)
@@ -380,7 +381,7 @@ def train(
         if content is not None:
             weights.check_backbone(trainer.model, content["model"], cfg.MODEL.WEIGHTS)
         is_begun = earlier.exists or arguments.resume
-        if not resume(trainer, Path(cfg.OUTPUT_DIR), is_begun):
+        if not resume(trainer, Path(cfg.OUTPUT_DIR), is_begun, earlier):
             trainer.load(None)
         if content is not None and trainer.start_iter == 0:
             weights.check_loaded(trainer.model, content["model"], cfg.MODEL.WEIGHTS)

@@ -396,7 +396,13 @@ def introduce(
         monitor.say(
             f"{ranks.world_size} rank(s) where there were {sessions[-2].world_size}: the global "
             f"batch stays {batch}, {batch // ranks.world_size} images per rank; images, order and "
-            "learning rate are unchanged, rounding differs"
+            "learning rate are unchanged, "
+            + (
+                "rounding differs"
+                if config.model.sync_batchnorm
+                else "but not batch norm's statistics, which are those of each rank's images: the "
+                "weights become others, and this is recorded"
+            )
         )
     for key, value in sessions[-1].changes.items():
         monitor.say(f"changed: {key}, {value['before']} before, {value['now']} now")

@@ -234,6 +234,36 @@ def test_another_run_is_not_continued(classes, trained, tmp_path, capsys):
     evaluate(moved, trained, output)  # data may lie elsewhere
 
 
+def test_checkpoints_without_their_manifest_are_the_same_run_or_refused(
+    classes, trained, tmp_path, capsys
+):
+    first, copy, old = (tmp_path / name for name in ("first", "copy", "old"))
+    evaluate(classes, trained, first, "engine.stop_after_steps=3")
+    for folder in (copy, old):
+        shutil.copytree(first / "checkpoints", folder / "checkpoints")
+    evaluate(classes, trained, copy, "optim.lr=3", "seed=5", expected=2)
+    assert "optim.lr: 0.03 before, 3.0 now; seed: 0 before, 5 now" in capsys.readouterr().err
+    evaluate(classes, "random", copy, "model.backbone=resnet18", expected=2)
+    assert "weights sha256" in capsys.readouterr().err
+    assert not (copy / "manifest.json").exists()
+    evaluate(classes, trained, copy)
+    evaluate(classes, trained, first)
+    one, other = learned(first), learned(copy)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    manifest = read_manifest(copy)
+    assert manifest.id == read_manifest(first).id
+    assert manifest.sessions[-1].continues["run"] == manifest.id
+    # Those of before this version state no settings.
+    for file in (old / "checkpoints").iterdir():
+        content = torch.load(file, weights_only=True)
+        content.pop("manifest")
+        torch.save(content, file)
+    evaluate(classes, trained, old, expected=2)
+    assert "does not state the settings of its run" in capsys.readouterr().err
+    evaluate(classes, trained, old, "--allow-config-change")
+    assert read_manifest(old).sessions[-1].continues["run"] is None
+
+
 def test_a_run_is_not_continued_on_other_images(classes, trained, tmp_path, capsys):
     images, output = tmp_path / "images", tmp_path / "run"
     shutil.copytree(classes, images)
