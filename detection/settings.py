@@ -15,7 +15,7 @@ from detection.scaling import batch_that_fits, scale_to_batch
 from intl_transfer.devices import Gpus, gpus
 from intl_transfer.errors import UserError
 from intl_transfer.runs import MANIFEST, read_manifest
-from intl_transfer.runs.config import config_name
+from intl_transfer.runs.config import SEEDS, config_name
 
 NORMS = ("naiveSyncBN", "SyncBN", "BN")
 
@@ -53,8 +53,10 @@ def resolve(arguments: argparse.Namespace, own: Any = None) -> Any:
     cfg = load_config(arguments.config, arguments.opts) if own is None else own
     check_settings(cfg, arguments.config or str(arguments.weights))
     _check_processes(arguments)
-    if arguments.seed < 0:
-        raise UserError(f"--seed {arguments.seed}: expected 0 or more")
+    # Each process has the seed plus its rank.
+    seeds = SEEDS[: len(SEEDS) - arguments.num_gpus * arguments.num_machines + 1]
+    if arguments.seed not in seeds:
+        raise UserError(f"--seed {arguments.seed}: expected 0 or more, up to {seeds[-1]}")
     cfg.SEED = arguments.seed
     if cfg.SOLVER.REFERENCE_WORLD_SIZE:
         raise UserError(

@@ -21,7 +21,9 @@ from safetensors.torch import load_file
 
 from intl_transfer.cli import main
 from intl_transfer.data.shapes import ShapesSpec, make_shapes
+from intl_transfer.errors import UserError
 from intl_transfer.evaluation.batches import drawn_labels
+from intl_transfer.evaluation.command import configuration
 from intl_transfer.evaluation.features import EvaluationImages, extract_features, on_every_rank
 from intl_transfer.results import TableOptions, build_tables, collect
 from intl_transfer.runs import read_manifest, read_metrics, read_results
@@ -262,6 +264,20 @@ def test_checkpoints_without_their_manifest_are_the_same_run_or_refused(
     assert "does not state the settings of its run" in capsys.readouterr().err
     evaluate(classes, trained, old, "--allow-config-change")
     assert read_manifest(old).sessions[-1].continues["run"] is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=4294967296", "seed is 4294967296; expected a whole number from 0 to 4294967295"),
+        ("optim.weight_decay=.inf", "optim.weight_decay is inf; expected a finite number"),
+        ("optim.head_std=.nan", "optim.head_std is nan; expected a finite number"),
+        ("log.seconds=-1", "log.seconds is -1.0; expected 0 or more"),
+    ],
+)
+def test_numbers_out_of_range_are_named(override, message):
+    with pytest.raises(UserError, match=message):
+        configuration("shapes_linear", [override])
 
 
 def test_a_run_is_not_continued_on_other_images(classes, trained, tmp_path, capsys):

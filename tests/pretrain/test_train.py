@@ -7,6 +7,7 @@ import re
 import sys
 import tarfile
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -189,6 +190,52 @@ def test_bad_settings_are_refused_before_training(images, tmp_path, override, me
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.projector_layers=0", "model.projector_layers is 0; expected at least 1"),
+        ("model.projector_hidden=0", "model.projector_hidden is 0; expected at least 1"),
+        ("model.embedding=-1", "model.embedding is -1; expected at least 1"),
+        ("engine.compile=foo", "engine.compile is 'foo'; expected null or one of "),
+        ("optim.weight_decay=.inf", "optim.weight_decay is inf; expected a finite number"),
+        ("optim.clip_norm=.nan", "optim.clip_norm is nan; expected a finite number"),
+        ("loss.trace_weight=.nan", "loss.trace_weight is nan; expected a finite number"),
+        ("loss.trace_weight=-1", "loss.trace_weight is -1.0; expected null or 0 or more"),
+        (
+            "loss.method=barlow_twins loss.options.eps=-1",
+            "loss.options.eps is -1.0; expected a num",
+        ),
+        ("loss.method=vicreg loss.options.eps=0", "loss.options.eps is 0.0; expected a number > 0"),
+        (
+            "loss.method=simclr loss.options.temperature=.inf",
+            "loss.options.temperature is inf; exp",
+        ),
+        ("knn.size=0", "knn.size is 0; expected null or at least 1"),
+        ("log.seconds=-1", "log.seconds is -1.0; expected 0 or more"),
+    ],
+)
+def test_numbers_out_of_range_are_named_before_anything_is_built(override, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        configuration("shapes_r18", override.split(), "runs/none")
+
+
+@pytest.mark.parametrize("seed", [-1, 0, 2**32 - 1, 2**32, 10**23])
+def test_seeds_are_those_that_the_generators_take(seed):
+    """numpy's is the narrowest."""
+    state = np.random.get_state()
+    try:
+        np.random.seed(seed)
+    except ValueError:
+        with pytest.raises(
+            UserError, match=r"seed is .*expected a whole number from 0 to 42949672"
+        ):
+            configuration("shapes_r18", [f"seed={seed}"], "runs/none")
+    else:
+        assert configuration("shapes_r18", [f"seed={seed}"], "runs/none").seed == seed
+    finally:
+        np.random.set_state(state)
 
 
 def test_learning_rate_schedule():
