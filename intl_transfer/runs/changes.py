@@ -9,7 +9,7 @@ from typing import Any
 
 from intl_transfer.errors import UserError
 from intl_transfer.runs.aliases import standard_key
-from intl_transfer.runs.checkpoint import list_checkpoints, newest_origin
+from intl_transfer.runs.checkpoint import list_checkpoints, newest_origin, step_of
 from intl_transfer.runs.directory import MANIFEST, Origin, read_manifest
 from intl_transfer.runs.private import portable
 from intl_transfer.runs.records import ImageSet, Manifest
@@ -192,6 +192,14 @@ def in_lines(changes: Differences) -> str:
     return "; ".join(f"{k}: {v['before']} before, {v['now']} now" for k, v in changes.items())
 
 
+def _steps_per_epoch(images: ImageSet | None, settings: Mapping[str, Any]) -> int | None:
+    """Full batches of the training images; None if their number is not known."""
+    batch = settings.get("optim.batch_size")
+    if images is None or images.images is None or batch is None:
+        return None
+    return images.images // int(batch)
+
+
 class Continuation:
     """Compares a session with the run that already exists in its directory.
 
@@ -253,7 +261,8 @@ class Continuation:
             images: their content, by name.
 
         Raises:
-            UserError: if they differ and this is not allowed.
+            UserError: if they differ and this is not allowed, or the epochs done are not those of
+                these settings.
         """
         self._images |= images
         found = {} if self._newest is None else self._unrecorded(self._newest.manifest)
@@ -266,6 +275,35 @@ class Continuation:
                 f"({in_lines(self.changes)}). Choose another directory (--output-dir DIR), or "
                 "continue with the new settings by "
                 "--allow-config-change"
+            )
+        self._check_position()
+
+    def _check_position(self) -> None:
+        """Refuses a position in steps that would be other epochs now, or all epochs or more.
+
+        Then the epochs in the results would not be those trained, whatever is allowed.
+        """
+        stage, config, _ = self._now
+        images, settings = self._images.get("train"), flatten(config)
+        now = _steps_per_epoch(images, settings)
+        if self._newest is None or stage == "detection" or now is None:  # which counts iterations
+            return
+        for manifest in (self._newest.manifest, self._record):
+            if manifest is None:
+                continue
+            before = _steps_per_epoch(manifest.dataset.get("train"), flatten(manifest.config))
+            if before is not None and before != now:
+                raise UserError(
+                    f"{self._folder} counts its progress in steps, {before} an epoch; with this "
+                    f"optim.batch_size and these images there are {now}, so its epochs would be "
+                    "others than it states. Continue with the former ones, or choose another "
+                    "directory (--output-dir DIR)"
+                )
+        step, epochs = step_of(self._newest.path), settings["optim.epochs"]
+        if step > epochs * now or (step == epochs * now and "optim.epochs" in self.changes):
+            raise UserError(
+                f"{self._newest.path} is after {step / now:g} epochs; optim.epochs is {epochs}. "
+                "Expected more, or another directory (--output-dir DIR)"
             )
 
     def admit(self, path: Path, manifest: Manifest | None) -> None:
