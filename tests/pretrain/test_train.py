@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -20,7 +21,7 @@ from intl_transfer.runs.checkpoint import load_newest
 from intl_transfer.runs.config import load_config
 from pretrain.checks import check
 from pretrain.config import OptimConfig, PretrainConfig
-from pretrain.learner import learning_rate, parameter_groups
+from pretrain.learner import learning_rate, only_warmup, parameter_groups
 from pretrain.train import configuration
 from tests.pretrain.running import ROOT, TORCHRUN, assert_same, backbone, train
 from tests.results.synthetic import pretraining_run
@@ -246,6 +247,18 @@ def test_learning_rate_schedule():
     assert rates[20] == pytest.approx(0.0006 + 0.5994 * (1 + math.cos(math.pi / 80)) / 2)
     assert rates[59] == pytest.approx(0.0006 + 0.5994 / 2)
     assert rates[99] == pytest.approx(0.0006)
+
+
+@pytest.mark.parametrize(("epochs", "warmup"), [(3, 5), (3, 3), (3, 2.9), (1, 2), (3, 0)])
+def test_a_schedule_that_is_all_warm_up_is_said_to_be(epochs, warmup):
+    """By the rates themselves: they never fall."""
+    optim = OptimConfig(epochs=epochs, batch_size=256, base_lr=0.3, warmup_epochs=warmup)
+    steps = 100 * epochs
+    rates = [learning_rate(step, steps, round(100 * warmup), optim) for step in range(steps)]
+    rises = all(before < after for before, after in itertools.pairwise(rates))
+    text = only_warmup(optim)
+    assert bool(text) == rises
+    assert not text or f"to {100 * max(rates) / 0.3:.0f} % of its peak" in text
 
 
 def test_weight_decay_spares_one_dimensional_parameters():
