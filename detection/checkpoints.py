@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from intl_transfer.conversion.reading import read_content
 from intl_transfer.errors import UserError, first_line
 from intl_transfer.runs.checkpoint import take_newest
+from intl_transfer.runs.directory import Origin
 from intl_transfer.runs.finite import first_nonfinite
+from intl_transfer.runs.records import SCHEMA, Detector, Input, Manifest
+
+#: Key of a :class:`intl_transfer.runs.records.Detector` in a checkpoint.
+KEY = "detector"
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -25,6 +32,46 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def checkpoints(folder: Path) -> list[Path]:
     """A run's checkpoints, newest first."""
     return sorted(folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def manifest_in(path: Path) -> Manifest | None:
+    """The run of a checkpoint, as far as its record of the detector states it.
+
+    Returns:
+        None for files of other software or earlier versions.
+
+    Raises:
+        UserError: if the file or its record is damaged.
+    """
+    content = read_content(path).values
+    if content.get(KEY) is None:
+        return None
+    record = Detector.of(content[KEY], f"{path}: {KEY}")
+    weights = Input(role="weights", sha256=record.initialization.weights_sha256)
+    return Manifest(
+        schema_version=SCHEMA,
+        id=record.run or "",
+        stage="detection",
+        name="",
+        status="interrupted",
+        config=record.config,
+        seed=record.seed or 0,
+        inputs=[] if weights.sha256 is None else [weights],
+        sessions=[],
+        dataset=record.dataset,
+    )
+
+
+def newest_origin(paths: Sequence[Path]) -> Origin | None:
+    """What the newest readable checkpoint states of its run.
+
+    Args:
+        paths: newest first.
+    """
+    for path in paths:
+        with contextlib.suppress(UserError):  # which resuming names
+            return Origin(path, manifest_in(path))
+    return None
 
 
 def check_whole(path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from detectron2.evaluation import DatasetEvaluator
 
-from detection.checkpoints import newest_checkpoint
+from detection.checkpoints import KEY, newest_checkpoint
 from detection.config import RANDOM, like
 from intl_transfer.conversion.settings import config_values
 from intl_transfer.data.class_names import unique_names
@@ -23,8 +23,6 @@ from intl_transfer.runs import read_results
 from intl_transfer.runs.records import DetectionResults, Detector
 from intl_transfer.runs.settings import flatten
 
-#: Key of a :class:`intl_transfer.runs.records.Detector` in a checkpoint.
-KEY = "detector"
 # Keys of MODEL that concern the machine or the command rather than the detector.
 _NOT_ITS_OWN = ("MODEL.DEVICE", "MODEL.WEIGHTS")
 

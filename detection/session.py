@@ -15,7 +15,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from detection import datasets, labels
-from detection.checkpoints import check_whole, checkpoints
+from detection.checkpoints import check_whole, checkpoints, manifest_in, newest_origin
 from detection.config import as_dict, schedule_name
 from detection.detector import stated
 from detection.trainer import ADVICE, Trainer
@@ -42,7 +42,6 @@ from intl_transfer.runs.records import (
     Labels,
     Schedule,
 )
-from intl_transfer.runs.settings import Differences
 
 
 def set_up(cfg: Any, training: bool) -> None:
@@ -74,11 +73,27 @@ def set_up(cfg: Any, training: bool) -> None:
 
 
 def continuation(
-    cfg: Any, content: dict[str, Any] | None, images: Mapping[str, ImageSet], allow: bool
+    cfg: Any,
+    content: dict[str, Any] | None,
+    images: Mapping[str, ImageSet],
+    allow: bool,
+    resumes: bool = False,
 ) -> Continuation:
-    """The existing run in the output folder; refuses different settings, weights and images."""
-    files = inputs(cfg, initialization(cfg, content))
-    return Continuation(cfg.OUTPUT_DIR, "detection", as_dict(cfg), files, images, allow=allow)
+    """The existing run in the output folder; refuses different settings, weights and images.
+
+    Args:
+        cfg: the configuration.
+        content: of the weights file.
+        images: content of the data sets.
+        allow: whether the run may continue with different ones.
+        resumes: whether checkpoints without a manifest are continued, too.
+    """
+    files, folder = inputs(cfg, initialization(cfg, content)), Path(cfg.OUTPUT_DIR)
+    is_begun = resumes or (folder / MANIFEST).exists()
+    newest = newest_origin(checkpoints(folder)) if is_begun else None
+    return Continuation(
+        *(folder, "detection", as_dict(cfg), files, images), allow=allow, newest=newest
+    )
 
 
 def initialization(cfg: Any, content: dict[str, Any] | None) -> Initialization:
@@ -113,7 +128,7 @@ def open_run(
     start: Initialization,
     name: str,
     images: Mapping[str, ImageSet],
-    changes: Differences | None = None,
+    earlier: Continuation | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> RunDirectory:
     """Opens the run directory for a new session.
@@ -123,7 +138,7 @@ def open_run(
         start: from :func:`initialization`.
         name: the configuration's name.
         images: content of the data sets.
-        changes: settings that differ from the previous session's.
+        earlier: the existing run in the folder.
         details: further facts for the manifest.
     """
     return RunDirectory.start(
@@ -137,7 +152,8 @@ def open_run(
         inputs=inputs(cfg, start),
         world_size=comm.get_world_size(),
         dataset=images,
-        changes=changes,
+        changes=None if earlier is None else earlier.changes,
+        origin=None if earlier is None else earlier.origin,
         details=details,
     )
 
@@ -205,7 +221,7 @@ def evaluator(name: str) -> Evaluator:
     return Evaluator(name="intl-transfer", metric=f"VOC, {points}")
 
 
-def resume(trainer: Trainer, folder: Path, is_begun: bool) -> bool:
+def resume(trainer: Trainer, folder: Path, is_begun: bool, earlier: Continuation) -> bool:
     """Resumes from the newest usable checkpoint, on every rank; others are skipped with a warning.
 
     Args:
@@ -213,6 +229,7 @@ def resume(trainer: Trainer, folder: Path, is_begun: bool) -> bool:
         folder: the run directory.
         is_begun: whether there is an existing run; rank 0's value is used, since later nodes see
             the run that rank 0 has just started.
+        earlier: that run; a checkpoint of another is not loaded.
 
     Returns:
         Whether there was one.
@@ -224,6 +241,7 @@ def resume(trainer: Trainer, folder: Path, is_begun: bool) -> bool:
 
     def take(path: Path) -> None:
         check_whole(path)
+        earlier.admit(path, manifest_in(path))
         trainer.load(path)
 
     paths: list[Path] = []

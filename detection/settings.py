@@ -15,7 +15,7 @@ from detection.scaling import batch_that_fits, scale_to_batch
 from intl_transfer.devices import Gpus, gpus
 from intl_transfer.errors import UserError
 from intl_transfer.runs import MANIFEST, read_manifest
-from intl_transfer.runs.config import config_name
+from intl_transfer.runs.config import SEEDS, config_name
 
 NORMS = ("naiveSyncBN", "SyncBN", "BN")
 
@@ -89,9 +89,11 @@ def resolve(arguments: argparse.Namespace, own: Any = None) -> Any:
         cfg.SEED = arguments.seed
     if cfg.SEED < 0 and arguments.eval_only:  # draws nothing; Detectron2's default is -1
         cfg.SEED = 0
-    if cfg.SEED < 0:
+    # Each process has the seed plus its rank.
+    seeds = SEEDS[: len(SEEDS) - arguments.num_gpus * arguments.num_machines + 1]
+    if cfg.SEED not in seeds:
         word = "SEED" if arguments.seed is None else "--seed"
-        raise UserError(f"{word} {cfg.SEED}: expected 0 or more")
+        raise UserError(f"{word} {cfg.SEED}: expected 0 or more, up to {seeds[-1]}")
     if cfg.SOLVER.REFERENCE_WORLD_SIZE:
         raise UserError(
             "SOLVER.REFERENCE_WORLD_SIZE: Detectron2 would silently change batch size and "

@@ -215,7 +215,8 @@ def prepare(
             print(assumed)
     cfg.freeze()
     allow = getattr(arguments, "allow_config_change", False)
-    return cfg, content, images, continuation(cfg, content, images, allow)
+    earlier = continuation(cfg, content, images, allow, getattr(arguments, "resume", False))
+    return cfg, content, images, earlier
 
 
 def require_one_test_set(cfg: Any) -> None:
@@ -371,7 +372,7 @@ def train(
         if comm.is_main_process():
             name = config_name(arguments.config)
             details = {CONFIGURED_BATCH: arguments.configured_batch}
-            run = open_run(cfg, start, name, images, earlier.changes, details)
+            run = open_run(cfg, start, name, images, earlier, details)
             stack.enter_context(run.recording())
         trainer = Trainer(cfg, run, stop, start, images)
         used = labels_used(cfg, trainer, images)
@@ -381,7 +382,7 @@ def train(
         if content is not None:
             weights.check_backbone(trainer.model, content["model"], cfg.MODEL.WEIGHTS)
         is_begun = earlier.exists or arguments.resume
-        if not resume(trainer, Path(cfg.OUTPUT_DIR), is_begun):
+        if not resume(trainer, Path(cfg.OUTPUT_DIR), is_begun, earlier):
             trainer.load(None)
         if content is not None and trainer.start_iter == 0:
             weights.check_loaded(trainer.model, content["model"], cfg.MODEL.WEIGHTS)

@@ -80,7 +80,7 @@ class Option:
     Attributes:
         default: None for the loss's own.
         expected: description of valid values, for messages.
-        is_good: whether a value is valid.
+        is_good: whether a finite value is valid.
         required: for a required option, its description.
         kind: type for the loss; configurations contain floats.
     """
@@ -273,6 +273,7 @@ _EXPONENT = Option(required="an exponent, for example loss.options.p=0.5")  # th
 _COUNT = Option(None, "a whole number >= 1", lambda n: n >= 1 and float(n).is_integer(), kind=int)
 _SHARE = Option(None, "a number from 0 to 1", lambda share: 0 <= share <= 1)
 _POSITIVE = Option(None, "a number > 0", lambda value: value > 0)
+_WEIGHT = Option(None, "a number >= 0", lambda value: value >= 0)
 
 #: All methods by name, in the order of tables and messages.
 METHODS: dict[str, Method] = {
@@ -304,8 +305,22 @@ METHODS: dict[str, Method] = {
             variant=_with_function("Spectral transformation"),
         ),
         comparison("w_mse", "W-MSE", w_mse_loss, whitening_size=_COUNT, shrinkage=_SHARE),
-        comparison("barlow_twins", "Barlow Twins", barlow_twins_loss),
-        comparison("vicreg", "VICReg", vicreg_loss),
+        comparison(
+            "barlow_twins",
+            "Barlow Twins",
+            barlow_twins_loss,
+            off_diagonal_weight=_WEIGHT,
+            eps=_POSITIVE,
+        ),
+        comparison(
+            "vicreg",
+            "VICReg",
+            vicreg_loss,
+            invariance_weight=_WEIGHT,
+            variance_weight=_WEIGHT,
+            covariance_weight=_WEIGHT,
+            eps=_POSITIVE,
+        ),
         comparison("simclr", "SimCLR", nt_xent_loss, temperature=_POSITIVE),
     )
 }

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+import torch
 
 from intl_transfer.data.statistics import statistics_of
 from intl_transfer.data.views import build_views
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.methods import METHODS
 from intl_transfer.models import PRECISIONS, STEMS
-from intl_transfer.runs.config import Rules, check_values
+from intl_transfer.runs.config import Rules, check_values, number_rules
 from intl_transfer.spectral import default_trace_weight
 from pretrain.config import (
     DataConfig,
@@ -17,6 +20,7 @@ from pretrain.config import (
     KnnConfig,
     LogConfig,
     LossConfig,
+    ModelConfig,
     OptimConfig,
     PretrainConfig,
 )
@@ -36,6 +40,7 @@ def check(config: PretrainConfig) -> None:
         "optim.optimizer": (config.optim.optimizer, ("sgd", "lars")),
     }
     rules = {
+        **_model_rules(config.model),
         **_optim_rules(config.optim),
         **_loss_rules(config.loss),
         **_data_rules(config.data),
@@ -43,12 +48,20 @@ def check(config: PretrainConfig) -> None:
         **_knn_rules(config.knn),
         **_engine_rules(config.engine),
     }
-    check_values(choices, rules)
+    check_values(choices, number_rules(config))
+    check_values({}, rules)
     _check_engine(config.engine)
     _check_method(config.loss)
     _check_trace_weight(config)
     statistics_of(config.data.normalize)
     _check_views(config)
+
+
+def _model_rules(model: ModelConfig) -> Rules:
+    counts = {
+        key: getattr(model, key) for key in ("projector_layers", "projector_hidden", "embedding")
+    }
+    return {f"model.{key}": (count, count >= 1, "at least 1") for key, count in counts.items()}
 
 
 def _optim_rules(optim: OptimConfig) -> Rules:
@@ -67,7 +80,9 @@ def _optim_rules(optim: OptimConfig) -> Rules:
 
 def _loss_rules(loss: LossConfig) -> Rules:
     few = "at least 1 (0 only centers and scales; for that use loss.method=power loss.options.p=0)"
+    weight = loss.trace_weight
     return {
+        "loss.trace_weight": (weight, weight is None or weight >= 0, "null or 0 or more"),
         "loss.iterations": (loss.iterations, loss.iterations >= 1, few),
         "loss.ema_momentum": (loss.ema_momentum, 0 <= loss.ema_momentum <= 1, "0 to 1"),
     }
@@ -84,14 +99,16 @@ def _data_rules(data: DataConfig) -> Rules:
 def _log_rules(log: LogConfig) -> Rules:
     every = log.diagnostics_steps
     return {
+        "log.seconds": (log.seconds, log.seconds >= 0, "0 or more"),
         "log.steps": (log.steps, log.steps >= 1, "at least 1"),
         "log.diagnostics_steps": (every, every >= 0, "0 or more"),
     }
 
 
 def _knn_rules(knn: KnnConfig) -> Rules:
-    crop = knn.crop_pct
+    crop, size = knn.crop_pct, knn.size
     return {
+        "knn.size": (size, size is None or size >= 1, "null or at least 1"),
         "knn.epochs": (knn.epochs, knn.epochs >= 0, "0 or more"),
         "knn.k": (knn.k, knn.k >= 1, "at least 1"),
         "knn.crop_pct": (crop, 0 < crop <= 1, "a fraction above 0, up to 1"),
@@ -111,7 +128,13 @@ def _engine_rules(engine: EngineConfig) -> Rules:
 
 
 def _check_engine(engine: EngineConfig) -> None:
-    """Refuses options that torch.compile does not support."""
+    """Refuses unknown compilers, and options that torch.compile does not support."""
+    if engine.compile is not None:
+        known = torch.compiler.list_backends(exclude_tags=())
+        if engine.compile not in known:
+            raise UserError(
+                f"engine.compile is '{engine.compile}'; expected null or one of {', '.join(known)}"
+            )
     if engine.activation_checkpointing and engine.compile is not None:
         raise UserError(
             "engine.activation_checkpointing and engine.compile exclude each other: torch.compile "
@@ -151,7 +174,7 @@ def _check_method(loss: LossConfig) -> None:
         raise UserError(f"loss.{'g' if loss.g is not None else 'options'}: {error}") from None
     for key, value in loss.options.items():
         option = method.options[key]
-        if not option.is_good(value):
+        if not (math.isfinite(value) and option.is_good(value)):
             raise UserError(f"loss.options.{key} is {value}; expected {option.expected}")
 
 

@@ -14,6 +14,7 @@ from intl_transfer.runs import RunDirectory, sha256_file, write_atomically
 from intl_transfer.runs.finite import require_finite
 from intl_transfer.runs.records import SCHEMA, Manifest, PretrainResults
 from pretrain.config import PretrainConfig
+from pretrain.learner import only_warmup
 from pretrain.session import describe
 
 CARD = "MODEL_CARD.md"
@@ -141,6 +142,7 @@ def _facts(manifest: Manifest, config: PretrainConfig, results: PretrainResults)
             f"{optim.optimizer}, base rate {optim.base_lr:g} x N/256, {optim.warmup_epochs:g} "
             f"epochs of warm-up, cosine, weight decay {optim.weight_decay:g}"
         ),
+        **({"warm-up": warning} if (warning := only_warmup(optim)) else {}),
         "projector": (
             f"{model.projector_layers} layers, {model.projector_hidden} to {model.embedding}"
         ),

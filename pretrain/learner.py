@@ -290,3 +290,14 @@ def learning_rate(step: int, total: int, warmup: int, optim: OptimConfig) -> flo
     final = peak * optim.final_lr_factor
     share = (step + 1 - warmup) / max(1, total - warmup)
     return final + (peak - final) * (1 + math.cos(math.pi * share)) / 2
+
+
+def only_warmup(optim: OptimConfig) -> str:
+    """What becomes of the learning rate where the warm-up leaves no epoch; "" if it leaves some."""
+    if optim.warmup_epochs < optim.epochs:
+        return ""
+    share = 100 * optim.epochs / optim.warmup_epochs
+    return (
+        f"{optim.warmup_epochs:g} epochs of warm-up in {optim.epochs}: the learning rate only "
+        f"rises, to {share:.0f} % of its peak"
+    )

@@ -42,6 +42,7 @@ from intl_transfer.spectral import (
 from intl_transfer.spectral.collectives import gather_rows
 from intl_transfer.spectral.common import at_least_float32
 from pretrain.config import PretrainConfig
+from pretrain.learner import only_warmup
 
 _SPECTRUM_POINTS = 32  # of a logged spectrum
 _SKIPPED_SHOWN = 20  # skipped steps reported one by one; later ones by the hundred
@@ -386,6 +387,8 @@ def introduce(
         f"images x {len(config.views)} views, {ranks.world_size} rank(s) on {ranks.device.type}"
         + (f", from step {step}" if step else "")
     )
+    if warning := only_warmup(config.optim):
+        monitor.say(f"warning: {warning}; set optim.warmup_epochs to fewer")
     is_intl = METHODS[config.loss.method].is_iternorm and config.loss.stable
     if ranks.world_size > 1 and is_intl:
         width = config.model.embedding
@@ -396,7 +399,13 @@ def introduce(
         monitor.say(
             f"{ranks.world_size} rank(s) where there were {sessions[-2].world_size}: the global "
             f"batch stays {batch}, {batch // ranks.world_size} images per rank; images, order and "
-            "learning rate are unchanged, rounding differs"
+            "learning rate are unchanged, "
+            + (
+                "rounding differs"
+                if config.model.sync_batchnorm
+                else "but not batch norm's statistics, which are those of each rank's images: the "
+                "weights become others, and this is recorded"
+            )
         )
     for key, value in sessions[-1].changes.items():
         monitor.say(f"changed: {key}, {value['before']} before, {value['now']} now")

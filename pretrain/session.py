@@ -12,7 +12,7 @@ from torch import Tensor
 
 from intl_transfer.optim import load_optimizer
 from intl_transfer.runs import RunDirectory
-from intl_transfer.runs.changes import run_described
+from intl_transfer.runs.changes import Continuation, ranks_of, run_described
 from intl_transfer.runs.checkpoint import (
     list_checkpoints,
     resume,
@@ -23,7 +23,6 @@ from intl_transfer.runs.distributed import Ranks
 from intl_transfer.runs.finite import first_nonfinite
 from intl_transfer.runs.progress import Progress
 from intl_transfer.runs.records import ImageSet
-from intl_transfer.runs.settings import Differences
 from intl_transfer.runs.wording import method_title
 from pretrain.config import PretrainConfig
 from pretrain.learner import Learner
@@ -87,6 +86,7 @@ class State:
             "rng": rng,
             "config": dataclasses.asdict(self.config),
             "run": describe(run, self.config),
+            "manifest": run.manifest.as_json(),
         }
         keep = self.config.engine.keep_checkpoints
         save = partial(save_checkpoint, folder, step, state, keep, self.is_milestone)
@@ -97,9 +97,9 @@ class State:
         every = self.config.engine.milestone_epochs
         return every is not None and step % (every * self._steps_per_epoch) == 0
 
-    def resume(self, folder: Path, ranks: Ranks) -> int:
+    def resume(self, folder: Path, ranks: Ranks, earlier: Continuation) -> int:
         """Resumes from the newest usable checkpoint; returns the number of steps done."""
-        return resume(folder, lambda state: self._load(state, ranks), ranks) or 0
+        return resume(folder, lambda state: self._load(state, ranks), ranks, earlier.admit) or 0
 
     def _load(self, state: dict[str, Any], ranks: Ranks) -> int:
         """Loads a checkpoint's content; returns its number of steps."""
@@ -136,7 +136,7 @@ def open_run(
     config: PretrainConfig,
     name: str,
     ranks: Ranks,
-    changed: Differences,
+    earlier: Continuation,
     details: dict[str, Any],
     dataset: dict[str, ImageSet],
 ) -> RunDirectory:
@@ -152,7 +152,8 @@ def open_run(
         world_size=ranks.world_size,
         details=details,
         dataset=dataset,
-        changes=changed,
+        changes=earlier.changes,
+        origin=earlier.origin,
     )
 
 
@@ -160,7 +161,7 @@ def describe(run: RunDirectory, config: PretrainConfig) -> dict[str, Any]:
     """What a backbone says of the run it comes from, its deciding settings among it."""
     manifest, further = run.manifest, dict[str, Any]()
     if not config.model.sync_batchnorm:  # statistics of each rank's share of the batch
-        further["batch_norm.ranks"] = manifest.sessions[-1].world_size
+        further["batch_norm.ranks"] = ranks_of(manifest)
     facts = {"epochs": config.optim.epochs, "dataset": config.data.name}
     settings = dataclasses.asdict(config)
     return run_described(manifest, "pretrain", settings, further, method=manifest.method, **facts)

@@ -40,6 +40,7 @@ from intl_transfer.data.unreadable import Unreadable
 from intl_transfer.data.views import build_views
 from intl_transfer.devices import set_numerics
 from intl_transfer.runs.changes import Continuation, as_begun
+from intl_transfer.runs.checkpoint import origin_of_all
 from intl_transfer.runs.config import config_name, load_config
 from intl_transfer.runs.distributed import Ranks, process_group
 from intl_transfer.runs.lock import directory_lock
@@ -106,7 +107,8 @@ def configuration(name: str, overrides: list[str], output_dir: str | None) -> Pr
 def train(config: PretrainConfig, name: str, ranks: Ranks, allow_change: bool = False) -> int:
     """Runs training, from the start or the newest checkpoint; returns an exit status."""
     output, settings = Path(config.output_dir or ""), dataclasses.asdict(config)
-    earlier = Continuation(output, "pretrain", settings, allow=allow_change)
+    newest = origin_of_all(output / "checkpoints", ranks)
+    earlier = Continuation(output, "pretrain", settings, allow=allow_change, newest=newest)
     if earlier.is_finished:
         if ranks.is_main:
             print(f"{output} is finished; nothing to do")
@@ -131,12 +133,12 @@ def train(config: PretrainConfig, name: str, ranks: Ranks, allow_change: bool = 
     learner.prepare()
     state = State(learner, config, name, per_epoch)
 
-    step = state.resume(output / "checkpoints", ranks)
+    step = state.resume(output / "checkpoints", ranks, earlier)
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         trackers = None
         if ranks.is_main:
-            state.run = open_run(config, name, ranks, earlier.changes, details, data.images)
+            state.run = open_run(config, name, ranks, earlier, details, data.images)
             stack.enter_context(state.run.recording())
             trackers = open_trackers(state.run, config, step)
             stack.callback(trackers.close)

@@ -13,7 +13,7 @@ from intl_transfer.evaluation.config import (
 )
 from intl_transfer.evaluation.kinds import KINDS
 from intl_transfer.models import PRECISIONS, STEMS
-from intl_transfer.runs.config import Rules, check_values
+from intl_transfer.runs.config import Rules, check_values, number_rules
 
 
 def check(config: EvaluationConfig) -> None:
@@ -31,17 +31,19 @@ def check(config: EvaluationConfig) -> None:
         "engine.precision": (config.engine.precision, PRECISIONS),
         "model.stem": (config.model.stem, STEMS),
     }
-    noise, every = config.control.noise, config.log.test_epochs
+    noise, every, pause = config.control.noise, config.log.test_epochs, config.log.seconds
     rules: Rules = {
         **_counts(config),
         **_optim_rules(optim),
         **_data_rules(data),
         "control.noise": (noise, 0 <= noise <= 1, "0 to 1"),
         "log.test_epochs": (every, every >= 0, "0 or more"),
+        "log.seconds": (pause, pause >= 0, "0 or more"),
         **_final_rate(optim),
         **(_semi_rules(config) if config.kind == "semi" else _rules_of_others(config)),
     }
-    check_values(choices, rules)
+    check_values(choices, number_rules(config))
+    check_values({}, rules)
     data_statistics(data)
 
 

@@ -68,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     from intl_transfer.evaluation.expected import expectations
     from intl_transfer.evaluation.stage import evaluate
     from intl_transfer.runs.changes import Continuation, as_begun
+    from intl_transfer.runs.checkpoint import origin_of_all
     from intl_transfer.runs.config import config_name
     from intl_transfer.runs.controls import permuted
     from intl_transfer.runs.distributed import process_group
@@ -107,6 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
             earlier = Continuation(
                 *(config.output_dir, "evaluation", dataclasses.asdict(config), subject.inputs),
                 allow=arguments.allow_config_change,
+                newest=origin_of_all(Path(config.output_dir) / "checkpoints", ranks),
             )
             if earlier.is_finished:
                 if ranks.is_main:

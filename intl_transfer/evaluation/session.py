@@ -23,7 +23,7 @@ from intl_transfer.evaluation.features import (
 )
 from intl_transfer.evaluation.learner import FeatureNetwork
 from intl_transfer.runs import RunDirectory
-from intl_transfer.runs.changes import run_described
+from intl_transfer.runs.changes import Continuation, run_described
 from intl_transfer.runs.distributed import Ranks
 from intl_transfer.runs.records import (
     SCHEMA,
@@ -32,7 +32,6 @@ from intl_transfer.runs.records import (
     EvaluationResults,
     ImageSet,
 )
-from intl_transfer.runs.settings import Differences
 from intl_transfer.runs.stopping import StopRequest
 
 ROWS = 128  # images or features per batch without training
@@ -67,6 +66,7 @@ class Session:
         ranks: this process's place.
         output: the run directory.
         kind: of the evaluation.
+        earlier: the existing run in the directory, if any.
         labels: what the protocol says of the training labels, from
             :func:`~intl_transfer.evaluation.batches.open_sets`.
         run: the run directory, open, on rank 0.
@@ -78,6 +78,7 @@ class Session:
     ranks: Ranks
     output: Path
     kind: Kind
+    earlier: Continuation
     labels: dict[str, str] = field(default_factory=dict)
     run: RunDirectory | None = None
 
@@ -136,7 +137,7 @@ def trained_backbone(session: Session) -> dict[str, str]:
     }
 
 
-def open_run(session: Session, changes: Differences, dataset: dict[str, ImageSet]) -> RunDirectory:
+def open_run(session: Session, dataset: dict[str, ImageSet]) -> RunDirectory:
     """Opens the run directory for a new session."""
     config, start = session.config, session.subject.initialization
     return RunDirectory.start(
@@ -150,7 +151,8 @@ def open_run(session: Session, changes: Differences, dataset: dict[str, ImageSet
         inputs=session.subject.inputs,
         world_size=session.ranks.world_size,
         dataset=dataset,
-        changes=changes,
+        changes=session.earlier.changes,
+        origin=session.earlier.origin,
     )
 
 

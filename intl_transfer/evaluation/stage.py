@@ -52,11 +52,11 @@ def evaluate(
         )
     output = Path(config.output_dir or "")
     earlier.add_images(images)
-    session = Session(config, name, subject, ranks, output, KINDS[config.kind], labels)
+    session = Session(config, name, subject, ranks, output, KINDS[config.kind], earlier, labels)
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         if ranks.is_main:
-            session.run = open_run(session, earlier.changes, images)
+            session.run = open_run(session, images)
             stack.enter_context(session.run.recording())
             print(
                 f"{session.kind.title}, {subject.architecture} "

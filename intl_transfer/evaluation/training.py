@@ -247,14 +247,19 @@ class Training:
             return True
         counts = {**self.batches.counts, "skipped_steps": skips.total}
         progress = {"step": step, "seconds": self._seconds + self._progress.elapsed()}
-        state = {**learned, "progress": progress, "figures": counts}  # the key of earlier versions
+        state = {
+            **learned,
+            "progress": progress,
+            "figures": counts,  # the key of earlier versions
+            "manifest": self._session.run.manifest.as_json(),
+        }
         save = partial(save_checkpoint, folder, step, state, _KEPT)
         if try_to_save(self._session.run, save, lambda: list_checkpoints(folder)):
             self._saved = step
         return True
 
     def _resume(self, folder: Path) -> int:
-        return resume(folder, self._load, self._ranks) or 0
+        return resume(folder, self._load, self._ranks, self._session.earlier.admit) or 0
 
     def _load(self, state: dict[str, Any]) -> int:
         self.learner.load(state)

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from intl_transfer.runs.changes import changed_midway
+from intl_transfer.runs.changes import changed_midway, ranks_of
 from intl_transfer.runs.records import DetectionResults, EvaluationResults, Labels, Manifest
 from intl_transfer.runs.settings import below, deciding, flatten
 
@@ -124,8 +124,7 @@ class Run:
             found |= below("evaluator", results.evaluator.as_json())
         norm = found.get("MODEL.RESNETS.NORM")
         if norm == "BN" and self.manifest.sessions:  # statistics per process
-            sizes = list(dict.fromkeys(session.world_size for session in self.manifest.sessions))
-            found["batch_norm.processes"] = sizes[0] if len(sizes) == 1 else sizes
+            found["batch_norm.processes"] = ranks_of(self.manifest)
         return {**found, "schema": results.schema_version}
 
     @property

@@ -6,7 +6,7 @@ import contextlib
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -16,10 +16,13 @@ from intl_transfer.errors import UserError, first_line
 from intl_transfer.files.pickles import PickleError
 from intl_transfer.files.torch_files import read_pickled
 from intl_transfer.runs.atomic import clear_leftovers, write_atomically
-from intl_transfer.runs.directory import RunDirectory
+from intl_transfer.runs.directory import Origin, RunDirectory
 from intl_transfer.runs.distributed import Ranks
 from intl_transfer.runs.finite import require_finite
 from intl_transfer.runs.late import wait_until
+from intl_transfer.runs.records import SCHEMA as SCHEMA_OF_RECORDS
+from intl_transfer.runs.records import Manifest, PretrainRun
+from intl_transfer.runs.settings import nested
 
 FORMAT = "intl-transfer checkpoint"
 SCHEMA = 1
@@ -28,7 +31,7 @@ _NAME = re.compile(r"step_(\d+)\.pt")
 
 
 # Records of a run rather than learned state; a metric may be NaN.
-_TOLD = ("format", "schema", "progress", "figures", "config", "run", "rng")
+_TOLD = ("format", "schema", "progress", "figures", "config", "run", "manifest", "rng")
 
 
 class CheckpointNotWrittenError(Exception):
@@ -258,13 +261,83 @@ def take_newest(
     )
 
 
-def resume(folder: str | Path, load: Callable[[dict[str, Any]], T], ranks: Ranks) -> T | None:
+def newest_origin(paths: Sequence[Path]) -> Origin | None:
+    """What the newest readable checkpoint states of its run; tensors are not read.
+
+    Args:
+        paths: newest first.
+    """
+    for path in paths:
+        with contextlib.suppress(OSError, PickleError, UserError):  # which resuming names
+            content = read_pickled(path, mapped=True).value
+            if isinstance(content, dict) and content.get("format") == FORMAT:
+                return Origin(path, manifest_in(content, str(path)))
+    return None
+
+
+def origin_of_all(folder: str | Path, ranks: Ranks) -> Origin | None:
+    """What the newest readable checkpoint of a folder states, as rank 0 sees it, on every rank."""
+    own = newest_origin(list_checkpoints(folder)) if ranks.is_main else None
+    found: Origin | None = ranks.gather_objects(own)[0]
+    return found
+
+
+def manifest_in(content: Mapping[str, Any], where: str) -> Manifest | None:
+    """The manifest in a checkpoint, of the run that wrote it.
+
+    Pretraining of earlier versions stored its configuration and what weights say of their run, from
+    which as much is taken as there is.
+
+    Args:
+        content: of the checkpoint.
+        where: its file, for messages.
+
+    Returns:
+        None if it states no settings.
+
+    Raises:
+        UserError: if the statement is damaged.
+    """
+    if "manifest" in content:
+        return Manifest.of(content["manifest"], f"{where}: manifest")
+    config, run = content.get("config"), content.get("run")
+    if not isinstance(config, dict) or not isinstance(run, dict):
+        return None
+    settings = PretrainRun.of(run, f"{where}: run").settings or {}
+    images = {key: value for key, value in settings.items() if key.startswith("dataset.")}
+    session: dict[str, Any] = {"world_size": settings.get("batch_norm.ranks"), "changes": {}}
+    for key, text in settings.items():
+        if key.startswith("changed."):
+            before, _, now = str(text).partition(" to ")
+            session["changes"][key.removeprefix("changed.")] = {"before": before, "now": now}
+    found = {
+        "schema": SCHEMA_OF_RECORDS,
+        "id": run.get("id") or "",
+        "stage": "pretrain",
+        "name": run.get("name") or "",
+        "status": "interrupted",
+        "config": config,
+        "seed": config.get("seed"),
+        "inputs": [],
+        "sessions": [session],
+        "dataset": nested(images).get("dataset", {}),
+    }
+    return Manifest.of(found, f"{where}: config and run")
+
+
+def resume(
+    folder: str | Path,
+    load: Callable[[dict[str, Any]], T],
+    ranks: Ranks,
+    admit: Callable[[Path, Manifest | None], None] = lambda path, manifest: None,
+) -> T | None:
     """Resumes from the newest usable checkpoint on all ranks; removes partial files.
 
     Args:
         folder: the run's ``checkpoints`` folder.
         load: loads a checkpoint's content; an error means that it does not fit.
         ranks: this process's place.
+        admit: refuses the checkpoint of another run, given the manifest in it.
 
     Returns:
         The result of ``load``, or None if there is no checkpoint.
@@ -275,6 +348,7 @@ def resume(folder: str | Path, load: Callable[[dict[str, Any]], T], ranks: Ranks
 
     def take(path: Path) -> T:
         content = read_checkpoint(path)
+        admit(path, manifest_in(content, str(path)))
         try:
             return load(content)
         except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from intl_transfer.files.interpolation import check_interpolations, check_size
 from intl_transfer.files.texts import is_file
 from intl_transfer.files.yamls import parse_yaml, read_yaml
 from intl_transfer.runs.aliases import standard_keys
+from intl_transfer.runs.settings import flatten
 
 Schema = TypeVar("Schema")
 _LONGEST_OVERRIDE = 100_000
@@ -116,6 +118,25 @@ def _reason(error: Exception) -> str:
     text = str(getattr(error, "msg", None) or error) or type(error).__name__
     reason = text.splitlines()[0]
     return f"{key}: {reason}" if key else reason
+
+
+#: Seeds that numpy's and torch's generators take.
+SEEDS = range(2**32)
+
+
+def number_rules(config: Any) -> dict[str, tuple[Any, bool, str]]:
+    """Rules that hold for the numbers of every configuration: its seed, and finite fractions.
+
+    Args:
+        config: a dataclass, nested ones included.
+    """
+    found: dict[str, tuple[Any, bool, str]] = {
+        key: (value, math.isfinite(value), "a finite number")
+        for key, value in flatten(dataclasses.asdict(config)).items()
+        if isinstance(value, float)
+    }
+    expected = f"a whole number from 0 to {SEEDS[-1]}"
+    return {**found, "seed": (config.seed, config.seed in SEEDS, expected)}
 
 
 def check_values(

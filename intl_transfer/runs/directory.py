@@ -14,6 +14,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -52,6 +53,19 @@ _LIBRARIES = (
 )
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The checkpoint that a session continues from.
+
+    Attributes:
+        path: its file.
+        manifest: of the run that wrote it, as far as the checkpoint states it; None if not at all.
+    """
+
+    path: Path
+    manifest: Manifest | None
+
+
 class RunDirectory:
     """One run's folder, opened by the process that runs it (global rank 0).
 
@@ -83,6 +97,7 @@ class RunDirectory:
         details: Mapping[str, Any] | None = None,
         dataset: Mapping[str, ImageSet] | None = None,
         changes: Mapping[str, Any] | None = None,
+        origin: Origin | None = None,
     ) -> RunDirectory:
         """Opens a run directory for writing and records a new session in its manifest.
 
@@ -100,6 +115,8 @@ class RunDirectory:
             dataset: content of the data sets, by name; default: as in the earlier session.
             changes: settings that differ from the previous session's, by dotted key, each
                 ``{"before", "now"}``.
+            origin: the checkpoint to be continued, if the folder's manifest does not record the run
+                that wrote it. Without a manifest, the one in the checkpoint is continued.
 
         Returns:
             The open run directory, its manifest already on disk with status ``running``.
@@ -109,6 +126,8 @@ class RunDirectory:
         """
         path = Path(path)
         existing = read_manifest(path) if (path / MANIFEST).exists() else None
+        if existing is None and origin is not None:
+            existing = origin.manifest
         if existing is not None and existing.stage != stage:
             raise UserError(
                 f"{path} contains a '{existing.stage}' run; this is a '{stage}' run. Choose "
@@ -122,6 +141,7 @@ class RunDirectory:
             pid=os.getpid(),
             world_size=world_size,
             **({"changes": dict(changes)} if changes else {}),
+            **({} if origin is None else {"continues": _named(origin)}),
         )
         found = dict(dataset) if dataset is not None else existing.dataset if existing else {}
         manifest = Manifest(
@@ -245,6 +265,11 @@ class RunDirectory:
         except BaseException as error:
             self.fail(error)
             raise
+
+
+def _named(origin: Origin) -> dict[str, Any]:
+    run = None if origin.manifest is None else origin.manifest.id
+    return {"checkpoint": origin.path.name, "run": run}
 
 
 def read_manifest(path: str | Path) -> Manifest:

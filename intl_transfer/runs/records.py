@@ -261,6 +261,10 @@ class Session(Record):
     """Number of ranks."""
     changes: dict[str, Any] = Field(default_factory=dict)
     """Settings that differ from the previous session, by dotted key: `before`, `now`."""
+    continues: dict[str, Any] | None = None
+    """If the manifest did not record the run before: the `checkpoint` that was continued, and the
+    id of its `run`, null if not stated.
+    """
 
 
 class Manifest(Record):

@@ -121,6 +121,7 @@ def test_the_command_line_decides(capsys):
     [
         ({"seed": -1}, "--seed -1: expected 0 or more"),
         ({"opts": ["SEED", "-1"]}, "^SEED -1: expected 0 or more"),
+        ({"seed": 2**32}, "--seed 4294967296: expected 0 or more, up to 4294967295"),
         ({"lr": 0.0}, "--lr 0.0: expected a positive"),
         ({"lr": float("nan")}, "--lr nan: expected a positive"),
         ({"scale_to_batch": -3}, "a batch of -3"),

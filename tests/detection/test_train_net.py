@@ -114,6 +114,13 @@ def test_voc_layout_from_scratch_resumes(data, tmp_path):
     assert refused.returncode == 2
     assert "SEED: 0 before, 1 now; SOLVER.BASE_LR: 0.02 before, 0.1 now" in refused.stderr
     assert "--allow-config-change" in refused.stderr
+    # Without its manifest, the newest readable checkpoint says what it was trained with.
+    (part / "manifest.json").rename(part / "aside.json")
+    refused = train_net(data, *base, *other, "--resume", check=False)
+    assert refused.returncode == 2
+    assert "SEED: 0 before, 1 now; SOLVER.BASE_LR: 0.02 before, 0.1 now" in refused.stderr
+    assert not (part / "manifest.json").exists()
+    (part / "aside.json").rename(part / "manifest.json")
     resumed = train_net(data, *base, "--output-dir", part, *budget(4))
     assert "model_0000099.pth is damaged" in resumed.stderr
     assert "Starting training from iteration 3" in resumed.stdout + resumed.stderr

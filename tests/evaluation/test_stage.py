@@ -21,7 +21,9 @@ from safetensors.torch import load_file
 
 from intl_transfer.cli import main
 from intl_transfer.data.shapes import ShapesSpec, make_shapes
+from intl_transfer.errors import UserError
 from intl_transfer.evaluation.batches import drawn_labels
+from intl_transfer.evaluation.command import configuration
 from intl_transfer.evaluation.features import EvaluationImages, extract_features, on_every_rank
 from intl_transfer.results import TableOptions, build_tables, collect
 from intl_transfer.runs import read_manifest, read_metrics, read_results
@@ -232,6 +234,50 @@ def test_another_run_is_not_continued(classes, trained, tmp_path, capsys):
     moved = tmp_path / "moved"
     shutil.copytree(classes, moved)
     evaluate(moved, trained, output)  # data may lie elsewhere
+
+
+def test_checkpoints_without_their_manifest_are_the_same_run_or_refused(
+    classes, trained, tmp_path, capsys
+):
+    first, copy, old = (tmp_path / name for name in ("first", "copy", "old"))
+    evaluate(classes, trained, first, "engine.stop_after_steps=3")
+    for folder in (copy, old):
+        shutil.copytree(first / "checkpoints", folder / "checkpoints")
+    evaluate(classes, trained, copy, "optim.lr=3", "seed=5", expected=2)
+    assert "optim.lr: 0.03 before, 3.0 now; seed: 0 before, 5 now" in capsys.readouterr().err
+    evaluate(classes, "random", copy, "model.backbone=resnet18", expected=2)
+    assert "weights sha256" in capsys.readouterr().err
+    assert not (copy / "manifest.json").exists()
+    evaluate(classes, trained, copy)
+    evaluate(classes, trained, first)
+    one, other = learned(first), learned(copy)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    manifest = read_manifest(copy)
+    assert manifest.id == read_manifest(first).id
+    assert manifest.sessions[-1].continues["run"] == manifest.id
+    # Those of before this version state no settings.
+    for file in (old / "checkpoints").iterdir():
+        content = torch.load(file, weights_only=True)
+        content.pop("manifest")
+        torch.save(content, file)
+    evaluate(classes, trained, old, expected=2)
+    assert "does not state the settings of its run" in capsys.readouterr().err
+    evaluate(classes, trained, old, "--allow-config-change")
+    assert read_manifest(old).sessions[-1].continues["run"] is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=4294967296", "seed is 4294967296; expected a whole number from 0 to 4294967295"),
+        ("optim.weight_decay=.inf", "optim.weight_decay is inf; expected a finite number"),
+        ("optim.head_std=.nan", "optim.head_std is nan; expected a finite number"),
+        ("log.seconds=-1", "log.seconds is -1.0; expected 0 or more"),
+    ],
+)
+def test_numbers_out_of_range_are_named(override, message):
+    with pytest.raises(UserError, match=message):
+        configuration("shapes_linear", [override])
 
 
 def test_a_run_is_not_continued_on_other_images(classes, trained, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import resource
@@ -15,10 +16,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
+from intl_transfer.errors import UserError
 from intl_transfer.runs import read_manifest, read_results
 from intl_transfer.runs.checkpoint import list_checkpoints, load_newest, read_checkpoint
-from tests.pretrain.running import TORCHRUN, assert_same, command, environment, train
+from intl_transfer.runs.distributed import Ranks
+from pretrain import train as stage
+from tests.pretrain.running import TINY, TORCHRUN, assert_same, command, environment, train
 
 LONG = ["optim.epochs=10", "engine.checkpoint_steps=1"]  # 30 steps
 
@@ -187,6 +192,101 @@ def test_other_settings_are_shown_and_refused_unless_asked_for(images, tmp_path)
     # How the machine is used and what is told is nobody's business.
     done = train(images, run, *options, "optim.epochs=3", "data.workers=1", "log.steps=2")
     assert "nothing to do" in done.stdout
+
+
+def here(images, output, *overrides, allow=False):
+    """The stage in this process, which is faster; returns its exit status."""
+    words = [*TINY, f"data.root={images}", "data.workers=0", *overrides]
+    config = stage.configuration("shapes_r18", words, str(output))
+    return stage.train(config, "shapes_r18", Ranks(0, 1, 0, torch.device("cpu")), allow)
+
+
+def checkpoints_alone(run, copy, lacking):
+    """A run directory of which only the checkpoints were copied."""
+    shutil.copytree(run / "checkpoints", copy / "checkpoints")
+    for file in (copy / "checkpoints").iterdir():
+        content = torch.load(file, weights_only=True)
+        torch.save({k: v for k, v in content.items() if k not in lacking}, file)
+    return copy
+
+
+# Those of before this version hold no manifest, but the settings and what weights say of the run.
+@pytest.mark.parametrize("lacking", [(), ("manifest",)], ids=["new", "old"])
+def test_checkpoints_without_their_manifest_say_what_they_were_trained_with(
+    images, tmp_path, lacking
+):
+    first, other = tmp_path / "first", ("optim.base_lr=0.1", "seed=7")
+    here(images, first, "engine.stop_after_steps=2")
+    same, changed = (checkpoints_alone(first, tmp_path / name, lacking) for name in "ab")
+    expected = r"optim\.base_lr: 0\.5 before, 0\.1 now; seed: 0 before, 7 now"
+    with pytest.raises(UserError, match=expected):
+        here(images, changed, *other)
+    assert not (changed / "manifest.json").exists()
+    # Continued on purpose, the weights themselves say it.
+    here(images, changed, *other, allow=True)
+    with safe_open(changed / "backbone.safetensors", "pt") as file:
+        settings = json.loads(file.metadata()["pretrain_run"])["settings"]
+    assert settings["changed.optim.base_lr"] == "0.5 to 0.1"
+    # With the same settings it is the run itself, to the bit.
+    here(images, same)
+    here(images, first)
+    assert_same(first, same)
+    found, whole = read_manifest(same), read_manifest(first)
+    assert (found.id, found.dataset) == (whole.id, whole.dataset)
+    continued = {"checkpoint": "step_00000002.pt", "run": whole.id}
+    assert [one.continues for one in found.sessions] == [None, continued]
+    assert [one.continues for one in whole.sessions] == [None, None]
+
+
+def test_a_change_on_record_is_no_other_run(images, tmp_path, capsys):
+    """Ended before the first checkpoint under new settings, a run continues from one before."""
+    run, other = tmp_path / "run", "optim.base_lr=0.1"
+    here(images, run, "engine.stop_after_steps=2")
+    before = list_checkpoints(run / "checkpoints")[0]
+    content = before.read_bytes()
+    here(images, run, other, "engine.stop_after_steps=1", allow=True)
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").mkdir()
+    before.write_bytes(content)
+    capsys.readouterr()
+    here(images, run, other, "engine.stop_after_steps=1")
+    assert "from step 2" in capsys.readouterr().out
+    assert read_manifest(run).sessions[-1].continues is None
+
+
+def test_checkpoints_of_another_run_beside_a_manifest(images, tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other"
+    for folder, settings in ((run, ()), (other, ("optim.base_lr=0.1",))):
+        here(images, folder, *settings, "engine.stop_after_steps=1")
+    shutil.rmtree(run / "checkpoints")
+    shutil.copytree(other / "checkpoints", run / "checkpoints")
+    with pytest.raises(UserError, match=r"optim\.base_lr: 0\.1 before, 0\.5 now"):
+        here(images, run)
+    here(images, run, "engine.stop_after_steps=1", allow=True)
+    last = read_manifest(run).sessions[-1]
+    assert last.continues["run"] == read_manifest(other).id
+    assert last.changes == {"optim.base_lr": {"before": 0.1, "now": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("sync", "said"), [("true", "rounding differs"), ("false", "become others")]
+)
+def test_every_sessions_ranks_are_recorded_where_batch_norms_depend_on_them(
+    images, tmp_path, capsys, sync, said
+):
+    run, setting = tmp_path / "run", f"model.sync_batchnorm={sync}"
+    here(images, run, setting, "engine.stop_after_steps=5")
+    file = run / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["sessions"][0]["world_size"] = 4
+    file.write_text(json.dumps(manifest))
+    capsys.readouterr()
+    here(images, run, setting)
+    assert said in capsys.readouterr().out
+    with safe_open(run / "backbone.safetensors", "pt") as weights:
+        settings = json.loads(weights.metadata()["pretrain_run"])["settings"]
+    # As for detection: not the last session's alone, nor where statistics are of the whole batch.
+    assert settings.get("batch_norm.ranks") == (None if sync == "true" else [4, 1])
 
 
 def test_longer_training_of_a_finished_run(images, tmp_path):

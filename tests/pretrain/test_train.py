@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import re
 import sys
 import tarfile
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -19,7 +21,7 @@ from intl_transfer.runs.checkpoint import load_newest
 from intl_transfer.runs.config import load_config
 from pretrain.checks import check
 from pretrain.config import OptimConfig, PretrainConfig
-from pretrain.learner import learning_rate, parameter_groups
+from pretrain.learner import learning_rate, only_warmup, parameter_groups
 from pretrain.train import configuration
 from tests.pretrain.running import ROOT, TORCHRUN, assert_same, backbone, train
 from tests.results.synthetic import pretraining_run
@@ -191,6 +193,52 @@ def test_bad_settings_are_refused_before_training(images, tmp_path, override, me
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.projector_layers=0", "model.projector_layers is 0; expected at least 1"),
+        ("model.projector_hidden=0", "model.projector_hidden is 0; expected at least 1"),
+        ("model.embedding=-1", "model.embedding is -1; expected at least 1"),
+        ("engine.compile=foo", "engine.compile is 'foo'; expected null or one of "),
+        ("optim.weight_decay=.inf", "optim.weight_decay is inf; expected a finite number"),
+        ("optim.clip_norm=.nan", "optim.clip_norm is nan; expected a finite number"),
+        ("loss.trace_weight=.nan", "loss.trace_weight is nan; expected a finite number"),
+        ("loss.trace_weight=-1", "loss.trace_weight is -1.0; expected null or 0 or more"),
+        (
+            "loss.method=barlow_twins loss.options.eps=-1",
+            "loss.options.eps is -1.0; expected a num",
+        ),
+        ("loss.method=vicreg loss.options.eps=0", "loss.options.eps is 0.0; expected a number > 0"),
+        (
+            "loss.method=simclr loss.options.temperature=.inf",
+            "loss.options.temperature is inf; exp",
+        ),
+        ("knn.size=0", "knn.size is 0; expected null or at least 1"),
+        ("log.seconds=-1", "log.seconds is -1.0; expected 0 or more"),
+    ],
+)
+def test_numbers_out_of_range_are_named_before_anything_is_built(override, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        configuration("shapes_r18", override.split(), "runs/none")
+
+
+@pytest.mark.parametrize("seed", [-1, 0, 2**32 - 1, 2**32, 10**23])
+def test_seeds_are_those_that_the_generators_take(seed):
+    """numpy's is the narrowest."""
+    state = np.random.get_state()
+    try:
+        np.random.seed(seed)
+    except ValueError:
+        with pytest.raises(
+            UserError, match=r"seed is .*expected a whole number from 0 to 42949672"
+        ):
+            configuration("shapes_r18", [f"seed={seed}"], "runs/none")
+    else:
+        assert configuration("shapes_r18", [f"seed={seed}"], "runs/none").seed == seed
+    finally:
+        np.random.set_state(state)
+
+
 def test_learning_rate_schedule():
     optim = OptimConfig(epochs=10, batch_size=512, base_lr=0.3, warmup_epochs=2)
     rates = [learning_rate(step, 100, 20, optim) for step in range(100)]
@@ -199,6 +247,18 @@ def test_learning_rate_schedule():
     assert rates[20] == pytest.approx(0.0006 + 0.5994 * (1 + math.cos(math.pi / 80)) / 2)
     assert rates[59] == pytest.approx(0.0006 + 0.5994 / 2)
     assert rates[99] == pytest.approx(0.0006)
+
+
+@pytest.mark.parametrize(("epochs", "warmup"), [(3, 5), (3, 3), (3, 2.9), (1, 2), (3, 0)])
+def test_a_schedule_that_is_all_warm_up_is_said_to_be(epochs, warmup):
+    """By the rates themselves: they never fall."""
+    optim = OptimConfig(epochs=epochs, batch_size=256, base_lr=0.3, warmup_epochs=warmup)
+    steps = 100 * epochs
+    rates = [learning_rate(step, steps, round(100 * warmup), optim) for step in range(steps)]
+    rises = all(before < after for before, after in itertools.pairwise(rates))
+    text = only_warmup(optim)
+    assert bool(text) == rises
+    assert not text or f"to {100 * max(rates) / 0.3:.0f} % of its peak" in text
 
 
 def test_weight_decay_spares_one_dimensional_parameters():

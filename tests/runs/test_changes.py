@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 
 import pytest
+from torch.utils.data import DataLoader
 
 from intl_transfer.errors import UserError
 from intl_transfer.runs import RunDirectory, write_json
 from intl_transfer.runs.changes import Continuation
 from intl_transfer.runs.checkpoint import CheckpointNotWrittenError, keep_newest, try_to_save
+from intl_transfer.runs.directory import Origin
 from intl_transfer.runs.records import ImageSet
 
 #: By stage, a configuration, a key of it that decides and one that does not.
@@ -73,6 +75,53 @@ def test_other_images_and_weights_are_refused_whenever_they_are_known(tmp_path):
         Continuation(tmp_path, "detection", config, [{**weights, "sha256": "2" * 64}])
     both = Continuation(tmp_path, "detection", config, images=more, allow=True)
     assert both.changes.keys() == {"weights sha256", "dataset.train.images"}
+
+
+def interrupted(folder, stage, step, **optim):
+    """A run of 26 images, and what its newest checkpoint states."""
+    config = {"optim": {"epochs": 4, "batch_size": 8, **optim}}
+    run = begun(folder, stage, config, dataset={"train": ImageSet(images=26)})
+    return Origin(folder / f"checkpoints/step_{step:08d}.pt", run.manifest)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "evaluation"])
+@pytest.mark.parametrize("has_manifest", [True, False])
+@pytest.mark.parametrize("batch", [4, 7, 8, 16, 26])
+def test_steps_stay_the_epochs_that_they_were(tmp_path, stage, has_manifest, batch):
+    """Whether an epoch has as many batches is torch's loader to say."""
+    newest = interrupted(tmp_path, stage, 3)
+    if not has_manifest:
+        (tmp_path / "manifest.json").unlink()
+    config = {"optim": {"epochs": 4, "batch_size": batch}}
+    earlier = Continuation(tmp_path, stage, config, allow=True, newest=newest)
+    lengths = [len(DataLoader(range(26), size, drop_last=True)) for size in (8, batch)]
+    if lengths[0] == lengths[1]:
+        earlier.add_images({"train": ImageSet(images=26)})
+        assert ("optim.batch_size" in earlier.changes) == (batch != 8)
+    else:
+        with pytest.raises(UserError, match=rf"{lengths[0]} an epoch; .* there are {lengths[1]},"):
+            earlier.add_images({"train": ImageSet(images=26)})
+
+
+@pytest.mark.parametrize(("step", "epochs", "fits"), [(6, 3, True), (6, 2, False), (7, 2, False)])
+def test_fewer_epochs_than_are_done_are_refused(tmp_path, step, epochs, fits):
+    newest = interrupted(tmp_path, "pretrain", step)
+    config = {"optim": {"epochs": epochs, "batch_size": 8}}
+    earlier = Continuation(tmp_path, "pretrain", config, allow=True, newest=newest)
+    images = {"train": ImageSet(images=26)}
+    if fits:
+        earlier.add_images(images)
+    else:
+        with pytest.raises(UserError, match=f"epochs; optim.epochs is {epochs}. Expected more"):
+            earlier.add_images(images)
+
+
+def test_a_run_whose_last_checkpoint_is_its_end_goes_on_to_its_results(tmp_path):
+    newest = interrupted(tmp_path, "pretrain", 12)
+    config = {"optim": {"epochs": 4, "batch_size": 8}}
+    earlier = Continuation(tmp_path, "pretrain", config, newest=newest)
+    earlier.add_images({"train": ImageSet(images=26)})
+    assert earlier.changes == {}
 
 
 def test_the_option_is_the_same_in_every_stage():
