@@ -27,7 +27,7 @@ from intl_transfer.runs.atomic import write_atomically
 
 # torchvision's list, and GIF, in lower case.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
-_VERSION = 2
+_VERSION = 3
 _PARTS = ("train", "training", "trainval", "val", "valid", "validation", "test", "testing")
 # Of macOS, Linux, Windows, Synology and QNAP. Whole names: sets of characters have classes such as
 # "#", "$" and "@".
@@ -75,7 +75,7 @@ class FolderSource(ImageSource):
         listings, self.listed = _listings(self._root)
         empty = [entry.name for entry in listings if not entry.files]
         if not listings or len(empty) == len(listings):
-            loose = sum(path.suffix.lower() in EXTENSIONS for path in self._root.iterdir())
+            loose = sum(is_image(path.name) for path in self._root.iterdir())
             found = f"{loose} images lie in it directly" if loose else f"{len(listings)} folders"
             raise UserError(
                 f"{root}: no images in class folders ({found}); expected CLASS/IMAGE files. "
@@ -105,6 +105,16 @@ class FolderSource(ImageSource):
         return Path(self.name(index)).read_bytes()
 
 
+def is_companion(name: str) -> bool:
+    """Whether a file belongs to another, ``._a.jpg`` to ``a.jpg``: macOS's attributes of it."""
+    return name.startswith("._")
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is an image, by its name."""
+    return name.lower().endswith(EXTENSIONS) and not is_companion(name)
+
+
 def is_hidden(name: str) -> bool:
     """Whether a folder belongs to the system: hidden, snapshots, thumbnails or trash."""
     return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS
@@ -124,7 +134,7 @@ def has_classes(root: str | Path) -> bool:
     if not root.is_dir():
         return False
     return any(
-        file.suffix.lower() in EXTENSIONS
+        is_image(file.name)
         for name in class_folders(root)[:20]
         for file in islice((root / name).iterdir(), 100)
     )
@@ -201,7 +211,7 @@ def _list(root: Path, name: str) -> _Class:
         # Before the files are listed: a file added meanwhile changes the time.
         folders[relative] = _modified(Path(parent))
         prefix = "" if relative == "." else f"{relative}/"
-        files += [prefix + file for file in sorted(found) if file.lower().endswith(EXTENSIONS)]
+        files += [prefix + file for file in sorted(found) if is_image(file)]
     return _Class(name, folders, files)
 
 

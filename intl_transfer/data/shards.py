@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from intl_transfer.data.augment import Pixels
-from intl_transfer.data.folders import EXTENSIONS
+from intl_transfer.data.folders import is_companion, is_image
 from intl_transfer.data.images import UnreadableImageError, decode_image
 from intl_transfer.data.source import ImageSource, NameTable, cache_file
 from intl_transfer.errors import UserError
@@ -32,7 +32,7 @@ from intl_transfer.runs.atomic import write_atomically
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _WINDOW = 16  # shards among which images are shuffled
-_VERSION = 2
+_VERSION = 3
 _LONGEST_LABEL = 4096  # bytes
 _MOST_SHARDS = 1_000_000
 
@@ -42,7 +42,9 @@ def are_shards(root: str | Path) -> bool:
     text = str(root)
     if text.endswith(".tar"):
         return True
-    return os.path.isdir(text) and any(name.endswith(".tar") for name in os.listdir(text))
+    return os.path.isdir(text) and any(
+        name.endswith(".tar") and not is_companion(name) for name in os.listdir(text)
+    )
 
 
 def shard_files(root: str | Path) -> list[str]:
@@ -214,8 +216,10 @@ def _read_headers(file: str) -> dict[str, NDArray[Any]]:
                 # Names that are not UTF-8 could not be stored in a manifest.
                 name = member.name.encode(errors="surrogateescape").decode(errors="replace")
                 name = name.removeprefix("./")
+                if is_companion(name.rpartition("/")[2]):
+                    continue
                 key, _, extension = name.rpartition(".")
-                if f".{extension.lower()}" in EXTENSIONS:
+                if is_image(name):
                     images.append((name, member.offset_data, member.size))
                 elif extension == "cls":
                     content = archive.extractfile(member)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -37,6 +38,8 @@ class EvaluationImages(Dataset[tuple[Tensor, int]]):
 
     Attributes:
         size: side of the crop, in pixels.
+        unreadable: of this rank's images, the indices of those without features, ascending;
+            empty before :func:`extract_features`.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class EvaluationImages(Dataset[tuple[Tensor, int]]):
         interpolation: Interpolation = "bilinear",
     ) -> None:
         self._source, self.size = source, size
+        self.unreadable: list[int] = []
         self._crop_pct, self._interpolation = crop_pct, interpolation
 
     def __len__(self) -> int:
@@ -119,13 +123,17 @@ def extract_features(
     try:
         features = [backbone(prepare(blank, ranks.device)).float()[:0]]
         labels = [torch.zeros(0, dtype=torch.int64, device=ranks.device)]
+        known = [torch.zeros(0, dtype=torch.bool)]
         for batch, label in own_share(images, ranks, batch_size, workers):
             output = backbone(prepare(batch, ranks.device)).float()
-            known = (label >= 0).to(ranks.device)
-            features.append(output[known])
-            labels.append(label.to(ranks.device)[known])
+            known.append(label >= 0)
+            is_known = known[-1].to(ranks.device)
+            features.append(output[is_known])
+            labels.append(label.to(ranks.device)[is_known])
     finally:
         backbone.train(was_training)
+    own = own_indices(images, ranks)
+    images.unreadable = own[~torch.cat(known).numpy()].tolist()
     return torch.cat(features), torch.cat(labels)
 
 
@@ -149,10 +157,15 @@ def check_features(features: Tensor, ranks: Ranks) -> None:
         )
 
 
+def own_indices(images: EvaluationImages, ranks: Ranks) -> NDArray[np.int64]:
+    """Indices of this rank's images: rank, rank + W, rank + 2 W, ..."""
+    return np.arange(ranks.rank, len(images), ranks.world_size)
+
+
 def own_share(
     images: EvaluationImages, ranks: Ranks, batch_size: int = 128, workers: int = 0
 ) -> Iterable[tuple[Tensor, Tensor]]:
-    """Batches of this rank's images: rank, rank + W, rank + 2 W, ...
+    """Batches of this rank's images.
 
     Yields:
         uint8 (B, size, size, 3), and labels (B,), -1 for an unreadable image.
@@ -160,7 +173,7 @@ def own_share(
     return DataLoader(
         images,
         batch_size=batch_size,
-        sampler=np.arange(ranks.rank, len(images), ranks.world_size).tolist(),
+        sampler=own_indices(images, ranks).tolist(),
         # A separate generator: the loader would otherwise draw from the training's.
         generator=torch.Generator(),
         **worker_options(workers),
@@ -170,24 +183,18 @@ def own_share(
 def on_every_rank(
     features: Tensor, labels: Tensor, images: EvaluationImages, ranks: Ranks
 ) -> tuple[Tensor, Tensor]:
-    """Gathers the features of all ranks, in the order of the images.
-
-    If some images were unreadable, the parts are concatenated by rank instead.
+    """Gathers the features of all ranks, in the order of the images, as one process has them.
 
     Args:
         features: this rank's, from :func:`extract_features`.
         labels: theirs.
-        images: their data set.
+        images: their data set, which knows those without features.
         ranks: this process's place.
     """
     if ranks.world_size == 1:
         return features, labels
-    shares = ranks.gather_objects((features.cpu(), labels.cpu()))
-    if sum(len(own) for _, own in shares) == len(images):  # none is missing: interleave
-        order = torch.cat(
-            [torch.arange(rank, len(images), ranks.world_size) for rank in range(len(shares))]
-        ).argsort()
-    else:
-        order = torch.arange(sum(len(own) for _, own in shares))
+    indices = torch.from_numpy(np.setdiff1d(own_indices(images, ranks), images.unreadable))
+    shares = ranks.gather_objects((features.cpu(), labels.cpu(), indices))
+    order = torch.cat([indices for _, _, indices in shares]).argsort()
     joined = [torch.cat([share[part] for share in shares])[order] for part in (0, 1)]
     return joined[0].to(features.device), joined[1].to(labels.device)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -26,6 +29,9 @@ def knn_predict(
     smallest label, as in scikit-learn. As there, distances are computed in float64: what tells
     neighbors apart may be far below the largest distance, and at any scale of the features.
 
+    Of identical features those of the smallest labels are the nearest, so that neither the order of
+    the images nor the ranks that hold them decide. (scikit-learn leaves that to the order.)
+
     Args:
         train: features (n, width); with several ranks this rank's part, of any length.
         train_labels: (n,), int64.
@@ -48,24 +54,97 @@ def knn_predict(
     """
     if k < 1:
         raise ValueError(f"k is {k}; expected at least 1 neighbor")
-    several = ranks is not None and ranks.world_size > 1
-    classes = int(train_labels.max()) + 1 if len(train_labels) else 0
-    if several:
-        # `several` implies that ranks is not None.
-        classes = max(ranks.gather_objects(classes))  # type: ignore[union-attr]
-    if classes == 0:
+    if ranks is not None and ranks.world_size == 1:
+        ranks = None
+    known = _Distinct.of(train, train_labels, ranks)
+    if known is None:
         raise ValueError("no training features; k nearest neighbors need at least one")
-    origin = _mean(train, several)
+    origin = _mean(train, ranks is not None)
     # A sum over all ranks' features: every rank raises, or none does.
     if not bool(origin.isfinite().all()) or not bool(queries.isfinite().all()):
         raise ValueError("features contain NaN or infinity; they have no nearest neighbors")
     predictions = []
-    found = _nearest(train, train_labels, queries.double() - origin, origin, k)
-    for distances, labels in zip(*(torch.split(of_all, _CHUNK) for of_all in found), strict=True):
-        if several:
-            distances, labels = _nearest_of_all(distances, labels, k)
-        predictions.append(_majority(labels, distances, classes))
+    found = _nearest(train, known, queries.double() - origin, origin, k)
+    for distances, numbers in zip(*(torch.split(of_all, _CHUNK) for of_all in found), strict=True):
+        if ranks is not None:
+            distances, numbers = _nearest_of_all(distances, numbers, k)
+        predictions.append(known.majority(distances, numbers, k))
     return torch.cat(predictions) if predictions else queries.new_zeros(0, dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class _Distinct:
+    """The distinct features of all ranks, each with the labels of all images that have it.
+
+    A distance is computed once for each. Of equal features in two blocks of a product, or on two
+    ranks, rounding may make it two, and which of them was nearer depended on the layout.
+
+    Attributes:
+        rows: of this rank's features, those that stand for one of them; each is one rank's.
+        numbers: which they are, ascending. Features are numbered by their smallest label.
+        starts: of each feature, of any rank, the position of its first label.
+        counts: the number of its labels.
+        labels: of all images, by feature, then ascending.
+    """
+
+    rows: Tensor
+    numbers: Tensor
+    starts: Tensor
+    counts: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, train: Tensor, labels: Tensor, ranks: Ranks | None) -> _Distinct | None:
+        """Those of all ranks' features; None if there is none."""
+        own = _keys(train).cpu(), labels.cpu()
+        parts = [own] if ranks is None else ranks.gather_objects(own)
+        keys, whose = (torch.cat([part[i] for part in parts]).numpy() for i in (0, 1))
+        if not len(keys):
+            return None
+        order = np.lexsort((whose, keys))
+        _, starts, counts = np.unique(keys[order], return_index=True, return_counts=True)
+        by_label = whose[order[starts]].argsort(kind="stable")
+        starts, counts = starts[by_label], counts[by_label]
+        first = sum(len(part[0]) for part in parts[: 0 if ranks is None else ranks.rank])
+        rows = order[starts] - first
+        numbers = np.flatnonzero((rows >= 0) & (rows < len(train)))
+        arrays = (rows[numbers], numbers, starts, counts, whose[order])
+        return cls(*(torch.from_numpy(array).to(train.device) for array in arrays))
+
+    def majority(self, distances: Tensor, numbers: Tensor, k: int) -> Tensor:
+        """The most frequent label of the k nearest images; on ties, the smallest.
+
+        Args:
+            distances: of the nearest features, (q, k), nearest first; infinite if there are fewer.
+            numbers: which they are.
+            k: images.
+        """
+        counts = self.counts[numbers] * distances.isfinite()
+        used = torch.minimum(counts, (k - counts.cumsum(1) + counts).clamp(min=0))
+        shape = len(numbers), int(self.labels.max()) + 1
+        votes = torch.zeros(shape, dtype=torch.int64, device=numbers.device)
+        for place in range(int(used.max()) if len(used) else 0):  # one, where no two are identical
+            at = self.starts[numbers] + self.counts[numbers].sub(1).clamp(max=place)
+            votes.scatter_add_(1, self.labels[at], (used > place).long())
+        return votes.argmax(1)  # the first of equal values
+
+
+def _keys(features: Tensor) -> Tensor:
+    """A number of 64 bits for each row, the same on any device and equal for equal rows.
+
+    They are sums of random multiples of the bits. That any two of a million different rows have one
+    number has a probability far below 1 in 10,000.
+    """
+    width = features.shape[1]
+    drawn = np.random.default_rng(0).integers(-(2**63), 2**63, (2, width), np.int64) | 1
+    factors, weights = torch.from_numpy(drawn).to(features.device)
+    keys = [torch.zeros(0, dtype=torch.int64, device=features.device)]
+    for block in torch.split(features, _CHUNK):
+        bits = (block.double() + 0.0).view(torch.int64)  # -0.0 is 0.0
+        # Of a float32 in float64 the low bits are zero: the product alone would lose the high ones.
+        mixed = (bits ^ (bits >> 32)) * factors
+        keys.append(((mixed ^ (mixed >> 32)) * weights).sum(1))
+    return torch.cat(keys)
 
 
 def _mean(train: Tensor, several: bool) -> Tensor:
@@ -79,51 +158,63 @@ def _mean(train: Tensor, several: bool) -> Tensor:
 
 
 def _nearest(
-    train: Tensor, labels: Tensor, queries: Tensor, origin: Tensor, k: int
+    train: Tensor, known: _Distinct, queries: Tensor, origin: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
-    """Squared distances and labels (q, k), nearest first; infinite distances if there are fewer.
+    """Squared distances and numbers of features (q, k), nearest first; infinite if there are fewer.
 
     Args:
         train: features (n, width), of any precision.
-        labels: theirs.
+        known: which of them to search.
         queries: float64 (q, width), seen from the origin.
         origin: (width,): near to all features, distances lose least.
         k: neighbors.
     """
     found = queries.new_full((len(queries), k), float("inf"))
-    whose = torch.zeros(len(queries), k, dtype=torch.int64, device=queries.device)
+    which = torch.zeros(len(queries), k, dtype=torch.int64, device=queries.device)
     lengths = queries.square().sum(1, keepdim=True)
-    chunks = [torch.split(of_all, _CHUNK) for of_all in (queries, lengths, found, whose)]
-    for block, own in zip(torch.split(train, _BLOCK), torch.split(labels, _BLOCK), strict=True):
-        rows = block.double() - origin  # once for all queries
+    chunks = [torch.split(of_all, _CHUNK) for of_all in (queries, lengths, found, which)]
+    for block, own in zip(
+        torch.split(known.rows, _BLOCK), torch.split(known.numbers, _BLOCK), strict=True
+    ):
+        rows = train[block].double() - origin  # once for all queries
         lengths_of_rows = rows.square().sum(1)
-        for chunk, length, so_far, so_far_whose in zip(*chunks, strict=True):
+        for chunk, length, so_far, so_far_which in zip(*chunks, strict=True):
             squared = (chunk @ rows.T).mul_(-2).add_(length).add_(lengths_of_rows)
-            near = squared.topk(min(k, len(rows)), dim=1, largest=False)
-            joined = torch.cat([so_far, near.values], 1).topk(k, dim=1, largest=False)
-            names = torch.cat([so_far_whose, own[near.indices]], 1).gather(1, joined.indices)
-            so_far.copy_(joined.values)
-            so_far_whose.copy_(names)
-    return found, whose
+            values, columns = _smallest(squared, k)
+            nearest = _first(
+                torch.cat([so_far, values], 1), torch.cat([so_far_which, own[columns]], 1), k
+            )
+            so_far.copy_(nearest[0])
+            so_far_which.copy_(nearest[1])
+    return found, which
 
 
-def _nearest_of_all(distances: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _smallest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k smallest of each row and their columns; of equal ones, those of the first columns."""
+    found, columns = values.topk(min(k + 1, values.shape[1]), dim=1, largest=False)
+    if values.shape[1] > k:
+        unclear = found[:, k] == found[:, k - 1]
+        if bool(unclear.any()):
+            columns[unclear] = values[unclear].argsort(dim=1, stable=True)[:, : k + 1]
+    return found[:, :k], columns[:, :k]
+
+
+def _first(distances: Tensor, numbers: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The first k of each row by distance, of equal ones by number."""
+    by_number = numbers.argsort(dim=1)
+    ordered = distances.gather(1, by_number).sort(dim=1, stable=True)
+    indices = by_number.gather(1, ordered.indices[:, :k])
+    return ordered.values[:, :k], numbers.gather(1, indices)
+
+
+def _nearest_of_all(distances: Tensor, numbers: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k nearest among all ranks' k nearest, without gathering the features."""
-    ranks = dist.get_world_size()
-    all_distances = [torch.empty_like(distances) for _ in range(ranks)]
-    all_labels = [torch.empty_like(labels) for _ in range(ranks)]
-    dist.all_gather(all_distances, distances)
-    dist.all_gather(all_labels, labels)
-    joined = torch.cat(all_distances, 1)
-    nearest = joined.topk(k, dim=1, largest=False)
-    return nearest.values, torch.cat(all_labels, 1).gather(1, nearest.indices)
-
-
-def _majority(labels: Tensor, distances: Tensor, classes: int) -> Tensor:
-    """The most frequent label of each row; on ties, the smallest."""
-    votes = torch.zeros(len(labels), classes, dtype=torch.int64, device=labels.device)
-    votes.scatter_add_(1, labels, torch.isfinite(distances).long())
-    return votes.argmax(1)  # the first of equal values
+    parts = []
+    for own in (distances, numbers):
+        everyones = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyones, own.contiguous())
+        parts.append(torch.cat(everyones, 1))
+    return _first(parts[0], parts[1], k)
 
 
 def knn_accuracy(

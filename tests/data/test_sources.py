@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
 from torchvision.transforms import CenterCrop, Compose, Resize
 
@@ -501,6 +501,27 @@ def test_folders_of_the_system_are_no_classes(tmp_path):
         _picture(tmp_path / name / "a.png")
     source = open_source(tmp_path)
     assert (source.classes, len(source)) == (["cat"], 1)
+
+
+def test_macos_companions_of_images_are_no_images(tmp_path):
+    """As its tar and its copies to other disks write them, beside every file."""
+    # AppleDouble (RFC 1740): magic, version, 16 bytes, no entry.
+    companion = b"\0\5\x16\7" + b"\0\2\0\0" + bytes(18)
+    with pytest.raises(UnidentifiedImageError):
+        Image.open(io.BytesIO(companion))
+    _picture(tmp_path / "set" / "cat" / "a.jpg")
+    (tmp_path / "set" / "cat" / "._a.jpg").write_bytes(companion)
+    assert [source for source, _ in listed(open_source(tmp_path / "set"))] == [
+        str(tmp_path / "set" / "cat" / "a.jpg")
+    ]
+    inside = {"._cat": companion, "cat/._a.png": companion, "cat/a.png": png(1)}
+    assert len(_shard(tmp_path / "a.tar", inside)) == 1
+    labeled = {"._0.png": companion, "0.png": png(0), "._0.cls": companion, "0.cls": b"3"}
+    source = _shard(tmp_path / "b.tar", labeled)
+    assert (list(source.classes), len(source)) == (["3"], 1)
+    (tmp_path / "set" / "cat" / "a.jpg").unlink()
+    with pytest.raises(UserError, match="no images in class folders"):
+        open_source(tmp_path / "set")
 
 
 def test_a_class_may_be_called_by_any_character(tmp_path):

@@ -120,6 +120,61 @@ def test_what_is_not_finite_has_no_neighbors(part, value):
         knn_predict(parts[0], torch.zeros(200, dtype=torch.int64), parts[1], 5)
 
 
+def identical():
+    """60 features of 8 images each, whose labels differ, and queries."""
+    generator = torch.Generator().manual_seed(0)
+    train = torch.relu(torch.randn(60, 16, generator=generator)).repeat(8, 1)
+    labels = torch.randint(0, 10, (480,), generator=generator)
+    return train, labels, torch.relu(torch.randn(60, 16, generator=generator))
+
+
+def by_differences(train, labels, queries, k):
+    """Differences squared and summed in float64; images by distance, then label."""
+    found = []
+    for query in queries.double().numpy():
+        distances = ((train.double().numpy() - query) ** 2).sum(1)
+        nearest = np.lexsort((labels, distances))[:k]
+        found.append(int(np.bincount(labels[nearest]).argmax()))
+    return found
+
+
+@pytest.mark.parametrize("k", [1, 5, 11])
+@pytest.mark.parametrize("block", [7, 8192])
+def test_of_identical_features_the_smallest_labels_are_nearest(block, k, monkeypatch):
+    """Which of them counted depended on the blocks of the products, and on the ranks."""
+    monkeypatch.setattr(knn, "_BLOCK", block)
+    train, labels, queries = identical()
+    truth = by_differences(train, labels, queries, k)
+    assert knn_predict(train, labels, queries, k).tolist() == truth
+    order = torch.randperm(480, generator=torch.Generator().manual_seed(1))
+    assert knn_predict(train[order], labels[order], queries, k).tolist() == truth
+
+
+def test_features_that_are_all_the_same():
+    """A collapsed backbone."""
+    labels = torch.arange(50) % 7 + 2
+    same = torch.ones(50, 4)
+    assert knn_predict(same, labels, same[:3], 5).tolist() == [2, 2, 2]
+    zeros = torch.tensor([[0.0], [-0.0]])
+    assert knn_predict(zeros, torch.tensor([1, 0]), zeros[:1], 1).tolist() == [0]
+    # As many as there are of each: two of 3, one of 1, and then of another feature two of 1.
+    train, labels = torch.tensor([[0.0]] * 3 + [[1.0]] * 2), torch.tensor([3, 3, 1, 1, 1])
+    for k, label in ((1, 1), (3, 3), (4, 1), (5, 1), (9, 1)):
+        assert knn_predict(train, labels, torch.zeros(1, 1), k).tolist() == [label]
+
+
+def identical_over_ranks(rank, world_size):
+    train, labels, queries = identical()
+    own = slice(rank, None, world_size)
+    ranks = Ranks(rank, world_size, rank, CPU)
+    return knn_predict(train[own], labels[own], queries, 5, ranks).tolist()
+
+
+def test_ranks_do_not_decide_which_of_identical_features_are_near():
+    truth = by_differences(*identical(), 5)
+    assert run_ranks(identical_over_ranks, 2) == [truth, truth]
+
+
 def over_ranks(rank, world_size):
     generator = torch.Generator().manual_seed(3)
     train = torch.randn(50, 4, generator=generator)

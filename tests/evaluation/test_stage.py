@@ -18,6 +18,7 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torchvision.datasets import ImageFolder
 
 from intl_transfer.cli import main
 from intl_transfer.data.shapes import ShapesSpec, make_shapes
@@ -398,10 +399,18 @@ def shares(rank, world_size, root):
     return [part.numpy() for part in on_every_rank(*part, images, ranks)]
 
 
+@pytest.mark.parametrize("broken", [(), (0,), (1, 4, 5, 20)])
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_every_rank_has_all_features_in_order(classes, ranks):
-    alone = shares(0, 1, classes / "test")
-    for found in run_ranks(shares, ranks, classes / "test"):
+def test_every_rank_has_all_features_in_order(classes, ranks, broken, tmp_path):
+    """With an unreadable image they were in the order of ranks, and training saw other batches."""
+    root = tmp_path / "test"
+    shutil.copytree(classes / "test", root)
+    samples = ImageFolder(str(root)).samples
+    for index in broken:
+        Path(samples[index][0]).write_bytes(b"no image")
+    alone = shares(0, 1, root)
+    assert alone[1].tolist() == [y for i, (_, y) in enumerate(samples) if i not in broken]
+    for found in run_ranks(shares, ranks, root):
         assert all(np.array_equal(a, b) for a, b in zip(alone, found, strict=True))
 
 
