@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -397,11 +399,15 @@ class _Origins:
 
 
 def _without_repeats(runs: list[Run], found: Collection) -> list[Run]:
-    """Of runs with the same seed, weights and settings, keeps the newest."""
+    """Of runs with the same seed, weights and settings, keeps the newest.
+
+    A seed that nobody stated makes no repeat; of runs of which one has no time, both count.
+    """
     alike: dict[tuple[Any, ...], list[Run]] = {}
-    for run in sorted(runs, key=lambda run: str(run.manifest.ended)):
+    for run in sorted(runs, key=lambda run: _ended(run) or -math.inf):
         plan = _plan(run)
-        key = (*plan, run.start.key, run.start.unit, run.seed)
+        seed = run.path if "seed" in run.results.not_stated else run.seed
+        key = (*plan, run.start.key, run.start.unit, seed)
         alike.setdefault(key, []).append(run)
     kept: list[Run] = []
     older: dict[Path, str] = {}
@@ -413,6 +419,12 @@ def _without_repeats(runs: list[Run], found: Collection) -> list[Run]:
             former = newest.get(settings)
             if former is not None and former.manifest.id == run.manifest.id != "":
                 settings = (settings, run.path)  # reported before: same id, different content
+            elif former is not None and None in (_ended(former), _ended(run)):
+                found.problems.append(
+                    f"{former.path} and {run.path} have the same seed, weights and settings, and "
+                    "no times say which is newer; both count. Remove one, or state their seeds"
+                )
+                newest[settings, former.path] = former
             elif former is not None:
                 text = f"{former.path} repeats {run.path} with the same seed; the newer one counts"
                 found.problems.append(f"left out: {text}")
@@ -427,6 +439,14 @@ def _without_repeats(runs: list[Run], found: Collection) -> list[Run]:
     for run in kept:
         found.problems += [f"{run.path}: {text}" for text in warnings_of(run.results)]
     return sorted(kept, key=lambda run: str(run.path))
+
+
+def _ended(run: Run) -> float | None:
+    """When a run ended, in Unix seconds; None if unknown."""
+    try:
+        return datetime.fromisoformat(run.manifest.ended or "").timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 def _plan(run: Run) -> tuple[Any, ...]:

@@ -82,7 +82,9 @@ def read_external(
     stated = _stated(path, config)
     name, number = _named(path.name)
     try:
-        seed = int(given.get("seed", stated.seed if stated.seed >= 0 else number))
+        known: Any = given.get("seed", stated.seed if stated.seed >= 0 else number)
+        unknown = [] if known is not None or "seed" in given else ["seed"]
+        seed = 0 if unknown else int(known)
     except (TypeError, ValueError):
         found = given.get("seed")
         raise UserError(f"{path / LABEL}: seed is {found!r}, expected a number") from None
@@ -121,6 +123,7 @@ def read_external(
         metrics=metrics,
         external="Detectron2",
         source=source,
+        not_stated=unknown,
     )
     return manifest, results
 
@@ -169,11 +172,11 @@ def _stated(path: Path, config: Mapping[str, Any]) -> _Stated:
         ) from None
 
 
-def _named(folder: str) -> tuple[str, int]:
-    """A folder's name without the seed at its end, and that seed (0 without one)."""
+def _named(folder: str) -> tuple[str, int | None]:
+    """A folder's name without the seed at its end, and that seed (None without one)."""
     match = _SEED_IN_NAME.search(folder)
     if match is None or match.start() == 0:
-        return folder, 0
+        return folder, None
     return folder[: match.start()], int(match.group(1))
 
 

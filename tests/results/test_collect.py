@@ -16,6 +16,7 @@ from intl_transfer.runs.lock import LOCK
 from tests.results.synthetic import (
     detection_run,
     evaluation_run,
+    external_run,
     pretraining_run,
     standard_set,
     start_of,
@@ -332,3 +333,27 @@ def test_the_standard_set(standard, tmp_path):
     assert not found.problems
     again = collect([standard_set(tmp_path)])
     assert [r.manifest["id"] for r in found.runs] == [r.manifest["id"] for r in again.runs]
+
+
+def test_detectron2s_folders_without_a_seed_are_no_repeats(tmp_path):
+    for place, ap in (("a", 38.0), ("b", 40.0)):
+        external_run(tmp_path / place, "moco", ap)  # no seed: drawn by Detectron2
+        external_run(tmp_path / "named" / place, "moco_seed3", ap)
+    found = collect([tmp_path / "a", tmp_path / "b"], cache=False)
+    assert sorted(run.metric("box", "AP") for run in found.runs) == [38.0, 40.0]
+    assert found.problems == []
+    found = collect([tmp_path / "named"], cache=False)
+    assert len(found.runs) == 2
+    (text,) = found.problems
+    assert "same seed, weights and settings, and no times say which is newer; both count" in text
+
+
+def test_the_newer_run_is_so_in_any_time_zone(tmp_path):
+    for name, ended in (
+        ("late", "2024-05-01T11:00:00+00:00"),
+        ("soon", "2024-05-01T12:00:00+02:00"),
+    ):
+        run = detection_run(tmp_path, name)
+        run.manifest.ended = ended
+        run.save()
+    assert [run.path.name for run in collect([tmp_path], cache=False).runs] == ["late"]

@@ -177,9 +177,9 @@ def test_labels(tmp_path):
         ("moco_v2_seed3", ("moco_v2", 3)),
         ("moco-run-12", ("moco", 12)),
         ("byol_s2", ("byol", 2)),
-        ("dense_cl", ("dense_cl", 0)),
-        ("seed4", ("seed4", 0)),
-        ("r50", ("r50", 0)),
+        ("dense_cl", ("dense_cl", None)),
+        ("seed4", ("seed4", None)),
+        ("r50", ("r50", None)),
     ],
 )
 def test_seeds_in_folder_names(folder, expected):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from intl_transfer.cli import main
 from intl_transfer.errors import UserError
 from intl_transfer.results import build_tables, collect, render
 from intl_transfer.results.importers import coco, import_results, lightning, openmmlab, vissl
+from intl_transfer.results.importers.found import Found
 from tests.detection.coco_sets import by_pycocotools, make_set
 
 LOGS = Path(__file__).parent / "logs"
@@ -313,6 +315,23 @@ def test_they_become_rows_that_say_what_is_not_known(tmp_path, capsys):
     assert "37.4" in text
     assert "92.6" in text
     assert "not stated: seed, backbone, epochs of the evaluation" in text
+
+
+def test_imports_without_a_seed_are_no_repeats(tmp_path):
+    """Three of unknown seeds count, n = 3; a seed that was stated twice, too, and it is said."""
+    accuracies = (60.0, 61.0, 65.0)
+    for name, top1 in zip("zay", accuracies, strict=True):
+        found = Found({"top1": top1}, "A", detection=False)
+        for kind, facts in (("unknown", {}), ("stated", {"seed": 4})):
+            import_results(found, tmp_path / kind / name, "BYOL", "m.csv", facts)
+    unknown, stated = (collect([tmp_path / kind], cache=False) for kind in ("unknown", "stated"))
+    for one in (unknown, stated):
+        ((row,),) = (table.rows for table in build_tables(one))
+        (summary,) = row.metrics.values()
+        assert (summary.n, summary.mean) == (3, pytest.approx(statistics.mean(accuracies)))
+        assert summary.std == pytest.approx(statistics.stdev(accuracies))
+    assert not [text for text in unknown.problems if "seed" in text]
+    assert [("both count" in text) for text in stated.problems if "same seed" in text] == [True] * 2
 
 
 def test_percentages_alone_become_rows(tmp_path):
