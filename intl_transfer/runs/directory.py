@@ -125,14 +125,7 @@ class RunDirectory:
             UserError: if the folder contains a run of another stage or a damaged manifest.
         """
         path = Path(path)
-        existing = read_manifest(path) if (path / MANIFEST).exists() else None
-        if existing is None and origin is not None:
-            existing = origin.manifest
-        if existing is not None and existing.stage != stage:
-            raise UserError(
-                f"{path} contains a '{existing.stage}' run; this is a '{stage}' run. Choose "
-                "another output directory."
-            )
+        existing = _existing(path, stage, origin)
         session = Session(
             started=_now(),
             ended=None,
@@ -265,6 +258,19 @@ class RunDirectory:
         except BaseException as error:
             self.fail(error)
             raise
+
+
+def _existing(path: Path, stage: Stage, origin: Origin | None) -> Manifest | None:
+    """What is known of the run in a folder: by its manifest, otherwise by its checkpoint."""
+    found = read_manifest(path) if (path / MANIFEST).exists() else None
+    if found is None and origin is not None:
+        found = origin.manifest
+    if found is not None and found.stage != stage:
+        raise UserError(
+            f"{path} contains a '{found.stage}' run; this is a '{stage}' run. Choose another "
+            "output directory."
+        )
+    return found
 
 
 def _named(origin: Origin) -> dict[str, Any]:
