@@ -23,6 +23,7 @@ from intl_transfer.results.grouping import (
     repetitions,
     summary_of,
 )
+from intl_transfer.results.power import primary_columns
 from intl_transfer.results.published import (
     published_benchmarks,
     published_linear,
@@ -521,8 +522,18 @@ def _finish_linear(table: Table, published: bool = True) -> Table:
     metrics = {metric for row in table.rows for _, metric in row.metrics}
     table.metrics = {"linear": tuple(sorted(metrics, key=_by_epochs))}
     table.headings = {"linear": "top-1"}
-    if not published:
-        table.rows.sort(key=lambda row: -max(s.mean for s in row.metrics.values()))
+    return table if published else _best_first(table)
+
+
+def _best_first(table: Table) -> Table:
+    """The measured rows by the metric that is marked and tested, the published ones after them."""
+    columns = primary_columns(table)
+
+    def standing(row: Row) -> tuple[bool, float]:
+        means = [row.metrics[column].mean for column in columns if column in row.metrics]
+        return row.published, 0 if row.published else -max(means, default=-math.inf)
+
+    table.rows.sort(key=standing)
     return table
 
 
@@ -549,7 +560,6 @@ def _small_tables(samples: Sequence[_Sample], published: bool) -> list[Table]:
         for key, found in details.items()
     }
     rows = _rows(entries, joined, sharing.notes)
-    rows.sort(key=lambda row: -max(summary.mean for summary in row.metrics.values()))
     if published:
         rows += [
             entry.row("epochs", "evaluation")
@@ -571,7 +581,7 @@ def _small_tables(samples: Sequence[_Sample], published: bool) -> list[Table]:
         for task in tasks
     }
     datasets = " + ".join(tasks)
-    return [Table(title, tasks, rows, datasets, "resnet18", "", metrics=columns_of)]
+    return [_best_first(Table(title, tasks, rows, datasets, "resnet18", "", metrics=columns_of))]
 
 
 def _online_tables() -> list[Table]:
@@ -610,7 +620,6 @@ def _other_table(key: tuple[str, str, str, str, int], samples: Sequence[_Sample]
         for name, value in sample.metrics.items():
             entries.append((sample.run.start.key, (task, name), value, sample))
     rows = _rows(entries)
-    rows.sort(key=lambda row: -max(summary.mean for summary in row.metrics.values()))
     present = dict.fromkeys(column for row in rows for column in row.metrics)
     tasks = tuple(sorted({task for task, _ in present}, key=lambda t: (len(t), t)))
     usual = ("top-1", "top-5")
@@ -623,4 +632,4 @@ def _other_table(key: tuple[str, str, str, str, int], samples: Sequence[_Sample]
     }
     title = f"{dataset}, {backbone}: {_KINDS.get(kind, kind)}"
     title += f" ({protocol})" if protocol else ""
-    return Table(title, tasks, rows, dataset, backbone, protocol, metrics=columns)
+    return _best_first(Table(title, tasks, rows, dataset, backbone, protocol, metrics=columns))

@@ -165,3 +165,16 @@ def test_damaged_neighbors_are_named(tmp_path):
     run = pretraining_run(tmp_path, "p", knn_accuracy=57.0)
     write_results(run.path, knn_accuracy=570.0)
     assert "knn_accuracy: expected at most 100, found 570" in collect([tmp_path]).problems[0]
+
+
+@pytest.mark.parametrize(("dataset", "backbone"), [("shapes", "resnet18"), ("cifar10", "resnet18")])
+def test_rows_are_in_the_order_of_what_is_marked(tmp_path, dataset, backbone):
+    """Top-5 is above every top-1, so the highest of all metrics is not what rows are ranked by."""
+    for method, top1, top5 in (("INTL", 27.0, 81.0), ("SimCLR", 29.0, 78.0), ("VICReg", 23.0, 79.0)):
+        evaluation_run(
+            tmp_path, method, method=method, dataset=dataset, backbone=backbone,
+            metrics={"top1": top1, "top5": top5}, origin={"sha": method},
+        )  # fmt: skip
+    (table,) = tables_of(tmp_path)
+    assert [row.method for row in table.rows] == ["SimCLR", "INTL", "VICReg"]
+    assert "**29.0**" in render([table])
