@@ -160,8 +160,6 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
     refuse_odd(content, prefix)
     content.verify(state.values())
     content, sha256 = _with_report(content, sha256)
-    if (average := unread_average(content)) is not None:
-        warnings.warn(f"{path}: {average}")
     recorded = {key: _recorded(content, key) for key in ("provenance", "config")}
     origin: Mapping[str, Any] = recorded["provenance"] or content.metadata
     kind = adapter.name
@@ -174,7 +172,7 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
         kind = "intl-transfer backbone"
         settings = own_settings(content.metadata.get("normalize"), path)
         stem, format_stem = content.metadata.get("stem"), FORMER_STEM
-    name_remainder(content, prefix)
+    _name_unread(content, prefix)
     settings, stem = _by_layers(content, state, prefix, settings, stem)
     method, run = origin_of(origin.get("method"), origin.get("pretrain_run"), path)
     sources: dict[str, Source] = {"branch": branch_source(adapter, content, branches, requested)}
@@ -207,6 +205,13 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
         sha256=sha256,
         files=content.files,
     )
+
+
+def _name_unread(content: Content, prefix: str) -> None:
+    """Warns of a moving average, or parts of the network, that are not read."""
+    if (average := unread_average(content)) is not None:
+        warnings.warn(f"{content.path}: {average}")
+    name_remainder(content, prefix)
 
 
 def _recognized(path: Path, content: Content) -> tuple[Adapter, list[str]]:
