@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from intl_transfer.conversion.reading import read_content
 from intl_transfer.errors import UserError, first_line
 from intl_transfer.runs.checkpoint import take_newest
-from intl_transfer.runs.directory import Origin
 from intl_transfer.runs.finite import first_nonfinite
 from intl_transfer.runs.records import SCHEMA, Detector, Input, Manifest
 
@@ -60,18 +57,6 @@ def manifest_in(path: Path) -> Manifest | None:
         sessions=[],
         dataset=record.dataset,
     )
-
-
-def newest_origin(paths: Sequence[Path]) -> Origin | None:
-    """What the newest readable checkpoint states of its run.
-
-    Args:
-        paths: newest first.
-    """
-    for path in paths:
-        with contextlib.suppress(UserError):  # which resuming names
-            return Origin(path, manifest_in(path))
-    return None
 
 
 def check_whole(path: Path) -> None:

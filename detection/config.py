@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -78,14 +77,6 @@ def config_of(values: Mapping[str, Any], overrides: Sequence[str], where: str) -
             pair = [key, like(known[key], value)]
             _merge(cfg, lambda pair=pair: cfg.merge_from_list(pair), where)
     return _overridden(cfg, overrides)
-
-
-def as_literal(text: str) -> Any:
-    """The value of an override, as the configuration reads it: a literal of Python, or text."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return text
 
 
 def like(known: Any, value: Any) -> Any:

@@ -15,7 +15,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from detection import datasets, labels
-from detection.checkpoints import check_whole, checkpoints, manifest_in, newest_origin
+from detection.checkpoints import check_whole, checkpoints, manifest_in
 from detection.config import as_dict, schedule_name
 from detection.detector import stated
 from detection.trainer import ADVICE, Trainer
@@ -31,7 +31,7 @@ from intl_transfer.runs import (
 from intl_transfer.runs.architectures import architecture
 from intl_transfer.runs.atomic import clear_leftovers
 from intl_transfer.runs.changes import Continuation
-from intl_transfer.runs.checkpoint import take_newest
+from intl_transfer.runs.checkpoint import newest_origin, take_newest
 from intl_transfer.runs.records import (
     SCHEMA,
     Dataset,
@@ -90,7 +90,7 @@ def continuation(
     """
     files, folder = inputs(cfg, initialization(cfg, content)), Path(cfg.OUTPUT_DIR)
     is_begun = resumes or (folder / MANIFEST).exists()
-    newest = newest_origin(checkpoints(folder)) if is_begun else None
+    newest = newest_origin(checkpoints(folder), manifest_in) if is_begun else None
     return Continuation(
         *(folder, "detection", as_dict(cfg), files, images), allow=allow, newest=newest
     )

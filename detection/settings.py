@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from detection.checks import check_settings
-from detection.config import RANDOM, as_literal, load_config
+from detection.config import RANDOM, load_config
 from detection.scaling import batch_that_fits, scale_to_batch
+from intl_transfer.data.detection_roles import as_literal
 from intl_transfer.devices import Gpus, gpus
 from intl_transfer.errors import UserError
 from intl_transfer.runs import MANIFEST, read_manifest

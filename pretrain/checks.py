@@ -12,7 +12,7 @@ from intl_transfer.data.views import build_views
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.methods import METHODS
 from intl_transfer.models import PRECISIONS, STEMS
-from intl_transfer.runs.config import Rules, check_values, number_rules
+from intl_transfer.runs.config import Rules, check_values
 from intl_transfer.spectral import default_trace_weight
 from pretrain.config import (
     DataConfig,
@@ -48,8 +48,7 @@ def check(config: PretrainConfig) -> None:
         **_knn_rules(config.knn),
         **_engine_rules(config.engine),
     }
-    check_values(choices, number_rules(config))
-    check_values({}, rules)
+    check_values(config, choices, rules)
     _check_engine(config.engine)
     _check_method(config.loss)
     _check_trace_weight(config)

@@ -6,7 +6,6 @@ Training and doctor use the same functions, so that their findings agree.
 from __future__ import annotations
 
 import ast
-import contextlib
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -266,6 +265,14 @@ def classes_in(config: Path) -> tuple[str, Any]:
     return key, _CLASSES if number is None else number
 
 
+def as_literal(text: str) -> Any:
+    """A value given as text, as configurations read it: a literal of Python, or the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text
+
+
 def labels_in(config: Path, train: Mapping[str, Contents]) -> dict[str, list[str]]:
     """The images whose labels a configuration uses, by the training set; see :func:`lists`.
 
@@ -288,10 +295,7 @@ def _datasets(config: Path) -> dict[str, Any]:
 
 def _names(given: Any, where: str) -> list[str]:
     """A list of names, also as YAML has a tuple of Python: text."""
-    value = given
-    if isinstance(given, str):
-        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            value = ast.literal_eval(given)
+    value = as_literal(given) if isinstance(given, str) else given
     if value is None:
         return []
     if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):

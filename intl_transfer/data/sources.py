@@ -102,11 +102,7 @@ def select(source: ImageSource, listing: str | Path) -> Subset:
     return Subset(source, np.array(sorted({found[entry][0] for entry in entries}), np.int64))
 
 
-def with_classes_of(
-    train: ImageSource,
-    test: ImageSource,
-    keys: tuple[str, str] = ("data.train", "data.test"),
-) -> ImageSource:
+def with_classes_of(train: ImageSource, test: ImageSource) -> ImageSource:
     """Test images with labels that mean the classes of the training images, by their names.
 
     The order of classes depends on the layout: 10 follows 1 in folders, and 9 in shards.
@@ -115,7 +111,6 @@ def with_classes_of(
         train: training images. If a list of classes selected them, test images of the other classes
             are left out.
         test: test images.
-        keys: the settings that name both, for messages.
 
     Raises:
         UserError: if a class is in one of both only.
@@ -126,7 +121,7 @@ def with_classes_of(
     if ours != theirs:
         only = sorted(ours ^ theirs)[0]
         raise UserError(
-            f"{keys[0]} has {len(train.classes)} classes and {keys[1]} {len(test.classes)}, of "
+            f"data.train has {len(train.classes)} classes and data.test {len(test.classes)}, of "
             f"which '{only}' is in one of them only; expected the same. A list of classes in "
             "data.subset leaves the others out of both"
         )

@@ -13,7 +13,7 @@ from intl_transfer.evaluation.config import (
 )
 from intl_transfer.evaluation.kinds import KINDS
 from intl_transfer.models import PRECISIONS, STEMS
-from intl_transfer.runs.config import Rules, check_values, number_rules
+from intl_transfer.runs.config import Rules, check_values
 
 
 def check(config: EvaluationConfig) -> None:
@@ -42,8 +42,7 @@ def check(config: EvaluationConfig) -> None:
         **_final_rate(optim),
         **(_semi_rules(config) if config.kind == "semi" else _rules_of_others(config)),
     }
-    check_values(choices, number_rules(config))
-    check_values({}, rules)
+    check_values(config, choices, rules)
     data_statistics(data)
 
 

@@ -10,14 +10,12 @@ from typing import Any
 
 from intl_transfer.runs.changes import changed_midway, ranks_of
 from intl_transfer.runs.records import DetectionResults, EvaluationResults, Labels, Manifest
-from intl_transfer.runs.settings import below, deciding, flatten
+from intl_transfer.runs.settings import CHANGED, below, deciding, flatten
 
 # Metrics in the order of the literature.
 METRICS = ("AP50", "AP", "AP75")
 #: Tasks in that order; others follow by name.
 TASKS = ("box", "mask", "voc")
-# Of keys of changes midway.
-_CHANGED = "changed."
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,7 @@ def told_apart(settings: Mapping[str, Any], run: str) -> dict[str, Any]:
         settings: of the run, by dotted key.
         run: its id.
     """
-    return {_CHANGED + "run": run} if any(key.startswith(_CHANGED) for key in settings) else {}
+    return {CHANGED + "run": run} if any(key.startswith(CHANGED) for key in settings) else {}
 
 
 def _labels(used: Labels) -> str:

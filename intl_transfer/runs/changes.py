@@ -14,6 +14,7 @@ from intl_transfer.runs.directory import MANIFEST, Origin, read_manifest
 from intl_transfer.runs.private import portable
 from intl_transfer.runs.records import ImageSet, Manifest
 from intl_transfer.runs.settings import (
+    CHANGED,
     IMPLIED,
     Differences,
     below,
@@ -173,8 +174,8 @@ def changed_midway(manifest: Manifest) -> dict[str, str]:
             key = standard_key(key)
             if role_of(manifest.stage, key, settings) != "free" and isinstance(change, dict):
                 text = f"{change.get('before')} to {change.get('now')}"
-                former = found.get(f"changed.{key}")
-                found[f"changed.{key}"] = text if former is None else f"{former}, {text}"
+                former = found.get(CHANGED + key)
+                found[CHANGED + key] = text if former is None else f"{former}, {text}"
     return found
 
 

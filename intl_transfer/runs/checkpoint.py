@@ -22,7 +22,7 @@ from intl_transfer.runs.finite import require_finite
 from intl_transfer.runs.late import wait_until
 from intl_transfer.runs.records import SCHEMA as SCHEMA_OF_RECORDS
 from intl_transfer.runs.records import Manifest, PretrainRun
-from intl_transfer.runs.settings import nested
+from intl_transfer.runs.settings import CHANGED, nested
 
 FORMAT = "intl-transfer checkpoint"
 SCHEMA = 1
@@ -261,18 +261,26 @@ def take_newest(
     )
 
 
-def newest_origin(paths: Sequence[Path]) -> Origin | None:
-    """What the newest readable checkpoint states of its run; tensors are not read.
+def newest_origin(
+    paths: Sequence[Path], read: Callable[[Path], Manifest | None] | None = None
+) -> Origin | None:
+    """What the newest readable checkpoint states of its run.
 
     Args:
         paths: newest first.
+        read: the statement in a checkpoint; by default in one of this module, without its tensors.
     """
     for path in paths:
         with contextlib.suppress(OSError, PickleError, UserError):  # which resuming names
-            content = read_pickled(path, mapped=True).value
-            if isinstance(content, dict) and content.get("format") == FORMAT:
-                return Origin(path, manifest_in(content, str(path)))
+            return Origin(path, (read or _read_manifest)(path))
     return None
+
+
+def _read_manifest(path: Path) -> Manifest | None:
+    content = read_pickled(path, mapped=True).value
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path} is no checkpoint of this project")
+    return manifest_in(content, str(path))
 
 
 def origin_of_all(folder: str | Path, ranks: Ranks) -> Origin | None:
@@ -307,9 +315,9 @@ def manifest_in(content: Mapping[str, Any], where: str) -> Manifest | None:
     images = {key: value for key, value in settings.items() if key.startswith("dataset.")}
     session: dict[str, Any] = {"world_size": settings.get("batch_norm.ranks"), "changes": {}}
     for key, text in settings.items():
-        if key.startswith("changed."):
+        if key.startswith(CHANGED):
             before, _, now = str(text).partition(" to ")
-            session["changes"][key.removeprefix("changed.")] = {"before": before, "now": now}
+            session["changes"][key.removeprefix(CHANGED)] = {"before": before, "now": now}
     found = {
         "schema": SCHEMA_OF_RECORDS,
         "id": run.get("id") or "",

@@ -124,12 +124,8 @@ def _reason(error: Exception) -> str:
 SEEDS = range(2**32)
 
 
-def number_rules(config: Any) -> dict[str, tuple[Any, bool, str]]:
-    """Rules that hold for the numbers of every configuration: its seed, and finite fractions.
-
-    Args:
-        config: a dataclass, nested ones included.
-    """
+def _number_rules(config: Any) -> dict[str, tuple[Any, bool, str]]:
+    """Rules that hold for the numbers of every configuration: its seed, and finite fractions."""
     found: dict[str, tuple[Any, bool, str]] = {
         key: (value, math.isfinite(value), "a finite number")
         for key, value in flatten(dataclasses.asdict(config)).items()
@@ -140,12 +136,16 @@ def number_rules(config: Any) -> dict[str, tuple[Any, bool, str]]:
 
 
 def check_values(
+    config: Any,
     choices: Mapping[str, tuple[Any, Collection[str]]],
     rules: Rules,
 ) -> None:
     """Refuses values that have the right type but are invalid.
 
+    Beside the rules given, seeds are those that generators take, and fractions are finite.
+
     Args:
+        config: the configuration, a dataclass, nested ones included.
         choices: by key, the value and the allowed values.
         rules: by key, the value, whether it is valid, and what is expected.
 
@@ -155,7 +155,7 @@ def check_values(
     for key, (value, known) in choices.items():
         if value not in known:
             raise UserError(f"{key} is '{value}'; expected one of {', '.join(known)}")
-    for key, (found, is_good, expected) in rules.items():
+    for key, (found, is_good, expected) in (*_number_rules(config).items(), *rules.items()):
         if not is_good:
             raise UserError(f"{key} is {found}; expected {expected}")
 

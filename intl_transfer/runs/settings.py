@@ -42,6 +42,8 @@ NOT_STATED: Final = _NotStated()
 #: Prefixes of facts: properties observed when a run was made, rather than configured. Files of
 #: earlier versions do not record them.
 FACTS = ("dataset.", "evaluator.", "batch_norm.", "pixels.")
+#: Prefix of settings that were changed after a run was started.
+CHANGED = "changed."
 
 
 @dataclass(frozen=True)
