@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import zipfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from intl_transfer.runs.records import SCHEMA, Detector, Input, Manifest
 
 #: Key of a :class:`intl_transfer.runs.records.Detector` in a checkpoint.
 KEY = "detector"
+_NUMBERED = re.compile(r"model_(\d+)\.pth")
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -29,6 +31,17 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def checkpoints(folder: Path) -> list[Path]:
     """A run's checkpoints, newest first."""
     return sorted(folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def iterations_of(path: Path) -> int | None:
+    """The iterations after which a checkpoint was saved; None if it does not state them.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    match = _NUMBERED.fullmatch(path.name)  # counted from 0
+    last = match.group(1) if match else read_content(path).values.get("iteration")
+    return None if last is None else int(last) + 1
 
 
 def manifest_in(path: Path) -> Manifest | None:

@@ -15,7 +15,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from detection import datasets, labels
-from detection.checkpoints import check_whole, checkpoints, manifest_in
+from detection.checkpoints import check_whole, checkpoints, iterations_of, manifest_in
 from detection.config import as_dict, schedule_name
 from detection.detector import stated
 from detection.trainer import ADVICE, Trainer
@@ -87,13 +87,26 @@ def continuation(
         images: content of the data sets.
         allow: whether the run may continue with different ones.
         resumes: whether checkpoints without a manifest are continued, too.
+
+    Raises:
+        UserError: if they differ and this is not allowed, or all iterations or more are done of a
+            schedule that was longer.
     """
     files, folder = inputs(cfg, initialization(cfg, content)), Path(cfg.OUTPUT_DIR)
     is_begun = resumes or (folder / MANIFEST).exists()
     newest = newest_origin(checkpoints(folder), manifest_in) if is_begun else None
-    return Continuation(
+    found = Continuation(
         *(folder, "detection", as_dict(cfg), files, images), allow=allow, newest=newest
     )
+    done = None if newest is None else iterations_of(newest.path)
+    planned, key = cfg.SOLVER.MAX_ITER, "SOLVER.MAX_ITER"
+    if done is not None and (done > planned or (done == planned and key in found.changes)):
+        # Its weights would be those of another schedule, and never evaluated.
+        raise UserError(
+            f"{folder} has {done} iterations; {key} is {planned}. Expected more, or another "
+            "directory (--output-dir DIR)"
+        )
+    return found
 
 
 def initialization(cfg: Any, content: dict[str, Any] | None) -> Initialization:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from intl_transfer.data.views import build_views
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.methods import METHODS
 from intl_transfer.models import PRECISIONS, STEMS
-from intl_transfer.runs.config import Rules, check_values
+from intl_transfer.runs.config import Rules, check_effects, check_values, load_config
 from intl_transfer.spectral import default_trace_weight
 from pretrain.config import (
     DataConfig,
@@ -24,6 +26,27 @@ from pretrain.config import (
     OptimConfig,
     PretrainConfig,
 )
+
+_CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "pretrain"
+
+
+def configuration(
+    name: str, overrides: Sequence[str], defaults: Mapping[str, Any] | None = None
+) -> PretrainConfig:
+    """Reads and checks a configuration.
+
+    Args:
+        name: in ``configs/pretrain/``, or a path.
+        overrides: ``key=value``.
+        defaults: by dotted key, values that replace the usual defaults.
+
+    Raises:
+        UserError: for an unknown name, key or value, or an override without effect.
+    """
+    config = load_config(PretrainConfig, name, overrides, _CONFIGS, defaults)
+    check(config)
+    check_effects("pretrain", config, overrides)
+    return config
 
 
 def check(config: PretrainConfig) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from intl_transfer.data.datasets import ViewsDataset
 from intl_transfer.data.source import ImageSource
-from intl_transfer.data.sources import open_source
+from intl_transfer.data.sources import open_source, with_classes_of
 from intl_transfer.data.statistics import statistics_of
 from intl_transfer.data.views import normalize
 from intl_transfer.errors import UserError
@@ -282,12 +282,8 @@ class KnnSets:
         size = knn.size or config.views[0].size
         read = partial(open_source, upright=config.data.exif_orientation)
         own = read(knn.train, key="knn.train") if knn.train else train
-        sources = [own, read(knn.test, key="knn.test")]
-        if list(sources[0].classes) != list(sources[1].classes):
-            raise UserError(
-                f"knn.train has {len(sources[0].classes)} classes, knn.test "
-                f"{len(sources[1].classes)}, or their names differ; expected the same"
-            )
+        keys = ("knn.train" if knn.train else "data.root", "knn.test")
+        sources = [own, with_classes_of(own, read(knn.test, key="knn.test"), keys)]
         self._sources = sources
         self._sets = [EvaluationImages(source, size, knn.crop_pct) for source in sources]
         self._k, self._workers = knn.k, config.data.workers

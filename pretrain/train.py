@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 try:
@@ -41,13 +40,13 @@ from intl_transfer.data.views import build_views
 from intl_transfer.devices import set_numerics
 from intl_transfer.runs.changes import Continuation, as_begun
 from intl_transfer.runs.checkpoint import origin_of_all
-from intl_transfer.runs.config import config_name, load_config
+from intl_transfer.runs.config import config_name
 from intl_transfer.runs.distributed import Ranks, process_group
 from intl_transfer.runs.lock import directory_lock
 from intl_transfer.runs.progress import Progress
 from intl_transfer.runs.records import ImageSet
 from intl_transfer.runs.stopping import AGAIN, StopRequest, ending
-from pretrain.checks import check
+from pretrain.checks import configuration
 from pretrain.config import PretrainConfig
 from pretrain.export import export
 from pretrain.learner import Learner, Step
@@ -60,8 +59,6 @@ from pretrain.monitor import (
 )
 from pretrain.nonfinite import NonFiniteWatch
 from pretrain.session import State, open_run
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
@@ -78,7 +75,7 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     name = config_name(arguments.config)
     with Boundary(AGAIN) as boundary:
-        config = configuration(arguments.config, arguments.overrides, arguments.output_dir)
+        config = begun(arguments.config, arguments.overrides, arguments.output_dir)
         with process_group(config.engine.device) as ranks, ExitStack() as stack:
             folder = Path(config.output_dir or "")  # which `configuration` has set
             if ranks.is_main:
@@ -88,19 +85,17 @@ def main() -> int:
     return boundary.status
 
 
-def configuration(name: str, overrides: list[str], output_dir: str | None) -> PretrainConfig:
+def begun(name: str, overrides: list[str], output_dir: str | None) -> PretrainConfig:
     """Reads and checks a configuration; an existing run keeps its implied settings.
 
     Raises:
         UserError: for an unknown name, key or value.
     """
-    read = partial(load_config, PretrainConfig, name, overrides, ROOT / "configs" / "pretrain")
-    config = read()
+    config = configuration(name, overrides)
     output = output_dir or config.output_dir
     output = output or f"runs/pretrain/{config_name(name)}_seed{config.seed}"
-    config = read(as_begun(output, "pretrain"))
+    config = configuration(name, overrides, as_begun(output, "pretrain"))
     config.output_dir = output
-    check(config)
     return config
 
 

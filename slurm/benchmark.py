@@ -18,7 +18,7 @@ from intl_transfer.runs.aliases import standard_keys
 from intl_transfer.runs.config import load_config
 from intl_transfer.runs.controls import ControlConfig
 from intl_transfer.runs.settings import deciding, fingerprint
-from pretrain.checks import check
+from pretrain.checks import configuration as pretraining_configuration
 from pretrain.config import PretrainConfig
 from slurm.convert import command as conversion
 from slurm.evaluations import RANDOM, Evaluation, kind_of
@@ -217,10 +217,7 @@ def _check_name(name: str, where: str) -> None:
 
 def pretraining_config(start: Initialization) -> PretrainConfig:
     """The configuration of an initialization's pretraining run."""
-    folder = ROOT / "configs" / "pretrain"
-    config = load_config(PretrainConfig, start.pretrain or "", start.overrides, folder)
-    check(config)
-    return config
+    return pretraining_configuration(start.pretrain or "", start.overrides)
 
 
 def supervised_config(start: Initialization) -> EvaluationConfig:

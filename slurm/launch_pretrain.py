@@ -27,9 +27,9 @@ from omegaconf import OmegaConf
 from intl_transfer.boundary import Boundary
 from intl_transfer.data.loaders import rank_batch_size
 from intl_transfer.runs.changes import as_begun
-from intl_transfer.runs.config import config_name, load_config
+from intl_transfer.runs.config import config_name
 from intl_transfer.runs.settings import identity
-from pretrain.checks import check
+from pretrain.checks import configuration
 from pretrain.config import PretrainConfig
 from slurm.configs import config_of_job
 from slurm.executors import (
@@ -141,8 +141,7 @@ def pretraining(
         resolved: the run's configuration.
     """
     if begun := as_begun(folder, "pretrain"):
-        configs = ROOT / "configs" / "pretrain"
-        resolved = load_config(PretrainConfig, config, overrides, configs, begun)
+        resolved = configuration(config, overrides, begun)
     command = [
         sys.executable,
         str(code / "pretrain" / "train.py"),
@@ -165,15 +164,12 @@ def pretraining(
 
 def configurations(arguments: argparse.Namespace) -> list[PretrainConfig]:
     """The configuration of each seed, checked before any job is submitted."""
-    folder = ROOT / "configs" / "pretrain"
     seeds: list[int | None] = [*parse_seeds(arguments.seeds, "--seeds")] or [None]
     overrides = arguments.overrides
     made = []
     for seed in seeds:
         more = [] if seed is None else [f"seed={seed}"]
-        config = load_config(PretrainConfig, arguments.config, [*overrides, *more], folder)
-        check(config)
-        made.append(config)
+        made.append(configuration(arguments.config, [*overrides, *more]))
     return made
 
 

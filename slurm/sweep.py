@@ -12,7 +12,7 @@ from intl_transfer.data.loaders import rank_batch_size
 from intl_transfer.errors import UserError
 from intl_transfer.runs.config import load_config
 from intl_transfer.runs.settings import deciding, fingerprint
-from pretrain.checks import check
+from pretrain.checks import configuration
 from pretrain.config import PretrainConfig
 from slurm.benchmark import Benchmark, Made, make_data
 from slurm.evaluations import Classification, Evaluation
@@ -85,7 +85,6 @@ class SweepPlan(Plan[Sweep]):
                 label = f"{run_name(shown)}_seed{seed}"
                 try:
                     config = self._configured(settings, seed)
-                    check(config)
                 except UserError as error:
                     raise UserError(f"{self.name}: {label}: {error}") from None
                 decides = deciding("pretrain", dataclasses.asdict(config))
@@ -113,7 +112,7 @@ class SweepPlan(Plan[Sweep]):
 
     def _configured(self, settings: dict[str, Any], seed: int) -> PretrainConfig:
         words = [*self._overrides(settings), f"seed={seed}"]
-        return load_config(PretrainConfig, self.config.pretrain, words, ROOT / "configs/pretrain")
+        return configuration(self.config.pretrain, words)
 
     def _pretraining(self, label: str, settings: dict[str, Any], config: PretrainConfig) -> Job:
         requested = self._resources("pretrain")

@@ -24,7 +24,7 @@ from intl_transfer.spectral import (
 )
 from pretrain.checks import check
 from pretrain.learner import loss_of
-from pretrain.train import configuration
+from pretrain.train import begun
 
 ROOT = Path(__file__).resolve().parents[1]
 POWER = PowerTransform(0.5)
@@ -45,7 +45,7 @@ LOSSES = {
 
 def configured(*loss: str):
     overrides = [f"loss.{setting}" for setting in loss]
-    return configuration("shapes_r18", [*overrides, "optim.batch_size=32"], "runs/none")
+    return begun("shapes_r18", [*overrides, "optim.batch_size=32"], "runs/none")
 
 
 @pytest.mark.parametrize("name", METHODS)

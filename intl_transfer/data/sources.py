@@ -102,7 +102,9 @@ def select(source: ImageSource, listing: str | Path) -> Subset:
     return Subset(source, np.array(sorted({found[entry][0] for entry in entries}), np.int64))
 
 
-def with_classes_of(train: ImageSource, test: ImageSource) -> ImageSource:
+def with_classes_of(
+    train: ImageSource, test: ImageSource, keys: tuple[str, str] = ("data.train", "data.test")
+) -> ImageSource:
     """Test images with labels that mean the classes of the training images, by their names.
 
     The order of classes depends on the layout: 10 follows 1 in folders, and 9 in shards.
@@ -111,6 +113,7 @@ def with_classes_of(train: ImageSource, test: ImageSource) -> ImageSource:
         train: training images. If a list of classes selected them, test images of the other classes
             are left out.
         test: test images.
+        keys: of both in the configuration, for messages.
 
     Raises:
         UserError: if a class is in one of both only.
@@ -121,7 +124,7 @@ def with_classes_of(train: ImageSource, test: ImageSource) -> ImageSource:
     if ours != theirs:
         only = sorted(ours ^ theirs)[0]
         raise UserError(
-            f"data.train has {len(train.classes)} classes and data.test {len(test.classes)}, of "
+            f"{keys[0]} has {len(train.classes)} classes and {keys[1]} {len(test.classes)}, of "
             f"which '{only}' is in one of them only; expected the same. A list of classes in "
             "data.subset leaves the others out of both"
         )

@@ -406,7 +406,7 @@ def _without_repeats(runs: list[Run], found: Collection) -> list[Run]:
     alike: dict[tuple[Any, ...], list[Run]] = {}
     for run in sorted(runs, key=lambda run: _ended(run) or -math.inf):
         plan = _plan(run)
-        seed = run.path if "seed" in run.results.not_stated else run.seed
+        seed = run.path if run.seed is None else run.seed
         key = (*plan, run.start.key, run.start.unit, seed)
         alike.setdefault(key, []).append(run)
     kept: list[Run] = []
@@ -437,7 +437,8 @@ def _without_repeats(runs: list[Run], found: Collection) -> list[Run]:
                 entry, status="superseded", detail=older[entry.path]
             )
     for run in kept:
-        found.problems += [f"{run.path}: {text}" for text in warnings_of(run.results)]
+        texts = [*warnings_of(run.results), *external.unread(run.manifest, run.results)]
+        found.problems += [f"{run.path}: {text}" for text in texts]
     return sorted(kept, key=lambda run: str(run.path))
 
 

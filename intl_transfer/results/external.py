@@ -22,6 +22,7 @@ from intl_transfer.runs.architectures import architecture
 from intl_transfer.runs.metrics import end_of
 from intl_transfer.runs.records import (
     SCHEMA,
+    AnyResults,
     Architecture,
     Dataset,
     DetectionResults,
@@ -32,6 +33,7 @@ from intl_transfer.runs.records import (
     Schedule,
 )
 from intl_transfer.runs.schedules import schedule_name
+from intl_transfer.runs.settings import flatten
 
 METRICS_JSON, LOG, CONFIG, LABEL = "metrics.json", "log.txt", "config.yaml", "label.yaml"
 FILES = (METRICS_JSON, LOG, CONFIG, LABEL)
@@ -126,6 +128,24 @@ def read_external(
         not_stated=unknown,
     )
     return manifest, results
+
+
+def unread(manifest: Manifest, results: AnyResults) -> list[str]:
+    """What a folder has and its row does not, as text: metrics of further test sets.
+
+    Args:
+        manifest: from :func:`read_external`; of other runs there is nothing.
+        results: its results.
+    """
+    if results.external is None or not isinstance(results, DetectionResults):
+        return []
+    others = list(map(str, flatten(manifest.config).get("DATASETS.TEST") or []))[1:]
+    if not others:
+        return []
+    return [
+        f"DATASETS.TEST names {len(others) + 1} data sets; the row has the metrics of the first, "
+        f"{results.dataset.name}, and not those of {', '.join(others)}"
+    ]
 
 
 @dataclass(frozen=True)

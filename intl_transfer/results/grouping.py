@@ -304,7 +304,8 @@ def summary_of(runs: Sequence[Run], values: Sequence[float | None]) -> Summary |
                 for run, value in zip(runs, values, strict=True)
             ]
         )
-    return summarize(values, [run.seed for run in runs])
+    seeds = [run.seed for run in runs if run.seed is not None]
+    return summarize(values, seeds if len(seeds) == len(runs) else None)
 
 
 def rank(row: Row, tasks: Sequence[str]) -> float:

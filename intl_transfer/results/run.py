@@ -121,14 +121,14 @@ class Run:
         if results.evaluator is not None:
             found |= below("evaluator", results.evaluator.as_json())
         norm = found.get("MODEL.RESNETS.NORM")
-        if norm == "BN" and self.manifest.sessions:  # statistics per process
-            found["batch_norm.processes"] = ranks_of(self.manifest)
+        if norm == "BN" and (ranks := ranks_of(self.manifest)) is not None:
+            found["batch_norm.processes"] = ranks  # statistics per process
         return {**found, "schema": results.schema_version}
 
     @property
-    def seed(self) -> int:
-        """The seed of the run itself, not of its pretraining."""
-        return self.results.seed
+    def seed(self) -> int | None:
+        """The seed of the run itself, not of its pretraining; None if nobody stated it."""
+        return None if "seed" in self.results.not_stated else self.results.seed
 
     @property
     def tasks(self) -> list[str]:

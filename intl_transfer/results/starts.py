@@ -74,9 +74,9 @@ def start_of(
     weights = provenance.source_sha256 or initialization.weights_sha256
     notes: tuple[str, ...] = ()
     made = portable(origin.settings or {})
-    if made:  # implied values of settings that are newer than the weights
+    if made:  # with implied values of newer settings, without those that decide nothing
         trained = "evaluation" if "kind" in made else "pretrain"  # which has no such setting
-        made = deciding(trained, {}) | made
+        made = deciding(trained, made)
     if parent is not None:
         theirs = settings_of_pretraining(parent)
         made = made | theirs if by_hash else theirs | made

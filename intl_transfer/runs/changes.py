@@ -179,13 +179,16 @@ def changed_midway(manifest: Manifest) -> dict[str, str]:
     return found
 
 
-def ranks_of(manifest: Manifest) -> int | list[int | None]:
+def ranks_of(manifest: Manifest) -> int | list[int | None] | None:
     """The number of ranks of a run; all of them, in their order, if its sessions differ.
 
-    Where batch norms have statistics of one rank's share of a batch, they decide the result.
+    Where batch norms have statistics of one rank's share of a batch, they decide the result. None
+    if no session states it; None in a list stands for sessions that do not.
     """
     sizes = list(dict.fromkeys(session.world_size for session in manifest.sessions))
-    return sizes[0] if len(sizes) == 1 and sizes[0] is not None else sizes
+    if len(sizes) > 1:
+        return sizes
+    return sizes[0] if sizes else None
 
 
 def in_lines(changes: Differences) -> str:

@@ -17,7 +17,7 @@ from intl_transfer.files.interpolation import check_interpolations, check_size
 from intl_transfer.files.texts import is_file
 from intl_transfer.files.yamls import parse_yaml, read_yaml
 from intl_transfer.runs.aliases import standard_keys
-from intl_transfer.runs.settings import flatten
+from intl_transfer.runs.settings import flatten, rule_of
 
 Schema = TypeVar("Schema")
 _LONGEST_OVERRIDE = 100_000
@@ -158,6 +158,32 @@ def check_values(
     for key, (found, is_good, expected) in (*_number_rules(config).items(), *rules.items()):
         if not is_good:
             raise UserError(f"{key} is {found}; expected {expected}")
+
+
+def check_effects(stage: str, config: Any, overrides: Sequence[str]) -> None:
+    """Refuses settings of the command line that the other settings leave without effect.
+
+    Those of files are ignored: a base states them for all that extend it.
+
+    Args:
+        stage: of :data:`intl_transfer.runs.settings.RULES`.
+        config: the configuration, a dataclass.
+        overrides: ``key=value``, as given.
+
+    Raises:
+        UserError: naming the first such setting, and the one that leaves it without effect.
+    """
+    settings = flatten(dataclasses.asdict(config))
+    for override in overrides:
+        given: Any = OmegaConf.to_container(_parsed(override), resolve=False)
+        for key in flatten(given):
+            rule = rule_of(stage, key, settings)
+            if rule is not None and rule.when is not None:
+                other = rule.when[0]
+                raise UserError(
+                    f"'{override}' has no effect: {key} {rule.reason}, and {other} is "
+                    f"{settings[other]}. Leave it away"
+                )
 
 
 def resolve_config(name: str, folder: str | Path) -> Path:

@@ -79,9 +79,14 @@ _SAVING = "when checkpoints are taken and which stay; a resumed run is the unint
 _SESSION = "ends a session, not the run"
 _TELLING = "what is reported while a run is in progress"
 _MONITOR = "k nearest neighbors beside the training: changes no weight; decides the k-NN figure"
-_KNN_ONLY = "nearest neighbors learn nothing"
+_KNN_ONLY = "is of training; nearest neighbors learn nothing"
 _CONTROL = "makes a control of the run, which is a separate kind of row"
-_ALL_LABELS = "draws nothing where all labels are used"
+_ALL_LABELS = "draws labels; here all are used"
+#: Methods of pretraining without a spectral transformation, without IterNorm, and without a
+#: moving-average copy. A method that is not listed is taken to use every setting.
+_NO_TRANSFORM = ("w_mse", "barlow_twins", "vicreg", "simclr")
+_NO_ITERNORM = (*_NO_TRANSFORM, "power", "power_ema", "spectral", "spectral_ema")
+_NO_TARGET = (*_NO_TRANSFORM, "intl", "power", "spectral")
 
 #: By stage, the keys that are known not to decide. ``neighbors`` is the k-NN accuracy that
 #: pretraining measures periodically; the keys below ``knn`` decide it.
@@ -116,6 +121,26 @@ RULES: dict[str, tuple[Rule, ...]] = {
         *_free(
             _MONITOR, "knn.epochs", "knn.train", "knn.test", "knn.k", "knn.size", "knn.crop_pct"
         ),
+        *_free(
+            "is of spectral transformations only",
+            *("loss.axis", "loss.trace_weight"),
+            when=("loss.method", _NO_TRANSFORM),
+        ),
+        *_free(
+            "is of IterNorm only",
+            *("loss.iterations", "loss.stable"),
+            when=("loss.method", _NO_ITERNORM),
+        ),
+        *_free(
+            "is of methods with a moving-average copy only",
+            "loss.ema_momentum",
+            when=("loss.method", _NO_TARGET),
+        ),
+        *_free(
+            "is of projectors with hidden layers only",
+            "model.projector_hidden",
+            when=("model.projector_layers", (1,)),
+        ),
     ),
     "neighbors": (
         *_free("how often it is measured; the last one counts", "epochs"),
@@ -142,7 +167,19 @@ RULES: dict[str, tuple[Rule, ...]] = {
             *("optim.*", "data.augment", "data.scale_min"),
             when=("kind", ("knn",)),
         ),
-        *_free("counts for nearest neighbors only", "k", when=("kind", ("linear", "semi"))),
+        *_free("is of nearest neighbors only", "k", when=("kind", ("linear", "semi"))),
+        *_free("is of SGD only", "optim.momentum", when=("optim.optimizer", ("adam",))),
+        *_free(
+            "is of the schedule 'steps' only",
+            "optim.milestones",
+            when=("optim.schedule", ("cosine", "cosine_steps", "exponential")),
+        ),
+        *_free(
+            "is of the schedule 'exponential' only",
+            "optim.final_lr",
+            when=("optim.schedule", ("steps", "cosine", "cosine_steps")),
+        ),
+        *_free("is of random crops only", "data.scale_min", when=("data.augment", (False,))),
     ),
     "detection": (
         Rule("SEED", "seed", "repeats the experiment"),

@@ -136,6 +136,20 @@ def test_stopped_during_its_last_evaluation_it_only_evaluates(data, whole, tmp_p
 
 
 @pytest.mark.slow
+def test_fewer_iterations_than_are_done_are_refused_before_anything_changes(data, whole, tmp_path):
+    import shutil
+
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    before = (out / "manifest.json").read_bytes()
+    shorter = ["--resume", "--allow-config-change", *budget(100, 0, iterations=6)]
+    done = train_net(data, *BASE, "--output-dir", out, *shorter, check=False)
+    assert done.returncode == 2
+    assert f"{out} has 10 iterations; SOLVER.MAX_ITER is 6. Expected more, or" in done.stderr
+    assert (out / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.slow
 def test_two_runs_in_one_folder_are_refused(data, tmp_path):
     from intl_transfer.runs.lock import directory_lock
 

@@ -13,12 +13,17 @@ import torchvision
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 from intl_transfer.conversion import load_backbone
+from intl_transfer.data.sources import open_source
+from intl_transfer.errors import UserError
 from intl_transfer.runs import read_manifest, read_metrics, read_results, sha256_file
 from intl_transfer.runs.checkpoint import list_checkpoints
+from intl_transfer.runs.distributed import Ranks
 from intl_transfer.spectral import diagnose
-from pretrain.monitor import sampled_spectrum
+from pretrain.checks import configuration
+from pretrain.monitor import KnnSets, sampled_spectrum
 from tests.pretrain.running import TORCHRUN, train
 
 
@@ -120,7 +125,24 @@ def test_sets_of_other_classes_are_no_neighbors(images, tmp_path):
     settings = [f"knn.test={tmp_path / 'other'}", "knn.epochs=1"]
     done = train(images, tmp_path / "run", *settings, check=False)
     assert done.returncode == 2
-    assert "knn.train has 2 classes, knn.test 1" in done.stderr
+    assert "data.root has 2 classes and knn.test 1, of which" in done.stderr
+
+
+def test_a_list_of_classes_leaves_the_others_out_of_the_neighbors(images, tmp_path):
+    """As in evaluations: ImageNet-100 is tested on the folder of all 1,000 classes."""
+    (tmp_path / "classes.txt").write_text("b\n")
+    own = open_source(images, tmp_path / "classes.txt")
+    settings = [f"data.root={images}", "data.workers=0", f"knn.test={images}", "knn.k=1"]
+    config = configuration("shapes_r18", [*settings, "knn.size=8"])
+    sets = KnnSets(config, own)
+    described = sets.described()
+    assert [described[name].images for name in ("knn_train", "knn_test")] == [13, 13]
+    assert sets.accuracy(nn.Flatten(), Ranks(0, 1, 0, torch.device("cpu"))) == 100.0
+    (tmp_path / "other" / "b").mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(tmp_path / "other" / "b" / "x.png")
+    config.knn.test, whole = str(tmp_path / "other"), open_source(images)
+    with pytest.raises(UserError, match=r"data\.root has 2 classes and knn\.test 1, of which 'a'"):
+        KnnSets(config, whole)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_says_what_it_saw(images, tmp_path):

@@ -22,7 +22,7 @@ from intl_transfer.runs.config import load_config
 from pretrain.checks import check
 from pretrain.config import OptimConfig, PretrainConfig
 from pretrain.learner import learning_rate, only_warmup, parameter_groups
-from pretrain.train import configuration
+from pretrain.train import begun
 from tests.pretrain.running import ROOT, TORCHRUN, assert_same, backbone, train
 from tests.results.synthetic import pretraining_run
 
@@ -219,7 +219,7 @@ def test_bad_settings_are_refused_before_training(images, tmp_path, override, me
 )
 def test_numbers_out_of_range_are_named_before_anything_is_built(override, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        configuration("shapes_r18", override.split(), "runs/none")
+        begun("shapes_r18", override.split(), "runs/none")
 
 
 @pytest.mark.parametrize("seed", [-1, 0, 2**32 - 1, 2**32, 10**23])
@@ -232,9 +232,9 @@ def test_seeds_are_those_that_the_generators_take(seed):
         with pytest.raises(
             UserError, match=r"seed is .*expected a whole number from 0 to 42949672"
         ):
-            configuration("shapes_r18", [f"seed={seed}"], "runs/none")
+            begun("shapes_r18", [f"seed={seed}"], "runs/none")
     else:
-        assert configuration("shapes_r18", [f"seed={seed}"], "runs/none").seed == seed
+        assert begun("shapes_r18", [f"seed={seed}"], "runs/none").seed == seed
     finally:
         np.random.set_state(state)
 
@@ -292,16 +292,16 @@ def test_a_run_that_is_there_keeps_what_it_began_with(tmp_path):
     """Manifests of earlier versions lack keys; their runs were made by the defaults of then."""
     output = str(tmp_path / "run")
     given = ["data.name=mine", "data.root=images"]
-    assert configuration("shapes_r18", given, output).data.exif_orientation
+    assert begun("shapes_r18", given, output).data.exif_orientation
     run = pretraining_run(tmp_path, "run")
-    config = dataclasses.asdict(configuration("shapes_r18", given, output))
+    config = dataclasses.asdict(begun("shapes_r18", given, output))
     del config["data"]["exif_orientation"]
     run.manifest.config = config
     run.save()
-    goes_on = configuration("shapes_r18", given, output)
+    goes_on = begun("shapes_r18", given, output)
     assert not goes_on.data.exif_orientation
     assert not changes_of(output, "pretrain", dataclasses.asdict(goes_on))
-    other = configuration("shapes_r18", [*given, "data.exif_orientation=true"], output)
+    other = begun("shapes_r18", [*given, "data.exif_orientation=true"], output)
     assert changes_of(output, "pretrain", dataclasses.asdict(other)) == {
         "data.exif_orientation": {"before": False, "now": True}
     }

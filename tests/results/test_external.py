@@ -10,6 +10,7 @@ import yaml
 from intl_transfer.errors import UserError
 from intl_transfer.results import build_tables, collect, render
 from intl_transfer.results.external import _named
+from intl_transfer.results.significance import compare_with_baseline
 from tests.results.synthetic import detection_run, external_config, external_run
 
 LOG = """\
@@ -144,7 +145,10 @@ def test_voc_and_several_test_sets(tmp_path):
     line = {"iteration": 24000, "voc_2007_test/bbox/AP": 57.0, "voc_2007_test/bbox/AP50": 82.4}
     line |= {"voc_2007_test/bbox/AP75": 63.6, "x/bbox/AP": 99.0}
     (folder / "metrics.json").write_text(json.dumps(line))
-    run = only(collect([tmp_path]))
+    found = collect([tmp_path])
+    run = only(found)
+    (problem,) = found.problems  # what has no row is said
+    assert problem.endswith("metrics of the first, voc_2007_test, and not those of x")
     assert run.comparable[:3] == ("voc_2007_test", "Faster R-CNN resnet50-C4", "24k")
     assert [run.metric("voc", m) for m in ("AP50", "AP", "AP75")] == [82.4, 57.0, 63.6]
 
@@ -169,6 +173,23 @@ def test_labels(tmp_path):
     assert "seed is 'many', expected a number" in collect([tmp_path]).problems[0]
     with pytest.raises(UserError, match=r"--label: no Detectron2 folder at .*absent"):
         collect([tmp_path], {tmp_path / "absent": "x"})
+
+
+def test_a_seed_that_nobody_states_is_not_paired(tmp_path):
+    """Two rows of runs that are seed 1 and an unknown one: these do not share two seeds."""
+    for method, ap in (("a", 30.0), ("b", 33.0)):
+        for name, more in (("", 0.0), ("_seed1", 0.2)):
+            folder = external_run(tmp_path / method, f"{method}{name}", ap + more)
+            (folder / "label.yaml").write_text(f"method: {method}")
+    found = collect([tmp_path])
+    assert sorted((run.path.name, run.seed) for run in found.runs) == [
+        *(("a", None), ("a_seed1", 1)),
+        *(("b", None), ("b_seed1", 1)),
+    ]
+    (table,) = compare_with_baseline(build_tables(found), "a")
+    (row,) = [row for row in table.rows if not row.baseline]
+    assert {mark.comparison.test for mark in row.marks.values()} == {"welch"}
+    assert row.metrics["box", "AP"].seeds == ()
 
 
 @pytest.mark.parametrize(

@@ -304,6 +304,19 @@ def test_batch_norms_of_a_run_that_changed_its_processes(tmp_path):
     assert len(tables(tmp_path)) == 2
 
 
+def test_batch_norms_of_a_run_that_does_not_state_its_processes(tmp_path):
+    config = {"MODEL": {"RESNETS": {"NORM": "BN"}}}
+    for index, size in enumerate((8, None)):
+        run = detection_run(tmp_path, f"run{index}", seed=index, config=config)
+        first = run.manifest.sessions[0]
+        run.manifest.sessions = [first.model_copy(update={"world_size": size})] * 2
+        run.save()
+    (table,) = tables(tmp_path)
+    (row,) = table.rows
+    assert (row.n, len(table.rows)) == (2, 1)
+    assert any("batch_norm.processes" in note for note in row.notes)
+
+
 def test_runs_of_two_folders_with_one_name_are_exported_each(tmp_path):
     for folder, ap in (("one", 30.0), ("two", 40.0)):
         detection_run(tmp_path / folder, "coco", ap, seed=int(ap))

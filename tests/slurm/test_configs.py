@@ -29,7 +29,7 @@ from detection.config import load_config
 from detection.weights import set_by_user
 from intl_transfer.data.detection_roles import mask_setting
 from intl_transfer.evaluation.command import configuration as evaluation
-from pretrain.train import configuration as pretraining
+from pretrain.train import begun as pretraining
 from pathlib import Path
 
 def read(stage, path):
