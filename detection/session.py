@@ -22,6 +22,7 @@ from detection.trainer import ADVICE, Trainer
 from intl_transfer.conversion.pipeline import initialization as described
 from intl_transfer.devices import set_numerics
 from intl_transfer.errors import UserError
+from intl_transfer.files.names import without_endings
 from intl_transfer.runs import (
     MANIFEST,
     RunDirectory,
@@ -157,7 +158,7 @@ def open_run(
     return RunDirectory.start(
         cfg.OUTPUT_DIR,
         stage="detection",
-        name=f"{name} from {start.method or Path(cfg.MODEL.WEIGHTS).stem} seed {cfg.SEED}",
+        name=f"{name} from {start.method or without_endings(cfg.MODEL.WEIGHTS)} seed {cfg.SEED}",
         config_name=name,
         config=as_dict(cfg),
         seed=cfg.SEED,

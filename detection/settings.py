@@ -15,6 +15,7 @@ from detection.scaling import batch_that_fits, scale_to_batch
 from intl_transfer.data.detection_roles import as_literal
 from intl_transfer.devices import Gpus, gpus
 from intl_transfer.errors import UserError
+from intl_transfer.files.names import without_endings
 from intl_transfer.runs import MANIFEST, read_manifest
 from intl_transfer.runs.config import SEEDS, config_name
 
@@ -111,11 +112,12 @@ def resolve(arguments: argparse.Namespace, own: Any = None) -> Any:
     elif arguments.eval_only and "OUTPUT_DIR" not in arguments.opts[::2]:
         # Never the run's own folder, which contains its own evaluation.
         file = Path(weights).resolve()
-        word = file.parent.name if file.stem == "model_final" else file.stem
+        word = without_endings(file)
+        word = file.parent.name if word == "model_final" else word
         cfg.OUTPUT_DIR = f"runs/evaluation/{word}_on_{'_'.join(cfg.DATASETS.TEST)}"
     elif cfg.OUTPUT_DIR == "./output":  # Detectron2's default: all runs in one folder
         name = config_name(arguments.config)
-        cfg.OUTPUT_DIR = f"runs/detection/{name}_{Path(weights).stem}_seed{cfg.SEED}"
+        cfg.OUTPUT_DIR = f"runs/detection/{name}_{without_endings(weights)}_seed{cfg.SEED}"
     cfg.MODEL.WEIGHTS = "" if weights == RANDOM else weights
     if arguments.norm is not None:
         cfg.MODEL.RESNETS.NORM = arguments.norm

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from intl_transfer.conversion.audit import has_small_stem
@@ -12,6 +11,7 @@ from intl_transfer.conversion.backbone import Backbone
 from intl_transfer.conversion.evidence import given_by_user
 from intl_transfer.conversion.settings import PIXELS, Settings
 from intl_transfer.errors import UserError
+from intl_transfer.files.names import without_endings
 from intl_transfer.models import Stem
 
 
@@ -70,7 +70,8 @@ def with_metadata(backbone: Backbone, metadata: CheckpointMetadata) -> Backbone:
                 f"{backbone.source_path} already states that it is from run{named}; leave --name, "
                 "--epochs and --pretraining-dataset away"
             )
-        name = metadata.name or Path(backbone.source_path).stem
+        stated = run or {}  # by an earlier conversion
+        name = metadata.name or stated.get("name") or without_endings(backbone.source_path)
         if metadata.epochs is not None:
             _check_fact(backbone, "epochs", "--epochs", metadata.epochs, backbone.epochs)
             if not _is_known(backbone, "epochs"):
@@ -81,8 +82,8 @@ def with_metadata(backbone: Backbone, metadata: CheckpointMetadata) -> Backbone:
             "name": name,
             "config_name": name,
             "epochs": "?" if epochs is None else epochs,
-            "dataset": metadata.dataset or "unknown data",
-            "seed": None,
+            "dataset": metadata.dataset or stated.get("dataset") or "unknown data",
+            "seed": stated.get("seed"),
         }
         if metadata.dataset is not None:
             sources["dataset"] = given_by_user("--pretraining-dataset")

@@ -16,14 +16,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from intl_transfer.files.names import without_endings
 from intl_transfer.places import config_folder
 
 if TYPE_CHECKING:
     from intl_transfer.evaluation.config import EvaluationConfig, Expectation
 
 CONFIGS = config_folder("evaluation")
-#: Endings of checkpoints, which are not part of their names.
-_ENDINGS = (".pth", ".pt", ".tar", ".ckpt", ".safetensors", ".bin", ".pkl", ".npz", ".zip", ".gz")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -161,7 +160,4 @@ def weights_label(weights: str) -> str:
     inside = path.is_file() and (path.parent / "manifest.json").exists()
     if inside or path.is_dir():
         return path.parent.name if inside else path.name
-    # `intl_lr0.1.pth` and `intl_lr0.2.pth` are two, `moco.pth.tar` has two endings.
-    while path.suffix in _ENDINGS:
-        path = path.with_suffix("")
-    return path.name
+    return without_endings(path)

@@ -30,7 +30,7 @@ from intl_transfer.results.published import (
     published_small,
 )
 from intl_transfer.results.rows import Column, Metrics, Row, Table
-from intl_transfer.results.run import Run
+from intl_transfer.results.run import IMAGENET, Run, set_name
 from intl_transfer.results.starts import (
     assumed_note,
     initialization_of,
@@ -51,7 +51,6 @@ from intl_transfer.runs.wording import apart, in_words
 #: The small data sets of the literature, on ResNet-18, and their columns.
 SMALL = ("cifar10", "cifar100", "imagenet100")
 SMALL_METRICS = ("top-1", "5-NN", "top-5")
-_IMAGENET = ("imagenet", "imagenet1k", "imagenet-1k")
 _EPOCHS_IN_NAME = re.compile(r"_ep\d+")
 _AT_THE_END = "k-NN as measured at the end of pretraining"
 _OTHER_IMAGES = "on other images than the evaluations"
@@ -106,8 +105,7 @@ class _Sample:
     @property
     def dataset(self) -> str:
         """Its name, in one spelling."""
-        name = self.results.dataset.name
-        return _IMAGENET[0] if name.lower() in _IMAGENET else name
+        return set_name(self.results.dataset.name)
 
     @property
     def backbone(self) -> str:
@@ -159,7 +157,7 @@ def classification_tables(collection: Collection, published: bool = False) -> li
     small, others = [], defaultdict(list)
     for sample in samples:
         where = (sample.kind, sample.backbone)
-        imagenet = sample.dataset == _IMAGENET[0]
+        imagenet = sample.dataset == IMAGENET[0]
         known = sample.kind == "linear" or (
             sample.kind == "knn" and sample.protocol.startswith("k = 5")
         )

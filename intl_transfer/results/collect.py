@@ -24,7 +24,7 @@ from intl_transfer.results.reading import (
     records_of,
     state_of,
 )
-from intl_transfer.results.run import Run
+from intl_transfer.results.run import Run, set_name
 from intl_transfer.results.starts import start_of, with_keys
 from intl_transfer.runs import MANIFEST, RESULTS
 from intl_transfer.runs.records import (
@@ -455,5 +455,5 @@ def _plan(run: Run) -> tuple[Any, ...]:
     if isinstance(results, EvaluationResults):
         network = comparable(results.architecture.as_json())
         protocol = comparable(results.protocol)
-        return (results.kind, protocol, results.dataset.name, network)
+        return (results.kind, protocol, set_name(results.dataset.name), network)
     return run.comparable

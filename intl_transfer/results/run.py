@@ -16,6 +16,8 @@ from intl_transfer.runs.settings import CHANGED, below, deciding, flatten
 METRICS = ("AP50", "AP", "AP75")
 #: Tasks in that order; others follow by name.
 TASKS = ("box", "mask", "voc")
+#: Spellings of ImageNet's name, the first of them standard.
+IMAGENET = ("imagenet", "imagenet1k", "imagenet-1k")
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ class Run:
             found |= {f"protocol.{key}": value for key, value in results.protocol.items()}
         found |= told_apart(found, self.manifest.id or str(self.path))
         found |= flatten(results.settings)
+        if isinstance(found.get("data.name"), str):
+            found["data.name"] = set_name(found["data.name"])
         facts: dict[str, Any] = {
             name: images.as_json() for name, images in self.manifest.dataset.items()
         }
@@ -140,6 +144,11 @@ class Run:
         values: Any = self.results.metrics.get(task)
         value = values.get(metric) if isinstance(values, Mapping) else None
         return None if value is None else float(value)
+
+
+def set_name(name: str) -> str:
+    """The name of a data set of classification, in one spelling."""
+    return IMAGENET[0] if name.lower() in IMAGENET else name
 
 
 def told_apart(settings: Mapping[str, Any], run: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 from intl_transfer.conversion.settings import from_statistics
 from intl_transfer.data.statistics import statistics_of
 from intl_transfer.errors import UserError
+from intl_transfer.files.names import without_endings
 from intl_transfer.methods import METHODS
 from intl_transfer.results.run import Run, Start, told_apart
 from intl_transfer.runs.changes import decided
@@ -156,7 +157,7 @@ def settings_of_pretraining(manifest: Manifest) -> dict[str, Any]:
 def _word(provenance: Provenance, origin: PretrainRun) -> str:
     """The name of a weights file or its run."""
     path = Path(provenance.source_path or "")
-    stem = path.name.split(".")[0]
+    stem = without_endings(path)
     # Names that the files of every run have; the folder is more informative.
     generic = stem in ("backbone", "checkpoint", "model_final", "model") or stem.startswith("step_")
     return origin.name or (path.parent.name if generic else stem)
@@ -172,7 +173,7 @@ def _detail(
     if initialization.kind == "random" or is_known:
         return ""
     # Without a name, different weights are different rows.
-    stem = Path(provenance.source_path or "").name.split(".")[0]
+    stem = without_endings(provenance.source_path or "")
     sha = initialization.weights_sha256
     return stem or f"weights {sha[:8] if sha else 'not stated'}"
 

@@ -552,6 +552,20 @@ def test_a_run_without_a_name_is_called_by_its_id(tmp_path, run):
         )
 
 
+def test_what_an_earlier_conversion_was_told_stays_beside_what_is_told_now(tmp_path):
+    first = CheckpointMetadata(name="mine_lr0.1", dataset="my images")
+    network = torchvision.models.resnet18()
+    network(torch.rand(4, 3, 64, 64))  # statistics of its batch norms are no longer the first
+    file, once = saved(tmp_path / "in_v0.2.pth.tar", network.state_dict()), tmp_path / "once.pth"
+    convert(file, once, given=first)
+    for given, name in ((CheckpointMetadata(epochs=7), "mine_lr0.1"), (first, "mine_lr0.1")):
+        run = with_metadata(read_backbone(once), given).pretrain_run
+        assert (run["name"], run["dataset"]) == (name, "my images")
+        assert run["epochs"] == (7 if given.epochs else "?")
+    unnamed = with_metadata(read_backbone(file), CheckpointMetadata(epochs=7)).pretrain_run
+    assert (unnamed["name"], unnamed["dataset"]) == ("in_v0.2", "unknown data")
+
+
 @pytest.mark.parametrize(
     ("told", "message"),
     [

@@ -245,6 +245,17 @@ def test_protocols_are_told_apart_over_all_spellings_of_a_data_set(tmp_path):
     assert found == {"momentum 0.5)": (60.0, 60.0), "momentum 0.9)": (70.0, 70.0)}
 
 
+def test_a_repeat_under_another_spelling_of_a_data_set_is_one(tmp_path):
+    for index, name in enumerate(("imagenet", "ImageNet-1k")):
+        run = evaluation_run(tmp_path, f"{index}", dataset=name, backbone="resnet50", seed=0)
+        run.manifest.config |= {"data": {"name": name}}
+        run.manifest.ended = f"2026-01-0{index + 1}T00:00:00+00:00"
+        run.save()
+    found = collect([tmp_path], cache=False)
+    assert [run.path.name for run in found.evaluations] == ["1"]
+    assert "repeats" in found.problems[0]
+
+
 def shipped(root, recipe, *overrides, epochs, sha, top1, **changes):
     """A linear evaluation of a pretraining by a configuration of this project."""
     config = load_config(PretrainConfig, recipe, overrides, CONFIGS / "pretrain")
