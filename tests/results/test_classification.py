@@ -51,6 +51,18 @@ def test_protocols_of_evaluation_are_not_mixed(tmp_path):
     assert len(tables_of(tmp_path)) == 2
 
 
+def test_fifty_neighbors_are_not_five(tmp_path):
+    """Their column is that of 5-NN in the literature."""
+    evaluation_run(tmp_path, "k50", kind="knn", protocol={"k": 50}, top1=70.0)
+    (table,) = tables_of(tmp_path)
+    assert "5-NN" not in {metric for _, metric in table.columns()}
+    assert "k = 50" in table.title
+    evaluation_run(tmp_path, "k5", kind="knn", protocol={"k": 5}, top1=80.0)
+    small, other = sorted(tables_of(tmp_path), key=lambda table: "k = 50" in table.title)
+    assert small.rows[0].metrics["cifar10", "5-NN"].values == (80.0,)
+    assert other.rows[0].metrics["k-NN", "top-1"].values == (70.0,)
+
+
 def test_few_labels(tmp_path):
     for percent, top1 in ((1, 50.0), (10, 65.0)):
         protocol = {"epochs": 20, "labels_percent": percent}
