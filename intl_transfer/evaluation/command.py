@@ -146,11 +146,10 @@ def configuration(
     """
     from intl_transfer.evaluation.checks import check
     from intl_transfer.evaluation.config import EvaluationConfig
-    from intl_transfer.runs.config import check_effects, load_config
+    from intl_transfer.runs.config import load_config
 
     config = load_config(EvaluationConfig, name, overrides, CONFIGS, defaults, own=("expected",))
     check(config)
-    check_effects("evaluation", config, overrides)
     return config
 
 
