@@ -77,7 +77,7 @@ def main() -> int:
     with Boundary(AGAIN) as boundary:
         config = begun(arguments.config, arguments.overrides, arguments.output_dir)
         with process_group(config.engine.device) as ranks, ExitStack() as stack:
-            folder = Path(config.output_dir or "")  # which `configuration` has set
+            folder = Path(config.output_dir or "")  # which `begun` has set
             if ranks.is_main:
                 stack.enter_context(directory_lock(folder))
             boundary.folder = folder
