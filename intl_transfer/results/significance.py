@@ -12,7 +12,12 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from intl_transfer.errors import UserError, did_you_mean
-from intl_transfer.results.power import pooled_spread, primary_columns, resolvable
+from intl_transfer.results.power import (
+    pooled_spread,
+    primary_columns,
+    resolvable,
+    summaries_of,
+)
 from intl_transfer.results.rounding import rounded
 from intl_transfer.results.rows import Column, Mark, Row, Table
 from intl_transfer.results.statistics import Comparison, TestMethod, compare, holm, level
@@ -52,7 +57,7 @@ def compare_with_baseline(
 
 
 def _compared(table: Table, baseline: str, method: TestMethod) -> Table:
-    measured = [row for row in table.rows if not (row.published or row.control)]
+    measured = [row for row in table.rows if row.compared]
     chosen = _baseline(table, measured, baseline)
     found: dict[int, dict[Column, Mark]] = {}
     for column in primary_columns(table):
@@ -82,14 +87,14 @@ def mark_best(tables: Sequence[Table], baseline: str | None = None) -> list[Tabl
 
 
 def _marked(table: Table, baseline: str | None) -> Table:
-    measured = [row for row in table.rows if not (row.published or row.control)]
+    measured = [row for row in table.rows if row.compared]
     best = _best(table, measured)
     rows = []
     for row in table.rows:
         marks = dict(row.marks)
         for column, mean in best.items():
             summary = row.metrics.get(column)
-            if row.published or row.control or summary is None:
+            if not row.compared or summary is None:
                 continue
             if level(summary.mean) == mean:
                 alone = summary.n == 1 and _most(measured, column) > 1
@@ -228,7 +233,7 @@ def _names(table: Table, columns: Sequence[Column]) -> str:
 
 def _limit(table: Table, rows: Sequence[Row], column: Column) -> str | None:
     """The differences that a column's seeds cannot resolve, from the rows' spread."""
-    found = [row.metrics[column] for row in rows if not row.published and column in row.metrics]
+    found = summaries_of(rows, column)
     pooled = pooled_spread(found)
     if pooled is None:
         return None
