@@ -88,11 +88,6 @@ def _build_tables(collection: Collection, published: bool, options: TableOptions
         tables = measured_tables(collection.runs, options.lr_selection)
     if "classification" in options.kinds:
         more = classification_tables(collection, published)
-    if options.baseline is not None:
-        # Before joining and selection, which must not affect the claims.
-        both = [with_words(table) for table in (*tables, *more)]
-        both = compare_with_baseline(both, options.baseline, options.test)
-        tables, more = both[: len(tables)], both[len(tables) :]
     conditions = conditions_of(options.rows)
     # By data set and protocol, before joining: `schedule=1x` refers only to COCO's columns.
     tables = [table for table in tables if fits(table, conditions)]
@@ -103,9 +98,13 @@ def _build_tables(collection: Collection, published: bool, options: TableOptions
     if published and "detection" in options.kinds:
         tables = with_published(tables, options.layout, lambda table: fits(table, conditions))
     tables = [with_words(table) for table in (*tables, *more)]
+    if options.baseline is not None:
+        # By the names that are shown, before the selection of rows and columns, which must not
+        # affect the claims; those on one column do not depend on what is beside it.
+        tables = compare_with_baseline(tables, options.baseline, options.test)
     tables = choose_rows(tables, conditions)
     if conditions and not tables:
-        everything = dataclasses.replace(options, rows=(), columns=(), sort=None)
+        everything = dataclasses.replace(options, rows=(), columns=(), sort=None, baseline=None)
         if all_tables := _build_tables(collection, published, everything):
             raise nothing_fits(all_tables, conditions)
     tables = choose_columns(tables, options.columns)
