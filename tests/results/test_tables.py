@@ -453,6 +453,35 @@ def test_rows_by_conditions(standard):
         methods("INTL")
 
 
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        ("method={},b?", {0, 1}),
+        ("method=b?,{}", {0, 1}),
+        ("method!={}", {1, 2}),
+        ("method!=b?, {}", {2}),
+        ("method!=bz", None),
+        ("method!=b?,c*", None),
+        ("schedule!=2x", None),
+        ("source!=external", {0, 1, 2}),
+    ],
+)
+@pytest.mark.parametrize("name", ["INTL, iterations 8", "SimCLR [ours]", "a*"])
+def test_names_are_names_before_they_are_patterns(tmp_path, name, condition, expected):
+    """Whatever they contain; what excludes nothing is refused, with what is near."""
+    names = [name, "bx", f"{name}z"]
+    for index, method in enumerate(names):
+        start = start_of(method, f"{index}" * 64)
+        detection_run(tmp_path, f"{index}", 30.0 + index, initialization=start)
+    condition = condition.format(name)
+    if expected is None:
+        with pytest.raises(UserError, match=r"so nothing is excluded by it\..* here: "):
+            tables_of(tmp_path, rows=(condition,))
+        return
+    (table,) = tables_of(tmp_path, rows=(condition,))
+    assert {row.method for row in table.rows} == {names[index] for index in expected}
+
+
 def test_sorting(tmp_path):
     for method, ap in (("b", 30.0), ("C", 40.0), ("a", 20.0)):
         detection_run(tmp_path, method, ap, method=method)
