@@ -17,7 +17,7 @@ from intl_transfer.evaluation.config import CLASSIFIER, EvaluationConfig
 from intl_transfer.runs.aliases import standard_keys
 from intl_transfer.runs.config import load_config
 from intl_transfer.runs.controls import ControlConfig
-from intl_transfer.runs.settings import deciding, fingerprint
+from intl_transfer.runs.settings import deciding, fingerprint, select
 from pretrain.checks import configuration as pretraining_configuration
 from pretrain.config import PretrainConfig
 from slurm.convert import command as conversion
@@ -200,8 +200,9 @@ def _check_distinct(benchmark: Benchmark, name: str) -> None:
         elif start.pretrain is not None:
             made = fingerprint(deciding("pretrain", dataclasses.asdict(pretraining_config(start))))
         elif start.supervised is not None:
-            settings = dataclasses.asdict(supervised_config(start))
-            made = "supervised", fingerprint(deciding("evaluation", settings))
+            config = dataclasses.asdict(supervised_config(start))
+            settings = select("evaluation", config, "decides", "weights", "control")
+            made = "supervised", fingerprint(settings)
         if made in seen:
             raise UserError(
                 f"{name}: initializations.{key} is the same experiment as {seen[made]}: no setting "

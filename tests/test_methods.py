@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from intl_transfer.errors import UserError
 from intl_transfer.methods import METHODS
+from intl_transfer.runs.settings import deciding
 from intl_transfer.runs.wording import method_title
 from intl_transfer.spectral import (
     PowerTransform,
@@ -61,6 +63,19 @@ def test_a_row_is_the_loss_that_the_library_has(name):
     mine, theirs = (torch.autograd.grad(value, views[1])[0] for value in (found, expected))
     torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
     assert set(parts) == ({"mismatch", "trace_loss"} if METHODS[name].is_iternorm else set())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_weights_of_the_trace_loss_with_one_meaning_are_one_setting(name):
+    """Null and 0 are one row where they are one loss, and only there."""
+    views = [torch.randn(32, 8, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    losses, decided = [], []
+    config = configured(f"method={name}", *LOSSES[name][0])
+    for weight in (None, 0.0):
+        config.loss.trace_weight = weight
+        losses.append(float(METHODS[name].loss(views, config.loss, 32, {})))
+        decided.append(deciding("pretrain", dataclasses.asdict(config)))
+    assert (decided[0] == decided[1]) is (losses[0] == losses[1])
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -35,7 +35,7 @@ from intl_transfer.runs.records import (
     Manifest,
     PretrainResults,
 )
-from intl_transfer.runs.settings import comparable, differences
+from intl_transfer.runs.settings import comparable, differences, fingerprint
 
 #: Seconds without output after which a run with status running counts as stalled. An evaluation
 #: writes nothing while it is in progress.
@@ -254,12 +254,13 @@ _FURTHER = ("inconsistent", "stalled", "running", "failed", "interrupted", "fini
 def _without_copies(entries: list[Entry], found: Collection) -> list[Entry]:
     """Of copies of one run, keeps the most advanced; the others are reported.
 
-    Folders with the same run id are copies if their contents agree; otherwise all count.
+    Folders with the same run id are copies if their contents agree; otherwise all count. So are
+    folders without an id that agree in everything, to the last digit of every metric.
     """
     alike: dict[str, list[Entry]] = {}
     kept = []
     for entry in entries:
-        identity = "" if entry.manifest is None else entry.manifest.id
+        identity = _identity(entry)
         if identity:
             alike.setdefault(identity, []).append(entry)
         else:
@@ -285,6 +286,17 @@ def _without_copies(entries: list[Entry], found: Collection) -> list[Entry]:
                 others.append(other)
             members = others
     return kept
+
+
+def _identity(entry: Entry) -> str:
+    """A run's id; of external results, which have none, a digest of all that they state."""
+    if entry.manifest is None or entry.manifest.id:
+        return "" if entry.manifest is None else entry.manifest.id
+    if entry.results is None:
+        return ""
+    # A copy may have another folder's name.
+    stated = {key: value for key, value in entry.manifest_json.items() if key != "name"}
+    return fingerprint({"manifest": stated, "results": entry.results_json})
 
 
 def _order(entry: Entry, members: Sequence[Entry]) -> tuple[int, bool, int, str]:

@@ -68,7 +68,8 @@ def _runs(tables: Sequence[Table], text: Text) -> Iterator[tuple[dict[str, Any],
 
 
 def _name(described: dict[str, Any]) -> str:
-    return f"{described['initialization']}, {described['dataset']}, seed {described['seed']}"
+    seed = described.get("seed", "not stated")
+    return f"{described['initialization']}, {described['dataset']}, seed {seed}"
 
 
 def _to_mlflow(tables: Sequence[Table], target: str, text: Text) -> str:

@@ -51,7 +51,8 @@ _TASKS = {
     "sem_seg": "semantic",
     "panoptic_seg": "panoptic",
 }
-_SEED_IN_NAME = re.compile(r"[-_. ]?(?:seed|run|trial|s)[-_]?(\d{1,6})$", re.IGNORECASE)
+# After a separator: the `s` of `epochs100` or `views2` is no seed's.
+_SEED_IN_NAME = re.compile(r"[-_. ](?:seed|run|trial|s)[-_]?(\d{1,6})$", re.IGNORECASE)
 
 
 def looks_external(names: Mapping[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -29,6 +29,9 @@ _TEXT_KEYS = ("method", "pretraining")
 _MOST_VALUES = 20
 
 
+_SOURCES = ("measured", "external", "published")
+
+
 @dataclass(frozen=True)
 class Condition:
     """A condition on a row, or on its table.
@@ -38,25 +41,78 @@ class Condition:
         positive: False for a negated condition.
         patterns: shell patterns, of which one must match.
         text: as the user wrote it.
+        names: values, of which one may be equal instead.
     """
 
     key: str
     positive: bool
     patterns: tuple[str, ...]
     text: str
+    names: tuple[str, ...] = ()
 
     def holds(self, value: str) -> bool:
         """Whether a value matches."""
-        return any(fnmatchcase(value, pattern) for pattern in self.patterns) == self.positive
+        return (
+            value in self.names or any(fnmatchcase(value, pattern) for pattern in self.patterns)
+        ) == self.positive
+
+    def among(self, values: Collection[str]) -> Condition:
+        """The condition with what is one of some values as a name, not as patterns.
+
+        Names contain commas, which separate patterns, and brackets, which patterns have for sets
+        of characters.
+
+        Args:
+            values: all that there are.
+        """
+        words = self.text.partition("=")[2].split(",")
+        names, patterns, at = [], [], 0
+        while at < len(words):
+            whole = [
+                end for end in range(at + 1, len(words) + 1) if _joined(words[at:end]) in values
+            ]
+            end = max(whole, default=at + 1)
+            (names if whole else patterns).append(_joined(words[at:end]))
+            at = end
+        if self.key == "source":
+            patterns = [ALIASES.get(word, word) for word in patterns]
+        return dataclasses.replace(self, names=tuple(names), patterns=tuple(patterns))
+
+    def unmatched(self, values: Collection[str]) -> list[str]:
+        """The patterns that fit none of some values."""
+        return [one for one in self.patterns if not any(fnmatchcase(v, one) for v in values)]
 
 
-def conditions_of(selected: Sequence[str]) -> list[Condition]:
+def _joined(words: Sequence[str]) -> str:
+    return ",".join(words).strip()
+
+
+def conditions_of(selected: Sequence[str], tables: Sequence[Table] = ()) -> list[Condition]:
     """Conditions from ``KEY=PATTERN[,PATTERN...]`` or ``KEY!=PATTERN[,...]``.
+
+    Args:
+        selected: as the user wrote them.
+        tables: all, whose values are names.
 
     Raises:
         UserError: for an invalid condition, or an unknown key.
     """
-    return [_condition(text) for text in selected]
+    return [_among(tables, _condition(text)) for text in selected]
+
+
+def _among(tables: Sequence[Table], condition: Condition) -> Condition:
+    return condition.among(_values(tables, condition.key))
+
+
+def _values(tables: Sequence[Table], key: str) -> list[str]:
+    """All values of a key, sorted."""
+    found: set[str] = set()
+    for table in tables:
+        if key in _TABLE_KEYS:
+            found |= set(_TABLE_KEYS[key](table).split(" + "))
+        else:
+            found |= {_ROW_KEYS[key](row) for row in table.rows}
+    return sorted(found - {""})
 
 
 def fits(table: Table, conditions: Sequence[Condition]) -> bool:
@@ -88,12 +144,11 @@ def choose_rows(tables: Sequence[Table], conditions: Sequence[Condition]) -> lis
         tables: any.
         conditions: those on tables are ignored.
     """
+    conditions = [_among(tables, one) for one in conditions if one.key in _ROW_KEYS]
     chosen = []
     for table in tables:
         rows = [
-            row
-            for row in table.rows
-            if all(c.holds(_ROW_KEYS[c.key](row)) for c in conditions if c.key in _ROW_KEYS)
+            row for row in table.rows if all(c.holds(_ROW_KEYS[c.key](row)) for c in conditions)
         ]
         if rows:
             chosen.append(dataclasses.replace(table, rows=rows))
@@ -109,25 +164,43 @@ def nothing_fits(tables: Sequence[Table], conditions: Sequence[Condition]) -> Us
     """
     lines = []
     for condition in conditions:
-        values: dict[str, None] = {}
-        for table in tables:
-            if condition.key in _TABLE_KEYS:
-                values |= dict.fromkeys(_TABLE_KEYS[condition.key](table).split(" + "))
-            else:
-                values |= dict.fromkeys(_ROW_KEYS[condition.key](row) for row in table.rows)
-        known = sorted(value for value in values if value)
-        if not any(map(condition.holds, known)):
-            listed = ", ".join(known[:_MOST_VALUES])
-            more = f" and {len(known) - _MOST_VALUES} more" if len(known) > _MOST_VALUES else ""
-            hint = did_you_mean(condition.patterns[0], known)
-            lines.append(
-                f"--rows {condition.text}: no row fits.{hint} Values of {condition.key} here: "
-                f"{listed or 'none'}{more}"
-            )
+        known = _values(tables, condition.key)
+        if not any(map(condition.among(known).holds, known)):
+            lines.append(f"--rows {condition.text}: no row fits.{_known(condition, known)}")
     if not lines:
         texts = " ".join(f"--rows {condition.text}" for condition in conditions)
         lines = [f"{texts}: each fits some rows, but no row fits all of them"]
     return UserError("; ".join(lines))
+
+
+def excluding_nothing(tables: Sequence[Table], conditions: Sequence[Condition]) -> str:
+    """The error message of negated conditions with words that fit no value; "" if all fit one.
+
+    Args:
+        tables: any.
+        conditions: any.
+    """
+    lines = []
+    for condition in conditions:
+        known = _values(tables, condition.key)
+        # A source need not be there: these three are all that can be.
+        every = [*known, *(_SOURCES if condition.key == "source" else ())]
+        unmatched = [] if condition.positive else condition.among(every).unmatched(every)
+        if unmatched:
+            lines.append(
+                f"--rows {condition.text}: no row fits '{', '.join(unmatched)}', so nothing is "
+                f"excluded by it.{_known(condition, known)}"
+            )
+    return "; ".join(lines)
+
+
+def _known(condition: Condition, values: Sequence[str]) -> str:
+    """What is near a condition's words, and the values that there are, for messages."""
+    whole = condition.text.partition("=")[2].strip()
+    hint = did_you_mean(whole, values) or did_you_mean(whole.split(",")[0], values)
+    listed = ", ".join(values[:_MOST_VALUES]) or "none"
+    more = f" and {len(values) - _MOST_VALUES} more" if len(values) > _MOST_VALUES else ""
+    return f"{hint} Values of {condition.key} here: {listed}{more}"
 
 
 def _condition(text: str) -> Condition:
@@ -139,10 +212,7 @@ def _condition(text: str) -> Condition:
     if key not in _KEYS:
         hint = did_you_mean(key, _KEYS)
         raise UserError(f"--rows {text}: no key '{key}'.{hint} Known: {', '.join(_KEYS)}")
-    words = tuple(pattern.strip() for pattern in patterns.split(","))
-    if key == "source":
-        words = tuple(ALIASES.get(word, word) for word in words)
-    return Condition(key, positive, words, text)
+    return Condition(key, positive, (), text).among(())
 
 
 def choose_columns(tables: Sequence[Table], selected: Sequence[str]) -> list[Table]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from intl_transfer.results.rounding import rounded
-from intl_transfer.results.rows import Column, Table
+from intl_transfer.results.rows import Column, Row, Table
 from intl_transfer.results.statistics import Summary
 
 ALPHA, POWER = 0.05, 0.8
@@ -36,6 +36,11 @@ def primary_columns(table: Table) -> list[Column]:
         if known or metrics:
             found.append((task, (known or metrics)[0]))
     return found
+
+
+def summaries_of(rows: Sequence[Row], column: Column) -> list[Summary]:
+    """A column's summaries of the rows that are compared."""
+    return [row.metrics[column] for row in rows if row.compared and column in row.metrics]
 
 
 def pooled_spread(summaries: Sequence[Summary]) -> tuple[float, int] | None:
@@ -124,15 +129,14 @@ def power_report(tables: Sequence[Table]) -> str:
     """For each table and tested column: its spread, resolved differences, needed repetitions.
 
     Args:
-        tables: only measured ones are used.
+        tables: only rows that are compared are used: measured, and no controls.
     """
     from tabulate import tabulate
 
     lines: list[list[str]] = []
     for table in tables:
         for column in primary_columns(table):
-            rows = [row for row in table.rows if not row.published]
-            summaries = [row.metrics[column] for row in rows if column in row.metrics]
+            summaries = summaries_of(table.rows, column)
             found = pooled_spread(summaries)
             if found is None:
                 continue

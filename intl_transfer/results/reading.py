@@ -59,6 +59,13 @@ class Entry:
         """``pretrain``, ``detection``, ``evaluation``, or "" if unknown."""
         return self.manifest.stage if self.manifest else ""
 
+    @property
+    def seed(self) -> int | None:
+        """None if nobody stated it; an external folder does so with its results."""
+        if self.results is not None:
+            return self.results.known_seed
+        return None if self.manifest is None or self.external else self.manifest.seed
+
 
 def check_plain(path: Path, status: os.stat_result, limited: bool = True) -> None:
     """Refuses anything but a regular file of limited size, before opening it.

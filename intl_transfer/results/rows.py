@@ -89,6 +89,16 @@ class Row:
         return any(run.start.control for run in self.runs)
 
     @property
+    def start_key(self) -> str:
+        """Equal for rows of one initialization; "" for published rows."""
+        return self.runs[0].start.key if self.runs else ""
+
+    @property
+    def compared(self) -> bool:
+        """Whether it is compared with other rows: measured, and no control."""
+        return not (self.published or self.control)
+
+    @property
     def label(self) -> str:
         """Name and detail: ``INTL (shapes_r18, 20 ep, shapes)``."""
         return f"{self.name} ({self.detail})" if self.detail else self.name

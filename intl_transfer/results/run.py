@@ -132,7 +132,7 @@ class Run:
     @property
     def seed(self) -> int | None:
         """The seed of the run itself, not of its pretraining; None if nobody stated it."""
-        return None if "seed" in self.results.not_stated else self.results.seed
+        return self.results.known_seed
 
     @property
     def tasks(self) -> list[str]:

@@ -12,7 +12,12 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from intl_transfer.errors import UserError, did_you_mean
-from intl_transfer.results.power import pooled_spread, primary_columns, resolvable
+from intl_transfer.results.power import (
+    pooled_spread,
+    primary_columns,
+    resolvable,
+    summaries_of,
+)
 from intl_transfer.results.rounding import rounded
 from intl_transfer.results.rows import Column, Mark, Row, Table
 from intl_transfer.results.statistics import Comparison, TestMethod, compare, holm, level
@@ -30,9 +35,10 @@ def compare_with_baseline(
     since their single runs are unknown, and so are controls.
 
     Args:
-        tables: of one data set and protocol each, all of their rows.
-        baseline: method of the row that others are tested against, or a pattern of ``METHOD
-            (DETAIL)``.
+        tables: all of their rows, with the names that are shown.
+        baseline: name of the row that others are tested against, or a pattern of ``METHOD
+            (DETAIL)``. A table in which it has another name has the row of the same
+            initialization.
         method: of the tests.
 
     Returns:
@@ -41,19 +47,25 @@ def compare_with_baseline(
     Raises:
         UserError: if no row, or several rows of one table, match the baseline.
     """
-    compared = [_compared(table, baseline, method) for table in tables]
-    if not any(row.baseline for table in compared for row in table.rows):
-        names = sorted({row.name for t in tables for row in t.rows if not row.published})
+    named = [_baseline(table, baseline) for table in tables]
+    keys = {row.start_key for row in named if row is not None}
+    names = sorted({row.name for table in tables for row in table.rows if row.compared})
+    if names and not keys:
         raise UserError(
             f"--baseline: no measured row '{baseline}'.{did_you_mean(baseline, names)} "
-            f"Measured: {', '.join(names) or 'none'}"
+            f"Measured: {', '.join(names)}"
         )
-    return compared
+    chosen = [
+        _only(table, baseline, [other for other in table.rows if other.start_key in keys])
+        if row is None
+        else row
+        for table, row in zip(tables, named, strict=True)
+    ]
+    return [_compared(table, row, method) for table, row in zip(tables, chosen, strict=True)]
 
 
-def _compared(table: Table, baseline: str, method: TestMethod) -> Table:
-    measured = [row for row in table.rows if not (row.published or row.control)]
-    chosen = _baseline(table, measured, baseline)
+def _compared(table: Table, chosen: Row | None, method: TestMethod) -> Table:
+    measured = [row for row in table.rows if row.compared]
     found: dict[int, dict[Column, Mark]] = {}
     for column in primary_columns(table):
         if chosen is None:
@@ -82,14 +94,14 @@ def mark_best(tables: Sequence[Table], baseline: str | None = None) -> list[Tabl
 
 
 def _marked(table: Table, baseline: str | None) -> Table:
-    measured = [row for row in table.rows if not (row.published or row.control)]
+    measured = [row for row in table.rows if row.compared]
     best = _best(table, measured)
     rows = []
     for row in table.rows:
         marks = dict(row.marks)
         for column, mean in best.items():
             summary = row.metrics.get(column)
-            if row.published or row.control or summary is None:
+            if not row.compared or summary is None:
                 continue
             if level(summary.mean) == mean:
                 alone = summary.n == 1 and _most(measured, column) > 1
@@ -154,10 +166,15 @@ def _of_single_runs(rows: Sequence[Row]) -> list[str]:
     return [f"†: {words}: {', '.join(dict.fromkeys(n))}." for words, n in names.items() if n]
 
 
-def _baseline(table: Table, rows: Sequence[Row], name: str) -> Row | None:
+def _baseline(table: Table, name: str) -> Row | None:
+    """The row that a table shows under a name; None if there is none."""
+    rows = [row for row in table.rows if row.compared]
     found = [row for row in rows if name in (row.method, row.name, row.label)]
     found = [row for row in found if row.name == name] or found
-    found = found or [row for row in rows if fnmatchcase(row.label, name)]
+    return _only(table, name, found or [row for row in rows if fnmatchcase(row.label, name)])
+
+
+def _only(table: Table, name: str, found: Sequence[Row]) -> Row | None:
     if len(found) > 1:
         raise UserError(
             f"--baseline: '{name}' fits {len(found)} rows of the table '{table.title}': "
@@ -228,7 +245,7 @@ def _names(table: Table, columns: Sequence[Column]) -> str:
 
 def _limit(table: Table, rows: Sequence[Row], column: Column) -> str | None:
     """The differences that a column's seeds cannot resolve, from the rows' spread."""
-    found = [row.metrics[column] for row in rows if not row.published and column in row.metrics]
+    found = summaries_of(rows, column)
     pooled = pooled_spread(found)
     if pooled is None:
         return None

@@ -34,7 +34,6 @@ from intl_transfer.runs.settings import (
     NOT_STATED,
     below,
     comparable,
-    deciding,
     fingerprint,
     flatten,
     group,
@@ -69,18 +68,13 @@ def start_of(
     settings = select(stage, config, "weights")
     controls = {key: value for key, value in select(stage, config, "control").items() if value}
     settings |= controls
-    control = in_words(controls)
     settings |= below("pixels", initialization.pixels or {})
     method = initialization.method or "unknown"
     weights = provenance.source_sha256 or initialization.weights_sha256
     notes: tuple[str, ...] = ()
-    made = portable(origin.settings or {})
-    if made:  # with implied values of newer settings, without those that decide nothing
-        trained = "evaluation" if "kind" in made else "pretrain"  # which has no such setting
-        made = deciding(trained, made)
-    if parent is not None:
-        theirs = settings_of_pretraining(parent)
-        made = made | theirs if by_hash else theirs | made
+    made, removed = _made_by(origin, parent, by_hash)
+    trained = f"trained with {in_words(removed)}" if removed else ""
+    control = ", ".join(words for words in (in_words(controls), trained) if words)
     if initialization.kind != "random":
         settings.pop("model.zero_init_residual", None)  # of random weights
         branch = provenance.branch or "online"
@@ -112,6 +106,25 @@ def start_of(
         notes=notes,
         control=control,
     )
+
+
+def _made_by(
+    origin: PretrainRun, parent: Manifest | None, by_hash: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What decided weights, as their file and their run state it, and the controls among it."""
+    made = portable(origin.settings or {})
+    # Only evaluations have this setting.
+    stage = "evaluation" if "kind" in made else "pretrain" if parent is None else parent.stage
+    if made:  # with implied values of newer settings, without free ones
+        made = select(stage, made, "decides", "weights", "control")
+    if parent is not None:
+        theirs = settings_of_pretraining(parent)
+        made = made | theirs if by_hash else theirs | made
+    controls = select(stage, made, "control") if made else {}
+    removed = {key: value for key, value in controls.items() if value}
+    # Below a name of their own: a run from these weights can have a control of its own.
+    made = {key: value for key, value in made.items() if key not in controls}
+    return made | below("trained", removed), removed
 
 
 def _stated_file(config: Mapping[str, Any]) -> str:

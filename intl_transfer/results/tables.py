@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from intl_transfer.errors import UserError
 from intl_transfer.results.classification import classification_tables
 from intl_transfer.results.collect import Collection, paused_collector
 from intl_transfer.results.filters import (
@@ -12,6 +13,7 @@ from intl_transfer.results.filters import (
     choose_rows,
     choose_tasks,
     conditions_of,
+    excluding_nothing,
     fits,
     nothing_fits,
     sort_rows,
@@ -88,12 +90,7 @@ def _build_tables(collection: Collection, published: bool, options: TableOptions
         tables = measured_tables(collection.runs, options.lr_selection)
     if "classification" in options.kinds:
         more = classification_tables(collection, published)
-    if options.baseline is not None:
-        # Before joining and selection, which must not affect the claims.
-        both = [with_words(table) for table in (*tables, *more)]
-        both = compare_with_baseline(both, options.baseline, options.test)
-        tables, more = both[: len(tables)], both[len(tables) :]
-    conditions = conditions_of(options.rows)
+    conditions = conditions_of(options.rows, (*tables, *more))
     # By data set and protocol, before joining: `schedule=1x` refers only to COCO's columns.
     tables = [table for table in tables if fits(table, conditions)]
     more = [choose_tasks(table, conditions) for table in more]
@@ -103,11 +100,19 @@ def _build_tables(collection: Collection, published: bool, options: TableOptions
     if published and "detection" in options.kinds:
         tables = with_published(tables, options.layout, lambda table: fits(table, conditions))
     tables = [with_words(table) for table in (*tables, *more)]
+    if options.baseline is not None:
+        # By the names that are shown, before the selection of rows and columns, which must not
+        # affect the claims; those on one column do not depend on what is beside it.
+        tables = compare_with_baseline(tables, options.baseline, options.test)
+    has_unmatched = bool(excluding_nothing(tables, conditions))
     tables = choose_rows(tables, conditions)
-    if conditions and not tables:
-        everything = dataclasses.replace(options, rows=(), columns=(), sort=None)
+    if conditions and (has_unmatched or not tables):
+        everything = dataclasses.replace(options, rows=(), columns=(), sort=None, baseline=None)
         if all_tables := _build_tables(collection, published, everything):
-            raise nothing_fits(all_tables, conditions)
+            if message := excluding_nothing(all_tables, conditions):
+                raise UserError(message)
+            if not tables:
+                raise nothing_fits(all_tables, conditions)
     tables = choose_columns(tables, options.columns)
     tables = [_controls_last(table) for table in sort_rows(tables, options.sort, options.reverse)]
     if options.names:

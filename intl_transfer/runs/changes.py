@@ -19,7 +19,7 @@ from intl_transfer.runs.settings import (
     Differences,
     below,
     comparable,
-    deciding,
+    deciding_weights,
     differences,
     flatten,
     role_of,
@@ -135,7 +135,7 @@ def run_described(
         further: by dotted key, what decided the weights besides.
         facts: ``method``, ``epochs``, ``dataset``.
     """
-    settings = deciding(stage, config) | changed_midway(manifest) | dict(further)
+    settings = deciding_weights(stage, config) | changed_midway(manifest) | dict(further)
     images = manifest.dataset.get("train")
     return {
         "id": manifest.id,
@@ -151,13 +151,13 @@ def run_described(
 
 
 def decided(manifest: Manifest, images: Mapping[str, ImageSet]) -> dict[str, Any]:
-    """What decided a run's result beside its seed, by dotted key, without folders.
+    """What decided a run's result or weights beside its seed, by dotted key, without folders.
 
     Args:
         manifest: of the run.
         images: of its data sets, by name, those that count.
     """
-    found = deciding(manifest.stage, manifest.config) | changed_midway(manifest)
+    found = deciding_weights(manifest.stage, manifest.config) | changed_midway(manifest)
     return portable(found) | below("dataset", {name: s.as_json() for name, s in images.items()})
 
 

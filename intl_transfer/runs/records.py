@@ -440,6 +440,11 @@ class Results(Record):
     """Number of steps skipped while the loss scale of float16 is found; not included in
     `skipped_steps`."""
 
+    @property
+    def known_seed(self) -> int | None:
+        """The seed of the run; None if nobody stated it, which ``seed`` has no value for."""
+        return None if "seed" in self.not_stated else self.seed
+
 
 class PretrainResults(Results):
     """``results.json`` of a pretraining run."""

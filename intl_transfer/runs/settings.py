@@ -85,7 +85,8 @@ _ALL_LABELS = "draws labels; here all are used"
 #: Methods of pretraining without a spectral transformation, without IterNorm, and without a
 #: moving-average copy. A method that is not listed is taken to use every setting.
 _NO_TRANSFORM = ("w_mse", "barlow_twins", "vicreg", "simclr")
-_NO_ITERNORM = (*_NO_TRANSFORM, "power", "power_ema", "spectral", "spectral_ema")
+_OTHER_TRANSFORM = ("power", "power_ema", "spectral", "spectral_ema")
+_NO_ITERNORM = (*_NO_TRANSFORM, *_OTHER_TRANSFORM)
 _NO_TARGET = (*_NO_TRANSFORM, "intl", "power", "spectral")
 
 #: By stage, the keys that are known not to decide. ``neighbors`` is the k-NN accuracy that
@@ -250,6 +251,30 @@ IMPLIED: dict[str, dict[str, Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class Synonym:
+    """Two values of a setting with one meaning.
+
+    Attributes:
+        key: dotted.
+        value: the one that is written as the other.
+        means: the other.
+        when: another key and its values, for which alone they mean the same.
+    """
+
+    key: str
+    value: Any
+    means: Any
+    when: tuple[str, tuple[str | float, ...]]
+
+
+#: By stage, the values that :func:`select` writes as one. Only IterNorm has a formula for the
+#: weight of the trace loss; without one, null is no trace loss.
+SYNONYMS: dict[str, tuple[Synonym, ...]] = {
+    "pretrain": (Synonym("loss.trace_weight", None, 0.0, when=("loss.method", _OTHER_TRANSFORM)),),
+}
+
+
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     """Nested settings by dotted key: ``optim.epochs``, ``views[0].size``.
 
@@ -346,12 +371,18 @@ def role_of(stage: str, key: str, settings: Mapping[str, Any]) -> Role:
 def select(stage: str, config: Mapping[str, Any], *roles: Role) -> dict[str, Any]:
     """The settings of given roles by dotted key, including implied values of missing keys.
 
+    Values with one meaning (:data:`SYNONYMS`) are written as one.
+
     Args:
         stage: of :data:`RULES`.
         config: nested, or flat already.
         roles: to keep.
     """
     settings = {**IMPLIED.get(stage, {}), **flatten(config)}
+    for same in SYNONYMS.get(stage, ()):
+        key, values = same.when
+        if settings.get(same.key, NOT_STATED) == same.value and settings.get(key) in values:
+            settings[same.key] = same.means
     keeps_unnamed = "decides" in roles
     return {
         key: value
@@ -363,6 +394,14 @@ def select(stage: str, config: Mapping[str, Any], *roles: Role) -> dict[str, Any
 def deciding(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide a run's result, by dotted key."""
     return select(stage, config, "decides")
+
+
+def deciding_weights(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide the weights which a run trains, by dotted key.
+
+    Those that decide its result, and its control: a backbone trained on shuffled labels is another.
+    """
+    return select(stage, config, "decides", "control")
 
 
 def identity(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 from intl_transfer.errors import UserError
 from intl_transfer.results import build_tables, collect
-from intl_transfer.runs import METRICS, RunDirectory
+from intl_transfer.runs import METRICS, RunDirectory, write_json
 from intl_transfer.runs.lock import LOCK
 from tests.results.synthetic import (
     detection_run,
@@ -346,6 +347,32 @@ def test_detectron2s_folders_without_a_seed_are_no_repeats(tmp_path):
     assert len(found.runs) == 2
     (text,) = found.problems
     assert "same seed, weights and settings, and no times say which is newer; both count" in text
+
+
+def test_copies_of_results_without_an_id_are_no_repetitions(tmp_path):
+    """A backup changes no table; another last digit is another run."""
+    for name, ap in (("moco", 38.9), ("byol_seed3", 40.0)):
+        external_run(tmp_path / "runs", name, ap)
+        (tmp_path / "runs" / name / "label.yaml").write_text("method: mine")
+    (tmp_path / "runs" / "imported").mkdir()
+    write_json(tmp_path / "runs" / "imported" / "results.json", {
+        "stage": "detection", "external": "another tool", "seed": 0, "not_stated": ["seed"],
+        "dataset": {"name": "coco_2017_val"}, "architecture": {"backbone": "resnet50"},
+        "initialization": {"kind": "pretrained", "method": "mine"},
+        "metrics": {"box": {"AP": 38.512}},
+    })  # fmt: skip
+    undisturbed = collect([tmp_path / "runs"], cache=False)
+    assert undisturbed.problems == []
+    for name, copy in (("moco", "old"), ("byol_seed3", "byol_seed3"), ("imported", "again")):
+        shutil.copytree(tmp_path / "runs" / name, tmp_path / "backup" / "of" / copy)
+    found = collect([tmp_path], cache=False)
+    assert [run.path for run in found.runs] == [run.path for run in undisturbed.runs]
+    assert build_tables(found) == build_tables(undisturbed)
+    assert [entry.status for entry in found.entries].count("copy") == 3
+    assert all(re.match("left out: .* is a copy of ", text) for text in found.problems)
+    external_run(tmp_path / "other", "moco", 38.9000001)
+    (tmp_path / "other" / "moco" / "label.yaml").write_text("method: mine")
+    assert len(collect([tmp_path], cache=False).runs) == len(found.runs) + 1
 
 
 def test_the_newer_run_is_so_in_any_time_zone(tmp_path):

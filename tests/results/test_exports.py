@@ -18,7 +18,12 @@ from intl_transfer.errors import UserError
 from intl_transfer.results import build_tables, collect, render
 from intl_transfer.results.exports import export
 from intl_transfer.results.longform import COLUMNS, as_parquet
-from tests.results.synthetic import detection_run, evaluation_run, pretraining_run
+from tests.results.synthetic import (
+    detection_run,
+    evaluation_run,
+    external_run,
+    pretraining_run,
+)
 
 APS = (38.0, 38.4, 38.9)
 
@@ -103,6 +108,18 @@ def test_mlflow_reads_what_is_exported(tables, tmp_path):
     linear = next(run for run in found if run.data.params["dataset"] == "cifar10")
     assert linear.data.metrics == {"cifar10.top-1": 91.5, "cifar10.top-5": 99.5}
     assert linear.info.status == "FINISHED"
+
+
+def test_a_run_whose_seed_nobody_stated_is_exported_and_says_so(tmp_path):
+    mlflow = pytest.importorskip("mlflow")
+    external_run(tmp_path / "runs", "moco_v2", 38.9)
+    external_run(tmp_path / "runs", "byol_seed0", 38.9)
+    found = build_tables(collect([tmp_path / "runs"], cache=False))
+    export(found, f"mlflow={tmp_path / 'mlruns'}")
+    client = mlflow.MlflowClient(tracking_uri=(tmp_path / "mlruns").as_uri())
+    runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    names = {run.info.run_name.rpartition(", ")[2]: run.data.params.get("seed") for run in runs}
+    assert names == {"seed not stated": None, "seed 0": "0"}
 
 
 def wandb_records(data):

@@ -201,6 +201,9 @@ def test_a_seed_that_nobody_states_is_not_paired(tmp_path):
         ("dense_cl", ("dense_cl", None)),
         ("seed4", ("seed4", None)),
         ("r50", ("r50", None)),
+        ("byol_epochs100", ("byol_epochs100", None)),
+        ("intl_views2", ("intl_views2", None)),
+        ("moco_200eps.trial3", ("moco_200eps", 3)),
     ],
 )
 def test_seeds_in_folder_names(folder, expected):

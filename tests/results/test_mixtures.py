@@ -8,12 +8,15 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from intl_transfer.errors import UserError
+from intl_transfer.evaluation.command import configuration
 from intl_transfer.evaluation.config import DataConfig
+from intl_transfer.evaluation.session import trained_backbone
 from intl_transfer.results import TableOptions, build_tables, collect, figures, render
 from intl_transfer.results.check import check
 from intl_transfer.results.exports import _runs
@@ -32,6 +35,7 @@ from tests.results.synthetic import (
     external_run,
     pretraining_run,
     start_of,
+    started,
     write_results,
 )
 
@@ -423,6 +427,59 @@ def test_settings_newer_than_weights_have_their_implied_values(tmp_path):
         "INTL, without exif orientation": (70.0, 71.0),
         "INTL, with exif orientation": (72.0,),
     }
+
+
+@pytest.mark.parametrize(
+    ("setting", "names"),
+    [
+        (
+            "model.zero_init_residual=false",
+            {"supervised, with zero init residual", "supervised, without zero init residual"},
+        ),
+        (
+            "control.shuffle_labels=true",
+            {"supervised", "control: trained with labels shuffled (supervised)"},
+        ),
+        ("control.noise=0.5", {"supervised", "control: trained with noise 0.5 (supervised)"}),
+        (
+            "control.permute_weights=true",
+            {"supervised", "control: trained with weights permuted (supervised)"},
+        ),
+        ("engine.threads=1", {"supervised"}),
+    ],
+)
+def test_supervised_starts_are_told_apart_by_what_their_evaluation_says(tmp_path, setting, names):
+    """As the evaluation that trains such a backbone describes it."""
+    random = SimpleNamespace(
+        initialization=SimpleNamespace(kind="random", method="random init", weights_sha256=None),
+        settings=SimpleNamespace(
+            channels="RGB", stride_in_1x1=False, pixel_mean=[0.0], pixel_std=[255.0]
+        ),
+        architecture="resnet18",
+        stem="imagenet",
+    )
+    for seed in (0, 1):
+        given = ["model.zero_init_residual=true", *([setting] if seed else [])]
+        config = configuration("shapes_supervised", given, {})
+        run = started(
+            tmp_path / f"trained/{seed}",
+            stage="evaluation",
+            name="e",
+            config_name="e",
+            config=dataclasses.asdict(config),
+            seed=seed,
+        )
+        told = trained_backbone(SimpleNamespace(config=config, subject=random, run=run))
+        origin = {
+            "source_sha256": f"{seed}" * 64,
+            "pretrain_run": json.loads(told["pretrain_run"]),
+        }
+        start = {"kind": "supervised", "method": told["method"], "provenance": origin}
+        detection_run(tmp_path / "fine-tuned", f"{seed}", 40.0 - seed, initialization=start)
+    for root in (tmp_path / "fine-tuned", tmp_path):  # alone, and beside the runs that made them
+        (table,) = tables(root)
+        assert {row.name for row in table.rows} == names
+        assert [row.control for row in table.rows] == ["control" in row.name for row in table.rows]
 
 
 @pytest.mark.parametrize("known", [True, False])

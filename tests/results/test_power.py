@@ -77,5 +77,16 @@ def test_the_command(tmp_path, capsys):
     assert cells[2:5] == ["0.40 (4 d.f.)", "3", f"{limit:.2f}"]
     expected = math.ceil(TTestIndPower().solve_power(0.5 / 0.4, None, 0.05, 0.8))
     assert cells[7] == str(expected)
+    # Controls are not compared, so their spread decides neither.
+    arguments = ["collect", str(tmp_path), "--baseline", "INTL", "--test", "welch"]
+    assert main(arguments) == 0
+    (legend,) = [n for n in capsys.readouterr().out.splitlines() if "not resolved" in n]
+    for seed, ap in enumerate((5.0, 20.0, 1.0)):
+        config = {"CONTROL": {"SHUFFLE_LABELS": True}}
+        detection_run(tmp_path, f"c{seed}", ap, seed=seed, config=config)
+    assert main(arguments) == 0
+    assert legend in capsys.readouterr().out.splitlines()
+    assert main(["collect", str(tmp_path), "--power"]) == 0
+    assert capsys.readouterr().out == output
     assert main(["collect", str(tmp_path), "--spread", "difference"]) == 2
     assert "needs --baseline" in capsys.readouterr().err

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 import statistics
 
 import numpy as np
@@ -338,6 +339,42 @@ def test_a_baseline_that_is_not_there(tmp_path):
     assert [row.detail for row in table.rows if row.baseline] == ["weights ffffffff"]
 
 
+def test_the_baseline_is_one_experiment_in_the_table_that_is_shown(tmp_path):
+    """Named as there, in all of its columns; rows that were tested apart are tested alike."""
+    runs = [("coco", 4, 38.0), ("coco", 8, 38.5), ("voc", 4, 57.0)]
+    for layout, iterations, ap in runs:
+        settings = {"loss.method": "intl", "loss.iterations": iterations}
+        start = start_of("INTL", f"{iterations}" * 64, id=f"p{iterations}", settings=settings)
+        for seed in range(3):
+            name, value = f"{layout}{iterations}{seed}", ap + 0.1 * seed
+            detection_run(tmp_path, name, value, seed=seed, layout=layout, initialization=start)
+            if iterations == 4:
+                other = value + 1 + 0.2 * (seed == 1)
+                detection_run(
+                    tmp_path, f"moco{name}", other, seed=seed, layout=layout, method="MoCo v2"
+                )
+    (table,) = tables_of(tmp_path, baseline="INTL, iterations 4")
+    (row,) = [row for row in table.rows if row.baseline]
+    assert (row.name, len(row.runs)) == ("INTL, iterations 4", 6)
+    (moco,) = [row for row in table.rows if row.method == "MoCo v2"]
+    apart = tables_of(tmp_path, baseline="INTL, iterations 4", layout="dataset")
+    # In the table of VOC alone it is called INTL.
+    assert [row.name for one in apart for row in one.rows if row.baseline] == [row.name, "INTL"]
+    marks = [row.marks for one in apart for row in one.rows if row.method == "MoCo v2"]
+    for column in (("box", "AP"), ("mask", "AP"), ("voc", "AP")):
+        (expected,) = [found[column].comparison for found in marks if column in found]
+        assert moco.marks[column].comparison == expected
+    with pytest.raises(UserError, match=r"'INTL' fits 2 rows of .*INTL, iterations 8"):
+        tables_of(tmp_path, baseline="INTL")
+    # One experiment on each data set: no row is both.
+    for seed in range(3):
+        shutil.rmtree(tmp_path / f"coco4{seed}")
+    with pytest.raises(UserError, match=r"'INTL' fits 2 rows of the table 'coco_2017_val.*voc_"):
+        tables_of(tmp_path, baseline="INTL")
+    (table,) = tables_of(tmp_path, baseline="INTL", rows=("schedule=1x",))
+    assert [row.name for row in table.rows if row.baseline] == ["INTL"]
+
+
 def test_fine_tunings_of_one_pretraining_are_not_independent(tmp_path):
     for pretraining in range(2):
         for seed in range(2):
@@ -414,6 +451,35 @@ def test_rows_by_conditions(standard):
         methods("methd=x")
     with pytest.raises(UserError, match="expected KEY=PATTERN"):
         methods("INTL")
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        ("method={},b?", {0, 1}),
+        ("method=b?,{}", {0, 1}),
+        ("method!={}", {1, 2}),
+        ("method!=b?, {}", {2}),
+        ("method!=bz", None),
+        ("method!=b?,c*", None),
+        ("schedule!=2x", None),
+        ("source!=external", {0, 1, 2}),
+    ],
+)
+@pytest.mark.parametrize("name", ["INTL, iterations 8", "SimCLR [ours]", "a*"])
+def test_names_are_names_before_they_are_patterns(tmp_path, name, condition, expected):
+    """Whatever they contain; what excludes nothing is refused, with what is near."""
+    names = [name, "bx", f"{name}z"]
+    for index, method in enumerate(names):
+        start = start_of(method, f"{index}" * 64)
+        detection_run(tmp_path, f"{index}", 30.0 + index, initialization=start)
+    condition = condition.format(name)
+    if expected is None:
+        with pytest.raises(UserError, match=r"so nothing is excluded by it\..* here: "):
+            tables_of(tmp_path, rows=(condition,))
+        return
+    (table,) = tables_of(tmp_path, rows=(condition,))
+    assert {row.method for row in table.rows} == {names[index] for index in expected}
 
 
 def test_sorting(tmp_path):

@@ -183,9 +183,14 @@ def _evidence(value: Any) -> str:
 
 
 def _facts(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Results other than metrics, which are shown separately."""
+    """Results other than metrics, which are shown separately; null for what nobody stated."""
     shown = ("metrics", "initialization", "schema", "stage")
-    return {name: value for name, value in results.items() if name not in shown}
+    unknown = sequence(results.get("not_stated"))
+    return {
+        name: None if name in unknown else value
+        for name, value in results.items()
+        if name not in shown
+    }
 
 
 def _environment(manifest: Mapping[str, Any]) -> dict[str, str]:

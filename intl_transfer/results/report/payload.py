@@ -141,7 +141,7 @@ def _summary(entry: Entry, detail: dict[str, Any]) -> dict[str, Any]:
         "external": entry.external,
         "method": text(manifest.get("method") or results.get("method") or start.get("method")),
         "config_name": text(manifest.get("config_name")),
-        "seed": text(manifest.get("seed")),
+        "seed": text(entry.seed),
         "started": text(manifest.get("started")),
         "ended": text(manifest.get("ended")),
         "dataset": text(mapping(dataset).get("name") if isinstance(dataset, dict) else dataset),

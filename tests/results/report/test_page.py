@@ -17,8 +17,10 @@ from intl_transfer.errors import UserError
 from intl_transfer.results import build_tables, collect
 from intl_transfer.results.report import watch, write_report
 from intl_transfer.results.report.modules import as_script, in_order, one_script
+from intl_transfer.results.report.payload import build_payload
 from tests.results.report.conftest import report_of
 from tests.results.report.study import detection, write_lines
+from tests.results.synthetic import external_run
 
 
 def part(page, name):
@@ -71,6 +73,25 @@ def test_settings_are_kept_as_differences_and_come_back_whole(report, study):
     assert whole["SOLVER.MAX_ITER"] == str(config["SOLVER"]["MAX_ITER"]) == "24000"
     assert whole["MODEL.RESNETS.NORM"] == "SyncBN"
     assert len(stored["changed"]) < len(whole)
+
+
+def test_the_page_states_the_seeds_that_tables_state(tmp_path):
+    """None where nobody stated it, also of a training that has no result yet."""
+    for name in ("moco_v2", "byol_seed0"):
+        external_run(tmp_path / "runs", name, 38.9)
+    external_run(tmp_path / "runs", "going_on", final=44999)
+    found = collect([tmp_path / "runs"], cache=False)
+    known = {run.path.name: run.seed for run in found.runs}
+    assert known == {"moco_v2": None, "byol_seed0": 0}
+    payload = build_payload(found, build_tables(found))
+    runs = payload.overview["runs"]
+    assert {run["name"]: run["seed"] for run in runs.values()} == {
+        "moco_v2": None,
+        "byol_seed0": "0",
+        "going_on": None,
+    }
+    facts = {runs[key]["name"]: part["facts"] for key, part in payload.details.items()}
+    assert (facts["moco_v2"]["seed"], facts["byol_seed0"]["seed"]) == ("null", "0")
 
 
 def test_a_report_of_nothing(tmp_path):
