@@ -13,6 +13,7 @@ from intl_transfer.results.run import METRICS, TASKS, Run
 from intl_transfer.results.starts import assumed_note
 from intl_transfer.results.statistics import Summary, level, summarize, summarize_pretrainings
 from intl_transfer.runs.settings import Group, comparable, group
+from intl_transfer.runs.times import in_seconds
 from intl_transfer.runs.wording import apart
 
 LrSelection = Literal["separate", "best"]
@@ -30,6 +31,9 @@ INFERRED_NOTE = (
 )
 HAND_MADE_NOTE = "external: measured by {}, not by this project"
 SAME_SEED_NOTE = "of pretrainings with the same seed, the newest one counts"
+SAME_SEED_UNDATED_NOTE = (
+    "of pretrainings with the same seed, no times say which is the newest; all count"
+)
 NOT_STATED_NOTE = "external: {} settings of this table are not stated in its files"
 
 
@@ -220,7 +224,7 @@ def repetitions(runs: Sequence[Run]) -> list[Run]:
     """Of pretrainings of one experiment with one seed, the runs of the newest.
 
     The others repeat nothing that another seed would. Which one is the newest does not depend on
-    what was made of them, if their runs are known.
+    what was made of them, if their runs are known. If no times say which one it is, all count.
 
     Args:
         runs: of one row.
@@ -231,13 +235,33 @@ def repetitions(runs: Sequence[Run]) -> list[Run]:
             ended[run.start.unit_seed][unit].append(run)
     older: set[str] = set()
     for units in ended.values():
-        known = all(run.start.unit_ended for found in units.values() for run in found)
-        times = {
-            unit: max(str(run.start.unit_ended if known else run.manifest.ended) for run in found)
-            for unit, found in units.items()
-        }
-        older |= units.keys() - {max(units, key=lambda unit: (times[unit], unit))}
+        theirs = {u: [in_seconds(run.start.unit_ended) for run in units[u]] for u in units}
+        made = {u: [in_seconds(run.manifest.ended) for run in units[u]] for u in units}
+        for times in (theirs, made):
+            known = {u: [t for t in times[u] if t is not None] for u in units}
+            if known == times:
+                older |= units.keys() - {max(units, key=lambda unit: (max(known[unit]), unit))}
+                break
     return [run for run in runs if _unit(run) not in older]
+
+
+def same_seed_notes(given: Sequence[Run], counted: Sequence[Run]) -> tuple[str, ...]:
+    """Footnotes on pretrainings of one seed.
+
+    Args:
+        given: runs of one row.
+        counted: :func:`repetitions` of them.
+    """
+    units = {
+        (run.start.unit_seed, unit)
+        for run in counted
+        if run.start.unit_seed is not None and (unit := _unit(run)) is not None
+    }
+    repeated = len({seed for seed, _ in units}) < len(units)
+    return (
+        *((SAME_SEED_NOTE,) if len(counted) < len(given) else ()),
+        *((SAME_SEED_UNDATED_NOTE,) if repeated else ()),
+    )
 
 
 def _unit(run: Run) -> str | None:
@@ -281,7 +305,7 @@ def make_row(
         notes=(
             *provenance_notes(members),
             *((NOT_STATED_NOTE.format(len(missing)),) if missing else ()),
-            *((SAME_SEED_NOTE,) if len(members) < len(given) else ()),
+            *same_seed_notes(given, members),
             *notes,
         ),
         runs=tuple(members),

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from intl_transfer.results.grouping import (
-    SAME_SEED_NOTE,
     provenance_notes,
     repetitions,
+    same_seed_notes,
     summary_of,
 )
 from intl_transfer.results.rows import Column, Metrics, Row
@@ -92,17 +92,17 @@ def _counted(
     evaluated = [(v, s) for v, s in found if not s.from_pretraining]
     # A dedicated evaluation takes precedence over pretraining's own.
     given = evaluated or list(found)
-    newest = {run.path for run in repetitions([s.run for _, s in given])}
-    counted = [(v, s) for v, s in given if s.run.path in newest]
+    runs = [s.run for _, s in given]
+    newest = repetitions(runs)
+    paths = {run.path for run in newest}
+    counted = [(v, s) for v, s in given if s.run.path in paths]
     notes = []
     if not evaluated:
         notes.append(_AT_THE_END)
     elif count := len({s.run.path for _, s in found if s.from_pretraining} - _parents(evaluated)):
         pretrainings = "1 further pretraining" if count == 1 else f"{count} further pretrainings"
         notes.append(_NOT_EVALUATED.format(pretrainings))
-    if len(counted) < len(given):
-        notes.append(SAME_SEED_NOTE)
-    return counted, notes
+    return counted, [*notes, *same_seed_notes(runs, newest)]
 
 
 def _parents(found: Sequence[tuple[float, Sample]]) -> set[Path | None]:
