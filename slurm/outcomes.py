@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 from intl_transfer.errors import UserError
@@ -14,6 +13,7 @@ from intl_transfer.runs.changes import in_lines
 from intl_transfer.runs.late import wait_until
 from intl_transfer.runs.metrics import end_of, read_lines
 from intl_transfer.runs.records import Manifest
+from intl_transfer.runs.times import in_seconds
 from slurm.controller import Row
 from slurm.ledger import RUNS, Job, Ledger, converted_from, source_hash
 
@@ -254,10 +254,7 @@ class Progress:
 def _session_began(manifest: Manifest) -> float:
     """When a run was last started, in Unix seconds; 0 if unknown."""
     started = manifest.sessions[-1].started if manifest.sessions else None
-    try:
-        return datetime.fromisoformat(started).timestamp() if started else 0.0
-    except (ValueError, OverflowError):
-        return 0.0
+    return in_seconds(started) or 0.0
 
 
 def progress(folder: Path) -> Progress | None:

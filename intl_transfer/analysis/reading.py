@@ -15,6 +15,7 @@ from intl_transfer.runs import MANIFEST, read_manifest, read_metrics, read_resul
 from intl_transfer.runs.changes import decided
 from intl_transfer.runs.records import AnyResults, Manifest, PretrainResults
 from intl_transfer.runs.settings import flatten, group
+from intl_transfer.runs.times import in_seconds
 from intl_transfer.runs.wording import apart
 
 _SKIPPED = ("slurm", "checkpoints", "tensorboard", "datasets")
@@ -124,7 +125,8 @@ def read_run(path: Path, with_lines: bool = True) -> Run:
 def each_once(runs: Sequence[Run]) -> list[Run]:
     """Runs without copies (of one id) and repeats (of one experiment, seed and input).
 
-    Of copies the one that is furthest counts, of repeats the newest; others are named on stderr.
+    Of copies the one that is furthest counts, of repeats the newest, or all if no times say which
+    that is; others are named on stderr.
 
     Args:
         runs: of one stage.
@@ -144,18 +146,35 @@ def _best(named: Sequence[tuple[str, Run]]) -> list[Run]:
     """Of runs with the same name, the one that counts."""
     best: dict[str, Run] = {}
     for name, run in named:
-        worse, best[name] = sorted((run, best.get(name, run)), key=_furthest)
+        former = best.get(name, run)
+        if _are_undecided(former, run):
+            words = f"{former.path} and {run.path} are repeats, and no times say which is newer"
+            print(f"{words}; both count", file=sys.stderr)
+            best[f"{name} {former.path}"], best[name] = former, run
+            continue
+        worse, best[name] = sorted((run, former), key=_furthest)
         if worse is not best[name]:
             words = f"{worse.path} is a copy or a repeat of {best[name].path}"
             print(f"left out: {words}", file=sys.stderr)
     return list(best.values())
 
 
-def _furthest(run: Run) -> tuple[bool, str, int]:
+def _time(run: Run) -> float | None:
+    return in_seconds(run.manifest.ended or run.manifest.started)
+
+
+def _are_undecided(one: Run, other: Run) -> bool:
+    """Whether two runs repeat each other without times that say which is newer."""
+    if one is other or one.manifest.id == other.manifest.id != "":
+        return False  # of copies, the one that is furthest counts
+    both = [run.manifest.status == "finished" for run in (one, other)]
+    return both[0] == both[1] and None in (_time(one), _time(other))
+
+
+def _furthest(run: Run) -> tuple[bool, float, int]:
     """Sort key of copies and repeats, last the one that counts."""
-    manifest = run.manifest
-    newest = str(manifest.ended or manifest.started or "")
-    return manifest.status == "finished", newest, len(run.lines)
+    time = _time(run)
+    return run.manifest.status == "finished", -math.inf if time is None else time, len(run.lines)
 
 
 def require_one_experiment(runs: Sequence[Run], what: str) -> None:

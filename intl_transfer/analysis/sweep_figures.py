@@ -125,7 +125,7 @@ def spectra(runs: Sequence[Run]) -> Figure:
     ]
     shown.sort(key=lambda run: (run.settings[_T], run.settings.get("loss.trace_weight") == 0))
     levels = sorted({run.settings[_T] for run in shown})
-    colors = dict(zip(levels, style.COLORS, strict=False))
+    colors = dict(zip(levels, style.ordered_colors(len(levels)), strict=True))
     for run in shown:
         t, without = run.settings[_T], run.settings.get("loss.trace_weight") == 0
         for axis, output in zip(axes, (False, True), strict=True):

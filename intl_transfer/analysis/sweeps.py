@@ -75,7 +75,8 @@ class Plot:
 
     Attributes:
         x: the key along the axis; null takes the first that differs.
-        lines: the key of which each value is a line; null takes all others that differ.
+        lines: the key of which each value is a line, first in the legend; where other keys differ
+            too, each of their values is one.
         figures: of :data:`FIGURES`, a panel each; empty takes those that were measured.
         log: logarithmic x; values of which one is not above zero are drawn evenly.
     """
@@ -317,10 +318,11 @@ def _line(line: Row, keys: Sequence[str]) -> str:
     return repr([comparable(line.get(key)) for key in keys])
 
 
-def _varies(means: Sequence[Row], x: str, key: str) -> bool:
-    """Whether a key takes several values at one value of x."""
-    pairs = {(comparable(line.get(x)), comparable(line.get(key))) for line in means}
-    return len(pairs) > len({value for value, _ in pairs})
+def _varies(means: Sequence[Row], known: Sequence[str], key: str) -> bool:
+    """Whether a key takes several values at one value of each of the known keys."""
+    return len({_line(line, [*known, key]) for line in means}) > len(
+        {_line(line, known) for line in means}
+    )
 
 
 def draw(config: Sweep, rows: Sequence[Row]) -> Figure:
@@ -338,8 +340,9 @@ def draw(config: Sweep, rows: Sequence[Row]) -> Figure:
             raise UserError(f"plot: {key} is not swept; swept are {', '.join(keys)}")
     x = plot.x or keys[0]
     means = summary(config, rows)
-    # A key that moves with x makes no lines of its own.
-    told_by = [plot.lines] if plot.lines else [k for k in keys if k != x and _varies(means, x, k)]
+    # A key that moves with x, or with the key of the lines, makes no lines of its own.
+    known = [x, *([plot.lines] if plot.lines else [])]
+    told_by = [*known[1:], *(k for k in keys if k not in known and _varies(means, known, k))]
     lines = {_line(line, told_by): [line[key] for key in told_by] for line in means}
     names = plot.figures or [name for name in FIGURES if any(name in line for line in means)]
     columns = min(3, max(1, len(names)))

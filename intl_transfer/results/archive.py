@@ -15,6 +15,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from intl_transfer.results.series import CURVES
 from intl_transfer.runs import MANIFEST, METRICS, RESULTS, read_metrics
 from intl_transfer.runs.directory import read_json_object
 from intl_transfer.runs.private import Privacy
+from intl_transfer.runs.times import in_seconds
 
 #: What a sweep is drawn by, beside its runs.
 SWEEP = "sweep.yaml"
@@ -89,6 +91,8 @@ def archive(roots: Sequence[Path], out: Path, is_anonymous: bool = False) -> tup
         names = ", ".join(map(str, roots))
         raise UserError(f"{names}: no finished run; expected run directories with {RESULTS}")
     privacy = privacy_of(found, roots, is_anonymous)
+    ended = [in_seconds(entry.manifest.ended) for entry in found.entries if entry.manifest]
+    first = min((time for time in ended if time is not None), default=0.0) if is_anonymous else None
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         copy = Path(scratch) / out.name
@@ -96,7 +100,7 @@ def archive(roots: Sequence[Path], out: Path, is_anonymous: bool = False) -> tup
         for run in (*finished, *failed):
             folder = copy / _placed(run, roots, placed, "runs")
             folder.mkdir(parents=True)
-            for name, content in _records(run, privacy, is_anonymous):
+            for name, content in _records(run, privacy, first):
                 (folder / name).write_text(content)
         for file in _sweeps((*finished, *failed), roots):
             text = privacy.text(file.read_text())
@@ -145,10 +149,16 @@ def _sweeps(runs: Sequence[Path], roots: Sequence[Path]) -> list[Path]:
     return [folder / SWEEP for folder in sorted(folders) if (folder / SWEEP).is_file()]
 
 
-def _records(run: Path, privacy: Privacy, is_anonymous: bool) -> Iterator[tuple[str, str]]:
+def _records(run: Path, privacy: Privacy, first: float | None) -> Iterator[tuple[str, str]]:
+    """The files of a run's copy; ``first`` is the time from which an anonymous copy counts."""
+    is_anonymous = first is not None
     for name in (MANIFEST, RESULTS):
         if (run / name).is_file():
-            yield name, _lines(privacy.value(read_json_object(run / name)))
+            record = privacy.value(content := read_json_object(run / name))
+            # Which of two runs is the newer one decides tables; on which day it ended does not.
+            if first is not None and (ended := in_seconds(content.get("ended"))) is not None:
+                record["ended"] = datetime.fromtimestamp(ended - first, timezone.utc).isoformat()
+            yield name, _lines(record)
     lines = _drawn(read_metrics(run))
     if is_anonymous:  # seconds since the first of them
         lines = [{**line, "time": line.get("time", 0) - lines[0].get("time", 0)} for line in lines]

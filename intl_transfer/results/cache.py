@@ -34,8 +34,14 @@ def cache_path(root: Path) -> Path:
 
 
 def stamp_of(files: Mapping[str, os.stat_result]) -> Stamp:
-    """The key of a record's validity: name, time and size of each file."""
-    return [[name, status.st_mtime_ns, status.st_size] for name, status in sorted(files.items())]
+    """The key of a record's validity: name, times, size and inode of each file.
+
+    Tools that copy set back a file's time of modification; that of its inode they cannot.
+    """
+    return [
+        [name, status.st_mtime_ns, status.st_size, status.st_ctime_ns, status.st_ino]
+        for name, status in sorted(files.items())
+    ]
 
 
 class Cache:
@@ -71,7 +77,7 @@ class Cache:
 
     def put(self, folder: Path, stamp: Stamp, value: Any) -> None:
         """Stores a record, unless a file is so recent that it may change with the same time."""
-        newest = max((nanoseconds for _, nanoseconds, _ in stamp), default=0)
+        newest = max((nanoseconds for _, nanoseconds, *_ in stamp), default=0)
         if time.time() - newest / 1e9 > _YOUNG_SECONDS:
             self._kept[os.path.abspath(folder)] = {"stamp": stamp, "value": value}
             self._changed = True

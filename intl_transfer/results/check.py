@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.results import external
 from intl_transfer.results.checks import problem_of, warnings_of
-from intl_transfer.results.collect import run_folders
+from intl_transfer.results.collect import run_folders, unsearched
 from intl_transfer.results.reading import disagreement
 from intl_transfer.runs import MANIFEST, METRICS, RESULTS, sha256_file
 from intl_transfer.runs.directory import read_json_object
@@ -66,9 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Checks; returns 0, or 1 if there are errors."""
     problems: list[str] = []
-    found = [check(folder) for root in arguments.folders for folder in _folders(root, problems)]
+    skipped: dict[Path, str] = {}
+    roots = arguments.folders
+    found = [check(folder) for root in roots for folder in _folders(root, problems, skipped)]
     if not found:
-        names = ", ".join(map(str, arguments.folders))
+        names = ", ".join(map(str, roots))
         raise UserError(f"no run directory in {names}; expected {MANIFEST} or {RESULTS} in it")
     for one in found:
         verdict = "wrong" if one.errors else "ok"
@@ -80,14 +82,16 @@ def run(arguments: argparse.Namespace) -> int:
     wrong = sum(bool(one.errors) for one in found) + len(problems)
     for text in problems:
         print(f"wrong  {text}")
+    for text in unsearched(skipped, [one.folder for one in found]):
+        print(f"       {text}")
     print(f"{len(found)} run directories, {wrong} to correct ({DOCUMENTED} has the fields)")
     return 1 if wrong else 0
 
 
-def _folders(root: Path, problems: list[str]) -> Iterator[Path]:
+def _folders(root: Path, problems: list[str], skipped: dict[Path, str]) -> Iterator[Path]:
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; expected a run directory or a folder of them")
-    for folder, files in run_folders(root, problems):
+    for folder, files in run_folders(root, problems, skipped):
         if MANIFEST in files or not external.looks_external(files):
             yield folder
 

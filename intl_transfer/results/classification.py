@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from intl_transfer.results.collect import Collection
+from intl_transfer.results.grouping import common_order
 from intl_transfer.results.power import primary_columns
 from intl_transfer.results.published import (
     published_benchmarks,
@@ -226,13 +227,9 @@ def _other_table(key: tuple[str, str, str, str, int], samples: Sequence[Sample])
     present = dict.fromkeys(column for row in rows for column in row.metrics)
     tasks = tuple(sorted({task for task, _ in present}, key=lambda t: (len(t), t)))
     usual = ("top-1", "top-5")
-    columns = {
-        task: (
-            *(m for m in usual if (task, m) in present),
-            *(m for t, m in present if t == task and m not in usual),
-        )
-        for task in tasks
-    }
+    orders = [[m for m in sample.metrics if m not in usual] for sample in samples]
+    further = common_order(orders)
+    columns = {task: tuple(m for m in (*usual, *further) if (task, m) in present) for task in tasks}
     title = f"{dataset}, {backbone}: {_KINDS.get(kind, kind)}"
     title += f" ({protocol})" if protocol else ""
     return _best_first(Table(title, tasks, rows, dataset, backbone, protocol, metrics=columns))

@@ -9,7 +9,6 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from intl_transfer.runs.records import (
     PretrainResults,
 )
 from intl_transfer.runs.settings import comparable, differences, fingerprint
+from intl_transfer.runs.times import in_seconds
 
 #: Seconds without output after which a run with status running counts as stalled. An evaluation
 #: writes nothing while it is in progress.
@@ -111,11 +111,12 @@ def _collect(
     given = {Path(path).resolve(): name for path, name in labels.items()}
     entries: list[Entry] = []
     visited: set[tuple[int, int]] = set()
+    skipped: dict[Path, str] = {}
     for root in map(Path, paths):
         if not root.is_dir():
             raise UserError(f"{root} is not a folder; expected run directories or a folder of them")
         memory = Cache(root, cache)
-        for folder, files in run_folders(root, found.problems, visited):
+        for folder, files in run_folders(root, found.problems, skipped, visited):
             if MANIFEST in files:
                 entry = _own(folder, files, memory, stalled_after)
             elif external.looks_external(files):
@@ -131,6 +132,7 @@ def _collect(
             f"--label: no Detectron2 folder at {missing} below the folders given; expected one "
             f"with {external.METRICS_JSON} or {external.LOG}, and {external.CONFIG}"
         )
+    found.problems += unsearched(skipped, [entry.path for entry in entries])
     whole = _without_copies(entries, found)
     _sort_out(sorted(whole, key=lambda entry: str(entry.path)), found)
     found.entries.sort(key=lambda entry: str(entry.path))
@@ -138,42 +140,85 @@ def _collect(
 
 
 def run_folders(
-    root: Path, problems: list[str], visited: set[tuple[int, int]] | None = None
+    root: Path,
+    problems: list[str],
+    skipped: dict[Path, str],
+    visited: set[tuple[int, int]] | None = None,
 ) -> Iterator[tuple[Path, dict[str, os.stat_result]]]:
     """Folders with a run, each once, with the ``stat`` results of the relevant files.
 
     Args:
         root: a run directory, or a folder that contains some at any depth.
         problems: unreadable items are added to it.
+        skipped: folders that are not searched are added to it, with the reason.
         visited: folders already visited, by device and inode.
     """
     visited = set() if visited is None else visited
-    waiting = [str(root)]
+    waiting = [(str(root), "")]
     while waiting:
-        folder = waiting.pop()
+        folder, around = waiting.pop()  # and the run directory that it is in
         try:
             with os.scandir(folder) as found:
                 entries = {entry.name: entry for entry in found}
-            if any(name in entries for name in external.OURS) or external.looks_external(entries):
-                # Run directories are not nested.
-                where = os.stat(folder)
-                if (where.st_dev, where.st_ino) not in visited:
-                    visited.add((where.st_dev, where.st_ino))
-                    yield Path(folder), _files_that_matter(entries)
+            whole = MANIFEST in entries or external.looks_external(entries)
+            if around and (whole or RESULTS in entries):
+                # Run directories are not nested: this may be a part of the other, or a run.
+                skipped[Path(folder).resolve()] = (
+                    f"left out: {folder} is inside the run directory {around}; move it out, or "
+                    "give it as a folder of its own"
+                )
                 continue
+            if not around and (whole or any(name in entries for name in external.OURS)):
+                where = os.stat(folder)
+                if (where.st_dev, where.st_ino) in visited:
+                    continue
+                visited.add((where.st_dev, where.st_ino))
+                yield Path(folder), _files_that_matter(entries)
+                around = folder if whole else ""  # any tool may have left a results.json
             # Snapshots of file servers (.snapshot) and hidden folders are not runs.
             inner = [e for name, e in entries.items() if name[0] != "." and _is_searched(e)]
-            waiting += sorted((entry.path for entry in inner), reverse=True)
+            waiting += sorted(((entry.path, around) for entry in inner), reverse=True)
+            if not around:
+                skipped |= _links_out(entries.values(), root)
         except OSError as error:  # no permission, removed meanwhile, a broken link
-            name = error.filename or folder
-            problems.append(f"left out: {name} cannot be read: {error.strerror}")
+            if not around:
+                name = error.filename or folder
+                problems.append(f"left out: {name} cannot be read: {error.strerror}")
+
+
+def unsearched(skipped: Mapping[Path, str], read: Iterable[Path]) -> list[str]:
+    """Why folders were not searched, of those that no other folder given led to.
+
+    Args:
+        skipped: from :func:`run_folders`.
+        read: all run directories that were found.
+    """
+    found = [folder.resolve() for folder in read] if skipped else []
+    return [
+        text
+        for folder, text in skipped.items()
+        if not any(one.is_relative_to(folder) for one in found)
+    ]
 
 
 def _is_searched(entry: os.DirEntry[str]) -> bool:
     """Folders, and links to run directories; other links could be circular."""
-    if entry.is_symlink():
-        return os.path.exists(os.path.join(entry.path, MANIFEST))
-    return entry.is_dir()
+    if not entry.is_symlink():
+        return entry.is_dir()
+    names = (MANIFEST, RESULTS, *external.FILES)
+    there = {n: None for n in names if os.path.exists(os.path.join(entry.path, n))}
+    return MANIFEST in there or RESULTS in there or external.looks_external(there)
+
+
+def _links_out(entries: Iterable[os.DirEntry[str]], root: Path) -> dict[Path, str]:
+    """Links to folders that are not searched, also not as they lie below the root themselves."""
+    links = [e for e in entries if e.is_symlink() and e.is_dir() and not _is_searched(e)]
+    return {
+        target: f"left out: {link.path} is a link to a folder that is no run directory, and was "
+        "not searched; give the folder itself"
+        for link in links
+        if not (target := Path(link.path).resolve()).is_relative_to(root.resolve())
+    }
 
 
 def _files_that_matter(entries: Mapping[str, os.DirEntry[str]]) -> dict[str, os.stat_result]:
@@ -456,10 +501,7 @@ def _without_repeats(runs: list[Run], found: Collection) -> list[Run]:
 
 def _ended(run: Run) -> float | None:
     """When a run ended, in Unix seconds; None if unknown."""
-    try:
-        return datetime.fromisoformat(run.manifest.ended or "").timestamp()
-    except (ValueError, OverflowError):
-        return None
+    return in_seconds(run.manifest.ended)
 
 
 def _plan(run: Run) -> tuple[Any, ...]:

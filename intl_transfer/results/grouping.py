@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from intl_transfer.results.power import primary_columns
 from intl_transfer.results.rows import CHOSEN, Column, Metrics, Part, Row, Table
 from intl_transfer.results.run import METRICS, TASKS, Run
 from intl_transfer.results.starts import assumed_note
 from intl_transfer.results.statistics import Summary, level, summarize, summarize_pretrainings
-from intl_transfer.runs.records import DetectionResults
 from intl_transfer.runs.settings import Group, comparable, group
+from intl_transfer.runs.times import in_seconds
 from intl_transfer.runs.wording import apart
 
 LrSelection = Literal["separate", "best"]
@@ -30,6 +31,9 @@ INFERRED_NOTE = (
 )
 HAND_MADE_NOTE = "external: measured by {}, not by this project"
 SAME_SEED_NOTE = "of pretrainings with the same seed, the newest one counts"
+SAME_SEED_UNDATED_NOTE = (
+    "of pretrainings with the same seed, no times say which is the newest; all count"
+)
 NOT_STATED_NOTE = "external: {} settings of this table are not stated in its files"
 
 
@@ -73,7 +77,8 @@ def _split(runs: Sequence[Run], without: Iterable[str]) -> list[Group[Run]]:
     """
     own = [run for run in runs if not run.external]
     groups = group(own, lambda run: protocol(run, without))
-    stated = [comparable_settings(found.members[0], without) for found in groups]
+    known = [stated_by(found.members, without) for found in groups]
+    stated = [{key: comparable(value) for key, value in one.items()} for one in known]
     others = []
     for run in runs:
         if run.external:
@@ -89,13 +94,17 @@ def _split(runs: Sequence[Run], without: Iterable[str]) -> list[Group[Run]]:
                 others.append(run)
     further = group(others, lambda run: protocol(run, without), lambda key: True)
     for found in further:
-        mine = protocol(found.members[0], without)
-        for other in groups:
-            theirs = protocol(other.members[0], without)
+        mine = stated_by(found.members, without)
+        for other, theirs in zip(groups, known, strict=True):
             for key in sorted(mine.keys() & theirs.keys()):
                 if comparable(mine[key]) != comparable(theirs[key]):
                     found.differing[key], other.differing[key] = mine[key], theirs[key]
     return groups + further
+
+
+def stated_by(runs: Sequence[Run], without: Iterable[str] = ()) -> dict[str, Any]:
+    """All settings that some runs of one table state, which agree; some state fewer than others."""
+    return {key: value for run in runs for key, value in protocol(run, without).items()}
 
 
 def comparable_settings(run: Run, without: Iterable[str] = ()) -> Mapping[str, Any]:
@@ -105,7 +114,7 @@ def comparable_settings(run: Run, without: Iterable[str] = ()) -> Mapping[str, A
 
 def _differing(found: Group[Run]) -> dict[str, Any]:
     """What sets a table apart from its neighbors."""
-    frozen = _frozen(found.members[0])
+    frozen = _frozen(found.members)
     # Stated even if nothing else is.
     return {**found.differing, **({_FREEZE_AT: frozen} if frozen else {})}
 
@@ -116,8 +125,8 @@ def _table(key: tuple[str, ...], found: Group[Run], words: str) -> Table:
     runs, differing = found.members, _differing(found)
     tasks = _in_order({task: None for run in runs for task in run.tasks})
     differences = ", ".join(text for text in (further, words) if text)
-    standard = not further and set(differing) <= {_FREEZE_AT, NORM} and not deviations(runs[0])
-    labels = labels_of(runs[0])
+    standard = not further and set(differing) <= {_FREEZE_AT, NORM} and not deviations(runs)
+    labels = labels_of(runs)
     part = Part(
         name, architecture, schedule, tasks, iterations, batch, lr, differences, standard, labels
     )
@@ -126,20 +135,22 @@ def _table(key: tuple[str, ...], found: Group[Run], words: str) -> Table:
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         groups[run.start.key].append(run)
-    rows = []
-    ranked = _ranked_by(runs, tasks)
+    metrics = {task: _metrics(task, runs) for task in tasks}
+    table = Table(
+        *(part.title, tasks, [], name, architecture, schedule), parts=(part,), metrics=metrics
+    )
+    ranked = primary_columns(table)
     for members in groups.values():
         chosen, note, over = (
-            _choose_rate(members, ranked, name) if lr == CHOSEN else (members, "", 0)
+            _choose_rate(members, next(iter(ranked), (tasks[0], "AP")), name)
+            if lr == CHOSEN
+            else (members, "", 0)
         )
         further_notes = (*notes, *((note,) if note else ()))
         row = make_row(chosen, tasks, further_notes, stated)
-        rows.append(dataclasses.replace(row, chosen_over=over))
-    rows.sort(key=lambda row: -rank(row, tasks))
-    metrics = {task: _metrics(task, rows) for task in tasks}
-    return Table(
-        *(part.title, tasks, rows, name, architecture, schedule), parts=(part,), metrics=metrics
-    )
+        table.rows.append(dataclasses.replace(row, chosen_over=dict.fromkeys(row.metrics, over)))
+    table.rows.sort(key=lambda row: -rank(row, ranked))
+    return table
 
 
 def _in_order(tasks: Iterable[str]) -> tuple[str, ...]:
@@ -148,46 +159,60 @@ def _in_order(tasks: Iterable[str]) -> tuple[str, ...]:
     return (*(t for t in TASKS if t in found), *sorted(found - set(TASKS)))
 
 
-def _metrics(task: str, rows: Sequence[Row]) -> tuple[str, ...]:
+def _metrics(task: str, runs: Sequence[Run]) -> tuple[str, ...]:
     """A task's usual columns: AP50, AP, AP75 if it has AP; otherwise all."""
-    present = dict.fromkeys(metric for row in rows for name, metric in row.metrics if name == task)
+    present = common_order([list(_numbers(run, task)) for run in runs])
     if "AP" in present:
         return tuple(metric for metric in METRICS if task in TASKS or metric in present)
-    return tuple(present)
+    return present
+
+
+def common_order(orders: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    """All names, in the order that most have, then by name: the same whatever is read first.
+
+    Args:
+        orders: names in an order each, such as those of the metrics of runs.
+    """
+    counts = Counter(map(tuple, orders))
+    names = min(counts, key=lambda names: (-counts[names], names), default=())
+    return (*names, *sorted({name for one in counts for name in one} - set(names)))
 
 
 def _stated_keys(runs: Sequence[Run]) -> set[str]:
     return {key for run in runs if not run.external for key in run.protocol}
 
 
-def _frozen(run: Run) -> int:
+def _stated(runs: Sequence[Run], key: str, default: Any = None) -> Any:
+    """A setting as the runs of one table that state it do."""
+    return next((run.protocol[key] for run in runs if key in run.protocol), default)
+
+
+def _frozen(runs: Sequence[Run]) -> int:
     """The number of frozen stages of the backbone; 0 if unknown."""
-    value = run.protocol.get(_FREEZE_AT)
+    value = _stated(runs, _FREEZE_AT)
     return value if isinstance(value, int) else 0
 
 
-def deviations(run: Run) -> tuple[str, ...]:
-    """Known deviations of a run from the protocol of the published rows."""
-    stated = run.protocol
-    norm, labels = stated.get(NORM, _NORMS[0]), labels_of(run)
+def deviations(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Known deviations of the runs of one table from the protocol of the published rows."""
+    norm, labels = norm_of(runs), labels_of(runs)
     found = {
-        f"frozen {_frozen(run)}": bool(_frozen(run)),
-        f"norm {norm}": norm not in _NORMS,
-        "augmented tests": bool(stated.get("TEST.AUG.ENABLED", False)),
+        f"frozen {_frozen(runs)}": bool(_frozen(runs)),
+        f"norm {norm}": norm not in ("", *_NORMS),
+        "augmented tests": bool(_stated(runs, "TEST.AUG.ENABLED", False)),
         f"labels {labels}": bool(labels),
     }
     return tuple(words for words, there in found.items() if there)
 
 
-def norm_of(run: Run) -> str:
-    """The batch norm of a run's fine-tuning; the protocol's if not stated."""
-    return str(run.protocol.get(NORM, _NORMS[0]))
+def norm_of(runs: Sequence[Run]) -> str:
+    """The batch norm of the fine-tunings of one table; "" if not stated."""
+    return str(_stated(runs, NORM, ""))
 
 
-def labels_of(run: Run) -> str:
+def labels_of(runs: Sequence[Run]) -> str:
     """The fraction of labels used for training: ``10 %``, ``1,183 images``; "" for all."""
-    assert isinstance(run.results, DetectionResults)
-    used = run.results.dataset.labels
+    used = next((found for run in runs if (found := run.results.dataset.labels)), None)
     if used is None:
         return ""
     if used.fraction is not None:
@@ -199,7 +224,7 @@ def repetitions(runs: Sequence[Run]) -> list[Run]:
     """Of pretrainings of one experiment with one seed, the runs of the newest.
 
     The others repeat nothing that another seed would. Which one is the newest does not depend on
-    what was made of them, if their runs are known.
+    what was made of them, if their runs are known. If no times say which one it is, all count.
 
     Args:
         runs: of one row.
@@ -210,13 +235,33 @@ def repetitions(runs: Sequence[Run]) -> list[Run]:
             ended[run.start.unit_seed][unit].append(run)
     older: set[str] = set()
     for units in ended.values():
-        known = all(run.start.unit_ended for found in units.values() for run in found)
-        times = {
-            unit: max(str(run.start.unit_ended if known else run.manifest.ended) for run in found)
-            for unit, found in units.items()
-        }
-        older |= units.keys() - {max(units, key=lambda unit: (times[unit], unit))}
+        theirs = {u: [in_seconds(run.start.unit_ended) for run in units[u]] for u in units}
+        made = {u: [in_seconds(run.manifest.ended) for run in units[u]] for u in units}
+        for times in (theirs, made):
+            known = {u: [t for t in times[u] if t is not None] for u in units}
+            if known == times:
+                older |= units.keys() - {max(units, key=lambda unit: (max(known[unit]), unit))}
+                break
     return [run for run in runs if _unit(run) not in older]
+
+
+def same_seed_notes(given: Sequence[Run], counted: Sequence[Run]) -> tuple[str, ...]:
+    """Footnotes on pretrainings of one seed.
+
+    Args:
+        given: runs of one row.
+        counted: :func:`repetitions` of them.
+    """
+    units = {
+        (run.start.unit_seed, unit)
+        for run in counted
+        if run.start.unit_seed is not None and (unit := _unit(run)) is not None
+    }
+    repeated = len({seed for seed, _ in units}) < len(units)
+    return (
+        *((SAME_SEED_NOTE,) if len(counted) < len(given) else ()),
+        *((SAME_SEED_UNDATED_NOTE,) if repeated else ()),
+    )
 
 
 def _unit(run: Run) -> str | None:
@@ -260,7 +305,7 @@ def make_row(
         notes=(
             *provenance_notes(members),
             *((NOT_STATED_NOTE.format(len(missing)),) if missing else ()),
-            *((SAME_SEED_NOTE,) if len(members) < len(given) else ()),
+            *same_seed_notes(given, members),
             *notes,
         ),
         runs=tuple(members),
@@ -308,18 +353,12 @@ def summary_of(runs: Sequence[Run], values: Sequence[float | None]) -> Summary |
     return summarize(values, seeds if len(seeds) == len(runs) else None)
 
 
-def rank(row: Row, tasks: Sequence[str]) -> float:
-    """Sort key: mean AP (or first metric) of the row's first task; missing last."""
-    for index, task in enumerate(tasks):
-        if summary := row.metrics.get(primary(row, task)):
+def rank(row: Row, columns: Sequence[Column]) -> float:
+    """Sort key: mean of the first of a table's primary columns that a row has; missing last."""
+    for index, column in enumerate(columns):
+        if summary := row.metrics.get(column):
             return summary.mean - 1000 * index
     return -1e6
-
-
-def primary(row: Row, task: str) -> Column:
-    """The column by which a task is ranked: AP, or its first one."""
-    own = [column for column in row.metrics if column[0] == task]
-    return (task, "AP") if (task, "AP") in own or not own else own[0]
 
 
 def provenance_notes(
@@ -389,15 +428,6 @@ def _code_notes(members: Sequence[Run]) -> list[str]:
     return notes
 
 
-def _ranked_by(runs: Sequence[Run], tasks: Sequence[str]) -> Column:
-    """The column by which a table's learning rates are chosen: AP, or a task's first metric."""
-    for task in tasks:
-        found = dict.fromkeys(metric for run in runs for metric in _numbers(run, task))
-        if found:
-            return task, "AP" if "AP" in found else next(iter(found))
-    return tasks[0], "AP"
-
-
 def _numbers(run: Run, task: str) -> dict[str, float]:
     """The metrics of a run's task, without those per class."""
     # Only detection runs have tasks.
@@ -419,12 +449,12 @@ def _choose_rate(
     rates: dict[str, list[Run]] = defaultdict(list)
     for run in members:
         rates[run.comparable[5]].append(run)
-    rates = defaultdict(list, {rate: repetitions(runs) for rate, runs in rates.items()})
     if len(rates) == 1:
         (rate,) = rates
         return list(members), f"lr {rate or 'not stated'}, the only one tried", 0
     means, counts = {}, {}
-    for rate, runs in rates.items():
+    for rate, given in rates.items():
+        runs = repetitions(given)  # of which the row will be
         summary = summary_of(runs, [run.metric(*column) for run in runs])
         means[rate] = level(summary.mean) if summary else -1.0
         counts[rate] = summary.n if summary else 0

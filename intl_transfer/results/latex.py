@@ -212,7 +212,8 @@ def _body(grid: Grid, beside: Sequence[bool], kept: dict[int, int]) -> list[str]
         heading = line.group if line.group != group else ""
         if line.published and not published:
             heading = heading or "published"
-        if lines and (heading or line.rule or line.group != group):
+        are_measured_again = published and not line.published
+        if lines and (heading or line.rule or line.group != group or are_measured_again):
             lines.append(r"    \midrule")
         if heading:
             text = rf"\textit{{{escape_latex(heading)}}}"

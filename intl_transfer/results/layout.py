@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from intl_transfer.results.grouping import NORM, deviations, norm_of, rank
+from intl_transfer.results.power import primary_columns
 from intl_transfer.results.published import (
     PublishedRow,
     published_detection,
     published_row,
 )
 from intl_transfer.results.rows import CHOSEN, Metrics, Part, Row, Table
+from intl_transfer.results.run import Run
 from intl_transfer.runs.architectures import RCNN
 
 Layout = Literal["paper", "dataset"]
@@ -64,7 +66,9 @@ def _partner(table: Table, others: Sequence[Table]) -> Table | None:
         other
         for other in others
         # A task of both data sets (an evaluator of one's own) has a column group of each.
-        if _family(other) == _family(table) and not set(other.tasks) & set(table.tasks)
+        if _family(other) == _family(table)
+        and _norm_agrees(other, table)
+        and not set(other.tasks) & set(table.tasks)
     ]
     if len(family) > 1:
         part = table.parts[0]
@@ -81,9 +85,9 @@ def most_standard_first(tables: Sequence[Table]) -> list[Table]:
     """
 
     def standing(table: Table) -> tuple[object, ...]:
-        runs = [run for row in table.rows for run in row.runs]
+        runs = _runs(table)
         published = [_is_published(part) for part in table.parts]
-        against = max((len(deviations(run)) for run in runs), default=0)
+        against = len(deviations(runs))
         standard = all(part.standard for part in table.parts)
         return not all(published), not any(published), not standard, against, -len(runs)
 
@@ -93,9 +97,9 @@ def most_standard_first(tables: Sequence[Table]) -> list[Table]:
 def _family(table: Table) -> tuple[object, ...]:
     """The key on which joined tables must agree.
 
-    The data set's name without layout, year and split; backbone and head; the batch norm, and
-    deviations from the protocol: a detector with a frozen backbone or a tenth of the labels is not
-    joined with one that was fully trained on all.
+    The data set's name without layout, year and split; backbone and head; and deviations from the
+    protocol: a detector with a frozen backbone or a tenth of the labels is not joined with one that
+    was fully trained on all.
     """
     words = table.dataset.lower().split("_")
     known = ("coco", "voc", "val", "test", "minival", "test-dev")
@@ -103,8 +107,16 @@ def _family(table: Table) -> tuple[object, ...]:
     meta, _, built = table.architecture.rpartition(" ")
     # R-CNNs with and without masks can be joined; a RetinaNet is another detector.
     built = built if meta in RCNN or not meta else table.architecture
-    run = table.rows[0].runs[0]
-    return "_".join(kept), built, table.parts[0].standard, norm_of(run), deviations(run)
+    return "_".join(kept), built, table.parts[0].standard, deviations(_runs(table))
+
+
+def _norm_agrees(one: Table, other: Table) -> bool:
+    """Whether two tables have one batch norm, as far as their runs state it."""
+    return len({norm_of(_runs(table)) for table in (one, other)} - {""}) < 2
+
+
+def _runs(table: Table) -> list[Run]:
+    return [run for row in table.rows for run in row.runs]
 
 
 def _headed(table: Table) -> Table:
@@ -126,12 +138,13 @@ def _side_by_side(left: Table, right: Table) -> Table:
             other = rows.get(key)
             rows[key] = row if other is None else _merged(other, row)
     tasks = left.tasks + right.tasks
+    ranked = [column for table in tables for column in primary_columns(table)]
     parts = left.parts + right.parts
     backbones = [part.architecture for part in parts]
     return Table(
         "; ".join(part.title for part in parts),
         tasks,
-        sorted(rows.values(), key=lambda row: -rank(row, tasks)),
+        sorted(rows.values(), key=lambda row: -rank(row, ranked)),
         " + ".join(part.dataset for part in parts),
         " + ".join(dict.fromkeys(backbones)),
         " + ".join(dict.fromkeys(part.schedule for part in parts)),
@@ -152,7 +165,7 @@ def _merged(one: Row, other: Row) -> Row:
         baseline=one.baseline or other.baseline,
         marks=one.marks | other.marks,
         each=one.each | other.each,
-        chosen_over=max(one.chosen_over, other.chosen_over),
+        chosen_over=one.chosen_over | other.chosen_over,
     )
 
 
@@ -207,8 +220,7 @@ def _is_published(part: Part) -> bool:
 def _norms(table: Table, tasks: Sequence[str]) -> tuple[str, ...]:
     """The batch norms of the measured rows of some columns; "" for not stated."""
     part = next(part for part in table.parts if set(part.tasks) & set(tasks))
-    runs = [run for row in table.rows for run in row.runs]
-    here = [run for run in runs if run.results.dataset.name == part.dataset]
+    here = [run for run in _runs(table) if run.results.dataset.name == part.dataset]
     return tuple(sorted({str(run.protocol.get(NORM, "")) for run in here}))
 
 

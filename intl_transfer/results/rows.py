@@ -48,7 +48,8 @@ class Row:
         baseline: True for the row that the others are tested against.
         marks: by (task, metric), if there are any.
         words: distinguishes it from other rows of the method, or "".
-        chosen_over: if a learning rate was chosen, the maximum number of runs at another rate.
+        chosen_over: by (task, metric), if its learning rate was chosen, the maximum number of runs
+            at another rate.
         source: of a published row.
         cite: its key in ``published.bib``.
         shown: the user's name for it, instead of method and words.
@@ -68,7 +69,7 @@ class Row:
     baseline: bool = False
     marks: dict[Column, Mark] = field(default_factory=dict)
     words: str = ""
-    chosen_over: int = 0
+    chosen_over: dict[Column, int] = field(default_factory=dict)
     source: str = ""
     cite: str = ""
     shown: str = ""

@@ -110,6 +110,11 @@ class Run:
             found |= {f"protocol.{key}": value for key, value in results.protocol.items()}
         found |= told_apart(found, self.manifest.id or str(self.path))
         found |= flatten(results.settings)
+        tested = found.get("DATASETS.TEST")
+        if isinstance(tested, (list, tuple)) and results.dataset.name in tested:
+            found["DATASETS.TEST"] = [
+                results.dataset.name
+            ]  # further sets do not decide its metrics
         if isinstance(found.get("data.name"), str):
             found["data.name"] = set_name(found["data.name"])
         facts: dict[str, Any] = {

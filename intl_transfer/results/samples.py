@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from intl_transfer.runs.settings import below, comparable, deciding, group, sele
 from intl_transfer.runs.wording import apart, in_words
 
 _OTHER_IMAGES = "on other images than the evaluations"
+# Settings that a share of the labels decides: which they are, and how many images have one.
+_OF_SHARES = ("*labels_percent", "data.subset*", "dataset.train.*", "dataset.labels.*")
 _METRICS = {"top1": "top-1", "top5": "top-5"}
 
 
@@ -77,7 +80,7 @@ class Sample:
 
     @property
     def neighbors(self) -> float | None:
-        """k of ``knn``; None of other kinds."""
+        """The k of ``knn``; None of other kinds."""
         return self.results.protocol.get("k") if self.kind == "knn" else None
 
     @property
@@ -190,10 +193,41 @@ def _settings_on_the_way(manifest: Manifest) -> dict[str, Any]:
     return settings | below("dataset", images)
 
 
-def distinguished(samples: Sequence[Sample]) -> list[Sample]:
-    """Makes protocol texts differ wherever settings do."""
+def _over_shares(samples: Sequence[Sample]) -> list[Sample]:
+    """Makes protocol texts differ wherever settings do that several shares of labels have.
+
+    Shares are columns of one table.
+    """
     alike: dict[tuple[str, ...], list[Sample]] = defaultdict(list)
     for s in samples:
+        alike[s.dataset, s.backbone, s.protocol].append(s)
+    found = []
+    for members in alike.values():
+        groups = group(
+            members,
+            lambda s: {
+                key: value
+                for key, value in s.settings.items()
+                if not any(fnmatchcase(key, of_share) for of_share in _OF_SHARES)
+            },
+        )
+        for agreeing, words in zip(groups, apart([one.differing for one in groups]), strict=True):
+            notes = (assumed_note(agreeing.assumed),) if agreeing.assumed else ()
+            found += [
+                dataclasses.replace(
+                    s, protocol=", ".join(filter(None, (s.protocol, words))), notes=notes
+                )
+                for s in agreeing.members
+            ]
+    return found
+
+
+def distinguished(samples: Sequence[Sample]) -> list[Sample]:
+    """Makes protocol texts differ wherever settings do."""
+    order = {id(s.run): index for index, s in enumerate(samples)}
+    few = _over_shares([s for s in samples if s.kind == "semi"])
+    alike: dict[tuple[str, ...], list[Sample]] = defaultdict(list)
+    for s in (*(s for s in samples if s.kind != "semi"), *few):
         # A dedicated evaluation takes precedence over pretraining's own with the same k.
         measured = "on the way" if s.from_pretraining else ""
         share = f"{s.labels_percent:g}" if s.kind == "semi" else ""
@@ -218,11 +252,14 @@ def distinguished(samples: Sequence[Sample]) -> list[Sample]:
                 stated = {**stated, **others[place].settings}
             others[place] = _Protocol(text, stated)
             found += [
-                dataclasses.replace(s, protocol=text, notes=notes, group=place)
+                dataclasses.replace(s, protocol=text, notes=_joined(s.notes, notes), group=place)
                 for s in agreeing.members
             ]
-    order = {id(s.run): index for index, s in enumerate(samples)}
     return sorted(found, key=lambda s: order[id(s.run)])
+
+
+def _joined(*notes: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(note for some in notes for note in some))
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from intl_transfer.results.grouping import (
-    SAME_SEED_NOTE,
     provenance_notes,
     repetitions,
+    same_seed_notes,
     summary_of,
 )
 from intl_transfer.results.rows import Column, Metrics, Row
@@ -22,6 +22,7 @@ from intl_transfer.runs.settings import Group, group
 from intl_transfer.runs.wording import apart
 
 _AT_THE_END = "k-NN as measured at the end of pretraining"
+_NOT_EVALUATED = "left out of the mean: {} with k-NN as measured at the end of pretraining only"
 _RECIPES = "pretrained by recipes that differ by column"
 _NOT_COMPARED = "whether the pretrainings of its columns differ in other settings is not stated"
 #: Key of the row, column, value, sample.
@@ -48,16 +49,12 @@ def rows_of(
         metrics: Metrics = {}
         each: dict[Column, dict[Path, float]] = {}
         by_column: dict[Column, list[Run]] = {}
-        repeated = False
+        used: dict[Path, Sample] = {}
+        further_notes: dict[str, None] = {}
         for column in dict.fromkeys(column for column, _, _ in members):
-            found = [(v, s) for c, v, s in members if c == column]
-            # A dedicated evaluation takes precedence over pretraining's own.
-            if not all(s.from_pretraining for _, s in found):
-                found = [(v, s) for v, s in found if not s.from_pretraining]
-            newest = repetitions([s.run for _, s in found])
-            if len(newest) < len(found):
-                paths = {run.path for run in newest}
-                found, repeated = [(v, s) for v, s in found if s.run.path in paths], True
+            found, words = _counted([(v, s) for c, v, s in members if c == column])
+            further_notes |= dict.fromkeys(words)
+            used |= {s.run.path: s for _, s in found}
             summary = summary_of([s.run for _, s in found], [v for v, _ in found])
             assert summary is not None
             metrics[column] = summary
@@ -65,16 +62,13 @@ def rows_of(
             if not all(s.from_pretraining for _, s in found):
                 by_column[column] = [s.run for _, s in found]
         start = members[0][2].run.start
-        runs = tuple({sample.run.path: sample.run for _, _, sample in members}.values())
+        runs = tuple(sample.run for sample in used.values())
         n = max(summary.n for summary in metrics.values())
-        notes = dict.fromkeys(note for _, _, sample in members for note in sample.notes)
+        notes = dict.fromkeys(note for sample in used.values() for note in sample.notes)
         evaluated = [run for run in runs if run.manifest.stage == "evaluation"]
         if evaluated:
             notes |= dict.fromkeys(provenance_notes(evaluated, by_column))
-        if any(sample.from_pretraining for _, _, sample in members):
-            notes[_AT_THE_END] = None
-        if repeated:
-            notes[SAME_SEED_NOTE] = None
+        notes |= further_notes
         if further and key in further:
             notes[further[key]] = None
         detail = (details or {}).get(key, start.detail)
@@ -89,6 +83,31 @@ def rows_of(
             )
         )
     return rows
+
+
+def _counted(
+    found: Sequence[tuple[float, Sample]],
+) -> tuple[list[tuple[float, Sample]], list[str]]:
+    """The values of one column that count, and footnotes on them and on the others."""
+    evaluated = [(v, s) for v, s in found if not s.from_pretraining]
+    # A dedicated evaluation takes precedence over pretraining's own.
+    given = evaluated or list(found)
+    runs = [s.run for _, s in given]
+    newest = repetitions(runs)
+    paths = {run.path for run in newest}
+    counted = [(v, s) for v, s in given if s.run.path in paths]
+    notes = []
+    if not evaluated:
+        notes.append(_AT_THE_END)
+    elif count := len({s.run.path for _, s in found if s.from_pretraining} - _parents(evaluated)):
+        pretrainings = "1 further pretraining" if count == 1 else f"{count} further pretrainings"
+        notes.append(_NOT_EVALUATED.format(pretrainings))
+    return counted, [*notes, *same_seed_notes(runs, newest)]
+
+
+def _parents(found: Sequence[tuple[float, Sample]]) -> set[Path | None]:
+    """The directories of the pretrainings that were evaluated."""
+    return {s.run.parent for _, s in found}
 
 
 @dataclass

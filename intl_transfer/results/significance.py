@@ -134,10 +134,8 @@ def _most(rows: Sequence[Row], column: Column) -> int:
 
 def _of_chosen(table: Table, row: Row, marks: dict[Column, Mark]) -> dict[Column, Mark]:
     """Marks a row whose learning rate was chosen from one run, with several at another rate."""
-    if row.chosen_over < 2:
-        return marks
     for column in primary_columns(table):
-        if column in row.metrics and row.metrics[column].n == 1:
+        if row.chosen_over.get(column, 0) > 1 and row.metrics[column].n == 1:
             marks[column] = dataclasses.replace(marks.get(column, Mark()), alone=True)
     return marks
 
@@ -160,7 +158,10 @@ def _of_single_runs(rows: Sequence[Row]) -> list[str]:
         "Learning rate chosen by a single run, over means of several": [
             row.name
             for row in rows
-            if row.chosen_over > 1 and any(mark.alone for mark in row.marks.values())
+            if any(
+                mark.alone and row.chosen_over.get(column, 0) > 1
+                for column, mark in row.marks.items()
+            )
         ],
     }
     return [f"†: {words}: {', '.join(dict.fromkeys(n))}." for words, n in names.items() if n]

@@ -121,8 +121,9 @@ def _build_tables(collection: Collection, published: bool, options: TableOptions
 
 
 def _controls_last(table: Table) -> Table:
-    """Moves controls below the rows that they belong to."""
-    return dataclasses.replace(table, rows=sorted(table.rows, key=lambda row: row.control))
+    """Moves controls below the measured rows, which they belong to; published ones follow."""
+    rows = sorted(table.rows, key=lambda row: (row.published, row.control))
+    return dataclasses.replace(table, rows=rows)
 
 
 def with_words(table: Table) -> Table:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from intl_transfer.analysis.reading import each_once, read_run
+from intl_transfer.analysis.sweep_figures import spectra
 from intl_transfer.analysis.sweeps import (
     FIGURES,
     Plot,
@@ -32,7 +36,7 @@ from pretrain.config import PretrainConfig
 from slurm.sweep import ROOT, SweepPlan, read
 from tests.results.synthetic import evaluation_run
 
-_P = "loss.options.p"
+_P, _T = "loss.options.p", "loss.iterations"
 _SMALL = {"object_size": 16, "objects_train": 8}
 
 
@@ -243,12 +247,12 @@ def test_keys_that_move_together_are_one_line_at_labeled_places():
 
 
 def test_copies_and_repeats_of_a_run_are_no_seeds(tmp_path, capsys):
-    run = fake_run(tmp_path, "one", 0.5, 0, conditions=(-1.0,))
-    shutil.copytree(run, tmp_path / "copies" / "one")
-    again = fake_run(tmp_path, "again", 0.5, 0, conditions=(-3.0,))
-    manifest = json.loads((again / "manifest.json").read_text())
-    ended = "2024-05-01T12:00:00+00:00"
-    (again / "manifest.json").write_text(json.dumps({**manifest, "ended": ended}))
+    times = {"one": "2024-05-01T13:00:00+05:00", "again": "2024-05-01T12:00:00+00:00"}
+    for (name, ended), condition in zip(times.items(), (-1.0, -3.0), strict=True):
+        run = fake_run(tmp_path, name, 0.5, 0, conditions=(condition,))
+        manifest = json.loads((run / "manifest.json").read_text())
+        (run / "manifest.json").write_text(json.dumps({**manifest, "ended": ended}))
+    shutil.copytree(tmp_path / "pretrain" / "one", tmp_path / "copies" / "one")
     fake_run(tmp_path, "other_seed", 0.5, 1, conditions=(-2.0,))
     sweep = swept(grid={_P: [0.5]})
     rows, _ = rows_of(sweep, [tmp_path])
@@ -362,3 +366,37 @@ def test_a_figure_that_is_a_sweep_runs_it_and_its_claims_hold(tmp_path, name, mo
         }
     assert (runs / "report").is_dir()  # the table, beside the sweep's own figure
     assert flatten(json.loads((out / f"{name}.json").read_text())["settings"])["seeds"] == [0]
+
+
+def test_lines_of_one_key_are_parted_by_further_keys():
+    """One point a line and place, in place of two joined to a zigzag."""
+    grid = {"optim.base_lr": [0.1, 0.2], "loss.axis": ["channel", "batch"], _T: [4, 8]}
+    sweep = swept(grid=grid, plot=Plot(x="optim.base_lr", lines="loss.axis", figures=["top1"]))
+    keys = list(grid)
+    rows = [
+        {**dict.fromkeys(FIGURES, math.nan), **dict(zip(keys, values, strict=True))}
+        | {"seed": 0, "status": "finished", "top1": 50.0 + values[2]}
+        for values in itertools.product(*grid.values())
+    ]
+    lines = draw(sweep, rows).axes[0].containers
+    assert [line[0].get_xydata().tolist() for line in lines] == [
+        [[0.1, 50.0 + t], [0.2, 50.0 + t]] for t in (4, 8, 4, 8)
+    ]
+
+
+def test_spectra_of_many_iterations_have_a_color_each():
+    looks = [(0, [1, 2], [1.0, 0.5])]
+    runs = [
+        SimpleNamespace(
+            manifest=SimpleNamespace(seed=0), settings={_T: t}, spectra=lambda output: looks
+        )
+        for t in range(1, 12)
+    ]
+    lines = spectra(runs).axes[0].lines
+    assert len({str(line.get_color()) for line in lines}) == len(runs)
+
+
+def test_repeats_without_times_all_count(tmp_path, capsys):
+    runs = [fake_run(tmp_path, name, 0.5, 0) for name in ("one", "two")]
+    assert len(each_once([read_run(path) for path in runs])) == 2
+    assert "no times say which is newer; both count" in capsys.readouterr().err

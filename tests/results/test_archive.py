@@ -13,7 +13,7 @@ from intl_transfer.results.archive import archive
 from intl_transfer.results.figures import draw_figures
 from intl_transfer.results.series import lines_of
 from intl_transfer.runs import read_manifest
-from tests.results.synthetic import detection_run, log_detection, pretraining_run
+from tests.results.synthetic import detection_run, log_detection, pretraining_run, start_of
 
 
 def shown(root):
@@ -134,3 +134,15 @@ def test_a_copy_with_other_tables_is_not_kept(runs, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"not those of the runs: .*38"):
         archive([runs], tmp_path / "records")
     assert not list(tmp_path.glob("*records*"))
+
+
+def test_pretrainings_of_one_seed_keep_their_order_without_their_times(tmp_path):
+    for name, ended in (("1", "2024-05-02T00:00:00+00:00"), ("2", "2024-05-01T00:00:00+00:00")):
+        run = pretraining_run(tmp_path / "runs", f"pre{name}", name * 64)
+        run.manifest.ended = ended
+        run.save()
+        start = start_of("INTL", name * 64, id=run.manifest.id, seed=0)
+        detection_run(tmp_path / "runs", name, 30.0 + int(name), initialization=start)
+    archive([tmp_path / "runs"], tmp_path / "out", True)
+    assert shown(tmp_path / "out") == shown(tmp_path / "runs")
+    assert "2024" not in "".join(file.read_text() for file in (tmp_path / "out").rglob("*.json"))

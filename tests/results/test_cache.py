@@ -167,3 +167,15 @@ def test_changes_between_collections_are_those_of_reading_anew(tmp_path):
         if dice.random() < 0.5:
             age(tmp_path, 3600 + step)
         assert same(collect([tmp_path]), collect([tmp_path], cache=False)), (step, action, name)
+
+
+def test_a_file_replaced_under_the_same_size_and_time_is_read_again(tmp_path):
+    detection_run(tmp_path, "run", 30.0)
+    age(tmp_path)
+    collect([tmp_path])
+    file = tmp_path / "run" / "results.json"
+    stamp = file.stat()
+    file.write_text(file.read_text().replace('"AP": 30.0', '"AP": 31.0'))
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (stamp.st_size, stamp.st_mtime_ns)
+    assert collect([tmp_path]).runs[0].metric("box", "AP") == 31.0

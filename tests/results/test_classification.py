@@ -77,6 +77,59 @@ def test_few_labels(tmp_path):
     assert "fine-tuned on few labels (epochs 20)" in table.title
 
 
+def test_few_labels_share_a_table_only_where_both_shares_were_trained_alike(tmp_path):
+    for percent, size, momentum in ((1, 224, 0.9), (10, 128, 0.9), (20, 224, 0.9)):
+        evaluation_run(
+            tmp_path, f"{percent}", kind="semi", top1=50.0,
+            protocol={"epochs": 20, "labels_percent": percent},
+            settings={
+                "data.size": size, "data.labels_percent": percent, "optim.momentum": momentum,
+                "dataset.train.images": 100 * percent,
+            },
+        )  # fmt: skip
+    tables = {table.tasks: table.title for table in tables_of(tmp_path)}
+    assert tables == {
+        ("1 % labels", "20 % labels"): (
+            "cifar10, resnet18: fine-tuned on few labels (epochs 20, size 224)"
+        ),
+        ("10 % labels",): "cifar10, resnet18: fine-tuned on few labels (epochs 20, size 128)",
+    }
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "mean", "notes"),
+    [
+        ((), 58.0, ["k-NN as measured at the end of pretraining"]),
+        (
+            (1,),
+            81.0,
+            [
+                "left out of the mean: 2 further pretrainings with k-NN as measured at the end of "
+                "pretraining only"
+            ],
+        ),
+        ((0, 1, 2), 81.0, []),
+    ],
+)
+def test_what_was_measured_on_the_way_is_said_only_where_it_counts(
+    tmp_path, evaluated, mean, notes
+):
+    for seed in (0, 1, 2):
+        run = pretraining_run(
+            tmp_path, f"p{seed}", f"{seed}" * 64, seed=seed, knn_accuracy=57.0 + seed
+        )
+        if seed in evaluated:
+            evaluation_run(
+                tmp_path, f"e{seed}", kind="knn", dataset="shapes", top1=80.0 + seed,
+                protocol={"k": 5}, origin={"sha": f"{seed}" * 64, "id": run.manifest.id},
+            )  # fmt: skip
+    (table,) = tables_of(tmp_path)
+    (row,) = table.rows
+    assert row.metrics["k-NN", "top-1"].mean == mean
+    assert [note for note in row.notes if "k-NN" in note] == notes
+    assert {run.manifest.stage for run in row.runs} == {"evaluation" if evaluated else "pretrain"}
+
+
 def test_neighbors_from_the_end_of_pretraining(tmp_path):
     for seed in (0, 1, 2):
         pretraining_run(tmp_path, f"p{seed}", f"{seed}" * 64, seed=seed, knn_accuracy=57.0 + seed)

@@ -384,3 +384,62 @@ def test_the_newer_run_is_so_in_any_time_zone(tmp_path):
         run.manifest.ended = ended
         run.save()
     assert [run.path.name for run in collect([tmp_path], cache=False).runs] == ["late"]
+
+
+def test_results_that_are_no_record_hide_nothing(tmp_path):
+    detection_run(tmp_path, "run")
+    (tmp_path / "results.json").write_text('{"note": "a summary"}')
+    found = collect([tmp_path], cache=False)
+    assert [run.path for run in found.runs] == [tmp_path / "run"]
+    (text,) = found.problems
+    assert text.startswith(f"left out: {tmp_path / 'results.json'}: stage is None")
+
+
+def test_what_is_not_searched_is_named(tmp_path):
+    pretraining_run(tmp_path / "runs", "pre")
+    detection_run(tmp_path / "runs/pre/finetune", "coco")
+    external_run(tmp_path / "runs", "output")
+    external_run(tmp_path / "runs/output", "inference_run", 30.0)
+    (tmp_path / "runs/output/inference").mkdir()
+    external_run(tmp_path / "elsewhere", "moco")
+    detection_run(tmp_path / "elsewhere/group", "run", seed=1)
+    for name in ("moco", "group"):
+        (tmp_path / "runs" / name).symlink_to(tmp_path / "elsewhere" / name)
+    runs = tmp_path / "runs"
+    found = collect([runs], cache=False)
+    assert [run.path for run in found.runs] == [runs / "moco", runs / "output"]
+    assert sorted(found.problems) == [
+        f"left out: {runs / 'group'} is a link to a folder that is no run directory, and was not "
+        "searched; give the folder itself",
+        *(
+            f"left out: {inner} is inside the run directory {outer}; move it out, or give it as a "
+            "folder of its own"
+            for inner, outer in (
+                (runs / "output/inference_run", runs / "output"),
+                (runs / "pre/finetune/coco", runs / "pre"),
+            )
+        ),
+    ]
+    inner = [runs, runs / "output/inference_run", runs / "pre/finetune/coco", runs / "group"]
+    given = collect(inner, cache=False)
+    assert (len(given.runs), given.problems) == (5, [])
+
+
+@pytest.mark.parametrize(
+    ("ended", "aps", "said"),
+    [
+        (("2024-05-01T12:00:00+05:00", "2024-05-01T11:00:00+00:00"), (40.0,), "newest one counts"),
+        ((None, "2024-05-01T11:00:00+00:00"), (30.0, 40.0), "no times say which is the newest"),
+    ],
+)
+def test_which_of_two_pretrainings_of_one_seed_is_the_newest(tmp_path, ended, aps, said):
+    for name, ap, when in zip("12", (30.0, 40.0), ended, strict=True):
+        known = {"settings": {"loss.method": "intl"}, "seed": 0, "id": f"p{name}"}
+        start = start_of("INTL", name * 64, **known)
+        run = detection_run(tmp_path, name, ap, initialization=start)
+        run.manifest.ended = when
+        run.save()
+    (table,) = build_tables(collect([tmp_path], cache=False))
+    (row,) = table.rows
+    assert row.metrics["box", "AP"].values == aps
+    assert any(said in note for note in row.notes)

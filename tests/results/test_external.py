@@ -285,3 +285,14 @@ def test_the_configuration_that_detectron2_dumps_is_read(tmp_path):
     run = only(collect([tmp_path]))
     assert run.comparable[1:3] == ("Mask R-CNN resnet50-C4", "1x")
     assert run.manifest["config"] == yaml.safe_load(cfg.dump())
+
+
+def test_a_further_test_set_parts_no_table(tmp_path):
+    external_run(tmp_path, "one", 38.0)
+    config = external_config()
+    config["DATASETS"]["TEST"] = ["coco_2017_val", "lvis_v1_val"]
+    external_run(tmp_path, "two", 39.0, config=config)
+    found = collect([tmp_path], cache=False)
+    assert [row.method for table in build_tables(found) for row in table.rows] == ["two", "one"]
+    assert len(build_tables(found)) == 1
+    assert "not those of lvis_v1_val" in found.problems[0]

@@ -339,3 +339,19 @@ def test_percentages_alone_become_rows(tmp_path):
     with pytest.raises(UserError, match="expected a percentage"):
         import_results(openmmlab.read(file), tmp_path / "x", "A", "m.json")
     assert not (tmp_path / "x").exists()
+
+
+def test_a_vissl_training_that_began_again_is_refused(tmp_path):
+    again = {"iteration": 1, "train_phase_idx": 0, "train_accuracy_list_meter": {"top_1": {"0": 1}}}
+    with pytest.raises(UserError, match="began again at phase 0 after its last test, of phase 27"):
+        vissl.read(lines(tmp_path, "metrics.json", [*VISSL, again]))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["step,val_acc1,val_acc5\n9,60,80\n19,nan,\n", "epoch,val_acc1,val_acc5\n0,60,80\n1,nan,5\n"],
+)
+def test_a_last_validation_without_a_number_is_refused(tmp_path, text):
+    (tmp_path / "metrics.csv").write_text(text)
+    with pytest.raises(UserError, match="its last validation has val_acc1 nan"):
+        lightning.read(tmp_path)

@@ -6,7 +6,16 @@ import pytest
 
 from intl_transfer.errors import UserError
 from intl_transfer.results import TableOptions, build_tables, collect, render
-from tests.results.synthetic import detection_run, evaluation_run, external_config
+from tests.results.synthetic import (
+    detection_run,
+    evaluation_run,
+    external_config,
+    external_run,
+    figures,
+    hand_made_run,
+    provenance,
+    start_of,
+)
 
 PLANS = {
     "1x": {"name": "1x", "iterations": 90000, "batch_size": 16, "base_lr": 0.02},
@@ -168,3 +177,65 @@ def test_bold_is_of_the_primary_metric_alone(tmp_path):
         "Bold: highest measured mean of COCO det. AP, the primary metric of each task; no test.",
     )
     assert tables_of(tmp_path, columns=("AP50",))[0].legend == ()
+
+
+def test_what_any_run_states_keeps_published_rows_away(tmp_path):
+    """The first row's evaluator states no settings; Detectron2's folder has a frozen backbone."""
+    config = external_config()
+    config["MODEL"]["BACKBONE"]["FREEZE_AT"] = 2
+    hand_made_run(tmp_path, "a", metrics={"box": figures(38.5)})
+    external_run(tmp_path, "b", 36.0, config=config)
+    table = tables_of(tmp_path, True)[0]
+    assert [row.method for row in table.rows] == ["Mine", "b"]
+    assert "MODEL.BACKBONE.FREEZE_AT 2" in table.title
+    assert not table.parts[0].standard
+
+
+@pytest.mark.parametrize("ap", [35.0, 45.0])
+def test_which_row_is_the_best_does_not_part_data_sets(tmp_path, ap):
+    config = {"MODEL": {"RESNETS": {"NORM": "SyncBN"}}}
+    coco(tmp_path, "coco", 40.0, config=config)
+    detection_run(tmp_path, "voc", 57.0, layout="voc", config=config)
+    hand_made_run(tmp_path, "mine", metrics={"box": figures(ap)})
+    (table,) = tables_of(tmp_path)
+    assert table.tasks == ("box", "mask", "voc")
+
+
+@pytest.mark.parametrize("names", ["abc", "cba"])
+def test_a_task_without_ap_is_ranked_and_tested_by_one_column(tmp_path, names):
+    """Whatever order the files have their metrics in, and in whatever order they are read."""
+    found = [{"mIoU": 40.0, "acc": 80.0}, {"acc": 81.0, "mIoU": 30.0}, {"mIoU": 41.0, "acc": 70.0}]
+    for name, method, metrics in zip(names, "ABC", found, strict=True):
+        hand_made_run(
+            tmp_path, name, metrics={"semantic": metrics}, dataset={"name": "ade"}, schedule={},
+            initialization={"kind": "pretrained", "method": method},
+        )  # fmt: skip
+    (table,) = tables_of(tmp_path)
+    assert [row.method for row in table.rows] == ["C", "A", "B"]
+    assert table.columns() == [("semantic", "mIoU"), ("semantic", "acc")]
+    assert table.rows[0].marks["semantic", "mIoU"].best
+
+
+def test_a_rate_that_was_chosen_on_one_data_set_marks_no_other(tmp_path):
+    for rate in (0.02, 0.04):
+        for seed in (0, 1):
+            coco(tmp_path, f"{rate}{seed}", 38.0 + rate + seed, seed=seed, plan={"base_lr": rate})
+    for method, ap in (("INTL", 57.0), ("random init", 34.0)):
+        detection_run(tmp_path, method, ap, layout="voc", method=method)
+    (table,) = tables_of(tmp_path, lr_selection="best")
+    assert table.tasks == ("box", "mask", "voc")
+    assert not any(mark.alone for row in table.rows for mark in row.marks.values())
+
+
+def test_pretrainings_of_one_seed_are_named_at_the_best_rate_too(tmp_path):
+    for rate in (0.02, 0.04):
+        for name in "12":
+            known = {"settings": {"loss.method": "intl"}, "seed": 0, "id": f"p{name}"}
+            start = start_of("INTL", name * 64, **known)
+            start["provenance"] = provenance(name * 64, "INTL", **known)
+            plan = {"base_lr": rate}
+            coco(tmp_path, f"{rate}{name}", 38.0 + rate, initialization=start, plan=plan)
+    notes = [table.rows[0].notes for table in tables_of(tmp_path)]
+    (best,) = tables_of(tmp_path, lr_selection="best")
+    said = "of pretrainings with the same seed, the newest one counts"
+    assert all(said in found for found in (*notes, best.rows[0].notes))

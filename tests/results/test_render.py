@@ -280,3 +280,13 @@ def test_counts_of_runs_by_column_group(tmp_path):
     detection_run(tmp_path, "d", metrics={"box": figures(30.0)})
     text = render(build_tables(collect([tmp_path])), "md")
     assert "| 3, 1 |" in text
+
+
+def test_controls_stand_above_the_published_rows(tmp_path):
+    detection_run(tmp_path, "run", 38.0)
+    detection_run(tmp_path, "control", 20.0, config={"CONTROL": {"SHUFFLE_LABELS": True}})
+    table = build_tables(collect([tmp_path]), True, TableOptions(kinds=("detection",)))[0]
+    kinds = [(row.control, row.published) for row in table.rows]
+    assert kinds[:3] == [(False, False), (True, False), (False, True)]
+    text = render([table], "latex")
+    assert text.index("labels shuffled") < text.index(r"\textit{published}")

@@ -37,8 +37,8 @@ def read(
         unit: of that column: ``percent`` or ``fraction``.
 
     Raises:
-        UserError: if there is no such column or value, its unit is unknown, or training continued
-            for complete epochs after it.
+        UserError: if there is no such column or value, the last one is not a number, its unit is
+            unknown, or training continued for complete epochs after it.
     """
     patterns = ("metrics.csv", "*/metrics.csv", "*/*/metrics.csv")
     file = only_file(source, patterns, "metrics.csv of Lightning")
@@ -48,25 +48,36 @@ def read(
         heads = [name for name in reader.fieldnames or () if name]
         columns = _columns(file, heads, kind, column, unit)
         scale = 100.0 if unit == "fraction" else 1.0
-        last: dict[str, float] = {}
+        last: dict[str, str] = {}  # by column
         epoch, reached = None, -1
         for line in reader:
             now = _number(line.get("epoch"))
             reached = max(reached, int(now) if now is not None else -1)
-            values = {m: _number(line.get(name)) for name, m in columns.items()}
-            known = {m: v for m, v in values.items() if percentage(v) is not None and v is not None}
-            if known:
-                last = {m: v * scale for m, v in known.items()}
-                epoch = int(now) if now is not None else None
+            written = {name: text for name in columns if (text := (line.get(name) or "").strip())}
+            if written:
+                last, epoch = written, int(now) if now is not None else None
     if not last:
         raise UserError(f"{file}: no value in {', '.join(columns)}")
+    metrics = {columns[name]: percentage(_number(text), scale) for name, text in last.items()}
+    if None in metrics.values():
+        found = ", ".join(f"{name} {text}" for name, text in last.items())
+        raise UserError(
+            f"{file}: its last validation has {found}, expected accuracies; only the final one "
+            "counts"
+        )
     if epoch is not None and epoch < reached:
         raise UserError(
             f"{file}: its last validation is of epoch {epoch}, and training continued to "
             f"{reached}; only the final one counts"
         )
     at = "not stated" if epoch is None else f"epoch {epoch + 1}"
-    return Found(last, "Lightning", at, None if epoch is None else epoch + 1, detection=False)
+    return Found(
+        {metric: value for metric, value in metrics.items() if value is not None},
+        "Lightning",
+        at,
+        None if epoch is None else epoch + 1,
+        detection=False,
+    )
 
 
 def _columns(

@@ -24,19 +24,20 @@ def read(source: Path, layer: str | None = None) -> Found:
         layer: of the head to use, if there are several.
 
     Raises:
-        UserError: if there is no test, training continued after the last one, or it has several
-            heads and none is named.
+        UserError: if there is no test, training continued or began again after the last one, or it
+            has several heads and none is named.
     """
     file = only_file(source, ("metrics.json", "checkpoints/metrics.json"), "metrics.json of VISSL")
     last: dict[str, Any] = {}
-    trained = -1
+    trained, later = -1, list[int]()  # later: training phases after the last test
     for line in json_lines(file):
         phase = line.get("train_phase_idx")
         phase = phase if isinstance(phase, int) else -1
         if isinstance(line.get(_TEST), dict):
-            last = line
+            last, later = line, []
         elif _TRAIN in line:
             trained = max(trained, phase)
+            later.append(phase)
     if not last:
         raise UserError(f"{file}: no test; expected lines with {_TEST}")
     phase = last.get("train_phase_idx")
@@ -44,6 +45,12 @@ def read(source: Path, layer: str | None = None) -> Found:
         raise UserError(
             f"{file}: its last test is after training phase {phase}, and training continued to "
             f"{trained}; only the final one counts"
+        )
+    again = [one for one in later if isinstance(phase, int) and -1 < one < phase]
+    if again:
+        raise UserError(
+            f"{file}: training began again at phase {min(again)} after its last test, of phase "
+            f"{phase}; this log does not have the test of the end"
         )
     found = last[_TEST]
     layers = sorted(
