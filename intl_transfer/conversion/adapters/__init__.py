@@ -42,6 +42,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     lightly.TEACHER_AND_STUDENT,
     lightly.ONLINE_BACKBONE,
     solo_learn.LAYOUT,
+    solo_learn.ANY_MODULE,
     intl_authors.LAYOUT,
     moco.LAYOUT,
     moco_v3.LAYOUT,
