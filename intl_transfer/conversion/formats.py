@@ -25,6 +25,7 @@ from intl_transfer.conversion.backbone import (
     origin_of,
     own_settings,
 )
+from intl_transfer.conversion.configurations import with_configurations
 from intl_transfer.conversion.evidence import (
     ASSUMED,
     Source,
@@ -163,7 +164,8 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
     recorded = {key: _recorded(content, key) for key in ("provenance", "config")}
     origin: Mapping[str, Any] = recorded["provenance"] or content.metadata
     kind = adapter.name
-    settings = _settings_stated(content, recorded["config"]) or adapter.settings(content)
+    settings = _settings_stated(content, recorded["config"])
+    settings = settings or with_configurations(adapter.settings(content), content)
     known = recorded["provenance"].get("stem_source") is not None  # else it was assumed
     stem = recorded["provenance"].get("stem") if known else None
     format_stem = adapter.small_stem(content)

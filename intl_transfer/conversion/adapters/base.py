@@ -168,7 +168,7 @@ class Adapter(Protocol):
         """The pretraining method, if anything in the file suggests it, with the evidence."""
 
     def settings(self, content: Content) -> Settings:
-        """The network's image preprocessing."""
+        """The network's image preprocessing, by the format's names."""
 
     def small_stem(self, content: Content) -> Stem | None:
         """The type of a file's 3x3 stem in this format, if known."""
