@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from intl_transfer.conversion.adapters.base import places_in
@@ -126,6 +127,17 @@ def _detectron2(content: Content) -> Settings | None:
     except UserError as error:
         warnings.warn(f"{error}. What {file} does not state itself is assumed")
         values, is_whole = _alone(content), False
+    return _of_keys(values, is_whole, file)
+
+
+def _of_keys(values: Mapping[str, Any], is_whole: bool, file: Path) -> Settings | None:
+    """The settings in Detectron2's keys, each with its evidence.
+
+    Args:
+        values: of a configuration.
+        is_whole: with its bases.
+        file: the configuration, for messages.
+    """
     model, images = (_part(values, key) for key in ("MODEL", "INPUT"))
     refuse_arguments(model.get("RESNETS"), f"{file}: MODEL.RESNETS", DETECTRON2)
     stated = {

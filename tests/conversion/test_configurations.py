@@ -6,12 +6,17 @@ import json
 import pickle
 
 import pytest
+import torch
+import torchvision
 from safetensors.torch import save_file
+from torchvision.models.detection._utils import overwrite_eps
+from torchvision.ops.misc import FrozenBatchNorm2d
 
-from intl_transfer.conversion import read_backbone
+from intl_transfer.conversion import read_backbone, verify
+from intl_transfer.conversion.settings import IMAGENET
 from intl_transfer.errors import UserError
 from tests.conversion.layouts import behind, caffe2, detectron2
-from tests.conversion.producers import ASSUMED, READ
+from tests.conversion.producers import ASSUMED, READ, of_torchvision
 from tests.conversion.test_conversion import backbone_state
 from tests.conversion.test_namings import saved, transformers
 
@@ -154,3 +159,43 @@ def test_dilation_of_detectron2_is_refused(tmp_path):
     file = detector(tmp_path, "MODEL: {RESNETS: {RES5_DILATION: 2}}\n")
     with pytest.raises(UserError, match=r"MODEL\.RESNETS says RES5_DILATION=2"):
         read_backbone(file)
+
+
+def test_epsilon_of_torchvisions_detectors_is_said_to_be_assumed(tmp_path):
+    """It is 0 with their weights for COCO; what the documentation writes has exact features."""
+    own = frozen(torchvision.models.resnet18(weights=None, norm_layer=FrozenBatchNorm2d))
+    state = {f"backbone.body.{k}": v.clone() for k, v in own.state_dict().items() if k[:2] != "fc"}
+    beside = {"backbone.fpn.inner_blocks.0.0.weight": torch.zeros(2, 2, 1, 1)}
+    with pytest.warns(UserWarning, match="epsilon no tensor shows"):
+        read_backbone(saved(tmp_path / "in.pth", {**state, **beside}))
+    overwrite_eps(own, 0.0)
+    state = {k.removeprefix("backbone.body."): v for k, v in state.items() if "body" in k}
+    for name in [k.removesuffix("running_var") for k in state if k.endswith("running_var")]:
+        state[name + "weight"] *= (1 + 1e-5 / state[name + "running_var"]).sqrt()
+    found = read_backbone(saved(tmp_path / "out.pth", state)).state
+    images = torch.rand(1, 3, 32, 32)
+    ours = verify.torchvision_network(found, "resnet18", IMAGENET)
+    with torch.no_grad():
+        theirs = of_torchvision(own)(images)
+        features = verify.torchvision_features(ours, images)["res5"]
+    assert verify.relative_error(theirs, features) < 1e-5
+
+
+def frozen(network):
+    for module in network.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(1e-5, 1e-3)
+            module.weight.uniform_(0.01, 0.02)
+    return network.eval()
+
+
+@pytest.mark.parametrize("name", ["fcn_resnet50", "deeplabv3_resnet50"])
+def test_heads_of_torchvisions_segmentation_hint_at_dilations(tmp_path, name):
+    with torch.device("meta"):
+        network = getattr(torchvision.models.segmentation, name)(
+            weights=None, weights_backbone=None
+        )
+    values = {k: torch.ones(()).expand(v.shape) for k, v in network.state_dict().items()}
+    with pytest.warns(UserWarning, match="dilations in place of the strides of layer3"):
+        read_backbone(saved(tmp_path / "in.pth", values))

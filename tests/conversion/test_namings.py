@@ -52,6 +52,9 @@ SPELLINGS = {
     "sequential": numbered,
     "detectron2": detectron2,
     "transformers": transformers,
+    "shortcut": lambda state: {
+        key.replace("downsample", "shortcut"): value for key, value in state.items()
+    },
 }
 PREFIXES = ["", "backbone.0.", "encoder.bottom_up.", "module.backbone.bottom_up.", "a/b/net.x."]
 

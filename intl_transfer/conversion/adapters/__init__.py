@@ -9,6 +9,7 @@ from intl_transfer.conversion.adapters import (
     dino,
     intl_authors,
     lightly,
+    lightning,
     moco,
     moco_v3,
     openmmlab,
@@ -37,6 +38,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     densecl.LAYOUT,
     openmmlab.WITH_AVERAGE,
     openmmlab.LAYOUT,
+    lightning.WITH_AVERAGE,
     # lightly's own heads first, then other users of Lightning.
     lightly.TARGET_BACKBONE,
     lightly.TEACHER_AND_STUDENT,

@@ -13,11 +13,11 @@ and nothing but its networks is known.
 from __future__ import annotations
 
 from intl_transfer.conversion.adapters.base import ANY, ONLINE, TARGET, Layout
+from intl_transfer.conversion.adapters.lightning import VERSION
 from intl_transfer.conversion.evidence import Fact, configured
 from intl_transfer.conversion.reading import Content, small_json
 from intl_transfer.files.placeholders import plain
 
-LIGHTNING = "pytorch-lightning_version"
 _METHODS = {
     "barlow_twins": "Barlow Twins",
     "byol": "BYOL",
@@ -63,11 +63,11 @@ LAYOUT = Layout(
     _PLACES,
     "state_dict/backbone.",
     required_keys=_HEADS,
-    top=(LIGHTNING,),
+    top=(VERSION,),
     method_name=_method,
     stated=_method,
     stem="cifar_published",
 )
 ANY_MODULE = Layout(
-    "Lightning", _PLACES, "state_dict/backbone.", required_keys=_HEADS, top=(LIGHTNING,)
+    "Lightning", _PLACES, "state_dict/backbone.", required_keys=_HEADS, top=(VERSION,)
 )
