@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from detection.config import CONFIGS
 from intl_transfer.conversion.adapters.caffe2 import CAFFE2
 from intl_transfer.conversion.adapters.detectron2 import DETECTRON2
+from intl_transfer.conversion.configurations import with_configurations
 from intl_transfer.conversion.reading import Content, read_content
 from intl_transfer.conversion.settings import config_values
 from intl_transfer.conversion.stated import was_assumed
@@ -101,7 +102,7 @@ def _settings_of(read: Content) -> dict[str, Any] | None:
     if beside:
         return {"values": beside, "source": str(fragment)}
     adapter = CAFFE2 if CAFFE2.branches(read) else DETECTRON2
-    known = adapter.settings(read)
+    known = with_configurations(adapter.settings(read), read)
     if known.source is None:
         return None
     values = config_values("resnet50", known)  # those independent of the architecture

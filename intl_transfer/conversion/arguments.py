@@ -35,6 +35,14 @@ OPENMMLAB: Usual = {
     ),
     "norm_cfg.eps": (None, 1e-5),
 }
+#: Of transformers' own ResNet.
+TRANSFORMERS: Usual = {
+    "hidden_act": (None, "relu"),
+    "downsample_in_first_stage": (None, False),
+}
+#: Of a model of transformers, about its backbone.
+TRANSFORMERS_BACKBONE: Usual = {"dilation": (None, False, 1), "output_stride": (None, 32)}
+DETECTRON2: Usual = {"RES4_DILATION": (None, 1), "RES5_DILATION": (None, 1)}
 
 
 def refuse_arguments(given: Any, where: str, usual: Usual) -> None:

@@ -48,6 +48,11 @@ class Source:
         """Whether it is assumed."""
         return self.level == "assumed"
 
+    @property
+    def rank(self) -> int:
+        """Of two sources the one with the higher rank counts: known, not assumed, assumed."""
+        return 2 * self.is_known or int(not self.is_assumed)
+
     def __str__(self) -> str:
         return f"{self.level} ({self.detail})" if self.detail else self.level
 

@@ -25,6 +25,7 @@ from intl_transfer.conversion.backbone import (
     origin_of,
     own_settings,
 )
+from intl_transfer.conversion.configurations import with_configurations
 from intl_transfer.conversion.evidence import (
     ASSUMED,
     Source,
@@ -41,7 +42,7 @@ from intl_transfer.conversion.reading import (
     unwrapped,
 )
 from intl_transfer.conversion.refusals import count, refuse_odd, unknown
-from intl_transfer.conversion.remainder import name_remainder, with_normalization
+from intl_transfer.conversion.remainder import name_remainder, name_unseen, with_normalization
 from intl_transfer.conversion.settings import Settings, from_config
 from intl_transfer.conversion.stated import (
     branch_source,
@@ -163,7 +164,7 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
     recorded = {key: _recorded(content, key) for key in ("provenance", "config")}
     origin: Mapping[str, Any] = recorded["provenance"] or content.metadata
     kind = adapter.name
-    settings = _settings_stated(content, recorded["config"]) or adapter.settings(content)
+    settings = _settings_of(content, adapter, recorded["config"])
     known = recorded["provenance"].get("stem_source") is not None  # else it was assumed
     stem = recorded["provenance"].get("stem") if known else None
     format_stem = adapter.small_stem(content)
@@ -212,6 +213,7 @@ def _name_unread(content: Content, prefix: str) -> None:
     if (average := unread_average(content)) is not None:
         warnings.warn(f"{content.path}: {average}")
     name_remainder(content, prefix)
+    name_unseen(content, prefix)
 
 
 def _recognized(path: Path, content: Content) -> tuple[Adapter, list[str]]:
@@ -258,9 +260,10 @@ def _opened(path: Path) -> tuple[Content, str | None]:
     return read_content(path), None
 
 
-def _settings_stated(content: Content, config: dict[str, Any]) -> Settings | None:
-    """Image preprocessing stated in a file converted by this project."""
-    return from_config(config, ASSUMED if was_assumed(content) else stated("config"))
+def _settings_of(content: Content, adapter: Adapter, config: dict[str, Any]) -> Settings:
+    """Image preprocessing stated in a file converted by this project, or found elsewhere."""
+    own = from_config(config, ASSUMED if was_assumed(content) else stated("config"))
+    return own or with_configurations(adapter.settings(content), content)
 
 
 def _with_report(content: Content, sha256: str | None) -> tuple[Content, str | None]:

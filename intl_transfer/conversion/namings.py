@@ -28,10 +28,19 @@ class Naming:
 _INSIDE = r"\.\d+\.(?:conv[123]|bn[123]|downsample)\."
 
 
+# Of networks for CIFAR (kuangliu/pytorch-cifar, SupContrast, lightly), which name the branch so.
+_SHORTCUT = re.compile(r"(?<=\d)\.shortcut(?=\.[01]\.)")
+
+
 def _same(name: str) -> str | None:
     # Passes on top-level names of other types of ResNet (a second convolution in the stem) to the
     # audit.
-    return name if re.match(r"(?:conv\d|bn\d|layer\d|stem)\.", name) else None
+    return _usual(name) if re.match(r"(?:conv\d|bn\d|layer\d|stem)\.", name) else None
+
+
+def _usual(name: str) -> str:
+    """A name with torchvision's for the branch that changes a block's size."""
+    return _SHORTCUT.sub(".downsample", name)
 
 
 TORCHVISION = Naming(re.compile(rf"(?P<prefix>(?:.*?[./])?)layer[1-4]{_INSIDE}"), _same, str)
@@ -48,7 +57,7 @@ def _sequential(start: int) -> Naming:
 
     def to_torchvision(name: str) -> str | None:
         first, _, rest = name.partition(".")
-        return f"{names[first]}.{rest}" if first in names else None
+        return _usual(f"{names[first]}.{rest}") if first in names else None
 
     def from_torchvision(name: str) -> str:
         first, _, rest = name.partition(".")

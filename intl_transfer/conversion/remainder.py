@@ -61,6 +61,37 @@ def name_remainder(content: Content, prefix: str) -> None:
         )
 
 
+def name_unseen(content: Content, prefix: str) -> None:
+    """Warns of what torchvision's own detectors and segmenters do that no tensor shows.
+
+    Args:
+        content: of the file.
+        prefix: of the network.
+    """
+    outer = prefix.removesuffix("backbone.body.")
+    parts = [f"{outer}{part}" for part in ("backbone.fpn.", "rpn.", "roi_heads.", "head.")]
+    counters = any(n.startswith(prefix) and n.endswith("_tracked") for n in content.tensors)
+    if (
+        outer != prefix
+        and not counters
+        and any(n.startswith(tuple(parts)) for n in content.tensors)
+    ):
+        warnings.warn(
+            f"{content.path}: batch norms behind '{prefix}' without counters, as torchvision's "
+            "detectors have frozen ones, whose epsilon no tensor shows. 1e-05 is assumed, as of "
+            "one that you trained; those with torchvision's COCO_V1 weights have 0 and other "
+            "features. docs/conversion.md says how to write these exactly"
+        )
+    outer = prefix.removesuffix("backbone.")
+    last = content.tensors.get(f"{outer}classifier.4.weight")
+    if outer != prefix and last is not None and last.ndim == 4:  # FCNHead, DeepLabHead
+        warnings.warn(
+            f"{content.path}: a head as torchvision's FCN and DeepLab have beside '{prefix}'. "
+            "Their ResNets have dilations in place of the strides of layer3 and layer4, which no "
+            "tensor shows, and other features than these"
+        )
+
+
 def with_normalization(
     settings: Settings, content: Content, state: Mapping[str, Tensor]
 ) -> Settings:

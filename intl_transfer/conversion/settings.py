@@ -64,6 +64,38 @@ class Settings:
             strides_source=strides or source,
         )
 
+    def completed_by(self, other: Settings) -> Settings:
+        """These settings, with what others know better.
+
+        Mean and deviation are in the order of their channels, and come with it.
+
+        Args:
+            other: the others.
+        """
+        ours, theirs = self, other
+        if theirs.pixels_source.rank > ours.pixels_source.rank:
+            ours = replace(
+                ours,
+                pixel_mean=theirs.pixel_mean,
+                pixel_std=theirs.pixel_std,
+                pixels_source=theirs.pixels_source,
+                channels=theirs.channels,
+                channels_source=theirs.channels_source,
+            )
+        elif (
+            ours.pixels_source.is_assumed
+            and theirs.channels_source.rank > ours.channels_source.rank
+        ):
+            if theirs.channels != ours.channels:
+                mean, std = (tuple(reversed(v)) for v in (ours.pixel_mean, ours.pixel_std))
+                ours = replace(ours, pixel_mean=mean, pixel_std=std)
+            ours = replace(ours, channels=theirs.channels, channels_source=theirs.channels_source)
+        if theirs.strides_source.rank > ours.strides_source.rank:
+            ours = replace(
+                ours, stride_in_1x1=theirs.stride_in_1x1, strides_source=theirs.strides_source
+            )
+        return ours
+
     def described(self) -> dict[str, Any]:
         """Channels, mean and deviation, for records."""
         mean, std = list(self.pixel_mean), list(self.pixel_std)

@@ -310,7 +310,7 @@ LAYOUTS: dict[str, Made] = {
         *("solo-learn", "BYOL", BOTH),
     ),
     "solo_learn_old": Made(
-        lambda q, k: _lightning(behind("encoder.", q) | head("projector.0.weight")), "solo-learn"
+        lambda q, k: _lightning(behind("encoder.", q) | head("projector.0.weight")), "Lightning"
     ),
     "lightly": Made(
         lambda q, k: _lightning(

@@ -390,7 +390,7 @@ def solo_learn(folder: Path) -> Made:
     )
 
 
-def lightning(folder: Path) -> Made:
+def lightning(folder: Path, *callbacks: object) -> Made:
     """A Trainer of Lightning that saves after an epoch."""
     module = pytest.importorskip("pytorch_lightning")
 
@@ -407,12 +407,37 @@ def lightning(folder: Path) -> Made:
             return torch.optim.SGD(self.parameters(), 1e-4)
 
     network = Model()
-    trainer_of(module).fit(network, batches())
+    trainer_of(module, *callbacks).fit(network, batches())
     network.trainer.save_checkpoint(folder / "last.ckpt")
     return Made(
         folder / "last.ckpt",
         of_torchvision(network.backbone),
         ("state_dict/backbone.",),
+        evidence={"pixels": ASSUMED},
+    )
+
+
+def lightning_average(folder: Path) -> Made:
+    """Lightning's WeightAveraging, which saves the average as the network."""
+    callbacks = pytest.importorskip("pytorch_lightning.callbacks")
+    if not hasattr(callbacks, "WeightAveraging"):
+        pytest.skip("WeightAveraging came with Lightning 2.6")
+    made = lightning(folder, callbacks.WeightAveraging(use_buffers=True))
+    saved = torch.load(made.path, weights_only=False)
+    average, trained = resnet(6), resnet(6)
+    for network, key in ((average, "state_dict"), (trained, "current_model_state")):
+        prefix = "backbone."
+        inner = {k[len(prefix) :]: v for k, v in saved[key].items() if k.startswith(prefix)}
+        network.load_state_dict(inner)
+    for name, value in trained.state_dict().items():  # no training moves them far apart
+        if name.endswith("running_mean"):
+            saved["current_model_state"][f"backbone.{name}"] = value.add_(1)
+    torch.save(saved, made.path)
+    return Made(
+        made.path,
+        of_torchvision(average.eval()),
+        ("target", "online"),
+        of_torchvision(trained.eval()),
         evidence={"pixels": ASSUMED},
     )
 
@@ -487,6 +512,7 @@ PRODUCERS: dict[str, Callable[[Path], Made]] = {
     "mmengine, Runner with EMAHook": mmengine_average,
     "mmengine, Runner by iterations": mmengine_iterations,
     "Lightning, Trainer.save_checkpoint": lightning,
+    "Lightning, WeightAveraging": lightning_average,
     "lightly, BYOL": lightly_byol,
     "lightly, DINO": lightly_dino,
     "solo-learn, Checkpointer": solo_learn,

@@ -456,6 +456,24 @@ def test_a_configuration_that_is_none_says_nothing(text):
     assert parsed(text) in ({}, {"": 1})
 
 
+@pytest.mark.parametrize("beside", ["projector.0.weight", "classifier.weight", "predictor.weight"])
+def test_only_solo_learns_own_method_hints_at_its_stem(tmp_path, beside):
+    """Any module of Lightning has these names, and most pad a 3x3 stem by one pixel."""
+    small = {**ONLINE, "conv1.weight": torch.tensor(0.5).expand(64, 3, 3, 3)}
+    values = {
+        "state_dict": {**behind("backbone.", small), **head(beside)},
+        "pytorch-lightning_version": "2.6",
+    }
+    found = read_backbone(saved(tmp_path / "a.ckpt", values))
+    assert (found.source_format, found.stem) == ("Lightning", "cifar")
+    assert levels(found)["stem"] == ASSUMED
+    found = read_backbone(
+        saved(tmp_path / "b.ckpt", {**values, "hyper_parameters": {"method": "byol"}})
+    )
+    assert (found.source_format, found.stem) == ("solo-learn", "cifar_published")
+    assert levels(found)["stem"] == INFERRED
+
+
 def test_solo_learns_method_is_in_the_file_beside(tmp_path):
     values = LAYOUTS["solo_learn_old"].build(ONLINE, TARGET)
     (tmp_path / "args.json").write_text(json.dumps({"method": "barlow_twins"}))

@@ -52,6 +52,9 @@ SPELLINGS = {
     "sequential": numbered,
     "detectron2": detectron2,
     "transformers": transformers,
+    "shortcut": lambda state: {
+        key.replace("downsample", "shortcut"): value for key, value in state.items()
+    },
 }
 PREFIXES = ["", "backbone.0.", "encoder.bottom_up.", "module.backbone.bottom_up.", "a/b/net.x."]
 
@@ -336,7 +339,7 @@ def test_of_a_tensor_in_two_shards_the_index_says_which_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"architecture": "resnetblur50"}, r"timm's 'resnetblur50'"),
+        ({"architecture": "resnetblur50"}, r"its network is 'resnetblur50'"),
         ({"architecture": "resnet18", "model_args": {"act_layer": "gelu"}}, "act_layer=gelu"),
         ({"architecture": "resnet18", "model_args": {"aa_layer": "avg"}}, "aa_layer=avg"),
         ({"architecture": "resnet18", "model_args": {"act_layer": "ReLU", "in_chans": 3}}, None),

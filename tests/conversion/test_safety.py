@@ -75,7 +75,7 @@ def test_omegaconf_is_not_used_to_read_its_nodes(tmp_path, monkeypatch):
     }
     torch.save(values, tmp_path / "in.pth")
     found = read_backbone(tmp_path / "in.pth")
-    assert (found.source_format, found.method) == ("solo-learn", None)
+    assert (found.source_format, found.method) == ("Lightning", None)
     values["hyper_parameters"]["cfg"].method = "byol"
     torch.save(values, tmp_path / "in.pth")
     assert read_backbone(tmp_path / "in.pth").method == "BYOL"

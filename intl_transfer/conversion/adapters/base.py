@@ -168,7 +168,7 @@ class Adapter(Protocol):
         """The pretraining method, if anything in the file suggests it, with the evidence."""
 
     def settings(self, content: Content) -> Settings:
-        """The network's image preprocessing."""
+        """The network's image preprocessing, by the format's names."""
 
     def small_stem(self, content: Content) -> Stem | None:
         """The type of a file's 3x3 stem in this format, if known."""
@@ -196,6 +196,8 @@ class Layout:
             the method's: networks alone have common names.
         exact: a file that differs in :attr:`only`, :attr:`head` or :attr:`needs` does not have
             this format.
+        stated: finds what the producer's own files state of it; where its names are common, a file
+            without does not have this format.
         pixels: image preprocessing, or a function that finds it.
         naming: for writing.
         stem: the type of a 3x3 stem in files of the method, if known.
@@ -212,6 +214,7 @@ class Layout:
     head: tuple[str, ...] | None = None
     needs: tuple[str, ...] = ()
     exact: bool = False
+    stated: Callable[[Content], Fact | None] | None = None
     pixels: Settings | Callable[[Content], Settings] = IMAGENET
     naming: Naming = field(default=TORCHVISION)
     stem: Stem | None = None
@@ -219,6 +222,8 @@ class Layout:
     def find(self, content: Content) -> dict[str, Place]:
         """Branch to place; empty if the file has another format."""
         found = self._places(content)
+        if found and self.stated is not None and self.stated(content) is None:
+            return {}
         return {} if self.exact and not self._is_methods(content, found) else found
 
     def _places(self, content: Content) -> dict[str, Place]:

@@ -2,16 +2,15 @@
 
 A backbone file (``model/stem.conv1.weight``, ``model/res2.0.…``), or the ResNet of a detector:
 ``backbone.*`` with ``roi_heads.res5`` (C4) or ``backbone.bottom_up.*`` (FPN). A ``.pkl`` holds
-numpy arrays. Image preprocessing is read from the ``config.yaml`` next to a detector, or inferred
-from batch norms with folded statistics, which only weights from Caffe have; otherwise torchvision's
-is assumed. (Files of this project state it themselves.)
+numpy arrays. Image preprocessing is inferred from batch norms with folded statistics, which only
+weights from Caffe have; otherwise torchvision's is assumed. (Files of this project state it
+themselves.)
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,11 +23,10 @@ from intl_transfer.conversion.detectron2 import (
     to_detectron2,
     torchvision_name,
 )
-from intl_transfer.conversion.evidence import Fact, configured, inferred, stated
+from intl_transfer.conversion.evidence import Fact, inferred, stated
 from intl_transfer.conversion.reading import Content
-from intl_transfer.conversion.settings import CAFFE, IMAGENET, Settings, from_config
+from intl_transfer.conversion.settings import CAFFE, IMAGENET, Settings
 from intl_transfer.errors import UserError
-from intl_transfer.files.yamls import read_yaml
 from intl_transfer.models import Stem
 
 _WRAPPERS = re.compile(r"^(?:module\.)+")
@@ -77,9 +75,6 @@ class Detectron2:
 
     def settings(self, content: Content) -> Settings:
         """See the module."""
-        beside = _beside(content.beside("config.yaml"))
-        if beside is not None:
-            return beside
         if _folded(_tensors(content)):
             return CAFFE.known_by(inferred("batch norms folded as in weights from Caffe"))
         if content.values.get("__author__") == "torchvision":
@@ -122,21 +117,6 @@ def _folded(tensors: Mapping[str, Tensor]) -> bool:
         and all(not mean.any() for mean in method_name)
         and all(torch.allclose(v.float(), torch.ones(()), atol=2e-5) for v in variances)
     )
-
-
-def _beside(file: Path) -> Settings | None:
-    """Settings out of the configuration that Detectron2 writes beside a detector."""
-    try:
-        read = read_yaml(file)
-        values = {
-            "INPUT.FORMAT": read["INPUT"]["FORMAT"],
-            "MODEL.PIXEL_MEAN": read["MODEL"]["PIXEL_MEAN"],
-            "MODEL.PIXEL_STD": read["MODEL"]["PIXEL_STD"],
-            "MODEL.RESNETS.STRIDE_IN_1X1": read["MODEL"]["RESNETS"]["STRIDE_IN_1X1"],
-        }
-    except (UserError, KeyError, TypeError):
-        return None
-    return from_config(values, configured(f"{file.name} beside the file"))
 
 
 DETECTRON2 = Detectron2()

@@ -91,8 +91,12 @@ def _literal(node: ast.expr, depth: int = 0) -> Any:
     return {key: value for key, value in pairs if value is not _MISSING and isinstance(key, str)}
 
 
-def _dictionaries(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """All dictionaries in a configuration with their paths, outermost first."""
+def dictionaries(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """All dictionaries in a configuration with their paths, outermost first.
+
+    Args:
+        config: from :func:`configuration`.
+    """
     waiting: list[tuple[str, Any]] = [("", config)]
     for _ in range(_MOST_NODES):
         if not waiting:
@@ -118,7 +122,7 @@ def settings_in(config: Mapping[str, Any]) -> Settings:
     Args:
         config: from :func:`configuration`.
     """
-    found = list(_dictionaries(config))
+    found = list(dictionaries(config))
     style = next(
         (
             (place, inner["style"])

@@ -3,17 +3,15 @@
 ``state_dict/backbone.*`` beside ``meta``; momentum methods also ``encoder_q.0.*`` or
 ``online_net.0.*`` (the same network again) and the moving average ``encoder_k.0.*`` or
 ``target_net.0.*``. By default ``backbone``, as tools/model_converters/extract_backbone_weights.py
-takes it. Mean, order of colors, strides and method are read from the configuration in ``meta``.
+takes it. The method is read from the configuration in ``meta``.
 """
 
 from __future__ import annotations
 
 from intl_transfer.conversion.adapters.base import ANY, ONLINE, TARGET, Layout
-from intl_transfer.conversion.adapters.mm_config import configuration, first, settings_in
-from intl_transfer.conversion.arguments import OPENMMLAB, refuse_arguments
+from intl_transfer.conversion.adapters.mm_config import configuration, first
 from intl_transfer.conversion.evidence import Fact, configured
 from intl_transfer.conversion.reading import Content
-from intl_transfer.conversion.settings import Settings
 
 _ALGORITHMS = {
     "MoCo": "MoCo",
@@ -47,14 +45,6 @@ def _method(content: Content) -> Fact | None:
     return Fact(name, configured(f"model.type={kind}")) if name else None
 
 
-def _pixels(content: Content) -> Settings:
-    config = configuration(content.values.get("meta"))
-    refuse_arguments(
-        first(config, "model", "backbone"), f"{content.path}: model.backbone", OPENMMLAB
-    )
-    return settings_in(config)
-
-
 # mmengine's EMAHook saves the average as the network, and the trained network separately
 # (`EMAHook._swap_ema_state_dict`), so that loading the file gives the average.
 WITH_AVERAGE = Layout(
@@ -67,7 +57,6 @@ WITH_AVERAGE = Layout(
     top=("meta",),
     required_keys=(r"^ema_state_dict/",),
     method_name=_method,
-    pixels=_pixels,
 )
 LAYOUT = Layout(
     "OpenMMLab",
@@ -79,5 +68,4 @@ LAYOUT = Layout(
     top=("meta",),
     duplicate_prefix=rf"{ANY}(?:backbone|encoder_q\.0|online_net\.0)\.",
     method_name=_method,
-    pixels=_pixels,
 )

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from intl_transfer.conversion.adapters.base import Place, places_in
 from intl_transfer.conversion.evidence import Fact
-from intl_transfer.conversion.folders import timm_settings
 from intl_transfer.conversion.reading import Content
-from intl_transfer.conversion.settings import Settings
+from intl_transfer.conversion.settings import IMAGENET, Settings
 from intl_transfer.models import Stem
 
 
@@ -52,8 +51,8 @@ class Prefixed:
         return None
 
     def settings(self, content: Content) -> Settings:
-        """By timm's ``config.json`` beside it, as transformers' wrappers of timm write it."""
-        return timm_settings(content)
+        """Assumed."""
+        return IMAGENET
 
 
 PREFIXED = Prefixed()

@@ -5,16 +5,19 @@
 evaluation takes. The method is in the hyper-parameters, or in the ``args.json`` that its
 checkpointer (solo/utils/checkpointer.py) writes beside the file. Its 3x3 stem for CIFAR
 pads by two pixels.
+
+Any module of Lightning may have these names: without solo-learn's method the file is Lightning's,
+and nothing but its networks is known.
 """
 
 from __future__ import annotations
 
 from intl_transfer.conversion.adapters.base import ANY, ONLINE, TARGET, Layout
+from intl_transfer.conversion.adapters.lightning import VERSION
 from intl_transfer.conversion.evidence import Fact, configured
 from intl_transfer.conversion.reading import Content, small_json
 from intl_transfer.files.placeholders import plain
 
-LIGHTNING = "pytorch-lightning_version"
 _METHODS = {
     "barlow_twins": "Barlow Twins",
     "byol": "BYOL",
@@ -49,15 +52,22 @@ def _method(content: Content) -> Fact | None:
     return Fact(known, configured(f"{where}: method={name}")) if known else None
 
 
+_PLACES = {
+    ONLINE: rf"{ANY}(?:backbone|encoder)\.",
+    TARGET: rf"{ANY}(?:momentum_backbone|momentum_encoder)\.",
+}
+_HEADS = (rf"^{ANY}(?:classifier|projector|predictor|momentum_\w+|prototypes)\.",)
+
 LAYOUT = Layout(
     "solo-learn",
-    {
-        ONLINE: rf"{ANY}(?:backbone|encoder)\.",
-        TARGET: rf"{ANY}(?:momentum_backbone|momentum_encoder)\.",
-    },
+    _PLACES,
     "state_dict/backbone.",
-    required_keys=(rf"^{ANY}(?:classifier|projector|predictor|momentum_\w+|prototypes)\.",),
-    top=(LIGHTNING,),
+    required_keys=_HEADS,
+    top=(VERSION,),
     method_name=_method,
+    stated=_method,
     stem="cifar_published",
+)
+ANY_MODULE = Layout(
+    "Lightning", _PLACES, "state_dict/backbone.", required_keys=_HEADS, top=(VERSION,)
 )

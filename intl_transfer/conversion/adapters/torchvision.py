@@ -10,7 +10,6 @@ scripts of both keep a moving average beside the network (``model_ema/module.*``
 from __future__ import annotations
 
 from intl_transfer.conversion.adapters.base import ANY, ONLINE, TARGET, Layout
-from intl_transfer.conversion.folders import timm_settings
 
 # timm, torchvision, ultralytics, OpenMMLab's EMAHook and people's own loops.
 _AVERAGE = (
@@ -22,5 +21,4 @@ LAYOUT = Layout(
     "torchvision",
     {ONLINE: ANY, TARGET: rf"{_AVERAGE}/(?:module\.|model\.)*"},
     "",
-    pixels=timm_settings,
 )
