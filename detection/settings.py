@@ -192,6 +192,7 @@ def _choose_batch(cfg: Any, arguments: argparse.Namespace) -> None:
     if batch is None or batch == before:
         return
     scale_to_batch(cfg, batch)
+    check_settings(cfg, f"scaled from {before} to {batch} images per batch")
     solver = cfg.SOLVER
     print(
         f"{why}batch {before} -> {batch}, learning rate {solver.BASE_LR:g}, {solver.MAX_ITER} "

@@ -263,7 +263,13 @@ def prepare_evaluation(
     datasets.fit_to_data(cfg, found, None)  # without masks, only boxes are tested
     check_settings(cfg, str(file))
     cfg.freeze()
-    return cfg, content, datasets.described(found)
+    images = datasets.described(found)
+    seen = {} if record is None else {own: record.dataset.get(own) for own in record.train}
+    for own, known in seen.items():
+        if known is not None and known.digest == images[name].digest:
+            print(f"warning: the detector was trained on these images ('{own}'): the metrics are "
+                  "not those of unseen images")  # fmt: skip
+    return cfg, content, images
 
 
 def refuse_others(folder: Path, file: Path) -> None:

@@ -14,6 +14,7 @@ from intl_transfer.data.annotations import (
     Contents,
     Findings,
     Folder,
+    Repeats,
     is_text,
     listed,
     place_of,
@@ -42,6 +43,7 @@ from intl_transfer.errors import did_you_mean
 from intl_transfer.files.jsons import unique_keys
 
 _PARTS = ("images", "annotations", "categories")
+_TWICE = "annotations that are listed twice, used once"
 
 
 def read_coco(one: DetectionSet) -> Contents:
@@ -134,6 +136,7 @@ class _Reader:
             self._findings.problem("empty", f"{self._file} is empty: {counts}")
         labels, categories = self._labels(names), KnownIds(names)
         found: dict[Any, dict[str, Any]] = {}
+        repeats = Repeats()
         for place, given in enumerate(content.get("annotations", [])):
             image = known_images.find(given.get("image_id"))
             at = f"annotation {shown(given['id'])}" if "id" in given else f"annotation no. {place}"
@@ -153,9 +156,15 @@ class _Reader:
             if label is None:
                 self._unknown_class(at, name, given)
                 continue
+            blank_masks = self._blank_masks
             record = self._annotation(given, at, label, images[image])
-            if record is not None:
-                contents.annotations.setdefault(key[image], []).append(record)
+            if record is None:
+                continue
+            if not self._findings.published and repeats.has(image, record):
+                self._note("twice", _TWICE, at)
+                self._blank_masks = blank_masks
+                continue
+            contents.annotations.setdefault(key[image], []).append(record)
         for kind, text in self._suspicions.found():
             self._findings.doubt(kind, f"{self._file}: {text}")
         order = sorted(labels.values())
@@ -317,7 +326,7 @@ class _Reader:
         if earlier is given:
             return False
         if earlier == given:
-            self._note("twice", "annotations that are listed twice, used once", at)
+            self._note("twice", _TWICE, at)
         else:
             text = f"{self._file}: {at} is there twice, and the two differ; give each its own id"
             self._findings.doubt("id twice", text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -129,7 +130,10 @@ def test_files_of_a_run_and_of_other_evaluations_are_not_replaced(run, stage, tm
         torch.save({**content, "iteration": len(file)}, tmp_path / file)
     command = ["--eval-only", "--output-dir", out]
     assert stage("--weights", tmp_path / "a.pth", *command) == 0
-    assert stage("--weights", tmp_path / "a.pth", *command) == 0
+    assert "was trained on these images" not in capsys.readouterr().out
+    seen = ["DATASETS.TEST", "('shapes_coco_train',)"]
+    assert stage("--weights", tmp_path / "a.pth", *command, *seen) == 0
+    assert "was trained on these images ('shapes_coco_train')" in capsys.readouterr().out
     assert stage("--weights", tmp_path / "model_0000005.pth", *command) == 2
     assert f"is the evaluation of {tmp_path}/a.pth; its files" in capsys.readouterr().err
     assert label(tmp_path / "model_0000005.pth") == f"{tmp_path.name}_model_0000005"
@@ -289,6 +293,14 @@ def test_what_cannot_be_evaluated_is_said(stage, tmp_path, monkeypatch, capsys, 
         ("MODEL.META_ARCHITECTURE", "PanopticFPN", "would not be evaluated here"),
         ("MODEL.META_ARCHITECTURE", "RetinaNet", "detects only boxes; set MODEL.MASK_ON False"),
         ("MODEL.ROI_HEADS.NAME", "Res5ROIHead", "Did you mean 'Res5ROIHeads'"),
+        ("MODEL.RPN.HEAD_NAME", "StdRPNHead", "Known: StandardRPNHead"),
+        ("MODEL.ANCHOR_GENERATOR.NAME", "DefaultAnchorGen", "Did you mean 'DefaultAnchorGenera"),
+        ("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsample", "Known: MaskRCNNConvUpsampleHead"),
+        ("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvHead", "Known: FastRCNNConvFCHead, '' (none)"),
+        ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignV3", "Did you mean 'ROIAlignV2'"),
+        ("MODEL.RPN.BBOX_REG_LOSS_TYPE", "iou", "Known: smooth_l1, giou, diou, ciou"),
+        ("MODEL.FPN.FUSE_TYPE", "mean", "Known: sum, avg"),
+        ("INPUT.CROP.TYPE", "absolut", "Did you mean 'absolute'"),
         ("MODEL.ROI_HEADS.NMS_THRESH_TEST", "1.5", "expected a number from 0 to 1"),
         ("MODEL.KEYPOINT_ON", "True", "not supported here"),
         ("TEST.EVAL_PERIOD", "-1", "TEST.EVAL_PERIOD is -1"),
@@ -296,7 +308,7 @@ def test_what_cannot_be_evaluated_is_said(stage, tmp_path, monkeypatch, capsys, 
     ],
 )
 def test_settings_that_could_not_be_run(key, value, message):
-    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+    with pytest.raises(UserError, match=re.escape(message)):
         check_settings(load_config("shapes_coco_R18_C4", [key, value]))
 
 
