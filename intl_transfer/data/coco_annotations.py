@@ -112,7 +112,7 @@ class _Reader:
         self._file = one.annotations
         self._folder = Folder(one.images)
         self._suspicions = Suspicions()
-        self._blank_masks = 0
+        self._blank_masks, self._repeats = 0, Repeats()
 
     def read(self, content: Mapping[str, Any]) -> Contents:
         contents = Contents(annotated="annotations" in content)
@@ -136,7 +136,6 @@ class _Reader:
             self._findings.problem("empty", f"{self._file} is empty: {counts}")
         labels, categories = self._labels(names), KnownIds(names)
         found: dict[Any, dict[str, Any]] = {}
-        repeats = Repeats()
         for place, given in enumerate(content.get("annotations", [])):
             image = known_images.find(given.get("image_id"))
             at = f"annotation {shown(given['id'])}" if "id" in given else f"annotation no. {place}"
@@ -156,15 +155,9 @@ class _Reader:
             if label is None:
                 self._unknown_class(at, name, given)
                 continue
-            blank_masks = self._blank_masks
-            record = self._annotation(given, at, label, images[image])
-            if record is None:
-                continue
-            if not self._findings.published and repeats.has(image, record):
-                self._note("twice", _TWICE, at)
-                self._blank_masks = blank_masks
-                continue
-            contents.annotations.setdefault(key[image], []).append(record)
+            record = self._new_annotation(given, at, label, image, images[image])
+            if record is not None:
+                contents.annotations.setdefault(key[image], []).append(record)
         for kind, text in self._suspicions.found():
             self._findings.doubt(kind, f"{self._file}: {text}")
         order = sorted(labels.values())
@@ -332,6 +325,18 @@ class _Reader:
             self._findings.doubt("id twice", text)
             return not self._findings.published
         return True
+
+    def _new_annotation(
+        self, given: dict[str, Any], at: str, label: int, number: Any, image: AnnotatedImage
+    ) -> Annotation | None:
+        """An object of an image, by its id; None if it cannot be read or was there already."""
+        blank_masks = self._blank_masks
+        record = self._annotation(given, at, label, image)
+        if record is None or self._findings.published or not self._repeats.has(number, record):
+            return record
+        self._note("twice", _TWICE, at)
+        self._blank_masks = blank_masks
+        return None
 
     def _annotation(
         self, given: dict[str, Any], at: str, label: int, image: AnnotatedImage
