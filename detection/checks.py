@@ -7,11 +7,24 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
+)
 from detectron2.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGISTRY
+from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
+from detectron2.modeling.roi_heads import (
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_KEYPOINT_HEAD_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+)
 
 from detection import roi_heads  # noqa: F401 - registers the box head of the protocol
 from intl_transfer.errors import UserError, did_you_mean
+from intl_transfer.runs.controls import NOISE_LEVELS, is_noise_level
 from intl_transfer.runs.settings import flatten
 
 # Integers, with their minimum. 0, where allowed, has a special meaning: no warm-up, one evaluation
@@ -44,7 +57,6 @@ _SHARES = (
     *("SOLVER.MOMENTUM", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "MODEL.ROI_HEADS.NMS_THRESH_TEST"),
     *("MODEL.ROI_HEADS.POSITIVE_FRACTION", "MODEL.RPN.POSITIVE_FRACTION", "MODEL.RPN.NMS_THRESH"),
     *("MODEL.RETINANET.SCORE_THRESH_TEST", "MODEL.RETINANET.NMS_THRESH_TEST"),
-    "CONTROL.NOISE",
 )
 # Lists of whole numbers, by their least; the flag says whether they may be empty.
 _LISTS = {
@@ -52,8 +64,29 @@ _LISTS = {
     "TEST.AUG.MIN_SIZES": (1, False),
     "SOLVER.STEPS": (1, True),
 }
-# Choices that Detectron2 looks up by name.
+_POOLERS = ("ROIAlignV2", "ROIAlign", "ROIPool", "ROIAlignRotated")
+_BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
+# Names that Detectron2 looks up in a registry; and those that it compares with.
+_REGISTRIES = {
+    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+    "MODEL.ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
+    "MODEL.RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
+    "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+    "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
+    "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
+    "MODEL.ROI_KEYPOINT_HEAD.NAME": ROI_KEYPOINT_HEAD_REGISTRY,
+    "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
+}
 _CHOICES = {
+    "INPUT.CROP.TYPE": ("relative_range", "relative", "absolute", "absolute_range"),
+    "MODEL.FPN.FUSE_TYPE": ("sum", "avg"),
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": _POOLERS,
+    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": _POOLERS,
+    "MODEL.RPN.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
+    "MODEL.RETINANET.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
     "SOLVER.LR_SCHEDULER_NAME": (
         *("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
     ),
@@ -111,6 +144,8 @@ def _problems(values: dict[str, Any]) -> Iterator[str]:
     for key in _SHARES:
         if not 0 <= values.get(key, 0) <= 1:
             yield f"{key} is {values[key]}; expected a number from 0 to 1"
+    if not is_noise_level(noise := values["CONTROL.NOISE"]):
+        yield f"CONTROL.NOISE is {noise}; expected {NOISE_LEVELS}"
     yield from _pixel_problems(values)
     yield from _named_problems(values)
     yield from _detector_problems(values)
@@ -132,18 +167,12 @@ def _named_problems(values: dict[str, Any]) -> Iterator[str]:
     """Checks names that Detectron2 looks up when the model is built."""
     if not _DEVICE.fullmatch(str(values["MODEL.DEVICE"])):
         yield f"MODEL.DEVICE is {values['MODEL.DEVICE']!r}; expected cpu or cuda"
-    for key, registry in (
-        ("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY),
-        ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY),
-        ("MODEL.ROI_HEADS.NAME", ROI_HEADS_REGISTRY),
-        ("MODEL.PROPOSAL_GENERATOR.NAME", PROPOSAL_GENERATOR_REGISTRY),
-    ):
-        if values[key] not in registry:
-            names = [name for name, _ in registry]
-            hint = did_you_mean(str(values[key]), names)
-            yield f"{key} is {values[key]!r}, which Detectron2 does not know.{hint}"
+    registered = {
+        key: tuple(sorted(name for name, _ in registry)) for key, registry in _REGISTRIES.items()
+    }
+    registered["MODEL.ROI_BOX_HEAD.NAME"] += ("",)  # of C4, whose head is res5
     norms = {key: _NORMS for key in values if key.startswith("MODEL.") and key.endswith(".NORM")}
-    for key, known in {**_CHOICES, **norms}.items():
+    for key, known in {**registered, **_CHOICES, **norms}.items():
         if values[key] not in known:
             hint = did_you_mean(str(values[key]), known)
             named = ", ".join(name or "'' (none)" for name in known)

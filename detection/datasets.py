@@ -24,6 +24,7 @@ from intl_transfer.data.detection_roles import (
     has_run_lengths,
     mask_problem,
     role_problems,
+    seen_in_training,
     without_masks,
 )
 from intl_transfer.data.detection_sets import (
@@ -267,6 +268,8 @@ def fit_to_data(cfg: Any, found: Mapping[str, Contents], mask_on: bool | None) -
     problem = next(role_problems(train, test), None) or mask_problem(found, mask_on)
     if problem is not None:
         raise UserError(problem)
+    for note in seen_in_training(train, test):
+        print(f"warning: {note}")
     if cfg.MODEL.MASK_ON and (why := without_masks(found)) is not None:
         cfg.MODEL.MASK_ON = False
         print(f"boxes only, Faster R-CNN (MODEL.MASK_ON False): {why}")

@@ -17,7 +17,7 @@ from PIL import Image
 from detection import datasets, detector
 from detection.checks import check_settings
 from detection.config import config_of, load_config, number_of_classes
-from detection.weights import load_detector, read_weights
+from detection.weights import load_detector, read_weights, set_by_user
 from intl_transfer.data.class_names import unique_names
 from intl_transfer.data.drawing import DrawnObject, draw_objects, mask_outlines
 from intl_transfer.data.images import read_image
@@ -69,7 +69,10 @@ def demonstrate(
     else:
         raise UserError(f"{file} does not state its configuration: --config is needed")
     if record is not None:
-        detector.follow_detector(cfg, record, overrides[::2])
+        given = set(overrides[::2])
+        if config is not None:
+            given |= set_by_user(config, is_asked=detector.decides_test)
+        detector.follow_detector(cfg, record, given)
     check_settings(cfg, config or str(file))
     cfg.MODEL.WEIGHTS = str(file)
     usable = gpus() if cfg.MODEL.DEVICE.startswith("cuda") else Gpus()

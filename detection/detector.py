@@ -7,7 +7,7 @@ It gives the same results outside its folder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ from intl_transfer.data.class_names import unique_names
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.runs import read_results
 from intl_transfer.runs.records import DetectionResults, Detector
-from intl_transfer.runs.settings import flatten
+from intl_transfer.runs.settings import comparable, flatten, role_of
 
 # Keys of MODEL that concern the machine or the command rather than the detector.
 _NOT_ITS_OWN = ("MODEL.DEVICE", "MODEL.WEIGHTS")
+# Sections of settings that a detector's test depends on.
+_SECTIONS = ("INPUT", "TEST", "CONTROL", "MODEL")
 
 
 def statement(record: Detector) -> dict[str, Any]:
@@ -101,24 +103,59 @@ def class_names(content: Mapping[str, Any], path: Path) -> list[str] | None:
     return None
 
 
-def follow_detector(cfg: Any, record: Detector, given: Sequence[str] = ()) -> list[str]:
+def decides_test(key: str) -> bool:
+    """Whether a setting says how a detector is tested, rather than what it is.
+
+    Args:
+        key: such as ``INPUT.MIN_SIZE_TEST``.
+    """
+    section = key.partition(".")[0]
+    if section == "TEST":  # precise batch norm is estimated in training
+        return not key.startswith("TEST.PRECISE_BN.") and role_of("detection", key, {}) != "free"
+    return key == "CONTROL.NOISE" or (section in _SECTIONS and key.endswith("_TEST"))
+
+
+def protocol(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a configuration that say how a detector is tested, by dotted key."""
+    sections = flatten({section: cfg[section] for section in _SECTIONS if section in cfg})
+    return {key: value for key, value in sections.items() if decides_test(key)}
+
+
+def tested_otherwise(cfg: Mapping[str, Any], record: Detector) -> list[str]:
+    """Settings of a test that differ from those of the detector's own, for the user.
+
+    Args:
+        cfg: the configuration of the test.
+        record: the file's metadata.
+    """
+    own = protocol(record.config)
+    return [
+        f"{key} {value} ({own[key]})"
+        for key, value in protocol(cfg).items()
+        if key in own and comparable(own[key]) != comparable(value)
+    ]
+
+
+def follow_detector(cfg: Any, record: Detector, given: Container[str] = ()) -> list[str]:
     """Adapts a configuration to the detector in a file.
 
     This includes all of ``MODEL`` and the channel order: with other anchors or strides the same
-    weights load, but detect nothing.
+    weights load, but detect nothing. It also includes the settings of its test: at another size
+    than it was trained for it detects less.
 
     Args:
         cfg: the configuration, not frozen.
         record: the file's metadata.
-        given: keys set by the user on the command line; they take precedence.
+        given: keys set by the user; they take precedence.
 
     Returns:
         The changed settings, for the user.
     """
     own = flatten(record.config)
     changed = []
-    for key in flatten({"MODEL": cfg.MODEL, "INPUT": {"FORMAT": cfg.INPUT.FORMAT}}):
-        if key not in own or key in given or key in _NOT_ITS_OWN:
+    for key in flatten({section: cfg[section] for section in _SECTIONS}):
+        is_its_own = key.startswith("MODEL.") or key == "INPUT.FORMAT" or decides_test(key)
+        if not is_its_own or key not in own or key in given or key in _NOT_ITS_OWN:
             continue
         *folders, leaf = key.split(".")
         node = cfg

@@ -55,8 +55,7 @@ def set_up(cfg: Any, training: bool) -> None:
     folder = Path(cfg.OUTPUT_DIR)
     if comm.is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
-        if training or not (folder / MANIFEST).exists():  # a run's is that of its training
-            write_atomically(folder / "config.yaml", lambda out: out.write(cfg.dump().encode()))
+        write_atomically(folder / "config.yaml", lambda out: out.write(cfg.dump().encode()))
     comm.synchronize()
     for name in ("detectron2", "fvcore"):
         setup_logger(str(folder), distributed_rank=rank, name=name)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from detection.checkpoints import label
 from detection.checks import check_settings
 from detection.config import RANDOM, load_config
 from detection.scaling import batch_that_fits, scale_to_batch
@@ -111,10 +112,8 @@ def resolve(arguments: argparse.Namespace, own: Any = None) -> Any:
         cfg.OUTPUT_DIR = arguments.output_dir
     elif arguments.eval_only and "OUTPUT_DIR" not in arguments.opts[::2]:
         # Never the run's own folder, which contains its own evaluation.
-        file = Path(weights).resolve()
-        word = without_endings(file)
-        word = file.parent.name if word == "model_final" else word
-        cfg.OUTPUT_DIR = f"runs/evaluation/{word}_on_{'_'.join(cfg.DATASETS.TEST)}"
+        tested = "_".join(cfg.DATASETS.TEST)
+        cfg.OUTPUT_DIR = f"runs/evaluation/{label(Path(weights))}_on_{tested}"
     elif cfg.OUTPUT_DIR == "./output":  # Detectron2's default: all runs in one folder
         name = config_name(arguments.config)
         cfg.OUTPUT_DIR = f"runs/detection/{name}_{without_endings(weights)}_seed{cfg.SEED}"
@@ -193,6 +192,7 @@ def _choose_batch(cfg: Any, arguments: argparse.Namespace) -> None:
     if batch is None or batch == before:
         return
     scale_to_batch(cfg, batch)
+    check_settings(cfg, f"scaled from {before} to {batch} images per batch")
     solver = cfg.SOLVER
     print(
         f"{why}batch {before} -> {batch}, learning rate {solver.BASE_LR:g}, {solver.MAX_ITER} "

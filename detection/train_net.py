@@ -59,7 +59,8 @@ from detection.trainer import Trainer
 from intl_transfer.boundary import Boundary
 from intl_transfer.data.detection_roles import label_problem, mask_setting
 from intl_transfer.errors import UserError
-from intl_transfer.runs import RunDirectory, sha256_file, write_json
+from intl_transfer.files.jsons import parse_json
+from intl_transfer.runs import MANIFEST, RunDirectory, sha256_file, write_json
 from intl_transfer.runs.architectures import architecture
 from intl_transfer.runs.changes import Continuation
 from intl_transfer.runs.config import config_name, resolve_config
@@ -67,6 +68,9 @@ from intl_transfer.runs.lock import directory_lock
 from intl_transfer.runs.progress import print_line
 from intl_transfer.runs.records import Detector, ImageSet, Initialization
 from intl_transfer.runs.stopping import AGAIN, Stopped, StopRequest, ending, passed_on
+
+#: Results of ``--eval-only``, in its output directory.
+EVALUATION = "evaluation.json"
 
 
 def main() -> int:
@@ -84,7 +88,7 @@ def main() -> int:
             print(f"{cfg.OUTPUT_DIR} is finished; nothing to do")
             return 0
         with ExitStack() as stack:
-            if arguments.machine_rank == 0 and not arguments.eval_only:
+            if arguments.machine_rank == 0:
                 stack.enter_context(directory_lock(cfg.OUTPUT_DIR))
             boundary.folder = Path(cfg.OUTPUT_DIR)
             boundary.status = start_processes(cfg, content, images, earlier, arguments)
@@ -243,17 +247,8 @@ def prepare_evaluation(
     check_expected(cfg, arguments)
     require_one_test_set(cfg)
     weights.check_whole(content["model"], str(file))
-    changed = []
-    if arguments.config:
-        given = weights.set_by_user(arguments.config, arguments.opts)
-        changed = weights.follow_settings(cfg, content, given)
-    if record is not None:
-        changed += detector.follow_detector(cfg, record, arguments.opts[::2])
-    if changed:
-        few = ", ".join(changed[:6]) + (f" and {len(changed) - 6} more" if changed[6:] else "")
-        print(f"as belongs to {file}: {few}")
-    if record is None and (assumed := weights.assumption(cfg, content)) is not None:
-        print(assumed)
+    refuse_others(Path(cfg.OUTPUT_DIR), file)
+    follow_file(cfg, content, record, arguments)
     datasets.register(cfg.CUSTOM_DATASETS)
     found = datasets.examine(list(cfg.DATASETS.TEST))
     (name,) = cfg.DATASETS.TEST
@@ -263,10 +258,66 @@ def prepare_evaluation(
         datasets.settle_classes(cfg, found)
         print(f"assumed: {file} does not state its classes; assuming those of '{name}', in order")
     content["classes"] = names
+    built = architecture(as_dict(cfg)) if record is None else record.architecture
+    content["architecture"] = built.as_json()
     datasets.fit_to_data(cfg, found, None)  # without masks, only boxes are tested
     check_settings(cfg, str(file))
     cfg.freeze()
-    return cfg, content, datasets.described(found)
+    images = datasets.described(found)
+    seen = {} if record is None else {own: record.dataset.get(own) for own in record.train}
+    for own, known in seen.items():
+        if known is not None and known.digest == images[name].digest:
+            print(f"warning: the detector was trained on these images ('{own}'): the metrics are "
+                  "not those of unseen images")  # fmt: skip
+    return cfg, content, images
+
+
+def refuse_others(folder: Path, file: Path) -> None:
+    """Refuses an output directory whose files are not of an evaluation of this detector.
+
+    Args:
+        folder: the output directory.
+        file: the detector's.
+
+    Raises:
+        UserError: if a run or the evaluation of another file is in it.
+    """
+    advice = "its files would be replaced. Choose another directory (--output-dir DIR)"
+    if (folder / MANIFEST).exists():
+        raise UserError(f"{folder} is the directory of a run; {advice}")
+    earlier = folder / EVALUATION
+    if not earlier.exists():
+        return
+    found = parse_json(earlier.read_bytes(), str(earlier))
+    of = found.get("weights") if isinstance(found, dict) else None
+    if not isinstance(of, dict) or of.get("sha256") != sha256_file(file):
+        whose = of.get("path") if isinstance(of, dict) else None
+        raise UserError(f"{earlier} is the evaluation of {whose or 'another detector'}; {advice}")
+
+
+def follow_file(
+    cfg: Any, content: dict[str, Any], record: Detector | None, arguments: argparse.Namespace
+) -> None:
+    """Adapts the configuration of an evaluation to its detector; prints what is changed."""
+    file, config = arguments.weights, arguments.config
+    changed, given = [], set(arguments.opts[::2])
+    if config:
+        own = weights.set_by_user(config, arguments.opts)
+        changed = weights.follow_settings(cfg, content, own)
+        given |= weights.set_by_user(config, is_asked=detector.decides_test)
+    if record is not None:
+        changed += detector.follow_detector(cfg, record, given)
+    if changed:
+        few = ", ".join(changed[:6]) + (f" and {len(changed) - 6} more" if changed[6:] else "")
+        print(f"as belongs to {file}: {few}")
+    if record is not None:
+        if others := detector.tested_otherwise(cfg, record):
+            print(f"as set, and otherwise than (in brackets) in its own test: {', '.join(others)}")
+        return
+    if (assumed := weights.assumption(cfg, content)) is not None:
+        print(assumed)
+    if config:
+        print(f"assumed: {file} does not state how it was tested; tested as {config} says")
 
 
 def own_config(arguments: argparse.Namespace, file: Path, record: Detector | None) -> Any:
@@ -322,7 +373,7 @@ def worker(
 
 
 def evaluate(cfg: Any, content: dict[str, Any], verify: bool = False) -> None:
-    """Evaluates a fine-tuned detector and writes ``evaluation.json``; compares it if requested."""
+    """Evaluates a fine-tuned detector, writes :data:`EVALUATION`, and compares it if requested."""
     (name,) = cfg.DATASETS.TEST
     model = Trainer.build_model(cfg)
     weights.load_detector(model, content["model"], cfg.MODEL.WEIGHTS)
@@ -345,14 +396,15 @@ def evaluate(cfg: Any, content: dict[str, Any], verify: bool = False) -> None:
         found = {
             "metrics": metrics,
             "dataset": name,
-            "architecture": architecture(as_dict(cfg)).as_json(),
+            "architecture": content["architecture"],
             "weights": {"path": cfg.MODEL.WEIGHTS, "sha256": sha256_file(cfg.MODEL.WEIGHTS)},
             "test_augmentation": cfg.TEST.AUG.ENABLED,
+            "protocol": detector.protocol(as_dict(cfg)),
         }
-        write_json(Path(cfg.OUTPUT_DIR) / "evaluation.json", found)
+        write_json(Path(cfg.OUTPUT_DIR) / EVALUATION, found)
         write_pictures(cfg.OUTPUT_DIR, name)
         draw_curves(cfg.OUTPUT_DIR)
-        print(f"written: {cfg.OUTPUT_DIR}/evaluation.json")
+        print(f"written: {cfg.OUTPUT_DIR}/{EVALUATION}")
         if verify:
             verify_results(cfg, results)
 

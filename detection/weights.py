@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +149,12 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def set_by_user(config: str, overrides: Sequence[str] = ()) -> set[str]:
-    """The settings of weights that the user set, on the command line or in their own file.
+def set_by_user(
+    config: str,
+    overrides: Sequence[str] = (),
+    is_asked: Callable[[str], bool] = _SETTINGS.__contains__,
+) -> set[str]:
+    """The settings that the user set, on the command line or in their own file.
 
     Those in this project's configurations do not count, except the network's depth: they are
     written for weights trained with ImageNet's statistics, and are adapted to others.
@@ -158,12 +162,13 @@ def set_by_user(config: str, overrides: Sequence[str] = ()) -> set[str]:
     Args:
         config: the configuration's name or path.
         overrides: ``KEY VALUE KEY VALUE ...``.
+        is_asked: which settings; those of weights if not given.
     """
-    given = {key for key in overrides[::2] if key in _SETTINGS}
+    given = {key for key in overrides[::2] if is_asked(key)}
     for file, values in files_of(resolve_config(config, CONFIGS)):
         shipped = CONFIGS / file.name
         ours = shipped.is_file() and shipped.read_bytes() == file.read_bytes()
-        keys = flatten(values).keys() & set(_SETTINGS)
+        keys = set(filter(is_asked, flatten(values)))
         given |= keys & {_DEPTH} if ours else keys
     return given
 

@@ -181,6 +181,26 @@ class Findings:
         ]
 
 
+class Repeats:
+    """Finds objects that are listed several times, under whatever ids."""
+
+    def __init__(self) -> None:
+        self._masks: dict[tuple[Any, ...], list[Any]] = {}
+
+    def has(self, image: Any, one: Annotation) -> bool:
+        """Whether an image has had an object of this class, box, mask and mark; notes it if not.
+
+        Args:
+            image: its id.
+            one: the object. Its area does not distinguish it.
+        """
+        masks = self._masks.setdefault((image, one.label, one.bbox, one.ignored), [])
+        if one.segmentation in masks:
+            return True
+        masks.append(one.segmentation)
+        return False
+
+
 Place = Literal["inside", "cut", "outside"]
 
 

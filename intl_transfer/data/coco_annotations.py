@@ -14,6 +14,7 @@ from intl_transfer.data.annotations import (
     Contents,
     Findings,
     Folder,
+    Repeats,
     is_text,
     listed,
     place_of,
@@ -42,6 +43,7 @@ from intl_transfer.errors import did_you_mean
 from intl_transfer.files.jsons import unique_keys
 
 _PARTS = ("images", "annotations", "categories")
+_TWICE = "annotations that are listed twice, used once"
 
 
 def read_coco(one: DetectionSet) -> Contents:
@@ -110,7 +112,7 @@ class _Reader:
         self._file = one.annotations
         self._folder = Folder(one.images)
         self._suspicions = Suspicions()
-        self._blank_masks = 0
+        self._blank_masks, self._repeats = 0, Repeats()
 
     def read(self, content: Mapping[str, Any]) -> Contents:
         contents = Contents(annotated="annotations" in content)
@@ -153,7 +155,7 @@ class _Reader:
             if label is None:
                 self._unknown_class(at, name, given)
                 continue
-            record = self._annotation(given, at, label, images[image])
+            record = self._new_annotation(given, at, label, image, images[image])
             if record is not None:
                 contents.annotations.setdefault(key[image], []).append(record)
         for kind, text in self._suspicions.found():
@@ -317,12 +319,24 @@ class _Reader:
         if earlier is given:
             return False
         if earlier == given:
-            self._note("twice", "annotations that are listed twice, used once", at)
+            self._note("twice", _TWICE, at)
         else:
             text = f"{self._file}: {at} is there twice, and the two differ; give each its own id"
             self._findings.doubt("id twice", text)
             return not self._findings.published
         return True
+
+    def _new_annotation(
+        self, given: dict[str, Any], at: str, label: int, number: Any, image: AnnotatedImage
+    ) -> Annotation | None:
+        """An object of an image, by its id; None if it cannot be read or was there already."""
+        blank_masks = self._blank_masks
+        record = self._annotation(given, at, label, image)
+        if record is None or self._findings.published or not self._repeats.has(number, record):
+            return record
+        self._note("twice", _TWICE, at)
+        self._blank_masks = blank_masks
+        return None
 
     def _annotation(
         self, given: dict[str, Any], at: str, label: int, image: AnnotatedImage

@@ -22,6 +22,7 @@ from intl_transfer.data.detection_roles import (
     mask_setting,
     role_problems,
     roles_in,
+    seen_in_training,
 )
 from intl_transfer.data.detection_sets import (
     DetectionSet,
@@ -189,7 +190,8 @@ def _together(request: Request, config: Path, used: dict[str, Contents]) -> Find
         _label_problem(config, train),
     ):
         problems += [] if problem is None else [problem]
-    return Finding(config.name, problems=problems, notes=agreement.notes)
+    notes = [*agreement.notes, *seen_in_training(train, test)]
+    return Finding(config.name, problems=problems, notes=notes)
 
 
 def _label_problem(config: Path, train: dict[str, Contents]) -> str | None:

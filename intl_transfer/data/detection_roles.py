@@ -147,6 +147,52 @@ def role_problems(train: Mapping[str, Contents], test: Mapping[str, Contents]) -
                 f"no mask in '{name}' has a single pixel: all metrics of masks would be 0. Leave "
                 "the masks out, and boxes alone are evaluated, or correct them"
             )
+        if (divided := _divided(contents)) is not None:
+            yield (
+                f"{divided} is several images of '{name}', and their objects differ: what is found "
+                "in one would be wrong in the other. List it once, with all of its objects"
+            )
+
+
+def _divided(contents: Contents) -> Path | None:
+    """The first file that several images have with different objects; None if there is none."""
+
+    def objects(key: Any) -> list[Annotation]:
+        found = contents.annotations.get(key, [])
+        return sorted(found, key=lambda one: (one.label, one.bbox, one.ignored))
+
+    first: dict[Path, Any] = {}
+    for key, image in contents.images.items():
+        other = first.setdefault(image.file, key)
+        if other != key and objects(other) != objects(key):
+            return image.file
+    return None
+
+
+def seen_in_training(train: Mapping[str, Contents], test: Mapping[str, Contents]) -> Iterator[str]:
+    """Says of each test set how many of its images are trained on, by their files.
+
+    Args:
+        train: by name.
+        test: by name.
+    """
+    folders: dict[Path, Path] = {}
+
+    def files(contents: Contents) -> set[Path]:
+        there = {image.file for image in contents.images.values()}
+        for folder in {file.parent for file in there} - folders.keys():
+            folders[folder] = folder.resolve()
+        return {folders[file.parent] / file.name for file in there}
+
+    seen = {name: files(contents) for name, contents in train.items()}
+    for name, contents in test.items():
+        own = files(contents)
+        for other, theirs in seen.items():
+            if common := len(own & theirs):
+                yield (
+                    f"{common:,} of the {len(own):,} images of '{name}', which is tested on, are "
+                    f"trained on ('{other}'): the metrics are not those of unseen images"
+                )
 
 
 def label_problem(train: Mapping[str, Contents], chosen: Mapping[str, Sequence[str]]) -> str | None:

@@ -3,7 +3,8 @@
 Listing 1.28 million files of a parallel file system takes minutes; the list is kept in the user's
 cache. A folder's modification time changes with every file that comes or goes, so that an outdated
 list is detected by a thousand calls instead of a million, and only changed folders are listed
-again.
+again. A folder that changed just before it was listed is listed again the next time: what comes
+after may leave it the same time.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -19,15 +22,18 @@ from pathlib import Path
 import numpy as np
 
 from intl_transfer.data.augment import Pixels
-from intl_transfer.data.images import read_image
+from intl_transfer.data.images import EXTENSIONS, read_image
 from intl_transfer.data.made import command_for
 from intl_transfer.data.source import ImageSource, NameTable, cache_file
 from intl_transfer.errors import UserError
 from intl_transfer.runs.atomic import write_atomically
+from intl_transfer.runs.progress import print_line
 
-# torchvision's list, and GIF, in lower case.
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
-_VERSION = 3
+_VERSION = 4
+# Time stamps are as coarse as this on some file systems, in ns; and the time of a folder whose
+# list is not to be kept.
+_COARSEST = 2 * 10**9
+_UNKNOWN = -2
 _PARTS = ("train", "training", "trainval", "val", "valid", "validation", "test", "testing")
 # Of macOS, Linux, Windows, Synology and QNAP. Whole names: sets of characters have classes such as
 # "#", "$" and "@".
@@ -42,15 +48,21 @@ _SYSTEM_FOLDERS = frozenset(
 
 @dataclass
 class _Class:
-    """A class folder: its subfolders with modification times in ns, and all files."""
+    """A class folder: its subfolders with modification times in ns, all images, and endings.
+
+    The last are of the files that are no images, with their numbers.
+    """
 
     name: str
     folders: dict[str, int]
     files: list[str]
+    others: dict[str, int]
 
 
 class FolderSource(ImageSource):
     """A folder of ``CLASS/IMAGE`` files, in the order of torchvision's ``ImageFolder``.
+
+    Files that are no images are left out, and counted in a note when the folder is listed.
 
     Args:
         root: the folder. Images may also be in subfolders of a class.
@@ -87,6 +99,8 @@ class FolderSource(ImageSource):
                 + (f" and {len(empty) - 1} more" if len(empty) > 1 else "")
                 + f"; expected files ending in {', '.join(EXTENSIONS)}"
             )
+        if self.listed:
+            _say_others(self._root, listings)
         self.classes = [entry.name for entry in listings]
         counts = [len(entry.files) for entry in listings]
         self.labels = np.repeat(np.arange(len(listings)), counts).astype(np.int64)
@@ -194,25 +208,51 @@ def _modified(folder: Path) -> int:
 
 
 def _list(root: Path, name: str) -> _Class:
-    folders: dict[str, int] = {}
-    files: list[str] = []
+    found = _Class(name, {}, [], Counter())
     seen: set[tuple[int, int]] = set()  # a link to a parent folder would recurse forever
-    for parent, inner, found in os.walk(root / name, followlinks=True):
+    pending = ["."]
+    while pending:
+        relative = pending.pop()
+        parent = root / name / relative
         try:
-            status = os.stat(parent)
+            status = os.stat(parent)  # before it is listed: a file added meanwhile changes the time
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            is_settled = time.time_ns() - status.st_mtime_ns > _COARSEST
+            found.folders[relative] = status.st_mtime_ns if is_settled else _UNKNOWN
+            with os.scandir(parent) as entries:
+                is_folder = {entry.name: _is_folder(entry) for entry in entries}
         except OSError:
+            found.folders[relative] = _UNKNOWN
             continue
-        if (status.st_dev, status.st_ino) in seen:
-            inner.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        inner[:] = sorted(folder for folder in inner if not is_hidden(folder))
-        relative = os.path.relpath(parent, root / name)
-        # Before the files are listed: a file added meanwhile changes the time.
-        folders[relative] = _modified(Path(parent))
         prefix = "" if relative == "." else f"{relative}/"
-        files += [prefix + file for file in sorted(found) if is_image(file)]
-    return _Class(name, folders, files)
+        for file in sorted(is_folder, reverse=True):
+            if is_folder[file] and not is_hidden(file):
+                pending.append(prefix + file)
+        for file in sorted(file for file in is_folder if not is_folder[file]):
+            if is_image(file):
+                found.files.append(prefix + file)
+            elif not file.startswith("."):
+                found.others[Path(file).suffix.lower()] += 1
+    return found
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
+
+
+def _say_others(root: Path, listings: list[_Class]) -> None:
+    """Says which files of a folder are left out."""
+    counts = sum((Counter(entry.others) for entry in listings), Counter[str]())
+    if counts:
+        words = [f"{count:,} {ending or 'without one'}" for ending, count in counts.most_common(8)]
+        rest = f" and {len(counts) - 8} more" if len(counts) > 8 else ""
+        print_line(f"note: {root}: files that are no images, by their ending, are left out: "
+                   f"{', '.join(words)}{rest}")  # fmt: skip
 
 
 def _cache_file(root: Path) -> Path:
@@ -228,9 +268,9 @@ def _read_cache(file: Path) -> list[_Class]:
                 return []
             names = NameTable(saved["files"], saved["ends"])
             listings, start = [], 0
-            for name, folders, count in classes["classes"]:
+            for name, folders, count, others in classes["classes"]:
                 files = [names[index] for index in range(start, start + count)]
-                listings.append(_Class(name, folders, files))
+                listings.append(_Class(name, folders, files, others))
                 start += count
             return listings
     except Exception:  # a cache: on any error, list again
@@ -239,7 +279,7 @@ def _read_cache(file: Path) -> list[_Class]:
 
 def _write_cache(file: Path, listings: list[_Class]) -> None:
     names = NameTable.of(name for entry in listings for name in entry.files)
-    classes = [[entry.name, entry.folders, len(entry.files)] for entry in listings]
+    classes = [[entry.name, entry.folders, len(entry.files), entry.others] for entry in listings]
     text = json.dumps({"version": _VERSION, "classes": classes}).encode()
     arrays = {"classes": np.frombuffer(text, np.uint8), "files": names.text, "ends": names.ends}
     with contextlib.suppress(OSError):  # no cache, then

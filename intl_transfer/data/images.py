@@ -52,6 +52,8 @@ _APP1, _START_OF_SCAN = 0xE1, 0xDA
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _STRIP = 1 << 22  # pixels converted at a time
 _ORIENTATION = 0x0112  # EXIF's tag
+# TIFF 6.0's tags, and the value of the second where 0 is white. Pillow inverts 8-bit pixels itself.
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 # Memory of a decoder in addition to its result, bytes per pixel: coefficients of a progressive
 # JPEG, two canvases of a WebP, JPEG 2000's 32-bit components.
 _DECODER = {"JPEG": 8, "MPO": 8, "WEBP": 8, "JPEG2000": 16}
@@ -115,7 +117,8 @@ def decode_image(data: bytes, name: str, upright: bool = True) -> Pixels:
 
     Grayscale, palette, CMYK and 16-bit images become 8-bit RGB, transparency is dropped, and the
     first frame of an animation is used: all as in :class:`torchvision.datasets.ImageFolder`, except
-    16-bit grayscale, which it saturates to white and which keeps its upper eight bits here.
+    16-bit grayscale, which it saturates to white and of which the upper eight bits are taken here,
+    whatever its values are.
 
     Args:
         data: the file's bytes.
@@ -275,7 +278,8 @@ def _bytes_a_pixel(image: Image.Image) -> int:
     decoder = _DECODER.get(image.format or "", 0)
     if image.format == "TIFF":  # a strip, which may be all of it, as it is stored
         # A TIFF has them.
-        decoder = -(-sum(image.tag_v2.get(258, (1,))) // 8)  # type: ignore[attr-defined]
+        bits = image.tag_v2.get(_BITS_PER_SAMPLE, (1,))  # type: ignore[attr-defined]
+        decoder = -(-sum(bits) // 8)
     return held + decoder + 3
 
 
@@ -346,7 +350,7 @@ def _with_pillow(image: Image.Image) -> Pixels:
     deep = image.mode in _SIXTEEN_BIT or image.mode == "I"
     if not deep and image.width * image.height <= _STRIP:
         return np.array(image.convert("RGB"))  # a copy: torch wants writable memory
-    shift = _shift(image) if deep else 0
+    bits, is_inverted = _depth(image) if deep else (8, False)
     result = np.empty((image.height, image.width, 3), np.uint8)
     for top, strip in _strips(image):
         if not deep:
@@ -355,18 +359,22 @@ def _with_pillow(image: Image.Image) -> Pixels:
         values = np.asarray(strip)
         # 32-bit "I" is how Pillow opens some 16-bit files.
         values = values.clip(0, 65535) if image.mode == "I" else values
-        result[top : top + strip.height] = (values >> shift).astype(np.uint8)[..., None]
+        levels = (values >> (bits - 8)).astype(np.uint8)
+        result[top : top + strip.height] = (255 - levels if is_inverted else levels)[..., None]
     return result
 
 
-def _shift(image: Image.Image) -> int:
-    """By how many bits deep pixels are too deep: 8, fewer for 12-bit files, 0 for 8-bit values."""
-    if image.format == "TIFF":
-        bits: int = image.tag_v2.get(258, (16,))[0]  # type: ignore[attr-defined]  # a TIFF has them
-        if 8 < bits < 16:
-            return bits - 8
-    most = max(int(np.asarray(strip).max(initial=0)) for _, strip in _strips(image))
-    return 8 if most > 255 else 0
+def _depth(image: Image.Image) -> tuple[int, bool]:
+    """The bits of deep pixels, and whether 0 is white, as the header says.
+
+    By their values, images of one camera would be scaled differently. Pillow scales the pixels of
+    other formats than TIFF to 16 bits; 32-bit ones are taken as 16-bit ones.
+    """
+    if image.format != "TIFF":
+        return 16, False
+    tags = image.tag_v2  # type: ignore[attr-defined]  # a TIFF has them
+    bits: int = tags.get(_BITS_PER_SAMPLE, (16,))[0]
+    return (bits if 8 < bits < 16 else 16), tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:

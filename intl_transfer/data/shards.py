@@ -32,7 +32,7 @@ from intl_transfer.runs.atomic import write_atomically
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _WINDOW = 16  # shards among which images are shuffled
-_VERSION = 3
+_VERSION = 4
 _LONGEST_LABEL = 4096  # bytes
 _MOST_SHARDS = 1_000_000
 

@@ -15,6 +15,7 @@ from intl_transfer.data.annotations import (
     Contents,
     Findings,
     Folder,
+    Repeats,
     are_relative,
     listed,
     place_of,
@@ -139,8 +140,9 @@ class _Reader:
             if size is None:
                 continue
             contents.images[number] = AnnotatedImage(picture, *size)
-            found = (self._annotation(thing, file, label, size) for thing in page.objects)
-            contents.annotations[number] = [one for one in found if one is not None]
+            found = [self._annotation(thing, file, label, size) for thing in page.objects]
+            kept = [one for one in found if one is not None]
+            contents.annotations[number] = self._once(number, kept, file)
         if no_picture:
             near = self._pictures.hint(f"{no_picture[0]}.jpg")
             self._findings.problem(
@@ -152,6 +154,16 @@ class _Reader:
         if ids and not names and not self._findings.any_problem:
             self._findings.problem("empty", f"{self._listing}: no object in any of its xml files")
         return contents
+
+    def _once(self, number: str, given: list[Annotation], file: Path) -> list[Annotation]:
+        """The objects of an image, each once."""
+        repeats, kept = Repeats(), []
+        for one in given:
+            if not self._findings.published and repeats.has(number, one):
+                self._findings.note("twice", "objects listed twice, used once", f"in {file}")
+            else:
+                kept.append(one)
+        return kept
 
     def _ids(self) -> list[str]:
         """The images of the list, each once."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from intl_transfer.data.augment import Pixels
 from intl_transfer.data.datasets import ViewsDataset
 from intl_transfer.data.loaders import GlobalBatchSampler, build_loader
+from intl_transfer.data.roots import located
 from intl_transfer.data.source import ImageSource, Subset
 from intl_transfer.data.sources import open_source, with_classes_of
 from intl_transfer.data.unreadable import Unreadable
@@ -72,6 +74,22 @@ def _check_share(listed: Subset, percent: float, listing: str | None) -> None:
             f"and data.labels_percent is {percent:g}; set data.labels_percent={real:.6g}, or give "
             "another list"
         )
+
+
+def seen_in_training(data: DataConfig, images: Mapping[str, ImageSet]) -> str | None:
+    """Says that the test images are the training images; None if they are others.
+
+    Args:
+        data: with the places of both.
+        images: from :func:`described`.
+    """
+    places = [os.path.realpath(located(place)) for place in (data.train, data.test)]
+    if places[0] != places[1] and images["train"].digest != images["test"].digest:
+        return None
+    return (
+        f"data.test={data.test} holds the training images (data.train={data.train}): the accuracy "
+        "is not that of unseen images"
+    )
 
 
 def described(train: ImageSource, test: ImageSource, ranks: Ranks) -> dict[str, ImageSet]:

@@ -14,6 +14,7 @@ from intl_transfer.evaluation.config import (
 from intl_transfer.evaluation.kinds import KINDS
 from intl_transfer.models import PRECISIONS, STEMS
 from intl_transfer.runs.config import Rules, check_values
+from intl_transfer.runs.controls import NOISE_LEVELS, is_noise_level
 
 
 def check(config: EvaluationConfig) -> None:
@@ -36,7 +37,7 @@ def check(config: EvaluationConfig) -> None:
         **_counts(config),
         **_optim_rules(optim),
         **_data_rules(data),
-        "control.noise": (noise, 0 <= noise <= 1, "0 to 1"),
+        "control.noise": (noise, is_noise_level(noise), NOISE_LEVELS),
         "log.test_epochs": (every, every >= 0, "0 or more"),
         "log.seconds": (pause, pause >= 0, "0 or more"),
         **_final_rate(optim),

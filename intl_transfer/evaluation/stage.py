@@ -10,7 +10,7 @@ import torch
 
 from intl_transfer.devices import set_numerics
 from intl_transfer.evaluation.backbone import EvaluatedBackbone
-from intl_transfer.evaluation.batches import Controlled, described, open_sets
+from intl_transfer.evaluation.batches import Controlled, described, open_sets, seen_in_training
 from intl_transfer.evaluation.config import EvaluationConfig
 from intl_transfer.evaluation.kinds import KINDS
 from intl_transfer.evaluation.session import Session, open_run
@@ -44,6 +44,7 @@ def evaluate(
     set_numerics(benchmark=True)
     train, test, labels = open_sets(config.data, ranks)
     images = described(train, test, ranks)
+    same = seen_in_training(config.data, images)
     control = in_words(dataclasses.asdict(config.control))
     if control:
         train, test = (
@@ -63,6 +64,7 @@ def evaluate(
                 f"({subject.initialization.method or 'method unknown'}) on {config.data.name}: "
                 f"{len(train)} + {len(test)} images, {len(train.classes)} classes, "
                 f"{ranks.world_size} rank(s) on {ranks.device.type}",
+                *([f"warning: {same}"] if same else []),
                 *([f"control: {control}"] if control else []),
                 *(
                     f"assumed, since the weights do not state it: {text}"

@@ -23,9 +23,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from intl_transfer.errors import UserError
+
 Pixels = NDArray[np.uint8]
 T = TypeVar("T")
 
+#: What a noise level can be, for messages; images are blended in 256 steps.
+NOISE_LEVELS = "a number from 0 to 1, and if not 0 above 1/512, below which no pixel would change"
+_STEPS = 256
 # Separate random streams, independent of all others with the same seed.
 _LABELS, _WEIGHTS = 0x1ABE15, 0x3E1647
 
@@ -63,9 +68,23 @@ def in_words(settings: Mapping[str, Any]) -> str:
 
 
 def shuffled(labels: Sequence[T], seed: int) -> list[T]:
-    """The labels in random order."""
+    """The labels in random order.
+
+    Raises:
+        UserError: if all are the same, so that their order changes nothing.
+    """
+    if len(set(labels)) < 2:
+        raise UserError(
+            f"shuffled labels: all {len(labels)} labels are of one class, and shuffling them "
+            "changes nothing. Leave this control out, or use one of the others"
+        )
     order = np.random.default_rng((_LABELS, seed)).permutation(len(labels))
     return [labels[int(place)] for place in order]
+
+
+def is_noise_level(strength: float) -> bool:
+    """Whether a noise level is one of :data:`NOISE_LEVELS`."""
+    return strength == 0 or (0 < strength <= 1 and round(_STEPS * strength) > 0)
 
 
 def noisy(image: Pixels, strength: float) -> Pixels:
@@ -86,8 +105,8 @@ def noisy(image: Pixels, strength: float) -> Pixels:
     noise = np.random.default_rng(int.from_bytes(digest[:16], "little")).integers(
         0, 256, image.shape, dtype=np.uint8
     )
-    share = round(256 * strength)
-    mixed = (image.astype(np.int32) * (256 - share) + noise.astype(np.int32) * share + 128) >> 8
+    share = round(_STEPS * strength)
+    mixed = (image.astype(np.int32) * (_STEPS - share) + noise.astype(np.int32) * share + 128) >> 8
     return mixed.astype(np.uint8)
 
 

@@ -294,6 +294,13 @@ def _twice(odd: Odd) -> None:
     odd.train["annotations"].append(dict(odd.train["annotations"][0]))
 
 
+@kind("objects that are there under two ids", note="listed twice, used once: 8, the first")
+def _two_ids(odd: Odd) -> None:
+    for content in odd.both:
+        again = [{**one, "id": one["id"] + 100, "area": None} for one in content["annotations"]]
+        content["annotations"] += again
+
+
 @kind("an image that is listed twice", note="images listed twice, used once")
 def _image_twice(odd: Odd) -> None:
     odd.train["images"].append(dict(odd.train["images"][0]))

@@ -210,6 +210,12 @@ _content(
     "image 1 is listed twice, as 1.jpg and 2.jpg",
     lambda c: c["images"][1].update(id=1),
 )
+_content(
+    "a file of two test images with other objects",
+    r"1\.jpg is several images of 'odd_test', and their objects differ",
+    lambda c: c["images"][1].update(file_name="1.jpg"),
+    "test",
+)
 _content("images without id", "image no. 0 has no usable id", lambda c: c["images"][0].pop("id"))
 _content(
     "images without name",

@@ -183,6 +183,13 @@ def _columns(odd: Odd) -> None:
     odd.lists["train"] = b"000001  1\n000002 -1\n000003  0\n000004\t1\n"
 
 
+@kind("objects that are there twice", note="objects listed twice, used once: 8, the first")
+def _objects_twice(odd: Odd) -> None:
+    for number, data in odd.pages.items():
+        first, end = data.index(b"<object>"), data.rindex(b"</annotation>")
+        odd.pages[number] = data[:end] + data[first:end] + data[end:]
+
+
 @kind("lists with endings and folders", note="extensions and folders in the list ignored: 4")
 def _endings(odd: Odd) -> None:
     odd.lists["test"] = b"000001.jpg\nJPEGImages/000002.jpg\n000003.xml\n000004.JPG\n"

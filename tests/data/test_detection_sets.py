@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from intl_transfer.cli import main
+from intl_transfer.data.annotations import AnnotatedImage, Contents
 from intl_transfer.data.detection_contents import count_note, open_set
+from intl_transfer.data.detection_roles import seen_in_training
 from intl_transfer.data.detection_sets import custom_sets, standard_sets
 from intl_transfer.data.shapes import CLASSES, ShapesSpec, make_shapes
 from intl_transfer.errors import UserError
@@ -199,3 +201,16 @@ def test_voc_annotations_that_cannot_be(shapes, tmp_path):
         assert message in open_set(one).problems[0]
     files[0].unlink()
     assert f"lacks, the first: {names[0]}.xml" in open_set(one).problems[0]
+
+
+def test_training_images_that_are_tested_on_are_counted(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "link").symlink_to("set")
+
+    def contents(folder, *names):
+        return Contents(images={n: AnnotatedImage(tmp_path / folder / n, 9, 9) for n in names})
+
+    test = {"own": contents("link", "b.jpg", "c.jpg"), "other": contents("set", "d.jpg")}
+    train = {"t": contents("set", "a.jpg", "b.jpg"), "u": contents("other", "b.jpg", "c.jpg")}
+    (line,) = seen_in_training(train, test)
+    assert line.startswith("1 of the 2 images of 'own', which is tested on, are trained on ('t')")

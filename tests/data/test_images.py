@@ -304,6 +304,25 @@ def test_sixteen_bits_of_any_file_keep_their_upper_eight(tmp_path, name, write):
     assert np.array_equal(image, np.repeat((DEEP >> 8).astype(np.uint8)[..., None], 3, 2))
 
 
+@pytest.mark.parametrize("values", [DEEP, (DEEP >> 8).astype(np.uint8)], ids=["16", "8"])
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+def test_white_is_what_a_tiff_says(tmp_path, values, photometric):
+    """As OpenCV reads it."""
+    file = tmp_path / "a.tif"
+    tifffile.imwrite(file, values, photometric=photometric)
+    levels = read_image(file)[..., 0]
+    assert np.array_equal(levels, cv2.imread(str(file), cv2.IMREAD_GRAYSCALE))
+    assert (levels[0, 0] > levels[-1, -1]) == (photometric == "miniswhite")
+
+
+@pytest.mark.parametrize("most", [65535, 4095, 256, 255])
+def test_exposures_of_one_camera_are_scaled_alike(tmp_path, most):
+    values = (DEEP.astype(np.int64) * most // DEEP.max()).astype(np.uint16)
+    for name in ("a.png", "a.tif"):
+        cv2.imwrite(str(tmp_path / name), values)
+        assert np.array_equal(read_image(tmp_path / name)[..., 0], values >> 8)
+
+
 def test_twelve_bits_are_scaled_by_their_own_range(tmp_path):
     # Two pixels in three bytes, which no library here writes: an uncompressed file by hand.
     values = (DEEP >> 4).astype(np.uint16).ravel()

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
 import pickletools
 import tarfile
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +16,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
 from torchvision.transforms import CenterCrop, Compose, Resize
 
-from intl_transfer.data import cifar
+from intl_transfer.data import cifar, images
 from intl_transfer.data.datasets import ViewsDataset
 from intl_transfer.data.folders import FolderSource
-from intl_transfer.data.images import UnreadableImageError
+from intl_transfer.data.images import FORMATS, UnreadableImageError
 from intl_transfer.data.roots import located
 from intl_transfer.data.shards import TarSource, shard_files
 from intl_transfer.data.source import NameTable
@@ -59,15 +62,29 @@ def test_a_folder_is_listed_as_torchvision_lists_it(folder):
     assert np.array_equal(source.image(0), picture(0))
 
 
-def test_the_list_is_kept_and_a_stale_one_noticed(folder, cache):
+def settled(root):
+    """Sets the times of all folders back: what was changed just now is listed again anyway."""
+    then = time.time_ns() - 10**10
+    for parent, _, _ in os.walk(root):
+        os.utime(parent, ns=(then, then))
+
+
+def test_the_list_is_kept_and_a_stale_one_noticed(folder, cache, capsys):
+    settled(folder)
     assert FolderSource(folder).listed == 3
+    assert f"{folder}: files that are no images, " in (said := capsys.readouterr().out)
+    assert said.endswith("are left out: 3 .txt\n")
     again = FolderSource(folder)
     assert again.listed == 0
+    assert capsys.readouterr().out == ""
     assert len(again) == 15
     (folder / "dog" / "inner" / "x.PNG").unlink()
     fewer = FolderSource(folder)
     assert fewer.listed == 1  # only the class that changed
     assert len(fewer) == 14
+    settled(folder / "dog")
+    assert FolderSource(folder).listed == 1
+    assert FolderSource(folder).listed == 0
     Image.fromarray(picture(3)).save(folder / "cat" / "new.png")
     (folder / "wolf").mkdir()
     Image.fromarray(picture(3)).save(folder / "wolf" / "new.png")
@@ -75,11 +92,52 @@ def test_the_list_is_kept_and_a_stale_one_noticed(folder, cache):
     assert more.listed == 2
     assert list(more.classes) == ["cat", "dog", "wolf", "émeu"]
     assert sorted(listed(more)) == sorted(ImageFolder(str(folder)).samples)
+    settled(folder / "cat")
+    assert FolderSource(folder).listed == 2
     # A class that is gone.
     (folder / "wolf" / "new.png").unlink()
     (folder / "wolf").rmdir()
     assert list(FolderSource(folder).classes) == ["cat", "dog", "émeu"]
     assert FolderSource(folder).listed == 0
+
+
+@pytest.mark.parametrize("stamps", ["fine", "coarse"])
+def test_a_file_that_comes_while_a_folder_is_listed_is_found_later(folder, monkeypatch, stamps):
+    """Between its reading and the end of the listing; or with the time that the folder had."""
+    settled(folder)
+    scandir, late = os.scandir, folder / "cat" / "late.png"
+
+    def slow(path):
+        with scandir(path) as entries:
+            found = list(entries)
+        if Path(path) == late.parent:
+            Image.fromarray(picture(5)).save(late)
+        return contextlib.nullcontext(found)
+
+    if stamps == "coarse":
+        os.utime(late.parent)
+        time_of_folder = late.parent.stat().st_mtime_ns
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", slow)
+        assert len(FolderSource(folder)) == 15
+    if stamps == "coarse":
+        os.utime(late.parent, ns=(time_of_folder, time_of_folder))
+    assert len(FolderSource(folder)) == 16
+
+
+def test_every_format_that_is_read_is_listed(tmp_path):
+    """By the endings that Pillow has for the formats that are accepted."""
+    ours = [end for end, kind in sorted(Image.registered_extensions().items()) if kind in FORMATS]
+    named = [end for end in ours if end in images.EXTENSIONS]
+    assert {".jfif", ".jpe", ".jp2", ".pbm"} <= set(named)
+    encoded = io.BytesIO()
+    Image.fromarray(picture(0)).save(encoded, "PNG")
+    members = {f"cat/{number}{end}": encoded.getvalue() for number, end in enumerate(named)}
+    for name, data in members.items():
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(data)
+    assert len(FolderSource(tmp_path / "set")) == len(named)
+    assert len(_shard(tmp_path / "a.tar", members)) == len(named)
 
 
 def test_a_damaged_or_unwritable_cache_does_no_harm(folder, cache, monkeypatch):

@@ -78,3 +78,19 @@ def test_a_permuted_backbone_has_the_same_elements_in_another_order(backbone_fil
 def test_impossible_shares_are_refused():
     with pytest.raises(UserError, match=r"CONTROL\.NOISE is 1\.5; expected a number from 0 to 1"):
         check_settings(config("CONTROL.NOISE", "1.5"))
+
+
+def test_controls_that_would_change_nothing_are_refused(registered):
+    image = np.arange(256, dtype=np.uint8)
+    for strength, changes in ((1 / 512, False), (0.0021, True)):
+        assert (noisy(image, strength) != image).any() == changes
+        cfg = config("CONTROL.NOISE", str(strength))
+        if changes:
+            check_settings(cfg)
+        else:
+            with pytest.raises(UserError, match=r"CONTROL\.NOISE is 0\.0019.*above 1/512"):
+                check_settings(cfg)
+    shuffle = config("CONTROL.SHUFFLE_LABELS", "True")
+    records = [{"annotations": [{"category_id": 3}, {"category_id": 3}]}]
+    with pytest.raises(UserError, match="all 2 labels are of one class"):
+        labels._controlled(shuffle, records)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import pytest
 import torch
 
 from detection import detector
+from detection.checkpoints import label
 from detection.checks import check_settings
 from detection.config import as_dict, config_of, load_config
 from intl_transfer.conversion import load_backbone
 from intl_transfer.errors import UserError
 from intl_transfer.runs import read_manifest, read_results
+from intl_transfer.runs.lock import directory_lock
 from tests.detection.conftest import TINY, train_net
 
 # Pixels and anchors that no configuration of the project has: what is not carried shows.
@@ -72,12 +75,14 @@ def test_a_file_says_what_it_is(run):
 
 @pytest.mark.parametrize("config", [None, "shapes_coco_R18_C4"])
 def test_moved_out_of_its_folder_it_scores_the_same(run, moved, stage, config, capsys):
-    most = ["TEST.DETECTIONS_PER_IMAGE", "60"]  # a setting of the test, not of the detector
-    named = [] if config is None else ["--config", config, *TINY, *most]
+    named = [] if config is None else ["--config", config]
     assert stage("--weights", moved, "--eval-only", "--output-dir", "again", *named) == 0
     again, before = flat(detections(Path("again"))), flat(detections(run))
     assert np.array(again) == pytest.approx(np.array(before), rel=1e-4)
-    found = json.loads(Path("again/evaluation.json").read_text())["metrics"]
+    record = json.loads(Path("again/evaluation.json").read_text())
+    sizes = ("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "TEST.DETECTIONS_PER_IMAGE")
+    assert [record["protocol"][key] for key in sizes] == [64, 64, 60]
+    found = record["metrics"]
     for task, figures in read_results(run).metrics.items():
         assert found[task]["AP50"] == pytest.approx(figures["AP50"], abs=1e-2)
         assert list(found[task]["per_class"]) == list(figures["per_class"])
@@ -85,6 +90,53 @@ def test_moved_out_of_its_folder_it_scores_the_same(run, moved, stage, config, c
     assert ("as belongs to" in output) == (config is not None)
     if config:
         assert "MODEL.PIXEL_STD [30.0, 40.0, 50.0]" in output
+
+
+def test_what_the_user_sets_of_a_test_stands_and_is_said(run, data, stage, tmp_path, capsys):
+    """In their own file or on the command line; all else, also what is not in either, follows."""
+    config, _ = own_set(data, tmp_path, without_masks)
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps({**values, "INPUT": {"MIN_SIZE_TEST": 48}}))
+    command = ["--weights", run, "--eval-only", "--config", config, "--output-dir", tmp_path / "o"]
+    assert stage(*command, "MODEL.ROI_HEADS.NMS_THRESH_TEST", "0.25") == 0
+    record = json.loads((tmp_path / "o" / "evaluation.json").read_text())
+    own = detector.protocol(read_manifest(run).config)
+    assert record["protocol"] == {
+        **own,
+        "INPUT.MIN_SIZE_TEST": 48,
+        "MODEL.ROI_HEADS.NMS_THRESH_TEST": 0.25,
+    }
+    others = "INPUT.MIN_SIZE_TEST 48 (64), MODEL.ROI_HEADS.NMS_THRESH_TEST 0.25 (0.5)\n"
+    assert f"its own test: {others}" in capsys.readouterr().out
+    # Boxes alone are tested here, of the same detector.
+    assert set(record["metrics"]) == {"box"}
+    assert record["architecture"]["meta"] == "Mask R-CNN"
+
+
+def without_masks(content):
+    for one in content["annotations"]:
+        del one["segmentation"]
+
+
+def test_files_of_a_run_and_of_other_evaluations_are_not_replaced(run, stage, tmp_path, capsys):
+    assert stage("--weights", run, "--eval-only", "--output-dir", run) == 2
+    assert "is the directory of a run" in capsys.readouterr().err
+    out = tmp_path / "out"
+    with directory_lock(out):
+        assert stage("--weights", run, "--eval-only", "--output-dir", out) == 2
+    assert "is in use by process" in capsys.readouterr().err
+    for file in ("a.pth", "model_0000005.pth"):
+        content = torch.load(run / "model_final.pth", weights_only=True)
+        torch.save({**content, "iteration": len(file)}, tmp_path / file)
+    command = ["--eval-only", "--output-dir", out]
+    assert stage("--weights", tmp_path / "a.pth", *command) == 0
+    assert "was trained on these images" not in capsys.readouterr().out
+    seen = ["DATASETS.TEST", "('shapes_coco_train',)"]
+    assert stage("--weights", tmp_path / "a.pth", *command, *seen) == 0
+    assert "was trained on these images ('shapes_coco_train')" in capsys.readouterr().out
+    assert stage("--weights", tmp_path / "model_0000005.pth", *command) == 2
+    assert f"is the evaluation of {tmp_path}/a.pth; its files" in capsys.readouterr().err
+    assert label(tmp_path / "model_0000005.pth") == f"{tmp_path.name}_model_0000005"
 
 
 def test_a_run_directory_is_a_detector(run, stage, tmp_path, monkeypatch):
@@ -241,6 +293,14 @@ def test_what_cannot_be_evaluated_is_said(stage, tmp_path, monkeypatch, capsys, 
         ("MODEL.META_ARCHITECTURE", "PanopticFPN", "would not be evaluated here"),
         ("MODEL.META_ARCHITECTURE", "RetinaNet", "detects only boxes; set MODEL.MASK_ON False"),
         ("MODEL.ROI_HEADS.NAME", "Res5ROIHead", "Did you mean 'Res5ROIHeads'"),
+        ("MODEL.RPN.HEAD_NAME", "StdRPNHead", "Known: StandardRPNHead"),
+        ("MODEL.ANCHOR_GENERATOR.NAME", "DefaultAnchorGen", "Did you mean 'DefaultAnchorGenera"),
+        ("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsample", "Known: MaskRCNNConvUpsampleHead"),
+        ("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvHead", "Known: FastRCNNConvFCHead, '' (none)"),
+        ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignV3", "Did you mean 'ROIAlignV2'"),
+        ("MODEL.RPN.BBOX_REG_LOSS_TYPE", "iou", "Known: smooth_l1, giou, diou, ciou"),
+        ("MODEL.FPN.FUSE_TYPE", "mean", "Known: sum, avg"),
+        ("INPUT.CROP.TYPE", "absolut", "Did you mean 'absolute'"),
         ("MODEL.ROI_HEADS.NMS_THRESH_TEST", "1.5", "expected a number from 0 to 1"),
         ("MODEL.KEYPOINT_ON", "True", "not supported here"),
         ("TEST.EVAL_PERIOD", "-1", "TEST.EVAL_PERIOD is -1"),
@@ -248,7 +308,7 @@ def test_what_cannot_be_evaluated_is_said(stage, tmp_path, monkeypatch, capsys, 
     ],
 )
 def test_settings_that_could_not_be_run(key, value, message):
-    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+    with pytest.raises(UserError, match=re.escape(message)):
         check_settings(load_config("shapes_coco_R18_C4", [key, value]))
 
 

@@ -125,6 +125,10 @@ def test_the_command_line_decides(capsys):
         ({"lr": 0.0}, "--lr 0.0: expected a positive"),
         ({"lr": float("nan")}, "--lr nan: expected a positive"),
         ({"scale_to_batch": -3}, "a batch of -3"),
+        (
+            {"config": "shapes_coco_R18_C4", "scale_to_batch": 2048},
+            r"^scaled from \d+ to 2048 images per batch: SOLVER\.STEPS is \[0\]; expected whole",
+        ),
         ({"opts": ["MODEL.WEIGHTS", ""]}, "MODEL.WEIGHTS is empty"),
         ({"opts": ["SOLVER.AMP.ENABLED", "True"]}, "needs a GPU"),
         ({"opts": ["SOLVER.REFERENCE_WORLD_SIZE", "8"]}, "use --scale-to-batch"),

@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from intl_transfer.errors import UserError
-from intl_transfer.evaluation.batches import open_sets
+from intl_transfer.evaluation.batches import described, open_sets, seen_in_training
 from intl_transfer.evaluation.config import DataConfig
 from intl_transfer.runs import read_manifest, read_results
 from intl_transfer.runs.distributed import Ranks
@@ -135,3 +135,15 @@ def test_every_image_is_its_own_neighbor_in_another_layout(numbered, classes, tr
     sets = [f"data.train={numbered['shards']}", f"data.test={numbered['folders']}"]
     evaluate(classes, trained, tmp_path / "run", "kind=knn", "k=1", *sets)
     assert read_results(tmp_path / "run")["metrics"]["top1"] == 100
+
+
+def test_training_images_that_are_tested_on_are_said(classes, tmp_path):
+    """Of the same folder, by a link, or copied."""
+    train = classes / "train"
+    (tmp_path / "link").symlink_to(train)
+    copied = shutil.copytree(train, tmp_path / "copy")
+    places = {classes / "test": False, train: True, tmp_path / "link": True, copied: True}
+    for place, is_said in places.items():
+        data = DataConfig("set", str(train), str(place))
+        images = described(*open_sets(data, ALONE)[:2], ALONE)
+        assert (seen_in_training(data, images) is not None) == is_said
