@@ -7,7 +7,8 @@ from typing import Any
 from detection.config import as_dict
 from intl_transfer.errors import UserError
 from intl_transfer.runs.architectures import architecture
-from intl_transfer.runs.schedules import scaled
+from intl_transfer.runs.schedules import at_batch
+from intl_transfer.runs.settings import flatten
 
 # Activation memory of a ResNet-50 Mask R-CNN for one image of 800 x 1333 pixels, in float32 with
 # all layers trained (measured on a CPU); and a reserve for all else.
@@ -27,22 +28,12 @@ def scale_to_batch(cfg: Any, batch: int) -> None:
     """
     if batch < 1:
         raise UserError(f"a batch of {batch}; expected at least 1 image")
-    before = cfg.SOLVER.IMS_PER_BATCH
-    if batch == before:
-        return
-
-    def longer(iterations: int) -> int:
-        return scaled(iterations, before, batch)
-
-    solver = cfg.SOLVER
-    solver.IMS_PER_BATCH = batch
-    solver.BASE_LR = solver.BASE_LR * batch / before
-    solver.MAX_ITER = longer(solver.MAX_ITER)
-    solver.STEPS = tuple(longer(step) for step in solver.STEPS)
-    solver.WARMUP_ITERS = longer(solver.WARMUP_ITERS)
-    solver.CHECKPOINT_PERIOD = max(1, longer(solver.CHECKPOINT_PERIOD))
-    cfg.TEST.EVAL_PERIOD = longer(cfg.TEST.EVAL_PERIOD)
-    cfg.TEST.PRECISE_BN.NUM_ITER = max(1, longer(cfg.TEST.PRECISE_BN.NUM_ITER))
+    for key, value in at_batch(flatten(cfg), batch).items():
+        *folders, leaf = key.split(".")
+        node = cfg
+        for folder in folders:
+            node = node[folder]
+        node[leaf] = value
 
 
 def batch_that_fits(cfg: Any, gpus: int, memory_gb: float) -> int:

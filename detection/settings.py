@@ -119,9 +119,7 @@ def resolve(arguments: argparse.Namespace, own: Any = None) -> Any:
         cfg.OUTPUT_DIR = f"runs/detection/{name}_{without_endings(weights)}_seed{cfg.SEED}"
     cfg.MODEL.WEIGHTS = "" if weights == RANDOM else weights
     if arguments.norm is not None:
-        cfg.MODEL.RESNETS.NORM = arguments.norm
-        if "fpn" in cfg.MODEL.BACKBONE.NAME:
-            cfg.MODEL.FPN.NORM = arguments.norm
+        set_norm(cfg, arguments.norm)
     _choose_devices(cfg, arguments)
     _choose_batch(cfg, arguments)
     if arguments.lr is not None:
@@ -129,6 +127,13 @@ def resolve(arguments: argparse.Namespace, own: Any = None) -> Any:
             raise UserError(f"--lr {arguments.lr}: expected a positive number")
         cfg.SOLVER.BASE_LR = arguments.lr
     return cfg
+
+
+def set_norm(cfg: Any, norm: str) -> None:
+    """Sets the batch norm of the backbone, and of its pyramid if it has one."""
+    cfg.MODEL.RESNETS.NORM = norm
+    if "fpn" in cfg.MODEL.BACKBONE.NAME:
+        cfg.MODEL.FPN.NORM = norm
 
 
 def _check_processes(arguments: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -310,8 +311,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="run everything at the smallest size")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="output folder")
     arguments = parser.parse_args()
-    if arguments.scale <= 0:
-        parser.error(f"--scale is {arguments.scale:g}; expected a number above 0")
+    if not 0 < arguments.scale < math.inf:
+        parser.error(f"--scale is {arguments.scale:g}; expected a finite number above 0")
     if arguments.quick and arguments.scale != 1:
         parser.error("--quick and --scale exclude each other")
     with Boundary("the same command continues") as boundary:

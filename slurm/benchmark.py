@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,23 +12,25 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 
 from intl_transfer.data.loaders import rank_batch_size
+from intl_transfer.data.roots import data_root
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.evaluation.command import configuration
 from intl_transfer.evaluation.config import CLASSIFIER, EvaluationConfig
 from intl_transfer.runs.aliases import standard_keys
-from intl_transfer.runs.config import load_config
+from intl_transfer.runs.config import SEEDS, load_config
 from intl_transfer.runs.controls import ControlConfig
 from intl_transfer.runs.settings import deciding, fingerprint, select
 from pretrain.checks import configuration as pretraining_configuration
 from pretrain.config import PretrainConfig
 from slurm.convert import command as conversion
-from slurm.evaluations import RANDOM, Evaluation, kind_of
+from slurm.evaluations import Evaluation, kind_of, rate_text
 from slurm.executors import with_sources
 from slurm.launch_pretrain import pretraining
 from slurm.ledger import Job
 from slurm.local import fit
+from slurm.made import OF_RUN, RANDOM, WEIGHTS
 from slurm.module import command as of_module
-from slurm.plan import Plan
+from slurm.plan import OF_PLAN, Plan, check_name, refuse_own
 from slurm.resources import SMALL, Resources, checked, in_time, layered, small, tasks_per_node
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -128,7 +131,7 @@ def read(name: str, overrides: list[str]) -> Benchmark:
         raise UserError(f"{name}: expected at least one of each of initializations and evaluations")
     for key, start in benchmark.initializations.items():
         where = f"{name}: initializations.{key}"
-        _check_name(key, where)
+        check_name(key, where)
         named = [start.pretrain, start.supervised, start.checkpoint, start.random or None]
         if sum(value is not None for value in named) != 1:
             raise UserError(
@@ -137,8 +140,8 @@ def read(name: str, overrides: list[str]) -> Benchmark:
         if start.checkpoint is not None and not Path(start.checkpoint).exists():
             raise UserError(f"{where}: checkpoint {start.checkpoint} does not exist")
         if start.pretrain is not None or start.supervised is not None:
-            if not start.seeds:
-                raise UserError(f"{where}: seeds is empty; expected at least one")
+            _check_seeds(start.seeds, where)
+            refuse_own(start.overrides, OF_PLAN, f"{where}.overrides")
             try:
                 if start.pretrain is not None:
                     pretraining_config(start)
@@ -149,10 +152,12 @@ def read(name: str, overrides: list[str]) -> Benchmark:
     _check_distinct(benchmark, name)
     for key, evaluation in benchmark.evaluations.items():
         where = f"{name}: evaluations.{key}"
-        _check_name(key, where)
+        check_name(key, where)
         kind_of(evaluation, where).check(evaluation, where)
-        if not evaluation.seeds:
-            raise UserError(f"{where}: seeds is empty; expected at least one")
+        _check_seeds(evaluation.seeds, where)
+        for rate in evaluation.learning_rates:
+            if not 0 < rate < math.inf:
+                raise UserError(f"{where}: learning_rates: {rate}; expected finite, above 0")
         checked({**evaluation.resources, "cluster": "slurm"}, f"{where}.resources")
     for key, control in benchmark.controls.items():
         _check_control(benchmark, key, control, f"{name}: controls.{key}")
@@ -168,7 +173,9 @@ def read(name: str, overrides: list[str]) -> Benchmark:
 
 def _check_control(benchmark: Benchmark, key: str, control: Control, where: str) -> None:
     """Refuses a control of an unknown initialization or evaluation, or of not exactly one kind."""
-    _check_name(key, where)
+    check_name(key, where)
+    if control.seeds:
+        _check_seeds(control.seeds, where)
     if control.of not in benchmark.initializations:
         known = list(benchmark.initializations)
         hint = did_you_mean(control.of, known)
@@ -211,9 +218,13 @@ def _check_distinct(benchmark: Benchmark, name: str) -> None:
         seen[made] = key
 
 
-def _check_name(name: str, where: str) -> None:
-    if not name.replace("_", "").replace("-", "").replace(".", "").isalnum():
-        raise UserError(f"{where}: the name is used for folders; use only letters, digits, _ - .")
+def _check_seeds(seeds: Sequence[int], where: str) -> None:
+    """Refuses no seeds, and those that generators do not take."""
+    if not seeds:
+        raise UserError(f"{where}: seeds is empty; expected at least one")
+    for seed in seeds:
+        if seed not in SEEDS:
+            raise UserError(f"{where}: seeds: {seed}; expected 0 to {SEEDS[-1]}")
 
 
 def pretraining_config(start: Initialization) -> PretrainConfig:
@@ -256,7 +267,7 @@ class BenchmarkPlan(Plan[Benchmark]):
         if start.random:
             return [(name, RANDOM, [])]
         if start.checkpoint is not None:
-            job = self._conversion(name, name, str(Path(start.checkpoint).resolve()), [])
+            job = self._conversion(name, name, str(Path(start.checkpoint).resolve()))
             return [(name, job.target, [job])]
         train = self._pretraining if start.pretrain is not None else self._supervised
         requested = self._resources("pretrain", self.config.resources.get("pretrain", {}))
@@ -265,7 +276,7 @@ class BenchmarkPlan(Plan[Benchmark]):
             label = f"{name}_seed{seed}" if len(start.seeds) > 1 else name
             run, weights = train(name, start, seed, label, requested)
             run.must_finish = True
-            job = self._conversion(name, label, weights, [run.key])
+            job = self._conversion(name, label, weights, run)
             found.append((label, job.target, [run, job]))
         return found
 
@@ -291,7 +302,12 @@ class BenchmarkPlan(Plan[Benchmark]):
         run.key = f"supervised/{label}"
         return run, str(folder / CLASSIFIER)
 
-    def _conversion(self, name: str, label: str, source: str, parents: list[str]) -> Job:
+    def _conversion(self, name: str, label: str, source: str, run: Job | None = None) -> Job:
+        """The conversion of a file or of what a run makes."""
+        of_run = {}
+        if run is not None:
+            settings = {key: run.settings[key] for key in run.settings if key != WEIGHTS}
+            of_run = {**deciding(run.stage, settings), "seed": settings["seed"]}
         target = self.folder / "weights" / f"{label}.pth"
         requested = self._resources("convert", self.config.resources.get("convert", {}), True)
         return Job(
@@ -300,10 +316,14 @@ class BenchmarkPlan(Plan[Benchmark]):
             target=str(target),
             command=conversion(self.code, source, target, name),
             resources=dataclasses.asdict(requested),
-            parents=parents,
+            parents=[] if run is None else [run.key],
             source=source,
             folder=str(Path.cwd()),
-            settings={"source": source, "label": name},
+            settings={
+                "source": source,
+                "label": name,
+                **{f"{OF_RUN}{key}": value for key, value in of_run.items()},
+            },
             title=f"{self.name}-convert",
         )
 
@@ -318,7 +338,9 @@ class BenchmarkPlan(Plan[Benchmark]):
             for rate in rates:
                 for seed in evaluation.seeds:
                     leaf = (
-                        f"{label}_seed{seed}" if rate is None else f"{label}_lr{rate:g}_seed{seed}"
+                        f"{label}_seed{seed}"
+                        if rate is None
+                        else f"{label}_lr{rate_text(rate)}_seed{seed}"
                     )
                     folder = self.folder / kind.stage / name / leaf
                     title = f"{self.name}-{name}"
@@ -364,6 +386,7 @@ class BenchmarkPlan(Plan[Benchmark]):
             parents=[job.key for job in evaluated],
             after="any",
             folder=str(Path.cwd()),
+            settings={"published": self.config.published},
             title=f"{self.name}-collect",
         )
 
@@ -408,7 +431,7 @@ def make_data(benchmark: Benchmark, say: Any) -> None:
             if key not in known:
                 raise UserError(f"{name}.spec: no key '{key}'.{did_you_mean(key, known)}")
         spec = made.spec(**values)
-        root = Path(benchmark.datasets or "datasets") / name
+        root = Path(benchmark.datasets or data_root()) / name
         if not made.is_complete(root, spec):
             say(f"generating the data set {name} in {root}")
             made.make(root, spec)

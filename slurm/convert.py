@@ -22,7 +22,7 @@ from intl_transfer.boundary import Boundary
 from intl_transfer.cli import main as intl_transfer
 from intl_transfer.runs import MANIFEST
 from intl_transfer.runs.late import wait_until
-from slurm.ledger import source_hash
+from slurm.made import source_hash
 from slurm.outcomes import converted
 
 

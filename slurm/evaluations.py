@@ -20,11 +20,11 @@ from intl_transfer.runs.settings import identity
 from slurm import launch_detection
 from slurm.configs import config_of_job
 from slurm.executors import with_sources
-from slurm.ledger import WEIGHTS, Job
+from slurm.ledger import Job
+from slurm.made import WEIGHTS
 from slurm.module import command as of_module
+from slurm.plan import OF_PLAN, refuse_own
 from slurm.resources import Resources, fitting, tasks_per_node
-
-RANDOM = launch_detection.RANDOM
 
 
 @dataclass
@@ -121,7 +121,7 @@ class Detection:
         """The job of one fine-tuning."""
         opts = pairs(evaluation.overrides)
         if rate is not None:
-            opts += ["--lr", f"{rate:g}"]  # absolute, also if the batch size is scaled
+            opts += ["--lr", rate_text(rate)]  # absolute, also if the batch size is scaled
         config = evaluation.config
         return launch_detection.fine_tuning(
             config, weights, seed, opts, folder, requested, code, title
@@ -142,6 +142,7 @@ class Classification:
     def check(self, evaluation: Evaluation, where: str) -> None:
         """Reads the configuration with its overrides."""
         try:
+            refuse_own(evaluation.overrides, OF_PLAN, "overrides")
             config = _read(evaluation.config, *evaluation.overrides)
             if evaluation.learning_rates and config.kind == "knn":
                 raise UserError("learning_rates: k nearest neighbors has none")
@@ -179,7 +180,7 @@ class Classification:
             decided["optim.lr"] = rate
         overrides = [*evaluation.overrides, f"seed={seed}"]
         if rate is not None:
-            overrides.append(f"optim.lr={rate:g}")
+            overrides.append(f"optim.lr={rate_text(rate)}")
         command = [*of_module(code, "intl_transfer"), "evaluate"]
         command += ["--weights", weights, "--config", config_of_job(code, "evaluation", config)]
         command += ["--output-dir", str(folder)]
@@ -213,6 +214,11 @@ def kind_of(evaluation: Evaluation, where: str) -> Kind:
         hint = did_you_mean(evaluation.kind, KINDS)
         raise UserError(f"{where}: no kind '{evaluation.kind}'; expected {', '.join(KINDS)}.{hint}")
     return KINDS[evaluation.kind]
+
+
+def rate_text(rate: float) -> str:
+    """A learning rate in as few digits as state it exactly."""
+    return f"{rate:g}" if float(f"{rate:g}") == rate else repr(rate)
 
 
 def pairs(overrides: list[str]) -> list[str]:

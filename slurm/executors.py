@@ -212,9 +212,11 @@ def with_sources(environment: Mapping[str, str], code: Path) -> dict[str, str]:
 
     The copy precedes the editable install, which may change while the job is queued. The directory
     that the launcher was started in would precede it for ``python -m``: commands name scripts of
-    the copy instead (:mod:`slurm.module`).
+    the copy instead (:mod:`slurm.module`). A path of the environment, or else of this process,
+    follows it.
     """
-    paths = [str(code), *filter(None, [os.environ.get("PYTHONPATH")])]
+    further = environment.get("PYTHONPATH") or os.environ.get("PYTHONPATH") or ""
+    paths = dict.fromkeys([str(code), *filter(None, further.split(os.pathsep))])
     return {**environment, "PYTHONPATH": os.pathsep.join(paths)}
 
 

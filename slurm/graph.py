@@ -13,7 +13,8 @@ from intl_transfer.errors import UserError
 from slurm import controller, executors
 from slurm.controller import Row
 from slurm.jobs import StageJob
-from slurm.ledger import RUNS, Job, Ledger
+from slurm.ledger import Job, Ledger
+from slurm.made import RUNS
 from slurm.outcomes import LATE, finished, row_of, settled_status
 from slurm.resources import Resources
 
@@ -24,8 +25,9 @@ _UNANSWERED = re.compile(r"timed out|unable to contact|zero bytes|connection|com
 def missing(ledger: Ledger, jobs: Iterable[Job], rows: dict[str, Row]) -> list[Job]:
     """The jobs that must be submitted, parents before children.
 
-    Like `make`: a parent is run only if a child that needs it is missing. Queued jobs that can
-    never start because a parent failed count as missing.
+    Like `make`: a parent is run only if a child that needs it is missing, and what was made of
+    something that has changed is missing. Queued jobs that can never start because a parent failed
+    count as missing.
 
     Args:
         ledger: contains all of the jobs.
@@ -33,12 +35,16 @@ def missing(ledger: Ledger, jobs: Iterable[Job], rows: dict[str, Row]) -> list[J
         rows: the queue.
     """
     jobs = list(jobs)
-    alive = {job.key for job in jobs if (row := row_of(job, rows)) is not None and row.alive}
-    done = {job.key for job in jobs if job.key not in alive and _done(job, ledger)}
+    alive = {
+        key
+        for key, job in ledger.jobs.items()  # a report also waits for jobs of earlier launches
+        if (row := row_of(job, rows)) is not None and row.alive
+    }
+    done, stale = _done_and_stale(ledger, [job for job in jobs if job.key not in alive])
     requested: set[str] = set()
     parents = {key for job in jobs if job.after == "ok" for key in job.parents}
     # From the leaves up: which jobs are needed?
-    needed = {job.key for job in jobs if job.key not in parents}
+    needed = {job.key for job in jobs if job.key not in parents} | stale
     for job in reversed(jobs):
         if job.key in needed and job.key not in done and job.after == "ok":
             needed.update(job.parents)
@@ -56,6 +62,20 @@ def missing(ledger: Ledger, jobs: Iterable[Job], rows: dict[str, Row]) -> list[J
         ):
             requested.add(job.key)
     return [job for job in jobs if job.key in requested]
+
+
+def _done_and_stale(ledger: Ledger, jobs: Iterable[Job]) -> tuple[set[str], set[str]]:
+    """Jobs whose result exists, and those that exist of other settings or of others' weights."""
+    done: set[str] = set()
+    stale: set[str] = set()
+    for job in jobs:
+        if job.after == "ok" and stale.intersection(job.parents):
+            stale.add(job.key)
+        elif _done(job, ledger):
+            done.add(job.key)
+        elif job.changes() or (job.stage == "convert" and Path(job.target).exists()):
+            stale.add(job.key)
+    return done, stale
 
 
 def _done(job: Job, ledger: Ledger) -> bool:
@@ -192,9 +212,9 @@ def depend(job: Job, ledger: Ledger, rows: dict[str, Row], fresh: set[str]) -> s
     """
     job_ids = []
     for key in job.parents:
-        parent = ledger.jobs[key]
-        row = row_of(parent, rows)
-        if parent.job_id and (key in fresh or (row is not None and row.alive)):
+        parent = ledger.jobs.get(key)
+        row = row_of(parent, rows) if parent is not None else None
+        if parent and parent.job_id and (key in fresh or (row is not None and row.alive)):
             job_ids.append(parent.job_id)
     if not job_ids:
         return None
@@ -203,9 +223,14 @@ def depend(job: Job, ledger: Ledger, rows: dict[str, Row], fresh: set[str]) -> s
     return f"after{job.after}:" + ":".join(dict.fromkeys(job_ids))
 
 
-def adopt(ledger: Ledger, rows: dict[str, Row]) -> None:
-    """Finds the jobs of a launcher that died between submitting and recording them."""
-    if ledger.submitting is None:
+def adopt(ledger: Ledger, rows: dict[str, Row] | None) -> None:
+    """Finds the jobs of a launcher that died between submitting and recording them.
+
+    Args:
+        ledger: changed, but not written.
+        rows: the queue; None if it was not asked, so that what is in it stays unknown.
+    """
+    if ledger.submitting is None or rows is None:
         return
     name, keys = ledger.submitting["name"], ledger.submitting["keys"]
     found = [row for row in rows.values() if row.name == name]
@@ -215,4 +240,3 @@ def adopt(ledger: Ledger, rows: dict[str, Row]) -> None:
             log = ledger.folder / "slurm" / row.job_id / f"{row.job_id}_0_log.out"
             record(ledger.jobs[keys[index]], row.job_id, str(log), name)
     ledger.submitting = None
-    ledger.write()

@@ -10,6 +10,7 @@ queued jobs are kept, missing and failed ones submitted. `python slurm/status.py
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -21,13 +22,11 @@ except ModuleNotFoundError:
     sys.exit("error: not set up; run `make setup`, then use .venv/bin/python or activate .venv")
 
 from intl_transfer.boundary import Boundary
-from intl_transfer.runs import write_atomically
 from intl_transfer.runs.config import config_name
 from slurm.benchmark import Benchmark, BenchmarkPlan, make_data, read, resolved
-from slurm.executors import batch_script, make_executor, say, snapshot_beside
+from slurm.executors import batch_script, make_executor, say
 from slurm.graph import stage_job
-from slurm.launching import launch as launch_jobs
-from slurm.launching import something_missing
+from slurm.launching import launch_copy
 from slurm.ledger import Job
 from slurm.local import visible_gpus
 from slurm.options import make_parser, parsed
@@ -79,12 +78,15 @@ def launch(arguments: argparse.Namespace, benchmark: Benchmark, requested: Resou
         _show(benchmark, jobs, folder)
         return 0
     make_data(benchmark, say)
-    if something_missing(jobs, folder, requested.cluster):
-        plan.code = snapshot_beside(folder, ROOT)
-        jobs = plan.jobs()
-        text = resolved(benchmark)
-        write_atomically(folder / "benchmark.yaml", lambda out: out.write(text.encode()))
-    return launch_jobs(folder, requested.cluster, jobs, arguments.wait, requested.parallel)
+    return launch_copy(
+        folder,
+        requested.cluster,
+        lambda code: dataclasses.replace(plan, code=code).jobs(),
+        ROOT,
+        arguments.wait,
+        requested.parallel,
+        {"benchmark.yaml": resolved(benchmark)},
+    )
 
 
 def counts(jobs: list[Job]) -> str:

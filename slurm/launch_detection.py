@@ -40,18 +40,16 @@ from slurm.executors import (
     make_executor,
     parse_seeds,
     say,
-    snapshot_beside,
 )
 from slurm.graph import stage_job
-from slurm.launching import launch as launch_jobs
-from slurm.launching import something_missing
-from slurm.ledger import WEIGHTS, Job, converted_from, source_hash
+from slurm.launching import launch_copy
+from slurm.ledger import Job
 from slurm.local import fit, visible_gpus
+from slurm.made import RANDOM, RATE, WEIGHTS, converted_from, source_hash
 from slurm.options import make_parser, parsed
 from slurm.resources import Resources, add_arguments, fitting, resources
 
 ROOT = Path(__file__).resolve().parents[1]
-RANDOM = "random"
 CONFIGS = ROOT / "configs" / "detection"
 #: Options of the stage that a launch may add, with their type; None for those without a value.
 OF_STAGE: dict[str, Callable[[str], object] | None] = {
@@ -157,9 +155,7 @@ def launch(arguments: argparse.Namespace, requested: Resources) -> int:
         for job in jobs:
             say("# " + " ".join(job.command))
         return 0
-    if something_missing(jobs, parent, requested.cluster):
-        jobs = made(snapshot_beside(parent, ROOT))
-    return launch_jobs(parent, requested.cluster, jobs, arguments.wait, requested.parallel)
+    return launch_copy(parent, requested.cluster, made, ROOT, arguments.wait, requested.parallel)
 
 
 def check(config: str, opts: list[str]) -> None:
@@ -186,10 +182,18 @@ def settings_of(config: str, opts: tuple[str, ...]) -> dict[str, Any]:
     """
     import detection  # noqa: F401 - prepares Detectron2
     from detection.config import as_dict, load_config
+    from detection.scaling import scale_to_batch
+    from detection.settings import set_norm
 
     pairs = list(itertools.takewhile(lambda word: not word.startswith("--"), opts))
-    settings = identity("detection", as_dict(load_config(config, pairs)))
-    return {**settings, **({"flags": list(opts[len(pairs) :])} if len(opts) > len(pairs) else {})}
+    options = dict(itertools.pairwise(opts[len(pairs) :]))  # by each word, the next
+    cfg = load_config(config, pairs)
+    if "--norm" in options:
+        set_norm(cfg, options["--norm"])
+    if "--scale-to-batch" in options:
+        scale_to_batch(cfg, int(options["--scale-to-batch"]))
+    rate = {RATE: float(options["--lr"])} if "--lr" in options else {}
+    return {**identity("detection", as_dict(cfg)), **rate}
 
 
 @functools.cache

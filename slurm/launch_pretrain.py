@@ -38,14 +38,13 @@ from slurm.executors import (
     make_executor,
     parse_seeds,
     say,
-    snapshot_beside,
 )
 from slurm.graph import stage_job
-from slurm.launching import launch as launch_jobs
-from slurm.launching import something_missing
+from slurm.launching import launch_copy
 from slurm.ledger import Job
 from slurm.local import fit, visible_gpus
 from slurm.options import make_parser, parsed
+from slurm.plan import refuse_own
 from slurm.resources import Resources, add_arguments, crowded, fitting, resources, tasks_per_node
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,6 +60,11 @@ def main() -> int:
         "--dry-run", action="store_true", help="print the jobs without submitting them"
     )
     parser.add_argument("--wait", action="store_true", help="wait for the jobs to end")
+    parser.add_argument(
+        "--allow-config-change",
+        action="store_true",
+        help="continue runs with settings that differ from their previous ones",
+    )
     add_arguments(parser)
     parser.add_argument(
         "overrides",
@@ -88,7 +92,7 @@ def launch(arguments: argparse.Namespace, requested: Resources) -> int:
     parent = runs[0][1] if len(runs) == 1 else runs[0][1].parent
 
     def made(code: Path) -> list[Job]:
-        return [
+        jobs = [
             pretraining(
                 arguments.config,
                 [*arguments.overrides, f"seed={config.seed}"],
@@ -100,6 +104,9 @@ def launch(arguments: argparse.Namespace, requested: Resources) -> int:
             )
             for config, folder in runs
         ]
+        for job in jobs:
+            job.command += ["--allow-config-change"] if arguments.allow_config_change else []
+        return jobs
 
     jobs = made(ROOT)
     if note := crowded(runs[0][0].data.workers, "data.workers", arguments.overrides, requested):
@@ -115,9 +122,7 @@ def launch(arguments: argparse.Namespace, requested: Resources) -> int:
             say("# " + " ".join(job.command))
         say("# the resolved configuration:\n" + OmegaConf.to_yaml(OmegaConf.structured(runs[0][0])))
         return 0
-    if something_missing(jobs, parent, requested.cluster):
-        jobs = made(snapshot_beside(parent, ROOT))
-    return launch_jobs(parent, requested.cluster, jobs, arguments.wait, requested.parallel)
+    return launch_copy(parent, requested.cluster, made, ROOT, arguments.wait, requested.parallel)
 
 
 def pretraining(
@@ -166,6 +171,11 @@ def configurations(arguments: argparse.Namespace) -> list[PretrainConfig]:
     """The configuration of each seed, checked before any job is submitted."""
     seeds: list[int | None] = [*parse_seeds(arguments.seeds, "--seeds")] or [None]
     overrides = arguments.overrides
+    given = {
+        "seed": arguments.seeds and f"--seeds is {arguments.seeds}; omit one",
+        "output_dir": arguments.output_dir and f"--output-dir is {arguments.output_dir}; omit one",
+    }
+    refuse_own(overrides, {k: text for k, text in given.items() if text}, "the command line")
     made = []
     for seed in seeds:
         more = [] if seed is None else [f"seed={seed}"]

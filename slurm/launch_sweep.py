@@ -11,6 +11,7 @@ at any time: finished and queued jobs are kept. `python slurm/status.py` shows p
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -24,12 +25,10 @@ except ModuleNotFoundError:
 from omegaconf import OmegaConf
 
 from intl_transfer.boundary import Boundary
-from intl_transfer.runs import write_atomically
 from intl_transfer.runs.config import config_name
-from slurm.executors import say, snapshot_beside
+from slurm.executors import say
 from slurm.launch_benchmark import counts
-from slurm.launching import launch as launch_jobs
-from slurm.launching import something_missing
+from slurm.launching import launch_copy
 from slurm.local import visible_gpus
 from slurm.options import make_parser, parsed
 from slurm.plan import add_selection
@@ -80,13 +79,15 @@ def launch(arguments: argparse.Namespace, requested: Resources) -> int:
             say(f"# {job.key}\n#     " + " ".join(job.command))
         return 0
     make_shapes_of(sweep, folder, say)
-    text = OmegaConf.to_yaml(OmegaConf.structured(sweep))
-    write_atomically(folder / "sweep.yaml", lambda out: out.write(text.encode()))
-    if something_missing(jobs, folder, requested.cluster):
-        plan.code = snapshot_beside(folder, ROOT)
-        jobs = plan.jobs()
-    parallel = requested.parallel or sweep.parallel
-    return launch_jobs(folder, requested.cluster, jobs, arguments.wait, parallel)
+    return launch_copy(
+        folder,
+        requested.cluster,
+        lambda code: dataclasses.replace(plan, code=code).jobs(),
+        ROOT,
+        arguments.wait,
+        requested.parallel or sweep.parallel,
+        {"sweep.yaml": OmegaConf.to_yaml(OmegaConf.structured(sweep))},
+    )
 
 
 if __name__ == "__main__":

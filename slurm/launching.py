@@ -5,19 +5,22 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from intl_transfer.errors import UserError
+from intl_transfer.runs import write_atomically
 from intl_transfer.runs.changes import in_lines
 from intl_transfer.runs.lock import directory_lock
 from slurm import controller
 from slurm.controller import Row
-from slurm.executors import check_folder, say
+from slurm.executors import check_folder, say, snapshot_beside
 from slurm.graph import adopt, missing, submit
-from slurm.ledger import RUNS, SECRET, Job, Ledger, close_to_others
+from slurm.ledger import SECRET, Job, Ledger, close_to_others
 from slurm.local import Local, visible_gpus
-from slurm.outcomes import Status, row_of, settled_status, status
+from slurm.made import RUNS
+from slurm.outcomes import Status, refusal, row_of, settled_status, status
 
 _POLL_SECONDS = 2.0
 _SHOWN = 12  # jobs listed by name
@@ -45,62 +48,115 @@ def launch(
     Raises:
         UserError: if the folder cannot be written or is in use, or SLURM rejects a job.
     """
-    # The logs' folder, since a run in the same folder has its own lock.
-    with directory_lock(folder / "slurm"):
-        if any(job.resources.get(name) for job in jobs for name in SECRET):
-            close_to_others(folder / "slurm")  # batch scripts and pickled jobs contain them
-        ledger = Ledger.read(folder) or Ledger(folder, cluster)
-        rows = controller.queue() if cluster == "slurm" else {}
-        adopt(ledger, rows)
-        _check_cluster(ledger, cluster, rows)
-        ledger.cluster = cluster
-        merged = ledger.merge(jobs)
-        requested = missing(ledger, merged, rows)
-        _print_not_submitted(merged, requested, rows)
-        for job in requested:
-            if changes := job.changes():
-                say(f"{job.key}: settings changed ({in_lines(changes)})")
-        if not requested:
-            say("nothing to submit")
-        elif cluster == "slurm":
-            for group in submit(ledger, requested, rows):
-                _print_submitted(group)
-        else:
-            try:
-                Local(ledger, parallel, visible_gpus()).run(requested)
-            except KeyboardInterrupt:
-                print("stopped; the same command continues", file=sys.stderr)
-                return 130
-    if cluster == "slurm":
-        return _wait(ledger, merged) if wait else 0
-    return _verdict(ledger, merged, {})
+    with _locked(folder):
+        merged = _submitted(folder, cluster, list(jobs), parallel)
+    return _ended(merged, cluster, wait)
 
 
-def something_missing(jobs: list[Job], folder: Path, cluster: str) -> bool:
-    """Whether there is a job to submit, and so a copy of the sources is needed.
+def launch_copy(
+    folder: Path,
+    cluster: str,
+    made: Callable[[Path], list[Job]],
+    root: Path,
+    wait: bool = False,
+    parallel: int | None = None,
+    files: Mapping[str, str] | None = None,
+) -> int:
+    """Like :func:`launch`, with jobs that run a copy of the sources, made if there is one to run.
+
+    A launch that is refused, since another one is at work or jobs run elsewhere, writes nothing.
 
     Args:
-        jobs: parents before children.
-        folder: of the ledger.
-        cluster: ``slurm``, ``local`` or ``debug``.
+        folder: of the ledger, the logs and the copy.
+        cluster: as for :func:`launch`.
+        made: makes the jobs that run the sources in a folder.
+        root: the sources.
+        wait: as for :func:`launch`.
+        parallel: as for :func:`launch`.
+        files: texts to write into the folder, by name.
+    """
+    check_folder(folder / "slurm", cluster)
+    with _locked(folder):
+        jobs = made(root)
+        ledger, rows = _opened(folder, cluster)
+        if missing(ledger, ledger.merge(jobs), rows):
+            jobs = made(snapshot_beside(folder, root))
+        for name, text in (files or {}).items():
+            _write_text(folder / name, text)
+        merged = _submitted(folder, cluster, jobs, parallel)
+    return _ended(merged, cluster, wait)
+
+
+def _write_text(file: Path, text: str) -> None:
+    write_atomically(file, lambda out: out.write(text.encode()))
+
+
+def _locked(folder: Path) -> AbstractContextManager[None]:
+    """Excludes other launchers, by the logs' folder: a run in the same folder has its own lock."""
+    return directory_lock(folder / "slurm")
+
+
+def _submitted(
+    folder: Path, cluster: str, jobs: list[Job], parallel: int | None
+) -> tuple[Ledger, list[Job]] | None:
+    """Submits the missing jobs, or runs them here; None if it was stopped."""
+    if any(job.resources.get(name) for job in jobs for name in SECRET):
+        close_to_others(folder / "slurm")  # batch scripts and pickled jobs contain them
+    ledger, rows = _opened(folder, cluster)
+    if ledger.jobs:  # those found in the queue among them
+        ledger.write()
+    merged = ledger.merge(jobs)
+    requested = missing(ledger, merged, rows)
+    _print_not_submitted(merged, requested, rows)
+    for job in requested:
+        if changes := job.changes():
+            say(f"{job.key}: settings changed ({in_lines(changes)})")
+    if not requested:
+        say("nothing to submit")
+    elif cluster == "slurm":
+        for group in submit(ledger, requested, rows):
+            _print_submitted(group)
+    else:
+        try:
+            Local(ledger, parallel, visible_gpus()).run(requested)
+        except KeyboardInterrupt:
+            print("stopped; the same command continues", file=sys.stderr)
+            return None
+    return ledger, merged
+
+
+def _ended(merged: tuple[Ledger, list[Job]] | None, cluster: str, wait: bool) -> int:
+    """The exit status of a launch, after its jobs' end if that is waited for."""
+    if merged is None:
+        return 130
+    if cluster == "slurm":
+        return _wait(*merged) if wait else 0
+    return _verdict(*merged, {})
+
+
+def _opened(folder: Path, cluster: str) -> tuple[Ledger, dict[str, Row]]:
+    """A folder's ledger with all of its jobs that are in SLURM's queue, and the queue.
+
+    The queue is read if the ledger's jobs may be there, also to launch elsewhere now.
 
     Raises:
-        UserError: if there is one, and SLURM could not write its log into the folder.
+        UserError: if they are, and it is to launch elsewhere.
     """
     ledger = Ledger.read(folder) or Ledger(folder, cluster)
-    merged = ledger.merge(jobs)
-    if not missing(ledger, merged, controller.queue() if cluster == "slurm" else {}):
-        return False
-    check_folder(folder / "slurm", cluster)
-    return True
+    rows = None
+    if cluster == "slurm" or (ledger.cluster == "slurm" and controller.available()):
+        rows = controller.queue()
+    adopt(ledger, rows)
+    _check_cluster(ledger, cluster, rows or {})
+    ledger.cluster = cluster
+    return ledger, rows or {}
 
 
 def _check_cluster(ledger: Ledger, cluster: str, rows: dict[str, Row]) -> None:
     """Refuses to run the same jobs in two places at once."""
     if ledger.cluster == cluster:
         return
-    queued = rows or (controller.queue() if controller.available() else {})
-    alive = [n.key for n in ledger.jobs.values() if (row := row_of(n, queued)) and row.alive]
+    alive = [n.key for n in ledger.jobs.values() if (row := row_of(n, rows)) and row.alive]
     if ledger.cluster == "slurm" and alive:
         raise UserError(
             f"{ledger.folder}: {len(alive)} job(s) are in SLURM's queue, the first: {alive[0]}. "
@@ -156,7 +212,10 @@ def _final(job: Job, ledger: Ledger, rows: dict[str, Row]) -> Status:
     """The outcome of a job that has ended, once the file system shows it."""
     if job.stage in RUNS and Path(job.target).exists():
         settled_status(Path(job.target))
-    return status(job, ledger, rows)
+    found = status(job, ledger, rows)
+    if found.state == "finished" and (reason := refusal(job)):
+        return Status("failed", reason)
+    return found
 
 
 def _verdict(ledger: Ledger, jobs: list[Job], rows: dict[str, Row]) -> int:

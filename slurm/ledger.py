@@ -16,26 +16,17 @@ from typing import Any
 
 from intl_transfer.errors import UserError
 from intl_transfer.files.jsons import parse_json
-from intl_transfer.runs import (
-    read_manifest,
-    read_results,
-    sha256_file,
-    write_atomically,
-    write_json,
-)
+from intl_transfer.runs import write_atomically, write_json
 from intl_transfer.runs.processes import process_alive, process_mark
-from intl_transfer.runs.settings import IMPLIED, Differences, contrast, identity
+from intl_transfer.runs.settings import Differences
+from slurm import made
 
 NAME = "jobs.json"
 #: Beside it, readable by this user only: environment variables of a profile may be secret.
 PRIVATE = "jobs.private.json"
 SECRET = ("environment", "setup")
-#: Stages whose work is a run directory.
-RUNS = ("pretrain", "detection", "evaluation")
 #: 2: ``jobs`` with their ``job_id``; schema 1 (``nodes`` with their ``job``) is still read.
 SCHEMA = 2
-#: Among a job's settings, the path of its weights.
-WEIGHTS = "weights"
 
 
 @dataclass
@@ -44,7 +35,7 @@ class Job:
 
     Attributes:
         key: its name in the ledger, for example ``detection/coco/intl_seed0``.
-        stage: one of ``RUNS``, ``convert`` or ``collect``.
+        stage: one of ``made.RUNS``, ``convert`` or ``collect``.
         target: the run directory, or the output of a conversion or collection.
         command: its command line.
         resources: fields of :class:`slurm.resources.Resources`.
@@ -56,8 +47,9 @@ class Job:
         must_finish: exit status 0 without a finished run is a failure (see ``StageJob``).
         settings: settings that determine its result, by dotted key; includes the seed and the path
             of the weights.
-        made_with: settings of its newest submission. If they differ, the stage is run again and
-            decides whether existing output can be kept or continued.
+        made_with: settings of its newest submission, for what its target does not state itself. If
+            they differ, the stage is run again and decides whether existing output can be kept or
+            continued.
         title: job name in the queue; once submitted, with ``~`` and a unique suffix, which tells it
             from another job with a recycled id.
         job_id: id of its newest submission.
@@ -89,68 +81,11 @@ class Job:
     reason: str | None = None
 
     def changes(self) -> Differences:
-        """Settings that differ from the previous submission's, or from the run in its folder.
+        """Settings that differ from those that its target was made with.
 
         The file of its weights may have other content than when the run began.
         """
-        return self._changed_settings() or _changed_weights(self)
-
-    def _changed_settings(self) -> Differences:
-        if isinstance(self.made_with, dict):  # a list in ledgers of earlier versions
-            # A key added since then has its earlier, implied value.
-            implied = IMPLIED.get(self.stage, {})
-            before = {key: implied[key] for key in implied if key in self.settings}
-            return contrast({**before, **self.made_with}, self.settings)
-        if self.stage not in ("pretrain", "evaluation") or "seed" not in self.settings:
-            return {}
-        try:
-            manifest = read_manifest(self.target)
-        except (UserError, OSError):
-            return {}
-        mine = {key: value for key, value in self.settings.items() if key != WEIGHTS}
-        return contrast(identity(self.stage, manifest.config), mine)
-
-
-def source_hash(source: str) -> str | None:
-    """The hash of a run's backbone or of a file, as conversion reports state it."""
-    path = Path(source)
-    if path.is_dir():
-        results = read_results(path)
-        found = results.get("backbone_sha256") if results is not None else None
-        return str(found) if found else None
-    return sha256_file(path) if path.is_file() else None
-
-
-def converted_from(target: Path) -> str | None:
-    """The hash of what a file was converted from, by the report beside it; None without one."""
-    try:
-        found = json.loads(target.with_suffix(".json").read_text())["provenance"]["source_sha256"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return str(found) if found else None
-
-
-def _changed_weights(job: Job) -> Differences:
-    """Weights under the same path that are not those that the run in the job's folder began with.
-
-    Converted again from the same source they are the same.
-    """
-    weights = job.settings.get(WEIGHTS)
-    if not isinstance(weights, str) or not Path(weights).exists():  # `random`
-        return {}
-    try:
-        inputs = read_manifest(job.target).inputs
-        used = next((one for one in inputs if one.role == "weights"), None)
-        if used is None:
-            return {}
-        before = used.provenance.source_sha256 if used.provenance is not None else None
-        now = converted_from(Path(weights))
-        if not (before and now):
-            before, now = used.sha256, source_hash(weights)
-    except (UserError, OSError):
-        return {}
-    key = "weights sha256"
-    return {key: {"before": before, "now": now}} if before and now and before != now else {}
+        return made.changes(self.stage, Path(self.target), self.settings, self.made_with)
 
 
 @dataclass
@@ -190,6 +125,9 @@ class Ledger:
             if content["schema"] == 1:
                 _upgrade(content)
             jobs = {key: Job(key=key, **value) for key, value in content["jobs"].items()}
+            for job in jobs.values():
+                if not isinstance(job.made_with, dict):  # a list in earlier versions
+                    job.made_with = None
             for key, secrets in _read_private(Path(folder)).items():
                 if key in jobs and isinstance(secrets, dict):
                     jobs[key].resources.update(secrets)
@@ -236,6 +174,8 @@ class Ledger:
             The ledger's own jobs, in the order given.
         """
         merged = []
+        jobs = list(jobs)
+        assert len({job.key for job in jobs}) == len(jobs), "two jobs of one key"
         for new in jobs:
             old = self.jobs.pop(new.key, None)  # re-added at the end: parents before children
             if old is not None:

@@ -16,8 +16,9 @@ from intl_transfer.errors import UserError
 from intl_transfer.runs.progress import timed
 from slurm import executors
 from slurm.graph import plain_title, record, stage_job
-from slurm.ledger import RUNS, Job, Ledger, who
-from slurm.outcomes import finished, last_error, progress
+from slurm.ledger import Job, Ledger, who
+from slurm.made import RUNS
+from slurm.outcomes import done, finished, last_error, progress, refusal
 from slurm.resources import Resources
 
 _POLL_SECONDS = 0.2
@@ -118,7 +119,7 @@ class Local:
             if job.after == "any" or open_keys & set(job.parents):
                 continue
             for key in job.parents:
-                if not finished(self.ledger.jobs[key], self.ledger):
+                if not done(self.ledger.jobs[key], self.ledger):
                     waiting.remove(job)
                     job.outcome, job.reason = "cancelled", f"{key} did not finish"
                     self.ledger.write()
@@ -178,8 +179,7 @@ class Local:
         self._free += item.gpus
         result = _result(item.handle)
         if result == "finished" and job.stage in RUNS:
-            done = finished(job, self.ledger)
-            job.outcome = "finished" if done else "interrupted"
+            job.outcome = "finished" if finished(job, self.ledger) else "interrupted"
         elif result == "finished":
             job.outcome = "finished" if finished(job, self.ledger) else "failed"
         else:
@@ -189,7 +189,7 @@ class Local:
             job.outcome = "waiting"
             waiting.insert(0, job)
         else:
-            detail = "" if job.outcome == "finished" else last_error(job)
+            detail = "" if job.outcome == "finished" else refusal(job) or last_error(job)
             executors.say(f"{key}: {job.outcome}" + (f", {detail}" if detail else ""))
         self.ledger.write()
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from intl_transfer.errors import UserError
 from intl_transfer.runs import RESULTS, read_manifest
 from intl_transfer.runs.changes import in_lines
 from intl_transfer.runs.late import wait_until
+from intl_transfer.runs.lock import holder_alive
 from intl_transfer.runs.metrics import end_of, read_lines
 from intl_transfer.runs.records import Manifest
 from intl_transfer.runs.times import in_seconds
 from slurm.controller import Row
-from slurm.ledger import RUNS, Job, Ledger, converted_from, source_hash
+from slurm.ledger import Job, Ledger, beside_runs
+from slurm.made import RUNS, converted_from, source_hash
 
 #: Seconds until a file written on another node is visible on a shared file system.
 LATE = 10.0
@@ -57,8 +60,24 @@ def finished(job: Job, ledger: Ledger) -> bool:
     if job.stage == "convert":
         return converted(job.source or "", target)
     if job.stage == "collect":
-        return _collected(target, [ledger.jobs[key] for key in job.parents])
+        return _collected(target, ledger.folder)
     return run_status(target) == "finished"
+
+
+def done(job: Job, ledger: Ledger) -> bool:
+    """Whether the job's output is finished and was made with the requested settings."""
+    return finished(job, ledger) and not job.changes()
+
+
+def refusal(job: Job) -> str:
+    """Why a job leaves what lies in its place; empty if it was made with its settings."""
+    changes = job.changes()
+    if not changes:
+        return ""
+    return (
+        f"{job.target} was made with other settings ({in_lines(changes)}); choose another "
+        "--output-dir, or remove it"
+    )
 
 
 def run_status(folder: Path) -> str | None:
@@ -108,14 +127,26 @@ def converted(source: str, target: Path) -> bool:
         return False
 
 
-def _collected(report: Path, parents: Iterable[Job]) -> bool:
-    """Whether the report is newer than all results that it should include (like ``make``)."""
+def _collected(report: Path, folder: Path) -> bool:
+    """Whether the report is newer than all results that it should include (like ``make``).
+
+    These are all below the folder, whichever jobs the newest launch selected.
+    """
     files = [report] if report.is_file() else [f for f in report.glob("*") if f.is_file()]
     if not files:
         return False
     made = min(file.stat().st_mtime for file in files)
-    results = [Path(job.target) / RESULTS for job in parents]
+    results = (path / RESULTS for path in run_directories(folder))
     return all(file.stat().st_mtime <= made for file in results if file.exists())
+
+
+def run_directories(path: Path) -> Iterator[Path]:
+    """All run directories in a folder and its subfolders."""
+    for folder, inner, files in os.walk(path):
+        if "manifest.json" in files:
+            inner.clear()
+            yield Path(folder)
+        inner[:] = sorted(set(inner) - set(beside_runs(files, inner)))
 
 
 def status(job: Job, ledger: Ledger, rows: dict[str, Row] | None) -> Status:
@@ -145,11 +176,22 @@ def status(job: Job, ledger: Ledger, rows: dict[str, Row] | None) -> Status:
         return Status("running", unsaved(job), (ledger.launcher or {}).get("host", ""))
     if job.outcome == "waiting" and ledger.launcher_alive() is not False:
         return Status("waiting", _open_parents(job, ledger) or "for a free slot")
+    if ledger.cluster != "slurm" and (holder := holder_of(job)) is not None:
+        return Status("running", f"process {holder}; its launcher has ended")
     if job.job_id is None and job.outcome != "cancelled":
         return Status("not submitted")
     if rows is None and ledger.cluster == "slurm":
         return _by_directory(job)
     return _ended_badly(job, ledger, row)
+
+
+def holder_of(job: Job) -> int | None:
+    """The process on this machine that runs a job, by the lock of its run directory."""
+    target = Path(job.target)
+    if job.stage not in RUNS or run_status(target) != "running":
+        return None
+    holder = holder_alive(target)
+    return holder[0] if holder is not None and holder[1] else None
 
 
 def _by_directory(job: Job) -> Status:
@@ -171,9 +213,15 @@ def row_of(job: Job, rows: dict[str, Row] | None) -> Row | None:
 
 def _open_parents(job: Job, ledger: Ledger) -> str:
     """``for intl and 3 more``; empty if all parents have finished."""
-    keys = [key for key in job.parents if not finished(ledger.jobs[key], ledger)]
+    keys = _unfinished_parents(job, ledger)
     more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
     return f"for {keys[0]}{more}" if keys else ""
+
+
+def _unfinished_parents(job: Job, ledger: Ledger) -> list[str]:
+    """Those that were launched; a report is also of jobs that were not yet (``--only``)."""
+    parents = [key for key in job.parents if key in ledger.jobs]
+    return [key for key in parents if not done(ledger.jobs[key], ledger)]
 
 
 def _ended_badly(job: Job, ledger: Ledger, row: Row | None) -> Status:
@@ -183,7 +231,7 @@ def _ended_badly(job: Job, ledger: Ledger, row: Row | None) -> Status:
         return Status("cancelled", job.reason or "")
     if not log_files(job) or (row is not None and row.reason == "DependencyNeverSatisfied"):
         # It never started: SLURM cancels the children of failed jobs.
-        failed = [key for key in job.parents if not finished(ledger.jobs[key], ledger)]
+        failed = _unfinished_parents(job, ledger)
         if failed:
             return Status("cancelled", f"{failed[0]} did not finish")
         if row is not None and row.state == "CANCELLED":

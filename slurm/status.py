@@ -36,9 +36,19 @@ from intl_transfer.runs.lock import holder_alive
 from intl_transfer.runs.progress import format_seconds
 from slurm import controller
 from slurm.controller import Row
+from slurm.graph import adopt
 from slurm.launching import launch
-from slurm.ledger import RUNS, Ledger, beside_runs, find
-from slurm.outcomes import Progress, Status, progress, row_of, status
+from slurm.ledger import Ledger, find
+from slurm.made import RUNS
+from slurm.outcomes import (
+    Progress,
+    Status,
+    holder_of,
+    progress,
+    row_of,
+    run_directories,
+    status,
+)
 
 _COLORS = {
     "finished": "green",
@@ -175,6 +185,7 @@ def survey(runs: list[Path]) -> list[Entry]:
             )
     entries, known = [], set()
     for ledger in ledgers:
+        adopt(ledger, rows)
         for job in ledger.jobs.values():
             target = Path(job.target)
             known.add(target)
@@ -208,14 +219,7 @@ def queue(ledgers: list[Ledger], patient: bool = True) -> dict[str, Row] | None:
 
 def by_hand(runs: list[Path]) -> list[Path]:
     """Run directories in the given folders."""
-    found = []
-    for path in runs:
-        for folder, inner, files in os.walk(path):
-            if "manifest.json" in files:
-                inner.clear()
-                found.append(Path(folder))
-            inner[:] = sorted(set(inner) - set(beside_runs(files, inner)))
-    return found
+    return [folder for path in runs for folder in run_directories(path)]
 
 
 def table(entries: list[Entry], width: int) -> Group:
@@ -260,6 +264,7 @@ def cancel(runs: list[Path]) -> int:
     ledgers = list(find(runs))
     rows = queue(ledgers)
     for ledger in ledgers:
+        adopt(ledger, rows)
         if ledger.cluster == "slurm":
             alive = [n for n in ledger.jobs.values() if (row := row_of(n, rows)) and row.alive]
             # Children first: the end of a parent could start one.
@@ -273,6 +278,11 @@ def cancel(runs: list[Path]) -> int:
             print(
                 f"{ledger.folder}: launched from another host ({ledger.launcher}); cancel it there"
             )
+        else:  # jobs whose launcher was killed
+            holders = {holder for job in ledger.jobs.values() if (holder := holder_of(job))}
+            for holder in holders:
+                os.kill(holder, signal.SIGTERM)
+            number += len(holders)
     print(f"{number} job(s) cancelled; launching again resumes them")
     return 0
 

@@ -11,7 +11,7 @@ from intl_transfer.analysis.sweeps import Sweep, override, run_name, settings_of
 from intl_transfer.data.loaders import rank_batch_size
 from intl_transfer.errors import UserError
 from intl_transfer.runs.config import load_config
-from intl_transfer.runs.settings import deciding, fingerprint
+from intl_transfer.runs.settings import below, deciding, fingerprint
 from pretrain.checks import configuration
 from pretrain.config import PretrainConfig
 from slurm.benchmark import Benchmark, Made, make_data
@@ -21,7 +21,7 @@ from slurm.launch_pretrain import pretraining
 from slurm.ledger import Job
 from slurm.local import fit
 from slurm.module import command as of_module
-from slurm.plan import Plan
+from slurm.plan import OF_PLAN, Plan, check_name, refuse_own
 from slurm.resources import Resources, checked, in_time, layered, small, tasks_per_node
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,6 +62,7 @@ class SweepPlan(Plan[Sweep]):
             run = self._pretraining(label, settings, config)
             trained.append(run)
             for name, swept in self.config.evaluations.items():
+                check_name(name, f"{self.name}: evaluations")
                 evaluation = Evaluation("classification", swept.config, self._data(swept))
                 where = f"{self.name}: evaluations.{name}"
                 kind.check(evaluation, where)
@@ -78,6 +79,7 @@ class SweepPlan(Plan[Sweep]):
     def _runs(self) -> Iterator[tuple[str, dict[str, Any], PretrainConfig]]:
         """Name, settings and configuration of each run, checked."""
         seen: dict[str, str] = {}
+        refuse_own(self.config.overrides, OF_PLAN, f"{self.name}: overrides")
         named = varied(self.config)
         for settings in settings_of(self.config):
             shown = {key: settings[key] for key in named if key in settings}
@@ -145,6 +147,9 @@ class SweepPlan(Plan[Sweep]):
                 parents=[job.key for job in parents],
                 after="any",
                 folder=str(Path.cwd()),
+                settings=below("plot", dataclasses.asdict(self.config.plot))
+                if name == "figure"
+                else {},
                 title=f"{self.name}-{name}",
             )
 

@@ -6,6 +6,7 @@ and every error is one line with file, line and column.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,11 +28,22 @@ _OWN_TAGS = {
 _Parser: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+_INTEGER = "tag:yaml.org,2002:int"
+_DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]*)$")
+
+
 class _Loader(_Parser):  # type: ignore[misc]  # one of two classes
-    """The safe loader, without dates, which JSON cannot represent."""
+    """The safe loader, without dates, which JSON cannot represent, and with decimal integers only.
+
+    YAML 1.1 would read ``0123`` as 83 and ``12:30`` as 750; they are texts, as they are written.
+    """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - as the base class has it
-        first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:timestamp"]
+        first: [
+            (tag, _DECIMAL if tag == _INTEGER else pattern)
+            for tag, pattern in pairs
+            if tag != "tag:yaml.org,2002:timestamp"
+        ]
         for first, pairs in _Parser.yaml_implicit_resolvers.items()
     }
 

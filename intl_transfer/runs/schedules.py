@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 #: Images per batch of all of them.
 BATCH = 16
+#: The key of a fine-tuning's batch size.
+BATCH_KEY = "SOLVER.IMS_PER_BATCH"
 # (family of data sets, iterations, iterations at which the learning rate drops): name
 _PUBLISHED: dict[tuple[str, int, tuple[int, ...]], str] = {
     ("coco_2017", 90_000, (60_000, 80_000)): "1x",
@@ -45,3 +48,35 @@ def dataset_family(name: str) -> str:
 def scaled(iterations: int, batch: int, other: int) -> int:
     """The iterations for the same number of images at another batch size."""
     return round(iterations * batch / other)
+
+
+def at_batch(settings: Mapping[str, Any], batch: int) -> dict[str, Any]:
+    """A fine-tuning's settings that change with its batch size, for the same number of images.
+
+    Args:
+        settings: Detectron2's, by dotted key, the batch size among them.
+        batch: the other batch size.
+
+    Returns:
+        The new values of those that are among ``settings``: the learning rate is multiplied by
+        ``batch / IMS_PER_BATCH``; iterations, steps, warm-up, periods and batches of precise BN are
+        divided by it.
+    """
+    before = settings[BATCH_KEY]
+
+    def longer(iterations: int) -> int:
+        return scaled(iterations, before, batch)
+
+    rules: dict[str, Callable[[Any], Any]] = {
+        BATCH_KEY: lambda _: batch,
+        "SOLVER.BASE_LR": lambda rate: rate * batch / before,
+        "SOLVER.MAX_ITER": longer,
+        "SOLVER.STEPS": lambda steps: tuple(longer(step) for step in steps),
+        "SOLVER.WARMUP_ITERS": longer,
+        "SOLVER.CHECKPOINT_PERIOD": lambda period: max(1, longer(period)),
+        "TEST.EVAL_PERIOD": longer,
+        "TEST.PRECISE_BN.NUM_ITER": lambda number: max(1, longer(number)),
+    }
+    if batch == before:
+        return {}
+    return {key: rule(settings[key]) for key, rule in rules.items() if key in settings}

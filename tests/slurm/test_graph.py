@@ -242,7 +242,7 @@ def test_with_other_settings_the_stage_decides(tmp_path):
     ledger = Ledger.read(tmp_path)
     assert graph.missing(ledger, ledger.merge([make_job(tmp_path, "one")]), {}) == []
     other = make_job(tmp_path, "one")
-    other.settings = {"name": "another"}
+    other.settings = {"optim.epochs": 5}
     assert graph.missing(ledger, ledger.merge([other]), {}) == [other]
 
 

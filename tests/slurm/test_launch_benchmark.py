@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,9 +15,11 @@ from intl_transfer.errors import UserError
 from intl_transfer.runs import read_results
 from intl_transfer.runs.settings import IMPLIED
 from slurm.benchmark import BenchmarkPlan, read
+from slurm.ledger import Ledger
 from tests.detection.conftest import TINY as TINY_DETECTOR
 from tests.pretrain.running import ROOT
 from tests.pretrain.running import TINY as TINY_PRETRAINING
+from tests.slurm.work import MANIFEST
 
 LAUNCH = [sys.executable, str(ROOT / "slurm" / "launch_benchmark.py")]
 STATUS = [sys.executable, str(ROOT / "slurm" / "status.py")]
@@ -283,9 +287,15 @@ def test_only_settings_that_decide_ask_a_stage_again(tmp_path, config):
     def jobs(*more):
         return {n.key: n for n in plan(read(str(config), list(more)), tmp_path)}
 
+    def made(job, without=()):
+        """Leaves the run of a job, as of a version that did not have some of the settings."""
+        Path(job.target).mkdir(parents=True)
+        config = {k: v for k, v in job.settings.items() if k not in (*without, "weights")}
+        content = {**MANIFEST, "stage": job.stage, "status": "finished", "config": config}
+        (Path(job.target) / "manifest.json").write_text(json.dumps(content))
+
     before = jobs()
-    for job in before.values():
-        job.made_with = job.settings
+    made(before["coco/random_seed0"])
     lists = {
         "free": ["MODEL.DEVICE cpu", "DATALOADER.NUM_WORKERS 2"],
         "decides": ["DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler"],
@@ -294,14 +304,13 @@ def test_only_settings_that_decide_ask_a_stage_again(tmp_path, config):
         old = read(str(config), []).evaluations["coco"].overrides
         changed = jobs(f"evaluations.coco.overrides=[{quoted([*old, *further])}]")
         job = changed["coco/random_seed0"]
-        job.made_with = before[job.key].settings
         assert list(job.changes()) == (["DATALOADER.SAMPLER_TRAIN"] if name == "decides" else [])
     run = next(job for job in before.values() if job.stage == "pretrain")
-    implied = IMPLIED["pretrain"]  # of a ledger from before these keys: the earlier behavior
-    run.made_with = {key: value for key, value in run.settings.items() if key not in implied}
+    made(run, IMPLIED["pretrain"])  # of before these keys: the earlier behavior
     assert list(run.changes()) == ["data.exif_orientation"]  # the one whose default has changed
     job.made_with = ["of", "an", "earlier", "version"]
-    assert job.changes() == {}
+    Ledger(tmp_path, "local", {job.key: job}).write()
+    assert Ledger.read(tmp_path).jobs[job.key].made_with is None
 
 
 def test_a_checkpoint_of_any_method_is_converted_and_nothing_else_is_made(tmp_path, config):
@@ -351,7 +360,9 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(config, tmp_path):
     command = (config, "--cluster=local", "--output-dir", tmp_path / "file" / "runs")
     done = run(LAUNCH, dict(os.environ), *command)
     assert done.returncode == 2
-    assert re.fullmatch(r"error: .*file/runs cannot be written \(Not a directory\)\n", done.stderr)
+    assert re.fullmatch(
+        r"error: .*file/runs/slurm cannot be written \(Not a directory\); .*\n", done.stderr
+    )
 
 
 def test_a_control_is_an_evaluation_with_one_thing_taken_from_it(tmp_path):

@@ -17,12 +17,13 @@ from functools import partial
 import pytest
 
 from intl_transfer.errors import UserError
+from intl_transfer.runs.lock import directory_lock
 from slurm import launching
 from slurm.ledger import Ledger, find
 from slurm.local import Local, fit, visible_gpus
 from slurm.outcomes import Progress, progress, status
 from slurm.resources import Resources
-from slurm.status import by_hand, survey
+from slurm.status import by_hand, cancel, survey
 from tests.pretrain.running import ROOT
 from tests.slurm.work import MANIFEST, chain, make_job, starts
 
@@ -268,3 +269,50 @@ def test_status_also_shows_runs_by_hand_and_names_a_damaged_one(tmp_path):
     absent = subprocess.run([*command, "nowhere"], capture_output=True, text=True, timeout=60)
     assert absent.returncode == 2
     assert absent.stderr.startswith("error: nowhere is not a folder")
+
+
+def test_a_run_whose_launcher_was_killed_is_running_and_can_be_cancelled(tmp_path, capsys):
+    """It was `failed`, and `--cancel` cancelled nothing, while it trained on."""
+    folder = tmp_path / "one"
+    code = (
+        "import sys, time\nfrom intl_transfer.runs.lock import directory_lock\n"
+        "with directory_lock(sys.argv[1]):\n    print('held', flush=True)\n    time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(folder)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as orphan:
+        assert orphan.stdout.readline() == "held\n"
+        (folder / "manifest.json").write_text(json.dumps(MANIFEST))
+        ledger = Ledger(tmp_path, "local")
+        (job,) = ledger.merge([make_job(tmp_path, "one", cluster="local")])
+        job.job_id, job.outcome = "1", "running"
+        ended = subprocess.Popen(["true"])
+        ended.wait()
+        ledger.launcher = {"pid": ended.pid, "host": socket.gethostname(), "started": 1}
+        ledger.write()
+        (entry,) = survey([tmp_path])
+        found = entry.status
+        assert (found.state, found.detail) == (
+            "running",
+            f"process {orphan.pid}; its launcher has ended",
+        )
+        assert cancel([tmp_path]) == 0
+        assert "1 job(s) cancelled" in capsys.readouterr().out
+        assert orphan.wait(20) == -signal.SIGTERM
+    (entry,) = survey([tmp_path])
+    assert entry.status.state == "failed"
+
+
+def test_a_launch_that_is_refused_writes_nothing(tmp_path):
+    """The running launcher's sweep.yaml was that of the refused one."""
+
+    def refused(*more):
+        with pytest.raises(UserError, match=more[0]):
+            launching.launch_copy(
+                *(tmp_path, "local", lambda code: [make_job(tmp_path, "one", cluster="local")]),
+                ROOT,
+                files={"sweep.yaml": "new"},
+            )
+        assert sorted(path.name for path in tmp_path.iterdir()) == list(more[1:])
+
+    with directory_lock(tmp_path / "slurm"):
+        refused("in use by", "slurm")

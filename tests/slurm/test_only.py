@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
 from fnmatch import fnmatchcase
@@ -13,9 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intl_transfer.errors import UserError
-from slurm.ledger import Job
+from slurm import graph
+from slurm.controller import Row
+from slurm.ledger import Job, Ledger
+from slurm.outcomes import status
 from slurm.plan import selected
 from tests.pretrain.running import ROOT
+from tests.slurm.work import make_job
 
 
 def job(key, parents=(), after="ok"):
@@ -40,8 +45,7 @@ def test_what_matches_comes_with_all_that_it_depends_on(data):
     *found, last = selected([*jobs, report], [pattern])
     assert found == [one for one in jobs if one.key in expected]
     assert last.key == "report"
-    assert set(last.parents) == expected
-    assert report.parents == [one.key for one in jobs]  # not changed
+    assert last.parents == [one.key for one in jobs]  # they may be in the queue
 
 
 def test_without_a_pattern_all_is_selected():
@@ -70,3 +74,45 @@ def test_launchers_show_what_they_would_launch(tmp_path, launcher, name, pattern
     shown = [a[2:].split()[0] for a, b in itertools.pairwise(lines) if b[:6] == "#     "]
     assert {key.split("/")[0] for key in shown} == kinds
     assert all("simclr" in key or "/" not in key or launcher == "sweep" for key in shown)
+
+
+def test_a_report_waits_for_all_jobs_in_the_queue_whatever_was_selected(tmp_path):
+    """It was cancelled and waited for the selected jobs alone, and remained without the others."""
+    ledger = Ledger(tmp_path, "slurm")
+    jobs = [
+        *(make_job(tmp_path, name) for name in ("knn", "linear")),
+        make_job(tmp_path, "report", ["knn", "linear"], after="any"),
+    ]
+    rows = {}
+    states = ("FAILED", "RUNNING", "PENDING")
+    for number, (one, state) in enumerate(zip(ledger.merge(jobs), states, strict=True)):
+        graph.record(one, str(number), "log", "work")
+        rows[one.job_id] = Row(one.job_id, state, "", "None", "work")
+    merged = ledger.merge(selected(jobs, ["knn"]))
+    requested = graph.missing(ledger, merged, rows)
+    assert [one.key for one in requested] == ["knn", "report"]
+    ledger.jobs["knn"].job_id = "9"
+    found = graph.depend(ledger.jobs["report"], ledger, rows, {"knn"})
+    assert found == "afterany:9:1"
+    assert ledger.jobs["report"].parents == ["knn", "linear"]
+    # Nothing else was launched into this folder.
+    alone = Ledger(tmp_path / "other", "slurm")
+    (report,) = alone.merge([make_job(tmp_path, "report", ["knn", "linear"], after="any")])
+    assert graph.depend(report, alone, {}, set()) is None
+    assert status(report, alone, {}).state == "not submitted"
+
+
+def test_a_report_that_is_older_than_any_result_is_made_again(tmp_path):
+    """With `--only collect` it was done, since it had no parents among the selected jobs."""
+    ledger = Ledger(tmp_path, "local")
+    report = make_job(tmp_path, "report", ["one"], after="any")
+    report.stage, report.settings = "collect", {}
+    (report,) = ledger.merge([report])
+    for name, when in (("report/index.html", 100), ("one/results.json", 50)):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (when, when))
+    (tmp_path / "one" / "manifest.json").write_text("{}")
+    assert graph.missing(ledger, [report], {}) == []
+    os.utime(tmp_path / "one" / "results.json", (150, 150))
+    assert graph.missing(ledger, [report], {}) == [report]

@@ -10,19 +10,22 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 
+from intl_transfer.data.made import MADE
 from intl_transfer.errors import UserError
 from intl_transfer.runs import read_results
 from intl_transfer.runs.directory import git_state
-from slurm import controller, graph, jobs, launch_detection, resources
-from slurm.benchmark import BenchmarkPlan, read
+from slurm import controller, graph, jobs, launch_detection, launch_pretrain, launching, resources
+from slurm.benchmark import Benchmark, BenchmarkPlan, Made, make_data, read
 from slurm.executors import make_executor, parse_seeds, with_sources
 from slurm.jobs import StageFailedError, StageJob, reachable, require_finished, snapshot
 from slurm.ledger import Ledger
 from slurm.outcomes import converted, last_error, run_status, settled_status
+from slurm.status import survey
 from slurm.sweep import SweepPlan
 from slurm.sweep import read as read_sweep
 from tests.pretrain.running import ROOT, TINY
@@ -102,6 +105,49 @@ def test_a_dry_run_submits_nothing(images, tmp_path):
     assert "--kill-on-bad-exit=1" in done.stdout
     assert re.search(r"batch_size: 8", done.stdout)
     assert not (tmp_path / "run").exists()
+
+
+def test_texts_of_a_profile_are_what_is_written(tmp_path):
+    """They were the integers that YAML 1.1 reads: 83, 750, 493 and 1000."""
+    profile = tmp_path / "site.yaml"
+    texts = {"partition": "0123", "account": "12:30", "constraint": "0x10"}
+    lines = [f"{key}: {text}" for key, text in texts.items()]
+    profile.write_text("\n".join([*lines, "environment: {MASK: 0755, T: 1_000}", "nodes: 1_0"]))
+    found = resources.checked({**resources.profile(str(profile)), "cluster": "slurm"}, "x")
+    assert {key: getattr(found, key) for key in texts} == texts
+    assert (found.environment, found.nodes) == ({"MASK": "0755", "T": "1_000"}, 10)
+
+
+def test_a_profiles_path_follows_the_copy(tmp_path, monkeypatch):
+    """It was replaced."""
+    monkeypatch.setenv("PYTHONPATH", "/shell")
+    job = make_job(tmp_path, "one", environment={"PYTHONPATH": "/site/libs"})
+    job.command[1] = "/code/pretrain/train.py"
+    assert graph.stage_job(job).environment["PYTHONPATH"] == "/code:/site/libs"
+    assert with_sources({}, Path("/code"))["PYTHONPATH"] == "/code:/shell"
+
+
+def test_data_are_made_where_the_jobs_look(tmp_path, monkeypatch):
+    """They were made in ./datasets."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    made = []
+    one = SimpleNamespace(spec=MADE["shapes"].spec, is_complete=lambda *_: False)
+    one.make = lambda root, _: made.append(root)
+    monkeypatch.setitem(MADE, "shapes", one)
+    make_data(Benchmark(shapes=Made(make=True)), lambda _: None)
+    assert made == [tmp_path / "shapes"]
+
+
+@pytest.mark.parametrize(
+    "words", [["--seeds", "2", "seed=7"], ["--output-dir", "x", "output_dir=y"]]
+)
+def test_what_the_launcher_sets_is_not_dropped(words, monkeypatch, capsys):
+    arguments = [*LAUNCH[2:], "--dry-run", *words]
+    monkeypatch.setattr(sys, "argv", ["launch_pretrain.py", *arguments])
+    assert launch_pretrain.main() == 2
+    assert (
+        f"'{words[-1]}' would have no effect: {words[0]} is {words[1]}" in capsys.readouterr().err
+    )
 
 
 def test_profiles_hold_a_sites_defaults(images, tmp_path):
@@ -287,6 +333,25 @@ def test_a_job_whose_submission_was_not_answered_is_looked_for(tmp_path, monkeyp
     assert (later.jobs["one"].job_id, later.submitting) == ("7", None)
 
 
+def test_jobs_of_a_killed_launcher_are_looked_for_before_launching_elsewhere(tmp_path, monkeypatch):
+    """The queue was not asked, and they ran beside those on this machine."""
+    ledger = Ledger(tmp_path, "slurm")
+    ledger.merge([make_job(tmp_path, "one")])
+    ledger.submitting = {"name": "work~abc", "keys": ["one"]}
+    ledger.write()
+    row = controller.Row("44", "RUNNING", "n1", "None", "work~abc")
+    monkeypatch.setattr(controller, "available", lambda: True)
+    monkeypatch.setattr(controller, "queue", lambda *_: {"44": row})
+    with pytest.raises(UserError, match=r"1 job\(s\) are in SLURM's queue, the first: one"):
+        launching.launch(tmp_path, "local", [make_job(tmp_path, "one", cluster="local")])
+    (entry,) = survey([tmp_path])
+    assert entry.status.state == "running"
+    assert Ledger.read(tmp_path).submitting is not None  # a launcher may be at it
+    # Where there is no queue to ask, they stay unknown.
+    graph.adopt(ledger, None)
+    assert ledger.submitting is not None
+
+
 def test_gpus_of_a_gres_are_counted_as_slurm_counts_them():
     """Without a number it is one; there were eight ranks for it, by default."""
     counts = {"gpu": 1, "gpu:a100": 1, "gpu:2080ti:4": 4, "gpu:1g.5gb:2": 2, "gpu:a:2,gpu:b": 3}
@@ -372,7 +437,7 @@ def test_other_weights_under_the_same_name_are_other_settings(tmp_path):
     weights = tmp_path / "intl.pth"
     weights.write_bytes(b"weights")
     made = make_job(tmp_path, "one")
-    made.stage, made.settings = "detection", {"weights": str(weights), "SEED": 0}
+    made.stage, made.settings = "detection", {"weights": str(weights), "optim.epochs": 4}
     made.made_with = made.settings
     assert made.changes() == {}  # there is no run yet
     (tmp_path / "one").mkdir()

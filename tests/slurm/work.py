@@ -69,7 +69,7 @@ def make_job(
         after=after,
         folder=str(root),
         must_finish=True,
-        settings={"name": name},
+        settings={"optim.epochs": 4},
         title="work",
     )
 
