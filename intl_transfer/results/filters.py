@@ -66,7 +66,9 @@ class Condition:
             values: all that there are.
         """
         words = self.text.partition("=")[2].split(",")
-        names, patterns, at = [], [], 0
+        names: list[str] = []
+        patterns: list[str] = []
+        at = 0
         while at < len(words):
             whole = [
                 end for end in range(at + 1, len(words) + 1) if _joined(words[at:end]) in values
