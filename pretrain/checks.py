@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -201,14 +202,20 @@ def _check_method(loss: LossConfig) -> None:
 
 
 def _check_trace_weight(config: PretrainConfig) -> None:
-    """Refuses a batch size for which the published trace weight would reward collapse."""
+    """Refuses a size for which the published trace weight rewards collapse; warns where it is 0."""
     loss = config.loss
     if METHODS[loss.method].is_iternorm and loss.trace_weight is None:
         axis: Any = loss.axis
         try:
-            default_trace_weight(config.optim.batch_size, config.model.embedding, axis)
+            weight = default_trace_weight(config.optim.batch_size, config.model.embedding, axis)
         except ValueError as error:
             raise UserError(f"loss.trace_weight is null: {error}") from None
+        if weight == 0:
+            key = "optim.batch_size" if axis == "channel" else "model.embedding"
+            warnings.warn(
+                f"loss.trace_weight is null: the published weight, 0.01 (log2 x - 3), is 0 for "
+                f"{key}=8, and nothing punishes a collapse. Set loss.trace_weight, or more than 8"
+            )
 
 
 def _check_views(config: PretrainConfig) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from intl_transfer.errors import UserError
 from intl_transfer.optim import load_optimizer
 from intl_transfer.runs import RunDirectory
 from intl_transfer.runs.changes import Continuation, ranks_of, run_described
@@ -105,6 +106,9 @@ class State:
         """Loads a checkpoint's content; returns its number of steps."""
         self.encoder.load_state_dict(state["model"])
         if self.target is not None:
+            if state["target"] is None:
+                method = self.config.loss.method
+                raise UserError(f"it has no moving average, which loss.method={method} needs")
             self.target.encoder.load_state_dict(state["target"])
         load_optimizer(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

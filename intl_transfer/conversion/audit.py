@@ -106,8 +106,14 @@ def check_whole(state: Mapping[str, Tensor]) -> str:
         The architecture.
 
     Raises:
-        UserError: naming the first tensor that is missing or unknown.
+        UserError: naming the first tensor that is missing or unknown, or has no numbers.
     """
+    empty = next((key for key, tensor in state.items() if tensor.numel() == 0), None)
+    if empty is not None:
+        raise UserError(
+            f"'{empty}' has no numbers, its shape is {tuple(state[empty].shape)}: DeepSpeed's ZeRO "
+            "leaves the parts of each rank elsewhere. Gather them with its zero_to_fp32.py"
+        )
     _check_kind(state)
     architecture = _architecture(state)
     _check_names(state, _shapes(architecture), architecture)

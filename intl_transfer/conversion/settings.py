@@ -87,7 +87,7 @@ class Settings:
             and theirs.channels_source.rank > ours.channels_source.rank
         ):
             if theirs.channels != ours.channels:
-                mean, std = (tuple(reversed(v)) for v in (ours.pixel_mean, ours.pixel_std))
+                mean, std = ((c, b, a) for a, b, c in (ours.pixel_mean, ours.pixel_std))
                 ours = replace(ours, pixel_mean=mean, pixel_std=std)
             ours = replace(ours, channels=theirs.channels, channels_source=theirs.channels_source)
         if theirs.strides_source.rank > ours.strides_source.rank:

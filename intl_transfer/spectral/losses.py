@@ -64,7 +64,7 @@ def default_trace_weight(n: int, d: int, axis: Axis = "channel") -> float:
         raise ValueError(
             f"the published weight of the trace loss, 0.01 (log2 {name} - 3), is not positive for "
             f"{name} = {x} on the {axis} axis (below 8): it would reward collapse. Pass a "
-            f"trace_weight, or take {name} >= 8"
+            f"trace_weight, or take {name} > 8 (at 8 it is 0)"
         )
     return _published_weight(x)
 
@@ -85,7 +85,7 @@ def _trace_weight(rows: int, width: int, axis: Axis) -> float:
     if not is_compiling():
         warnings.warn(
             f"the published weight of the trace loss, 0.01 (log2 N - 3), is not positive for "
-            f"N = {rows} (below 8): it rewards collapse. Pass a trace_weight, or take N >= 8",
+            f"N = {rows} (below 8): it rewards collapse. Pass a trace_weight, or take N > 8",
             RuntimeWarning,
             stacklevel=5,
         )

@@ -359,3 +359,10 @@ def test_statistics_that_one_layer_never_kept(tmp_path, layer):
     torch.save(state, tmp_path / "in.pth")
     with pytest.raises(UserError, match=rf"the statistics of {layer} are in their initial state"):
         convert(tmp_path / "in.pth", tmp_path / "out.pth")
+
+
+def test_a_file_of_deepspeeds_without_the_numbers_is_refused(tmp_path):
+    empty = {f"backbone.{key}": torch.empty(0) for key in small_state()}
+    torch.save({"module": empty, "ds_config": {}}, tmp_path / "in.pth")
+    with pytest.raises(UserError, match=r"conv1\.weight' has no numbers.*zero_to_fp32"):
+        load_backbone(tmp_path / "in.pth")

@@ -197,7 +197,7 @@ def test_other_settings_are_shown_and_refused_unless_asked_for(images, tmp_path)
 def here(images, output, *overrides, allow=False):
     """The stage in this process, which is faster; returns its exit status."""
     words = [*TINY, f"data.root={images}", "data.workers=0", *overrides]
-    config = stage.configuration("shapes_r18", words, str(output))
+    config = stage.begun("shapes_r18", words, str(output))
     return stage.train(config, "shapes_r18", Ranks(0, 1, 0, torch.device("cpu")), allow)
 
 
@@ -410,3 +410,9 @@ def test_what_could_not_be_saved_is_no_reason_to_be_put_back_into_the_queue(imag
     (output / "checkpoints").unlink()
     assert train(images, output).returncode == 0
     assert (read_manifest(output).failed_saves, read_manifest(output).failed_save) == (1, None)
+
+
+def test_a_moving_average_that_no_checkpoint_has_is_named(images, tmp_path):
+    here(images, tmp_path / "run", "loss.method=intl", "engine.stop_after_steps=1")
+    with pytest.raises(UserError, match=r"no moving average, which loss\.method=intl_ema needs"):
+        here(images, tmp_path / "run", "loss.method=intl_ema", allow=True)

@@ -222,6 +222,11 @@ def test_numbers_out_of_range_are_named_before_anything_is_built(override, messa
         begun("shapes_r18", override.split(), "runs/none")
 
 
+def test_a_batch_whose_published_trace_weight_is_0_is_named():
+    with pytest.warns(UserWarning, match=r"is 0 for optim\.batch_size=8"):
+        begun("shapes_r18", ["optim.batch_size=8"], "runs/none")
+
+
 @pytest.mark.parametrize("seed", [-1, 0, 2**32 - 1, 2**32, 10**23])
 def test_seeds_are_those_that_the_generators_take(seed):
     """numpy's is the narrowest."""
