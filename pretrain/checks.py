@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -202,20 +201,31 @@ def _check_method(loss: LossConfig) -> None:
 
 
 def _check_trace_weight(config: PretrainConfig) -> None:
-    """Refuses a size for which the published trace weight rewards collapse; warns where it is 0."""
+    """Refuses a size for which the published trace weight rewards collapse."""
+    try:
+        _published_weight(config)
+    except ValueError as error:
+        raise UserError(f"loss.trace_weight is null: {error}") from None
+
+
+def _published_weight(config: PretrainConfig) -> float | None:
+    """The trace weight by the published formula; None where it is not used."""
     loss = config.loss
-    if METHODS[loss.method].is_iternorm and loss.trace_weight is None:
-        axis: Any = loss.axis
-        try:
-            weight = default_trace_weight(config.optim.batch_size, config.model.embedding, axis)
-        except ValueError as error:
-            raise UserError(f"loss.trace_weight is null: {error}") from None
-        if weight == 0:
-            key = "optim.batch_size" if axis == "channel" else "model.embedding"
-            warnings.warn(
-                f"loss.trace_weight is null: the published weight, 0.01 (log2 x - 3), is 0 for "
-                f"{key}=8, and nothing punishes a collapse. Set loss.trace_weight, or more than 8"
-            )
+    axis: Any = loss.axis
+    if loss.trace_weight is not None or not METHODS[loss.method].is_iternorm:
+        return None
+    return default_trace_weight(config.optim.batch_size, config.model.embedding, axis)
+
+
+def without_trace_loss(config: PretrainConfig) -> str:
+    """What the published trace weight comes to where it is 0; "" elsewhere."""
+    if _published_weight(config) != 0:
+        return ""
+    key = "optim.batch_size" if config.loss.axis == "channel" else "model.embedding"
+    return (
+        f"the published trace weight, 0.01 (log2 x - 3), is 0 for {key}=8, and nothing punishes a "
+        "collapse; set loss.trace_weight, or more than 8"
+    )
 
 
 def _check_views(config: PretrainConfig) -> None:

@@ -41,6 +41,7 @@ from intl_transfer.spectral import (
 )
 from intl_transfer.spectral.collectives import gather_rows
 from intl_transfer.spectral.common import at_least_float32
+from pretrain.checks import without_trace_loss
 from pretrain.config import PretrainConfig
 from pretrain.learner import only_warmup
 
@@ -385,6 +386,8 @@ def introduce(
     )
     if warning := only_warmup(config.optim):
         monitor.say(f"warning: {warning}; set optim.warmup_epochs to fewer")
+    if warning := without_trace_loss(config):
+        monitor.say(f"warning: {warning}")
     is_intl = METHODS[config.loss.method].is_iternorm and config.loss.stable
     if ranks.world_size > 1 and is_intl:
         width = config.model.embedding

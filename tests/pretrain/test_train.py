@@ -19,7 +19,7 @@ from intl_transfer.runs import read_manifest, read_metrics, read_results, sha256
 from intl_transfer.runs.changes import changes_of
 from intl_transfer.runs.checkpoint import load_newest
 from intl_transfer.runs.config import load_config
-from pretrain.checks import check
+from pretrain.checks import check, without_trace_loss
 from pretrain.config import OptimConfig, PretrainConfig
 from pretrain.learner import learning_rate, only_warmup, parameter_groups
 from pretrain.train import begun
@@ -223,8 +223,11 @@ def test_numbers_out_of_range_are_named_before_anything_is_built(override, messa
 
 
 def test_a_batch_whose_published_trace_weight_is_0_is_named():
-    with pytest.warns(UserWarning, match=r"is 0 for optim\.batch_size=8"):
-        begun("shapes_r18", ["optim.batch_size=8"], "runs/none")
+    config = begun("shapes_r18", ["optim.batch_size=8"], "runs/none")
+    assert "0.01 (log2 x - 3), is 0 for optim.batch_size=8" in without_trace_loss(config)
+    for more in ("optim.batch_size=16", "loss.trace_weight=0", "loss.method=vicreg"):
+        config = begun("shapes_r18", ["optim.batch_size=8", more], "runs/none")
+        assert not without_trace_loss(config)
 
 
 @pytest.mark.parametrize("seed", [-1, 0, 2**32 - 1, 2**32, 10**23])
