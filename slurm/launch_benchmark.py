@@ -10,7 +10,6 @@ queued jobs are kept, missing and failed ones submitted. `python slurm/status.py
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from intl_transfer.runs.config import config_name
 from slurm.benchmark import Benchmark, BenchmarkPlan, make_data, read, resolved
 from slurm.executors import batch_script, make_executor, say
 from slurm.graph import stage_job
-from slurm.launching import launch_copy
+from slurm.launching import launch_plan
 from slurm.ledger import Job
 from slurm.local import visible_gpus
 from slurm.options import make_parser, parsed
@@ -78,15 +77,8 @@ def launch(arguments: argparse.Namespace, benchmark: Benchmark, requested: Resou
         _show(benchmark, jobs, folder)
         return 0
     make_data(benchmark, say)
-    return launch_copy(
-        folder,
-        requested.cluster,
-        lambda code: dataclasses.replace(plan, code=code).jobs(),
-        ROOT,
-        arguments.wait,
-        requested.parallel,
-        {"benchmark.yaml": resolved(benchmark)},
-    )
+    files = {"benchmark.yaml": resolved(benchmark)}
+    return launch_plan(plan, requested.cluster, arguments.wait, requested.parallel, files)
 
 
 def counts(jobs: list[Job]) -> str:

@@ -11,7 +11,6 @@ at any time: finished and queued jobs are kept. `python slurm/status.py` shows p
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from intl_transfer.boundary import Boundary
 from intl_transfer.runs.config import config_name
 from slurm.executors import say
 from slurm.launch_benchmark import counts
-from slurm.launching import launch_copy
+from slurm.launching import launch_plan
 from slurm.local import visible_gpus
 from slurm.options import make_parser, parsed
 from slurm.plan import add_selection
@@ -79,14 +78,9 @@ def launch(arguments: argparse.Namespace, requested: Resources) -> int:
             say(f"# {job.key}\n#     " + " ".join(job.command))
         return 0
     make_shapes_of(sweep, folder, say)
-    return launch_copy(
-        folder,
-        requested.cluster,
-        lambda code: dataclasses.replace(plan, code=code).jobs(),
-        ROOT,
-        arguments.wait,
-        requested.parallel or sweep.parallel,
-        {"sweep.yaml": OmegaConf.to_yaml(OmegaConf.structured(sweep))},
+    files = {"sweep.yaml": OmegaConf.to_yaml(OmegaConf.structured(sweep))}
+    return launch_plan(
+        plan, requested.cluster, arguments.wait, requested.parallel or sweep.parallel, files
     )
 
 

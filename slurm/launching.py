@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from intl_transfer.errors import UserError
 from intl_transfer.runs import write_atomically
@@ -21,6 +23,7 @@ from slurm.ledger import SECRET, Job, Ledger, close_to_others
 from slurm.local import Local, visible_gpus
 from slurm.made import RUNS
 from slurm.outcomes import Status, refusal, row_of, settled_status, status
+from slurm.plan import Plan
 
 _POLL_SECONDS = 2.0
 _SHOWN = 12  # jobs listed by name
@@ -85,6 +88,29 @@ def launch_copy(
             _write_text(folder / name, text)
         merged = _submitted(folder, cluster, jobs, parallel)
     return _ended(merged, cluster, wait)
+
+
+def launch_plan(
+    plan: Plan[Any],
+    cluster: str,
+    wait: bool = False,
+    parallel: int | None = None,
+    files: Mapping[str, str] | None = None,
+) -> int:
+    """Like :func:`launch_copy`, with the jobs of a plan, from a copy of its sources.
+
+    Args:
+        plan: with the sources to copy as its ``code``.
+        cluster: as for :func:`launch`.
+        wait: as for :func:`launch`.
+        parallel: as for :func:`launch`.
+        files: texts to write into the folder, by name.
+    """
+
+    def made(code: Path) -> list[Job]:
+        return dataclasses.replace(plan, code=code).jobs()
+
+    return launch_copy(plan.folder, cluster, made, plan.code, wait, parallel, files)
 
 
 def _write_text(file: Path, text: str) -> None:

@@ -28,6 +28,7 @@ from typing import BinaryIO, cast
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from intl_transfer.data.augment import Pixels
 from intl_transfer.errors import UserError
@@ -276,9 +277,9 @@ def _bytes_a_pixel(image: Image.Image) -> int:
     """The memory of Pillow, the decoder and the result together."""
     held = {"1": 1, "L": 1, "P": 1, **dict.fromkeys(_SIXTEEN_BIT, 2)}.get(image.mode, 4)
     decoder = _DECODER.get(image.format or "", 0)
-    if image.format == "TIFF":  # a strip, which may be all of it, as it is stored
+    if isinstance(image, TiffImageFile):  # a strip, which may be all of it, as it is stored
         # A TIFF has them.
-        bits = image.tag_v2.get(_BITS_PER_SAMPLE, (1,))  # type: ignore[attr-defined]
+        bits = image.tag_v2.get(_BITS_PER_SAMPLE, (1,))
         decoder = -(-sum(bits) // 8)
     return held + decoder + 3
 
@@ -370,9 +371,9 @@ def _depth(image: Image.Image) -> tuple[int, bool]:
     By their values, images of one camera would be scaled differently. Pillow scales the pixels of
     other formats than TIFF to 16 bits; 32-bit ones are taken as 16-bit ones.
     """
-    if image.format != "TIFF":
+    if not isinstance(image, TiffImageFile):
         return 16, False
-    tags = image.tag_v2  # type: ignore[attr-defined]  # a TIFF has them
+    tags = image.tag_v2
     bits: int = tags.get(_BITS_PER_SAMPLE, (16,))[0]
     return (bits if 8 < bits < 16 else 16), tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
 
