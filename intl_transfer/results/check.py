@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.results import external
 from intl_transfer.results.checks import problem_of, warnings_of
-from intl_transfer.results.collect import run_folders, unsearched
+from intl_transfer.results.folders import run_folders, unsearched
 from intl_transfer.results.reading import disagreement
 from intl_transfer.runs import MANIFEST, METRICS, RESULTS, sha256_file
 from intl_transfer.runs.directory import read_json_object

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
-import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from intl_transfer.errors import UserError
 from intl_transfer.results import external
 from intl_transfer.results.cache import Cache, stamp_of
 from intl_transfer.results.checks import problem_of, warnings_of
+from intl_transfer.results.copies import without_copies, without_repeats
+from intl_transfer.results.folders import run_folders, unsearched
 from intl_transfer.results.reading import (
     Entry,
     read_hand_made,
@@ -23,7 +24,7 @@ from intl_transfer.results.reading import (
     records_of,
     state_of,
 )
-from intl_transfer.results.run import Run, set_name
+from intl_transfer.results.run import Run
 from intl_transfer.results.starts import start_of, with_keys
 from intl_transfer.runs import MANIFEST, RESULTS
 from intl_transfer.runs.records import (
@@ -34,8 +35,6 @@ from intl_transfer.runs.records import (
     Manifest,
     PretrainResults,
 )
-from intl_transfer.runs.settings import comparable, differences, fingerprint
-from intl_transfer.runs.times import in_seconds
 
 #: Seconds without output after which a run with status running counts as stalled. An evaluation
 #: writes nothing while it is in progress.
@@ -133,104 +132,11 @@ def _collect(
             f"with {external.METRICS_JSON} or {external.LOG}, and {external.CONFIG}"
         )
     found.problems += unsearched(skipped, [entry.path for entry in entries])
-    whole = _without_copies(entries, found)
+    whole, copies = without_copies(entries, found.problems)
+    found.entries += copies
     _sort_out(sorted(whole, key=lambda entry: str(entry.path)), found)
     found.entries.sort(key=lambda entry: str(entry.path))
     return found
-
-
-def run_folders(
-    root: Path,
-    problems: list[str],
-    skipped: dict[Path, str],
-    visited: set[tuple[int, int]] | None = None,
-) -> Iterator[tuple[Path, dict[str, os.stat_result]]]:
-    """Folders with a run, each once, with the ``stat`` results of the relevant files.
-
-    Args:
-        root: a run directory, or a folder that contains some at any depth.
-        problems: unreadable items are added to it.
-        skipped: folders that are not searched are added to it, with the reason.
-        visited: folders already visited, by device and inode.
-    """
-    visited = set() if visited is None else visited
-    waiting = [(str(root), "")]
-    while waiting:
-        folder, around = waiting.pop()  # and the run directory that it is in
-        try:
-            with os.scandir(folder) as found:
-                entries = {entry.name: entry for entry in found}
-            whole = MANIFEST in entries or external.looks_external(entries)
-            if around and (whole or RESULTS in entries):
-                # Run directories are not nested: this may be a part of the other, or a run.
-                skipped[Path(folder).resolve()] = (
-                    f"left out: {folder} is inside the run directory {around}; move it out, or "
-                    "give it as a folder of its own"
-                )
-                continue
-            if not around and (whole or any(name in entries for name in external.OURS)):
-                where = os.stat(folder)
-                if (where.st_dev, where.st_ino) in visited:
-                    continue
-                visited.add((where.st_dev, where.st_ino))
-                yield Path(folder), _files_that_matter(entries)
-                around = folder if whole else ""  # any tool may have left a results.json
-            # Snapshots of file servers (.snapshot) and hidden folders are not runs.
-            inner = [e for name, e in entries.items() if name[0] != "." and _is_searched(e)]
-            waiting += sorted(((entry.path, around) for entry in inner), reverse=True)
-            if not around:
-                skipped |= _links_out(entries.values(), root)
-        except OSError as error:  # no permission, removed meanwhile, a broken link
-            if not around:
-                name = error.filename or folder
-                problems.append(f"left out: {name} cannot be read: {error.strerror}")
-
-
-def unsearched(skipped: Mapping[Path, str], read: Iterable[Path]) -> list[str]:
-    """Why folders were not searched, of those that no other folder given led to.
-
-    Args:
-        skipped: from :func:`run_folders`.
-        read: all run directories that were found.
-    """
-    found = [folder.resolve() for folder in read] if skipped else []
-    return [
-        text
-        for folder, text in skipped.items()
-        if not any(one.is_relative_to(folder) for one in found)
-    ]
-
-
-def _is_searched(entry: os.DirEntry[str]) -> bool:
-    """Folders, and links to run directories; other links could be circular."""
-    if not entry.is_symlink():
-        return entry.is_dir()
-    names = (MANIFEST, RESULTS, *external.FILES)
-    there = {n: None for n in names if os.path.exists(os.path.join(entry.path, n))}
-    return MANIFEST in there or RESULTS in there or external.looks_external(there)
-
-
-def _links_out(entries: Iterable[os.DirEntry[str]], root: Path) -> dict[Path, str]:
-    """Links to folders that are not searched, also not as they lie below the root themselves."""
-    links = [e for e in entries if e.is_symlink() and e.is_dir() and not _is_searched(e)]
-    return {
-        target: f"left out: {link.path} is a link to a folder that is no run directory, and was "
-        "not searched; give the folder itself"
-        for link in links
-        if not (target := Path(link.path).resolve()).is_relative_to(root.resolve())
-    }
-
-
-def _files_that_matter(entries: Mapping[str, os.DirEntry[str]]) -> dict[str, os.stat_result]:
-    if MANIFEST in entries:  # ours, whatever else Detectron2 wrote
-        names: tuple[str, ...] = (MANIFEST, RESULTS)
-    elif any(
-        name in entries for name in external.OURS
-    ):  # written by another tool, or copied incompletely
-        names = (RESULTS,)
-    else:
-        names = external.FILES
-    return {name: entries[name].stat() for name in names if name in entries}
 
 
 def _own(
@@ -293,81 +199,6 @@ def _remembered(
         return Entry(folder, "inconsistent", str(error))
 
 
-_FURTHER = ("inconsistent", "stalled", "running", "failed", "interrupted", "finished")
-
-
-def _without_copies(entries: list[Entry], found: Collection) -> list[Entry]:
-    """Of copies of one run, keeps the most advanced; the others are reported.
-
-    Folders with the same run id are copies if their contents agree; otherwise all count. So are
-    folders without an id that agree in everything, to the last digit of every metric.
-    """
-    alike: dict[str, list[Entry]] = {}
-    kept = []
-    for entry in entries:
-        identity = _identity(entry)
-        if identity:
-            alike.setdefault(identity, []).append(entry)
-        else:
-            kept.append(entry)
-    for members in alike.values():
-        while members:
-            whole = min(members, key=lambda entry: _order(entry, members))
-            kept.append(whole)
-            others = []
-            for other in members:
-                if other is whole:
-                    continue
-                difference = _disagreement(whole, other)
-                if difference is None:
-                    text = f"{other.path} is a copy of {whole.path}"
-                    found.problems.append(f"left out: {text}")
-                    found.entries.append(dataclasses.replace(other, status="copy", detail=text))
-                    continue
-                found.problems.append(
-                    f"{other.path} and {whole.path} have one id, but differ in {difference}; both "
-                    "count. Was one of them copied and run again?"
-                )
-                others.append(other)
-            members = others
-    return kept
-
-
-def _identity(entry: Entry) -> str:
-    """A run's id; of external results, which have none, a digest of all that they state."""
-    if entry.manifest is None or entry.manifest.id:
-        return "" if entry.manifest is None else entry.manifest.id
-    if entry.results is None:
-        return ""
-    # A copy may have another folder's name.
-    stated = {key: value for key, value in entry.manifest_json.items() if key != "name"}
-    return fingerprint({"manifest": stated, "results": entry.results_json})
-
-
-def _order(entry: Entry, members: Sequence[Entry]) -> tuple[int, bool, int, str]:
-    """Sort key of copies: most advanced first, then not inside another's folder, then by path."""
-    inside = any(entry.path.is_relative_to(other.path) for other in members if other is not entry)
-    return -_FURTHER.index(entry.status), inside, len(entry.path.parts), str(entry.path)
-
-
-def _disagreement(one: Entry, other: Entry) -> str | None:
-    """A difference between two folders with the same id, apart from progress; None for copies."""
-    assert one.manifest is not None
-    assert other.manifest is not None
-    if one.stage != other.stage:
-        return "their stage"
-    changed = differences(one.stage, one.manifest.config, other.manifest.config)
-    if changed:
-        return ", ".join(changed)
-    results = [
-        None if entry.results is None else comparable(entry.results.as_json())
-        for entry in (one, other)
-    ]
-    if None not in results and results[0] != results[1]:
-        return "their results"
-    return None
-
-
 def _sort_out(entries: list[Entry], found: Collection) -> None:
     """Sorts entries by stage, and links weights to their pretraining runs."""
     finished: list[Entry] = []
@@ -407,8 +238,17 @@ def _sort_out(entries: list[Entry], found: Collection) -> None:
             )
             run = Run(entry.path, manifest, results, start, parent, known, entry.external)
             runs[entry.stage].append(run)
-    found.runs = _without_repeats(with_keys(runs["detection"]), found)
-    found.evaluations = _without_repeats(with_keys(runs["evaluation"]), found)
+    found.runs = _counted(runs["detection"], found)
+    found.evaluations = _counted(runs["evaluation"], found)
+
+
+def _counted(runs: list[Run], found: Collection) -> list[Run]:
+    """The runs of one stage that count, with what is to be said of them."""
+    kept = without_repeats(with_keys(runs), found.entries, found.problems)
+    for run in kept:
+        texts = [*warnings_of(run.results), *external.unread(run.manifest, run.results)]
+        found.problems += [f"{run.path}: {text}" for text in texts]
+    return kept
 
 
 def _problem(entry: Entry) -> str | None:
@@ -453,61 +293,3 @@ class _Origins:
         if parent is not None:
             return parent, bool(identity), True
         return self._by_id.get(identity) if identity else None, bool(identity), False
-
-
-def _without_repeats(runs: list[Run], found: Collection) -> list[Run]:
-    """Of runs with the same seed, weights and settings, keeps the newest.
-
-    A seed that nobody stated makes no repeat; of runs of which one has no time, both count.
-    """
-    alike: dict[tuple[Any, ...], list[Run]] = {}
-    for run in sorted(runs, key=lambda run: _ended(run) or -math.inf):
-        plan = _plan(run)
-        seed = run.path if run.seed is None else run.seed
-        key = (*plan, run.start.key, run.start.unit, seed)
-        alike.setdefault(key, []).append(run)
-    kept: list[Run] = []
-    older: dict[Path, str] = {}
-    for members in alike.values():
-        newest: dict[Any, Run] = {}
-        for run in members:
-            # Comparing settings is the slowest part, so it comes after all else.
-            settings = comparable(run.protocol) if len(members) > 1 else None
-            former = newest.get(settings)
-            if former is not None and former.manifest.id == run.manifest.id != "":
-                settings = (settings, run.path)  # reported before: same id, different content
-            elif former is not None and None in (_ended(former), _ended(run)):
-                found.problems.append(
-                    f"{former.path} and {run.path} have the same seed, weights and settings, and "
-                    "no times say which is newer; both count. Remove one, or state their seeds"
-                )
-                newest[settings, former.path] = former
-            elif former is not None:
-                text = f"{former.path} repeats {run.path} with the same seed; the newer one counts"
-                found.problems.append(f"left out: {text}")
-                older[former.path] = text
-            newest[settings] = run
-        kept += newest.values()
-    for index, entry in enumerate(found.entries):
-        if entry.path in older:
-            found.entries[index] = dataclasses.replace(
-                entry, status="superseded", detail=older[entry.path]
-            )
-    for run in kept:
-        texts = [*warnings_of(run.results), *external.unread(run.manifest, run.results)]
-        found.problems += [f"{run.path}: {text}" for text in texts]
-    return sorted(kept, key=lambda run: str(run.path))
-
-
-def _ended(run: Run) -> float | None:
-    """When a run ended, in Unix seconds; None if unknown."""
-    return in_seconds(run.manifest.ended)
-
-
-def _plan(run: Run) -> tuple[Any, ...]:
-    results = run.results
-    if isinstance(results, EvaluationResults):
-        network = comparable(results.architecture.as_json())
-        protocol = comparable(results.protocol)
-        return (results.kind, protocol, set_name(results.dataset.name), network)
-    return run.comparable

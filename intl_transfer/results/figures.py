@@ -17,11 +17,11 @@ from matplotlib.transforms import ScaledTranslation
 from intl_transfer.analysis.style import COLORS, COLUMN, LINES, paper_style, save
 from intl_transfer.results.collect import Collection
 from intl_transfer.results.grid import clean
-from intl_transfer.results.grouping import pretrainings_of, summary_of
+from intl_transfer.results.grouping import summary_of
 from intl_transfer.results.power import primary_columns
 from intl_transfer.results.rounding import rounded
 from intl_transfer.results.rows import Part, Row, Table
-from intl_transfer.results.run import Run, Start
+from intl_transfer.results.run import Run, Start, pretrainings_of
 from intl_transfer.results.series import band, curve, lines_of
 from intl_transfer.results.starts import distinctions, keyed, start_of_pretraining
 

@@ -256,9 +256,9 @@ def _fitting(table: Table, text: str) -> list[Column]:
     present = {column for row in table.rows for column in row.metrics}
     if text in table.tasks:
         return [column for column in table.columns() if column[0] == text]
-    task, _, metric = text.rpartition(".")
-    tasks = [task] if task else table.tasks
-    return [(name, metric) for name in tasks if (name, metric) in present]
+    # Tasks and metrics may contain dots themselves (mAP@0.5), so names are compared, not parsed.
+    whole = sorted(column for column in present if ".".join(column) == text)
+    return whole or [(task, text) for task in table.tasks if (task, text) in present]
 
 
 def _names(tables: Sequence[Table]) -> list[str]:

@@ -7,9 +7,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from intl_transfer.results.notes import NOT_STATED_NOTE, provenance_notes
 from intl_transfer.results.power import primary_columns
 from intl_transfer.results.rows import CHOSEN, Column, Metrics, Part, Row, Table
-from intl_transfer.results.run import METRICS, TASKS, Run
+from intl_transfer.results.run import METRICS, TASKS, Run, pretrainings_of
 from intl_transfer.results.starts import assumed_note
 from intl_transfer.results.statistics import Summary, level, summarize, summarize_pretrainings
 from intl_transfer.runs.settings import Group, comparable, group
@@ -22,19 +23,10 @@ NORM = "MODEL.RESNETS.NORM"
 _NORMS = ("naiveSyncBN", "SyncBN")
 _FREEZE_AT = "MODEL.BACKBONE.FREEZE_AT"
 _RATE = "SOLVER.BASE_LR"
-FOREIGN_NOTE = (
-    "external: read from Detectron2's files in a folder not written by this project; its initial "
-    "weights were not verified"
-)
-INFERRED_NOTE = (
-    "method inferred from names in the checkpoint, not stated; `convert --method` confirms it"
-)
-HAND_MADE_NOTE = "external: measured by {}, not by this project"
 SAME_SEED_NOTE = "of pretrainings with the same seed, the newest one counts"
 SAME_SEED_UNDATED_NOTE = (
     "of pretrainings with the same seed, no times say which is the newest; all count"
 )
-NOT_STATED_NOTE = "external: {} settings of this table are not stated in its files"
 
 
 def measured_tables(runs: Sequence[Run], lr_selection: LrSelection = "separate") -> list[Table]:
@@ -73,25 +65,29 @@ def protocol(run: Run, without: Iterable[str] = ()) -> dict[str, Any]:
 def _split(runs: Sequence[Run], without: Iterable[str]) -> list[Group[Run]]:
     """Groups runs of one schedule whose settings agree.
 
-    External runs state fewer settings: they join a group that none of theirs contradicts.
+    External runs state fewer settings: they join a group that none of theirs contradicts, nor
+    those of another that would join it.
     """
     own = [run for run in runs if not run.external]
     groups = group(own, lambda run: protocol(run, without))
     known = [stated_by(found.members, without) for found in groups]
     stated = [{key: comparable(value) for key, value in one.items()} for one in known]
     others = []
+    joining: list[list[Run]] = [[] for _ in groups]
     for run in runs:
         if run.external:
             mine = comparable_settings(run, without)
             fitting = [
-                found
-                for found, theirs in zip(groups, stated, strict=True)
+                index
+                for index, theirs in enumerate(stated)
                 if all(theirs.get(key, value) == value for key, value in mine.items())
             ]
-            if len(fitting) == 1:
-                fitting[0].members.append(run)
-            else:
-                others.append(run)
+            (joining[fitting[0]] if len(fitting) == 1 else others).append(run)
+    for found, candidates in zip(groups, joining, strict=True):
+        contradicted = _contradicted(candidates, without)
+        for run in candidates:
+            joins = contradicted.isdisjoint(run.protocol)
+            (found.members if joins else others).append(run)
     further = group(others, lambda run: protocol(run, without), lambda key: True)
     for found in further:
         mine = stated_by(found.members, without)
@@ -100,6 +96,15 @@ def _split(runs: Sequence[Run], without: Iterable[str]) -> list[Group[Run]]:
                 if comparable(mine[key]) != comparable(theirs[key]):
                     found.differing[key], other.differing[key] = mine[key], theirs[key]
     return groups + further
+
+
+def _contradicted(runs: Sequence[Run], without: Iterable[str]) -> set[str]:
+    """The settings that some runs state with different values."""
+    values: dict[str, set[Any]] = defaultdict(set)
+    for run in runs:
+        for key, value in comparable_settings(run, without).items():
+            values[key].add(value)
+    return {key for key, found in values.items() if len(found) > 1}
 
 
 def stated_by(runs: Sequence[Run], without: Iterable[str] = ()) -> dict[str, Any]:
@@ -329,12 +334,6 @@ def _joined(details: Sequence[str]) -> str:
     return " / ".join(details)
 
 
-def pretrainings_of(runs: Sequence[Run]) -> set[str]:
-    """The pretrainings of some runs, if there are several; otherwise none."""
-    units = {run.start.unit for run in runs if run.start.unit is not None}
-    return units if len(units) > 1 else set()
-
-
 def summary_of(runs: Sequence[Run], values: Sequence[float | None]) -> Summary | None:
     """Mean and spread of a metric over runs, or over pretrainings if there are several.
 
@@ -359,73 +358,6 @@ def rank(row: Row, columns: Sequence[Column]) -> float:
         if summary := row.metrics.get(column):
             return summary.mean - 1000 * index
     return -1e6
-
-
-def provenance_notes(
-    members: Sequence[Run], columns: Mapping[Column, Sequence[Run]] | None = None
-) -> tuple[str, ...]:
-    """Footnotes on the provenance of a row's weights and code.
-
-    Args:
-        members: its runs.
-        columns: those of each column, if columns have initializations of their own.
-    """
-    start = members[0].start
-    if start.kind == "external":
-        return (FOREIGN_NOTE,)
-    notes = list(start.notes)
-    evaluators = dict.fromkeys(run.results.external for run in members if run.results.external)
-    if evaluators:
-        notes.append(HAND_MADE_NOTE.format(", ".join(map(str, evaluators))))
-        unknown = dict.fromkeys(fact for run in members for fact in run.results.not_stated)
-        if unknown:
-            notes.append(f"external: not stated: {', '.join(unknown)}")
-    elif start.kind != "random":
-        if any(run.results.initialization.method_is_inferred for run in members):
-            notes.append(INFERRED_NOTE)
-        if any(run.parent_known and run.parent is None for run in members):
-            notes.append("the pretraining run was not among the folders read")
-        elif not all(run.parent for run in members):
-            notes.append("weights without a pretraining run of this project")
-        if words := _of_one_pretraining(columns or {("", ""): members}):
-            notes.append(words)
-    return (*notes, *_code_notes(members))
-
-
-def _of_one_pretraining(columns: Mapping[Column, Sequence[Run]]) -> str:
-    """The footnote on columns whose runs repeat only the fine-tuning; "" if there are none."""
-    repeated = {column: runs for column, runs in columns.items() if len(runs) > 1}
-    found = [column for column, runs in repeated.items() if not pretrainings_of(runs)]
-    if not found:
-        return ""
-    names = ", ".join(" ".join(filter(None, column)) for column in found)
-    which = "" if len(found) == len(repeated) else f" ({names})"
-    return f"fine-tunings of one pretraining{which}: the spread over pretrainings is not included"
-
-
-def _code_notes(members: Sequence[Run]) -> list[str]:
-    """A footnote on runs with several versions of the code."""
-    notes = []
-    # What a run does not record (a library that it did not load) is no other version.
-    versions: defaultdict[str, set[str]] = defaultdict(set)
-    for run in members:
-        for name, version in run.manifest.versions.items():
-            versions[name].add(version)
-    several = [
-        f"{name} {', '.join(sorted(found))}"
-        for name, found in sorted(versions.items())
-        if len(found) > 1
-    ]
-    if several:
-        notes.append(f"of several versions: {'; '.join(several)}")
-    changed = sum(run.manifest.git.dirty is True for run in members)
-    if changed:
-        runs = "all runs" if changed == len(members) else f"{changed} of {len(members)} runs"
-        notes.append(f"{runs} made by sources with changes that were not committed")
-    revisions = {run.manifest.git.revision for run in members} - {None}
-    if len(revisions) > 1:
-        notes.append(f"of {len(revisions)} revisions of the sources")
-    return notes
 
 
 def _numbers(run: Run, task: str) -> dict[str, float]:

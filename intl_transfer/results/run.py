@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -184,3 +184,9 @@ def _labels(used: Labels) -> str:
 
 def _text(value: Any) -> str:
     return "" if value is None else str(value)
+
+
+def pretrainings_of(runs: Sequence[Run]) -> set[str]:
+    """The pretrainings of some runs, if there are several; otherwise none."""
+    units = {run.start.unit for run in runs if run.start.unit is not None}
+    return units if len(units) > 1 else set()

@@ -9,12 +9,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from intl_transfer.results.grouping import (
-    provenance_notes,
-    repetitions,
-    same_seed_notes,
-    summary_of,
-)
+from intl_transfer.results.grouping import repetitions, same_seed_notes, summary_of
+from intl_transfer.results.notes import provenance_notes
 from intl_transfer.results.rows import Column, Metrics, Row
 from intl_transfer.results.run import Run
 from intl_transfer.results.samples import Sample

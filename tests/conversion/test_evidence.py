@@ -21,7 +21,7 @@ from intl_transfer.errors import UserError
 from intl_transfer.evaluation import command as evaluate_command
 from intl_transfer.evaluation.backbone import load_evaluated_backbone
 from intl_transfer.evaluation.config import ModelConfig
-from intl_transfer.results.grouping import INFERRED_NOTE
+from intl_transfer.results.notes import INFERRED_NOTE
 from intl_transfer.runs.records import Initialization, Provenance
 from tests.conversion.layouts import LAYOUTS, behind, head, projector, small_state
 from tests.conversion.test_conversion import backbone_state, network

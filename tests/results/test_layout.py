@@ -216,6 +216,17 @@ def test_a_task_without_ap_is_ranked_and_tested_by_one_column(tmp_path, names):
     assert table.rows[0].marks["semantic", "mIoU"].best
 
 
+def test_metrics_and_tasks_with_dots_are_columns_by_their_names(tmp_path):
+    metrics = {"mAP@0.5": 40.0, "5": 30.0}
+    hand_made_run(tmp_path, "a", metrics={"v1.5": metrics}, schedule={})
+    known = {"v1.5.mAP@0.5": "mAP@0.5", "mAP@0.5": "mAP@0.5", "v1.5.5": "5", "5": "5"}
+    for text, metric in known.items():
+        (table,) = tables_of(tmp_path, columns=(text,), sort=text)
+        assert table.shown == (("v1.5", metric),)
+    with pytest.raises(UserError, match="no column 'v1.5.mAP'"):
+        tables_of(tmp_path, columns=("v1.5.mAP",))
+
+
 def test_a_rate_that_was_chosen_on_one_data_set_marks_no_other(tmp_path):
     for rate in (0.02, 0.04):
         for seed in (0, 1):

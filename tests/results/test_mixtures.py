@@ -33,6 +33,7 @@ from tests.results.synthetic import (
     evaluation_run,
     external_config,
     external_run,
+    hand_made_run,
     pretraining_run,
     start_of,
     started,
@@ -400,6 +401,23 @@ def test_the_definition_of_a_metric_separates_tables_of_every_stage(tmp_path, fo
     (problem,) = collect([tmp_path], cache=False).problems
     assert "evaluator: expected an object, found" in problem
     assert any("evaluator: expected an object" in text for text in check(tmp_path / "wrong").errors)
+
+
+def test_external_results_that_contradict_each_other_are_not_in_one_table(tmp_path):
+    detection_run(tmp_path, "own", 38.0)
+    own = json.loads((tmp_path / "own" / "results.json").read_text())
+    form = {key: own[key] for key in ("dataset", "schedule", "architecture")}
+    for index, settings in enumerate(({}, {"patch": 16}, {"patch": 14})):
+        hand_made_run(
+            tmp_path, f"theirs{index}", **form, seed=index, settings=settings,
+            metrics={"box": {"AP": 40.0 + index, "AP50": 60.0, "AP75": 42.0}},
+        )  # fmt: skip
+    found = tables(tmp_path)
+    rows = [sorted(row.metrics["box", "AP"].mean for row in table.rows) for table in found]
+    assert sorted(rows) == [[38.0, 40.0], [41.0], [42.0]]
+    shutil.rmtree(tmp_path / "theirs2")  # what only one states, nothing contradicts
+    (table,) = tables(tmp_path)
+    assert sorted(row.metrics["box", "AP"].mean for row in table.rows) == [38.0, 40.5]
 
 
 def test_weights_files_of_one_name_in_two_folders_are_two_rows(tmp_path):
