@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +20,7 @@ from intl_transfer.data.statistics import statistics_of
 from intl_transfer.data.views import normalize
 from intl_transfer.errors import UserError
 from intl_transfer.evaluation import EvaluationImages, extract_features, knn_accuracy
+from intl_transfer.evaluation.batches import seen_in_training
 from intl_transfer.evaluation.features import check_features
 from intl_transfer.methods import METHODS
 from intl_transfer.runs import RunDirectory
@@ -388,6 +389,8 @@ def introduce(
         monitor.say(f"warning: {warning}; set optim.warmup_epochs to fewer")
     if warning := without_trace_loss(config):
         monitor.say(f"warning: {warning}")
+    if warning := _neighbors_of_themselves(config, run.manifest.dataset):
+        monitor.say(f"warning: {warning}")
     is_intl = METHODS[config.loss.method].is_iternorm and config.loss.stable
     if ranks.world_size > 1 and is_intl:
         width = config.model.embedding
@@ -410,3 +413,15 @@ def introduce(
         monitor.say(f"changed: {key}, {value['before']} before, {value['now']} now")
     if config.log.pictures and not step:
         draw_views(dataset, range(min(8, len(dataset))), run.path / "views.png")
+
+
+def _neighbors_of_themselves(
+    config: PretrainConfig, described: Mapping[str, ImageSet]
+) -> str | None:
+    """That k-NN classifies the images that it has the labels of; None if it does not."""
+    images = [described[name] for name in ("knn_train", "knn_test") if name in described]
+    if not images:
+        return None
+    train, test = config.knn.train, config.knn.test
+    key, place = ("knn.train", train) if train else ("data.root", config.data.root)
+    return seen_in_training({key: str(place), "knn.test": str(test)}, images)

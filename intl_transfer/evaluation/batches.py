@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -76,18 +76,22 @@ def _check_share(listed: Subset, percent: float, listing: str | None) -> None:
         )
 
 
-def seen_in_training(data: DataConfig, images: Mapping[str, ImageSet]) -> str | None:
+def seen_in_training(places: Mapping[str, str], images: Sequence[ImageSet]) -> str | None:
     """Says that the test images are the training images; None if they are others.
 
     Args:
-        data: with the places of both.
-        images: from :func:`described`.
+        places: of the training and of the test images, by the settings that name them.
+        images: the content of both.
+
+    Raises:
+        ValueError: if there are not two of each.
     """
-    places = [os.path.realpath(located(place)) for place in (data.train, data.test)]
-    if places[0] != places[1] and images["train"].digest != images["test"].digest:
+    (train, test), (known, tested) = places, images
+    where = {os.path.realpath(located(place)) for place in places.values()}
+    if len(where) > 1 and (known.digest is None or known.digest != tested.digest):
         return None
     return (
-        f"data.test={data.test} holds the training images (data.train={data.train}): the accuracy "
+        f"{test}={places[test]} holds the training images ({train}={places[train]}): the accuracy "
         "is not that of unseen images"
     )
 

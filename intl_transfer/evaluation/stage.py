@@ -44,7 +44,8 @@ def evaluate(
     set_numerics(benchmark=True)
     train, test, labels = open_sets(config.data, ranks)
     images = described(train, test, ranks)
-    same = seen_in_training(config.data, images)
+    places = {"data.train": config.data.train, "data.test": config.data.test}
+    same = seen_in_training(places, [images["train"], images["test"]])
     control = in_words(dataclasses.asdict(config.control))
     if control:
         train, test = (

@@ -29,9 +29,10 @@ def provenance_notes(
         columns: those of each column, if columns have initializations of their own.
     """
     start = members[0].start
+    seen = seen_notes(members)
     if start.kind == "external":
-        return (FOREIGN_NOTE,)
-    notes = list(start.notes)
+        return (FOREIGN_NOTE, *seen)
+    notes = [*start.notes, *seen]
     evaluators = dict.fromkeys(run.results.external for run in members if run.results.external)
     if evaluators:
         notes.append(HAND_MADE_NOTE.format(", ".join(map(str, evaluators))))
@@ -48,6 +49,19 @@ def provenance_notes(
         if words := _of_one_pretraining(columns or {("", ""): members}):
             notes.append(words)
     return (*notes, *_code_notes(members))
+
+
+def seen_notes(runs: Sequence[Run]) -> tuple[str, ...]:
+    """A footnote on runs tested on images that they were trained on; none if there are none.
+
+    Args:
+        runs: of one row.
+    """
+    count = sum(run.is_tested_on_training_images for run in runs)
+    if not count:
+        return ()
+    which = "" if count == len(runs) else f"{count} of {len(runs)} runs "
+    return (f"{which}tested on the training images: not a figure of unseen images",)
 
 
 def _of_one_pretraining(columns: Mapping[Column, Sequence[Run]]) -> str:

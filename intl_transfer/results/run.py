@@ -140,6 +140,17 @@ class Run:
         return self.results.known_seed
 
     @property
+    def is_tested_on_training_images(self) -> bool:
+        """Whether the test images are training images, by name or content."""
+        images, dataset = self.manifest.dataset, self.results.dataset
+        # Detection names its sets; evaluations and pretraining's k-NN have one of each.
+        on_the_way = "knn_" if self.manifest.stage == "pretrain" else ""
+        trained = {*dataset.train, f"{on_the_way}train"}
+        tested = {dataset.name, f"{on_the_way}test"}
+        known = [{images[n].digest for n in names & images.keys()} for names in (trained, tested)]
+        return not trained.isdisjoint(tested) or bool(set.intersection(*known) - {None})
+
+    @property
     def tasks(self) -> list[str]:
         """Its tasks, one column group each."""
         return list(self.results.metrics)

@@ -146,4 +146,6 @@ def test_training_images_that_are_tested_on_are_said(classes, tmp_path):
     for place, is_said in places.items():
         data = DataConfig("set", str(train), str(place))
         images = described(*open_sets(data, ALONE)[:2], ALONE)
-        assert (seen_in_training(data, images) is not None) == is_said
+        places = {"data.train": str(train), "data.test": str(place)}
+        said = seen_in_training(places, [images["train"], images["test"]])
+        assert (said is not None) == is_said

@@ -107,6 +107,7 @@ def test_neighbors_are_asked_every_so_many_epochs(images, tmp_path, launcher):
     done = train(images, tmp_path / "run", *settings, **options)
     # Each image is its own nearest neighbor.
     assert "epoch 2: 1-NN accuracy 100.00 %" in done.stdout
+    assert f"warning: knn.test={images} holds the training images" in done.stdout
     rows = [row for row in read_metrics(tmp_path / "run") if "knn_accuracy" in row]
     assert [(row["step"], row["knn_accuracy"]) for row in rows] == [(6, 100.0), (9, 100.0)]
     assert read_results(tmp_path / "run")["knn_accuracy"] == 100.0

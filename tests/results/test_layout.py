@@ -223,7 +223,7 @@ def test_metrics_and_tasks_with_dots_are_columns_by_their_names(tmp_path):
     for text, metric in known.items():
         (table,) = tables_of(tmp_path, columns=(text,), sort=text)
         assert table.shown == (("v1.5", metric),)
-    with pytest.raises(UserError, match="no column 'v1.5.mAP'"):
+    with pytest.raises(UserError, match=r"no column 'v1\.5\.mAP'"):
         tables_of(tmp_path, columns=("v1.5.mAP",))
 
 

@@ -420,6 +420,33 @@ def test_external_results_that_contradict_each_other_are_not_in_one_table(tmp_pa
     assert sorted(row.metrics["box", "AP"].mean for row in table.rows) == [38.0, 40.5]
 
 
+def test_rows_of_tests_on_training_images_say_so(tmp_path):
+    """Of every stage, by the content that its manifest states."""
+    runs = {
+        detection_run(tmp_path / "d", "0", 38.0).path: ("mine", "coco_2017_val"),
+        evaluation_run(tmp_path / "e", "0").path: ("train", "test"),
+        pretraining_run(tmp_path / "p", "0", knn_accuracy=70.0).path: ("knn_train", "knn_test"),
+    }
+    for path, names in runs.items():
+        results = json.loads((path / "results.json").read_text())
+        if results["stage"] == "detection":
+            results["dataset"]["train"] = ["mine"]
+            (path / "results.json").write_text(json.dumps(results))
+        manifest = json.loads((path / "manifest.json").read_text())
+        for contents in ("ab", "aa"):
+            described = {name: {"digest": c} for name, c in zip(names, contents, strict=True)}
+            write_json(path / "manifest.json", {**manifest, "dataset": described})
+            (table,) = tables(path)
+            (row,) = table.rows
+            said = any("tested on the training images" in note for note in row.notes)
+            assert said == (contents == "aa"), path
+    config = external_config()
+    config["DATASETS"]["TRAIN"] = config["DATASETS"]["TEST"]
+    external_run(tmp_path / "x", "ft", 38.0, config=config)
+    ((row,),) = ([*table.rows] for table in tables(tmp_path / "x"))
+    assert any("tested on the training images" in note for note in row.notes)
+
+
 def test_weights_files_of_one_name_in_two_folders_are_two_rows(tmp_path):
     files = ("/ckpt/moco/model.pkl", "/ckpt/byol/model.pkl", "/ckpt/byol/./model.pkl")
     for index, (file, ap) in enumerate(zip(files, (38.0, 44.0, 46.0), strict=True)):
