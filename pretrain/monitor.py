@@ -387,10 +387,10 @@ def introduce(
     )
     if warning := only_warmup(config.optim):
         monitor.say(f"warning: {warning}; set optim.warmup_epochs to fewer")
-    if warning := without_trace_loss(config):
-        monitor.say(f"warning: {warning}")
-    if warning := _neighbors_of_themselves(config, run.manifest.dataset):
-        monitor.say(f"warning: {warning}")
+    same = _neighbors_of_themselves(config, run.manifest.dataset)
+    for text in (without_trace_loss(config), same):
+        if text:
+            monitor.say(f"warning: {text}")
     is_intl = METHODS[config.loss.method].is_iternorm and config.loss.stable
     if ranks.world_size > 1 and is_intl:
         width = config.model.embedding

@@ -72,7 +72,7 @@ def _split(runs: Sequence[Run], without: Iterable[str]) -> list[Group[Run]]:
     groups = group(own, lambda run: protocol(run, without))
     known = [stated_by(found.members, without) for found in groups]
     stated = [{key: comparable(value) for key, value in one.items()} for one in known]
-    others = []
+    others: list[Run] = []
     joining: list[list[Run]] = [[] for _ in groups]
     for run in runs:
         if run.external:
