@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
+from unittest import mock
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
@@ -46,17 +51,56 @@ def environment():
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def train(images, output, *overrides, launcher=(sys.executable,), check=True, **kwargs):
-    done = subprocess.run(
-        command(images, output, *overrides, launcher=launcher),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment(),
-        **kwargs,
-    )
+def train(images, output, *overrides, launcher=None, check=True, **kwargs):
+    """Runs the stage: in this process, or as a user starts it if a launcher is given."""
+    if launcher is None and not kwargs:
+        done = trained_here(command(images, output, *overrides, launcher=()))
+    else:
+        done = subprocess.run(
+            command(images, output, *overrides, launcher=launcher or (sys.executable,)),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env=environment(),
+            **kwargs,
+        )
     assert not check or done.returncode == 0, done.stderr + done.stdout
     return done
+
+
+def trained_here(arguments):
+    """The stage in this process, which has loaded its libraries (most of the time of a start)."""
+    from pretrain.train import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", arguments),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        _own_state(),
+    ):
+        try:
+            status = main()
+        except SystemExit as exit:  # of the parser
+            status = exit.code
+        except Exception:
+            traceback.print_exc()
+            status = 1
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def _own_state():
+    """Puts back what a run changes for its process."""
+    threads, random = torch.get_num_threads(), np.random.get_state()
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        np.random.set_state(random)
+        torch.backends.cudnn.benchmark = benchmark
 
 
 def backbone(output):
