@@ -3,12 +3,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 
 import pytest
 import torch
 
 from intl_transfer.data.shapes import ShapesSpec, make_shapes
+from tests.ranks import run_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -103,6 +106,31 @@ def _environment(data):
     return {**os.environ, "OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": str(data)}
 
 
+def _stage_alone(arguments, environment, cwd):
+    """The stage, and what it and its own processes print."""
+    os.environ.update(environment)
+    os.chdir(cwd or ROOT)
+    sys.argv[:] = arguments
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+        from detection.train_net import main
+
+        try:
+            status = main()
+        except SystemExit as exit:
+            status = exit.code
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        printed = []
+        for stream, file in ((sys.stdout, out), (sys.stderr, err)):
+            stream.flush()
+            file.seek(0)
+            printed.append(file.read().decode())
+    return subprocess.CompletedProcess(arguments, status, *printed)
+
+
 def start_train_net(data, *arguments):
     """Starts the stage and leaves it running."""
     return subprocess.Popen(
@@ -114,14 +142,7 @@ def start_train_net(data, *arguments):
 
 
 def train_net(data, *arguments, check=True, cwd=None):
-    """Runs the stage as a user does."""
-    done = subprocess.run(
-        _command(arguments),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env=_environment(data),
-        cwd=cwd,
-    )
+    """Runs the stage in a process of its own."""
+    (done,) = run_stage(_stage_alone, 1, _command(arguments)[1:], _environment(data), cwd)
     assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done

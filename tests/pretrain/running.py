@@ -8,12 +8,15 @@ import os
 import subprocess
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
+
+from tests.ranks import run_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,10 +54,18 @@ def environment():
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def train(images, output, *overrides, launcher=None, check=True, **kwargs):
-    """Runs the stage: in this process, or as a user starts it if a launcher is given."""
-    if launcher is None and not kwargs:
-        done = trained_here(command(images, output, *overrides, launcher=()))
+def train(images, output, *overrides, launcher=None, ranks=1, check=True, **kwargs):
+    """Runs the stage: in this process or in ranks; with a launcher as a user starts it."""
+    arguments = command(images, output, *overrides, launcher=())
+    if ranks > 1:
+        every = run_stage(trained_here, ranks, arguments)
+        done = subprocess.CompletedProcess(
+            arguments,
+            max(one.returncode for one in every),
+            *("".join(getattr(one, name) for one in every) for name in ("stdout", "stderr")),
+        )
+    elif launcher is None and not kwargs:
+        done = trained_here(arguments)
     else:
         done = subprocess.run(
             command(images, output, *overrides, launcher=launcher or (sys.executable,)),
@@ -77,8 +88,11 @@ def trained_here(arguments):
         mock.patch.object(sys, "argv", arguments),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
+        warnings.catch_warnings(),
         _own_state(),
     ):
+        warnings.simplefilter("default")
+        warnings.showwarning = lambda *a: print(warnings.formatwarning(*a[:4]), file=sys.stderr)
         try:
             status = main()
         except SystemExit as exit:  # of the parser

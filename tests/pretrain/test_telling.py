@@ -24,7 +24,7 @@ from intl_transfer.runs.distributed import Ranks
 from intl_transfer.spectral import diagnose
 from pretrain.checks import configuration
 from pretrain.monitor import KnnSets, sampled_spectrum
-from tests.pretrain.running import TORCHRUN, train
+from tests.pretrain.running import train
 
 
 def test_the_spectrum_that_is_kept_is_the_decompositions():
@@ -100,11 +100,10 @@ def test_weights_and_biases_offline(images, tmp_path, monkeypatch):
     assert b"images_per_second" in file.read_bytes()
 
 
-@pytest.mark.parametrize("launcher", [None, TORCHRUN], ids=["one-rank", "two-ranks"])
-def test_neighbors_are_asked_every_so_many_epochs(images, tmp_path, launcher):
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_neighbors_are_asked_every_so_many_epochs(images, tmp_path, ranks):
     settings = [f"knn.test={images}", "knn.epochs=2", "knn.k=1", "optim.epochs=3"]
-    options = {"launcher": launcher} if launcher else {}
-    done = train(images, tmp_path / "run", *settings, **options)
+    done = train(images, tmp_path / "run", *settings, ranks=ranks)
     # Each image is its own nearest neighbor.
     assert "epoch 2: 1-NN accuracy 100.00 %" in done.stdout
     assert f"warning: knn.test={images} holds the training images" in done.stdout
@@ -186,7 +185,7 @@ def test_unreadable_images_are_named_counted_and_limited(images, tmp_path):
     assert read_results(tmp_path / "some")["unreadable_images"] == 2
     # Two ranks agree with one on the global batch.
     train(data, tmp_path / "one", *some, "engine.stop_after_steps=1")
-    train(data, tmp_path / "two", *some, "engine.stop_after_steps=1", launcher=TORCHRUN)
+    train(data, tmp_path / "two", *some, "engine.stop_after_steps=1", ranks=2)
     (one,), (two,) = (read_metrics(tmp_path / name) for name in ("one", "two"))
     assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
     done = train(data, tmp_path / "none", "optim.epochs=4", check=False)

@@ -5,7 +5,6 @@ import itertools
 import json
 import math
 import re
-import sys
 import tarfile
 
 import numpy as np
@@ -23,7 +22,7 @@ from pretrain.checks import check, without_trace_loss
 from pretrain.config import OptimConfig, PretrainConfig
 from pretrain.learner import learning_rate, only_warmup, parameter_groups
 from pretrain.train import begun
-from tests.pretrain.running import ROOT, TORCHRUN, assert_same, backbone, train
+from tests.pretrain.running import ROOT, assert_same, backbone, train
 from tests.results.synthetic import pretraining_run
 
 
@@ -93,7 +92,7 @@ def test_two_ranks_train_what_one_process_trains(images, tmp_path, method):
     # gradients are exact is tested in float64, in tests/models.
     settings = [f"loss.method={method}", "engine.stop_after_steps=1"]
     train(images, tmp_path / "one", *settings)
-    train(images, tmp_path / "two", *settings, launcher=TORCHRUN)
+    train(images, tmp_path / "two", *settings, ranks=2)
     assert read_manifest(tmp_path / "two")["sessions"][0]["world_size"] == 2
     (one,), (two,) = (read_metrics(tmp_path / name) for name in ("one", "two"))
     assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
@@ -107,8 +106,7 @@ def test_two_ranks_train_what_one_process_trains(images, tmp_path, method):
 
 
 def test_ranks_that_do_not_divide_the_batch(images, tmp_path):
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=3", "--standalone")
-    done = train(images, tmp_path / "run", launcher=torchrun, check=False)
+    done = train(images, tmp_path / "run", ranks=3, check=False)
     assert done.returncode != 0
     assert "3 ranks do not divide the global batch of 8" in done.stderr
 
@@ -116,9 +114,9 @@ def test_ranks_that_do_not_divide_the_batch(images, tmp_path):
 def test_one_image_a_rank(images, tmp_path):
     settings = ["optim.batch_size=2", "optim.epochs=1", "engine.stop_after_steps=1"]
     settings.append("loss.trace_weight=0.01")  # the published one is negative
-    train(images, tmp_path / "synchronized", *settings, launcher=TORCHRUN)
+    train(images, tmp_path / "synchronized", *settings, ranks=2)
     settings.append("model.sync_batchnorm=false")
-    done = train(images, tmp_path / "own", *settings, launcher=TORCHRUN, check=False)
+    done = train(images, tmp_path / "own", *settings, ranks=2, check=False)
     assert done.returncode != 0
     assert "2 ranks have one image each of the global batch" in done.stderr
 
