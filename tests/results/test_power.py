@@ -59,7 +59,7 @@ def test_spreads_are_pooled_as_in_analysis_of_variance():
     assert pooled_spread([summarize([40.0]), summarize([41.0])]) is None
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_is_statsmodels(values):
     assert holm(values) == pytest.approx(multipletests(values, method="holm")[1])
