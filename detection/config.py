@@ -94,6 +94,9 @@ def _blank() -> CfgNode:
     cfg.CUSTOM_DATASETS = CfgNode(new_allowed=True)
     # The training images whose labels are used (detection.labels).
     cfg.DATASETS.LABELS = CfgNode({"FRACTION": 1.0, "SEED": 0, "LIST": ""})
+    # The weights that TEST.EXPECTED_RESULTS are of (detection.expected): methods as in tables,
+    # "supervised" or "random", and epochs of pretraining; none and 0 for any.
+    cfg.TEST.EXPECTED_START = CfgNode({"METHODS": [], "EPOCHS": 0})
     # For a control, the factor removed (intl_transfer.runs.controls).
     cfg.CONTROL = CfgNode({key.upper(): v for key, v in asdict(ControlConfig()).items()})
     return cfg
@@ -149,7 +152,7 @@ def schedule_name(cfg: CfgNode) -> str:
     """The name under which results may be compared (see :mod:`intl_transfer.runs.schedules`)."""
     solver = cfg.SOLVER
     return schedules.schedule_name(
-        cfg.DATASETS.TRAIN[0], solver.MAX_ITER, solver.STEPS, solver.IMS_PER_BATCH
+        cfg.DATASETS.TRAIN, solver.MAX_ITER, solver.STEPS, solver.IMS_PER_BATCH
     )
 
 

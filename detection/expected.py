@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from detection.settings import resolve
+from detection.config import as_dict, load_config
 from intl_transfer.errors import UserError
-from intl_transfer.runs.changes import in_lines
-from intl_transfer.runs.settings import contrast, deciding
+from intl_transfer.runs.expected import FLAG, refuse_other_settings, refuse_other_start
+from intl_transfer.runs.records import Detector, Initialization
 
 _KEY = "TEST.EXPECTED_RESULTS"
 _TASKS = ("bbox", "segm")
-_FLAG = "--check-expected"
 
 
 def is_requested(arguments: argparse.Namespace) -> bool:
@@ -31,15 +29,15 @@ def check_expected(cfg: Any, arguments: argparse.Namespace) -> None:
         arguments: the command line.
 
     Raises:
-        UserError: if there are no expected metrics, one is not in Detectron2's form, or deciding
-            settings differ from the recipe's.
+        UserError: if there are no expected metrics, one is not in Detectron2's form, or settings
+            differ from the recipe's.
     """
     if not is_requested(arguments):
         return
     rows = cfg.TEST.EXPECTED_RESULTS
     if not rows:
         raise UserError(
-            f"{_FLAG}: {arguments.config or arguments.weights} names no {_KEY}; give them, for "
+            f"{FLAG}: {arguments.config or arguments.weights} names no {_KEY}; give them, for "
             f"example {_KEY} \"[['bbox', 'AP', 38.2, 0.4]]\""
         )
     for row in rows:
@@ -50,16 +48,42 @@ def check_expected(cfg: Any, arguments: argparse.Namespace) -> None:
             )
         if row[0] == "segm" and not cfg.MODEL.MASK_ON:
             raise UserError(f"{_KEY}: {row!r}, and MODEL.MASK_ON is False: no masks are evaluated")
-    if _KEY in arguments.opts[::2] or arguments.config is None:
+    _refuse_others(as_dict(cfg), arguments)
+
+
+def check_expected_start(
+    cfg: Any,
+    arguments: argparse.Namespace,
+    start: Initialization | None,
+    trained: Detector | None = None,
+) -> None:
+    """Refuses a comparison of weights that the recipe's figures are not of, before training.
+
+    Args:
+        cfg: the run's configuration, adapted to weights and data.
+        arguments: the command line.
+        start: the weights before fine-tuning; None if they are not recorded.
+        trained: the detector that is only evaluated.
+
+    Raises:
+        UserError: if the weights are others, or settings that belong to them, or the detector was
+            trained otherwise.
+    """
+    if not is_requested(arguments) or _KEY in arguments.opts[::2]:
         return
-    plain = copy.copy(arguments)
-    plain.opts, plain.lr, plain.norm, plain.scale_to_batch = [], None, None, None
-    changes = contrast(deciding("detection", resolve(plain)), deciding("detection", cfg))
-    if changes:
-        raise UserError(
-            f"{_FLAG}: {arguments.config} says what to expect of it as it is, and this run "
-            f"differs: {in_lines(changes)}"
-        )
+    for settings in (as_dict(cfg), *([] if trained is None else [trained.config])):
+        _refuse_others(settings, arguments)
+    expected, name = cfg.TEST.EXPECTED_START, arguments.config or arguments.weights
+    if not expected.METHODS:
+        print(f"assumed: {name}'s {_KEY} are of such weights; no TEST.EXPECTED_START says of which")
+    refuse_other_start(name, start, expected.METHODS, expected.EPOCHS or None)
+
+
+def _refuse_others(settings: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Refuses settings that are not the recipe's; a detector of its own has none."""
+    if _KEY not in arguments.opts[::2] and arguments.config is not None:
+        recipe = as_dict(load_config(arguments.config))
+        refuse_other_settings("detection", arguments.config, recipe, settings)
 
 
 def _is_row(row: Any) -> bool:

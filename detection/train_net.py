@@ -38,7 +38,7 @@ from detection.config import CONFIGS, RANDOM, as_dict, config_of, load_config
 from detection.curves import draw_curves
 from detection.demo import demonstrate
 from detection.evaluators import summarize
-from detection.expected import check_expected, is_requested
+from detection.expected import check_expected, check_expected_start, is_requested
 from detection.machines import launch
 from detection.pictures import write_pictures
 from detection.session import (
@@ -217,6 +217,7 @@ def prepare(
             print(f"as belongs to {cfg.MODEL.WEIGHTS}: {', '.join(changed)}")
         if (assumed := weights.assumption(cfg, content, given)) is not None:
             print(assumed)
+    check_expected_start(cfg, arguments, initialization(cfg, content))
     cfg.freeze()
     allow = getattr(arguments, "allow_config_change", False)
     earlier = continuation(cfg, content, images, allow, getattr(arguments, "resume", False))
@@ -262,6 +263,7 @@ def prepare_evaluation(
     content["architecture"] = built.as_json()
     datasets.fit_to_data(cfg, found, None)  # without masks, only boxes are tested
     check_settings(cfg, str(file))
+    check_expected_start(cfg, arguments, None if record is None else record.initialization, record)
     cfg.freeze()
     images = datasets.described(found)
     seen = {} if record is None else {own: record.dataset.get(own) for own in record.train}

@@ -176,6 +176,7 @@ class Expectation:
         value: in %.
         tolerance: maximum absolute difference, in percentage points.
         source: where the value was read or measured.
+        epochs: of the pretraining; null for any number.
     """
 
     pretraining: str = MISSING
@@ -183,6 +184,7 @@ class Expectation:
     value: float = MISSING
     tolerance: float = MISSING
     source: str = MISSING
+    epochs: int | None = None
 
 
 @dataclass

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.evaluation.backbone import RANDOM, EvaluatedBackbone
 from intl_transfer.evaluation.config import EvaluationConfig, Expectation
-from intl_transfer.runs.changes import in_lines
-from intl_transfer.runs.settings import contrast, deciding
+from intl_transfer.runs.expected import FLAG, refuse_other_settings, refuse_other_start
 
 
 def expectations(
@@ -29,27 +28,25 @@ def expectations(
         subject: the backbone.
 
     Raises:
-        UserError: if there are no expected results: deciding settings differ from the recipe's, or
-            the recipe has none for this backbone.
+        UserError: if there are no expected results: settings differ from the recipe's, or the
+            recipe has none for this backbone.
     """
-    settings = [deciding("evaluation", dataclasses.asdict(item)) for item in (recipe, config)]
-    changes = contrast(*settings)
-    if changes:
-        raise UserError(
-            f"--check-expected: {name} says what to expect of it as it is, and this run differs: "
-            f"{in_lines(changes)}"
-        )
+    settings = [dataclasses.asdict(item) for item in (recipe, config)]
+    refuse_other_settings("evaluation", name, *settings)
     if not config.expected:
-        raise UserError(f"--check-expected: {name} names no expected results")
+        raise UserError(f"{FLAG}: {name} names no expected results")
     pretraining = pretraining_of(weights, subject)
     found = [item for item in config.expected if item.pretraining == pretraining]
     if not found:
         known = list(dict.fromkeys(item.pretraining for item in config.expected))
         hint = did_you_mean(pretraining, known) if pretraining else ""
         raise UserError(
-            f"--check-expected: {name} names results for backbones by {', '.join(known)}; these "
+            f"{FLAG}: {name} names results for backbones by {', '.join(known)}; these "
             f"weights are by {pretraining or 'a pretraining that they do not name'}.{hint}"
         )
+    for item in found:
+        # A configuration of that name may have been shortened.
+        refuse_other_start(name, subject.initialization, (), item.epochs)
     return found
 
 

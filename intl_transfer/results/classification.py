@@ -21,6 +21,7 @@ from intl_transfer.results.run import IMAGENET
 from intl_transfer.results.samples import (
     Sample,
     distinguished,
+    held_against_published,
     one_protocol_each,
     pretrained,
     sample_of,
@@ -60,9 +61,9 @@ def classification_tables(collection: Collection, published: bool = False) -> li
         protocol.
     """
     runs = with_keys([*collection.evaluations, *pretrained(collection)])
-    samples = distinguished([sample_of(run) for run in runs])
+    samples = held_against_published(distinguished([sample_of(run) for run in runs]))
     linear: dict[tuple[str, int], list[Sample]] = defaultdict(list)
-    small, others = [], defaultdict(list)
+    small, others, comparable = [], defaultdict(list), []
     for sample in samples:
         where = (sample.kind, sample.backbone)
         imagenet = sample.dataset == IMAGENET[0]
@@ -75,19 +76,26 @@ def classification_tables(collection: Collection, published: bool = False) -> li
             others[
                 sample.kind, sample.dataset, sample.backbone, sample.protocol, sample.group
             ].append(sample)
-    tables = [_linear_table(key[0], found) for key, found in sorted(linear.items())]
+    tables = []
+    for key, found in sorted(linear.items()):
+        tables.append(_linear_table(key[0], found))
+        if not found[0].deviations:
+            comparable.append(tables[-1])
     if published:
-        if not tables:
-            tables = [Table(f"{_LINEAR_TITLE}, published only", ("linear",), [])]
-        for table in tables:
+        if not comparable:
+            comparable = [Table(f"{_LINEAR_TITLE}, published only", ("linear",), [])]
+            tables += comparable
+        for table in comparable:
             _finish_linear(table)
     joint, rest = one_protocol_each(small)
     for sample in rest:
         others[sample.kind, sample.dataset, sample.backbone, sample.protocol, sample.group].append(
             sample
         )
-    tables += _small_tables(joint, published)
+    deviates = any(sample.deviations for sample in joint)
+    tables += _small_tables(joint, published and not deviates)
     if published:
+        tables += _small_tables([], True) if deviates else []
         tables += _online_tables()
     tables += [_other_table(key, found) for key, found in sorted(others.items())]
     if published:
@@ -176,6 +184,8 @@ def _small_tables(samples: Sequence[Sample], published: bool) -> list[Table]:
     tasks = tuple(name for name in SMALL if name in present)
     title = _SMALL_TITLE + ("" if samples else ", published only")
     protocols = {s.dataset: s.protocol for s in samples if s.kind == "linear"}
+    of_neighbors = [s for s in samples if s.kind == "knn" and s.deviations]
+    protocols |= {f"{s.dataset} 5-NN": s.protocol for s in of_neighbors}
     if len(set(protocols.values())) == 1:
         title += f" ({next(iter(protocols.values()))})"
     elif protocols:

@@ -173,12 +173,12 @@ def _stated(path: Path, config: Mapping[str, Any]) -> _Stated:
         base_lr, steps = float(solver["BASE_LR"]), tuple(map(int, solver["STEPS"]))
         train, test = list(config["DATASETS"]["TRAIN"]), list(config["DATASETS"]["TEST"])
         built = architecture({**config, "MODEL": {**model, "RESNETS": {**model["RESNETS"]}}})
-        name, first = str(test[0]), str(train[0])
+        name, sets = str(test[0]), list(map(str, train))
         return _Stated(
             built,
-            Dataset(name=name, train=list(map(str, train)), layout=_layout(name)),
+            Dataset(name=name, train=sets, layout=_layout(name)),
             Schedule(
-                name=schedule_name(first, iterations, steps, batch),
+                name=schedule_name(sets, iterations, steps, batch),
                 iterations=iterations,
                 batch_size=batch,
                 base_lr=base_lr,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from intl_transfer.results.notes import NOT_STATED_NOTE, provenance_notes
 from intl_transfer.results.power import primary_columns
+from intl_transfer.results.protocols import contradictions
 from intl_transfer.results.rows import CHOSEN, Column, Metrics, Part, Row, Table
 from intl_transfer.results.run import METRICS, TASKS, Run, pretrainings_of
 from intl_transfer.results.starts import assumed_note
@@ -23,6 +24,7 @@ NORM = "MODEL.RESNETS.NORM"
 _NORMS = ("naiveSyncBN", "SyncBN")
 _FREEZE_AT = "MODEL.BACKBONE.FREEZE_AT"
 _RATE = "SOLVER.BASE_LR"
+_SETS = "dataset.names"
 SAME_SEED_NOTE = "of pretrainings with the same seed, the newest one counts"
 SAME_SEED_UNDATED_NOTE = (
     "of pretrainings with the same seed, no times say which is the newest; all count"
@@ -49,7 +51,7 @@ def measured_tables(runs: Sequence[Run], lr_selection: LrSelection = "separate")
     for key, members in sorted(blocks.items()):
         without = {_RATE} if key[5] == CHOSEN else set()
         found = _split(members, without)
-        words = apart([_differing(one) for one in found])
+        words = apart([_differing(key, one) for one in found])
         tables += [_table(key, *pair) for pair in zip(found, words, strict=True)]
     return tables
 
@@ -117,17 +119,22 @@ def comparable_settings(run: Run, without: Iterable[str] = ()) -> Mapping[str, A
     return {key: comparable(value) for key, value in protocol(run, without).items()}
 
 
-def _differing(found: Group[Run]) -> dict[str, Any]:
-    """What sets a table apart from its neighbors."""
+def _differing(key: tuple[str, ...], found: Group[Run]) -> dict[str, Any]:
+    """What sets a table apart from its neighbors, and from the published protocol."""
+    name, architecture, schedule, *_ = key
     frozen = _frozen(found.members)
+    stated = stated_by(found.members)
+    # Results without a configuration state their training sets alone.
+    sets = {"DATASETS.TRAIN": stated[_SETS]} if _SETS in stated else {}
+    contradicting = contradictions((name, architecture, schedule), {**sets, **stated})
     # Stated even if nothing else is.
-    return {**found.differing, **({_FREEZE_AT: frozen} if frozen else {})}
+    return {**found.differing, **({_FREEZE_AT: frozen} if frozen else {}), **contradicting}
 
 
 def _table(key: tuple[str, ...], found: Group[Run], words: str) -> Table:
     """A table, given what sets it apart from its neighbors in words."""
     name, architecture, schedule, iterations, batch, lr, further = key
-    runs, differing = found.members, _differing(found)
+    runs, differing = found.members, _differing(key, found)
     tasks = _in_order({task: None for run in runs for task in run.tasks})
     differences = ", ".join(text for text in (further, words) if text)
     standard = not further and set(differing) <= {_FREEZE_AT, NORM} and not deviations(runs)

@@ -10,12 +10,13 @@ import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from intl_transfer.results.collect import Collection
+from intl_transfer.results.protocols import contradictions
 from intl_transfer.results.run import Run, set_name
 from intl_transfer.results.starts import assumed_note, initialization_of, start_of_pretraining
 from intl_transfer.runs.records import (
@@ -26,7 +27,7 @@ from intl_transfer.runs.records import (
     Manifest,
     PretrainRun,
 )
-from intl_transfer.runs.settings import below, comparable, deciding, group, select
+from intl_transfer.runs.settings import IMPLIED, below, comparable, deciding, group, select
 from intl_transfer.runs.wording import apart, in_words
 
 _OTHER_IMAGES = "on other images than the evaluations"
@@ -47,6 +48,7 @@ class Sample:
         metrics: values by name.
         from_pretraining: measured during pretraining.
         notes: footnotes.
+        deviations: the settings that contradict the published protocol, by dotted key.
     """
 
     run: Run
@@ -56,6 +58,7 @@ class Sample:
     from_pretraining: bool = False
     notes: tuple[str, ...] = ()
     group: int = 0
+    deviations: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def results(self) -> EvaluationResults:
@@ -256,6 +259,37 @@ def distinguished(samples: Sequence[Sample]) -> list[Sample]:
                 for s in agreeing.members
             ]
     return sorted(found, key=lambda s: order[id(s.run)])
+
+
+def held_against_published(samples: Sequence[Sample]) -> list[Sample]:
+    """Adds to protocols, and to their texts, what contradicts the published one.
+
+    Args:
+        samples: from :func:`distinguished`.
+    """
+    alike: dict[tuple[Any, ...], list[Sample]] = defaultdict(list)
+    for s in samples:
+        alike[s.dataset, s.backbone, s.kind, s.protocol, s.group].append(s)
+    found = {}
+    for (dataset, backbone, kind, text, _), members in alike.items():
+        # Results without a configuration do not state what one of an earlier version implies.
+        stated = {
+            key: value
+            for s in members
+            for key, value in s.settings.items()
+            if s.run.manifest.config or key not in IMPLIED["evaluation"]
+        }
+        deviations = contradictions((dataset, backbone, kind), stated)
+        told = members[0].results.protocol  # of which the text is
+        further = {
+            key: value
+            for key, value in deviations.items()
+            if key.rpartition(".")[2] not in told and in_words({key: value}) not in text
+        }
+        whole = ", ".join(filter(None, (text, in_words(further))))
+        for s in members:
+            found[id(s)] = dataclasses.replace(s, protocol=whole, deviations=deviations)
+    return [found[id(s)] for s in samples]
 
 
 def _joined(*notes: tuple[str, ...]) -> tuple[str, ...]:

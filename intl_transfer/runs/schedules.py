@@ -9,40 +9,42 @@ from typing import Any
 BATCH = 16
 #: The key of a fine-tuning's batch size.
 BATCH_KEY = "SOLVER.IMS_PER_BATCH"
-# (family of data sets, iterations, iterations at which the learning rate drops): name
-_PUBLISHED: dict[tuple[str, int, tuple[int, ...]], str] = {
-    ("coco_2017", 90_000, (60_000, 80_000)): "1x",
-    ("coco_2017", 180_000, (120_000, 160_000)): "2x",
-    ("voc", 24_000, (18_000, 22_000)): "24k",
+_COCO = frozenset({"coco_2017_train"})
+_VOC = frozenset({"voc_2007_trainval", "voc_2012_trainval"})
+# (training sets, iterations, iterations at which the learning rate drops): name
+_PUBLISHED: dict[tuple[frozenset[str], int, tuple[int, ...]], str] = {
+    (_COCO, 90_000, (60_000, 80_000)): "1x",
+    (_COCO, 180_000, (120_000, 160_000)): "2x",
+    (_VOC, 24_000, (18_000, 22_000)): "24k",
 }
 
 
-def schedule_name(dataset: str, iterations: int, steps: Sequence[int], batch: int) -> str:
+def schedule_name(
+    datasets: Sequence[str], iterations: int, steps: Sequence[int], batch: int
+) -> str:
     """The name under which results may be compared.
 
     Args:
-        dataset: the training set.
+        datasets: all training sets, in any order.
         iterations: of the training.
         steps: at which the learning rate drops.
         batch: images per batch.
 
     Returns:
-        ``1x``, ``2x`` or ``24k`` if data set, iterations, steps and batch size are the published
-        ones; ``1x-batch8`` for the same number of images (also at learning rate drops) with another
-        batch size; otherwise the family and the number of iterations, ``shapes-300``.
+        ``1x``, ``2x`` or ``24k`` if training sets, iterations, steps and batch size are the
+        published ones; ``1x-batch8`` for the same number of images (also at learning rate drops)
+        with another batch size; otherwise the family of the first training set and the number of
+        iterations, ``shapes-300``.
     """
-    family = dataset_family(dataset)
     for (of, published, drops), name in _PUBLISHED.items():
         here = (scaled(published, BATCH, batch), tuple(scaled(d, BATCH, batch) for d in drops))
-        if of == family and here == (iterations, tuple(steps)):
+        # A set that is named twice is trained on twice as often.
+        if (of, len(of)) == (frozenset(datasets), len(datasets)) and here == (
+            iterations,
+            tuple(steps),
+        ):
             return name if batch == BATCH else f"{name}-batch{batch}"
-    return f"{family.split('_')[0]}-{iterations}"
-
-
-def dataset_family(name: str) -> str:
-    """A data set's family: ``coco_2017`` for ``coco_2017_train``, ``voc`` for ``voc_2007_test``."""
-    words = name.split("_")
-    return "_".join(words[:2]) if words[0] == "coco" and len(words) > 1 else words[0]
+    return f"{datasets[0].split('_')[0]}-{iterations}"
 
 
 def scaled(iterations: int, batch: int, other: int) -> int:

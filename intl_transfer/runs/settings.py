@@ -191,7 +191,9 @@ RULES: dict[str, tuple[Rule, ...]] = {
         *_free(_LOADING, "DATALOADER.NUM_WORKERS"),
         *_free(_SAVING, "SOLVER.CHECKPOINT_PERIOD"),
         *_free("evaluations on the way change no weight; the last one counts", "TEST.EVAL_PERIOD"),
-        *_free("compared with the figures at the end", "TEST.EXPECTED_RESULTS"),
+        *_free(
+            "compared with the figures at the end", "TEST.EXPECTED_RESULTS", "TEST.EXPECTED_START.*"
+        ),
         *_free(_TELLING, "VIS_PERIOD"),
         Rule("CONTROL.*", "control", _CONTROL),
         *_free(_ALL_LABELS, "DATASETS.LABELS.SEED", when=("DATASETS.LABELS.FRACTION", (1, 1.0))),
@@ -269,9 +271,15 @@ class Synonym:
 
 
 #: By stage, the values that :func:`select` writes as one. Only IterNorm has a formula for the
-#: weight of the trace loss; without one, null is no trace loss.
+#: weight of the trace loss; without one, null is no trace loss. A rate given for the batch size
+#: that is used is not scaled. Earlier versions of Detectron2 wrote the weight decay of biases, at
+#: its default that of all weights, in full.
 SYNONYMS: dict[str, tuple[Synonym, ...]] = {
     "pretrain": (Synonym("loss.trace_weight", None, 0.0, when=("loss.method", _OTHER_TRANSFORM)),),
+    "evaluation": (Synonym("optim.base_batch_size", 256, None, when=("optim.batch_size", (256,))),),
+    "detection": (
+        Synonym("SOLVER.WEIGHT_DECAY_BIAS", 0.0001, None, when=("SOLVER.WEIGHT_DECAY", (0.0001,))),
+    ),
 }
 
 

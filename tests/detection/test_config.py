@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from detectron2.config import CfgNode, get_cfg
 
@@ -9,7 +11,10 @@ from detection.weights import follow_settings
 from intl_transfer.conversion.settings import CAFFE, config_values
 from intl_transfer.data.detection_roles import classes_in
 from intl_transfer.errors import UserError
+from intl_transfer.results.protocols import protocols
 from intl_transfer.runs.architectures import architecture
+from intl_transfer.runs.settings import deciding
+from scripts import write_protocols
 
 COCO_SIZES = (640, 672, 704, 736, 768, 800)
 VOC_SIZES = (480, 512, 544, 576, 608, *COCO_SIZES)
@@ -213,9 +218,45 @@ def test_a_changed_schedule_loses_its_name():
     assert schedule_name(load_config("shapes_voc_R18_C4")).startswith("shapes-")
     one_x = load_config("coco_R50_C4_1x", ["SOLVER.IMS_PER_BATCH", "8"])
     assert schedule_name(one_x) == "coco-90000"  # half the images
+    voc = "('voc_2007_trainval',)", "('voc_2012_trainval', 'voc_2007_trainval')"
+    names = [schedule_name(load_config("voc_R50_C4", ["DATASETS.TRAIN", sets])) for sets in voc]
+    assert names == ["voc-24000", "24k"]  # fewer images; the order decides nothing
+    on_tests = load_config("coco_R50_C4_1x", ["DATASETS.TRAIN", "('coco_2017_val',)"])
+    assert schedule_name(on_tests) == "coco-90000"
     # As many images as the published 1x, in batches of 8.
     two_x = load_config("coco_R50_C4_2x", ["SOLVER.IMS_PER_BATCH", "8"])
     assert schedule_name(two_x) == "1x-batch8"
+
+
+def test_protocols_of_published_results_are_those_of_the_recipes():
+    written = json.loads(write_protocols.PLACE.read_text())
+    assert written == json.loads(json.dumps(write_protocols.entries())), (
+        "run scripts/write_protocols.py"
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "recipe", "further"),
+    [
+        ("COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml", "coco_R50_C4_1x", set()),
+        (
+            *("COCO-InstanceSegmentation/mask_rcnn_R_50_C4_3x.yaml", "coco_R50_C4_2x"),
+            {"SOLVER.MAX_ITER", "SOLVER.STEPS"},
+        ),
+        (
+            *("PascalVOC-Detection/faster_rcnn_R_50_C4.yaml", "voc_R50_C4"),
+            {"SOLVER.MAX_ITER", "SOLVER.STEPS"},
+        ),
+    ],
+)
+def test_published_protocols_are_detectron2s_files_but_for_what_moco_changed(file, recipe, further):
+    """Every layer trained, batch norm over all GPUs, one more in the head, precise statistics."""
+    (published,) = (one for one in protocols() if one.recipe == recipe)
+    changed = published.contradicted(deciding("detection", as_dict(zoo(file))))
+    assert changed.keys() == {
+        *("MODEL.BACKBONE.FREEZE_AT", "MODEL.RESNETS.NORM", "MODEL.ROI_HEADS.NAME"),
+        *("TEST.PRECISE_BN.ENABLED", *further),
+    }
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
@@ -288,6 +329,7 @@ def test_files_over_files_are_detectron2s(tmp_path):
         expected.CUSTOM_DATASETS = CfgNode(new_allowed=True)
         expected.SEED = 0
         expected.DATASETS.LABELS = CfgNode({"FRACTION": 1.0, "SEED": 0, "LIST": ""})
+        expected.TEST.EXPECTED_START = CfgNode({"METHODS": [], "EPOCHS": 0})
         off = {"SHUFFLE_LABELS": False, "NOISE": 0.0, "PERMUTE_WEIGHTS": False}
         expected.CONTROL = CfgNode(off)
         expected.merge_from_other_cfg(CfgNode(CfgNode.load_yaml_with_base(str(file))))

@@ -8,11 +8,12 @@ import pytest
 from detectron2.evaluation import verify_results
 
 from detection.config import CONFIGS, load_config
-from detection.expected import check_expected, is_requested
+from detection.expected import check_expected, check_expected_start, is_requested
 from detection.settings import resolve
 from intl_transfer.errors import UserError
 from intl_transfer.results.published import published_detection
 from intl_transfer.runs import read_manifest
+from intl_transfer.runs.records import Initialization, PretrainRun, Provenance
 from tests.detection.conftest import TINY, train_net
 from tests.detection.test_settings import arguments
 
@@ -55,6 +56,10 @@ def test_figures_of_recipes_are_published_ones():
             ]
             assert value in figures, (path.stem, task, value, figures)
             assert 0 < tolerance < 1
+        epochs = {row.epochs for row in rows if row.method in methods} if "INTL" in methods else {0}
+        start = load_config(path.name).TEST.EXPECTED_START
+        assert {start.EPOCHS} == epochs
+        assert methods & {*start.METHODS} or {start.METHODS[0]} in ({"random"}, {"supervised"})
     assert len(found) == 7
 
 
@@ -70,6 +75,51 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_built():
     # Figures of one's own are for settings of one's own.
     own = "[['bbox', 'AP', 1.0, 0.5]]"
     requested("coco_R50_C4_1x", KEY, own, "SOLVER.MAX_ITER", "90001", check_expected=False)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("CONTROL.SHUFFLE_LABELS", "True"),
+        ("CONTROL.NOISE", "1.0"),
+        ("MODEL.PIXEL_STD", "[1.0, 1.0, 1.0]"),
+        ("SOLVER.IMS_PER_BATCH", "8"),
+    ],
+)
+def test_controls_and_other_pixels_are_not_compared(key, value):
+    with pytest.raises(UserError, match=f"as it is, .*{key}"):
+        requested("voc_R50_C4_scratch", key, value)
+
+
+def start(method, epochs=None):
+    kind = method if method in ("random", "supervised") else "pretrained"
+    run = PretrainRun(method=method, epochs=epochs)
+    return Initialization(kind=kind, method=method, provenance=Provenance(pretrain_run=run))
+
+
+@pytest.mark.parametrize(
+    ("config", "right", "others"),
+    [
+        ("coco_R50_C4_1x_scratch", start("random"), [start("MoCo v2", 200), start("supervised")]),
+        (
+            *("coco_R50_C4_1x_supervised_msra", start("supervised")),
+            [start("random"), start("INTL", 200), Initialization(), None],
+        ),
+        (
+            *("coco_R50_C4_2x_intl", start("INTL", 200)),
+            [start("BYOL", 200), start("INTL", 800), start("INTL"), start("INTL", "?")],
+        ),
+    ],
+)
+def test_figures_are_compared_with_those_of_their_own_weights_alone(config, right, others):
+    words = arguments(config=config, check_expected=True)
+    check_expected_start(load_config(config), words, right)
+    for other in others:
+        with pytest.raises(UserError, match=f"{config} says what to expect of weights by "):
+            check_expected_start(load_config(config), words, other)
+    changed = load_config(config, ["INPUT.FORMAT", "RGBA"])  # as the weights' file might say
+    with pytest.raises(UserError, match=r"INPUT\.FORMAT"):
+        check_expected_start(changed, words, right)
 
 
 @pytest.mark.parametrize(

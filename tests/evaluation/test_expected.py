@@ -14,7 +14,9 @@ from intl_transfer.evaluation.command import CONFIGS, configuration
 from intl_transfer.evaluation.config import Expectation
 from intl_transfer.evaluation.expected import compare, expectations
 from intl_transfer.results.published import read_published
+from intl_transfer.runs.config import load_config
 from intl_transfer.runs.records import Initialization, PretrainRun, Provenance
+from pretrain.config import PretrainConfig
 from tests.evaluation.test_stage import words
 
 
@@ -32,11 +34,14 @@ def test_values_of_recipes_are_the_published_ones():
         if row["method"] == "INTL"
         for kind, value in zip(("top-1", "5-NN", "top-5"), row["values"], strict=True)
     }
-    pretrainings = {path.stem for path in (CONFIGS.parent / "pretrain").glob("*.yaml")}
+    folder = CONFIGS.parent / "pretrain"
+    pretrainings = {path.stem for path in folder.glob("*.yaml")}
     checked = 0
     for path in CONFIGS.glob("*.yaml"):
         for item in configuration(path.stem, []).expected:
             assert item.pretraining in pretrainings
+            pretraining = load_config(PretrainConfig, item.pretraining, [], folder)
+            assert item.epochs == pretraining.optim.epochs
             dataset, _, epochs, *views = item.pretraining.split("_")
             if dataset == "imagenet":
                 method = "INTL, multi-crop + EMA" if views else "INTL, two views"
@@ -56,8 +61,8 @@ def test_what_is_expected_is_not_handed_on():
     assert only.pretraining == "cifar100_r18_ep1000"
 
 
-def subject(recipe):
-    run = PretrainRun(config_name=recipe)
+def subject(recipe, epochs=1000):
+    run = PretrainRun(config_name=recipe, epochs=epochs)
     return EvaluatedBackbone(
         None,
         512,
@@ -66,15 +71,20 @@ def subject(recipe):
     )
 
 
-def requested(name, *overrides, recipe="cifar10_r18_ep1000"):
+def requested(name, *overrides, recipe="cifar10_r18_ep1000", epochs=1000):
     found = configuration(name, list(overrides)), configuration(name, [])
-    return expectations(name, *found, "weights", subject(recipe))
+    return expectations(name, *found, "weights", subject(recipe, epochs))
 
 
 def test_what_cannot_be_compared_is_refused():
     assert requested("cifar10_linear", "data.workers=2", "seed=3")[0].value == 92.6
     with pytest.raises(UserError, match=r"cifar10_linear .* as it is, .*optim.lr"):
         requested("cifar10_linear", "optim.lr=0.02")
+    for key, value in (("shuffle_labels", "true"), ("noise", "1.0"), ("permute_weights", "true")):
+        with pytest.raises(UserError, match=rf"as it is, .*control\.{key}"):
+            requested("cifar10_linear", f"control.{key}={value}")
+    with pytest.raises(UserError, match=r"of weights of 1000 epochs; these weights are of 2 "):
+        requested("cifar10_linear", epochs=2)
     with pytest.raises(UserError, match="shapes_linear names no expected results"):
         requested("shapes_linear")
     with pytest.raises(UserError, match="these weights are by cifar100_r18_ep1000"):

@@ -11,8 +11,10 @@ from unittest import mock
 import yaml
 
 from intl_transfer.methods import METHODS
+from intl_transfer.results.protocols import protocols
 from intl_transfer.runs import RunDirectory, write_json
 from intl_transfer.runs.records import GitState
+from intl_transfer.runs.settings import is_fact, nested
 
 TIME = "2024-05-01T12:00:00+00:00"
 SHA = "a" * 64
@@ -66,6 +68,17 @@ def start_of(method: str, sha: str = SHA, **run) -> dict:
     }
 
 
+def recipe_config(recipe, **changes) -> dict:
+    """The configuration of a recipe that published results follow; changes by key, with `__`."""
+    (published,) = (one for one in protocols() if one.recipe == recipe)
+    settings = {
+        key: value
+        for key, value in published.settings.items()
+        if not is_fact(key) and not key.startswith("protocol.")
+    }
+    return nested({**settings, **{key.replace("__", "."): v for key, v in changes.items()}})
+
+
 def detection_run(
     root, name, ap=30.0, *, method="INTL", seed=0, sha=SHA, layout="coco", config=None, **changes
 ):
@@ -78,7 +91,7 @@ def detection_run(
             "name": "coco_2017_val" if coco else "voc_2007_test",
             "train": [],
             "layout": layout,
-            "images": 5000,
+            "images": 5000 if coco else 4952,
         },
         "architecture": {
             "meta": "Mask R-CNN" if coco else "Faster R-CNN",
@@ -131,7 +144,7 @@ def pretraining_run(root, name="pretrain", sha=SHA, *, method="INTL", seed=0, cu
             "data": {"name": results.get("dataset", "shapes")},
             "optim": {"epochs": results.get("epochs", 20)},
             "loss": {"method": LOSSES.get(method, method)},
-            "knn": {"k": 5, "train": None},
+            "knn": {"k": 5, "train": None, **results.pop("knn", {})},
         },
         seed=seed,
         method=method,
@@ -160,6 +173,7 @@ def evaluation_run(root, name, *, kind="linear", dataset="cifar10", seed=0, **ch
         kind, {"epochs": 20, "labels_percent": 1}
     )
     origin = changes.pop("origin", {})
+    config = changes.pop("config", {})
     results = {
         "stage": "evaluation",
         "kind": kind,
@@ -177,7 +191,7 @@ def evaluation_run(root, name, *, kind="linear", dataset="cifar10", seed=0, **ch
         stage="evaluation",
         name=name,
         config_name="c",
-        config={},
+        config=config,
         seed=seed,
     )
     run.finish(results)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from intl_transfer.results import TableOptions, build_tables, collect, render
-from tests.results.synthetic import evaluation_run, pretraining_run, write_results
+from tests.results.synthetic import evaluation_run, pretraining_run, recipe_config, write_results
 
 
 def tables_of(root, published=False):
@@ -155,12 +155,67 @@ def test_other_neighbors_are_another_table(tmp_path):
     }
 
 
+def taking_published(root):
+    """The titles of measured tables that have published rows, and of those that have none."""
+    tables = [t for t in tables_of(root, True) if any(not row.published for row in t.rows)]
+    return [
+        [t.title for t in tables if any(row.published for row in t.rows) == with_published]
+        for with_published in (True, False)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, ""),
+        ({"optim__lr": 0.4}, ""),  # of models pretrained with multi-crop
+        ({"optim__base_batch_size": None}, ""),  # at a batch of 256, the same rate
+        ({"data__crop_pct": 1.0}, "crop pct 1"),
+        ({"data__scale_min": 0.9}, "scale min 0.9"),
+        ({"data__interpolation": "bicubic"}, "interpolation bicubic"),
+        ({"optim__momentum": 0.0}, "momentum 0"),
+        ({"optim__milestones": [1]}, "milestones [1]"),
+        ({"optim__head_std": 1.0}, "head std 1"),
+        ({"data__subset": "a.txt"}, "subset a.txt"),
+    ],
+)
+def test_published_rows_stand_beside_their_own_linear_evaluation_alone(tmp_path, changes, named):
+    """What contradicts it is named by the title, although no other run differs."""
+    config = recipe_config("imagenet_linear", **changes)
+    protocol = {"epochs": 100, "batch_size": 256, "lr": config["optim"]["lr"]}
+    imagenet(tmp_path, 100, 0, 73.0, protocol=protocol, config=config)
+    taking, others = taking_published(tmp_path)
+    assert (len(taking), len(others)) == ((0, 1) if named else (1, 0))
+    assert all(named in title for title in others)
+
+
+def test_published_rows_stand_beside_their_own_evaluation_of_small_sets_alone(tmp_path):
+    """Of one's own kind and of neighbors, each contradiction in the words of its column."""
+    linear = {"epochs": 500, "batch_size": 1000, "lr": 0.01, "optimizer": "adam"}
+    config = recipe_config("cifar10_linear")
+    evaluation_run(tmp_path, "a", config=config, protocol=linear, epoch=500)
+    evaluation_run(tmp_path, "k", kind="knn", config=recipe_config("cifar10_knn"))
+    taking, others = taking_published(tmp_path)
+    assert (len(taking), len(others)) == (1, 0)
+    other = recipe_config("cifar100_knn", data__size=64)
+    evaluation_run(tmp_path, "l", kind="knn", dataset="cifar100", config=other)
+    taking, others = taking_published(tmp_path)
+    assert taking == []
+    assert "cifar100 5-NN: k = 5, size 64" in others[0]
+    titles = [table.title for table in tables_of(tmp_path, True)]
+    assert sum(title.endswith("5-NN, linear top-5, published only") for title in titles) == 1
+
+
 def test_small_data_sets_are_one_row_a_method(tmp_path):
     for dataset, top1 in (("cifar10", 92.0), ("cifar100", 70.0)):
         name = f"{dataset}_r18_ep1000"
         origin = {"config_name": name, "epochs": 1000, "dataset": dataset, "sha": dataset}
-        evaluation_run(tmp_path, f"l{dataset}", dataset=dataset, top1=top1, origin=origin)
+        protocol = {"protocol": {"epochs": 500}, "epoch": 500}
+        evaluation_run(
+            tmp_path, f"l{dataset}", dataset=dataset, top1=top1, origin=origin, **protocol
+        )
         more = {"dataset": dataset, "epochs": 1000, "knn_accuracy": top1 - 3}
+        more |= {"knn": {"crop_pct": 1.0}}
         pretraining_run(tmp_path, f"p{dataset}", dataset, config_name=name, **more)
     (table,) = tables_of(tmp_path)
     assert table.columns() == [

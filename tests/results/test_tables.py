@@ -17,7 +17,14 @@ from intl_transfer.results.published import (
     published_small,
     read_published,
 )
-from tests.results.synthetic import detection_run, figures, fixed, pretraining_run, start_of
+from tests.results.synthetic import (
+    detection_run,
+    figures,
+    fixed,
+    pretraining_run,
+    recipe_config,
+    start_of,
+)
 
 MADE = {"loss.iterations": 4, "optim.epochs": 20}
 PLAN = {"name": "1x", "iterations": 90000, "batch_size": 16, "base_lr": 0.02}
@@ -575,6 +582,51 @@ def test_another_protocol_alone_takes_no_published_rows(tmp_path, config):
     detection_run(tmp_path, "a", config=config)
     for table in tables_of(tmp_path, True):
         assert len({row.published for row in table.rows}) == 1, table.title
+
+
+VOC07 = ["voc_2007_trainval"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "named"),
+    [
+        ("coco_R50_C4_1x", {}, ""),
+        ("coco_R50_C4_1x", {"MODEL__RESNETS__NORM": "SyncBN"}, ""),
+        ("coco_R50_C4_1x", {"SOLVER__WEIGHT_DECAY_BIAS": 0.0001}, ""),  # what None stands for
+        ("coco_R50_C4_1x", {"TEST__PRECISE_BN__ENABLED": False}, "without TEST.PRECISE_BN.ENABLED"),
+        ("coco_R50_C4_1x", {"MODEL__ROI_HEADS__NAME": "Res5ROIHeads"}, "Res5ROIHeads"),
+        ("coco_R50_C4_1x", {"SOLVER__GAMMA": 0.5}, "SOLVER.GAMMA 0.5"),
+        ("coco_R50_C4_1x", {"SOLVER__WEIGHT_DECAY": 0.01}, "SOLVER.WEIGHT_DECAY 0.01"),
+        ("coco_R50_C4_1x", {"SOLVER__LR_SCHEDULER_NAME": "WarmupCosineLR"}, "WarmupCosineLR"),
+        ("coco_R50_C4_1x", {"DATASETS__TRAIN": ["coco_2017_val"]}, "coco_2017_val"),
+        ("coco_R50_C4_1x", {"TEST__AUG__ENABLED": True}, "with TEST.AUG.ENABLED"),
+        ("coco_R50_C4_1x", {"MODEL__NEW": 1}, "MODEL.NEW 1"),  # not known, so it decides
+        ("voc_R50_C4", {"DATASETS__TRAIN": ["voc_2012_trainval", *VOC07]}, ""),
+        ("voc_R50_C4", {"DATASETS__TRAIN": VOC07}, "DATASETS.TRAIN ['voc_2007_trainval']"),
+        ("voc_R50_C4", {"INPUT__MIN_SIZE_TRAIN": [400]}, "INPUT.MIN_SIZE_TRAIN [400]"),
+    ],
+)
+def test_published_rows_stand_beside_their_own_protocol_alone(tmp_path, recipe, changes, named):
+    """What contradicts it is named by the title, although no other run differs."""
+    layout = recipe.split("_")[0]
+    detection_run(tmp_path, "a", layout=layout, config=recipe_config(recipe, **changes))
+    (table,) = (table for table in tables_of(tmp_path, True) if table.parts)
+    assert named == "" or named in table.title
+    assert any(row.published for row in table.rows) == (not named), table.title
+
+
+def test_published_rows_stand_beside_all_test_images_alone(tmp_path):
+    """An evaluator of one's own, which has no configuration, states images and training sets."""
+    sets = {"name": "voc_2007_test", "train": ["voc_2007_trainval", "voc_2012_trainval"]}
+    plan = {"name": "24k", "iterations": 24000, "batch_size": 16, "base_lr": 0.02}
+    for name, facts in (("all", {}), ("few", {"images": 100}), ("one", {"train": VOC07})):
+        detection_run(
+            tmp_path / name, name, layout="voc", dataset={**sets, "images": 4952, **facts},
+            schedule=plan,
+        )  # fmt: skip
+        (table,) = (table for table in tables_of(tmp_path / name, True) if table.parts)
+        assert any(row.published for row in table.rows) == (name == "all")
+        assert (table.parts[0].further == "") == (name == "all")
 
 
 def test_a_retinanet_is_a_column_of_its_own(tmp_path):
