@@ -25,6 +25,7 @@ from slurm.plan import OF_PLAN, Plan, check_name, refuse_own
 from slurm.resources import Resources, checked, in_time, layered, small, tasks_per_node
 
 ROOT = Path(__file__).resolve().parents[1]
+_PRETRAIN = ROOT / "configs" / "pretrain"
 
 
 def read(name: str, overrides: list[str]) -> Sweep:
@@ -100,11 +101,13 @@ class SweepPlan(Plan[Sweep]):
                 yield label, settings, config
 
     def _overrides(self, settings: dict[str, Any]) -> list[str]:
-        words = list(self.config.overrides)
-        if self.config.shapes:
-            root = self.folder / "datasets" / "shapes" / "classification"
-            words = [f"data.root={root}/train", "data.name=shapes", f"knn.test={root}/val", *words]
-        return words + [override(key, value) for key, value in settings.items()]
+        words = [*self.config.overrides, *(override(k, value) for k, value in settings.items())]
+        if not self.config.shapes:
+            return words
+        root = self.folder / "datasets" / "shapes" / "classification"
+        words = [f"data.root={root}/train", "data.name=shapes", *words]
+        config = load_config(PretrainConfig, self.config.pretrain, words, _PRETRAIN)
+        return [*([f"knn.test={root}/val"] if config.knn.epochs else []), *words]
 
     def _data(self, swept: Any) -> list[str]:
         if not self.config.shapes:
