@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ from detectron2.config import CfgNode, get_cfg
 from intl_transfer.data import detection_roles
 from intl_transfer.errors import UserError
 from intl_transfer.files.yaml_bases import merged
+from intl_transfer.places import expanded
 from intl_transfer.runs import schedules
 from intl_transfer.runs.config import resolve_config
 from intl_transfer.runs.controls import ControlConfig
@@ -21,6 +23,18 @@ from intl_transfer.runs.settings import IMPLIED, comparable, flatten
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "detection"
 RANDOM = "random"
 _LONGEST_OVERRIDE = 100_000
+# yacs: of a value of another type than the default's.
+_MISMATCH = re.compile(
+    r"Type mismatch \(<class '(?P<known>\w+)'> vs\. <class '(?P<given>\w+)'>\) with values "
+    r"\((?P<before>.*) vs\. (?P<now>.*)\) for config key: (?P<key>.*)"
+)
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "True or False",
+    "str": "a text",
+    **dict.fromkeys(("tuple", "list"), "several values"),
+}
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> CfgNode:
@@ -38,7 +52,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> CfgNode:
     """
     path = resolve_config(name, CONFIGS)
     cfg = _blank()
-    values = merged(path)
+    values = expanded(merged(path))
     _merge(cfg, lambda: cfg.merge_from_other_cfg(CfgNode(values)), str(path))
     return _overridden(cfg, overrides)
 
@@ -106,7 +120,7 @@ def _overridden(cfg: CfgNode, overrides: Sequence[str]) -> CfgNode:
     if len(overrides) % 2:
         raise UserError(f"overrides are KEY VALUE pairs; found {' '.join(overrides)}")
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
-        pair = [key, value]
+        pair = [key, expanded(value)]
         if len(value) > _LONGEST_OVERRIDE:
             raise UserError(f"'{key}': a value of {len(value):,} characters")
         _merge(cfg, lambda pair=pair: cfg.merge_from_list(pair), f"'{key} {value}'")
@@ -129,6 +143,12 @@ def _merge(cfg: CfgNode, merge: Any, where: str) -> None:
         raise UserError(f"{where}: no key '{key}'.{hint}") from None
     except Exception as error:  # of yacs, or of Python's literal parser
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if (found := _MISMATCH.fullmatch(reason)) is not None:
+            expected, given = (_KINDS.get(found[name], found[name]) for name in ("known", "given"))
+            reason = (
+                f"{found['key']}: expected {expected}, such as {found['before']}; found {given}, "
+                f"{found['now']}"
+            )
         raise UserError(f"{where}: {reason}") from None
 
 

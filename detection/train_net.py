@@ -56,6 +56,7 @@ from detection.session import (
 from detection.settings import CONFIGURED_BATCH, add_arguments, refuse_contradictions, resolve
 from detection.stream import OneRankError
 from detection.trainer import Trainer
+from intl_transfer import command_line
 from intl_transfer.boundary import Boundary
 from intl_transfer.data.detection_roles import label_problem, mask_setting
 from intl_transfer.errors import UserError
@@ -172,7 +173,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "opts", nargs="*", metavar="KEY VALUE", help="override settings of Detectron2"
     )
-    arguments = parser.parse_intermixed_args()
+    arguments = command_line.parse(parser)
     # A detector has its own configuration.
     if arguments.config is None and not arguments.demo and not arguments.eval_only:
         parser.error("the following arguments are required: --config")

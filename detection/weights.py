@@ -20,6 +20,7 @@ from intl_transfer.conversion.stated import was_assumed
 from intl_transfer.errors import UserError
 from intl_transfer.files.yaml_bases import files_of
 from intl_transfer.files.yamls import read_yaml
+from intl_transfer.runs import MANIFEST, read_manifest
 from intl_transfer.runs.config import resolve_config
 from intl_transfer.runs.controls import permuted
 from intl_transfer.runs.settings import flatten
@@ -56,6 +57,12 @@ def read_weights(path: str) -> dict[str, Any]:
             "train from scratch"
         )
     file = Path(path)
+    if file.is_dir():
+        raise UserError(
+            f"--weights {file} is {_folder(file)}; expected a converted file. Make one: "
+            f"`intl-transfer convert {file} weights/{file.resolve().name}.pth`, then --weights "
+            f"weights/{file.resolve().name}.pth"
+        )
     if not file.is_file():
         raise UserError(
             f"weights not found: looked for {file} ({file.resolve()}). Create them with "
@@ -79,6 +86,13 @@ def read_weights(path: str) -> dict[str, Any]:
         content["matching_heuristics"] = True
     settings = _settings_of(read)
     return {**content, **({"settings": settings} if settings else {})}
+
+
+def _folder(folder: Path) -> str:
+    """What a folder is, for messages."""
+    if not (folder / MANIFEST).exists():
+        return "a folder"
+    return f"the directory of a '{read_manifest(folder).stage}' run"
 
 
 def _settings_of(read: Content) -> dict[str, Any] | None:

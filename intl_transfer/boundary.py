@@ -55,6 +55,8 @@ _ERRNO = {
     errno.ECONNREFUSED: ("the connection was refused", "see that the other side runs"),
     errno.ECONNRESET: ("the connection was closed by the other side", "see what it says"),
 }
+#: Of paths that are wrong whenever the command is repeated.
+_WRONG_PATHS = (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 _IN_TEXT = re.compile(r"\[Errno (\d+)\][^:\n]*(?:: ['\"]?([^'\"\n]+))?")
 _OF_RUST = re.compile(r"\(os error (\d+)\)(?: at path \"([^\"]+)\")?")  # safetensors'
 # torch's writer to a path, which keeps the system's number to itself.
@@ -131,6 +133,8 @@ class Boundary:
         trace: TracebackType | None,
     ) -> bool:
         if error is None:
+            error = _unwritten()
+        if error is None:
             return False
         if isinstance(error, KeyboardInterrupt):
             self.status = _STOPPED
@@ -138,8 +142,7 @@ class Boundary:
             return True
         if isinstance(error, BrokenPipeError) and not _is_distributed():
             # Whoever read the output has seen enough (`| head`).
-            with contextlib.suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             self.status = 1
             return True
         if not isinstance(error, Exception):
@@ -147,6 +150,10 @@ class Boundary:
         if isinstance(error, UserError):
             self.status = 2
             _say(f"error: {error}")
+            return True
+        if isinstance(error, OSError) and error.errno in _WRONG_PATHS:
+            self.status = 2
+            _say(f"error{_rank()}: {explain(error)}")
             return True
         self.status = 1
         known = explain(error)
@@ -157,6 +164,23 @@ class Boundary:
             traceback.print_exception(error)
         _say(f"error{_rank()}: " + "; ".join(part for part in parts if part))
         return True
+
+
+def _unwritten() -> OSError | None:
+    """Why the last lines of the output were not written, which Python would tell at its end."""
+    try:
+        if sys.stdout is not None and not sys.stdout.closed:
+            sys.stdout.flush()
+    except OSError as error:
+        _drop_output()
+        return error
+    return None
+
+
+def _drop_output() -> None:
+    """Lets what cannot be written go, which Python would try again at its end."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def explain(error: BaseException) -> str | None:

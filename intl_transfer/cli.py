@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 from intl_transfer import __version__
 from intl_transfer.boundary import Boundary
-from intl_transfer.errors import did_you_mean, unrecognized
+from intl_transfer.command_line import parse
+from intl_transfer.errors import did_you_mean
 
 # command: (module, one line of help)
 COMMANDS = {
@@ -74,9 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(command_parser)
-    options, unknown = command_parser.parse_known_intermixed_args(parsed.rest)
-    if unknown:
-        unrecognized(command_parser, unknown)
+    options = parse(command_parser, parsed.rest)
     with Boundary("the same command continues") as boundary:
         boundary.status = int(module.run(options))
     return boundary.status

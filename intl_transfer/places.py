@@ -6,7 +6,9 @@ import importlib.util
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parent
 #: Folders of stages and launchers in a clone.
@@ -24,6 +26,21 @@ def home() -> Path:
         return Path.home()
     except RuntimeError:
         return Path(tempfile.gettempdir())
+
+
+def expanded(value: Any) -> Any:
+    """A value whose texts that begin with ``~`` are paths below the home.
+
+    Args:
+        value: of any type; mappings and lists keep their keys and order.
+    """
+    if isinstance(value, str):
+        return os.path.expanduser(value)
+    if isinstance(value, Mapping):
+        return {key: expanded(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(expanded, value))
+    return value
 
 
 def cache_folder() -> Path:

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from intl_transfer.boundary import Boundary
+from intl_transfer.command_line import parse
 from intl_transfer.data.datasets import Batch, ViewsDataset
 from intl_transfer.data.loaders import GlobalBatchSampler, build_loader, on_device
 from intl_transfer.data.source import ImageSource
@@ -72,7 +73,7 @@ def main() -> int:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="override a setting, for example seed=1"
     )
-    arguments = parser.parse_intermixed_args()
+    arguments = parse(parser)
     name = config_name(arguments.config)
     with Boundary(AGAIN) as boundary:
         config = begun(arguments.config, arguments.overrides, arguments.output_dir)

@@ -29,6 +29,7 @@ except ModuleNotFoundError:
     sys.exit("error: not set up; run `make setup`, then use .venv/bin/python or activate .venv")
 
 from intl_transfer.boundary import Boundary
+from intl_transfer.command_line import parse
 from intl_transfer.data.shapes import ShapesSpec, make_shapes
 from intl_transfer.errors import UserError
 from intl_transfer.results import TableOptions, build_tables, collect, render
@@ -310,7 +311,7 @@ def main() -> int:
     )
     parser.add_argument("--quick", action="store_true", help="run everything at the smallest size")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="output folder")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     if not 0 < arguments.scale < math.inf:
         parser.error(f"--scale is {arguments.scale:g}; expected a finite number above 0")
     if arguments.quick and arguments.scale != 1:

@@ -25,6 +25,7 @@ except ModuleNotFoundError:
 from PIL import Image
 
 from intl_transfer.boundary import Boundary
+from intl_transfer.command_line import parse
 from intl_transfer.data.images import read_image
 from intl_transfer.errors import UserError
 
@@ -39,7 +40,7 @@ def main() -> int:
     )
     parser.add_argument("demo", type=Path, help="folder of a demo, with report/index.html")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/images", help="folder to write to")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     with Boundary() as boundary:
         draw(arguments.demo / "report" / "index.html", arguments.out)
     return boundary.status

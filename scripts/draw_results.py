@@ -24,6 +24,7 @@ except ModuleNotFoundError:
 
 from intl_transfer import cli
 from intl_transfer.boundary import Boundary
+from intl_transfer.command_line import parse
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.files.yamls import read_yaml
 
@@ -37,7 +38,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("stems", nargs="*", metavar="STEM", help="default: all of them")
-    stems = parser.parse_args().stems
+    stems = parse(parser).stems
     with Boundary() as boundary:
         boundary.status = draw(stems)
     return boundary.status

@@ -21,6 +21,7 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 
+from intl_transfer.command_line import parse
 from intl_transfer.spectral import iternorm, iternorm_eigenvalue, trace_loss_bound
 
 INK = ["#c6dbef", "#9ecae1", "#6baed6", "#3182bd", "#08519c", "#08306b"]
@@ -37,7 +38,7 @@ def main() -> int:
         default=root / "docs" / "images",
         help="output folder (default: docs/images)",
     )
-    folder = parser.parse_args().folder
+    folder = parse(parser).folder
     folder.mkdir(parents=True, exist_ok=True)
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     for name, draw in {

@@ -25,6 +25,8 @@ except ModuleNotFoundError:
 
 import yaml
 
+from intl_transfer.command_line import parse
+
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST = 1 << 20  # bytes
 #: Required files in a wheel, in addition to modules.
@@ -37,7 +39,7 @@ IN_WHEEL = (
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.parse_args()
+    parse(parser)
     problems = list(problems_of(ROOT))
     problems += built()
     for problem in problems:

@@ -30,6 +30,7 @@ except ModuleNotFoundError:
 
 from intl_transfer.analysis.outcome import as_csv
 from intl_transfer.boundary import Boundary
+from intl_transfer.command_line import parse
 from intl_transfer.devices import gpus
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.runs import write_atomically, write_json
@@ -60,7 +61,7 @@ def main() -> int:
     parser.add_argument(
         "--out", type=Path, default=ROOT / "docs/results/corpus", help="output folder"
     )
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     with Boundary() as boundary:
         boundary.status = run(arguments.names, arguments.out)
     return boundary.status

@@ -32,6 +32,7 @@ except ModuleNotFoundError:
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_sdist_filename, parse_wheel_filename
 
+from intl_transfer.command_line import parse
 from intl_transfer.runs import sha256_file
 from scripts import install_detectron2
 
@@ -59,7 +60,7 @@ def main() -> int:
     parser.add_argument(
         "--lock", action="store_true", help="write the lock for this Python instead"
     )
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     if (arguments.folder is None) != arguments.lock:
         parser.error("give the wheelhouse's folder, or --lock")
     try:

@@ -11,13 +11,14 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: not set up; run `make setup`, then use .venv/bin/python or activate .venv")
 
+from intl_transfer.command_line import parse
 from intl_transfer.runs.records import write_schemas
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "schema"
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    parse(argparse.ArgumentParser(description=__doc__))
     for file in write_schemas(FOLDER):
         print(f"wrote {file}")
 

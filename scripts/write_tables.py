@@ -57,6 +57,7 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: not set up; run `make setup`, then use .venv/bin/python or activate .venv")
 
+from intl_transfer.command_line import parse
 from intl_transfer.errors import UserError
 from intl_transfer.files.yamls import parse_yaml
 from intl_transfer.results import collect, render
@@ -80,7 +81,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="write nothing; compare")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     try:
         differ = {page: text for page, text in rewritten(DOCS) if page.read_text() != text}
         if not arguments.check:

@@ -16,7 +16,7 @@ import yaml
 from intl_transfer.errors import UserError
 from intl_transfer.files.yamls import read_yaml
 from intl_transfer.runs import write_atomically
-from intl_transfer.runs.config import resolve_config
+from intl_transfer.runs.config import resolve_base, resolve_config
 
 ROOT = Path(__file__).resolve().parents[1]
 _GIVEN = "given"
@@ -69,7 +69,7 @@ def _base(base: str, file: Path, stage: str, root: Path) -> Path:
     """The file that a base named in a file is, as the sources in ``root`` read it."""
     if stage == "detection":
         return _exact(file.parent / os.path.expanduser(base))
-    return _exact(resolve_config(base, root / "configs" / stage))
+    return _exact(resolve_base(base, file, root / "configs" / stage))
 
 
 def _leads_to(copies: list[Path], bases: list[str], file: Path, stage: str, code: Path) -> bool:

@@ -20,6 +20,7 @@ except ModuleNotFoundError:
 
 from intl_transfer.boundary import Boundary
 from intl_transfer.cli import main as intl_transfer
+from intl_transfer.command_line import parse
 from intl_transfer.runs import MANIFEST
 from intl_transfer.runs.late import wait_until
 from slurm.made import source_hash
@@ -51,7 +52,7 @@ def main() -> int:
     )
     parser.add_argument("target", type=Path, metavar="OUT.pth", help="output file")
     parser.add_argument("--label", help="as for intl-transfer convert")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     with Boundary("the same command continues") as boundary:
         boundary.status = convert(arguments.source, arguments.target, arguments.label)
     return boundary.status

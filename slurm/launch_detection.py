@@ -125,9 +125,10 @@ def launch(arguments: argparse.Namespace, requested: Resources) -> int:
     requested = one_task_per_node(requested)
     parent = Path(arguments.output_dir).resolve()
     start = weights_name(arguments.weights)
-    weights = arguments.weights
+    target = parent / "weights" / f"{start}.pth"
+    weights = weights_file(arguments.weights, target)
     if not arguments.dry_run:
-        weights = converted(arguments.weights, parent / "weights" / f"{start}.pth")
+        convert_once(arguments.weights, target)
 
     def made(code: Path) -> list[Job]:
         return [
@@ -152,6 +153,8 @@ def launch(arguments: argparse.Namespace, requested: Resources) -> int:
     if arguments.dry_run:
         executor = make_executor(requested, parent / "slurm", jobs[0].title)
         say(batch_script(executor, stage_job(jobs[0])))
+        if Path(arguments.weights).is_dir():
+            say("# first, here: " + " ".join(conversion(ROOT, arguments.weights, target)))
         for job in jobs:
             say("# " + " ".join(job.command))
         return 0
@@ -290,16 +293,26 @@ def weights_name(weights: str) -> str:
     return without_endings(path)
 
 
-def converted(weights: str, target: Path) -> str:
-    """The Detectron2 file of a pretraining run, converted and verified unless that was done.
+def weights_file(weights: str, target: Path) -> str:
+    """What the runs begin with: ``random``, a converted file, or that of a pretraining run.
+
+    Args:
+        weights: as given.
+        target: the file that a pretraining run is converted to.
+    """
+    if weights == RANDOM:
+        return RANDOM
+    return str(target if Path(weights).is_dir() else Path(weights).resolve())
+
+
+def convert_once(weights: str, target: Path) -> None:
+    """Converts and verifies the weights of a pretraining run, unless that was done.
 
     Raises:
         UserError: if the conversion fails; it has said why.
     """
-    if weights == RANDOM:
-        return RANDOM
-    if Path(weights).is_file():
-        return str(Path(weights).resolve())
+    if not Path(weights).is_dir():
+        return
     made = converted_from(target)
     if target.is_file() and made and made != source_hash(weights):
         raise UserError(
@@ -309,7 +322,6 @@ def converted(weights: str, target: Path) -> str:
         )
     if subprocess.run(conversion(ROOT, weights, target)).returncode:
         raise UserError(f"{weights} was not converted; nothing was submitted")
-    return str(target)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
-from intl_transfer.errors import unrecognized
+from intl_transfer.command_line import parse
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
@@ -26,11 +27,11 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     Args:
         parser: from :func:`make_parser`.
     """
-    arguments, unknown = parser.parse_known_intermixed_args()
-    if "--seeds" in parser.format_usage() and any(
-        word.partition("=")[0] == "--seed" for word in unknown
-    ):
-        parser.error("no option --seed; for the seed 3 alone give --seeds 3, (with the comma)")
-    if unknown:
-        unrecognized(parser, unknown)
-    return arguments
+    seed = next((i for i, word in enumerate(sys.argv) if word.partition("=")[0] == "--seed"), None)
+    if seed is not None and "--seeds" in parser.format_usage():
+        value = sys.argv[seed].partition("=")[2] or next(iter(sys.argv[seed + 1 :]), "")
+        given = value if value.isdecimal() else "3"
+        parser.error(
+            f"no option --seed; for the seed {given} alone give --seeds {given}, (with the comma)"
+        )
+    return parse(parser)

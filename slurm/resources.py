@@ -21,6 +21,7 @@ from intl_transfer.files.interpolation import check_interpolations
 from intl_transfer.files.texts import is_file
 from intl_transfer.files.yamls import read_yaml
 from intl_transfer.runs.config import resolved
+from intl_transfer.runs.given import check_given
 
 PROFILES = Path(__file__).resolve().parents[1] / "configs" / "slurm"
 CLUSTERS = ("auto", "slurm", "local", "debug")
@@ -215,7 +216,7 @@ def checked(values: Mapping[str, Any], where: str) -> Resources:
         if key not in known:
             raise UserError(f"{where}: no key '{key}'.{did_you_mean(key, known)}")
     check_interpolations(dict(values), where)
-    _check_texts(values, where)
+    check_given(Resources, values, where)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Resources), dict(values))
     except OmegaConfBaseException as error:
@@ -264,28 +265,6 @@ def _count_gres(requested: Resources, values: Mapping[str, Any], where: str) -> 
             f"{values['gpus_per_node']}; set only one of them, or both to the same number"
         )
     requested.gpus_per_node = number
-
-
-def _check_texts(values: Mapping[str, Any], where: str) -> None:
-    """Refuses words that YAML has read as something else, and that would be written differently.
-
-    ``WANDB_SILENT: true`` would be ``True``, ``off`` ``False``, and ``12.10`` ``12.1``.
-    """
-    texts = {item.name for item in dataclasses.fields(Resources) if "str" in str(item.type)}
-    for key in texts & values.keys():
-        value = values[key]
-        inner = (
-            [(f"{key}.{name}", one) for name, one in value.items()]
-            if isinstance(value, Mapping)
-            else [(key, one) for one in (value if isinstance(value, (list, tuple)) else [value])]
-        )
-        for name, one in inner:
-            if isinstance(one, (bool, float)) and key not in ("sbatch", "small"):
-                kind = "a truth value" if isinstance(one, bool) else "a number"
-                raise UserError(
-                    f"{where}: {name} is a text, and YAML reads it as {kind} ({one}); put it in "
-                    "quotes"
-                )
 
 
 def small(values: Mapping[str, Any], where: str) -> Resources:

@@ -30,6 +30,7 @@ from rich.table import Table
 from rich.text import Text
 
 from intl_transfer.boundary import Boundary
+from intl_transfer.command_line import parse
 from intl_transfer.errors import UserError
 from intl_transfer.runs import read_manifest
 from intl_transfer.runs.lock import holder_alive
@@ -95,7 +96,7 @@ def main() -> int:
     parser.add_argument(
         "--wait", action="store_true", help="with --retry-failed: wait for the jobs to end"
     )
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     if arguments.cancel + arguments.retry_failed + arguments.watch > 1:
         parser.error("--watch, --cancel and --retry-failed exclude each other")
     if arguments.wait and not arguments.retry_failed:

@@ -58,8 +58,8 @@ class SweepPlan(Plan[Sweep]):
         """
         trained, evaluated = [], []
         kind = Classification()
-        for label, settings, config in self._runs():
-            run = self._pretraining(label, settings, config)
+        for label, words, config in self._runs():
+            run = self._pretraining(label, words, config)
             trained.append(run)
             for name, swept in self.config.evaluations.items():
                 check_name(name, f"{self.name}: evaluations")
@@ -76,8 +76,8 @@ class SweepPlan(Plan[Sweep]):
                 evaluated.append(job)
         return [*trained, *evaluated, *self._drawing([*trained, *evaluated])]
 
-    def _runs(self) -> Iterator[tuple[str, dict[str, Any], PretrainConfig]]:
-        """Name, settings and configuration of each run, checked."""
+    def _runs(self) -> Iterator[tuple[str, list[str], PretrainConfig]]:
+        """Name, overrides and configuration of each run, checked."""
         seen: dict[str, str] = {}
         refuse_own(self.config.overrides, OF_PLAN, f"{self.name}: overrides")
         named = varied(self.config)
@@ -86,7 +86,7 @@ class SweepPlan(Plan[Sweep]):
             for seed in self.config.seeds:
                 label = f"{run_name(shown)}_seed{seed}"
                 try:
-                    config = self._configured(settings, seed)
+                    words, config = self._configured(settings, seed)
                 except UserError as error:
                     raise UserError(f"{self.name}: {label}: {error}") from None
                 decides = deciding("pretrain", dataclasses.asdict(config))
@@ -97,33 +97,37 @@ class SweepPlan(Plan[Sweep]):
                         "setting that affects results differs"
                     )
                 seen[made] = label
-                yield label, settings, config
+                yield label, words, config
 
     def _overrides(self, settings: dict[str, Any]) -> list[str]:
         words = list(self.config.overrides)
         if self.config.shapes:
-            root = self.folder / "datasets" / "shapes" / "classification"
-            words = [f"data.root={root}/train", "data.name=shapes", f"knn.test={root}/val", *words]
+            words = [f"data.root={self._shapes}/train", "data.name=shapes", *words]
         return words + [override(key, value) for key, value in settings.items()]
+
+    @property
+    def _shapes(self) -> Path:
+        return self.folder / "datasets" / "shapes" / "classification"
 
     def _data(self, swept: Any) -> list[str]:
         if not self.config.shapes:
             return list(swept.overrides)
-        root = self.folder / "datasets" / "shapes" / "classification"
+        root = self._shapes
         return [f"data.train={root}/train", f"data.test={root}/val", *swept.overrides]
 
-    def _configured(self, settings: dict[str, Any], seed: int) -> PretrainConfig:
+    def _configured(self, settings: dict[str, Any], seed: int) -> tuple[list[str], PretrainConfig]:
         words = [*self._overrides(settings), f"seed={seed}"]
-        return configuration(self.config.pretrain, words)
+        config = configuration(self.config.pretrain, words)
+        if self.config.shapes and config.knn.epochs and config.knn.test is None:
+            config.knn.test = f"{self._shapes}/val"
+            words = [f"knn.test={config.knn.test}", *words]
+        return words, config
 
-    def _pretraining(self, label: str, settings: dict[str, Any], config: PretrainConfig) -> Job:
+    def _pretraining(self, label: str, words: list[str], config: PretrainConfig) -> Job:
         requested = self._resources("pretrain")
         rank_batch_size(config.optim.batch_size, requested.nodes * tasks_per_node(requested))
-        overrides = [*self._overrides(settings), f"seed={config.seed}"]
         folder, title = self.folder / "pretrain" / label, f"{self.name}-pretrain"
-        run = pretraining(
-            self.config.pretrain, overrides, folder, requested, self.code, title, config
-        )
+        run = pretraining(self.config.pretrain, words, folder, requested, self.code, title, config)
         run.must_finish = True
         return run
 

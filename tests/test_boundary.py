@@ -294,10 +294,12 @@ def test_output_that_the_terminal_cannot_show_is_escaped():
     assert (done.returncode, done.stdout) == (0, b"1 \\xb1 2 \\udce9\n"), done.stderr
 
 
-def test_output_that_nobody_reads_any_more_is_no_error():
-    """As `intl-transfer doctor | head -1` does."""
-    words = "import sys; from intl_transfer.boundary import Boundary\n"
-    words += "with Boundary() as b:\n  [print('x' * 1000, flush=True) for _ in range(1000)]\n"
+@pytest.mark.parametrize("work", ["[print('x' * 1000, flush=True) for _ in range(1000)]", "late()"])
+def test_output_that_nobody_reads_any_more_is_no_error(work):
+    """As `intl-transfer doctor | head -1` does; Python itself writes the last lines at its end."""
+    words = "import sys, time; from intl_transfer.boundary import Boundary\n"
+    words += "def late(): print('y' * 10, flush=True), time.sleep(0.3), print('x')\n"
+    words += f"with Boundary() as b:\n  {work}\n"
     words += "sys.exit(b.status)"
     process = subprocess.Popen(
         [sys.executable, "-c", words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -335,3 +337,14 @@ def test_a_log_on_a_full_disk_loses_lines_and_no_run(capsys):
         logging.getLogger("a_full_log").addHandler(logging.StreamHandler())
         logging.getLogger("a_full_log").warning("%d", "no number")
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_wrong_path_is_not_to_be_tried_again(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with Boundary("the same command continues") as boundary:
+        (tmp_path / "file" / "inner").mkdir()
+    assert boundary.status == 2
+    said = capsys.readouterr().err
+    assert "a part of the path is no folder" in said
+    assert "continues" not in said
+    assert "traceback" not in said

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -10,6 +11,8 @@ import pytest
 
 from intl_transfer import __version__, doctor
 from intl_transfer.cli import COMMANDS, main
+from intl_transfer.command_line import parse
+from pretrain import train
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -112,3 +115,18 @@ def test_results_as_a_module(tmp_path):
     )
     assert done.returncode == 1
     assert "no finished detection run found" in done.stderr
+
+
+def test_every_parser_names_near_options_and_knows_the_home(monkeypatch, capsys, tmp_path):
+    """A shell does not expand `~` behind `=`, and a folder of that name was made."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--output-dir", help="a folder")
+    parser.add_argument("words", nargs="*", help="any")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = parse(parser, ["--output-dir=~/x", "a.b=~/y", "~/z", "p=~0.5", "c=d=~"])
+    assert given.output_dir == f"{tmp_path}/x"
+    assert given.words == [f"a.b={tmp_path}/y", f"{tmp_path}/z", "p=~0.5", "c=d=~"]
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config", "shapes_r18", "--ouput-dir", "x"])
+    with pytest.raises(SystemExit):
+        train.main()
+    assert "Did you mean '--output-dir'" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +27,7 @@ from intl_transfer.data.views import normalize
 from intl_transfer.errors import UserError
 from intl_transfer.evaluation.config import ModelConfig
 from intl_transfer.models import build_backbone, starts_at_zero
+from intl_transfer.runs.config import given_keys
 from intl_transfer.runs.records import Initialization
 
 #: Value of ``--weights`` for random initialization.
@@ -66,18 +68,32 @@ class EvaluatedBackbone:
         )
         return normalize(pixels, device, mean, std)
 
+    def unused(self, statistics: Statistics | None) -> str:
+        """What is said of a data set's statistics where the weights state others; "" elsewhere.
+
+        Args:
+            statistics: as configured; None if they are not.
+        """
+        mine = self.settings.described()
+        if statistics is None or from_statistics(statistics).described() == mine:
+            return ""
+        return (
+            "data.normalize is not used (it is for random weights, and networks for small images "
+            f"that state no statistics): images are normalized by {self._statistics()}"
+        )
+
+    def _statistics(self) -> str:
+        mean, std = (
+            [round(value / 255, 4) for value in values]
+            for values in (self.settings.pixel_mean, self.settings.pixel_std)
+        )
+        return f"mean {mean} and standard deviation {std}"
+
     def assumptions(self) -> list[str]:
         """Assumptions about the backbone, for the user."""
         found = []
         if self.settings.source is None:
-            mean, std = (
-                [round(value / 255, 4) for value in values]
-                for values in (self.settings.pixel_mean, self.settings.pixel_std)
-            )
-            found.append(
-                f"images normalized by mean {mean} and standard deviation {std} (set them with "
-                "--pixels)"
-            )
+            found.append(f"images normalized by {self._statistics()} (set them with --pixels)")
         if self.stem_source is None:
             found.append(f"a 3x3 stem padded as '{self.stem}' (set it with --stem)")
         return found
@@ -150,6 +166,28 @@ def load_evaluated_backbone(
             }
         ],
     )
+
+
+def check_model(subject: EvaluatedBackbone, model: ModelConfig, overrides: Sequence[str]) -> None:
+    """Refuses an architecture on the command line that is not the weights'.
+
+    Args:
+        subject: the backbone.
+        model: as configured.
+        overrides: ``key=value``, as given. Those of files are ignored: they are for random weights.
+
+    Raises:
+        UserError: naming the first such setting.
+    """
+    given = given_keys(overrides)
+    own = {"backbone": subject.architecture, "stem": subject.stem}
+    for name, value in own.items():
+        key = f"model.{name}"
+        if key in given and getattr(model, name) != value:
+            raise UserError(
+                f"'{given[key]}' has no effect: {key} is of random weights, and the weights have "
+                f"{value}. Leave it away"
+            )
 
 
 def recorded_model(subject: EvaluatedBackbone, model: ModelConfig) -> ModelConfig:

@@ -62,11 +62,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     from intl_transfer.boundary import Boundary
     from intl_transfer.conversion.command import metadata_of
-    from intl_transfer.evaluation.backbone import load_evaluated_backbone, recorded_model
+    from intl_transfer.evaluation.backbone import (
+        check_model,
+        load_evaluated_backbone,
+        recorded_model,
+    )
     from intl_transfer.evaluation.config import data_statistics
     from intl_transfer.evaluation.expected import expectations
     from intl_transfer.evaluation.stage import evaluate
-    from intl_transfer.runs.changes import Continuation, as_begun
+    from intl_transfer.runs.changes import Continuation
     from intl_transfer.runs.checkpoint import origin_of_all
     from intl_transfer.runs.config import config_name
     from intl_transfer.runs.controls import permuted
@@ -76,17 +80,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     name = config_name(arguments.config)
     with Boundary(AGAIN) as boundary:
-        config = configuration(arguments.config, arguments.overrides)
-        label = f"{name}_{weights_label(arguments.weights)}_seed{config.seed}"
-        output = arguments.output_dir or config.output_dir or f"runs/evaluation/{label}"
-        # An existing run keeps its implied settings.
-        begun = as_begun(output, "evaluation")
-        config = configuration(arguments.config, arguments.overrides, begun)
-        config.output_dir = output
+        config = _begun(arguments, name)
+        output = str(config.output_dir)
         with process_group(config.engine.device) as ranks, ExitStack() as stack:
             if ranks.is_main:
-                stack.enter_context(directory_lock(config.output_dir))
-            boundary.folder = Path(config.output_dir)
+                stack.enter_context(directory_lock(output))
+            boundary.folder = Path(output)
             torch.manual_seed(config.seed)  # determines random weights
             subject = load_evaluated_backbone(
                 arguments.weights,
@@ -102,21 +101,35 @@ def run(arguments: argparse.Namespace) -> int:
             if config.control.permute_weights:
                 network = subject.network
                 network.load_state_dict(permuted(network.state_dict(), config.seed))
+            check_model(subject, config.model, arguments.overrides)
             # The configuration records the evaluated architecture, also for weights from a file.
             config.model = recorded_model(subject, config.model)
             earlier = Continuation(
-                *(config.output_dir, "evaluation", dataclasses.asdict(config), subject.inputs),
+                *(output, "evaluation", dataclasses.asdict(config), subject.inputs),
                 allow=arguments.allow_config_change,
-                newest=origin_of_all(Path(config.output_dir) / "checkpoints", ranks),
+                newest=origin_of_all(Path(output) / "checkpoints", ranks),
             )
             if earlier.is_finished:
                 if ranks.is_main:
-                    print(f"{config.output_dir} is finished; nothing to do")
+                    print(f"{output} is finished; nothing to do")
             else:
                 boundary.status = evaluate(config, name, subject, ranks, earlier)
             if boundary.status == 0 and ranks.is_main and expected:
-                boundary.status = _compare(config.output_dir, expected)
+                boundary.status = _compare(output, expected)
     return boundary.status
+
+
+def _begun(arguments: argparse.Namespace, name: str) -> EvaluationConfig:
+    """Reads and checks the configuration; an existing run keeps its implied settings."""
+    from intl_transfer.runs.changes import as_begun
+
+    config = configuration(arguments.config, arguments.overrides)
+    label = f"{name}_{weights_label(arguments.weights)}_seed{config.seed}"
+    output = arguments.output_dir or config.output_dir or f"runs/evaluation/{label}"
+    begun = as_begun(output, "evaluation")
+    config = configuration(arguments.config, arguments.overrides, begun)
+    config.output_dir = output
+    return config
 
 
 def _compare(folder: str, expected: list[Expectation]) -> int:
@@ -142,14 +155,15 @@ def configuration(
         defaults: by dotted key, values that replace the usual defaults.
 
     Raises:
-        UserError: for an unknown name, key or value.
+        UserError: for an unknown name, key or value, or an override without effect.
     """
     from intl_transfer.evaluation.checks import check
     from intl_transfer.evaluation.config import EvaluationConfig
-    from intl_transfer.runs.config import load_config
+    from intl_transfer.runs.config import check_effects, load_config
 
     config = load_config(EvaluationConfig, name, overrides, CONFIGS, defaults, own=("expected",))
     check(config)
+    check_effects("evaluation", config, overrides)
     return config
 
 

@@ -11,7 +11,7 @@ import torch
 from intl_transfer.devices import set_numerics
 from intl_transfer.evaluation.backbone import EvaluatedBackbone
 from intl_transfer.evaluation.batches import Controlled, described, open_sets, seen_in_training
-from intl_transfer.evaluation.config import EvaluationConfig
+from intl_transfer.evaluation.config import EvaluationConfig, data_statistics
 from intl_transfer.evaluation.kinds import KINDS
 from intl_transfer.evaluation.session import Session, open_run
 from intl_transfer.runs.changes import Continuation
@@ -46,6 +46,8 @@ def evaluate(
     images = described(train, test, ranks)
     places = {"data.train": config.data.train, "data.test": config.data.test}
     same = seen_in_training(places, [images["train"], images["test"]])
+    configured = None if config.data.normalize is None else data_statistics(config.data)
+    unused = subject.unused(configured)
     control = in_words(dataclasses.asdict(config.control))
     if control:
         train, test = (
@@ -67,6 +69,7 @@ def evaluate(
                 f"{ranks.world_size} rank(s) on {ranks.device.type}",
                 *([f"warning: {same}"] if same else []),
                 *([f"control: {control}"] if control else []),
+                *([unused] if unused else []),
                 *(
                     f"assumed, since the weights do not state it: {text}"
                     for text in subject.assumptions()

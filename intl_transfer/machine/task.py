@@ -24,6 +24,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from intl_transfer.command_line import parse
 from intl_transfer.errors import first_line
 from intl_transfer.runs.atomic import write_json
 from intl_transfer.runs.late import LATE_SECONDS, wait_until
@@ -40,7 +41,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="folder for the reports of the tasks")
     parser.add_argument("--slurm", action="store_true", help="the job runs on SLURM")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     file = arguments.folder / f"task-{rank}.json"
     found: dict[str, Any] = {"rank": rank, "ranks": ranks, "done": False, **node()}

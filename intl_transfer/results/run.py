@@ -108,6 +108,9 @@ class Run:
         found = deciding(stage, self.manifest.config) | changed_midway(self.manifest)
         if not self.manifest.config and isinstance(results, EvaluationResults):
             found |= {f"protocol.{key}": value for key, value in results.protocol.items()}
+        if any(key.startswith("pixels.") for key in self.start.settings):
+            # What normalized the images is known, whatever else was configured.
+            found = {k: v for k, v in found.items() if not k.startswith("data.normalize")}
         found |= told_apart(found, self.manifest.id or str(self.path))
         found |= flatten(results.settings)
         tested = found.get("DATASETS.TEST")

@@ -68,7 +68,7 @@ def start_of(
     settings = select(stage, config, "weights")
     controls = {key: value for key, value in select(stage, config, "control").items() if value}
     settings |= controls
-    settings |= below("pixels", initialization.pixels or {})
+    settings |= below("pixels", _pixels_of(initialization, stage, config) or {})
     method = initialization.method or "unknown"
     weights = provenance.source_sha256 or initialization.weights_sha256
     notes: tuple[str, ...] = ()
@@ -147,8 +147,19 @@ def initialization_of(manifest: Manifest, results: PretrainResults) -> Initializ
     )
 
 
+def _pixels_of(
+    initialization: Initialization, stage: str, config: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """How a run normalized images: as its weights state, or random ones were configured."""
+    data = config.get("data")
+    if (stage, initialization.kind) != ("evaluation", "random") or not isinstance(data, Mapping):
+        return initialization.pixels
+    stated = {key: value for key, value in data.items() if value is not None}
+    return _pixels({"data": {"normalize": "imagenet", **stated}})
+
+
 def _pixels(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """How a pretraining run normalized images, as evaluations of its backbone record it."""
+    """How a configuration normalizes images, as evaluations of the backbone record it."""
     try:
         normalize = config["data"]["normalize"]
         return from_statistics(statistics_of(normalize)).described()

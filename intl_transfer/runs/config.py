@@ -16,7 +16,9 @@ from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.files.interpolation import check_interpolations, check_size
 from intl_transfer.files.texts import is_file
 from intl_transfer.files.yamls import parse_yaml, read_yaml
+from intl_transfer.places import expanded
 from intl_transfer.runs.aliases import standard_keys
+from intl_transfer.runs.given import check_given
 from intl_transfer.runs.settings import flatten, rule_of
 
 Schema = TypeVar("Schema")
@@ -35,8 +37,9 @@ def load_config(
 ) -> Schema:
     """Reads a configuration file into a dataclass, checking all keys and types.
 
-    A file can extend another with ``base: NAME``; its values override the base's, and ``key=value``
-    overrides both. Lists are replaced, not merged.
+    A file can extend another with ``base: NAME``, beside it or in ``folder``; its values override
+    the base's, and ``key=value`` overrides both. Lists are replaced, not merged. ``~`` in paths is
+    the home.
 
     Args:
         schema: the dataclass, nested dataclasses allowed, every field with a default or
@@ -54,29 +57,29 @@ def load_config(
         UserError: for an unknown name, key or type; suggests near matches.
     """
     folder = Path(folder)
-    path = resolve_config(name, folder)
+    file = resolve_config(name, folder)
     config = OmegaConf.structured(schema)
     known = list(_dotted_names(schema))
     for key, value in (defaults or {}).items():
         OmegaConf.update(config, key, value)
-    for file, values in _with_bases(path, folder):
-        if not _same_file(file, path):
+    for one, values in _with_bases(file, folder):
+        if not _same_file(one, file):
             values = {key: value for key, value in values.items() if key not in own}
-        config = _merge(config, values, str(file), known)
+        config = _merge(schema, config, values, str(one), known)
     for override in overrides:
-        config = _merge(config, _parsed(override), f"'{override}'", known)
-    check_size(config, str(path))  # before OmegaConf resolves them
-    missing = _missing(config, path)
+        config = _merge(schema, config, _parsed(override), f"'{override}'", known)
+    check_size(config, str(file))  # before OmegaConf resolves them
+    missing = _missing(config, file)
     if missing:
-        raise UserError(f"{path}: no value for {', '.join(missing)}; give it as key=value")
-    return cast(Schema, resolved(config, str(path)))
+        raise UserError(f"{file}: no value for {', '.join(missing)}; give it as key=value")
+    return cast(Schema, resolved(config, str(file)))
 
 
-def _missing(config: Any, path: Path) -> list[str]:
+def _missing(config: Any, file: Path) -> list[str]:
     try:
         return sorted(OmegaConf.missing_keys(config))
     except Exception as error:  # of an interpolation that cannot be resolved
-        raise UserError(f"{path}: {_reason(error)}") from None
+        raise UserError(f"{file}: {_reason(error)}") from None
 
 
 def resolved(config: Any, where: str) -> Any:
@@ -174,16 +177,27 @@ def check_effects(stage: str, config: Any, overrides: Sequence[str]) -> None:
         UserError: naming the first such setting, and the one that leaves it without effect.
     """
     settings = flatten(dataclasses.asdict(config))
+    for key, override in given_keys(overrides).items():
+        rule = rule_of(stage, key, settings)
+        if rule is not None and rule.when is not None:
+            other = rule.when[0]
+            raise UserError(
+                f"'{override}' has no effect: {key} {rule.reason}, and {other} is "
+                f"{settings[other]}. Leave it away, or change {other}"
+            )
+
+
+def given_keys(overrides: Sequence[str]) -> dict[str, str]:
+    """The dotted keys that a command line sets, each with the last override that does.
+
+    Args:
+        overrides: ``key=value``, valid ones.
+    """
+    found: dict[str, str] = {}
     for override in overrides:
         given: Any = OmegaConf.to_container(_parsed(override), resolve=False)
-        for key in flatten(given):
-            rule = rule_of(stage, key, settings)
-            if rule is not None and rule.when is not None:
-                other = rule.when[0]
-                raise UserError(
-                    f"'{override}' has no effect: {key} {rule.reason}, and {other} is "
-                    f"{settings[other]}. Leave it away"
-                )
+        found |= dict.fromkeys(flatten(given), override)
+    return found
 
 
 def resolve_config(name: str, folder: str | Path) -> Path:
@@ -196,15 +210,40 @@ def resolve_config(name: str, folder: str | Path) -> Path:
     Raises:
         UserError: if there is none; lists near matches and where it was searched for.
     """
-    folder = Path(folder)
+    folder, name = Path(folder), expanded(name)
     for candidate in (folder / name, folder / f"{name}.yaml", Path(name)):
         if is_file(candidate):
             return candidate
-    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    names = sorted(file.stem for file in folder.glob("*.yaml"))
     hint = did_you_mean(Path(name).stem, names)
     raise UserError(
         f"no configuration '{name}': looked in {folder}/ and as a path.{hint} "
         f"There are: {', '.join(names) or 'none'}."
+    )
+
+
+def resolve_base(base: str, file: Path, folder: str | Path) -> Path:
+    """The file that a configuration extends, whatever the working directory.
+
+    Args:
+        base: a name or a path, as in the file: one beside it, or else in ``folder``.
+        file: the configuration.
+        folder: where names resolve.
+
+    Raises:
+        UserError: if there is none.
+    """
+    name = expanded(base)
+    places = dict.fromkeys((file.parent, Path(folder)))
+    found = [p for at in places for p in (at / name, at / f"{name}.yaml") if is_file(p)]
+    # A file may extend the one of the project that it is named after.
+    others = [candidate for candidate in found if not _same_file(candidate, file)]
+    if found:
+        return (others or found)[0]
+    names = sorted({other.stem for place in places for other in place.glob("*.yaml")} - {file.stem})
+    raise UserError(
+        f"{file}: base: no configuration '{base}': looked in {' and '.join(map(str, places))}."
+        f"{did_you_mean(Path(name).stem, names)}"
     )
 
 
@@ -217,14 +256,14 @@ def config_name(name: str) -> str:
     return next((file[: -len(end)] for end in (".yaml", ".yml") if file.endswith(end)), file)
 
 
-def _with_bases(path: Path, folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+def _with_bases(file: Path, folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     """The file and its bases, outermost base first."""
     chain: list[tuple[Path, dict[str, Any]]] = []
-    following: Path | None = path
+    following: Path | None = file
     while following is not None:
         if any(_same_file(following, seen) for seen, _ in chain):
-            names = " -> ".join(str(file) for file in [*(seen for seen, _ in chain), following])
-            raise UserError(f"{path}: 'base' is circular: {names}")
+            names = " -> ".join(str(one) for one in [*(seen for seen, _ in chain), following])
+            raise UserError(f"{file}: 'base' is circular: {names}")
         values = read_yaml(following)
         base = values.pop("base", None)
         chain.append((following, values))
@@ -232,10 +271,7 @@ def _with_bases(path: Path, folder: Path) -> list[tuple[Path, dict[str, Any]]]:
             return chain[::-1]
         if not isinstance(base, str):
             raise UserError(f"{following}: base is {base!r}; expected a configuration's name")
-        try:
-            following = resolve_config(base, folder)
-        except UserError as error:
-            raise UserError(f"{following}: base: {error}") from None
+        following = resolve_base(base, following, folder)
     return chain[::-1]
 
 
@@ -243,12 +279,15 @@ def _same_file(one: Path, other: Path) -> bool:
     return one == other or one.resolve() == other.resolve()
 
 
-def _merge(config: DictConfig, values: Any, where: str, known: Sequence[str]) -> DictConfig:
+def _merge(
+    schema: Any, config: DictConfig, values: Any, where: str, known: Sequence[str]
+) -> DictConfig:
     if isinstance(values, dict):
         check_interpolations(values, where)
     else:
         values = OmegaConf.to_container(values, resolve=False)
-    values = standard_keys(values, where)
+    values = expanded(standard_keys(values, where))
+    check_given(schema, values, where)
     try:
         return cast(DictConfig, OmegaConf.merge(config, values))
     except OmegaConfBaseException as error:

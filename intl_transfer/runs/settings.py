@@ -120,6 +120,11 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "log.pictures",
         ),
         *_free(
+            "is of k-NN evaluations during training only",
+            *("knn.train", "knn.test", "knn.k", "knn.size", "knn.crop_pct"),
+            when=("knn.epochs", (0,)),
+        ),
+        *_free(
             _MONITOR, "knn.epochs", "knn.train", "knn.test", "knn.k", "knn.size", "knn.crop_pct"
         ),
         *_free(

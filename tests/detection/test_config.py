@@ -276,8 +276,12 @@ def test_typos_name_what_is_near(tmp_path):
     (tmp_path / "typo.yaml").write_text("SOLVER: {MAX_ITERS: 3}\n")
     with pytest.raises(UserError, match=r"typo\.yaml: no key .*MAX_ITERS.*SOLVER\.MAX_ITER"):
         load_config(str(tmp_path / "typo.yaml"))
-    with pytest.raises(UserError, match="Type mismatch"):
+    with pytest.raises(
+        UserError, match=r"MAX_ITER: expected a whole number, such as 180000; .*many"
+    ):
         load_config("coco_R50_C4", ["SOLVER.MAX_ITER", "many"])
+    with pytest.raises(UserError, match=r"a whole number, .*; found several values, \(1, 0\)"):
+        load_config("coco_R50_C4", ["SOLVER.MAX_ITER", "1,000"])
     with pytest.raises(UserError, match="KEY VALUE pairs"):
         load_config("coco_R50_C4", ["SOLVER.MAX_ITER"])
 
@@ -346,3 +350,11 @@ def test_files_over_files_are_detectron2s(tmp_path):
 def test_overrides_of_any_kind_are_one_line(value):
     with pytest.raises(UserError, match=r"SOLVER\.BASE_LR"):
         load_config("shapes_coco_R18_C4", ["SOLVER.BASE_LR", value])
+
+
+def test_the_home_is_meant_by_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("OUTPUT_DIR: ~/run\n")
+    cfg = load_config("~/mine.yaml", ["MODEL.WEIGHTS", "~/w.pth"])
+    for found, name in ((cfg.OUTPUT_DIR, "run"), (cfg.MODEL.WEIGHTS, "w.pth")):
+        assert found == f"{tmp_path}/{name}"

@@ -88,6 +88,8 @@ def test_weights_that_cannot_be_read(tmp_path):
         weights.read_weights("")
     with pytest.raises(UserError, match=r"weights not found: looked for .*intl-transfer convert"):
         weights.read_weights(str(tmp_path / "absent.pth"))
+    with pytest.raises(UserError, match=r"is a folder; .*convert .* weights/test_weights\S*\.pth`"):
+        weights.read_weights(str(tmp_path))
     (tmp_path / "half.pth").write_bytes(b"PK\x03\x04half")
     with pytest.raises(UserError, match="cannot be read"):
         weights.read_weights(str(tmp_path / "half.pth"))

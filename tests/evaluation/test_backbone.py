@@ -14,7 +14,11 @@ from intl_transfer.conversion.settings import CAFFE, UNIT
 from intl_transfer.conversion.verify import normalized
 from intl_transfer.data.views import normalize
 from intl_transfer.errors import UserError
-from intl_transfer.evaluation.backbone import EvaluatedBackbone, load_evaluated_backbone
+from intl_transfer.evaluation.backbone import (
+    EvaluatedBackbone,
+    check_model,
+    load_evaluated_backbone,
+)
 from intl_transfer.evaluation.config import ModelConfig
 from intl_transfer.models import build_backbone
 
@@ -110,3 +114,15 @@ def test_random_weights_and_none(tmp_path):
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(UserError, match=r"text\.pth"):
         load_evaluated_backbone(str(tmp_path / "text.pth"), ModelConfig())
+
+
+def test_an_architecture_that_is_not_the_weights_is_refused():
+    subject = EvaluatedBackbone(torch.nn.Identity(), 1, "resnet18")
+    check_model(subject, ModelConfig("resnet50"), [])  # a recipe's, for random weights
+    check_model(subject, ModelConfig("resnet18"), ["model.backbone=resnet18"])
+    for model, word in (
+        (ModelConfig("resnet50"), "model.backbone=resnet50"),
+        (ModelConfig("resnet18", "cifar"), "model.stem=cifar"),
+    ):
+        with pytest.raises(UserError, match=rf"'{word}' has no effect.* the weights have"):
+            check_model(subject, model, [word])

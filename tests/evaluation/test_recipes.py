@@ -225,3 +225,22 @@ def test_rates_scale_with_the_batch(name):
 def test_what_cannot_be_is_named(override, message):
     with pytest.raises(UserError, match=message):
         configuration("shapes_linear", [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["k=7"], "'k=7' has no effect: k is of nearest neighbors only, and kind is linear"),
+        (["optim.final_lr=0.1"], "'exponential' only, and optim.schedule is steps"),
+        (["data.augment=false", "data.scale_min=0.5"], "random crops only, and data.augment is F"),
+        (["kind=knn", "optim={epochs: 50}"], r"optim\.epochs is of training"),
+        (["kind=knn", "data.scale_min=0.5"], r"data\.scale_min is of training"),
+    ],
+)
+def test_what_is_given_without_effect_is_refused(overrides, message):
+    with pytest.raises(UserError, match=message):
+        configuration("shapes_linear", overrides)
+
+
+def test_what_a_recipe_says_without_effect_is_not():
+    assert configuration("shapes_knn", []).optim.epochs == 10  # by its base

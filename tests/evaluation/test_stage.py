@@ -56,10 +56,12 @@ KINDS = {
 
 
 def words(classes, weights, output, *more):
+    learns = "kind=knn" not in more
+    small = [word for word in SMALL if learns or not word.startswith("optim.")]
     return [
         "evaluate",
         *("--weights", str(weights), "--config", "shapes_linear", "--output-dir", str(output)),
-        *SMALL,
+        *small,
         f"data.train={classes / 'train'}",
         f"data.test={classes / 'test'}",
         "data.name=colors",
@@ -112,6 +114,31 @@ def test_an_evaluation_becomes_a_row_of_a_table(kind, classes, trained, tmp_path
     capsys.readouterr()
     evaluate(classes, trained, output, *KINDS[kind], "--method", "MoCo v2", "--epochs", "200")
     assert "nothing to do" in capsys.readouterr().out
+
+
+def test_statistics_that_did_not_normalize_the_images_are_not_in_a_title(
+    classes, trained, tmp_path, capsys
+):
+    """Weights that state theirs use those; random ones the data set's, ImageNet's by default."""
+    stated = ["--pixels", "imagenet", "--method", "MoCo v2"]
+    top1 = {}
+    for name, weights, more in (
+        ("plain", trained, stated),
+        ("named", trained, [*stated, "data.normalize=cifar10", "seed=1"]),
+        ("usual", "random", ["model.backbone=resnet18"]),
+        ("imagenet", "random", ["model.backbone=resnet18", "data.normalize=imagenet", "seed=1"]),
+        ("cifar", "random", ["model.backbone=resnet18", "data.normalize=cifar10"]),
+    ):
+        evaluate(classes, weights, tmp_path / name, *KINDS["knn"], *more)
+        said = "data.normalize is not used" in capsys.readouterr().out
+        assert said == (name == "named")
+        top1[name] = read_results(tmp_path / name)["metrics"]["top1"]
+    assert top1["plain"] == top1["named"]
+    found = build_tables(collect([tmp_path], cache=False), TableOptions())
+    (table,) = [table for table in found if table.dataset == "colors"]
+    assert "normalize" not in table.title
+    rows = sorted(sorted(run.path.name for run in row.runs) for row in table.rows)
+    assert rows == [["cifar"], ["imagenet", "usual"], ["named", "plain"]]
 
 
 def test_products_are_exact_whatever_was_allowed_before(classes, trained, tmp_path):

@@ -105,6 +105,7 @@ def test_rows_do_not_come_apart_by_what_the_method_does_not_use(tmp_path):
             ["loss={method: vicreg, axis: batch}"],
             "loss.axis is of spectral transformations only, and loss.method is vicreg",
         ),
+        (["knn.test=val"], "of k-NN evaluations during training only, and knn.epochs is 0"),
         (["loss.ema_momentum=0.9"], "of methods with a moving-average copy only"),
         (
             ["model.projector_layers=1", "model.projector_hidden=64"],
@@ -122,3 +123,10 @@ def test_a_sweep_over_what_the_method_does_not_use_is_refused(tmp_path):
     config.overrides.append("loss.method=simclr")
     with pytest.raises(UserError, match=r"loss\.iterations is of IterNorm only"):
         SweepPlan(config, "swept", tmp_path, tmp_path, {}, {}, 0).jobs()
+
+
+def test_a_sweep_without_neighbors_names_no_images_for_them(tmp_path):
+    config = read("sweep_shapes", ["overrides=[optim.epochs=1]", "grid={}", "points=[]"])
+    config.points = [{"optim.base_lr": 1}]
+    jobs = SweepPlan(config, "swept", tmp_path, tmp_path, {}, {}, 0).jobs()
+    assert not any("knn." in word for job in jobs for word in job.command)

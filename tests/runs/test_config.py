@@ -22,6 +22,7 @@ class Outer:
     seed: int = 0
     inner: Inner = field(default_factory=Inner)
     items: list[Inner] = field(default_factory=list)
+    words: dict[str, list[str]] = field(default_factory=dict)
 
 
 @pytest.fixture
@@ -50,6 +51,54 @@ def test_bases_and_overrides(folder):
 def test_wrong_overrides_say_what_is_near(folder, overrides, message):
     with pytest.raises(UserError, match=message):
         load_config(Outer, "child", overrides, folder)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("name=no", r"name is a text, and YAML reads it as a truth value \(False\)"),
+        ("name=12.10", r"name is a text, and YAML reads it as a number \(12\.1\)"),
+        ("words={a: [x, on]}", r"words\.a\[1\] is a text, and YAML reads it as a truth"),
+        ("inner.sizes=3", r"inner\.sizes is 3; expected a list: inner\.sizes=\[3\]"),
+    ],
+)
+def test_values_are_what_was_written(folder, override, message):
+    """`name: no` was the name "False"."""
+    with pytest.raises(UserError, match=message):
+        load_config(Outer, "child", [override], folder)
+    key, _, value = override.partition("=")
+    outer, _, inner = key.partition(".")
+    text = f"{outer}: {{{inner}: {value}}}" if inner else f"{key}: {value}"
+    (folder / "mine.yaml").write_text(f"base: base\n{text}\n")
+    with pytest.raises(UserError, match=message):
+        load_config(Outer, "mine", [], folder)
+    assert (
+        load_config(Outer, "child", ["name='no'", "words={a: [2024-01-01]}"], folder).name == "no"
+    )
+
+
+def test_the_home_is_meant_by_a_tilde(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    (folder / "mine.yaml").write_text("base: ~/base\nname: ~/x\nwords: {a: [~/y]}\n")
+    config = load_config(Outer, "~/mine.yaml", [], folder / "absent")
+    assert (config.name, config.words) == (f"{folder}/x", {"a": [f"{folder}/y"]})
+    assert load_config(Outer, "base", ["name=~/z"], folder).name == f"{folder}/z"
+
+
+def test_a_base_does_not_depend_on_the_working_directory(folder, tmp_path, monkeypatch):
+    mine, elsewhere = folder / "mine", folder / "elsewhere"
+    for place in (mine, elsewhere):
+        place.mkdir()
+        (place / "above.yaml").write_text(f"name: {place.name}\n")
+    (mine / "run.yaml").write_text("base: above\nseed: 1\n")
+    (mine / "base.yaml").write_text("base: base\nseed: 2\n")  # of the folder
+    for place in (mine, elsewhere, tmp_path):
+        monkeypatch.chdir(place)
+        assert load_config(Outer, str(mine / "run.yaml"), [], folder).name == "mine"
+        assert load_config(Outer, str(mine / "base.yaml"), [], folder).name == "base"
+    (mine / "run.yaml").write_text("base: child2\n")
+    with pytest.raises(UserError, match=rf"looked in {mine} and {folder}\. Did you mean 'child'"):
+        load_config(Outer, str(mine / "run.yaml"), [], folder)
 
 
 def test_wrong_files_say_so(folder):

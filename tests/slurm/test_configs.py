@@ -102,7 +102,7 @@ def test_a_job_reads_what_was_there_when_it_was_launched(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     texts = {
         "above.yaml": "base: shapes_r18\noptim: {epochs: 7}\n",
-        "pretrain.yaml": "base: mine/above.yaml\n",  # of the working directory
+        "pretrain.yaml": "base: above\n",  # beside it
         "few.yaml": "base: shapes_knn\nk: 7\nexpected: [{metric: top1, value: 0.5}]\n",
         "evaluation.yaml": f"base: {mine}/few.yaml\n",
         "above_d.yaml": f"_BASE_: ['{CONFIGS}/detection/shapes_coco_R18_C4.yaml']\n"

@@ -29,6 +29,7 @@ from slurm.status import survey
 from slurm.sweep import SweepPlan
 from slurm.sweep import read as read_sweep
 from tests.pretrain.running import ROOT, TINY
+from tests.results.synthetic import pretraining_run
 from tests.slurm.work import MANIFEST, make_job
 
 LAUNCH = [sys.executable, str(ROOT / "slurm" / "launch_pretrain.py"), "--config", "shapes_r18"]
@@ -469,7 +470,20 @@ def test_runs_of_one_name_are_not_converted_over_each_other(tmp_path):
         mock.patch("slurm.launch_detection.source_hash", return_value="2" * 64),
         pytest.raises(UserError, match=r"seed0.pth was converted from other weights than those"),
     ):
-        launch_detection.converted(str(run), target)
+        launch_detection.convert_once(str(run), target)
+
+
+def test_a_dry_run_prints_what_jobs_would_run(tmp_path, monkeypatch, capsys):
+    """Not the run's folder, which fine-tuning refuses."""
+    run = pretraining_run(tmp_path, "seed0").path
+    words = ["--config", "shapes_coco_R18_C4", "--weights", str(run), "--cluster", "local"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["launch", *words, "--dry-run"])
+    assert launch_detection.main() == 0
+    target = tmp_path / "runs/detection/weights/seed0.pth"
+    printed = capsys.readouterr().out
+    assert f"--weights {target} --seed 0" in printed
+    assert re.search(rf"convert\.py {run} {target}$", printed, re.M)
 
 
 def test_a_conversion_is_done_if_its_report_names_the_source(tmp_path):
