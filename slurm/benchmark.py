@@ -19,6 +19,7 @@ from intl_transfer.evaluation.config import CLASSIFIER, EvaluationConfig
 from intl_transfer.runs.aliases import standard_keys
 from intl_transfer.runs.config import SEEDS, load_config
 from intl_transfer.runs.controls import ControlConfig
+from intl_transfer.runs.given import WORDS
 from intl_transfer.runs.settings import deciding, fingerprint, select
 from pretrain.checks import configuration as pretraining_configuration
 from pretrain.config import PretrainConfig
@@ -55,7 +56,7 @@ class Initialization:
     supervised: str | None = None
     checkpoint: str | None = None
     random: bool = False
-    overrides: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list, metadata=WORDS)
     seeds: list[int] = field(default_factory=lambda: [0])
 
 

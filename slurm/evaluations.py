@@ -16,6 +16,7 @@ from intl_transfer.evaluation.command import configuration
 from intl_transfer.evaluation.config import EvaluationConfig
 from intl_transfer.runs.changes import as_begun
 from intl_transfer.runs.controls import ControlConfig
+from intl_transfer.runs.given import WORDS
 from intl_transfer.runs.settings import identity
 from slurm import launch_detection
 from slurm.configs import config_of_job
@@ -44,7 +45,7 @@ class Evaluation:
 
     kind: str = "detection"
     config: str = MISSING
-    overrides: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list, metadata=WORDS)
     seeds: list[int] = field(default_factory=lambda: [0])
     learning_rates: list[float] = field(default_factory=list)
     resources: dict[str, Any] = field(default_factory=dict)

@@ -33,6 +33,7 @@ from intl_transfer.analysis.reading import (
 )
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.runs.aliases import standard_key
+from intl_transfer.runs.given import WORDS
 from intl_transfer.runs.records import EvaluationResults
 from intl_transfer.runs.settings import comparable
 from intl_transfer.runs.wording import setting_in_words
@@ -66,7 +67,7 @@ class SweptEvaluation:
     """
 
     config: str = MISSING
-    overrides: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list, metadata=WORDS)
 
 
 @dataclass
@@ -108,7 +109,7 @@ class Sweep:
     """
 
     pretrain: str = MISSING
-    overrides: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list, metadata=WORDS)
     grid: dict[str, list[Any]] = field(default_factory=dict)
     points: list[dict[str, Any]] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0])

@@ -10,6 +10,9 @@ from typing import Any
 
 from intl_transfer.errors import UserError
 
+#: Of a field with words of a command line, where ``0.02`` and ``False`` mean what YAML reads.
+WORDS = {"words": True}
+
 
 def check_given(schema: Any, values: Any, where: str, key: str = "") -> None:
     """Refuses words that YAML has read as something else, and single values for lists.
@@ -40,7 +43,11 @@ def check_given(schema: Any, values: Any, where: str, key: str = "") -> None:
                 check_given(inner[0], value, where, f"{key}[{index}]")
         elif isinstance(values, Mapping):
             hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+            fields = dataclasses.fields(kind) if hints else ()
+            words = {one.name for one in fields if one.metadata == WORDS}
             for name, value in values.items():
+                if name in words and not _is_single(value):
+                    continue
                 of = hints.get(name, Any) if hints else inner[0] if inner else Any
                 check_given(of, value, where, f"{key}.{name}" if key else str(name))
 

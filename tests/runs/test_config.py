@@ -8,6 +8,7 @@ from omegaconf import MISSING
 from intl_transfer.errors import UserError
 from intl_transfer.evaluation.command import weights_label
 from intl_transfer.runs.config import config_name, load_config
+from intl_transfer.runs.given import WORDS, check_given
 
 
 @dataclass
@@ -132,3 +133,18 @@ def test_a_tag_that_runs_code_is_refused(folder, tmp_path):
     with pytest.raises(UserError, match="refused"):
         load_config(Outer, "evil", [], folder)
     assert not mark.exists()
+
+
+def test_words_of_a_command_line_are_what_yaml_reads():
+    """As of Detectron2: ``overrides: [SOLVER.BASE_LR, 0.02, MODEL.MASK_ON, False]``."""
+
+    @dataclass
+    class Part:
+        overrides: list[str] = field(default_factory=list, metadata=WORDS)
+        names: list[str] = field(default_factory=list)
+
+    check_given(Part, {"overrides": ["a", 0.02, False], "names": ["a"]}, "x")
+    with pytest.raises(UserError, match=r"x: names\[1\] is a text, and YAML reads it as a number"):
+        check_given(Part, {"names": ["a", 0.10]}, "x")
+    with pytest.raises(UserError, match=r"x: overrides is 0\.02; expected a list"):
+        check_given(Part, {"overrides": 0.02}, "x")
