@@ -287,11 +287,11 @@ class KnnSets:
         config: the run's.
         train: the training images, used if no others are given.
 
-    Raises:
-        UserError: if the labeled images do not exist, or their classes differ.
-
     Attributes:
         unreadable: the number of images without features, of the last :meth:`accuracy`.
+
+    Raises:
+        UserError: if the labeled images do not exist, or their classes differ.
     """
 
     def __init__(self, config: PretrainConfig, train: ImageSource) -> None:

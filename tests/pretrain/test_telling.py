@@ -131,7 +131,7 @@ def test_sets_of_other_classes_are_no_neighbors(images, tmp_path):
     assert "data.root has 2 classes and knn.test 1, of which" in done.stderr
 
 
-@pytest.mark.parametrize("damaged", [1, 6, 13])
+@pytest.mark.parametrize("damaged", [1, 6, 26])
 def test_images_that_neighbors_cannot_read_are_counted_and_limited(images, tmp_path, damaged):
     """As in evaluations; without those of one class, the accuracy is that of the others."""
     tested = tmp_path / "tested"
@@ -147,7 +147,7 @@ def test_images_that_neighbors_cannot_read_are_counted_and_limited(images, tmp_p
         assert sets.unreadable == 1
         return
     for ask in (sets.check, partial(sets.accuracy, nn.Flatten())):
-        with pytest.raises(UserError, match=rf"^knn\.test: {damaged} of 13 images cannot be read"):
+        with pytest.raises(UserError, match=rf"^knn\.test: {damaged} of 26 images cannot be read"):
             ask(ranks)
 
 
