@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -37,7 +37,7 @@ from intl_transfer.spectral.iternorm import NEWTON_UP_TO
 from intl_transfer.spectral.matrix_function import FLOOR
 
 #: Keywords of losses that are not settings, such as inputs and the process group.
-_NOT_OPTIONS = ("views", "group", "distributed", "generator", "partitions")
+_NOT_OPTIONS = ("group", "distributed", "generator", "partitions")
 
 
 class LossSettings(Protocol):
@@ -147,6 +147,27 @@ class Method:
         return " + ".join(parts)
 
 
+#: Options by the type of their keyword; for others any finite number.
+_OF_TYPE = {
+    "int": Option(None, "a whole number", lambda value: float(value).is_integer(), kind=int),
+    "bool": Option(None, "0 or 1", lambda value: value in (0, 1), kind=bool),
+}
+
+
+def by_name(rows: Iterable[Method]) -> dict[str, Method]:
+    """A table of methods.
+
+    Raises:
+        ValueError: for two rows of one name, of which one would be lost.
+    """
+    table: dict[str, Method] = {}
+    for row in rows:
+        if row.name in table:
+            raise ValueError(f"two methods are named '{row.name}'; loss.method needs one of them")
+        table[row.name] = row
+    return table
+
+
 def _of_keywords(function: Callable[..., Tensor], options: Mapping[str, Option]) -> Loss:
     """Adapts a function of views and keywords to a row's loss."""
 
@@ -171,17 +192,35 @@ def comparison(
     Args:
         name: of ``loss.method``.
         title: in tables.
-        function: called as ``function(views, **options)``; its keywords, with their defaults, are
-            the method's options.
+        function: called as ``function(views, **options)``; its keywords that take numbers, with
+            their defaults, are the method's options. One without a default is required.
         has_target: whether view 0 goes through a moving-average copy of the network.
         known: options with more details than the default.
     """
+    _, *keywords = inspect.signature(function).parameters.values()  # the first takes the views
     options = {
-        one.name: replace(known.get(one.name, Option()), default=one.default)
-        for one in inspect.signature(function).parameters.values()
-        if one.name not in _NOT_OPTIONS
+        one.name: _option(one, known.get(one.name)) for one in keywords if _takes_numbers(one)
     }
     return Method(name, title, _of_keywords(function, options), options, has_target)
+
+
+def _takes_numbers(keyword: inspect.Parameter) -> bool:
+    """Whether a keyword of a loss can be set as ``loss.options.NAME``."""
+    named = keyword.kind in (keyword.POSITIONAL_OR_KEYWORD, keyword.KEYWORD_ONLY)
+    default = keyword.default
+    numeric = default is None or default is keyword.empty or isinstance(default, (int, float))
+    return named and numeric and keyword.name not in _NOT_OPTIONS
+
+
+def _option(keyword: inspect.Parameter, known: Option | None) -> Option:
+    """The option that a keyword is: what is known of it, or what its type says."""
+    declared, default = keyword.annotation, keyword.default
+    if declared is keyword.empty:
+        declared = type(default)
+    option = known or _OF_TYPE.get(getattr(declared, "__name__", declared), Option())
+    if default is keyword.empty:
+        return replace(option, required=option.required or f"loss.options.{keyword.name}")
+    return replace(option, default=default)
 
 
 def framework_loss(
@@ -276,9 +315,8 @@ _POSITIVE = Option(None, "a number > 0", lambda value: value > 0)
 _WEIGHT = Option(None, "a number >= 0", lambda value: value >= 0)
 
 #: All methods by name, in the order of tables and messages.
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
+METHODS: dict[str, Method] = by_name(
+    (
         *_with_and_without_target(
             "intl",
             "INTL",
@@ -323,4 +361,4 @@ METHODS: dict[str, Method] = {
         ),
         comparison("simclr", "SimCLR", nt_xent_loss, temperature=_POSITIVE),
     )
-}
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -10,11 +11,16 @@ from torch import Tensor
 
 
 class LARS(torch.optim.Optimizer):
-    """SGD with momentum whose rate is adapted layer by layer (You et al., arXiv 1708.03888).
+    """SGD with momentum whose rate is adapted layer by layer, as in Barlow Twins and VICReg.
 
     For a weight w with gradient g, ``u = g + weight_decay w`` becomes ``u eta ||w|| / ||u||``, then
     momentum and step as SGD. Parameters of one dimension (biases, batch norms) take plain
     SGD, as SimCLR, BYOL and Barlow Twins do.
+
+    This is the LARS of the code of Barlow Twins (Zbontar et al., arXiv 2103.03230) and VICReg
+    (Bardes et al., arXiv 2105.04906). That of You et al. (arXiv 1708.03888), from whom it comes,
+    divides by ``||g|| + weight_decay ||w||`` instead of ``||g + weight_decay w||``; the two agree
+    without weight decay.
 
     Args:
         params: parameters, or groups of such.
@@ -22,6 +28,9 @@ class LARS(torch.optim.Optimizer):
         momentum: of SGD.
         weight_decay: L2 penalty; 0 for groups without one.
         eta: the trust coefficient.
+
+    Raises:
+        ValueError: if a setting, of a group or of all, is negative, NaN or infinite.
 
     Example:
         >>> import torch
@@ -42,6 +51,14 @@ class LARS(torch.optim.Optimizer):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta}
         super().__init__(params, defaults)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group, of settings that have a meaning."""
+        super().add_param_group(param_group)
+        for name in ("lr", "momentum", "weight_decay", "eta"):
+            value = self.param_groups[-1][name]
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value}; expected a finite number, 0 or more")
+
     @torch.no_grad()
     # Torch declares overloads.
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -52,6 +69,8 @@ class LARS(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
             updates: list[Tensor] = [p.grad for p in parameters]
             if group["weight_decay"]:
                 updates = list(torch._foreach_add(updates, parameters, alpha=group["weight_decay"]))

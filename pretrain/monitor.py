@@ -21,8 +21,14 @@ from intl_transfer.data.views import normalize
 from intl_transfer.errors import UserError
 from intl_transfer.evaluation import EvaluationImages, extract_features, knn_accuracy
 from intl_transfer.evaluation.batches import seen_in_training
-from intl_transfer.evaluation.features import check_features
+from intl_transfer.evaluation.features import (
+    check_features,
+    check_readable,
+    check_sample,
+    count_over,
+)
 from intl_transfer.methods import METHODS
+from intl_transfer.models import evaluation_mode
 from intl_transfer.runs import RunDirectory
 from intl_transfer.runs.distributed import Ranks
 from intl_transfer.runs.finite import StateNotFiniteError
@@ -152,11 +158,15 @@ class Monitor:
             return False
         return epoch % self._config.knn.epochs == 0 or epoch == self._config.optim.epochs
 
-    def neighbors(self, step: int, backbone: nn.Module) -> float | None:
-        """k-NN accuracy of frozen features, in percent.
+    def neighbors(self, step: int, backbone: nn.Module) -> dict[str, float]:
+        """k-NN accuracy of frozen features, in percent, and the number of unreadable images.
 
         Returns:
-            None, with a message, if the features are not finite.
+            ``knn_accuracy`` and ``knn_unreadable_images``; nothing, with a message, if the features
+            are not finite.
+
+        Raises:
+            UserError: if too many images are unreadable.
         """
         assert self._knn is not None
         epoch = step / self._steps_per_epoch
@@ -164,10 +174,14 @@ class Monitor:
             accuracy = self._knn.accuracy(backbone, self._ranks)
         except StateNotFiniteError as error:
             self.say(f"epoch {epoch:.0f}: no {self._config.knn.k}-NN accuracy: {error}")
-            return None
+            return {}
         self._log(step, epoch, {"knn_accuracy": accuracy})
-        self.say(f"epoch {epoch:.0f}: {self._config.knn.k}-NN accuracy {accuracy:.2f} %")
-        return accuracy
+        missing = self._knn.unreadable
+        self.say(
+            f"epoch {epoch:.0f}: {self._config.knn.k}-NN accuracy {accuracy:.2f} %"
+            + (f" ({missing} images cannot be read)" if missing else "")
+        )
+        return {"knn_accuracy": accuracy, "knn_unreadable_images": missing}
 
     def skipped(self, step: int, reason: str, total: int) -> None:
         """Reports a skipped step.
@@ -273,6 +287,9 @@ class KnnSets:
         config: the run's.
         train: the training images, used if no others are given.
 
+    Attributes:
+        unreadable: the number of images without features, of the last :meth:`accuracy`.
+
     Raises:
         UserError: if the labeled images do not exist, or their classes differ.
     """
@@ -286,7 +303,8 @@ class KnnSets:
         own = read(knn.train, key="knn.train") if knn.train else train
         keys = ("knn.train" if knn.train else "data.root", "knn.test")
         sources = [own, with_classes_of(own, read(knn.test, key="knn.test"), keys)]
-        self._sources = sources
+        self._sources, self._keys = sources, keys
+        self._limit, self.unreadable = config.data.max_unreadable, 0
         self._sets = [EvaluationImages(source, size, knn.crop_pct) for source in sources]
         self._k, self._workers = knn.k, config.data.workers
         statistics = statistics_of(config.data.normalize)
@@ -297,18 +315,30 @@ class KnnSets:
         names = ("knn_train", "knn_test")
         return {n: source.described() for n, source in zip(names, self._sources, strict=True)}
 
+    def check(self, ranks: Ranks) -> None:
+        """Reads a sample of the images.
+
+        Raises:
+            UserError: if more than ``data.max_unreadable`` of all images are unreadable.
+        """
+        for images, key in zip(self._sets, self._keys, strict=True):
+            check_sample(images, ranks, self._limit, key)
+
     def accuracy(self, backbone: nn.Module, ranks: Ranks) -> float:
         """Accuracy in percent, over all ranks.
 
         Raises:
             StateNotFiniteError: if the features contain NaN or infinity.
+            UserError: if more than ``data.max_unreadable`` of the images are unreadable.
         """
         features = [
             extract_features(backbone, images, ranks, workers=self._workers, prepare=self._prepare)
             for images in self._sets
         ]
-        for found, _ in features:
-            check_features(found, ranks)
+        self.unreadable = 0
+        for images, found, key in zip(self._sets, features, self._keys, strict=True):
+            self.unreadable += check_readable(images, count_over(ranks, found), self._limit, key)
+            check_features(found[0], ranks)
         return knn_accuracy(*features[0], *features[1], k=self._k, ranks=ranks)
 
 
@@ -341,18 +371,13 @@ def network_size(backbone: nn.Module, size: int, device: torch.device) -> dict[s
         size: side of the image, in pixels.
         device: of the backbone.
     """
-    was_training = backbone.training
-    backbone.eval()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # fvcore traces with a deprecated part of torch
-            from fvcore.nn import FlopCountAnalysis
+    with evaluation_mode(backbone), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fvcore traces with a deprecated part of torch
+        from fvcore.nn import FlopCountAnalysis
 
-            counter = FlopCountAnalysis(backbone, torch.zeros(1, 3, size, size, device=device))
-            counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-            multiply_adds = int(counter.total())
-    finally:
-        backbone.train(was_training)
+        counter = FlopCountAnalysis(backbone, torch.zeros(1, 3, size, size, device=device))
+        counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        multiply_adds = int(counter.total())
     return {
         "backbone_parameters": sum(p.numel() for p in backbone.parameters()),
         "backbone_multiply_adds": multiply_adds,

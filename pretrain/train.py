@@ -212,9 +212,10 @@ def tell(session: Session, step: int, done: Step, at_end: bool) -> None:
 def classify_neighbors(session: Session, step: int) -> None:
     """k-NN evaluation at the end of an epoch, if due; the last accuracy goes to the results."""
     if session.monitor.neighbors_due(step // session.per_epoch):
-        accuracy = session.monitor.neighbors(step, session.learner.encoder.backbone)
-        session.state.last.pop("knn_accuracy", None)
-        session.state.last |= {} if accuracy is None else {"knn_accuracy": accuracy}
+        found = session.monitor.neighbors(step, session.learner.encoder.backbone)
+        for name in ("knn_accuracy", "knn_unreadable_images"):
+            session.state.last.pop(name, None)
+        session.state.last |= found
 
 
 def interrupted(session: Session, reached: Reached) -> int:
@@ -311,6 +312,8 @@ def open_data(config: PretrainConfig, ranks: Ranks) -> Data:
     )
     loader = build_loader(dataset, sampler, config.data.workers, ranks.device.type == "cuda")
     knn = KnnSets(config, source) if config.knn.epochs else None
+    if knn is not None:
+        knn.check(ranks)
     return Data(dataset, sampler, loader, knn, describe_images(source, knn, ranks))
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from intl_transfer.errors import UserError
-from intl_transfer.methods import METHODS
+from intl_transfer.methods import METHODS, by_name, comparison
 from intl_transfer.runs.settings import deciding
 from intl_transfer.runs.wording import method_title
 from intl_transfer.spectral import (
@@ -136,3 +136,27 @@ def test_embeddings_without_a_loss_end_a_run_in_a_line_that_helps():
     assert "loss.options.NAME" in message
     shrunk = configured("method=w_mse", "options.whitening_size=16", "options.shrinkage=0.1")
     assert loss_of([collapsed, torch.randn(32, 8)], shrunk)[0].isfinite()
+
+
+def test_options_of_a_users_loss_are_its_keywords_that_take_numbers():
+    seen = {}
+
+    def loss(z, scale: float, power: int = 2, flag=True, share: float = 1, kind="a", **others):
+        seen.update(scale=scale, power=power, flag=flag, share=share, kind=kind, others=others)
+        return z[0].sum()
+
+    row = comparison("own", "Own", loss)
+    assert list(row.options) == ["scale", "power", "flag", "share"]
+    assert row.options["scale"].required == "loss.options.scale"
+    assert [row.options[name].default for name in ("power", "flag", "share")] == [2, True, 1]
+    assert row.options["share"].is_good(0.5)
+    assert not row.options["power"].is_good(0.5)
+    settings = configured().loss
+    settings.options = {"scale": 3.0, "power": 4.0, "flag": 0.0}
+    row.loss([torch.ones(2, 2)], settings, 2, {})
+    assert seen.pop("others") == {}
+    assert seen == {"scale": 3.0, "power": 4, "flag": False, "share": 1, "kind": "a"}
+    assert type(seen["power"]) is int
+    assert seen["flag"] is False
+    with pytest.raises(ValueError, match="two methods are named 'own'"):
+        by_name([row, row])

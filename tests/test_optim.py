@@ -88,3 +88,27 @@ def test_another_grouping_is_refused():
     state = torch.optim.SGD([{"params": [one]}, {"params": [two]}], lr=0.1).state_dict()
     with pytest.raises(ValueError, match="parameter groups"):
         load_optimizer(torch.optim.SGD([one, two], lr=0.1), state)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_a_group_without_gradients_is_left_as_it_is(decay):
+    """As torch's SGD does, which LARS is for parameters of one dimension."""
+    torch.manual_seed(0)
+    start, updated = torch.randn(2, 3), []
+    for kind in (LARS, torch.optim.SGD):
+        used, unused = (row.clone().requires_grad_() for row in start)
+        groups = [{"params": [used]}, {"params": [unused]}]
+        optimizer = kind(groups, lr=0.1, momentum=0.9, weight_decay=decay)
+        used.sum().backward()
+        optimizer.step()
+        assert torch.equal(unused, start[1])
+        updated.append(used.detach())
+    torch.testing.assert_close(*updated)
+
+
+@pytest.mark.parametrize("name", ["lr", "momentum", "weight_decay", "eta"])
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
+def test_settings_without_a_meaning_are_refused(name, value):
+    parameter = torch.zeros(2, requires_grad=True)
+    with pytest.raises(ValueError, match=rf"{name} is .*; expected a finite number, 0 or more"):
+        LARS([{"params": [parameter], name: value}], lr=0.1)

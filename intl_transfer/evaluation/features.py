@@ -19,11 +19,14 @@ from intl_transfer.data.images import UnreadableImageError
 from intl_transfer.data.loaders import worker_options
 from intl_transfer.data.source import ImageSource
 from intl_transfer.data.views import normalize
+from intl_transfer.errors import UserError
+from intl_transfer.models import evaluation_mode
 from intl_transfer.runs.distributed import Ranks
 from intl_transfer.runs.finite import StateNotFiniteError
 
 #: As in published evaluations: 224 px of 256.
 CROP_PCT = 0.875
+_SAMPLE = 256  # images of a set that are tried before it is used
 Prepare = Callable[[Tensor, torch.device], Tensor]
 
 
@@ -55,6 +58,14 @@ class EvaluationImages(Dataset[tuple[Tensor, int]]):
 
     def __len__(self) -> int:
         return len(self._source)
+
+    def is_readable(self, index: int) -> bool:
+        """Whether an image can be decoded."""
+        try:
+            self._source.image(index)
+        except UnreadableImageError:
+            return False
+        return True
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """An image (size, size, 3), uint8, and its label; -1 and black for an unreadable one."""
@@ -102,7 +113,7 @@ def extract_features(
 ) -> tuple[Tensor, Tensor]:
     """This rank's part of a data set's features: images rank, rank + W, rank + 2 W, ...
 
-    The backbone is temporarily in evaluation mode.
+    The backbone is temporarily in evaluation mode; then each of its modules is as before.
 
     Args:
         backbone: images (B, 3, H, W) to features (B, width).
@@ -116,11 +127,9 @@ def extract_features(
         Features, float32 (n, width), and labels (n,), on the backbone's device. Unreadable images
         are omitted.
     """
-    was_training = backbone.training
-    backbone.eval()
     # An empty part still needs features of the right width.
     blank = torch.zeros(1, images.size, images.size, 3, dtype=torch.uint8)
-    try:
+    with evaluation_mode(backbone):
         features = [backbone(prepare(blank, ranks.device)).float()[:0]]
         labels = [torch.zeros(0, dtype=torch.int64, device=ranks.device)]
         known = [torch.zeros(0, dtype=torch.bool)]
@@ -130,8 +139,6 @@ def extract_features(
             is_known = known[-1].to(ranks.device)
             features.append(output[is_known])
             labels.append(label.to(ranks.device)[is_known])
-    finally:
-        backbone.train(was_training)
     own = own_indices(images, ranks)
     images.unreadable = own[~torch.cat(known).numpy()].tolist()
     return torch.cat(features), torch.cat(labels)
@@ -155,6 +162,61 @@ def check_features(features: Tensor, ranks: Ranks) -> None:
             f"the features of {total} of {images} images contain NaN or infinity; check the "
             "weights, or use engine.precision=fp32"
         )
+
+
+def count_over(ranks: Ranks, part: tuple[Tensor, Tensor]) -> int:
+    """The number of images with features, over all ranks."""
+    return int(sum(ranks.gather_objects(len(part[1]))))
+
+
+def check_readable(images: EvaluationImages, read: int, limit: float, key: str) -> int:
+    """The number of unreadable images of a data set.
+
+    Args:
+        images: the set.
+        read: number of readable ones, over all ranks.
+        limit: maximum fraction that may be unreadable.
+        key: of the set, for messages.
+
+    Raises:
+        UserError: if too many, or all, are unreadable.
+    """
+    missing = len(images) - read
+    if _are_too_many(missing, len(images), limit):
+        raise UserError(
+            f"{key}: {missing} of {len(images)} images cannot be read, over the limit of "
+            f"data.max_unreadable={limit:g}; expected images that OpenCV or Pillow can open"
+        )
+    return missing
+
+
+def check_sample(images: EvaluationImages, ranks: Ranks, limit: float, key: str) -> None:
+    """Refuses a data set with too many unreadable images before anything is computed from it.
+
+    A sample from all of the set is read, and everything only if too many of that are unreadable:
+    no set within the limit is refused, and one far beyond it is found in seconds.
+
+    Args:
+        images: the set.
+        ranks: this process's place; each reads a share, and all raise or none does.
+        limit: maximum fraction that may be unreadable.
+        key: of the set, for messages.
+
+    Raises:
+        UserError: as :func:`check_readable`.
+    """
+    sample = np.unique(np.linspace(0, len(images) - 1, _SAMPLE).round().astype(int))
+    missing = 0
+    for indices in (sample, np.arange(len(images))):
+        own = indices[ranks.rank :: ranks.world_size].tolist()
+        missing = sum(ranks.gather_objects(sum(not images.is_readable(i) for i in own)))
+        if not _are_too_many(missing, len(indices), limit):
+            return
+    check_readable(images, len(images) - missing, limit, key)
+
+
+def _are_too_many(missing: int, count: int, limit: float) -> bool:
+    return missing > limit * count or missing == count
 
 
 def own_indices(images: EvaluationImages, ranks: Ranks) -> NDArray[np.int64]:

@@ -6,13 +6,12 @@ import time
 from contextlib import ExitStack
 
 from intl_transfer.data.source import ImageSource
+from intl_transfer.evaluation.features import check_readable, count_over
 from intl_transfer.evaluation.knn import knn_accuracy
 from intl_transfer.evaluation.learner import FeatureNetwork
 from intl_transfer.evaluation.session import (
     Kind,
     Session,
-    check_readable,
-    count_over,
     frozen_features,
     images_of,
 )
@@ -38,8 +37,8 @@ def _neighbors(
     sets = [images_of(config, source) for source in (train, test)]
     parts = [frozen_features(session, network, images) for images in sets]
     missing = sum(
-        check_readable(session, images, count_over(ranks, part))
-        for images, part in zip(sets, parts, strict=True)
+        check_readable(images, count_over(ranks, part), config.data.max_unreadable, key)
+        for images, part, key in zip(sets, parts, ("data.train", "data.test"), strict=True)
     )
     accuracy = knn_accuracy(*parts[0], *parts[1], k=config.k, ranks=ranks)
     session.finish({"top1": accuracy}, time.perf_counter() - began, unreadable_images=missing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from intl_transfer.runs.distributed import Ranks
 
 _CHUNK = 1024  # queries at a time
 _BLOCK = 8192  # training features at a time
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @torch.no_grad()
@@ -34,17 +36,18 @@ def knn_predict(
 
     Args:
         train: features (n, width); with several ranks this rank's part, of any length.
-        train_labels: (n,), int64.
+        train_labels: (n,), whole numbers of any size and integer type.
         queries: features (q, width), the same on every rank.
         k: neighbors; fewer if there are not enough.
         ranks: this process's place, if it is one of several.
 
     Returns:
-        A label for each query, (q,), the same on every rank.
+        A label for each query, (q,), int64, the same on every rank.
 
     Raises:
-        ValueError: if there is no training feature on any rank, k is below 1, or a feature is NaN
-            or infinite.
+        ValueError: for shapes that do not belong together, if there is no training feature on any
+            rank, k is below 1, or a feature is NaN or infinite.
+        TypeError: if features are no real numbers, or labels or k no integers.
 
     Example:
         >>> import torch
@@ -52,13 +55,20 @@ def knn_predict(
         >>> knn_predict(train, torch.tensor([4, 4, 7]), torch.tensor([[0.0], [0.9]]), k=1)
         tensor([4, 7])
     """
-    if k < 1:
-        raise ValueError(f"k is {k}; expected at least 1 neighbor")
+    _check_count(k)
+    _check_labeled(train, train_labels, "train")
+    _check_features(queries, "queries")
+    if queries.shape[1] != train.shape[1]:
+        raise ValueError(
+            f"queries have width {queries.shape[1]} and training features {train.shape[1]}; "
+            "expected features of one network"
+        )
     if ranks is not None and ranks.world_size == 1:
         ranks = None
     known = _Distinct.of(train, train_labels, ranks)
     if known is None:
         raise ValueError("no training features; k nearest neighbors need at least one")
+    train, queries = _within_range(train, queries, ranks is not None)
     origin = _mean(train, ranks is not None)
     # A sum over all ranks' features: every rank raises, or none does.
     if not bool(origin.isfinite().all()) or not bool(queries.isfinite().all()):
@@ -70,6 +80,57 @@ def knn_predict(
             distances, numbers = _nearest_of_all(distances, numbers, k)
         predictions.append(known.majority(distances, numbers, k))
     return torch.cat(predictions) if predictions else queries.new_zeros(0, dtype=torch.int64)
+
+
+def _check_count(k: int) -> None:
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise TypeError(f"k is {k!r}; expected a whole number of neighbors")
+    if k < 1:
+        raise ValueError(f"k is {k}; expected at least 1 neighbor")
+
+
+def _check_features(features: Tensor, name: str) -> None:
+    if not isinstance(features, Tensor) or features.is_complex():
+        found = features.dtype if isinstance(features, Tensor) else type(features).__name__
+        raise TypeError(
+            f"{name}: expected a torch.Tensor of real numbers (n, width), found {found}"
+        )
+    if features.dim() != 2 or features.shape[1] < 1:
+        raise ValueError(f"{name}: expected shape (n, width), found {tuple(features.shape)}")
+
+
+def _check_labeled(features: Tensor, labels: Tensor, name: str) -> None:
+    """Raises unless they are features (n, width) and integers (n,)."""
+    _check_features(features, name)
+    is_tensor = isinstance(labels, Tensor)
+    if not is_tensor or labels.dtype not in _INTEGERS:
+        found = labels.dtype if is_tensor else type(labels).__name__
+        raise TypeError(f"{name}_labels: expected a torch.Tensor of integers (n,), found {found}")
+    if labels.shape != features.shape[:1]:
+        raise ValueError(
+            f"{name}_labels have shape {tuple(labels.shape)}; expected ({len(features)},), one for "
+            "each feature"
+        )
+
+
+def _within_range(train: Tensor, queries: Tensor, several: bool) -> tuple[Tensor, Tensor]:
+    """Float64 features times a power of two, so that no square overflows or vanishes.
+
+    That changes no digit of them or of their distances. Squares of other types are in float64's
+    range anyway.
+    """
+    if torch.float64 not in (train.dtype, queries.dtype):
+        return train, queries
+    largest = queries.new_zeros(1, dtype=torch.float64)
+    for features in (train, queries):
+        if features.numel():
+            largest = torch.maximum(largest, features.abs().max().double())
+    if several:
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+    # Of 0, infinity or NaN the exponent is 0.
+    exponent = int(torch.frexp(largest)[1].clamp(-1022, 1022))
+    scale = math.ldexp(1.0, -exponent)
+    return train.double() * scale, queries.double() * scale
 
 
 @dataclass(frozen=True)
@@ -84,7 +145,8 @@ class _Distinct:
         numbers: which they are, ascending. Features are numbered by their smallest label.
         starts: of each feature, of any rank, the position of its first label.
         counts: the number of its labels.
-        labels: of all images, by feature, then ascending.
+        labels: of all images, by feature, then ascending; numbers of ``classes``.
+        classes: the labels that occur, ascending.
     """
 
     rows: Tensor
@@ -92,15 +154,17 @@ class _Distinct:
     starts: Tensor
     counts: Tensor
     labels: Tensor
+    classes: Tensor
 
     @classmethod
     def of(cls, train: Tensor, labels: Tensor, ranks: Ranks | None) -> _Distinct | None:
         """Those of all ranks' features; None if there is none."""
-        own = _keys(train).cpu(), labels.cpu()
+        own = _keys(train).cpu(), labels.cpu().long()
         parts = [own] if ranks is None else ranks.gather_objects(own)
         keys, whose = (torch.cat([part[i] for part in parts]).numpy() for i in (0, 1))
         if not len(keys):
             return None
+        classes, whose = np.unique(whose, return_inverse=True)
         order = np.lexsort((whose, keys))
         _, starts, counts = np.unique(keys[order], return_index=True, return_counts=True)
         by_label = whose[order[starts]].argsort(kind="stable")
@@ -108,7 +172,7 @@ class _Distinct:
         first = sum(len(part[0]) for part in parts[: 0 if ranks is None else ranks.rank])
         rows = order[starts] - first
         numbers = np.flatnonzero((rows >= 0) & (rows < len(train)))
-        arrays = (rows[numbers], numbers, starts, counts, whose[order])
+        arrays = (rows[numbers], numbers, starts, counts, whose[order], classes)
         return cls(*(torch.from_numpy(array).to(train.device) for array in arrays))
 
     def majority(self, distances: Tensor, numbers: Tensor, k: int) -> Tensor:
@@ -121,12 +185,12 @@ class _Distinct:
         """
         counts = self.counts[numbers] * distances.isfinite()
         used = torch.minimum(counts, (k - counts.cumsum(1) + counts).clamp(min=0))
-        shape = len(numbers), int(self.labels.max()) + 1
+        shape = len(numbers), len(self.classes)
         votes = torch.zeros(shape, dtype=torch.int64, device=numbers.device)
         for place in range(int(used.max()) if len(used) else 0):  # one, where no two are identical
             at = self.starts[numbers] + self.counts[numbers].sub(1).clamp(max=place)
             votes.scatter_add_(1, self.labels[at], (used > place).long())
-        return votes.argmax(1)  # the first of equal values
+        return self.classes[votes.argmax(1)]  # the first of equal values
 
 
 def _keys(features: Tensor) -> Tensor:
@@ -239,8 +303,10 @@ def knn_accuracy(
         Accuracy from 0 to 100, the same on every rank.
 
     Raises:
-        ValueError: if there are no training or no test features, or one is NaN or infinite.
+        ValueError: if there are no training or no test features, and as :func:`knn_predict`.
+        TypeError: as :func:`knn_predict`.
     """
+    _check_labeled(test, test_labels, "test")
     if ranks is not None and ranks.world_size > 1:
         parts = ranks.gather_objects((test.cpu(), test_labels.cpu()))
         test = torch.cat([features for features, _ in parts]).to(train.device)

@@ -13,7 +13,6 @@ from typing import Any
 from torch import Tensor
 
 from intl_transfer.data.source import ImageSource
-from intl_transfer.errors import UserError
 from intl_transfer.evaluation.backbone import EvaluatedBackbone
 from intl_transfer.evaluation.config import EvaluationConfig, interpolation_of, protocol
 from intl_transfer.evaluation.features import (
@@ -174,30 +173,3 @@ def frozen_features(
     found = extract_features(network, images, session.ranks, ROWS, workers, network.inputs)
     check_features(found[0], session.ranks)
     return found
-
-
-def count_over(ranks: Ranks, part: tuple[Tensor, Tensor]) -> int:
-    """The number of images with features, over all ranks."""
-    return int(sum(ranks.gather_objects(len(part[1]))))
-
-
-def check_readable(session: Session, images: EvaluationImages, read: int) -> int:
-    """The number of unreadable images of a data set.
-
-    Args:
-        session: provides the limit.
-        images: the set.
-        read: number of readable ones, over all ranks.
-
-    Raises:
-        UserError: if too many, or all, are unreadable.
-    """
-    missing = len(images) - read
-    limit = session.config.data.max_unreadable
-    if missing > limit * len(images) or not read:
-        raise UserError(
-            f"{missing} of {len(images)} images cannot be read, over the limit of "
-            f"data.max_unreadable={limit:g}; `intl-transfer evaluate` needs images that OpenCV or "
-            "Pillow can open"
-        )
-    return missing

@@ -17,17 +17,21 @@ from intl_transfer.data.source import ImageSource
 from intl_transfer.errors import UserError
 from intl_transfer.evaluation.batches import CroppedImages, Features
 from intl_transfer.evaluation.config import CLASSIFIER
-from intl_transfer.evaluation.features import on_every_rank, own_share
+from intl_transfer.evaluation.features import (
+    check_readable,
+    count_over,
+    on_every_rank,
+    own_share,
+)
 from intl_transfer.evaluation.learner import Classifier, Learner, schedule
 from intl_transfer.evaluation.session import (
     ROWS,
     Session,
-    check_readable,
-    count_over,
     frozen_features,
     images_of,
     trained_backbone,
 )
+from intl_transfer.models import evaluation_mode
 from intl_transfer.runs import write_atomically
 from intl_transfer.runs.checkpoint import (
     list_checkpoints,
@@ -70,7 +74,8 @@ class Training:
         else:
             images = images_of(config, train)
             part = frozen_features(session, self.learner.classifier.features, images)
-            missing = check_readable(session, images, count_over(ranks, part))
+            limit = config.data.max_unreadable
+            missing = check_readable(images, count_over(ranks, part), limit, "data.train")
             whole = on_every_rank(*part, images, ranks)
             self.batches = Features(*whole, seed, size, ranks, missing)
         self._per_epoch = self.batches.sampler.steps_per_epoch
@@ -188,16 +193,12 @@ class Training:
         """Top-1 and top-5 of the test images, in per cent, the same on every rank."""
         classifier = self.learner.classifier
         counts = torch.zeros(len(_TOP) + 2, dtype=torch.int64, device=self._ranks.device)
-        classifier.eval()
-        try:
-            with torch.no_grad():
-                for inputs, labels in self._test_batches():
-                    known = labels >= 0
-                    logits = classifier(self.learner.inputs(inputs))[known.to(counts.device)]
-                    counts[:-1] += hits(logits, labels[known].to(counts.device))
-                    counts[-1] += logits.isfinite().all(1).sum()
-        finally:
-            classifier.train()
+        with evaluation_mode(classifier), torch.no_grad():
+            for inputs, labels in self._test_batches():
+                known = labels >= 0
+                logits = classifier(self.learner.inputs(inputs))[known.to(counts.device)]
+                counts[:-1] += hits(logits, labels[known].to(counts.device))
+                counts[-1] += logits.isfinite().all(1).sum()
         together = torch.stack(self._ranks.gather_objects(counts.cpu())).sum(0)
         *right, number, finite = together.tolist()
         if finite < number:
@@ -205,7 +206,8 @@ class Training:
                 f"NaN or infinity in the outputs for {number - finite} of {number} test images "
                 f"after step {step}; {self._advice()}"
             )
-        self._unreadable_tests = check_readable(self._session, self._test_images, number)
+        limit = self._config.data.max_unreadable
+        self._unreadable_tests = check_readable(self._test_images, number, limit, "data.test")
         found = {f"top{k}": 100 * count / number for k, count in zip(_TOP, right, strict=True)}
         # With five classes or fewer, top-5 is always 100 %.
         metrics: dict[str, float | None] = {

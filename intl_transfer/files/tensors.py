@@ -115,7 +115,7 @@ def window(
     budget.tensor_bytes += elements * max(dtype.itemsize, 4)
     if budget.tensor_bytes > 8 * budget.size + _SPARE_BYTES:
         raise PickleError("tensors that show far more numbers than the file holds")
-    tensor = torch.empty((0,), dtype=dtype)
+    tensor = torch.empty((0,), dtype=dtype, device="cpu")
     if not elements:
         return tensor.reshape(size)
     return tensor.set_(storage.bytes, offset, size, stride)
@@ -151,7 +151,7 @@ def _learning(tensor: Tensor, flags: list[Any]) -> Tensor:
 
 
 def _parameter(machine: Machine, arguments: tuple[Any, ...]) -> Any:
-    data, learns = (*arguments, True)[:2] if arguments else (torch.empty(0), True)
+    data, learns = (*arguments, True)[:2] if arguments else (torch.empty(0, device="cpu"), True)
     if not isinstance(data, Tensor):
         return Stored("torch.nn.parameter.Parameter", arguments)
     is_number = data.is_floating_point() or data.is_complex()

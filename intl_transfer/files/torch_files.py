@@ -246,11 +246,11 @@ class _Archive:
 
 
 def _empty(size: int) -> torch.UntypedStorage:
-    return torch.empty(size, dtype=torch.uint8).untyped_storage()
+    return torch.empty(size, dtype=torch.uint8, device="cpu").untyped_storage()
 
 
 def _filled(file: IO[bytes], size: int) -> torch.UntypedStorage:
-    buffer = torch.empty(size, dtype=torch.uint8)
+    buffer = torch.empty(size, dtype=torch.uint8, device="cpu")
     # Every binary file has it; IO[bytes] does not say so.
     if file.readinto(buffer.numpy()) != size:  # type: ignore[attr-defined]
         raise PickleError("it ends too early")
@@ -292,7 +292,8 @@ class _Sequence:
         if numel * storage.dtype.itemsize != size or len(self._data) < start + size:
             raise PickleError(f"a storage of {size} bytes that has {numel} numbers")
         if size:
-            target = torch.empty(0, dtype=torch.uint8).set_(storage.bytes, 0, (size,), (1,))
+            target = torch.empty(0, dtype=torch.uint8, device="cpu")
+            target.set_(storage.bytes, 0, (size,), (1,))
             source = np.frombuffer(self._data, np.uint8, size, start)
             target.numpy()[:] = source
             del source  # a mapped file cannot be closed before

@@ -3,6 +3,7 @@
 from intl_transfer.models.activation_checkpointing import checkpoint_activations
 from intl_transfer.models.backbones import BACKBONES, STEMS, Stem, build_backbone, starts_at_zero
 from intl_transfer.models.lockstep import walk_together
+from intl_transfer.models.modes import evaluation_mode
 from intl_transfer.models.precision import PRECISIONS, check_precision
 from intl_transfer.models.projector import build_projector
 from intl_transfer.models.siamese import Encoder, MovingAverage, ema_momentum
@@ -21,6 +22,7 @@ __all__ = [
     "check_precision",
     "checkpoint_activations",
     "ema_momentum",
+    "evaluation_mode",
     "starts_at_zero",
     "synchronize_batchnorm",
     "walk_together",

@@ -51,8 +51,8 @@ class Encoder(nn.Module):
 class MovingAverage:
     """An exponential moving average of an encoder's parameters.
 
-    Only parameters are averaged; batch-norm buffers come from the copy's own forward passes, which
-    therefore run in training mode.
+    Only parameters are averaged; batch-norm buffers come from the copy's own forward passes. So
+    these run in training mode, except for layers that are frozen in the network it is a copy of.
 
     Attributes:
         encoder: the copy, without gradients.
@@ -61,7 +61,9 @@ class MovingAverage:
     def __init__(self, online: Encoder) -> None:
         self.encoder = copy.deepcopy(online)
         self.encoder.requires_grad_(False)
-        self.encoder.train()
+        # Of a network in evaluation mode as a whole nothing says which layers are frozen.
+        if not online.training:
+            self.encoder.train()
 
     @torch.no_grad()
     def update(self, online: Encoder, momentum: float) -> None:
@@ -104,6 +106,7 @@ def ema_momentum(step: int, total_steps: int, initial: float) -> float:
         initial: m_0; published: 0.996 (ImageNet), 0.999 (CIFAR).
 
     Returns:
-        m, from m_0 at the start to 1 at the end.
+        m, from m_0 at the start to 1 at the end, and 1 from there on.
     """
-    return 1 - 0.5 * (1 + math.cos(math.pi * step / total_steps)) * (1 - initial)
+    share = min(1.0, step / total_steps)
+    return 1 - 0.5 * (1 + math.cos(math.pi * share)) * (1 - initial)

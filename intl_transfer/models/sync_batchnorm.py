@@ -258,28 +258,33 @@ class _View:
 
 
 def synchronize_batchnorm(module: nn.Module) -> nn.Module:
-    """Replaces every batch norm by one over the global batch.
+    """Makes every batch norm one over the global batch.
 
     Args:
-        module: any network; returned changed in place (a bare batch norm is replaced).
+        module: any network with torch's batch norms; changed in place.
 
     Returns:
-        The network, with the same parameters, buffers and names.
+        The network, with the same modules, parameters, buffers, names and hooks.
+
+    Raises:
+        TypeError: for a batch norm that may compute something else than torch's: another class, a
+            replaced ``forward``, a process group of its own. Nothing is changed then.
     """
-    if isinstance(module, _BatchNorm) and not isinstance(module, CollectiveBatchNorm):
-        new = CollectiveBatchNorm(
-            module.num_features,
-            module.eps,
-            module.momentum,
-            module.affine,
-            module.track_running_stats,
-        )
-        new._parameters.update(module._parameters)
-        new._buffers.update(module._buffers)
-        new.train(module.training)
-        return new
-    for name, child in module.named_children():
-        replacement = synchronize_batchnorm(child)
-        if replacement is not child:
-            setattr(module, name, replacement)
+    norms = {name: m for name, m in module.named_modules() if isinstance(m, _BatchNorm)}
+    for name, norm in norms.items():
+        if not _is_torchs(norm):
+            raise TypeError(
+                f"{name or 'the network'} is a {type(norm).__name__}, of which only torch's batch "
+                "norm over the global batch is known; expected nn.BatchNorm1d, 2d or 3d with its "
+                "own forward (a lazy one after its first batch)"
+            )
+    for norm in norms.values():
+        # In place, as torch's lazy modules do it: whatever else refers to the module still does.
+        norm.__class__ = CollectiveBatchNorm
     return module
+
+
+def _is_torchs(norm: _BatchNorm) -> bool:
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, CollectiveBatchNorm)
+    group = getattr(norm, "process_group", None)
+    return type(norm) in kinds and "forward" not in vars(norm) and group is None

@@ -467,6 +467,8 @@ class PretrainResults(Results):
     """Loss of the last step."""
     knn_accuracy: _Percentage | None = None
     """k-NN accuracy in %, if measured."""
+    knn_unreadable_images: int | None = None
+    """Number of unreadable images among those of the k-NN evaluation."""
     backbone_file: str | None = None
     """The exported backbone."""
     backbone_sha256: str | None = None

@@ -226,7 +226,7 @@ def trace_loss_bound(n: int, iterations: int = 4, rank: int | None = None) -> fl
     rank = n if rank is None else rank
     if not 1 <= rank <= n:
         raise ValueError(f"rank is {rank}; expected 1 to N = {n}")
-    share = torch.tensor(1 / rank, dtype=torch.float64)
+    share = torch.tensor(1 / rank, dtype=torch.float64, device="cpu")
     h = float(iternorm_eigenvalue(share, iterations))
     return n * (1 - rank / n * h) ** 2
 
@@ -237,14 +237,14 @@ class CollapseAlarm:
 
     Attributes:
         value: the trace loss of one view.
-        floor: the least that any batch reaches.
+        floor: the least that any batch of this shape reaches.
         bound: the least that a batch of rank ``rank`` reaches.
         rank: of the bound.
         rank_at_least: the smallest rank that reaches ``value``: with any smaller, the trace loss
             would be larger. What the trace loss certifies.
         verdict: ``"healthy"`` (below the bound: more than ``rank`` directions), ``"collapsed"``
             (at or above the bound) or ``"impossible"`` (below the floor: not a trace loss of this
-            N and T).
+            shape and T).
     """
 
     value: float
@@ -262,7 +262,11 @@ class CollapseAlarm:
 
 
 def collapse_alarm(
-    value: float, n: int, iterations: int = 4, rank: int | None = None
+    value: float,
+    n: int,
+    iterations: int = 4,
+    rank: int | None = None,
+    attainable: int | None = None,
 ) -> CollapseAlarm:
     """Evaluates a view's trace loss.
 
@@ -274,10 +278,16 @@ def collapse_alarm(
         value: trace loss of one view, a sum over N as :func:`intl_transfer.spectral.trace_loss`.
         n: N on the channel axis, d on the batch axis.
         iterations: T.
-        rank: of the bound that raises the alarm; None takes ``max(1, N // 32)``, chosen here.
+        rank: of the bound that raises the alarm; None takes ``max(1, attainable // 32)``, chosen
+            here.
+        attainable: the largest rank that a batch of this shape has, :func:`directions`: the other
+            side may limit it, d - 1 on the channel axis and N - 1 on the batch axis. None for N.
 
     Returns:
         Value, bound and verdict.
+
+    Raises:
+        ValueError: if the trace loss is NaN or infinite, or a rank is outside 1..N.
 
     Example:
         >>> print(collapse_alarm(254.1, n=256))
@@ -285,9 +295,13 @@ def collapse_alarm(
         >>> collapse_alarm(212.0, n=256).verdict
         'healthy'
     """
-    rank = max(1, n // 32) if rank is None else rank
-    floor, bound = trace_loss_bound(n, iterations), trace_loss_bound(n, iterations, rank)
-    low, high = 1, n  # the bound falls with the rank
+    if not math.isfinite(value):
+        raise ValueError(f"a trace loss of {value}; expected a finite one")
+    attainable = n if attainable is None else attainable
+    rank = max(1, attainable // 32) if rank is None else rank
+    floor = trace_loss_bound(n, iterations, attainable)
+    bound = trace_loss_bound(n, iterations, rank)
+    low, high = 1, attainable  # the bound falls with the rank
     while low < high:
         middle = (low + high) // 2
         if trace_loss_bound(n, iterations, middle) <= value:
@@ -348,6 +362,7 @@ def diagnose(views: Sequence[Tensor], axis: Axis = "channel", iterations: int = 
 
     Raises:
         ValueError: for fewer than two views, an unknown axis or a wrong shape.
+        TypeError: if a view is not a floating-point tensor.
         NonFiniteError: if the target holds NaN or infinity.
 
     Example:
@@ -360,8 +375,11 @@ def diagnose(views: Sequence[Tensor], axis: Axis = "channel", iterations: int = 
         raise ValueError(f"{len(views)} view(s); expected two or more, the target first")
     check_axis(axis)
     check_iterations(iterations)
+    for number, view in enumerate(views):
+        check_embedding(view, f"view {number}")
+        if view.dim() != 2:
+            raise ValueError(f"view {number}: expected shape (N, d), found {tuple(view.shape)}")
     z = at_least_float32(views[0].detach())
-    check_embedding(z, "view 0")
     check_spread(z.shape[0], z.shape[1], axis)
     n = z.shape[0] if axis == "channel" else z.shape[1]
     centered = center(z.double(), axis)
@@ -377,7 +395,8 @@ def diagnose(views: Sequence[Tensor], axis: Axis = "channel", iterations: int = 
         root = (h / torch.where(values > 0, values * degrees_of_freedom(z, axis), 1)).sqrt()
         diagonal = ((centered.mT if left else centered) @ (vectors * root)).square().sum(-1)
     trace_loss = float((1 - diagonal).square().sum())
-    values = values.flip(0)[: directions(z.shape[0], z.shape[1], axis)]
+    attainable = directions(z.shape[0], z.shape[1], axis)
+    values = values.flip(0)[:attainable]
     return Diagnostics(
         condition=float(condition_indicator(values)),
         effective_rank=float(effective_rank(values)),
@@ -386,6 +405,6 @@ def diagnose(views: Sequence[Tensor], axis: Axis = "channel", iterations: int = 
         uniformity=float(uniformity(z)),
         feature_std=float(feature_std(z)),
         trace_loss=trace_loss,
-        alarm=collapse_alarm(trace_loss, n, iterations),
+        alarm=collapse_alarm(trace_loss, n, iterations, attainable=attainable),
         eigenvalues=values,
     )

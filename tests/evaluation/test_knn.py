@@ -24,6 +24,7 @@ from intl_transfer.evaluation import (
 )
 from intl_transfer.evaluation.features import center_crop
 from intl_transfer.runs.distributed import Ranks
+from pretrain.monitor import network_size
 from tests.data.photographs import STAMPS, needs_stamps
 from tests.ranks import run_ranks
 
@@ -288,6 +289,64 @@ def test_training_crops_are_torchvisions_pixel_by_pixel(index):
         theirs = TF.resized_crop(Image.fromarray(photograph), *drawn.box, (224, 224), mode)
         theirs = TF.hflip(theirs) if drawn.flip else theirs
         assert np.array_equal(view.apply(photograph, drawn), np.asarray(theirs))
+
+
+TRAIN, LABELS = torch.randn(6, 3), torch.arange(6) % 2
+QUERIES, TRUTH = torch.randn(4, 3), torch.arange(4) % 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"test_labels": TRUTH[:, None]}, r"test_labels have shape \(4, 1\); expected \(4,\)"),
+        ({"test_labels": TRUTH[:1]}, r"test_labels have shape \(1,\)"),
+        ({"test_labels": TRUTH.float()}, r"test_labels: expected .* integers \(n,\), found .*32"),
+        ({"test": QUERIES[:, :1]}, "queries have width 1 and training features 3"),
+        ({"test": QUERIES.numpy()}, "test: expected a torch.Tensor of real numbers"),
+        ({"train": TRAIN[:, :, None]}, r"train: expected shape \(n, width\), found \(6, 3, 1\)"),
+        ({"train": TRAIN[:, :0], "test": QUERIES[:, :0]}, r"found \(4, 0\)|found \(6, 0\)"),
+        ({"train_labels": LABELS[:5]}, r"train_labels have shape \(5,\); expected \(6,\)"),
+        ({"train_labels": LABELS > 0}, "found torch.bool"),
+        ({"k": 5.0}, "k is 5.0; expected a whole number"),
+    ],
+)
+def test_wrong_shapes_and_types_are_refused(changed, expected):
+    """Labels (n, 1) were compared with all predictions, and a width of 1 with every feature."""
+    right = {"train": TRAIN, "train_labels": LABELS, "test": QUERIES, "test_labels": TRUTH}
+    with pytest.raises((TypeError, ValueError), match=expected):
+        knn_accuracy(**{**right, **changed})
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int8, torch.uint8])
+def test_labels_are_any_integers(dtype):
+    train, queries = spread("1")
+    labels = torch.randint(0, 10, (200,), generator=torch.Generator().manual_seed(1))
+    truth = by_scikit_learn(train, labels, queries, 5)
+    assert knn_predict(train, labels.to(dtype), queries, 5).tolist() == truth
+    for shift in (-5, 10**15):
+        found = knn_predict(train, labels + shift, queries, 5) - shift
+        assert found.tolist() == truth
+
+
+@pytest.mark.parametrize("exponent", [530, 1020, -570, -1000])
+def test_neighbors_are_those_of_any_float64(exponent):
+    """Squares beyond float64's range made all distances equal."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randint(-999, 999, (250, 4), generator=generator).double() / 1000
+    labels = torch.randint(0, 10, (200,), generator=generator)
+    scaled = torch.from_numpy(np.ldexp(features.numpy(), exponent))
+    truth = by_scikit_learn(features[:200], labels, features[200:], 5)
+    assert knn_predict(scaled[:200], labels, scaled[200:]).tolist() == truth
+
+
+def test_features_leave_frozen_layers_frozen(images):
+    backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten())
+    backbone[1].eval()
+    data = EvaluationImages(open_source(images), 8)
+    extract_features(backbone, data, Ranks(0, 1, 0, CPU))
+    network_size(backbone, 8, CPU)
+    assert backbone.training
+    assert [module.training for module in backbone] == [True, False, True, True]
 
 
 def test_features_leave_the_training_as_it_was(images):

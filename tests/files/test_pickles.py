@@ -343,3 +343,12 @@ def test_damage_anywhere_is_read_or_named(tmp_path_factory, whole_files, data):
     file.write_bytes(bytes(damaged[: data.draw(st.integers(1, len(damaged)))]))
     with contextlib.suppress(PickleError):
         read_pickled(file, mapped=data.draw(st.booleans()))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_files_are_read_under_any_default_device(zipped, tmp_path):
+    expected = {"a": torch.arange(6.0).view(2, 3), "none": torch.zeros(0), "p": torch.ones(2)}
+    torch.save(expected, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    with torch.device("meta"):
+        found = read_pickled(tmp_path / "a.pth").value
+    assert_same(found, expected)

@@ -280,6 +280,97 @@ def test_layer_in_half_precision_is_as_exact_as_torchs(dtype, layout):
         assert float((ours - exact).norm()) <= allowed
 
 
+def layers(*more):
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), *more)
+
+
+def with_repeated_activation():
+    relu = nn.ReLU()
+    return layers(relu, nn.Linear(4, 4), relu)
+
+
+def with_hook_on_a_norm():
+    network = layers()
+    network[1].register_forward_hook(lambda module, inputs, output: output * 0.5)
+    return network
+
+
+def with_another_norm():
+    class Activated(nn.BatchNorm1d):
+        def forward(self, batch):
+            return super().forward(batch).relu()
+
+    return nn.Sequential(nn.Linear(3, 4), Activated(4))
+
+
+@pytest.mark.parametrize("mode", ["training", "frozen copy"])
+@pytest.mark.parametrize("make", [with_repeated_activation, with_hook_on_a_norm, with_another_norm])
+def test_lockstep_is_one_by_one_of_what_users_build(make, mode):
+    torch.manual_seed(0)
+    network = make().double()
+    copied = copy.deepcopy(network)
+    copied[1].train(mode == "training")
+    together, alone = [network, copied], copy.deepcopy([network, copied])
+    views = [torch.randn(5, 3).double() for _ in range(3)]
+    found = walk_together([together[1], together[0], together[0]], views)
+    expected = [alone[1](views[0]), alone[0](views[1]), alone[0](views[2])]
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a.state_dict(), b.state_dict())
+
+
+def of_own_forward():
+    class Residual(nn.Sequential):
+        def forward(self, batch):
+            return self[0](batch) + super().forward(batch)
+
+    return Residual(nn.Linear(3, 4), nn.BatchNorm1d(4))
+
+
+def of_a_resnet_with_more():
+    class Scaled(torchvision.models.ResNet):
+        def _forward_impl(self, batch):
+            return 2 * super()._forward_impl(batch)
+
+    return Scaled(BasicBlock, [1, 1, 1, 1])
+
+
+def of_a_hook():
+    network = nn.Sequential(layers())
+    network[0].register_forward_hook(lambda module, inputs, output: output * 0.5)
+    return network
+
+
+def of_a_replaced_forward():
+    network = layers()
+    network.forward = lambda batch: network[1](network[0](batch)) * 2
+    return network
+
+
+def of_a_norm_in_two_places():
+    norm = nn.BatchNorm1d(4)
+    return nn.Sequential(nn.Linear(3, 4), norm, nn.ReLU(), norm)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (of_own_forward, "Residual has batch norms and is not supported"),
+        (of_a_resnet_with_more, "Scaled has batch norms and is not supported"),
+        (of_a_hook, "Sequential has batch norms and is not supported"),
+        (of_a_replaced_forward, "Sequential has batch norms and is not supported"),
+        (of_a_norm_in_two_places, "a batch norm of Sequential is used in two places"),
+    ],
+)
+def test_networks_that_lockstep_would_compute_otherwise_are_refused(make, expected):
+    network = make()
+    before = copy.deepcopy(network.state_dict())
+    with pytest.raises(TypeError, match=expected):
+        walk_together([network] * 2, [torch.randn(5, 3)] * 2)
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+
+
 def test_what_lockstep_does_not_know_is_refused():
     class Odd(nn.Module):
         def __init__(self):

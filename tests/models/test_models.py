@@ -15,6 +15,7 @@ from intl_transfer.models import (
     MovingAverage,
     build_backbone,
     build_projector,
+    checkpoint_activations,
     ema_momentum,
     synchronize_batchnorm,
 )
@@ -131,9 +132,18 @@ def test_moving_average_of_parameters_not_of_buffers():
     assert target.encoder.backbone[1].num_batches_tracked > before["backbone.1.num_batches_tracked"]
 
 
+def test_a_moving_average_keeps_frozen_layers_frozen():
+    encoder = small_encoder()
+    encoder.backbone[1].eval()
+    copied = MovingAverage(encoder).encoder
+    assert [m.training for m in copied.modules()] == [m.training for m in encoder.modules()]
+    assert all(module.training for module in MovingAverage(encoder.eval()).encoder.modules())
+
+
 def test_momentum_schedule():
     assert ema_momentum(0, 100, 0.996) == pytest.approx(0.996)
     assert ema_momentum(100, 100, 0.996) == pytest.approx(1.0)
+    assert ema_momentum(150, 100, 0.996) == 1.0
     expected = 1 - 0.5 * (1 + math.cos(math.pi * 0.3)) * 0.004
     assert ema_momentum(30, 100, 0.996) == pytest.approx(expected)
 
@@ -236,3 +246,59 @@ def test_collective_batch_norm_equals_one_process(world_size):
         for ours, buffer in zip(buffers, network.buffers(), strict=True):
             torch.testing.assert_close(ours, buffer)
         torch.testing.assert_close(theirs, evaluated)
+
+
+def test_recomputed_dropout_is_that_of_the_forward_pass():
+    torch.manual_seed(0)
+    plain, _ = build_backbone("resnet18", "cifar")
+    plain.layer2.append(nn.Dropout(0.5))
+    saving = copy.deepcopy(plain)
+    checkpoint_activations(saving)
+    images = torch.randn(4, 3, 8, 8)
+    for network in (plain, saving):
+        torch.manual_seed(5)
+        network(images).square().sum().backward()
+    for found, expected in zip(saving.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad)
+
+
+def test_synchronizing_keeps_what_a_batch_norm_is_part_of():
+    network = nn.Module()
+    network.first = network.second = nn.BatchNorm1d(4)
+    seen = []
+    network.first.register_forward_hook(lambda *_: seen.append(1))
+    synchronize_batchnorm(network)
+    assert network.first is network.second
+    assert isinstance(network.first, CollectiveBatchNorm)
+    network.second(torch.randn(3, 4))
+    assert seen == [1]
+
+
+def _with_activation() -> nn.Module:
+    class BatchNormAct(nn.BatchNorm2d):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return super().forward(input).relu()
+
+    return BatchNormAct(4)
+
+
+def _with_replaced_forward() -> nn.Module:
+    norm = nn.BatchNorm2d(4)
+    norm.forward = lambda batch: batch.relu()
+    return norm
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (_with_activation, "BatchNormAct"),
+        (_with_replaced_forward, "BatchNorm2d"),
+        (nn.LazyBatchNorm2d, "LazyBatchNorm2d"),
+    ],
+)
+def test_batch_norms_of_other_computation_are_not_replaced(make, kind):
+    """A timm network would lose its activations."""
+    network = nn.Sequential(nn.BatchNorm2d(3), nn.Sequential(nn.Conv2d(3, 4, 1), make()))
+    with pytest.raises(TypeError, match=rf"1\.1 is a {kind}, of which only torch's"):
+        synchronize_batchnorm(network)
+    assert type(network[0]) is nn.BatchNorm2d

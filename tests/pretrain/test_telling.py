@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -126,6 +128,37 @@ def test_sets_of_other_classes_are_no_neighbors(images, tmp_path):
     done = train(images, tmp_path / "run", *settings, check=False)
     assert done.returncode == 2
     assert "data.root has 2 classes and knn.test 1, of which" in done.stderr
+
+
+@pytest.mark.parametrize("damaged", [1, 6, 26])
+def test_images_that_neighbors_cannot_read_are_counted_and_limited(images, tmp_path, damaged):
+    """As in evaluations; without those of one class, the accuracy is that of the others."""
+    tested = tmp_path / "tested"
+    shutil.copytree(images, tested)
+    for file in sorted(tested.rglob("*.*"))[:damaged]:
+        file.write_bytes(b"no image")
+    settings = [f"data.root={images}", "data.workers=0", f"knn.test={tested}", "knn.k=1"]
+    config = configuration("shapes_r18", [*settings, "knn.size=8", "data.max_unreadable=0.1"])
+    sets, ranks = KnnSets(config, open_source(images)), Ranks(0, 1, 0, torch.device("cpu"))
+    if damaged == 1:
+        sets.check(ranks)
+        assert sets.accuracy(nn.Flatten(), ranks) == 100.0
+        assert sets.unreadable == 1
+        return
+    for ask in (sets.check, partial(sets.accuracy, nn.Flatten())):
+        with pytest.raises(UserError, match=rf"^knn\.test: {damaged} of 26 images cannot be read"):
+            ask(ranks)
+
+
+def test_unreadable_images_of_neighbors_are_found_before_the_first_step(images, tmp_path):
+    tested = tmp_path / "tested"
+    shutil.copytree(images, tested)
+    for file in (tested / "b").iterdir():
+        file.write_bytes(b"no image")
+    done = train(images, tmp_path / "run", f"knn.test={tested}", "knn.epochs=1", check=False)
+    assert done.returncode == 2
+    assert "knn.test: " in done.stderr
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_a_list_of_classes_leaves_the_others_out_of_the_neighbors(images, tmp_path):

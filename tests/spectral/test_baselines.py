@@ -189,3 +189,14 @@ def test_bad_settings():
     for loss_of in (barlow_twins_loss, vicreg_loss, w_mse_loss):
         with pytest.raises(ValueError, match=r"N = 1 \(all ranks together\); expected N >= 2"):
             loss_of([view[:1] for view in make_views()])
+
+
+@pytest.mark.parametrize("partitions", [1, 2])
+def test_w_mse_does_not_depend_on_the_default_device(partitions):
+    views = [torch.randn(8, 2) for _ in range(2)]
+    losses = []
+    for device in ("cpu", "meta"):
+        generator = torch.Generator("cpu").manual_seed(0)
+        with torch.device(device):
+            losses.append(w_mse_loss(views, 4, partitions, 0.1, generator))
+    assert torch.equal(*losses)

@@ -184,6 +184,31 @@ def test_the_alarm_tells_collapse_from_health():
     assert zero.trace_loss == pytest.approx(8)
 
 
+@pytest.mark.parametrize(
+    ("axis", "shape"),
+    [("channel", (512, 8)), ("channel", (1024, 16)), ("batch", (8, 512)), ("batch", (32, 2048))],
+)
+def test_the_alarm_knows_what_the_other_side_allows(axis, shape):
+    """A batch of full rank was called collapsed where the other side is 32 times smaller."""
+    generator = torch.Generator().manual_seed(0)
+    views = [torch.randn(shape, generator=generator) for _ in range(2)]
+    found = diagnose(views, axis)
+    assert found.effective_rank > 0.9 * len(found.eigenvalues)
+    assert found.alarm.verdict == "healthy"
+    assert found.alarm.rank_at_least <= len(found.eigenvalues)
+    # White embeddings of this shape reach the floor, and none less.
+    left, _, right = torch.linalg.svd(
+        reference.centered(views[0].double(), axis), full_matrices=False
+    )
+    rank = len(found.eigenvalues)
+    white = left[:, :rank] @ right[:rank]
+    size = shape[0] if axis == "channel" else shape[1]
+    assert found.alarm.floor == pytest.approx(trace_loss_bound(size, 4, rank))
+    assert float(trace_loss(iternorm(white, axis), axis)) >= found.alarm.floor - 1e-6
+    one = torch.randn(shape[0], 1, generator=generator) * torch.randn(1, shape[1])
+    assert diagnose([one, one], axis).alarm.verdict == "collapsed"
+
+
 @pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("shape", [(16, 40), (40, 16)])
 def test_all_figures_at_once_equal_each_by_itself(axis, shape):
@@ -201,6 +226,13 @@ def test_all_figures_at_once_equal_each_by_itself(axis, shape):
 def test_bad_input():
     with pytest.raises(ValueError, match=r"1 view\(s\)"):
         diagnose([torch.randn(4, 8)])
+    with pytest.raises(TypeError, match=r"view 1: expected a torch.Tensor"):
+        diagnose([torch.randn(4, 8), [[1.0, 2.0]]])
+    with pytest.raises(ValueError, match=r"view 0: expected shape \(N, d\), found \(2, 4, 8\)"):
+        diagnose(torch.randn(2, 2, 4, 8))
+    for value in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="expected a finite one"):
+            collapse_alarm(value, 256)
     with pytest.raises(NonFiniteError):
         spectrum(torch.full((4, 8), math.nan))
     with pytest.raises(NonFiniteError):

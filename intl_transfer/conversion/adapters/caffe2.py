@@ -68,8 +68,10 @@ class Caffe2:
                 rest.append(blob)
         for name in [name for name in state if state[name].ndim == 1 and name.endswith("weight")]:
             norm = name.removesuffix("weight")
-            state.setdefault(f"{norm}running_mean", torch.zeros(state[name].shape))
-            state.setdefault(f"{norm}running_var", torch.ones(state[name].shape) - _EPSILON)
+            state.setdefault(f"{norm}running_mean", torch.zeros(state[name].shape, device="cpu"))
+            state.setdefault(
+                f"{norm}running_var", torch.ones(state[name].shape, device="cpu") - _EPSILON
+            )
         return state, rest
 
     def from_torchvision(self, state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -115,7 +115,9 @@ def _folded(tensors: Mapping[str, Tensor]) -> bool:
     return (
         bool(method_name)
         and all(not mean.any() for mean in method_name)
-        and all(torch.allclose(v.float(), torch.ones(()), atol=2e-5) for v in variances)
+        and all(
+            torch.allclose(v.float(), torch.ones((), device=v.device), atol=2e-5) for v in variances
+        )
     )
 
 

@@ -226,18 +226,19 @@ def _collapse_bounds(manifest: Mapping[str, Any]) -> dict[str, float] | None:
     loss = mapping(config.get("loss"))
     if not str(loss.get("method")).startswith("intl"):
         return None
-    if loss.get("axis") == "batch":
-        size = mapping(config.get("model")).get("embedding")
-    else:
-        size = mapping(config.get("optim")).get("batch_size")
+    rows = mapping(config.get("optim")).get("batch_size")
+    width = mapping(config.get("model")).get("embedding")
     iterations = loss.get("iterations")
-    if not (isinstance(size, int) and isinstance(iterations, int)):
+    if not (isinstance(rows, int) and isinstance(width, int) and isinstance(iterations, int)):
         return None
-    if not (size > 0 and 0 <= iterations <= 1000):
+    if not (rows > 1 and width > 1 and 0 <= iterations <= 1000):
         return None
-    alarm = max(1, size // 32)
+    is_batch = loss.get("axis") == "batch"
+    size = width if is_batch else rows
+    attainable = min(rows - 1, width) if is_batch else min(rows, width - 1)
+    alarm = max(1, attainable // 32)
     return {
-        "floor": float(f"{_bound(size, size, iterations):.6g}"),
+        "floor": float(f"{_bound(size, attainable, iterations):.6g}"),
         "alarm": float(f"{_bound(size, alarm, iterations):.6g}"),
         "rank": alarm,
     }

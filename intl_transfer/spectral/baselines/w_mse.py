@@ -80,9 +80,9 @@ def w_mse_loss(
         z = gather_rows(z, group, distributed, is_replicated=True, is_checked=True)
         losses = []
         for _ in range(partitions):
-            order = torch.arange(rows)
+            order = torch.arange(rows, device=z.device)
             if generator is not None:
-                order = torch.randperm(rows, generator=generator)
+                order = torch.randperm(rows, generator=generator, device=generator.device)
             parts = z[:, order.to(z.device)].view(len(z), rows // size, size, -1)
             whitened = cholesky_whitening(
                 parts.flatten(0, 1), shrinkage=shrinkage, distributed=False

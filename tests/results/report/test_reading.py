@@ -20,7 +20,7 @@ from intl_transfer.results.report.page import inline_json
 from intl_transfer.results.report.pictures import data_uri, read_predictions
 from intl_transfer.results.report.series import read_series, read_spectra
 from intl_transfer.results.report.values import as_text, page_key
-from intl_transfer.spectral.diagnostics import trace_loss_bound
+from intl_transfer.spectral.diagnostics import collapse_alarm, directions
 from tests.results.report.study import detection, pretraining, write_lines
 
 JSON = st.recursive(
@@ -232,22 +232,23 @@ def test_no_picture_from_outside_the_run_and_no_broken_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("axis", "size"), [("channel", 256), ("channel", 64), ("batch", 512), ("channel", 16)]
+    ("axis", "rows", "width"),
+    [("channel", 256, 2048), ("channel", 4096, 129), ("batch", 256, 512), ("channel", 16, 2048)],
 )
-def test_collapse_bounds_are_the_spectral_cores(tmp_path, axis, size):
+def test_collapse_bounds_are_the_spectral_cores(tmp_path, axis, rows, width):
     folder = pretraining(tmp_path, "INTL")
     manifest = json.loads((folder / "manifest.json").read_text())
     config = manifest["config"]
     config["loss"] |= {"axis": axis, "iterations": 5}
-    config["optim"]["batch_size"], config["model"]["embedding"] = (
-        (size, 2048) if axis == "channel" else (32, size)
-    )
+    config["optim"]["batch_size"], config["model"]["embedding"] = rows, width
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (entry,) = collect([tmp_path], cache=False).entries
     bounds = describe(entry, 100, 0)["collapse"]
-    rank = max(1, size // 32)
-    assert bounds["floor"] == pytest.approx(trace_loss_bound(size, 5), rel=1e-5)
-    assert bounds["alarm"] == pytest.approx(trace_loss_bound(size, 5, rank), rel=1e-5)
+    size, attainable = rows if axis == "channel" else width, directions(rows, width, axis)
+    alarm = collapse_alarm(1.0, size, 5, attainable=attainable)
+    assert bounds["floor"] == pytest.approx(alarm.floor, rel=1e-5)
+    assert bounds["alarm"] == pytest.approx(alarm.bound, rel=1e-5)
+    assert bounds["rank"] == alarm.rank
 
 
 def test_a_hundred_classes_do_not_swell_the_page(tmp_path):
