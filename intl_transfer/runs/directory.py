@@ -199,8 +199,8 @@ class RunDirectory:
         if isinstance(results, Mapping):
             known = {"schema": SCHEMA, "stage": self.manifest.stage, "seed": self.manifest.seed}
             # NaN stays what it is: a metric that is not defined.
-            results = jsonable({**known, **results}, str(file), nonfinite=float)
-            results = results_of(results, str(file))
+            values = jsonable({**known, **results}, str(file), nonfinite=float)
+            results = results_of(values, str(file))
         write_json(file, results.as_json())
         self._close("finished", None)
 
