@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from intl_transfer.errors import UserError
+
 
 class LARS(torch.optim.Optimizer):
     """SGD with momentum whose rate is adapted layer by layer, as in Barlow Twins and VICReg.
@@ -103,10 +105,16 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
         state: its ``state_dict``, saved under any settings.
 
     Raises:
-        ValueError: if the parameters are grouped otherwise.
+        UserError: if the parameters are grouped otherwise.
     """
     own, saved = optimizer.param_groups, state["param_groups"]
-    if len(own) == len(saved):  # torch says what is wrong otherwise
-        pairs = zip(own, saved, strict=True)
-        saved = [{**now, "params": before["params"]} for now, before in pairs]
+    now, before = ([len(group["params"]) for group in groups] for groups in (own, saved))
+    if now != before:
+        raise UserError(
+            f"the optimizer has parameters in groups of {now}, its checkpoint in groups of "
+            f"{before}, so momentum would go to other parameters. Weight decays and learning rates "
+            "group them: restore those of the run, or choose another output directory"
+        )
+    pairs = zip(own, saved, strict=True)
+    saved = [{**group, "params": old["params"]} for group, old in pairs]
     optimizer.load_state_dict({**state, "param_groups": saved})

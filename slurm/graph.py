@@ -153,7 +153,7 @@ def record(job: Job, job_id: str, log: str, title: str) -> None:
     """Records a submission of a job."""
     job.job_id, job.log, job.title = job_id, log, title
     job.attempts += 1
-    job.made_with = job.settings
+    job.made_with, job.submitted = job.settings, time.time()
     job.outcome = job.reason = None
 
 

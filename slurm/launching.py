@@ -15,6 +15,7 @@ from intl_transfer.errors import UserError
 from intl_transfer.runs import write_atomically
 from intl_transfer.runs.changes import in_lines
 from intl_transfer.runs.lock import directory_lock
+from intl_transfer.runs.settings import contrast
 from slurm import controller
 from slurm.controller import Row
 from slurm.executors import check_folder, say, snapshot_beside
@@ -206,6 +207,16 @@ def _print_not_submitted(jobs: list[Job], requested: list[Job], rows: dict[str, 
         if found:
             more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
             say(f"{title}: {', '.join(found[:_SHOWN])}{more}")
+    for job in jobs:
+        row = row_of(job, rows)
+        if job.key in keys or row is None or not row.alive or job.made_with is None:
+            continue
+        if changes := contrast(job.made_with, job.settings):
+            say(
+                f"{job.key}: job {job.job_id} stays in the queue as it was submitted, with other "
+                f"settings ({in_lines(changes)}). For the new ones, cancel it (python "
+                "slurm/status.py --cancel) and launch again"
+            )
 
 
 def _print_submitted(group: list[Job]) -> None:

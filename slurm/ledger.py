@@ -50,6 +50,7 @@ class Job:
         made_with: settings of its newest submission, for what its target does not state itself. If
             they differ, the stage is run again and decides whether existing output can be kept or
             continued.
+        submitted: when that was, in Unix seconds.
         title: job name in the queue; once submitted, with ``~`` and a unique suffix, which tells it
             from another job with a recycled id.
         job_id: id of its newest submission.
@@ -77,6 +78,7 @@ class Job:
     log: str | None = None
     attempts: int = 0
     made_with: dict[str, Any] | None = None
+    submitted: float | None = None
     outcome: str | None = None
     reason: str | None = None
 
@@ -179,7 +181,7 @@ class Ledger:
         for new in jobs:
             old = self.jobs.pop(new.key, None)  # re-added at the end: parents before children
             if old is not None:
-                kept = ["job_id", "log", "attempts", "outcome", "reason", "made_with"]
+                kept = ["job_id", "log", "attempts", "outcome", "reason", "made_with", "submitted"]
                 for name in [*kept, "title"] if old.job_id is not None else kept:
                     setattr(new, name, getattr(old, name))
             self.jobs[new.key] = new

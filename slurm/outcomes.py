@@ -60,7 +60,7 @@ def finished(job: Job, ledger: Ledger) -> bool:
     if job.stage == "convert":
         return converted(job.source or "", target)
     if job.stage == "collect":
-        return _collected(target, ledger.folder)
+        return _collected(target, ledger.folder, job.submitted or 0.0)
     return run_status(target) == "finished"
 
 
@@ -127,15 +127,18 @@ def converted(source: str, target: Path) -> bool:
         return False
 
 
-def _collected(report: Path, folder: Path) -> bool:
+def _collected(report: Path, folder: Path, submitted: float) -> bool:
     """Whether the report is newer than all results that it should include (like ``make``).
 
-    These are all below the folder, whichever jobs the newest launch selected.
+    These are all below the folder, whichever jobs the newest launch selected. What is older than
+    the newest submission is of an earlier one, with other options: this one failed.
     """
     files = [report] if report.is_file() else [f for f in report.glob("*") if f.is_file()]
     if not files:
         return False
     made = min(file.stat().st_mtime for file in files)
+    if made < submitted:
+        return False
     results = (path / RESULTS for path in run_directories(folder))
     return all(file.stat().st_mtime <= made for file in results if file.exists())
 

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 
+from intl_transfer.errors import UserError
 from intl_transfer.optim import LARS, load_optimizer
 
 
@@ -86,7 +87,7 @@ def test_a_continued_run_follows_its_own_settings(kind):
 def test_another_grouping_is_refused():
     one, two = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)
     state = torch.optim.SGD([{"params": [one]}, {"params": [two]}], lr=0.1).state_dict()
-    with pytest.raises(ValueError, match="parameter groups"):
+    with pytest.raises(UserError, match=r"groups of \[2\], its checkpoint in groups of \[1, 1\]"):
         load_optimizer(torch.optim.SGD([one, two], lr=0.1), state)
 
 

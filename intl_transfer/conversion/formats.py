@@ -39,6 +39,7 @@ from intl_transfer.conversion.reading import (
     first_keys,
     read_content,
     small_json,
+    unchanged,
     unwrapped,
 )
 from intl_transfer.conversion.refusals import count, refuse_odd, unknown
@@ -138,7 +139,8 @@ def _one_of_two(wish: str | None) -> str:
 
 def _from_file(path: Path, branch: str | None) -> Backbone:
     try:
-        return _network_in(path, branch)
+        with unchanged(path):
+            return _network_in(path, branch)
     except UserError as error:
         part = shard(path)  # which may contain all of a network, or a part
         if part is None or part in str(error):
@@ -159,7 +161,7 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
         raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     prefix = adapter.prefix(content, branch)
     refuse_odd(content, prefix)
-    content.verify(state.values())
+    state = content.kept(state)
     content, sha256 = _with_report(content, sha256)
     recorded = {key: _recorded(content, key) for key in ("provenance", "config")}
     origin: Mapping[str, Any] = recorded["provenance"] or content.metadata

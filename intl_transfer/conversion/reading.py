@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -93,6 +94,56 @@ class Content:
         except (OSError, PickleError) as error:
             raise UserError(f"{self.path} is damaged ({error}); fetch or copy it again") from None
 
+    def kept(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies tensors, which may be mapped to the file, into memory of their own.
+
+        What becomes of the file later, as when a training writes its next state there, does not
+        reach the copies. The checksums are verified.
+
+        Args:
+            tensors: of this file, under any names.
+
+        Raises:
+            UserError: if the file is damaged or no longer exists.
+        """
+        copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        self.verify(tensors.values())  # after copying: what was copied is then what is verified
+        return copies
+
+
+@contextlib.contextmanager
+def unchanged(path: Path) -> Iterator[None]:
+    """Refuses what was read of a file in this block if the file was rewritten meanwhile.
+
+    Tensors and hash are read one after the other, and would be of two contents.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: if it was rewritten, instead of an error that this may have caused.
+    """
+    before = _version(path)
+    try:
+        yield
+    except (OSError, UserError):
+        if _version(path) == before:
+            raise
+    if _version(path) != before:
+        raise UserError(
+            f"{path} was rewritten or removed while it was read. Next: wait for the training that "
+            "writes it, or copy the file and give the copy"
+        )
+
+
+def _version(path: Path) -> tuple[int, ...] | None:
+    """What differs between two contents of a file; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
 
 def read_content(path: Path, mmap: bool = True, verified: bool = False) -> Content:
     """Reads a checkpoint.
@@ -100,6 +151,7 @@ def read_content(path: Path, mmap: bool = True, verified: bool = False) -> Conte
     Args:
         path: a file of torch (either form), safetensors, Detectron2 or Caffe2.
         mmap: memory-map tensors of torch's zip format, so that an optimizer's state uses no memory.
+            They change with the file; :meth:`Content.kept` copies those that are to stay.
         verified: verify the checksum of every record of that format, which reads the whole file.
 
     Returns:

@@ -6,12 +6,14 @@ older one (before torch 1.6) five pickles and then the storages, one behind the 
 
 from __future__ import annotations
 
+import io
 import mmap
+import pickle
 import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -93,6 +95,58 @@ def loads(data: bytes) -> Pickled:
     """As :func:`read_pickled`, of a pickle that is in memory already."""
     budget = Budget(len(data))
     return Pickled(_read_bytes(data, budget), tuple(budget.names))
+
+
+def unreadable_in(value: Any) -> str | None:
+    """What :func:`read_pickled` would not give back as it is from a file of a value.
+
+    Args:
+        value: that `torch.save` is to write. Its numbers are not copied.
+
+    Returns:
+        The name of the first such class, with its place in the value where that is known; None if
+        everything is read back.
+    """
+    buffer = io.BytesIO()
+    _Outline(buffer, protocol=2).dump(value)
+    budget = Budget(buffer.tell())
+    outline = _machine(buffer.getvalue(), 0, budget, 0, _tensor_in_outline).run()
+    return next(_stored_in(outline, ""), next(iter(budget.names), None))
+
+
+class _Outline(pickle.Pickler):
+    """Pickles a value as `torch.save` does, without the numbers of tensors."""
+
+    def persistent_id(self, obj: Any) -> str | None:
+        """In place of a tensor "" if it is read back, otherwise what it is."""
+        if not isinstance(obj, Tensor):
+            return None
+        is_plain = (
+            type(obj) in (Tensor, torch.nn.Parameter)
+            and obj.layout == torch.strided
+            and not obj.is_quantized
+            and not obj.is_meta
+            and not vars(obj)
+        )
+        if is_plain:
+            return ""
+        facts = ", ".join(map(str, (obj.layout, obj.dtype, obj.device, *vars(obj))))
+        return f"{type(obj).__name__} ({facts})"
+
+
+def _tensor_in_outline(what: str) -> Stored | None:
+    return Stored(what) if what else None
+
+
+def _stored_in(value: Any, place: str) -> Iterator[str]:
+    if isinstance(value, Stored):
+        yield f"{value.name} at '{place}'" if place else value.name
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _stored_in(inner, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for index, inner in enumerate(value):
+            yield from _stored_in(inner, f"{place}.{index}" if place else str(index))
 
 
 def _read_bytes(data: bytes | mmap.mmap, budget: Budget, depth: int = 0) -> Any:

@@ -277,8 +277,9 @@ class Continuation:
             raise UserError(
                 f"{self._folder} contains a run with different settings "
                 f"({in_lines(self.changes)}). Choose another directory (--output-dir DIR), or "
-                "continue with the new settings by "
-                "--allow-config-change"
+                "continue with the new settings by --allow-config-change, which the stage and its "
+                "own launcher have; in a benchmark or sweep, restore its file or remove that "
+                "directory, and launch again"
             )
         self._check_position()
 

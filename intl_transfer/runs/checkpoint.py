@@ -14,7 +14,7 @@ import torch
 
 from intl_transfer.errors import UserError, first_line
 from intl_transfer.files.pickles import PickleError
-from intl_transfer.files.torch_files import read_pickled
+from intl_transfer.files.torch_files import read_pickled, unreadable_in
 from intl_transfer.runs.atomic import clear_leftovers, write_atomically
 from intl_transfer.runs.directory import Origin, RunDirectory
 from intl_transfer.runs.distributed import Ranks
@@ -54,23 +54,27 @@ def save_checkpoint(
 
     Args:
         folder: the run's ``checkpoints`` folder; created if missing.
-        step: number of optimizer steps taken.
-        state: only tensors, numbers, strings, lists and dictionaries, as ``weights_only=True``
-            requires.
-        keep: number of checkpoints to keep, in addition to milestones.
+        step: number of optimizer steps taken, 0 or more.
+        state: only dense tensors, numbers, strings, lists and dictionaries, as
+            :func:`read_checkpoint` requires; without the keys ``format`` and ``schema``, unless as
+            they were read.
+        keep: number of checkpoints to keep, in addition to milestones; at least 1.
         is_milestone: whether a step's checkpoint is never removed.
 
     Returns:
         The file written.
 
     Raises:
+        ValueError: if ``step`` or ``keep`` is too small.
+        UserError: if ``state`` contains what could not be read back; nothing is written or removed.
         StateNotFiniteError: if it contains NaN or infinity; nothing is written or removed.
         CheckpointNotWrittenError: if the disk is full or the folder cannot be written. Nothing is
             removed, and no partial file is left.
     """
+    if step < 0 or keep < 1:
+        raise ValueError(f"expected step >= 0 and keep >= 1, found step={step} and keep={keep}")
     path = checkpoint_path(folder, step)
-    require_finite(_trained(state), f"{path} was not written")
-    value = {"format": FORMAT, "schema": SCHEMA, **state}
+    value = _marked(state, f"{path} was not written")
     try:
         write_atomically(path, lambda file: torch.save(value, file))
     except OSError as error:
@@ -81,6 +85,25 @@ def save_checkpoint(
     taken = [old for old in list_checkpoints(folder) if step_of(old) <= step]
     keep_newest([old for old in taken if not is_milestone(step_of(old))], keep)
     return path
+
+
+def _marked(state: dict[str, Any], what: str) -> dict[str, Any]:
+    """The content of a checkpoint's file: a state, with the marks of this project.
+
+    Raises:
+        UserError: if :func:`read_checkpoint` would refuse it.
+    """
+    marks = {"format": FORMAT, "schema": SCHEMA}
+    taken = [key for key, mark in marks.items() if key in state and repr(state[key]) != repr(mark)]
+    if taken:
+        raise UserError(f"{what}: its key '{taken[0]}' is this project's own. Rename yours")
+    if (other := unreadable_in(state)) is not None:
+        raise UserError(
+            f"{what}: expected only dense tensors, numbers, strings, lists and dictionaries, found "
+            f"{other}. Save a path as str(path), a tensor as tensor.detach().to_dense()"
+        )
+    require_finite(_trained(state), what)
+    return {**state, **marks}
 
 
 def keep_newest(paths: Sequence[Path], keep: int) -> None:

@@ -23,11 +23,11 @@ from typing import Any, Literal
 from intl_transfer.errors import UserError, first_line
 from intl_transfer.files.jsons import parse_json
 from intl_transfer.runs.atomic import write_json
+from intl_transfer.runs.jsonable import jsonable
 from intl_transfer.runs.metrics import METRICS, append_line
 from intl_transfer.runs.records import (
     SCHEMA,
     AnyResults,
-    GitState,
     ImageSet,
     Input,
     Manifest,
@@ -106,7 +106,9 @@ class RunDirectory:
             stage: ``"pretrain"``, ``"detection"`` or ``"evaluation"``.
             name: a short name for tables and logs.
             config_name: the configuration file's name, as the user gave it.
-            config: the fully resolved configuration, JSON-compatible.
+            config: the fully resolved configuration. What JSON lacks is converted
+                (:func:`~intl_transfer.runs.jsonable.jsonable`), here as in ``details`` and
+                ``changes``.
             seed: the seed of this run.
             method: the pretraining method behind the run (``"INTL"``, ``"random init"``, ...).
             inputs: input files, each ``{"role", "path", "sha256", ...}``.
@@ -122,43 +124,49 @@ class RunDirectory:
             The open run directory, its manifest already on disk with status ``running``.
 
         Raises:
-            UserError: if the folder contains a run of another stage or a damaged manifest.
+            UserError: if the folder contains a run of another stage or a damaged manifest, or a
+                value has the wrong type.
         """
         path = Path(path)
+        file = str(path / MANIFEST)
         existing = _existing(path, stage, origin)
-        session = Session(
-            started=_now(),
-            ended=None,
-            command=[sys.executable, *sys.argv],
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            world_size=world_size,
-            **({"changes": dict(changes)} if changes else {}),
+        session = {
+            "started": _now(),
+            "ended": None,
+            "command": [sys.executable, *sys.argv],
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "world_size": world_size,
+            **({"changes": jsonable(changes, f"{file}: changes")} if changes else {}),
             **({} if origin is None else {"continues": _named(origin)}),
-        )
+        }
         found = dict(dataset) if dataset is not None else existing.dataset if existing else {}
-        manifest = Manifest(
-            schema_version=SCHEMA,
-            id=existing.id if existing else uuid.uuid4().hex,
-            stage=stage,
-            name=name,
-            method=method,
-            status="running",
-            config_name=config_name,
-            config=dict(config),
-            seed=seed,
-            inputs=[Input.of(dict(item), "inputs") for item in inputs],
-            git=GitState(**git_state()),
-            versions=library_versions(),
-            hardware=hardware(),
-            details={**(existing.details if existing else {}), **(details or {})},
-            dataset=found,
-            started=existing.started if existing else session.started,
-            ended=None,
-            error=None,
-            failed_saves=existing.failed_saves if existing else None,
-            sessions=[*(existing.sessions if existing else []), session],
-        )
+        values = {
+            "schema": SCHEMA,
+            "id": existing.id if existing else uuid.uuid4().hex,
+            "stage": stage,
+            "name": name,
+            "method": method,
+            "status": "running",
+            "config_name": config_name,
+            "config": jsonable(config, f"{file}: config"),
+            "seed": jsonable(seed, f"{file}: seed"),
+            "inputs": [Input.of(dict(item), "inputs") for item in inputs],
+            "git": git_state(),
+            "versions": library_versions(),
+            "hardware": hardware(),
+            "details": {
+                **(existing.details if existing else {}),
+                **jsonable(details or {}, f"{file}: details"),
+            },
+            "dataset": found,
+            "started": existing.started if existing else session["started"],
+            "ended": None,
+            "error": None,
+            "failed_saves": existing.failed_saves if existing else None,
+            "sessions": [*(existing.sessions if existing else []), Session.of(session, file)],
+        }
+        manifest = Manifest.of(values, file)
         run = cls(path, manifest)
         run.save()
         return run
@@ -174,7 +182,7 @@ class RunDirectory:
         crashed; they skip a damaged last line.
 
         Args:
-            values: JSON-compatible numbers, strings or lists of finite numbers; by convention
+            values: numbers (also numpy's and torch's), strings or lists of them; by convention
                 ``step`` and, in the pretraining stage, ``epoch`` are among them. ``time`` (Unix
                 seconds) is added.
                 NaN and infinities are stored as the strings ``"nan"``, ``"inf"``, ``"-inf"``.
@@ -190,7 +198,9 @@ class RunDirectory:
         file = self.path / RESULTS
         if isinstance(results, Mapping):
             known = {"schema": SCHEMA, "stage": self.manifest.stage, "seed": self.manifest.seed}
-            results = results_of({**known, **results}, str(file))
+            # NaN stays what it is: a metric that is not defined.
+            values = jsonable({**known, **results}, str(file), nonfinite=float)
+            results = results_of(values, str(file))
         write_json(file, results.as_json())
         self._close("finished", None)
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from intl_transfer.runs.jsonable import jsonable
+
 METRICS = "metrics.jsonl"
 #: Upper limit, larger than the file of any run (over a million lines).
 LARGEST_BYTES = 1 << 30
@@ -25,11 +27,11 @@ def append_line(file: Path, values: Mapping[str, Any]) -> None:
 
     Args:
         file: the run's ``metrics.jsonl``.
-        values: JSON-compatible; NaN and infinities are stored as the strings ``"nan"``, ``"inf"``,
-            ``"-inf"``.
+        values: as JSON has them (:func:`~intl_transfer.runs.jsonable.jsonable`); NaN and infinities
+            are stored as the strings ``"nan"``, ``"inf"``, ``"-inf"``.
     """
-    clean = {key: _json_number(value) for key, value in values.items()}
-    line = json.dumps({"time": round(time.time(), 3), **clean}, allow_nan=False) + "\n"
+    clean = jsonable({"time": round(time.time(), 3), **values}, str(file))
+    line = json.dumps(clean, allow_nan=False) + "\n"
     with open(file, "ab") as opened:
         if opened.tell() and not _ends_with_newline(file):
             opened.write(b"\n")  # an earlier session ended in the middle of a line
@@ -101,12 +103,6 @@ def end_of(file: str | Path, most: int) -> bytes:
         opened.seek(max(0, size - most))
         data = opened.read(most)
     return data if size <= most else data.partition(b"\n")[2]
-
-
-def _json_number(value: Any) -> Any:
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return str(value)
-    return value
 
 
 def _ends_with_newline(path: Path) -> bool:

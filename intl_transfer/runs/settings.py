@@ -18,6 +18,7 @@ import functools
 import hashlib
 import json
 import marshal
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -433,7 +434,8 @@ def comparable(value: Any) -> Any:
     if isinstance(value, bool):
         return "true" if value else "false", bool
     if isinstance(value, float):
-        return int(value) if value.is_integer() else value if value == value else "nan"
+        # NaN and infinities as manifests have them.
+        return int(value) if value.is_integer() else value if math.isfinite(value) else str(value)
     if isinstance(value, (list, tuple)):
         return tuple(map(comparable, value))
     if isinstance(value, Mapping):

@@ -189,6 +189,34 @@ def test_wrappers_prefixes_and_half_precision(tmp_path):
     torch.testing.assert_close(loaded["conv1.weight"], state["conv1.weight"], atol=1e-3, rtol=0)
 
 
+def test_what_was_read_does_not_follow_the_file(tmp_path):
+    """A training writes its next state to the same file, without renaming."""
+    before, after = backbone_state(seed=1), backbone_state(seed=2)
+    torch.save(before, tmp_path / "last.pth")
+    read = load_backbone(tmp_path / "last.pth")
+    torch.save(after, tmp_path / "last.pth")
+    same(read, before)
+    torch.save(read, tmp_path / "last.pth")
+    same(torch.load(tmp_path / "last.pth"), before)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_is_rewritten_while_it_is_read_is_refused(tmp_path, monkeypatch, replaced):
+    """Otherwise the weights of one content got the hash of the other."""
+    file, other = tmp_path / "last.pth", tmp_path / "other.pth"
+    torch.save(backbone_state(seed=1), file)
+
+    def rewritten_first(path):
+        torch.save(backbone_state(seed=2), other if replaced else file)
+        if replaced:
+            other.replace(file)
+        return sha256_file(path)
+
+    monkeypatch.setattr("intl_transfer.conversion.backbone.sha256_file", rewritten_first)
+    with pytest.raises(UserError, match=r"last\.pth was rewritten .*while it was read"):
+        load_backbone(file)
+
+
 @pytest.mark.parametrize("keep", [0, 5, 1000, 0.5])
 def test_truncated_files_are_named(tmp_path, keep):
     for name, save in (

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import os
+import pathlib
+from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 
@@ -119,6 +122,52 @@ def test_what_is_not_finite_is_neither_written_nor_taken_for_whole(tmp_path, par
     with pytest.warns(UserWarning, match=r"skipped: .*step_00000006\.pt is incomplete: .*NaN"):
         path, _ = load_newest(tmp_path)
     assert step_of(path) == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (pathlib.PurePosixPath("x"), r"PurePosixPath"),
+        (torch.eye(3).to_sparse(), "torch.sparse_coo"),
+        (torch.nn.Buffer(torch.ones(2)), "_is_buffer"),
+        (torch.ones(2, device="meta"), "meta"),
+        (torch.device("cpu"), r"torch\.device at 'model\.0'"),
+    ],
+)
+def test_what_reading_would_refuse_is_not_written(tmp_path, value, found):
+    save_checkpoint(tmp_path, 1, state(1))
+    with pytest.raises(UserError, match=rf"step_00000002\.pt was not written: .*{found}"):
+        save_checkpoint(tmp_path, 2, {"model": [value]}, keep=1)
+    assert [step_of(path) for path in list_checkpoints(tmp_path)] == [1]
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.ones(3))])
+    optimizer.param_groups[0]["params"][0].sum().backward()
+    optimizer.step()
+    whole = {
+        "optimizer": optimizer.state_dict(),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "view": torch.arange(6.0).view(2, 3).t(),
+        "other": [None, True, (1, 2.5), {3}, b"x", torch.float16, torch.Size([2])],
+        "numbers": {0: np.float64(1), "a": np.ones(2), "ordered": OrderedDict(x=1)},
+    }
+    found = read_checkpoint(save_checkpoint(tmp_path, 1, whole))
+    assert torch.equal(found["view"], whole["view"])
+    assert found["other"] == whole["other"]
+    save_checkpoint(tmp_path, 2, found)  # its marks are this project's
+
+
+@pytest.mark.parametrize(("step", "keep"), [(-1, 2), (3, 0), (3, -1)])
+def test_no_checkpoint_removes_itself(tmp_path, step, keep):
+    with pytest.raises(ValueError, match=f"keep >= 1, found step={step} and keep={keep}"):
+        save_checkpoint(tmp_path, step, state(1), keep=keep)
+
+
+@pytest.mark.parametrize("key", ["format", "schema"])
+def test_the_keys_of_the_project_are_its_own(tmp_path, key):
+    with pytest.raises(UserError, match=f"key '{key}' is this project's own"):
+        save_checkpoint(tmp_path, 1, {**state(1), key: 7})
 
 
 def test_a_checkpoint_set_aside_is_kept_and_not_taken(tmp_path):

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from intl_transfer.errors import UserError
 from intl_transfer.runs import (
@@ -43,6 +46,35 @@ def test_a_run_from_start_to_end(tmp_path):
         "seed": 0,
         "final_loss": 2.5,
     }
+
+
+def test_numbers_of_other_libraries_are_numbers(tmp_path):
+    config = {"lr": np.float32(0.5), "clip": float("inf"), "sizes": (np.int64(1), 2), 3: Path("x")}
+    run = start(tmp_path, config=config, seed=np.int64(7), details={"mean": np.ones(2)})
+    run.log(step=np.int64(1), loss=torch.tensor(2.0), rates=[float("nan"), np.float32(0.25)])
+    run.finish({"final_loss": np.float32(0.5), "method": "INTL"})
+    manifest = read_manifest(tmp_path)
+    assert manifest.config == {"lr": 0.5, "clip": "inf", "sizes": [1, 2], "3": "x"}
+    assert (manifest.seed, manifest.details["mean"]) == (7, [1.0, 1.0])
+    (line,) = read_metrics(tmp_path)
+    assert (line["step"], line["loss"], line["rates"]) == (1, 2.0, ["nan", 0.25])
+    assert read_results(tmp_path).final_loss == 0.5
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"config": {"a": [object()]}}, r"config\.a\[0\]: expected numbers.*found object"),
+        ({"config": {1: 2, "1": 3}}, "config: two keys are the same"),
+        ({"seed": "3"}, r'manifest\.json: seed: expected a whole number, found "3"'),
+        ({"seed": 3.7}, r"seed: expected a whole number, found 3\.7"),
+        ({"method": 5}, "method: expected text, found 5"),
+    ],
+)
+def test_other_values_are_refused_by_name(tmp_path, values, message):
+    with pytest.raises(UserError, match=message):
+        start(tmp_path, **values)
+    assert not any(tmp_path.iterdir())
 
 
 def test_continuing_keeps_the_id_and_adds_a_session(tmp_path):

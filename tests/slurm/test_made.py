@@ -13,6 +13,7 @@ import yaml
 from intl_transfer.errors import UserError
 from slurm import graph, launch_detection, launching, made, plan
 from slurm.benchmark import BenchmarkPlan, read
+from slurm.controller import Row
 from slurm.ledger import Ledger
 from tests.pretrain.running import ROOT
 from tests.slurm.work import MANIFEST, make_job
@@ -22,6 +23,19 @@ def manifest(folder, **values):
     folder.mkdir(parents=True, exist_ok=True)
     content = {**MANIFEST, "status": "finished", **values}
     (folder / "manifest.json").write_text(json.dumps(content))
+
+
+def test_a_job_in_the_queue_keeps_its_settings_and_this_is_said(tmp_path, capsys):
+    job = make_job(tmp_path, "one")
+    job.settings = {"optim.epochs": 4}
+    graph.record(job, "7", str(tmp_path / "log"), "work")
+    rows = {"7": Row("7", "PENDING", "", "Priority", "work")}
+    launching._print_not_submitted([job], [], rows)
+    assert "stays" not in capsys.readouterr().out
+    job.settings = {"optim.epochs": 5}
+    launching._print_not_submitted([job], [], rows)
+    said = r"one: job 7 stays in the queue .*optim\.epochs: 4 before, 5 now.*--cancel"
+    assert re.search(said, capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "detection", "evaluation"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import subprocess
@@ -116,3 +117,11 @@ def test_a_report_that_is_older_than_any_result_is_made_again(tmp_path):
     assert graph.missing(ledger, [report], {}) == []
     os.utime(tmp_path / "one" / "results.json", (150, 150))
     assert graph.missing(ledger, [report], {}) == [report]
+    # It failed: what lies there is of an earlier submission, maybe with other options.
+    for path in (tmp_path / "report").iterdir():
+        os.utime(path, (200, 200))
+    assert graph.missing(ledger, [report], {}) == []
+    graph.record(report, "1", str(tmp_path / "log"), "report")
+    ledger.write()
+    (again,) = Ledger.read(tmp_path).merge([dataclasses.replace(report, submitted=None)])
+    assert graph.missing(ledger, [again], {}) == [again]

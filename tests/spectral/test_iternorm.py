@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -29,6 +32,20 @@ def test_equals_theorem_1(axis, shape, iterations, stable):
     torch.testing.assert_close(
         iternorm(z, axis, iterations, stable), expected, rtol=1e-9, atol=1e-9
     )
+
+
+def test_the_axes_whiten_what_the_terms_say():
+    text = Path(__file__).parents[2].joinpath("docs/terms.md").read_text()
+    said = dict(re.findall(r"`(channel|batch)` [^`|]*?the (N×N|d×d) covariance", text))
+    z = torch.randn(8, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for axis in AXES:
+        z = z if axis == "channel" else z.mT  # of full rank on either axis
+        white = iternorm(z, axis, iterations=30)
+        n, d = white.shape
+        covariances = {"N×N": white @ white.mT / (d - 1), "d×d": white.mT @ white / (n - 1)}
+        assert said[axis] == next(
+            name for name, c in covariances.items() if torch.allclose(c, torch.eye(len(c)).to(c))
+        )
 
 
 @pytest.mark.parametrize("axis", AXES)
