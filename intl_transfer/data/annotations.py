@@ -68,6 +68,7 @@ class Contents:
     Attributes:
         classes: names in order; a label is an index into them.
         category_ids: by label, the category ids for writing detections.
+        labels: by category id as COCO's file has it, which may be another; empty for VOC.
         images: by id, in the order of the file.
         annotations: by image id; images without objects may be missing.
         problems: one line each; empty for a usable data set.
@@ -78,6 +79,7 @@ class Contents:
 
     classes: tuple[str, ...] = ()
     category_ids: tuple[int, ...] = ()
+    labels: dict[Any, int] = field(default_factory=dict)
     images: dict[Any, AnnotatedImage] = field(default_factory=dict)
     annotations: dict[Any, list[Annotation]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -123,7 +125,15 @@ class Contents:
             for image, found in self.annotations.items()
         }
         return replace(
-            self, classes=tuple(classes), category_ids=tuple(numbers), annotations=annotations
+            self,
+            classes=tuple(classes),
+            category_ids=tuple(numbers),
+            labels={
+                number: label[self.classes[old]]
+                for number, old in self.labels.items()
+                if self.classes[old] in label
+            },
+            annotations=annotations,
         )
 
 

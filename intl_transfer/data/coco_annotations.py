@@ -46,11 +46,13 @@ _PARTS = ("images", "annotations", "categories")
 _TWICE = "annotations that are listed twice, used once"
 
 
-def read_coco(one: DetectionSet) -> Contents:
+def read_coco(one: DetectionSet, with_images: bool = True) -> Contents:
     """Reads a COCO-style annotation file.
 
     Args:
         one: its location; its ``classes``, if given, determine the classes and their order.
+        with_images: False looks for no image, as where detections made elsewhere are evaluated;
+            sizes must then be in the file, and names of files may be missing.
 
     Returns:
         The content, with problems and notes; only images whose size the file does not state are
@@ -61,7 +63,7 @@ def read_coco(one: DetectionSet) -> Contents:
     if content is None:
         return Contents(problems=findings.problems())
     findings.published = len(content["images"]) == one.known_images
-    reader = _Reader(one, findings)
+    reader = _Reader(one, findings, with_images)
     enabled = gc.isenabled()
     gc.disable()  # millions of small objects, none of them garbage
     try:
@@ -107,10 +109,10 @@ def _load(file: Path, findings: Findings) -> dict[str, Any] | None:
 
 
 class _Reader:
-    def __init__(self, one: DetectionSet, findings: Findings) -> None:
+    def __init__(self, one: DetectionSet, findings: Findings, with_images: bool) -> None:
         self._one, self._findings = one, findings
         self._file = one.annotations
-        self._folder = Folder(one.images)
+        self._folder = Folder(one.images) if with_images else None
         self._suspicions = Suspicions()
         self._blank_masks, self._repeats = 0, Repeats()
 
@@ -164,6 +166,7 @@ class _Reader:
         by_label = {label: name for name, label in labels.items()}
         contents.classes = self._one.classes or tuple(by_label[label] for label in order)
         contents.category_ids = category_ids(contents.classes, numbers)
+        contents.labels = {i: labels[name] for i, name in names.items() if name in labels}
         if not are_kept(numbers.values()):
             text = "ids of categories that are no numbers from 0 on: numbered from 1"
             self._note("category ids", text, repr(next(iter(numbers.values()))))
@@ -185,7 +188,7 @@ class _Reader:
         for place, entry in enumerate(given):
             at = f"image {shown(entry['id'])}" if "id" in entry else f"image no. {place}"
             number = usable_id(entry.get("id"))
-            name = entry.get("file_name")
+            name = entry.get("file_name", None if self._folder else str(number))
             if number is None:
                 self._problem("image id", f"{at} has no usable id; expected a number or text")
             elif not is_text(name) or "\0" in name:
@@ -197,7 +200,7 @@ class _Reader:
                     self._problem(
                         "image twice", f"{at} is listed twice, as {entries[number][0]} and {name}"
                     )
-            elif (found := self._folder.find(name)) is None:
+            elif (found := self._find(name)) is None:
                 absent.append(name)
             else:
                 entries[number] = (name, entry.get("width"), entry.get("height"))
@@ -206,7 +209,7 @@ class _Reader:
                 size = self._size(entry, at, found[0])
                 if size is not None:
                     images[number] = AnnotatedImage(found[0], *size)
-        if absent:
+        if absent and self._folder is not None:
             near = self._folder.hint(absent[0])
             self._findings.problem(
                 "absent",
@@ -221,13 +224,16 @@ class _Reader:
                 self._note("same file", "files that several images have", str(file))
         return images
 
+    def _find(self, name: str) -> tuple[Path, str | None] | None:
+        return (Path(name), None) if self._folder is None else self._folder.find(name)
+
     def _size(self, entry: dict[str, Any], at: str, file: Path) -> tuple[int, int] | None:
         sides: tuple[Any, Any] = entry.get("width"), entry.get("height")
         if all(is_whole(side) and side > 0 for side in sides) and sides[0] * sides[1] <= MAX_PIXELS:
             if not all(type(side) is int for side in sides):
                 self._note("float size", "widths and heights like 64.0, taken as whole", at)
             return int(sides[0]), int(sides[1])
-        if any(side not in (None, 0) for side in sides):
+        if self._folder is None or any(side not in (None, 0) for side in sides):
             self._problem(
                 "size",
                 f"{at}: width and height are {shown(sides[0])} and {shown(sides[1])}; expected "

@@ -117,18 +117,23 @@ def coco_metrics(
         The metrics; 0 without detections.
 
     Raises:
-        UserError: for detections on unknown images, and for annotations without a required field.
+        UserError: for detections of unknown images or categories, and for annotations without a
+            required field.
     """
     _check_truth(truth, task)
     with _no_collection():
         detections = _detections(found, task)
-        unknown_ids = set(detections.images) - truth.imgs.keys()
-        if unknown_ids:
-            raise UserError(
-                f"{len(unknown_ids)} images have detections and are not in the annotations, the "
-                f"first: {min(unknown_ids, key=str)!r}. Are these the detections of another "
-                "data set?"
-            )
+        for kind, ids, known in (
+            ("images", detections.images, truth.imgs),
+            ("categories", detections.categories, truth.cats),
+        ):
+            unknown_ids = set(ids) - known.keys()
+            if unknown_ids:
+                raise UserError(
+                    f"{len(unknown_ids)} {kind} have detections and are not in the annotations, "
+                    f"the first: {min(unknown_ids, key=str)!r}. Are these the detections of "
+                    "another data set?"
+                )
         if engine is None:
             engine = REFERENCE if why_reference(truth, detections) else FAST
         evaluate = _evaluate_fast if engine == FAST else _evaluate_reference
@@ -138,17 +143,23 @@ def coco_metrics(
 def why_reference(truth: COCO, detections: _Detections | None = None) -> str | None:
     """Why pycocotools must be used; None if faster-coco-eval can be.
 
-    The faster library stores ids as unsigned integers and refuses NaN scores; pycocotools accepts
-    both.
+    The faster library stores ids of annotations as unsigned integers and others as floats, keeps
+    annotations of one id apart and refuses NaN; pycocotools has no such limits.
     """
     if faster_coco_eval is None:
         return "faster-coco-eval is not installed"
-    if not all(type(i) is int for i in truth.imgs):
-        return "image ids are not whole numbers"
-    if not all(type(i) is int and i >= 0 for i in truth.anns):
-        return "annotation ids are not whole numbers from 0 on"
+    for kind, ids in (("image", truth.imgs), ("category", truth.cats)):
+        if not all(type(i) is int and abs(i) < 2**53 for i in ids):
+            return f"{kind} ids are not whole numbers below 2**53"
+    if not all(type(i) is int and 0 <= i < 2**63 for i in truth.anns):
+        return "annotation ids are not whole numbers from 0 to 2**63"
+    if len(truth.anns) < len(truth.dataset["annotations"]):
+        return "annotations have one id"
     if detections is not None and np.isnan(detections.score).any():
         return "a score is NaN"
+    shapes = () if detections is None else detections.shapes
+    if isinstance(shapes, np.ndarray) and np.isnan(shapes).any():
+        return "a box is NaN"
     return None
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from intl_transfer.data.augment import Pixels
 from intl_transfer.data.images import UnreadableImageError
-from intl_transfer.data.source import ImageSource
+from intl_transfer.data.source import ImageSource, check_labels, image_of
 from intl_transfer.data.views import View
 
 #: After this many consecutive unreadable images a data set is assumed to be unavailable.
@@ -48,11 +48,15 @@ class ViewsDataset(Dataset[Batch]):
         views: one transformation per view.
         seed: of the run.
         cache: keep all decoded images in memory (for small sets).
+
+    Raises:
+        UserError: if a label of the source is none of its classes.
     """
 
     def __init__(
         self, source: ImageSource, views: Sequence[View], seed: int, cache: bool = False
     ) -> None:
+        check_labels(source)
         self._source = source
         self._views = list(views)
         self._seed = seed
@@ -108,7 +112,7 @@ class ViewsDataset(Dataset[Batch]):
 
     def _read(self, index: int) -> Pixels:
         if self._cached is None:
-            return self._source.image(index)
+            return image_of(self._source, index)
         cached = self._cached[index]
         if isinstance(cached, UnreadableImageError):
             raise cached
@@ -116,7 +120,7 @@ class ViewsDataset(Dataset[Batch]):
 
     def _decode_or_error(self, index: int) -> Pixels | UnreadableImageError:
         try:
-            return self._source.image(index)
+            return image_of(self._source, index)
         except UnreadableImageError as error:
             return error
 

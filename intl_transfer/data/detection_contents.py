@@ -71,14 +71,33 @@ def open_set(one: DetectionSet, everything: bool = False) -> Contents:
         one: its location.
         everything: decode every image instead of 64 evenly spaced ones.
     """
-    contents = read_set(one)
+    contents = _checked(one, read_set(one))
+    contents.problems += _image_problems(contents, everything)
+    return contents
+
+
+def open_coco_file(file: Path) -> Contents:
+    """Like :func:`open_set` for a COCO annotation file alone, without its images.
+
+    Args:
+        file: for detections that were made elsewhere. COCO's own, by its name and number of images,
+            is taken as it was published.
+    """
+    known = {one.annotations.name: one.known_images for one in standard_sets(Path()).values()}
+    one = DetectionSet(
+        file.name, "coco", images=Path(), annotations=file, known_images=known.get(file.name)
+    )
+    return _checked(one, read_coco(one, with_images=False))
+
+
+def _checked(one: DetectionSet, contents: Contents) -> Contents:
+    """With the problems of an evaluation."""
     if not contents.annotated:
         contents.problems.append(
             f"{one.annotations} has no annotations: neither training nor evaluation is possible"
         )
     if not contents.problems:
         contents.problems += _truth_problems(one, contents)
-    contents.problems += _image_problems(contents, everything)
     return contents
 
 

@@ -1,10 +1,10 @@
 """Images in class folders, listed once.
 
 Listing 1.28 million files of a parallel file system takes minutes; the list is kept in the user's
-cache. A folder's modification time changes with every file that comes or goes, so that an outdated
-list is detected by a thousand calls instead of a million, and only changed folders are listed
-again. A folder that changed just before it was listed is listed again the next time: what comes
-after may leave it the same time.
+cache. A folder's times change with every file that comes or goes, so that an outdated list is
+detected by a thousand calls instead of a million, and only changed folders are listed again. A
+folder that changed just before it was listed is listed again the next time: what comes after may
+leave it the same times.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
 from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -26,14 +26,13 @@ from intl_transfer.data.images import EXTENSIONS, read_image
 from intl_transfer.data.made import command_for
 from intl_transfer.data.source import ImageSource, NameTable, cache_file
 from intl_transfer.errors import UserError
+from intl_transfer.files.stamps import Stamp, is_settled, stamp_of
 from intl_transfer.runs.atomic import write_atomically
 from intl_transfer.runs.progress import print_line
 
-_VERSION = 4
-# Time stamps are as coarse as this on some file systems, in ns; and the time of a folder whose
-# list is not to be kept.
-_COARSEST = 2 * 10**9
-_UNKNOWN = -2
+_VERSION = 5
+# The stamp of a folder whose list is not to be kept.
+_UNKNOWN: Stamp = []
 _PARTS = ("train", "training", "trainval", "val", "valid", "validation", "test", "testing")
 # Of macOS, Linux, Windows, Synology and QNAP. Whole names: sets of characters have classes such as
 # "#", "$" and "@".
@@ -48,13 +47,13 @@ _SYSTEM_FOLDERS = frozenset(
 
 @dataclass
 class _Class:
-    """A class folder: its subfolders with modification times in ns, all images, and endings.
+    """A class folder: its subfolders with their stamps, all images, and endings.
 
     The last are of the files that are no images, with their numbers.
     """
 
     name: str
-    folders: dict[str, int]
+    folders: dict[str, Stamp]
     files: list[str]
     others: dict[str, int]
 
@@ -100,7 +99,7 @@ class FolderSource(ImageSource):
                 + f"; expected files ending in {', '.join(EXTENSIONS)}"
             )
         if self.listed:
-            _say_others(self._root, listings)
+            say_others(self._root, (one.others for one in listings))
         self.classes = [entry.name for entry in listings]
         counts = [len(entry.files) for entry in listings]
         self.labels = np.repeat(np.arange(len(listings)), counts).astype(np.int64)
@@ -154,13 +153,55 @@ def has_classes(root: str | Path) -> bool:
     )
 
 
+def part_among(names: Sequence[str], has_folders: Callable[[str], bool]) -> str | None:
+    """The part of a data set to give instead, where its folders are parts and not classes.
+
+    Args:
+        names: of the folders, all of them.
+        has_folders: whether one has folders in it: a class may be called "test".
+    """
+    if any(name.lower() not in _PARTS for name in names):
+        return None
+    inner = [name for name in names if has_folders(name)]
+    return next(
+        (name for name in inner if name.lower().startswith("train")), next(iter(inner), None)
+    )
+
+
+def classes_of(paths: Sequence[str], where: str) -> list[str]:
+    """The class of each image of a packed tree: its first folder, "" without one.
+
+    Folders that all images lie below are no classes (of ``train/cat/a.jpg`` and ``train/dog/b.jpg``
+    it is the second), unless there are images in the last of them.
+
+    Args:
+        paths: of all images.
+        where: they are, for messages.
+
+    Raises:
+        UserError: if the folders are parts of a data set, ``train/`` and ``val/``.
+    """
+    folders = [path.rpartition("/")[0] for path in paths]
+    split = {folder: folder.split("/") if folder else [] for folder in set(folders)}
+    deepest = max(min(map(len, split.values()), default=0) - 1, 0)
+    depth = 0
+    while depth < deepest and len({parts[depth] for parts in split.values()}) == 1:
+        depth += 1
+    names = {folder: parts[depth] if parts else "" for folder, parts in split.items()}
+    inner = {parts[depth] for parts in split.values() if len(parts) > depth + 1}
+    if part_among(sorted(set(names.values())), inner.__contains__) is not None:
+        raise UserError(
+            f"{where}: images lie below {', '.join(sorted(set(names.values())))}: parts of a data "
+            "set, not classes. Pack each of them by itself"
+        )
+    return [names[folder] for folder in folders]
+
+
 def _refuse_parts(root: Path, key: str) -> None:
     """Refuses the parent of ``train/`` and ``val/``: these are splits, not classes."""
     names = class_folders(root)
-    parts = [name for name in names if name.lower() in _PARTS]
-    inner = [name for name in parts if class_folders(root / name)]
-    if parts and parts == names and inner:
-        given = next((name for name in inner if name.lower().startswith("train")), inner[0])
+    given = part_among(names, lambda name: bool(class_folders(root / name)))
+    if given is not None:
         raise UserError(
             f"{root} holds {', '.join(names)}: parts of a data set, not classes. Give one of them, "
             f"{key}={root / given}"
@@ -186,7 +227,7 @@ def _listings(root: Path) -> tuple[list[_Class], int]:
 
     def is_current(name: str) -> bool:
         return name in known and all(
-            _modified(root / name / inner) == time for inner, time in known[name].folders.items()
+            _stamp(root / name / inner) == stamp for inner, stamp in known[name].folders.items()
         )
 
     with ThreadPoolExecutor(16) as pool:  # the file system's latency, not our time
@@ -200,11 +241,11 @@ def _listings(root: Path) -> tuple[list[_Class], int]:
     return listings, len(stale)
 
 
-def _modified(folder: Path) -> int:
+def _stamp(folder: Path) -> Stamp | None:
     try:
-        return os.stat(folder).st_mtime_ns
+        return stamp_of(os.stat(folder))
     except OSError:
-        return -1
+        return None
 
 
 def _list(root: Path, name: str) -> _Class:
@@ -215,12 +256,12 @@ def _list(root: Path, name: str) -> _Class:
         relative = pending.pop()
         parent = root / name / relative
         try:
-            status = os.stat(parent)  # before it is listed: a file added meanwhile changes the time
+            status = os.stat(parent)  # before it is listed: a file added meanwhile changes it
             if (status.st_dev, status.st_ino) in seen:
                 continue
             seen.add((status.st_dev, status.st_ino))
-            is_settled = time.time_ns() - status.st_mtime_ns > _COARSEST
-            found.folders[relative] = status.st_mtime_ns if is_settled else _UNKNOWN
+            stamp = stamp_of(status)
+            found.folders[relative] = stamp if is_settled(stamp) else _UNKNOWN
             with os.scandir(parent) as entries:
                 is_folder = {entry.name: _is_folder(entry) for entry in entries}
         except OSError:
@@ -234,7 +275,7 @@ def _list(root: Path, name: str) -> _Class:
             if is_image(file):
                 found.files.append(prefix + file)
             elif not file.startswith("."):
-                found.others[Path(file).suffix.lower()] += 1
+                found.others[ending(file)] += 1
     return found
 
 
@@ -245,9 +286,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _say_others(root: Path, listings: list[_Class]) -> None:
-    """Says which files of a folder are left out."""
-    counts = sum((Counter(entry.others) for entry in listings), Counter[str]())
+def ending(name: str) -> str:
+    """The ending by which files that are no images are counted."""
+    return Path(name).suffix.lower()
+
+
+def say_others(root: str | Path, others: Iterable[Mapping[str, int]]) -> None:
+    """Says which files of a data set are left out, by the numbers of their endings."""
+    counts = sum(map(Counter, others), Counter[str]())
     if counts:
         words = [f"{count:,} {ending or 'without one'}" for ending, count in counts.most_common(8)]
         rest = f" and {len(counts) - 8} more" if len(counts) > 8 else ""

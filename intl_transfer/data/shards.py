@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import math
 import os
 import re
@@ -24,15 +25,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from intl_transfer.data.augment import Pixels
-from intl_transfer.data.folders import is_companion, is_image
+from intl_transfer.data.folders import (
+    classes_of,
+    ending,
+    is_companion,
+    is_hidden,
+    is_image,
+    say_others,
+)
 from intl_transfer.data.images import UnreadableImageError, decode_image
 from intl_transfer.data.source import ImageSource, NameTable, cache_file
 from intl_transfer.errors import UserError
+from intl_transfer.files.stamps import is_settled, stamp_of
 from intl_transfer.runs.atomic import write_atomically
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _WINDOW = 16  # shards among which images are shuffled
-_VERSION = 4
+_VERSION = 5
 _LONGEST_LABEL = 4096  # bytes
 _MOST_SHARDS = 1_000_000
 
@@ -92,7 +101,8 @@ def glob_escape(text: str) -> str:
 class TarSource(ImageSource):
     """Images in tar shards: members ``KEY.jpg`` with ``KEY.cls`` beside, or ``CLASS/NAME.jpg``.
 
-    A key ends at the last dot, or where that has no label at the first, as in webdataset.
+    A key ends at the last dot, or where that has no label at the first, as in webdataset. Folders
+    mean what they mean to :class:`~intl_transfer.data.folders.FolderSource`, but one around all.
 
     Args:
         root: for :func:`shard_files`.
@@ -106,7 +116,10 @@ class TarSource(ImageSource):
     def __init__(self, root: str | Path, upright: bool = True) -> None:
         self._files, self._upright = shard_files(root), upright
         with ThreadPoolExecutor(8) as pool:
-            tables = list(pool.map(_index, self._files))
+            indexed = list(pool.map(_index, self._files))
+        tables = [table for table, _ in indexed]
+        if any(is_new for _, is_new in indexed):
+            say_others(root, (json.loads(table["others"].tobytes()) for table in tables))
         counts = [len(table["offsets"]) for table in tables]
         if not sum(counts):
             raise UserError(f"{root}: {len(self._files)} tar shard(s) without any image")
@@ -117,8 +130,7 @@ class TarSource(ImageSource):
         written = [
             label for table in tables for label in NameTable(table["cls"], table["cls_ends"])
         ]
-        folder = [name.rsplit("/", 1)[0] if "/" in name else "" for name in names]
-        label_of = written if any(written) else folder
+        label_of = written if any(written) else classes_of(names, str(root))
         if any(label_of) and not all(label_of):
             bare = [name for name, label in zip(names, label_of, strict=True) if not label]
             raise UserError(
@@ -191,23 +203,27 @@ def _in_order(label: str) -> tuple[bool, int, str, str]:
     return True, 0, "", label
 
 
-def _index(file: str) -> dict[str, NDArray[Any]]:
-    """The offsets of a shard's images; from the cache if the shard has not changed."""
-    state = os.stat(file)
-    key = f"{os.path.realpath(file)} {state.st_size} {state.st_mtime_ns} {_VERSION}"
-    cache = cache_file("shard", key)
+def _index(file: str) -> tuple[dict[str, NDArray[Any]], bool]:
+    """The offsets of a shard's images, and whether they are not from the cache.
+
+    They are if the shard has not changed.
+    """
+    stamp = stamp_of(os.stat(file))  # before it is read: a change meanwhile gives another
+    cache = cache_file("shard", f"{os.path.realpath(file)} {stamp} {_VERSION}")
     with contextlib.suppress(Exception), np.load(cache, allow_pickle=False) as saved:
-        return dict(saved)
+        return dict(saved), False
     table = _read_headers(file)
-    with contextlib.suppress(OSError):
-        # Numpy takes names by keyword.
-        write_atomically(cache, lambda out: np.savez(out, **table))  # type: ignore[arg-type]
-    return table
+    if is_settled(stamp):
+        with contextlib.suppress(OSError):
+            # Numpy takes names by keyword.
+            write_atomically(cache, lambda out: np.savez(out, **table))  # type: ignore[arg-type]
+    return table, True
 
 
 def _read_headers(file: str) -> dict[str, NDArray[Any]]:
     labels: dict[str, str] = {}
     images: list[tuple[str, int, int]] = []
+    others: list[str] = []
     try:
         with tarfile.open(file, "r:") as archive:
             for member in archive:
@@ -215,16 +231,18 @@ def _read_headers(file: str) -> dict[str, NDArray[Any]]:
                     continue
                 # Names that are not UTF-8 could not be stored in a manifest.
                 name = member.name.encode(errors="surrogateescape").decode(errors="replace")
-                name = name.removeprefix("./")
-                if is_companion(name.rpartition("/")[2]):
+                *parents, last = (part for part in name.split("/") if part not in ("", "."))
+                if is_companion(last) or any(map(is_hidden, parents)):
                     continue
-                key, _, extension = name.rpartition(".")
+                name = "/".join([*parents, last])
                 if is_image(name):
                     images.append((name, member.offset_data, member.size))
-                elif extension == "cls":
+                elif not last.startswith("."):
+                    others.append(name)
+                if name.endswith(".cls"):
                     content = archive.extractfile(member)
                     text = content.read(_LONGEST_LABEL) if content else b""
-                    labels[key] = text.decode(errors="replace").strip()
+                    labels[_key(name)] = text.decode(errors="replace").strip()
             end = max((offset + size for _, offset, size in images), default=0)
     except Exception as error:  # a damaged header can cause any exception
         reason = str(error) or type(error).__name__
@@ -233,6 +251,9 @@ def _read_headers(file: str) -> dict[str, NDArray[Any]]:
         raise UserError(f"{file} is cut off: an image ends behind the file's end")
     names = NameTable.of(name for name, _, _ in images)
     cls = NameTable.of(_labels_of([name for name, _, _ in images], labels))
+    # What has an image's key belongs to its sample.
+    keys = {key for name, _, _ in images for key in (_key(name), _webdatasets_key(name))}
+    counts = Counter(ending(name) for name in others if _key(name) not in keys)
     return {
         "names": names.text,
         "ends": names.ends,
@@ -240,6 +261,7 @@ def _read_headers(file: str) -> dict[str, NDArray[Any]]:
         "cls_ends": cls.ends,
         "offsets": np.array([offset for _, offset, _ in images], np.int64),
         "sizes": np.array([size for _, _, size in images], np.int64),
+        "others": np.frombuffer(json.dumps(counts).encode(), np.uint8),
     }
 
 
@@ -248,9 +270,13 @@ def _labels_of(names: list[str], labels: dict[str, str]) -> list[str]:
     short = [_webdatasets_key(name) for name in names]
     images = Counter(short)  # a picture and its mask have one key, and only one has the label
     return [
-        labels.get(name.rpartition(".")[0]) or (labels.get(key, "") if images[key] == 1 else "")
+        labels.get(_key(name)) or (labels.get(key, "") if images[key] == 1 else "")
         for name, key in zip(names, short, strict=True)
     ]
+
+
+def _key(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _webdatasets_key(name: str) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from intl_transfer.data.augment import Pixels
+from intl_transfer.errors import UserError
 from intl_transfer.places import cache_folder
 from intl_transfer.runs.records import ImageSet
 
@@ -69,6 +70,46 @@ class ImageSource(ABC):
             except OSError:
                 digest.update(b"cannot be read")
         return ImageSet(images=len(self), classes=len(self.classes), digest=digest.hexdigest())
+
+
+def check_labels(source: ImageSource) -> None:
+    """Refuses labels that are no indices into the source's classes.
+
+    Raises:
+        UserError: with the first of them.
+    """
+    labels, count = np.asarray(source.labels), len(source.classes)
+    kind = type(source).__name__
+    if labels.ndim != 1 or (labels.size and labels.dtype.kind not in "iu"):
+        raise UserError(
+            f"{kind}: labels are {labels.dtype} of shape {labels.shape}; expected one integer for "
+            "each image"
+        )
+    wrong = np.flatnonzero((labels < 0) | (labels >= count))
+    if len(wrong):
+        raise UserError(
+            f"{kind}: {len(wrong)} of {len(labels)} images have a label that is none of its "
+            f"{count} classes, the first: {source.name(int(wrong[0]))} has {labels[wrong[0]]}; "
+            f"expected 0 to {count - 1}. Leave out images without one"
+        )
+
+
+def image_of(source: ImageSource, index: int) -> Pixels:
+    """A source's image.
+
+    Raises:
+        UnreadableImageError: if it cannot be read.
+        UserError: if the source returns anything but uint8 RGB.
+    """
+    image = source.image(index)
+    is_array = isinstance(image, np.ndarray)
+    if is_array and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return image
+    found = f"{image.dtype} {image.shape}" if is_array else type(image).__name__
+    raise UserError(
+        f"{source.name(index)}: {type(source).__name__}.image returns {found}; expected uint8 RGB, "
+        "(H, W, 3)"
+    )
 
 
 class NameTable(Sequence[str]):

@@ -187,8 +187,11 @@ def open_source(
     else:
         part = ""
     kinds = [kind for kind in SOURCES if kind.fits(place)]
-    if sum(kind.has_parts for kind in kinds) > 1:
-        raise UserError(f"{key}={root}: {place} holds CIFAR's and MNIST's files; give one's folder")
+    if any(kind.has_parts for kind in kinds) and (len(kinds) > 1 or folders.has_classes(place)):
+        raise UserError(
+            f"{key}={root}: {place} holds CIFAR's or MNIST's files beside other images (both of "
+            "them, class folders or tar shards); give the folder of one data set"
+        )
     kind = next(iter(kinds), None)
     has_parts = not Path(place).is_dir() if kind is None else kind.has_parts
     if part and not has_parts:  # what does not exist is said below

@@ -225,10 +225,15 @@ def normalize(
 
     Returns:
         float32, (B, 3, H, W), in channels-last memory.
+
+    Raises:
+        ValueError: if the batch is not uint8: whether floats end at 1 or 255 cannot be seen.
     """
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images are {images.dtype}; expected torch.uint8")
     batch, height, width, channels = images.shape
     # Rows of W x 3 numbers against one row: far faster on a CPU than broadcasting three numbers.
-    rows = images.to(device, non_blocking=True).view(batch * height, width * channels).float()
+    rows = images.to(device, non_blocking=True).reshape(batch * height, width * channels).float()
     scale, offset = _scale_and_offset(tuple(mean), tuple(std), width, rows.device)
     rows.mul_(scale).sub_(offset)
     return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)

@@ -110,7 +110,8 @@ def drawn_labels(labels: NDArray[np.int64], percent: float) -> NDArray[np.int64]
 
     Args:
         labels: of all images.
-        percent: percentage of each class's images.
+        percent: percentage of each class's images; halves are rounded to the even number, as since
+            the first runs (lists of detection round them up).
 
     Returns:
         Their indices, in ascending order.

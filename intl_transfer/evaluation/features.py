@@ -17,7 +17,7 @@ from torchvision.transforms import functional as TF
 from intl_transfer.data.augment import Interpolation, Pixels
 from intl_transfer.data.images import UnreadableImageError
 from intl_transfer.data.loaders import worker_options
-from intl_transfer.data.source import ImageSource
+from intl_transfer.data.source import ImageSource, check_labels, image_of
 from intl_transfer.data.views import normalize
 from intl_transfer.errors import UserError
 from intl_transfer.models import evaluation_mode
@@ -43,6 +43,9 @@ class EvaluationImages(Dataset[tuple[Tensor, int]]):
         size: side of the crop, in pixels.
         unreadable: of this rank's images, the indices of those without features, ascending;
             empty before :func:`extract_features`.
+
+    Raises:
+        UserError: if a label of the source is none of its classes.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class EvaluationImages(Dataset[tuple[Tensor, int]]):
         crop_pct: float = CROP_PCT,
         interpolation: Interpolation = "bilinear",
     ) -> None:
+        check_labels(source)
         self._source, self.size = source, size
         self.unreadable: list[int] = []
         self._crop_pct, self._interpolation = crop_pct, interpolation
@@ -70,7 +74,7 @@ class EvaluationImages(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """An image (size, size, 3), uint8, and its label; -1 and black for an unreadable one."""
         try:
-            image = self._source.image(index)
+            image = image_of(self._source, index)
         except UnreadableImageError:
             return torch.zeros(self.size, self.size, 3, dtype=torch.uint8), -1
         crop = center_crop(image, self.size, self._crop_pct, self._interpolation)

@@ -1,7 +1,7 @@
 """A cache of run directories, so that unchanged ones are not read again.
 
-A file counts as unchanged if its path, modification time (ns) and size are. The cache is in the
-user's cache folder, one file per collected folder; it can be deleted at any time.
+A file counts as unchanged if its path and stamp are. The cache is in the user's cache folder, one
+file per collected folder; it can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -10,19 +10,16 @@ import contextlib
 import hashlib
 import json
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from intl_transfer.files import stamps
 from intl_transfer.places import cache_folder
 from intl_transfer.runs import write_atomically
 
 #: Counts changes of how folders are read.
 _VERSION = 4
-# File systems keep times to 2 s at the coarsest (FAT): a file this recent could change again with
-# the same time.
-_YOUNG_SECONDS = 2.5
 
 Stamp = list[list[Any]]
 
@@ -34,14 +31,8 @@ def cache_path(root: Path) -> Path:
 
 
 def stamp_of(files: Mapping[str, os.stat_result]) -> Stamp:
-    """The key of a record's validity: name, times, size and inode of each file.
-
-    Tools that copy set back a file's time of modification; that of its inode they cannot.
-    """
-    return [
-        [name, status.st_mtime_ns, status.st_size, status.st_ctime_ns, status.st_ino]
-        for name, status in sorted(files.items())
-    ]
+    """The key of a record's validity: name and stamp of each file."""
+    return [[name, *stamps.stamp_of(status)] for name, status in sorted(files.items())]
 
 
 class Cache:
@@ -77,8 +68,7 @@ class Cache:
 
     def put(self, folder: Path, stamp: Stamp, value: Any) -> None:
         """Stores a record, unless a file is so recent that it may change with the same time."""
-        newest = max((nanoseconds for _, nanoseconds, *_ in stamp), default=0)
-        if time.time() - newest / 1e9 > _YOUNG_SECONDS:
+        if all(stamps.is_settled(of_file) for _, *of_file in stamp):
             self._kept[os.path.abspath(folder)] = {"stamp": stamp, "value": value}
             self._changed = True
 

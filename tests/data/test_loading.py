@@ -8,10 +8,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from intl_transfer.data.datasets import ViewsDataset
+from intl_transfer.data.images import UnreadableImageError
 from intl_transfer.data.loaders import GlobalBatchSampler, build_loader, rank_batch_size
+from intl_transfer.data.source import ImageSource
 from intl_transfer.data.sources import open_source
 from intl_transfer.data.views import ViewConfig, build_views
 from intl_transfer.errors import UserError
+from intl_transfer.evaluation import EvaluationImages
 
 
 @pytest.fixture
@@ -24,6 +27,57 @@ def images(tmp_path, monkeypatch):
             pixels = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / label / f"{i}.png")
     return tmp_path
+
+
+class Own(ImageSource):
+    """Someone's arrays; None cannot be read."""
+
+    def __init__(self, images, labels, classes=("a", "b")):
+        self.images, self.labels, self.classes = images, labels, classes
+
+    def name(self, index):
+        return f"image {index}"
+
+    def image(self, index):
+        if self.images[index] is None:
+            raise UnreadableImageError("gone")
+        return self.images[index]
+
+    def content(self, index):
+        return b""
+
+
+def _views_of(source):
+    return ViewsDataset(source, build_views([ViewConfig(size=16)]), seed=0)
+
+
+@pytest.mark.parametrize("read", [_views_of, lambda source: EvaluationImages(source, 16)])
+def test_own_sources_are_checked_once_for_all(read):
+    """Floats were cut to integers, -1 taken for images that cannot be read."""
+    rgb = np.zeros((20, 24, 3), np.uint8)
+    for labels, expected in (
+        (np.array([0.0, 1.7]), r"labels are float64 of shape \(2,\)"),
+        (np.array([0, -1]), "1 of 2 images have a label that is none .*: image 1 has -1"),
+        (np.array([0, 2]), "image 1 has 2; expected 0 to 1"),
+        (np.array([[0], [1]]), r"labels are int64 of shape \(2, 1\)"),
+    ):
+        with pytest.raises(UserError, match=f"Own: .*{expected}"):
+            read(Own([rgb, rgb], labels))
+    for image, found in (
+        (rgb[..., 0], r"uint8 \(20, 24\)"),
+        (rgb[..., :1], r"uint8 \(20, 24, 1\)"),
+        (rgb.transpose(2, 0, 1), r"uint8 \(3, 20, 24\)"),
+        (np.concatenate([rgb, rgb[..., :1]], -1), r"uint8 \(20, 24, 4\)"),
+        (rgb / 255, r"float64 \(20, 24, 3\)"),
+        (Image.fromarray(rgb), "Image"),
+    ):
+        data = read(Own([image], np.array([0])))
+        with pytest.raises(
+            UserError, match=rf"image 0: Own\.image returns {found}; expected uint8"
+        ):
+            data[(0, 0) if isinstance(data, ViewsDataset) else 0]
+    data = read(Own([None, rgb], [0, 1]))  # a list will do
+    assert data[(0, 0) if isinstance(data, ViewsDataset) else 0] is not None
 
 
 @settings(max_examples=60, deadline=None)

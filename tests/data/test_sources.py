@@ -125,6 +125,36 @@ def test_a_file_that_comes_while_a_folder_is_listed_is_found_later(folder, monke
     assert len(FolderSource(folder)) == 16
 
 
+@contextlib.contextmanager
+def times_kept(path):
+    """As tools do that copy or unpack: what changes gets the time of modification that it had."""
+    before = path.stat()
+    yield
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_what_changes_under_its_old_time_is_read_again(folder, tmp_path, cache):
+    settled(folder)
+    FolderSource(folder)
+    with times_kept(folder / "cat"):
+        (folder / "cat" / "cat_0.png").rename(folder / "cat" / "cat_9.png")
+    assert sorted(listed(FolderSource(folder))) == sorted(ImageFolder(str(folder)).samples)
+    shard = tmp_path / "a.tar"
+    members = {"0.png": png(0), "0.cls": b"3", "1.png": png(1), "1.cls": b"5"}
+    _shard(shard, members)
+    assert not list((cache / "intl-transfer").glob("shard-*"))  # it may change in this moment
+    then = time.time_ns() - 10**10
+    os.utime(shard, ns=(then, then))
+    assert TarSource(shard).labels.tolist() == [0, 1]
+    assert len(list((cache / "intl-transfer").glob("shard-*"))) == 1
+    size = shard.stat().st_size
+    with times_kept(shard):
+        _shard(shard, {**members, "0.cls": b"5", "1.cls": b"3"})
+    assert shard.stat().st_size == size
+    assert TarSource(shard).labels.tolist() == [1, 0]
+
+
 def test_every_format_that_is_read_is_listed(tmp_path):
     """By the endings that Pillow has for the formats that are accepted."""
     ours = [end for end, kind in sorted(Image.registered_extensions().items()) if kind in FORMATS]
@@ -318,6 +348,48 @@ def test_shards_with_class_folders(tmp_path):
     assert source.labels.tolist() == [1, 0]
 
 
+TREES = [
+    [f"{c}/{year}/{c}.png" for c in ("cat", "dog") for year in (2019, 2020)],
+    [f"{c}/images/{c}_0.png" for c in ("n01", "n02")],
+    ["cat/0.png", "cat/@eaDir/0.png/THUMB_M.png", "dog/1.png", "dog/.thumbnails/1.png"],
+    ["cat/0.png", "dog/1.png", "__MACOSX/cat/0.png", ".ipynb_checkpoints/0.png"],
+    ["cat/0.png", "cat/9.heic", "cat/8.JXL", "dog/1.png", "dog/.DS_Store", "dog/7.jxl"],
+    ["cat/0.png", "cat/old/1.png"],
+    ["train/0.png", "test/1.png"],
+]
+
+
+@pytest.mark.parametrize("names", TREES)
+@pytest.mark.parametrize("top", ["", "./", "data/imagenet/"])
+def test_a_tree_and_its_shard_are_the_same_data_set(tmp_path, capsys, names, top):
+    """Also where the shard has folders around all of it."""
+    for name in names:
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / name).write_bytes(png(0))
+    tree = FolderSource(tmp_path / "tree")
+    said = capsys.readouterr().out.replace(str(tmp_path / "tree"), "")
+    shard = _shard(tmp_path / "a.tar", {top + name: png(0) for name in names})
+    assert capsys.readouterr().out.replace(str(tmp_path / "a.tar"), "") == said
+    assert shard.classes == tree.classes
+    classes = {
+        str(Path(tree.name(i)).relative_to(tmp_path / "tree")): label
+        for i, label in enumerate(tree.labels)
+    }
+    inside = top.removeprefix("./")
+    assert dict(listed(shard)) == {
+        f"{tmp_path}/a.tar/{inside}{name}": label for name, label in classes.items()
+    }
+
+
+def test_parts_of_a_data_set_are_no_classes_in_shards_either(tmp_path):
+    names = [f"{part}/{c}/0.png" for part in ("train", "val") for c in ("cat", "dog")]
+    with pytest.raises(
+        UserError, match=r"a\.tar: images lie below train, val: parts of a data set"
+    ):
+        _shard(tmp_path / "a.tar", {name: png(0) for name in names})
+    assert _shard(tmp_path / "b.tar", {n: png(0) for n in names[:2]}).classes == ["cat", "dog"]
+
+
 def test_epochs_of_shards_are_permutations_and_local(tmp_path):
     for shard in range(40):
         with tarfile.open(tmp_path / f"{shard:02d}.tar", "w") as archive:
@@ -422,6 +494,18 @@ def test_cifar_is_read_as_torchvision_reads_it(tmp_path, monkeypatch, hundred):
                 assert np.array_equal(source.image(i), np.asarray(reference[i][0]))
 
 
+@pytest.mark.parametrize("beside", ["folders", "shard"])
+def test_cifar_beside_other_images_is_not_taken_for_all(tmp_path, beside):
+    folder = write_cifar(tmp_path, False, binary=False)
+    if beside == "folders":
+        _picture(tmp_path / "cat" / "a.png")
+    else:
+        _shard(tmp_path / "a.tar", {"cat/a.png": png(0)})
+    with pytest.raises(UserError, match=r"holds CIFAR's or MNIST's files beside other images"):
+        open_source(tmp_path)
+    assert len(open_source(folder).classes) == 10
+
+
 def test_cifar_files_run_no_code(tmp_path):
     folder = write_cifar(tmp_path, False, binary=False)
 
@@ -472,7 +556,7 @@ def test_a_folder_with_both_cifars_is_not_taken_for_one_of_them(tmp_path):
         write_cifar(tmp_path / "two", True, binary)
     assert len(open_source(tmp_path / "two").classes) == 100
     (tmp_path / "two" / "fashion-mnist" / "train-images-idx3-ubyte").write_bytes(b"")
-    with pytest.raises(UserError, match="holds CIFAR's and MNIST's files; give one's folder"):
+    with pytest.raises(UserError, match="holds CIFAR's or MNIST's files beside other images"):
         open_source(tmp_path / "two")
 
 

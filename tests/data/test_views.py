@@ -288,3 +288,12 @@ def test_normalize_equals_torchvision():
     ours = normalize(images)
     torch.testing.assert_close(ours, transform(images.permute(0, 3, 1, 2)), rtol=1e-5, atol=1e-5)
     assert ours.is_contiguous(memory_format=torch.channels_last)
+    turned = images.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)  # not contiguous
+    assert torch.equal(normalize(turned), ours)
+
+
+@pytest.mark.parametrize("scale", [1, 255])
+def test_only_bytes_are_normalized(scale):
+    images = torch.rand(1, 4, 4, 3) * scale
+    with pytest.raises(ValueError, match=r"images are torch\.float32; expected torch\.uint8"):
+        normalize(images)

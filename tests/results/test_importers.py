@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from pathlib import Path
 
+import pycocotools.mask as mask_util
 import pytest
+from PIL import Image
 
 from intl_transfer.cli import main
+from intl_transfer.data.coco_metrics import REFERENCE, coco_metrics
+from intl_transfer.data.detection_contents import open_set, truth_of
+from intl_transfer.data.detection_sets import DetectionSet
 from intl_transfer.errors import UserError
 from intl_transfer.results import build_tables, collect, render
 from intl_transfer.results.importers import coco, import_results, lightning, openmmlab, vissl
-from intl_transfer.results.importers.found import Found
-from tests.detection.coco_sets import by_pycocotools, make_set
+from intl_transfer.results.importers.found import Found, percentage
+from tests.detection.coco_sets import by_pycocotools, load, make_set
 
 LOGS = Path(__file__).parent / "logs"
 ENGINE = [
@@ -219,11 +225,23 @@ def named(content, found):
             row["id"] = f"{kind[0]}{row['id']}"
 
 
+def consistent(content):
+    """Boxes and areas are those of the masks, as fine-tuning's reader demands."""
+    truth, things = load(content), []
+    for thing in content["annotations"]:
+        mask = truth.annToRLE(thing)
+        if area := int(mask_util.area(mask)):
+            thing.update(bbox=mask_util.toBbox(mask).tolist(), area=area, ignore=0)
+            things.append(thing)
+    content["annotations"] = things
+
+
 @pytest.mark.parametrize("change", [None, named])
 @pytest.mark.parametrize("seed", [3, 5, 8])
 def test_cocos_results_with_boxes_and_masks(tmp_path, seed, change):
     """All twelve, as pycocotools has them where masks come without boxes: sizes are of masks."""
     content, found = make_set(seed, detections=20)
+    consistent(content)
     if change is not None:
         change(content, found)
     metrics = read_coco(tmp_path, content, found)
@@ -263,14 +281,57 @@ def test_annotations_counted_from_zero_are_numbered_from_one(tmp_path, capsys):
     content = {**TRUTH, "annotations": [one, other]}
     metrics = read_coco(tmp_path, content, found)
     assert metrics["box"]["AP"] == pytest.approx(100)
-    assert "gt.json: annotations counted from 0 are numbered from 1" in capsys.readouterr().err
+    assert "gt.json: ids counted from 0, renumbered" in capsys.readouterr().err
     assert by_pycocotools(content, found, "bbox").stats[0] < 0.3
     assert by_pycocotools(TRUTH, found, "bbox").stats[0] == pytest.approx(1)
     read_coco(tmp_path, TRUTH, found)
     assert capsys.readouterr().err == ""
-    del other["area"]
-    with pytest.raises(UserError, match="annotation 2 has no 'area'"):
-        read_coco(tmp_path, content, found)
+
+
+def test_annotations_are_read_as_fine_tuning_reads_them(tmp_path, capsys):
+    """Its reader and evaluation of the same file, beside images, are the reference."""
+    sides = {"width": 100, "height": 100}
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in (1, 2):
+        Image.new("RGB", (100, 100)).save(folder / f"{number}.png")
+    boxes_of = {1: [10, 10, 20, 20], 2: [20, 20, 60, 60]}
+    images = [{"id": n, "file_name": f"{n}.png", **sides} for n in boxes_of]
+    things = [
+        {"id": n, "image_id": n, "category_id": 3, "bbox": box, "area": box[2] * box[3]}
+        for n, box in boxes_of.items()
+    ]
+    found = boxes((1, boxes_of[1], 0.9), (2, boxes_of[2], 0.8))
+    one, other = things
+    bare = [{key: value for key, value in thing.items() if key != "area"} for thing in things]
+    for listed, expected in (
+        (things, None),
+        ([*things, {**one, "id": 9}, other], None),  # listed twice, by another id and by the same
+        ([{**one, "area": 0}, {**other, "area": 0}], None),
+        (bare, None),
+        ([{**one, "category_id": "3"}, {**other, "image_id": "02"}], None),
+        ([{**one, "image_id": 77}, other], "image 77, which is not listed"),
+        ([{**one, "ignore": 1}, other], "ignore is 1"),
+        ([{**one, "bbox": [200, 10, 20, 20]}, other], "lies outside its image"),
+    ):
+        content = {**TRUTH, "images": images, "annotations": listed}
+        (tmp_path / "gt.json").write_text(json.dumps(content))
+        theirs = open_set(DetectionSet("x", "coco", folder, tmp_path / "gt.json"))
+        if expected is not None:
+            assert expected in theirs.problems[0]
+            with pytest.raises(UserError, match=re.escape(theirs.problems[0])):
+                read_coco(tmp_path, content, found)
+            continue
+        figures = coco_metrics(truth_of(theirs), found, "bbox", REFERENCE).metrics()
+        percent = {key: percentage(value, 100) for key, value in figures.items()}
+        ours = read_coco(tmp_path, content, found)["box"]
+        assert {key: ours[key] for key in percent} == percent
+        assert ours["APs"] == ours["APm"] == pytest.approx(100)
+        assert all(note in capsys.readouterr().err for note in theirs.notes)
+    text = json.dumps({**TRUTH, "annotations": things})
+    (tmp_path / "gt.json").write_text(f'{text[:-1]}, "annotations": []}}')
+    with pytest.raises(UserError, match="the key 'annotations' twice"):
+        coco.read(tmp_path / "dt.json", tmp_path / "gt.json")
 
 
 @pytest.mark.parametrize(
@@ -282,7 +343,10 @@ def test_annotations_counted_from_zero_are_numbered_from_one(tmp_path, capsys):
         (boxes((9, [1, 1, 2, 2], 0.5)), "image 9, category 3 is not in"),
         (boxes(([1], [1, 1, 2, 2], 0.5)), r"image \[1\], category 3 is not in"),
         ([None], "detection 0: no image_id, category_id, score"),
-        ([{"image_id": 1, "category_id": 3, "score": 1, "bbox": "x"}], "pycocotools cannot read"),
+        (boxes((1, "x", 0.5)), "bbox is 'x'; expected four finite numbers"),
+        (boxes((1, [1, 1, float("nan"), 2], 0.5)), r"bbox is \[1, 1, nan, 2\]; expected four"),
+        (boxes((1, [1, 1, 2, 2], None)), "detection 0: score is None; expected a finite number"),
+        (boxes((1, [1, 1, 2, 2], float("nan"))), "score is nan; expected a finite number"),
     ],
 )
 def test_results_that_are_no_cocos(tmp_path, content, expected):

@@ -8,6 +8,7 @@ from typing import Any
 
 from intl_transfer.errors import UserError
 from intl_transfer.files.jsons import parse_json
+from intl_transfer.files.stamps import stamp_of
 from intl_transfer.results.external import METRICS_JSON
 from intl_transfer.results.reading import Entry
 from intl_transfer.results.report.logs import last_lines
@@ -36,19 +37,19 @@ _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "
 _STEPS = (1, 2, 4, 5, 10, 20, 50, 100, 10**9)  # divisors of 100: both ends are kept
 _VALUES = 3000  # of the precision-recall curves of a task at one overlap
 
-Fingerprint = tuple[tuple[str, int, int], ...]
+Fingerprint = tuple[tuple[Any, ...], ...]
 Cache = dict[Path, tuple[object, dict[str, Any]]]
 
 
 def fingerprint(folder: Path) -> Fingerprint:
-    """Name, time and size of a run's existing files that the page uses."""
+    """Name and stamp of a run's existing files that the page uses."""
     found = []
     for name in FILES:
         try:
             state = (folder / name).stat()
         except OSError:
             continue
-        found.append((name, state.st_mtime_ns, state.st_size))
+        found.append((name, *stamp_of(state)))
     return tuple(found)
 
 

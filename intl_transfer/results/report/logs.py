@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
+from intl_transfer.files.stamps import stamp_of
 from intl_transfer.runs.metrics import end_of
 
 LINES = 60
@@ -62,17 +63,17 @@ def _newest_job(logs: Path, name: str | None) -> list[Path]:
     With a name, only jobs whose command has an argument that ends with ``/name``.
     """
     with contextlib.suppress(OSError):
-        outputs = [(file.stat().st_mtime_ns, file) for file in logs.glob("*/*_log.out")]
-        for time, output in sorted(outputs, reverse=True):
-            if name is None or re.search(rf"/{re.escape(name)}(\s|$)", _head(output, time)):
+        outputs = [(tuple(stamp_of(file.stat())), file) for file in logs.glob("*/*_log.out")]
+        for stamp, output in sorted(outputs, reverse=True):
+            if name is None or re.search(rf"/{re.escape(name)}(\s|$)", _head(output, stamp)):
                 return [output, *sorted(output.parent.glob("*_log.err"))[:_RANKS]]
     return []
 
 
 @lru_cache(maxsize=4096)  # hundreds of runs share a folder
-def _head(file: Path, time: int) -> str:
-    """The beginning of a log, with its job's command; cached by modification time."""
-    del time
+def _head(file: Path, stamp: tuple[int, ...]) -> str:
+    """The beginning of a log, with its job's command; cached by its stamp."""
+    del stamp
     with open(file, "rb") as opened:
         return opened.read(_HEAD).decode(errors="replace")
 
