@@ -16,7 +16,6 @@ from intl_transfer.results import external
 from intl_transfer.results.cache import Cache, stamp_of
 from intl_transfer.results.checks import problem_of, warnings_of
 from intl_transfer.results.copies import without_copies, without_repeats
-from intl_transfer.results.folders import run_folders, unsearched
 from intl_transfer.results.reading import (
     Entry,
     read_hand_made,
@@ -27,6 +26,14 @@ from intl_transfer.results.reading import (
 from intl_transfer.results.run import Run
 from intl_transfer.results.starts import start_of, with_keys
 from intl_transfer.runs import MANIFEST, RESULTS
+from intl_transfer.runs.folders import (
+    CONFIG,
+    LOG,
+    METRICS_JSON,
+    looks_external,
+    run_folders,
+    unsearched,
+)
 from intl_transfer.runs.records import (
     STAGES,
     AnyResults,
@@ -118,7 +125,7 @@ def _collect(
         for folder, files in run_folders(root, found.problems, skipped, visited):
             if MANIFEST in files:
                 entry = _own(folder, files, memory, stalled_after)
-            elif external.looks_external(files):
+            elif looks_external(files):
                 entry = _external(folder, files, memory, given.pop(folder.resolve(), None))
             else:
                 entry = _hand_made(folder, files, memory)
@@ -129,7 +136,7 @@ def _collect(
         missing = ", ".join(map(str, given))
         raise UserError(
             f"--label: no Detectron2 folder at {missing} below the folders given; expected one "
-            f"with {external.METRICS_JSON} or {external.LOG}, and {external.CONFIG}"
+            f"with {METRICS_JSON} or {LOG}, and {CONFIG}"
         )
     found.problems += unsearched(skipped, [entry.path for entry in entries])
     whole, copies = without_copies(entries, found.problems)

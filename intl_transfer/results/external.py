@@ -19,6 +19,7 @@ from intl_transfer.errors import UserError
 from intl_transfer.files.yamls import read_yaml
 from intl_transfer.results.reading import check_plain
 from intl_transfer.runs.architectures import architecture
+from intl_transfer.runs.folders import CONFIG, LABEL, LOG, METRICS_JSON
 from intl_transfer.runs.metrics import end_of
 from intl_transfer.runs.records import (
     SCHEMA,
@@ -35,11 +36,6 @@ from intl_transfer.runs.records import (
 from intl_transfer.runs.schedules import schedule_name
 from intl_transfer.runs.settings import flatten
 
-METRICS_JSON, LOG, CONFIG, LABEL = "metrics.json", "log.txt", "config.yaml", "label.yaml"
-FILES = (METRICS_JSON, LOG, CONFIG, LABEL)
-#: Files of this project's own runs, which such a folder does not have.
-OURS = ("manifest.json", "results.json", "metrics.jsonl")
-
 # The final evaluation is at the end; logs of long trainings are long.
 _TAIL_BYTES = 8 << 20
 # CommonMetricPrinter writes every 20 iterations.
@@ -55,11 +51,6 @@ _TASKS = {
 _SEED_IN_NAME = re.compile(r"[-_. ](?:seed|run|trial|s)[-_]?(\d{1,6})$", re.IGNORECASE)
 
 
-def looks_external(names: Mapping[str, Any]) -> bool:
-    """Whether files of these names are an external Detectron2 folder."""
-    return (METRICS_JSON in names or LOG in names) and CONFIG in names
-
-
 def read_external(
     path: Path, files: Mapping[str, os.stat_result], label: str | None = None
 ) -> tuple[Manifest, DetectionResults | None]:
@@ -67,7 +58,7 @@ def read_external(
 
     Args:
         path: the folder.
-        files: ``stat`` results of its files in :data:`FILES`.
+        files: ``stat`` results of its files in :data:`~intl_transfer.runs.folders.EXTERNAL`.
         label: the method's name; overrides ``label.yaml``'s and the folder's.
 
     Returns:

@@ -211,7 +211,7 @@ def test_controls_are_no_results_of_a_model_card(tmp_path):
     shutil.rmtree(tmp_path / "detection/coco/intl_seed1_seed0")
     alone = build_tables(collect([tmp_path / "detection", tmp_path / "pretrain"], cache=False))
     controls = [table for table in alone if table.family == "detection"]
-    with pytest.raises(UserError, match="no row of the tables .* controls left out"):
+    with pytest.raises(UserError, match=r"no row of the tables .* controls left out"):
         export(controls, f"card={card}")
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from intl_transfer.errors import UserError
 from intl_transfer.files.jsons import parse_json
-from intl_transfer.results.external import METRICS_JSON
 from intl_transfer.results.reading import Entry
 from intl_transfer.results.report.logs import last_lines
 from intl_transfer.results.report.pictures import (
@@ -27,6 +26,7 @@ from intl_transfer.results.report.values import (
     text,
 )
 from intl_transfer.runs import MANIFEST, METRICS, RESULTS
+from intl_transfer.runs.folders import METRICS_JSON
 
 CURVES = "curves.json"
 FILES = (MANIFEST, METRICS, RESULTS, CURVES, PREDICTIONS, SHEET, VIEWS, METRICS_JSON, "log.txt")
