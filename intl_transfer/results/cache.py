@@ -19,7 +19,7 @@ from intl_transfer.places import cache_folder
 from intl_transfer.runs import write_atomically
 
 #: Counts changes of how folders are read.
-_VERSION = 4
+_VERSION = 5
 # File systems keep times to 2 s at the coarsest (FAT): a file this recent could change again with
 # the same time.
 _YOUNG_SECONDS = 2.5

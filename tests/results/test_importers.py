@@ -358,7 +358,9 @@ def _by_epoch(epoch, ap=None):
 
 
 def _by_iteration(iteration, ap=None):
-    return json.dumps({"loss": 1.0, "step": iteration, "iter": iteration} if ap is None else _of(ap, 0))
+    return json.dumps(
+        {"loss": 1.0, "step": iteration, "iter": iteration} if ap is None else _of(ap, 0)
+    )
 
 
 def _of(ap, step):
