@@ -116,9 +116,8 @@ def resolve(arguments: argparse.Namespace, own: Any = None) -> Any:
         cfg.OUTPUT_DIR = f"runs/evaluation/{label(Path(weights))}_on_{tested}"
     elif cfg.OUTPUT_DIR == "./output":  # Detectron2's default: all runs in one folder
         name = config_name(arguments.config)
-        cfg.OUTPUT_DIR = (
-            f"runs/detection/{name}_{default_name(Path(weights).resolve())}_seed{cfg.SEED}"
-        )
+        start = default_name(Path(weights).resolve())
+        cfg.OUTPUT_DIR = f"runs/detection/{name}_{start}_seed{cfg.SEED}"
     cfg.MODEL.WEIGHTS = "" if weights == RANDOM else weights
     if arguments.norm is not None:
         set_norm(cfg, arguments.norm)
