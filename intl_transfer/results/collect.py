@@ -74,7 +74,7 @@ class Collection:
 
 
 def collect(
-    paths: Iterable[str | Path],
+    paths: str | Path | Iterable[str | Path],
     labels: Mapping[str, str] | None = None,
     cache: bool = True,
     stalled_after: float = STALLED_AFTER,
@@ -82,7 +82,7 @@ def collect(
     """Reads all run directories in the given folders.
 
     Args:
-        paths: run directories, or folders that contain some at any depth.
+        paths: run directories, or folders that contain some at any depth; or one of them.
         labels: method names of external folders, by path.
         cache: use the user's cache, and read only what has changed.
         stalled_after: seconds without output after which a run with status running counts as
@@ -95,7 +95,8 @@ def collect(
         UserError: if a path does not exist, or a label is for a folder that was not found.
     """
     with paused_collector():
-        return _collect(paths, labels or {}, cache, stalled_after)
+        roots = [paths] if isinstance(paths, (str, Path)) else paths
+        return _collect(roots, labels or {}, cache, stalled_after)
 
 
 @contextlib.contextmanager
