@@ -9,7 +9,7 @@ from pathlib import Path
 
 from intl_transfer.conversion.reading import read_content
 from intl_transfer.errors import UserError, first_line
-from intl_transfer.files.names import without_endings
+from intl_transfer.files.names import default_name
 from intl_transfer.runs.checkpoint import take_newest
 from intl_transfer.runs.finite import first_nonfinite
 from intl_transfer.runs.records import SCHEMA, Detector, Input, Manifest
@@ -36,11 +36,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def label(path: Path) -> str:
     """What a detector's file is called: after its run's folder, if its own name is any run's."""
-    path = path.resolve()
-    name = without_endings(path)
-    if name == "model_final":
-        return path.parent.name
-    return f"{path.parent.name}_{name}" if _NUMBERED.fullmatch(path.name) else name
+    return default_name(path.resolve())
 
 
 def iterations_of(path: Path) -> int | None:

@@ -16,7 +16,7 @@ from detection.scaling import batch_that_fits, scale_to_batch
 from intl_transfer.data.detection_roles import as_literal
 from intl_transfer.devices import Gpus, gpus
 from intl_transfer.errors import UserError
-from intl_transfer.files.names import without_endings
+from intl_transfer.files.names import default_name
 from intl_transfer.runs import MANIFEST, read_manifest
 from intl_transfer.runs.config import SEEDS, config_name
 
@@ -116,7 +116,8 @@ def resolve(arguments: argparse.Namespace, own: Any = None) -> Any:
         cfg.OUTPUT_DIR = f"runs/evaluation/{label(Path(weights))}_on_{tested}"
     elif cfg.OUTPUT_DIR == "./output":  # Detectron2's default: all runs in one folder
         name = config_name(arguments.config)
-        cfg.OUTPUT_DIR = f"runs/detection/{name}_{without_endings(weights)}_seed{cfg.SEED}"
+        start = default_name(Path(weights).resolve())
+        cfg.OUTPUT_DIR = f"runs/detection/{name}_{start}_seed{cfg.SEED}"
     cfg.MODEL.WEIGHTS = "" if weights == RANDOM else weights
     if arguments.norm is not None:
         set_norm(cfg, arguments.norm)

@@ -53,3 +53,20 @@ def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     return text if len(text) <= 300 else f"{text[:300]} ..."
+
+
+def require_choice(what: str, value: object, known: Iterable[str]) -> None:
+    """Checks a choice.
+
+    Args:
+        what: is chosen, for the message.
+        value: the choice.
+        known: what there is.
+
+    Raises:
+        UserError: if it is none of them.
+    """
+    names = tuple(known)
+    if value not in names:
+        hint = did_you_mean(str(value), names)
+        raise UserError(f"no {what} {value!r}.{hint} Expected one of {', '.join(names)}")

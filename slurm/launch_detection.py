@@ -28,7 +28,7 @@ except ModuleNotFoundError:
 
 from intl_transfer.boundary import Boundary
 from intl_transfer.errors import UserError
-from intl_transfer.files.names import without_endings
+from intl_transfer.files.names import default_name
 from intl_transfer.runs import read_manifest
 from intl_transfer.runs.config import resolve_config
 from intl_transfer.runs.settings import identity
@@ -290,7 +290,7 @@ def weights_name(weights: str) -> str:
             f"--weights {weights}: no such run or file; expected a pretraining run, a file from "
             f"`intl-transfer convert`, or '{RANDOM}'"
         )
-    return without_endings(path)
+    return default_name(path.resolve())
 
 
 def weights_file(weights: str, target: Path) -> str:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from intl_transfer.errors import UserError
-from intl_transfer.runs import RESULTS, read_manifest
+from intl_transfer.runs import MANIFEST, read_manifest
 from intl_transfer.runs.changes import in_lines
+from intl_transfer.runs.folders import run_folders
 from intl_transfer.runs.late import wait_until
 from intl_transfer.runs.lock import holder_alive
 from intl_transfer.runs.metrics import end_of, read_lines
 from intl_transfer.runs.records import Manifest
 from intl_transfer.runs.times import in_seconds
 from slurm.controller import Row
-from slurm.ledger import Job, Ledger, beside_runs
+from slurm.ledger import Job, Ledger
 from slurm.made import RUNS, converted_from, source_hash
 
 #: Seconds until a file written on another node is visible on a shared file system.
@@ -130,8 +130,9 @@ def converted(source: str, target: Path) -> bool:
 def _collected(report: Path, folder: Path, submitted: float) -> bool:
     """Whether the report is newer than all results that it should include (like ``make``).
 
-    These are all below the folder, whichever jobs the newest launch selected. What is older than
-    the newest submission is of an earlier one, with other options: this one failed.
+    These are all below the folder, whichever jobs the newest launch selected, also external ones.
+    What is older than the newest submission is of an earlier one, with other options: this one
+    failed.
     """
     files = [report] if report.is_file() else [f for f in report.glob("*") if f.is_file()]
     if not files:
@@ -139,17 +140,17 @@ def _collected(report: Path, folder: Path, submitted: float) -> bool:
     made = min(file.stat().st_mtime for file in files)
     if made < submitted:
         return False
-    results = (path / RESULTS for path in run_directories(folder))
-    return all(file.stat().st_mtime <= made for file in results if file.exists())
+    return all(
+        status.st_mtime <= made
+        for _, files in run_folders(folder)
+        for name, status in files.items()
+        if name != MANIFEST  # of an unfinished run, which has no results yet
+    )
 
 
 def run_directories(path: Path) -> Iterator[Path]:
-    """All run directories in a folder and its subfolders."""
-    for folder, inner, files in os.walk(path):
-        if "manifest.json" in files:
-            inner.clear()
-            yield Path(folder)
-        inner[:] = sorted(set(inner) - set(beside_runs(files, inner)))
+    """This project's own run directories in a folder and its subfolders."""
+    return (folder for folder, files in run_folders(path) if MANIFEST in files)
 
 
 def status(job: Job, ledger: Ledger, rows: dict[str, Row] | None) -> Status:

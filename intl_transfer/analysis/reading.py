@@ -13,12 +13,11 @@ from typing import Any
 from intl_transfer.errors import UserError
 from intl_transfer.runs import MANIFEST, read_manifest, read_metrics, read_results
 from intl_transfer.runs.changes import decided
+from intl_transfer.runs.folders import run_folders, unsearched
 from intl_transfer.runs.records import AnyResults, Manifest, PretrainResults
 from intl_transfer.runs.settings import flatten, group
 from intl_transfer.runs.times import in_seconds
 from intl_transfer.runs.wording import apart
-
-_SKIPPED = ("slurm", "checkpoints", "tensorboard", "datasets")
 
 
 @dataclass
@@ -88,23 +87,24 @@ def as_number(value: Any) -> float | None:
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
-    """The run directories in some folders and below them, in the order of their names.
+    """The run directories in some folders and below them, each once, in the order of their names.
+
+    Folders that cannot be read or were not searched are named on stderr.
 
     Raises:
         UserError: if a path is no folder.
     """
-    found = []
+    found: list[Path] = []
+    problems: list[str] = []
+    skipped: dict[Path, str] = {}
+    visited: set[tuple[int, int]] = set()
     for path in paths:
         if not path.is_dir():
             raise UserError(f"{path} is not a folder; expected a run directory, or one with some")
-        folders = [path]
-        while folders:
-            folder = folders.pop()
-            if (folder / MANIFEST).is_file():
-                found.append(folder)
-                continue
-            inner = (f for f in folder.iterdir() if f.is_dir() and f.name not in _SKIPPED)
-            folders += sorted((f for f in inner if not f.name.startswith("code")), reverse=True)
+        folders = run_folders(path, problems, skipped, visited)
+        found += [folder for folder, files in folders if MANIFEST in files]
+    for text in [*problems, *unsearched(skipped, found)]:
+        print(text, file=sys.stderr)
     return found
 
 

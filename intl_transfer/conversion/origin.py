@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,7 +45,8 @@ def initialization(
     kind = "random"
     if weights_sha256 is not None:
         method = provenance.get("method") if provenance else None
-        supervised = method is not None and "supervised" in method.lower().split("-")
+        # Its first word: "self-supervised" is another, as is any that qualifies it.
+        supervised = re.match(r"\s*supervised\b", method or "", re.IGNORECASE)
         kind = "supervised" if supervised else "pretrained"
     origin = None if provenance is None else Provenance.of(dict(provenance), "provenance")
     return Initialization(

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intl_transfer.files.names import without_endings
+from intl_transfer.files.names import default_name
 from intl_transfer.places import config_folder
 
 if TYPE_CHECKING:
@@ -170,7 +170,4 @@ def configuration(
 def weights_label(weights: str) -> str:
     """The name of the weights, for the run's name."""
     path = Path(weights).resolve()
-    inside = path.is_file() and (path.parent / "manifest.json").exists()
-    if inside or path.is_dir():
-        return path.parent.name if inside else path.name
-    return without_endings(path)
+    return path.name if path.is_dir() else default_name(path)

@@ -19,7 +19,7 @@ from intl_transfer.places import cache_folder
 from intl_transfer.runs import write_atomically
 
 #: Counts changes of how folders are read.
-_VERSION = 4
+_VERSION = 5
 
 Stamp = list[list[Any]]
 

@@ -18,12 +18,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from intl_transfer.errors import UserError, did_you_mean
-from intl_transfer.results import external
 from intl_transfer.results.checks import problem_of, warnings_of
-from intl_transfer.results.folders import run_folders, unsearched
 from intl_transfer.results.reading import disagreement
 from intl_transfer.runs import MANIFEST, METRICS, RESULTS, sha256_file
 from intl_transfer.runs.directory import read_json_object
+from intl_transfer.runs.folders import looks_external, run_folders, unsearched
 from intl_transfer.runs.metrics import read_lines
 from intl_transfer.runs.records import (
     DOCUMENTED,
@@ -92,7 +91,7 @@ def _folders(root: Path, problems: list[str], skipped: dict[Path, str]) -> Itera
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; expected a run directory or a folder of them")
     for folder, files in run_folders(root, problems, skipped):
-        if MANIFEST in files or not external.looks_external(files):
+        if MANIFEST in files or not looks_external(files):
             yield folder
 
 

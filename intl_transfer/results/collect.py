@@ -16,7 +16,6 @@ from intl_transfer.results import external
 from intl_transfer.results.cache import Cache, stamp_of
 from intl_transfer.results.checks import problem_of, warnings_of
 from intl_transfer.results.copies import without_copies, without_repeats
-from intl_transfer.results.folders import run_folders, unsearched
 from intl_transfer.results.reading import (
     Entry,
     read_hand_made,
@@ -27,6 +26,14 @@ from intl_transfer.results.reading import (
 from intl_transfer.results.run import Run
 from intl_transfer.results.starts import start_of, with_keys
 from intl_transfer.runs import MANIFEST, RESULTS
+from intl_transfer.runs.folders import (
+    CONFIG,
+    LOG,
+    METRICS_JSON,
+    looks_external,
+    run_folders,
+    unsearched,
+)
 from intl_transfer.runs.records import (
     STAGES,
     AnyResults,
@@ -67,7 +74,7 @@ class Collection:
 
 
 def collect(
-    paths: Iterable[str | Path],
+    paths: str | Path | Iterable[str | Path],
     labels: Mapping[str, str] | None = None,
     cache: bool = True,
     stalled_after: float = STALLED_AFTER,
@@ -75,7 +82,7 @@ def collect(
     """Reads all run directories in the given folders.
 
     Args:
-        paths: run directories, or folders that contain some at any depth.
+        paths: run directories, or folders that contain some at any depth; or one of them.
         labels: method names of external folders, by path.
         cache: use the user's cache, and read only what has changed.
         stalled_after: seconds without output after which a run with status running counts as
@@ -88,7 +95,8 @@ def collect(
         UserError: if a path does not exist, or a label is for a folder that was not found.
     """
     with paused_collector():
-        return _collect(paths, labels or {}, cache, stalled_after)
+        roots = [paths] if isinstance(paths, (str, Path)) else paths
+        return _collect(roots, labels or {}, cache, stalled_after)
 
 
 @contextlib.contextmanager
@@ -118,7 +126,7 @@ def _collect(
         for folder, files in run_folders(root, found.problems, skipped, visited):
             if MANIFEST in files:
                 entry = _own(folder, files, memory, stalled_after)
-            elif external.looks_external(files):
+            elif looks_external(files):
                 entry = _external(folder, files, memory, given.pop(folder.resolve(), None))
             else:
                 entry = _hand_made(folder, files, memory)
@@ -129,7 +137,7 @@ def _collect(
         missing = ", ".join(map(str, given))
         raise UserError(
             f"--label: no Detectron2 folder at {missing} below the folders given; expected one "
-            f"with {external.METRICS_JSON} or {external.LOG}, and {external.CONFIG}"
+            f"with {METRICS_JSON} or {LOG}, and {CONFIG}"
         )
     found.problems += unsearched(skipped, [entry.path for entry in entries])
     whole, copies = without_copies(entries, found.problems)

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from intl_transfer.errors import UserError, did_you_mean
-from intl_transfer.files.yamls import parse_yaml
 from intl_transfer.results.grid import clean
 from intl_transfer.results.longform import records
-from intl_transfer.results.rounding import rounded
+from intl_transfer.results.model_card import write_card
 from intl_transfer.results.rows import Table
-from intl_transfer.results.run import Run
-from intl_transfer.runs import write_atomically
-from intl_transfer.runs.atomic import sha256_file
 
-_BEGIN, _END = "<!-- results of intl-transfer -->", "<!-- end of results -->"
 _PROJECT = "intl-transfer"
 # MLflow's names of metrics.
 _NO_NAME = re.compile(r"[^\w./ :-]+")
@@ -136,94 +128,8 @@ def _to_wandb(tables: Sequence[Table], target: str, text: Text) -> str:
     return f"{count} offline runs written to {target}; upload them with `wandb sync`"
 
 
-def _to_card(tables: Sequence[Table], target: str, text: Text) -> str:
-    """The results of one backbone in its model card: a table, and an index for hubs."""
-    file = Path(target)
-    if not file.is_file():
-        raise UserError(f"--export card={target}: expected a model card, found none")
-    hashes = {sha256_file(one) for one in sorted(file.parent.glob("*.safetensors"))}
-    folder = file.parent.resolve()
-    rows = [
-        (table, row)
-        for table in tables
-        for row in table.rows
-        if any(
-            hashes & _hashes(run) or (run.parent is not None and run.parent.resolve() == folder)
-            for run in row.runs
-        )
-    ]
-    if not rows:
-        raise UserError(
-            f"--export card={target}: no row of the tables is initialized with a backbone from "
-            "this folder; expected its pretraining run, or its weights (*.safetensors), next to "
-            "the card"
-        )
-    lines = [
-        "",
-        _BEGIN,
-        "",
-        "## Results",
-        "",
-        "| data | metric | mean ± std | n |",
-        "|---|---|---|---|",
-    ]
-    index = []
-    for table, row in rows:
-        for column in table.columns():
-            if (summary := row.metrics.get(column)) is None:
-                continue
-            part = next((p for p in table.parts if column[0] in p.tasks), table)
-            what = f"{part.dataset}, {part.architecture}, {part.schedule}".strip(", ")
-            shown = rounded(summary.mean, 2)
-            shown += f" ± {rounded(summary.std, 2)}" if summary.std is not None else ""
-            name = f"{table.heading(column[0])} {column[1]}"
-            safe = [clean(text(part_)).replace("|", "\\|") for part_ in (what, name)]
-            lines.append(f"| {safe[0]} | {safe[1]} | {shown} | {summary.short_count} |")
-            index.append(_hub_entry(text, part.dataset, name, summary.mean))
-    lines += ["", _END, ""]
-    content = _with_index(file, row.method, index, text)
-    section = "\n".join(lines)
-    known = re.compile(rf"\n?{re.escape(_BEGIN)}.*?{re.escape(_END)}\n?", re.DOTALL)
-    content = known.sub("", content).rstrip("\n") + "\n" + section
-    write_atomically(file, lambda out: out.write(content.encode()))
-    return f"{len(index)} metrics written to {target}"
-
-
-def _hashes(run: Run) -> set[str]:
-    """Hashes of a run's initial weights, and of their sources."""
-    start = run.results.initialization
-    source = start.provenance.source_sha256 if start.provenance else None
-    return {sha for sha in (start.weights_sha256, source) if sha}
-
-
-def _hub_entry(text: Text, dataset: str, name: str, value: float) -> dict[str, Any]:
-    """One result in the form of model hubs' ``model-index``."""
-    data = clean(text(dataset))
-    return {
-        "task": {"type": "object-detection" if "AP" in name else "image-classification"},
-        "dataset": {"type": data, "name": data},
-        "metrics": [{"type": name.split()[-1], "name": clean(text(name)), "value": value}],
-    }
-
-
-def _with_index(file: Path, method: str, index: list[dict[str, Any]], text: Text) -> str:
-    """The card with the results added, also in its front matter (if any)."""
-    content = file.read_text(encoding="utf-8")
-    match = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
-    if match is None:
-        return content
-    matter: Any = None
-    with contextlib.suppress(UserError):
-        matter = parse_yaml(match.group(1), str(file))
-    if not isinstance(matter, dict):
-        raise UserError(f"{file}: its front matter is not a YAML mapping")
-    matter["model-index"] = [{"name": clean(text(method)), "results": index}]
-    written = yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)
-    return f"---\n{written}---\n{content[match.end() :]}"
-
-
 _KINDS: dict[str, Callable[[Sequence[Table], str, Text], str]] = {
     "mlflow": _to_mlflow,
     "wandb": _to_wandb,
-    "card": _to_card,
+    "card": write_card,
 }

@@ -18,7 +18,9 @@ from typing import Any
 from intl_transfer.errors import UserError
 from intl_transfer.files.yamls import read_yaml
 from intl_transfer.results.reading import check_plain
+from intl_transfer.results.run import METRICS
 from intl_transfer.runs.architectures import architecture
+from intl_transfer.runs.folders import CONFIG, LABEL, LOG, METRICS_JSON
 from intl_transfer.runs.metrics import end_of
 from intl_transfer.runs.records import (
     SCHEMA,
@@ -35,11 +37,6 @@ from intl_transfer.runs.records import (
 from intl_transfer.runs.schedules import schedule_name
 from intl_transfer.runs.settings import flatten
 
-METRICS_JSON, LOG, CONFIG, LABEL = "metrics.json", "log.txt", "config.yaml", "label.yaml"
-FILES = (METRICS_JSON, LOG, CONFIG, LABEL)
-#: Files of this project's own runs, which such a folder does not have.
-OURS = ("manifest.json", "results.json", "metrics.jsonl")
-
 # The final evaluation is at the end; logs of long trainings are long.
 _TAIL_BYTES = 8 << 20
 # CommonMetricPrinter writes every 20 iterations.
@@ -55,11 +52,6 @@ _TASKS = {
 _SEED_IN_NAME = re.compile(r"[-_. ](?:seed|run|trial|s)[-_]?(\d{1,6})$", re.IGNORECASE)
 
 
-def looks_external(names: Mapping[str, Any]) -> bool:
-    """Whether files of these names are an external Detectron2 folder."""
-    return (METRICS_JSON in names or LOG in names) and CONFIG in names
-
-
 def read_external(
     path: Path, files: Mapping[str, os.stat_result], label: str | None = None
 ) -> tuple[Manifest, DetectionResults | None]:
@@ -67,7 +59,7 @@ def read_external(
 
     Args:
         path: the folder.
-        files: ``stat`` results of its files in :data:`FILES`.
+        files: ``stat`` results of its files in :data:`~intl_transfer.runs.folders.EXTERNAL`.
         label: the method's name; overrides ``label.yaml``'s and the folder's.
 
     Returns:
@@ -111,7 +103,7 @@ def read_external(
     results = DetectionResults(
         schema_version=SCHEMA,
         stage="detection",
-        dataset=stated.dataset,
+        dataset=stated.dataset.model_copy(update={"layout": "voc" if "voc" in metrics else "coco"}),
         architecture=stated.architecture,
         schedule=stated.schedule,
         initialization=Initialization(
@@ -176,7 +168,7 @@ def _stated(path: Path, config: Mapping[str, Any]) -> _Stated:
         name, sets = str(test[0]), list(map(str, train))
         return _Stated(
             built,
-            Dataset(name=name, train=sets, layout=_layout(name)),
+            Dataset(name=name, train=sets),
             Schedule(
                 name=schedule_name(sets, iterations, steps, batch),
                 iterations=iterations,
@@ -201,8 +193,16 @@ def _named(folder: str) -> tuple[str, int | None]:
     return folder[: match.start()], int(match.group(1))
 
 
-def _layout(dataset: str) -> str:
-    return "voc" if "voc" in dataset.lower() else "coco"
+def _is_voc(flat: Mapping[tuple[str, str], Any], dataset: str) -> bool:
+    """Whether metrics are of VOC's evaluation.
+
+    Detectron2's has AP, AP50 and AP75 of boxes alone; COCO's also those of sizes, classes or masks.
+    Where that leaves both, the data set's name decides, by its last word that is a layout.
+    """
+    if any(kind != "bbox" or metric not in METRICS for kind, metric in flat):
+        return False
+    words = [word for word in re.findall("[a-z]+", dataset.lower()) if word in ("coco", "voc")]
+    return words[-1:] == ["voc"]
 
 
 def _weights_name(weights: str) -> str:
@@ -310,8 +310,9 @@ def _number(text: str) -> float | None:
 def _arranged(flat: Mapping[tuple[str, str], Any], test: str) -> dict[str, Any]:
     """``{"box": {"AP": ..., "per_class": {...}}}``; values that are not numbers are null."""
     metrics: dict[str, Any] = {}
+    tasks = {**_TASKS, "bbox": "voc"} if _is_voc(flat, test) else _TASKS
     for (kind, metric), value in flat.items():
-        task = "voc" if (kind, _layout(test)) == ("bbox", "voc") else _TASKS.get(kind)
+        task = tasks.get(kind)
         if task is None:
             continue
         good = isinstance(value, (int, float)) and not isinstance(value, bool)

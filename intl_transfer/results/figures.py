@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from matplotlib.transforms import ScaledTranslation
 from intl_transfer.analysis.style import COLORS, COLUMN, LINES, paper_style, save
 from intl_transfer.results.collect import Collection
 from intl_transfer.results.grid import clean
-from intl_transfer.results.grouping import summary_of
+from intl_transfer.results.grouping import repetitions, summary_of
 from intl_transfer.results.power import primary_columns
 from intl_transfer.results.rounding import rounded
 from intl_transfer.results.rows import Part, Row, Table
 from intl_transfer.results.run import Run, Start, pretrainings_of
 from intl_transfer.results.series import band, curve, lines_of
 from intl_transfer.results.starts import distinctions, keyed, start_of_pretraining
+from intl_transfer.runs.records import Manifest
 
 _MOST_ROWS = 6  # of per-class bars, beyond which they are indistinguishable
 _TASK_NAMES = {"voc": "VOC"}
@@ -342,8 +344,17 @@ def _classes(
     return figure
 
 
+@dataclass(frozen=True)
+class _Pretraining:
+    """A pretraining run, and the initialization that it makes."""
+
+    path: Path
+    manifest: Manifest
+    start: Start
+
+
 def _pretraining_groups(collection: Collection) -> dict[str, list[Path]]:
-    """Pretraining runs grouped by experiment, with distinguishing labels."""
+    """Pretraining runs that count by experiment, with distinguishing labels."""
     paths = list(collection.pretraining)
     starts = keyed(
         [start_of_pretraining(collection.manifests[p], collection.pretraining[p]) for p in paths]
@@ -354,11 +365,12 @@ def _pretraining_groups(collection: Collection) -> dict[str, list[Path]]:
     words: dict[str, str] = {}
     for found in methods.values():
         words |= distinctions(found)
-    groups: dict[str, list[Path]] = {}
+    groups: dict[str, list[_Pretraining]] = {}
     for path, start in zip(paths, starts, strict=True):
         name = ", ".join(part for part in (start.method, words[start.key]) if part)
-        groups.setdefault(f"{name} ({start.detail})", []).append(path)
-    return groups
+        run = _Pretraining(path, collection.manifests[path], start)
+        groups.setdefault(f"{name} ({start.detail})", []).append(run)
+    return {label: [run.path for run in repetitions(runs)] for label, runs in groups.items()}
 
 
 def _of_pretraining(

@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from intl_transfer.results.notes import NOT_STATED_NOTE, provenance_notes
 from intl_transfer.results.power import primary_columns
 from intl_transfer.results.protocols import contradictions
 from intl_transfer.results.rows import CHOSEN, Column, Metrics, Part, Row, Table
-from intl_transfer.results.run import METRICS, TASKS, Run, pretrainings_of
+from intl_transfer.results.run import METRICS, TASKS, Repeated, Run, pretrainings_of
 from intl_transfer.results.starts import assumed_note
 from intl_transfer.results.statistics import Summary, level, summarize, summarize_pretrainings
 from intl_transfer.runs.settings import Group, comparable, group
 from intl_transfer.runs.times import in_seconds
 from intl_transfer.runs.wording import apart
 
+R = TypeVar("R", bound=Repeated)
 LrSelection = Literal["separate", "best"]
 NORM = "MODEL.RESNETS.NORM"
 # Batch norms over all GPUs: MoCo's fine-tuning files have the first, INTL's the second.
@@ -232,7 +233,7 @@ def labels_of(runs: Sequence[Run]) -> str:
     return f"{used.images:,} images" if used.images is not None else "a list of images"
 
 
-def repetitions(runs: Sequence[Run]) -> list[Run]:
+def repetitions(runs: Sequence[R]) -> list[R]:
     """Of pretrainings of one experiment with one seed, the runs of the newest.
 
     The others repeat nothing that another seed would. Which one is the newest does not depend on
@@ -241,7 +242,7 @@ def repetitions(runs: Sequence[Run]) -> list[Run]:
     Args:
         runs: of one row.
     """
-    ended: dict[int, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    ended: dict[int, dict[str, list[R]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         if (unit := _unit(run)) is not None and run.start.unit_seed is not None:
             ended[run.start.unit_seed][unit].append(run)
@@ -276,7 +277,7 @@ def same_seed_notes(given: Sequence[Run], counted: Sequence[Run]) -> tuple[str, 
     )
 
 
-def _unit(run: Run) -> str | None:
+def _unit(run: Repeated) -> str | None:
     """The pretraining of a run, which may be the run itself; None if unknown."""
     return str(run.path) if run.manifest.stage == "pretrain" else run.start.unit
 

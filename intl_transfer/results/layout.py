@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -14,14 +13,13 @@ from intl_transfer.results.published import (
     published_detection,
     published_row,
 )
-from intl_transfer.results.rows import CHOSEN, Metrics, Part, Row, Table
+from intl_transfer.results.rows import CHOSEN, Metrics, Part, Row, Table, without_split
 from intl_transfer.results.run import Run
 from intl_transfer.runs.architectures import RCNN
 
 Layout = Literal["paper", "dataset"]
 
 _COCO, _VOC = "coco_2017_val", "voc_2007_test"
-_SPLITS = re.compile(r"_(val|test|minival|test-dev)$")
 # SimSiam's VOC column is in rows labeled with their COCO schedule; whether it was trained for 24 k
 # iterations is not stated, so it is kept separate.
 _NOT_STATED = "schedule not stated"
@@ -29,7 +27,7 @@ _NOT_STATED = "schedule not stated"
 
 def head(dataset: str) -> str:
     """A data set's short name for column headings."""
-    return {_COCO: "COCO", _VOC: "VOC"}.get(dataset) or _SPLITS.sub("", dataset)
+    return {_COCO: "COCO", _VOC: "VOC"}.get(dataset) or without_split(dataset)
 
 
 def join(tables: Sequence[Table]) -> list[Table]:

@@ -6,12 +6,12 @@ import io
 import shutil
 import sys
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from tabulate import tabulate
 
-from intl_transfer.errors import UserError, did_you_mean
-from intl_transfer.results.grid import Grid, Line, Spread, make_grid
+from intl_transfer.errors import UserError, require_choice
+from intl_transfer.results.grid import HIDEABLE, Grid, Line, Spread, make_grid
 from intl_transfer.results.latex import Float, LatexOptions, latex
 from intl_transfer.results.longform import as_long_csv
 from intl_transfer.results.machine_readable import as_csv, as_json
@@ -62,12 +62,16 @@ def render(
         The text, ending in a newline.
 
     Raises:
-        UserError: for an unknown format.
+        UserError: for an unknown format, spread, column to hide or placement, or a negative
+            precision.
     """
-    if form not in FORMS:
-        raise UserError(
-            f"no format '{form}'.{did_you_mean(form, FORMS)} Expected one of {', '.join(FORMS)}"
-        )
+    require_choice("format", form, FORMS)
+    require_choice("spread", spread, get_args(Spread))
+    require_choice("placement", placement, get_args(Float))
+    for name in hide:
+        require_choice("column to hide", name, HIDEABLE)
+    if precision < 0:
+        raise UserError(f"precision is {precision}; expected a number of decimals, 0 or more")
     if form == "long":
         return as_long_csv(tables)
     if form == "csv":

@@ -240,6 +240,15 @@ class Table:
         return "" if most is None else most.count
 
 
+# At the end of a data set's name, of several joined by `` + ``, too.
+_SPLIT = r"_(?:val|test|minival|test-dev)(?![\w-])"
+
+
+def without_split(dataset: str) -> str:
+    """``coco_2017`` for ``coco_2017_test-dev``; for several, each."""
+    return re.sub(_SPLIT, "", dataset)
+
+
 def _short(dataset: str) -> str:
     """``coco`` for ``coco_2017_val``; for several, each."""
-    return re.sub(r"(_\d{4})?_(val|test|minival)\b", "", dataset)
+    return re.sub(rf"(?:_\d{{4}})?{_SPLIT}", "", dataset)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from intl_transfer.runs.changes import changed_midway, ranks_of
 from intl_transfer.runs.records import DetectionResults, EvaluationResults, Labels, Manifest
@@ -51,6 +51,22 @@ class Start:
     unit_ended: str | None = None
     notes: tuple[str, ...] = ()
     control: str = ""
+
+
+class Repeated(Protocol):
+    """What may repeat another: a run, or a pretraining alone."""
+
+    @property
+    def path(self) -> Path:
+        """Its directory."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Its manifest."""
+
+    @property
+    def start(self) -> Start:
+        """Its initialization; of a pretraining, the one that it makes."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from intl_transfer.results.external import METRICS_JSON
+from intl_transfer.runs.folders import METRICS_JSON
 from intl_transfer.runs.metrics import METRICS, read_metrics
 
 Points = tuple[NDArray[np.float64], NDArray[np.float64]]

@@ -11,13 +11,12 @@ import itertools
 import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from intl_transfer.conversion.settings import from_statistics
 from intl_transfer.data.statistics import statistics_of
 from intl_transfer.errors import UserError
-from intl_transfer.files.names import without_endings
+from intl_transfer.files.names import default_name, without_endings
 from intl_transfer.methods import METHODS
 from intl_transfer.results.run import Run, Start, told_apart
 from intl_transfer.runs.changes import decided
@@ -180,11 +179,7 @@ def settings_of_pretraining(manifest: Manifest) -> dict[str, Any]:
 
 def _word(provenance: Provenance, origin: PretrainRun) -> str:
     """The name of a weights file or its run."""
-    path = Path(provenance.source_path or "")
-    stem = without_endings(path)
-    # Names that the files of every run have; the folder is more informative.
-    generic = stem in ("backbone", "checkpoint", "model_final", "model") or stem.startswith("step_")
-    return origin.name or (path.parent.name if generic else stem)
+    return origin.name or default_name(provenance.source_path or "")
 
 
 def _detail(

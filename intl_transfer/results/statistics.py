@@ -6,9 +6,11 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
+
+from intl_transfer.errors import require_choice
 
 IntervalMethod = Literal["t", "bootstrap"]
 TestMethod = Literal["auto", "paired", "welch"]
@@ -68,11 +70,18 @@ class Summary:
             method: ``"t"``, Student's with n - 1 degrees of freedom, or ``"bootstrap"``,
                 percentiles of 9,999 resampled means from a fixed seed. With few seeds the bootstrap
                 interval is too narrow; it is provided for comparison with papers that use it.
-            level: its coverage.
+            level: its coverage, between 0 and 1.
 
         Returns:
             Lower and upper end, or None for a single run or unknown values.
+
+        Raises:
+            UserError: for an unknown method.
+            ValueError: for a level that is no fraction.
         """
+        require_choice("interval", method, get_args(IntervalMethod))
+        if not 0 < level < 1:
+            raise ValueError(f"level is {level!r}; expected a fraction, 0.95 for 95 %")
         if self.n < 2 or len(self.values) != self.n or self.std is None:
             return None
         if self.std == 0:
@@ -136,8 +145,10 @@ def summarize(values: Sequence[float | None], seeds: Sequence[int] | None = None
         The summary, or None if no run has a value.
 
     Raises:
-        ValueError: if a value is NaN or infinite.
+        ValueError: if a value is NaN or infinite, or there are not as many seeds as values.
     """
+    if seeds and len(seeds) != len(values):
+        raise ValueError(f"expected one seed for each value, found {len(seeds)} of {len(values)}")
     present = tuple(float(value) for value in values if value is not None)
     if not present:
         return None
@@ -193,7 +204,11 @@ def compare(
     Returns:
         The comparison, first minus second; None if it cannot be tested: fewer than two runs (or
         shared seeds) on a side, or zero spread.
+
+    Raises:
+        UserError: for an unknown method.
     """
+    require_choice("test", method, get_args(TestMethod))
     seeds = [{seed for seed, _ in side} for side in (first, second)]
     once = len(seeds[0]) == len(first) and len(seeds[1]) == len(second)
     if method == "auto":
@@ -238,10 +253,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Returns:
         The corrected ones, in the same order, at most 1.
 
+    Raises:
+        ValueError: if one is no probability, such as the NaN of a test that cannot be made.
+
     Example:
         >>> holm([0.01, 0.04, 0.03])
         [0.03, 0.06, 0.06]
     """
+    if not all(0 <= p <= 1 for p in p_values):
+        raise ValueError(f"p values must be from 0 to 1, found {list(p_values)}")
     corrected = [0.0] * len(p_values)
     largest = 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import get_args
 
-from intl_transfer.errors import UserError
+from intl_transfer.errors import UserError, require_choice
 from intl_transfer.results.classification import classification_tables
 from intl_transfer.results.collect import Collection, paused_collector
 from intl_transfer.results.filters import (
@@ -57,6 +58,18 @@ class TableOptions:
     sort: str | None = None
     reverse: bool = False
     names: tuple[Naming, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Checks the choices.
+
+        Raises:
+            UserError: for an unknown one.
+        """
+        require_choice("layout", self.layout, get_args(Layout))
+        require_choice("lr_selection", self.lr_selection, get_args(LrSelection))
+        require_choice("test", self.test, get_args(TestMethod))
+        for kind in self.kinds:
+            require_choice("kind", kind, ("detection", "classification"))
 
 
 def build_tables(

@@ -16,6 +16,7 @@ from intl_transfer.cli import main
 from intl_transfer.conversion import command as convert_command
 from intl_transfer.conversion import convert, read_backbone, verify
 from intl_transfer.conversion.adapters.mm_config import parsed
+from intl_transfer.conversion.origin import initialization
 from intl_transfer.conversion.pipeline import CheckpointMetadata, with_metadata
 from intl_transfer.errors import UserError
 from intl_transfer.evaluation import command as evaluate_command
@@ -610,3 +611,16 @@ def test_what_it_was_pretrained_on_is_said_by_one_option_everywhere():
         if command is convert_command:
             former = parser.parse_args([*needed, "--dataset", "ImageNet"])
             assert convert_command.metadata_of(former) == CheckpointMetadata(dataset="ImageNet")
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        *((name, "supervised") for name in ("supervised", "Supervised (ImageNet)")),
+        *((name, "supervised") for name in ("supervised-MSRA", "supervised baseline")),
+        *((f"{word}-supervised", "pretrained") for word in ("self", "Semi", "weakly")),
+        *((name, "pretrained") for name in ("MoCo v2", None)),
+    ],
+)
+def test_baselines_are_named_supervised_by_their_first_word(method, kind):
+    assert initialization("a" * 64, {"method": method}).kind == kind

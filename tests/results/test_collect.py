@@ -10,14 +10,18 @@ import time
 
 import pytest
 
+from intl_transfer.analysis.reading import find_runs
 from intl_transfer.errors import UserError
 from intl_transfer.results import build_tables, collect
+from intl_transfer.results.report.watch import _state
 from intl_transfer.runs import METRICS, RunDirectory, write_json
 from intl_transfer.runs.lock import LOCK
+from slurm.outcomes import _collected, run_directories
 from tests.results.synthetic import (
     detection_run,
     evaluation_run,
     external_run,
+    hand_made_run,
     pretraining_run,
     standard_set,
     start_of,
@@ -301,6 +305,34 @@ def test_links_to_run_directories_are_followed_and_no_others(tmp_path):
     found = collect([tmp_path / "runs"])
     assert [run.path for run in found.runs] == [tmp_path / "runs" / "deep" / "run"]
     assert not found.problems
+
+
+def test_all_finders_find_what_is_collected(tmp_path, capsys):
+    """`figure`, `status`, `--watch` and launchers that ask whether a report is up to date."""
+    runs = tmp_path / "runs"
+    names = ("code_p1", "codebook", "datasets", "slurm", ".snapshot")
+    own = [pretraining_run(runs / name, "seed0", sha=str(n) * 64) for n, name in enumerate(names)]
+    (runs / "code_p1" / "all").symlink_to(runs)  # of which a walk along links would not end
+    shutil.copytree(runs / "codebook" / "seed0", tmp_path / "elsewhere" / "seed0")
+    (runs / "outside").symlink_to(tmp_path / "elsewhere")
+    shown = [run.path for run in own[:4]]
+    assert [entry.path for entry in collect([runs], cache=False).entries] == shown
+    assert find_runs([runs, runs / "slurm"]) == shown
+    assert "is a link to a folder that is no run directory" in capsys.readouterr().err
+    assert list(run_directories(runs)) == shown
+    (tmp_path / "report").mkdir()
+    report = tmp_path / "report" / "index.html"
+    for number, write in enumerate((external_run, hand_made_run), 1):
+        report.write_text("")
+        os.utime(report, (later := time.time() + 60 * number, later))
+        before = _state([runs])
+        assert set(before) == {entry.path for entry in collect([runs], cache=False).entries}
+        assert _collected(report, runs)
+        made = write(runs, write.__name__)
+        for file in made.iterdir():
+            os.utime(file, (later + 1, later + 1))
+        assert _state([runs]) != before
+        assert not _collected(report, runs)
 
 
 def test_a_path_that_does_not_exist(tmp_path):

@@ -6,7 +6,9 @@ import hashlib
 import importlib.util
 import io
 import json
+import shutil
 import struct
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -26,6 +28,7 @@ from tests.results.synthetic import (
 )
 
 APS = (38.0, 38.4, 38.9)
+MEASURED = Path(__file__).parents[2] / "docs" / "results" / "corpus" / "methods"
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +174,8 @@ def test_the_model_card_has_the_results_once(runs, tables, tmp_path):
     }
     assert values["COCO det. AP"] == pytest.approx(np.mean(APS))
     assert text.count("## Results") == 1
-    assert "| coco_2017_val, Mask R-CNN resnet50-C4, 1x | COCO det. AP | 38.43 ± 0.45 | 3 |" in text
+    line = "| INTL | coco_2017_val, Mask R-CNN resnet50-C4, 1x | COCO det. AP | 38.43 ± 0.45 | 3 |"
+    assert line in text
     assert text.count("# INTL") == 1
     # Beside the weights themselves, wherever they were copied.
     (tmp_path / "README.md").write_text("# mine\n")
@@ -182,6 +186,33 @@ def test_the_model_card_has_the_results_once(runs, tables, tmp_path):
     evaluation_run(tmp_path / "runs", "l", origin={"sha": sha})
     mine = build_tables(collect([tmp_path / "runs"], cache=False))
     assert "2 metrics" in export(mine, f"card={tmp_path / 'README.md'}")
+
+
+def test_controls_are_no_results_of_a_model_card(tmp_path):
+    names = ("pretrain/intl_seed0", "pretrain/intl_seed1", "detection/coco/intl_seed0_seed0")
+    names += ("detection/coco/intl_seed1_seed0", "detection/coco/control_labels_seed0")
+    for name in names:
+        shutil.copytree(MEASURED / name, tmp_path / name)
+    card = tmp_path / "pretrain" / "intl_seed0" / "README.md"
+    card.write_text("---\nlicense: mit\n---\n# INTL\n")
+    tables = build_tables(collect([tmp_path], cache=False))
+    said = export(tables, f"card={card}")
+    (model,) = yaml.safe_load(card.read_text().split("---")[1])["model-index"]
+    assert model["name"] == "INTL"
+    found = {one["metrics"][0]["name"]: one["metrics"][0]["value"] for one in model["results"]}
+    assert len(found) == len(model["results"])  # each once
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in names[2:4]]
+    mean = np.mean([one["metrics"]["box"]["AP"] for one in results])
+    assert "1 rows of controls left out" in said
+    which = "2 pretrainings (seeds 0, 1)"
+    assert found[f"shapes_coco det. AP, mean of {which}"] == pytest.approx(mean)
+    assert f"| {which} |" in card.read_text()
+    shutil.rmtree(tmp_path / "detection/coco/intl_seed0_seed0")
+    shutil.rmtree(tmp_path / "detection/coco/intl_seed1_seed0")
+    alone = build_tables(collect([tmp_path / "detection", tmp_path / "pretrain"], cache=False))
+    controls = [table for table in alone if table.family == "detection"]
+    with pytest.raises(UserError, match=r"no row of the tables .* controls left out"):
+        export(controls, f"card={card}")
 
 
 @pytest.mark.parametrize(

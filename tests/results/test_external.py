@@ -134,6 +134,31 @@ def test_a_huge_log_is_read_from_its_end(tmp_path):
     assert only(collect([tmp_path])).metric("box", "AP") == 38.9
 
 
+VOC = {"bbox/AP": 57.0, "bbox/AP50": 82.4, "bbox/AP75": 63.6}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "metrics", "layout"),
+    [
+        ("my_voc_test", VOC, "voc"),
+        ("VOC2007-test", VOC, "voc"),
+        ("avocado_val", VOC, "coco"),
+        ("voc_2007_test_coco", VOC, "coco"),
+        ("voc_2007_test", {**VOC, "bbox/APs": 20.0}, "coco"),  # what only COCO's evaluation has
+        ("voc_2007_test", {**VOC, "bbox/AP-cat": 20.0}, "coco"),
+        ("voc_2007_test", {**VOC, "segm/AP": 20.0}, "coco"),
+    ],
+)
+def test_layouts_by_what_files_have_then_by_whole_words(tmp_path, dataset, metrics, layout):
+    config = external_config()
+    config["DATASETS"] = {"TRAIN": [dataset], "TEST": [dataset]}
+    folder = external_run(tmp_path, "moco_seed0", config=config)
+    (folder / "metrics.json").write_text(json.dumps({"iteration": 89999, **metrics}) + "\n")
+    (run,) = collect([tmp_path], cache=False).runs
+    assert run.results.dataset.layout == layout
+    assert run.metric({"voc": "voc", "coco": "box"}[layout], "AP50") == 82.4
+
+
 def test_voc_and_several_test_sets(tmp_path):
     config = external_config(MAX_ITER=24000, STEPS=[18000, 22000])
     config["MODEL"]["MASK_ON"] = False

@@ -175,6 +175,23 @@ def test_plots_are_means_over_pretrainings_as_tables(tmp_path):
     assert sorted({y for _, y in band_.get_paths()[0].vertices}) == [30, 40]
 
 
+def test_a_repeated_pretraining_is_drawn_once_as_tables_count_it(tmp_path):
+    for name, accuracy, year in (("first", 30.0, 2024), ("again", 90.0, 2025)):
+        run = pretraining_run(tmp_path, name, sha=name[0] * 64, knn_accuracy=accuracy)
+        run.manifest.ended = f"{year}-05-01T12:00:00+00:00"
+        run.save()
+        for epoch in (1, 2):
+            run.log(step=epoch, epoch=float(epoch), knn_accuracy=accuracy)
+    found = collect([tmp_path], cache=False)
+    (table,) = build_tables(found)
+    (row,) = table.rows
+    assert (row.n, row.metrics["k-NN", "top-1"].mean) == (1, 90.0)
+    drawn = dict(figures._figures(found, [table], figures._styles(found, [table])))
+    (line,) = drawn["pretrain_knn"].axes[0].lines
+    assert line.get_ydata().tolist() == [90.0, 90.0]
+    assert ", n = " not in line.get_label()
+
+
 def test_many_classes_and_rows(tmp_path):
     classes = {f"class {index}": 30.0 + index / 10 for index in range(80)}
     for index in range(9):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 from pathlib import Path
@@ -72,7 +73,7 @@ def test_openmmlabs_engine(tmp_path):
     )
     assert found.metrics["mask"]["AP"] == pytest.approx(34.7)
     file = lines(tmp_path, "cut.json", ENGINE[:3])
-    with pytest.raises(UserError, match=r"at epoch 11\) is not of the end: training .* epoch 12"):
+    with pytest.raises(UserError, match=r"at epoch 11, .* is not of the end: training .* epoch 12"):
         openmmlab.read(file)
     lines(tmp_path, "20240102_000000/vis_data/scalars.json", ENGINE)
     with pytest.raises(UserError, match=r"found 2: .*Give the one that counts"):
@@ -126,7 +127,7 @@ def test_vissl(tmp_path):
     file = lines(tmp_path, "metrics.json", VISSL)
     found = vissl.read(tmp_path)
     assert (found.metrics, found.epoch) == ({"top1": 69.9, "top5": 89.4}, 28)
-    with pytest.raises(UserError, match="continued to 27"):
+    with pytest.raises(UserError, match="continued to training phase 27"):
         vissl.read(lines(tmp_path, "cut.json", VISSL[:3]))
     several = [{**VISSL[3], "test_accuracy_list_meter": {"top_1": {"res4": 60.0, "res5": 70.0}}}]
     lines(tmp_path, "metrics.json", several)
@@ -142,7 +143,7 @@ def test_lightning(tmp_path):
     assert lightning.read(tmp_path).metrics == {"top1": 92.58, "top5": 99.79}
     assert lightning.read(tmp_path, "knn").metrics == {"top1": 88.6}
     file.write_text(SOLO + "1000,195399,0.4,,,\n")
-    with pytest.raises(UserError, match="continued to 1000"):
+    with pytest.raises(UserError, match="continued to epoch 1000"):
         lightning.read(file)
     file.write_text("epoch,step,val/acc\n0,9,0.5\n1,19,0.625\n")
     with pytest.raises(UserError, match=r"none of solo-learn's columns .* epoch, step, val/acc"):
@@ -405,17 +406,56 @@ def test_percentages_alone_become_rows(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_a_vissl_training_that_began_again_is_refused(tmp_path):
-    again = {"iteration": 1, "train_phase_idx": 0, "train_accuracy_list_meter": {"top_1": {"0": 1}}}
-    with pytest.raises(UserError, match="began again at phase 0 after its last test, of phase 27"):
-        vissl.read(lines(tmp_path, "metrics.json", [*VISSL, again]))
+def _vissl(phase, top_1=None):
+    meter = {"top_1": {"0": top_1}, "top_5": {"0": 89.4}} if top_1 else {"top_1": {"0": 1.0}}
+    kind = "train" if top_1 is None else "test"
+    return json.dumps({"train_phase_idx": phase, f"{kind}_accuracy_list_meter": meter})
+
+
+def _lightning(epoch, top_1=None):
+    return f"{epoch},{'' if top_1 is None else top_1},{'' if top_1 is None else 89.4}"
+
+
+def _by_epoch(epoch, ap=None):
+    train = {"loss": 1.0, "epoch": epoch, "iter": 10, "step": 100 * epoch}
+    return json.dumps(train if ap is None else _of(ap, epoch))
+
+
+def _by_iteration(iteration, ap=None):
+    return json.dumps(
+        {"loss": 1.0, "step": iteration, "iter": iteration} if ap is None else _of(ap, 0)
+    )
+
+
+def _of(ap, step):
+    return {"coco/bbox_mAP": ap / 100, "coco/bbox_mAP_50": 0.55, "step": step}
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["step,val_acc1,val_acc5\n9,60,80\n19,nan,\n", "epoch,val_acc1,val_acc5\n0,60,80\n1,nan,5\n"],
+    ("read", "name", "head", "line"),
+    [
+        (vissl.read, "metrics.json", [], _vissl),
+        (lightning.read, "metrics.csv", ["epoch,val_acc1,val_acc5"], _lightning),
+        (openmmlab.read, "scalars.json", [], _by_epoch),
+        (openmmlab.read, "scalars.json", [], _by_iteration),
+    ],
+    ids=["vissl", "lightning", "epochs", "iterations"],
 )
-def test_a_last_validation_without_a_number_is_refused(tmp_path, text):
-    (tmp_path / "metrics.csv").write_text(text)
-    with pytest.raises(UserError, match="its last validation has val_acc1 nan"):
-        lightning.read(tmp_path)
+def test_only_the_end_of_a_log_counts(tmp_path, read, name, head, line):
+    """Of whatever program: trained to 9, or begun again after that."""
+
+    def found(*parts):
+        (tmp_path / name).write_text("\n".join([*head, *parts]) + "\n")
+        return read(tmp_path)
+
+    whole = [line(3), line(3, 40.0), line(9), line(9, 30.0)]
+    undisturbed = found(*whole)
+    assert 30.0 in (undisturbed.metrics.get("box") or undisturbed.metrics).values()
+    assert found(*whole, *whole) == undisturbed  # again, to the end
+    assert found(*whole[:3], *whole) == undisturbed  # continued from an earlier checkpoint
+    with pytest.raises(UserError, match=r"began again at .* 3\b.* after its last evaluation"):
+        found(*whole, line(3))
+    with pytest.raises(UserError, match=r"is not of the end: training continued to"):
+        found(*whole, line(3), line(3, 20.0))
+    with pytest.raises(UserError, match=r"its last evaluation has \S+ nan, expected a number"):
+        found(*whole[:3], line(9, math.nan))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import shutil
 import statistics
 
@@ -11,12 +12,15 @@ from scipy import stats
 
 from intl_transfer.errors import UserError
 from intl_transfer.results import TableOptions, build_tables, collect, render
+from intl_transfer.results.layout import head
 from intl_transfer.results.published import (
     published_detection,
     published_linear,
     published_small,
     read_published,
 )
+from intl_transfer.results.rows import _short
+from intl_transfer.results.statistics import compare, holm, summarize
 from tests.results.synthetic import (
     detection_run,
     figures,
@@ -679,3 +683,51 @@ def test_what_was_trained_alike_stands_side_by_side(tmp_path, coco, voc, togethe
         dataset = {"name": name, **({"labels": used} if "labels" in how else {})}
         detection_run(tmp_path, layout, layout=layout, config=config, dataset=dataset)
     assert len(tables_of(tmp_path)) == (1 if together else 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (
+            lambda _: TableOptions(lr_selection="bset"),
+            "no lr_selection 'bset'. Did you mean",
+        ),
+        (lambda _: TableOptions(kinds=("detections",)), "no kind 'detections'. Did you mean"),
+        (lambda _: TableOptions(layout="papers"), "no layout 'papers'. Did you mean 'paper'"),
+        (lambda _: TableOptions(test="paierd"), "no test 'paierd'. Did you mean 'paired'"),
+        (lambda _: compare([(0, 1.0)], [(0, 2.0)], "paierd"), "no test 'paierd'"),
+        (lambda _: summarize([1.0, 2.0]).interval("student"), "no interval 'student'"),
+        (lambda tables: render(tables, spread="sem"), "no spread 'sem'"),
+        (lambda tables: render(tables, precision=-1), "precision is -1"),
+        (lambda tables: render(tables, hide=("seeds",)), "no column to hide 'seeds'"),
+        (lambda tables: render(tables, "latex", placement="tabel"), "no placement 'tabel'"),
+    ],
+)
+def test_what_is_chosen_in_python_is_checked_as_on_the_command_line(call, expected):
+    with pytest.raises(UserError, match=re.escape(expected)):
+        call([])
+
+
+def test_numbers_that_mean_nothing_are_refused():
+    with pytest.raises(ValueError, match="expected a fraction"):
+        summarize([1.0, 2.0]).interval(level=95)
+    with pytest.raises(ValueError, match="from 0 to 1, found"):
+        holm([math.nan, 0.5])
+    with pytest.raises(ValueError, match="one seed for each value, found 1 of 2"):
+        summarize([1.0, 2.0], [0])
+
+
+def test_one_path_is_taken_as_a_list_of_one(tmp_path, monkeypatch):
+    detection_run(tmp_path, "run")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for one in ("..", tmp_path):
+        (run,) = collect(one, cache=False).runs
+        assert run.path.name == "run"
+
+
+def test_splits_are_no_part_of_short_names():
+    names = {"coco_2017_test-dev": "coco", "coco_2017_minival": "coco", "a_test_b": "a_test_b"}
+    assert {name: _short(name) for name in names} == names
+    assert _short("coco_2017_val + voc_2007_test") == "coco + voc"
+    assert head("x_2019_test-dev") == "x_2019"

@@ -7,8 +7,11 @@ from omegaconf import MISSING
 
 from intl_transfer.errors import UserError
 from intl_transfer.evaluation.command import weights_label
+from intl_transfer.results.starts import _word
 from intl_transfer.runs.config import config_name, load_config
 from intl_transfer.runs.given import WORDS, check_given
+from intl_transfer.runs.records import PretrainRun, Provenance
+from slurm.launch_detection import weights_name
 
 
 @dataclass
@@ -125,6 +128,26 @@ def test_names_with_dots_are_names_of_their_own():
     assert {name: config_name(name) for name in names} == names
     weights = {"w/a_lr0.1.pth": "a_lr0.1", "moco_0199.pth.tar": "moco_0199", "dino": "dino"}
     assert {name: weights_label(name) for name in weights} == weights
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("checkpoints/step_00000100.pt", "{run}_step_00000100"),
+        ("model_0000005.pth", "{run}_model_0000005"),
+        *((file, "{run}") for file in ("backbone.safetensors", "model_final.pth", "model.bin")),
+        ("r50_lr0.1.pth.tar", "r50_lr0.1"),
+    ],
+)
+def test_files_that_any_run_has_are_named_after_theirs(tmp_path, file, name):
+    """The same by every command that makes something from weights."""
+    for run in ("a", "b"):
+        path = tmp_path / run / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+        expected = name.format(run=run)
+        word = _word(Provenance(source_path=str(path)), PretrainRun())
+        assert {weights_label(str(path)), weights_name(str(path)), word} == {expected}
 
 
 def test_a_tag_that_runs_code_is_refused(folder, tmp_path):

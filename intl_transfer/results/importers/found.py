@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,86 @@ def json_lines(file: Path) -> Iterator[dict[str, Any]]:
                     f"{file}, line {number}: expected a JSON object, found {type(value).__name__}"
                 )
             yield value
+
+
+Position = tuple[int, ...]
+
+
+@dataclass
+class Progress:
+    """Positions in training along a log, by which its last evaluation is of the end or not.
+
+    Attributes:
+        now: the last one.
+        reached: the furthest one.
+        evaluated: that of the last evaluation.
+        later: those of training after it.
+    """
+
+    now: Position = ()
+    reached: Position = ()
+    evaluated: Position = ()
+    later: list[Position] = field(default_factory=list)
+
+    def trained(self, position: Position) -> None:
+        """Notes a line of training; one without a position is where the last one was."""
+        self.now = position or self.now
+        self.reached = max(self.reached, self.now)
+        self.later.append(self.now)
+
+    def tested(self, position: Position = ()) -> None:
+        """Notes an evaluation; one without a position is where the last line was."""
+        self.now = self.evaluated = position or self.now
+        self.reached = max(self.reached, self.now)
+        self.later = []
+
+    def require_end(self, file: Path, words: Callable[[Position], str]) -> None:
+        """Checks that nothing was trained further than the last evaluation, or again after it.
+
+        Args:
+            file: the log.
+            words: a position in words.
+
+        Raises:
+            UserError: if something was.
+        """
+        at = words(self.evaluated) if self.evaluated else "an unknown position"
+        if self.evaluated < self.reached:
+            raise UserError(
+                f"{file}: its last evaluation (at {at}) is not of the end: training continued to "
+                f"{words(self.reached)}; only the final one counts"
+            )
+        again = [position for position in self.later if position < self.evaluated]
+        if again:
+            raise UserError(
+                f"{file}: training began again at {words(min(again))} after its last evaluation, "
+                f"at {at}; this log does not have the evaluation of the end"
+            )
+
+
+def final(
+    file: Path, values: Mapping[str, Any], scale: float = 1.0, is_detection: bool = False
+) -> dict[str, float | None]:
+    """The metrics of a log's last evaluation in %, by their names in it.
+
+    Args:
+        file: the log.
+        values: all that will be used of that evaluation.
+        scale: from the log's unit to %.
+        is_detection: a negative metric is then undefined (no object of a size), and None.
+
+    Raises:
+        UserError: if one is not a number: only the final evaluation counts, and no part of it.
+    """
+    found = {name: percentage(value, scale) for name, value in values.items()}
+    for name, value in values.items():
+        is_undefined = is_detection and isinstance(value, (int, float)) and value < 0
+        if found[name] is None and not is_undefined:
+            raise UserError(
+                f"{file}: its last evaluation has {name} {value}, expected a number; only the "
+                "final one counts"
+            )
+    return found
 
 
 def percentage(value: Any, scale: float = 1.0) -> float | None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from intl_transfer.errors import UserError
-from intl_transfer.results.importers.found import Found, only_file, percentage
+from intl_transfer.results.importers.found import Found, Progress, final, only_file
 from intl_transfer.results.reading import check_plain
 
 #: Columns with a known unit, by metric.
@@ -49,30 +49,27 @@ def read(
         columns = _columns(file, heads, kind, column, unit)
         scale = 100.0 if unit == "fraction" else 1.0
         last: dict[str, str] = {}  # by column
-        epoch, reached = None, -1
+        progress = Progress()
         for line in reader:
             now = _number(line.get("epoch"))
-            reached = max(reached, int(now) if now is not None else -1)
+            position = () if now is None else (int(now),)
             written = {name: text for name in columns if (text := (line.get(name) or "").strip())}
             if written:
-                last, epoch = written, int(now) if now is not None else None
+                last = written
+                progress.tested(position)
+            else:
+                progress.trained(position)
     if not last:
         raise UserError(f"{file}: no value in {', '.join(columns)}")
-    metrics = {columns[name]: percentage(_number(text), scale) for name, text in last.items()}
-    if None in metrics.values():
-        found = ", ".join(f"{name} {text}" for name, text in last.items())
-        raise UserError(
-            f"{file}: its last validation has {found}, expected accuracies; only the final one "
-            "counts"
-        )
-    if epoch is not None and epoch < reached:
-        raise UserError(
-            f"{file}: its last validation is of epoch {epoch}, and training continued to "
-            f"{reached}; only the final one counts"
-        )
+    values = {
+        name: text if (value := _number(text)) is None else value for name, text in last.items()
+    }
+    metrics = {columns[name]: value for name, value in final(file, values, scale).items()}
+    progress.require_end(file, lambda position: f"epoch {position[0]}")
+    (epoch,) = progress.evaluated or (None,)
     at = "not stated" if epoch is None else f"epoch {epoch + 1}"
     return Found(
-        {metric: value for metric, value in metrics.items() if value is not None},
+        metrics,
         "Lightning",
         at,
         None if epoch is None else epoch + 1,

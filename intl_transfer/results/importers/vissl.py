@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from intl_transfer.errors import UserError
-from intl_transfer.results.importers.found import Found, json_lines, only_file, percentage
+from intl_transfer.results.importers.found import Found, Progress, final, json_lines, only_file
 
 _TEST, _TRAIN = "test_accuracy_list_meter", "train_accuracy_list_meter"
 _METRICS = {"top_1": "top1", "top_5": "top5"}
@@ -29,29 +29,18 @@ def read(source: Path, layer: str | None = None) -> Found:
     """
     file = only_file(source, ("metrics.json", "checkpoints/metrics.json"), "metrics.json of VISSL")
     last: dict[str, Any] = {}
-    trained, later = -1, list[int]()  # later: training phases after the last test
+    progress = Progress()
     for line in json_lines(file):
         phase = line.get("train_phase_idx")
-        phase = phase if isinstance(phase, int) else -1
+        position = (phase,) if isinstance(phase, int) and phase >= 0 else ()
         if isinstance(line.get(_TEST), dict):
-            last, later = line, []
+            last = line
+            progress.tested(position)
         elif _TRAIN in line:
-            trained = max(trained, phase)
-            later.append(phase)
+            progress.trained(position)
     if not last:
         raise UserError(f"{file}: no test; expected lines with {_TEST}")
-    phase = last.get("train_phase_idx")
-    if isinstance(phase, int) and phase < trained:
-        raise UserError(
-            f"{file}: its last test is after training phase {phase}, and training continued to "
-            f"{trained}; only the final one counts"
-        )
-    again = [one for one in later if isinstance(phase, int) and -1 < one < phase]
-    if again:
-        raise UserError(
-            f"{file}: training began again at phase {min(again)} after its last test, of phase "
-            f"{phase}; this log does not have the test of the end"
-        )
+    progress.require_end(file, lambda position: f"training phase {position[0]}")
     found = last[_TEST]
     layers = sorted(
         {key for values in found.values() if isinstance(values, dict) for key in values}
@@ -62,13 +51,15 @@ def read(source: Path, layer: str | None = None) -> Found:
     chosen = layers[0] if layer is None else layer
     if chosen not in layers:
         raise UserError(f"{file}: no head '{layer}'; there are {', '.join(layers)}")
-    metrics = {
-        ours: value
-        for theirs, ours in _METRICS.items()
-        if (value := percentage((found.get(theirs) or {}).get(chosen))) is not None
+    of_head = {
+        name: values[chosen]
+        for name in _METRICS
+        if isinstance(values := found.get(name), dict) and chosen in values
     }
-    if not metrics:
+    if not of_head:
         raise UserError(f"{file}: {_TEST} has no top_1 or top_5 of '{chosen}'")
-    epoch = phase + 1 if isinstance(phase, int) and phase >= 0 else None
-    at = f"training phase {phase}" if epoch else "not stated"
+    metrics = {_METRICS[name]: value for name, value in final(file, of_head).items()}
+    (phase,) = progress.evaluated or (None,)
+    at = "not stated" if phase is None else f"training phase {phase}"
+    epoch = None if phase is None else phase + 1
     return Found(metrics, "VISSL", at, epoch, detection=False)

@@ -9,7 +9,6 @@ from typing import Any
 from intl_transfer.errors import UserError
 from intl_transfer.files.jsons import parse_json
 from intl_transfer.files.stamps import stamp_of
-from intl_transfer.results.external import METRICS_JSON
 from intl_transfer.results.reading import Entry
 from intl_transfer.results.report.logs import last_lines
 from intl_transfer.results.report.pictures import (
@@ -28,6 +27,7 @@ from intl_transfer.results.report.values import (
     text,
 )
 from intl_transfer.runs import MANIFEST, METRICS, RESULTS
+from intl_transfer.runs.folders import METRICS_JSON
 
 CURVES = "curves.json"
 FILES = (MANIFEST, METRICS, RESULTS, CURVES, PREDICTIONS, SHEET, VIEWS, METRICS_JSON, "log.txt")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from intl_transfer.errors import UserError
 from intl_transfer.results.report.details import Fingerprint, fingerprint
 from intl_transfer.results.terminal import print_timed
-from intl_transfer.runs import MANIFEST
+from intl_transfer.runs.folders import run_folders
 
 EVERY = 10.0
 
@@ -45,10 +44,9 @@ def watch(
 
 
 def _state(folders: Iterable[Path]) -> dict[Path, Fingerprint]:
-    state = {}
-    for top in folders:
-        for folder, inner, files in os.walk(top):
-            if MANIFEST in files:
-                inner.clear()  # run directories are not nested
-                state[Path(folder)] = fingerprint(Path(folder))
-    return state
+    visited: set[tuple[int, int]] = set()
+    return {
+        folder: fingerprint(folder)
+        for top in folders
+        for folder, _ in run_folders(top, visited=visited)
+    }
