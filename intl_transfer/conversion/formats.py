@@ -161,7 +161,6 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
         raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     prefix = adapter.prefix(content, branch)
     refuse_odd(content, prefix)
-    state = content.kept(state)
     content, sha256 = _with_report(content, sha256)
     recorded = {key: _recorded(content, key) for key in ("provenance", "config")}
     origin: Mapping[str, Any] = recorded["provenance"] or content.metadata
@@ -177,6 +176,7 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
         stem, format_stem = content.metadata.get("stem"), FORMER_STEM
     _name_unread(content, prefix)
     settings, stem = _by_layers(content, state, prefix, settings, stem)
+    state = content.kept(state)  # after the layers, which are found by their tensors
     method, run = origin_of(origin.get("method"), origin.get("pretrain_run"), path)
     sources: dict[str, Source] = {"branch": branch_source(adapter, content, branches, requested)}
     if method is not None:
