@@ -127,7 +127,10 @@ def resolved(name):
 
 
 def deciding(config):
-    return select("evaluation", dataclasses.asdict(config), "decides", "weights", "seed")
+    settings = dataclasses.asdict(config)
+    keys = select("evaluation", settings, "decides", "weights", "seed")
+    written = flatten(settings)  # of two spellings of one meaning, that of the recipe
+    return {key: written[key] for key in keys}
 
 
 def differences(name, config):
