@@ -138,6 +138,7 @@ def test_images_that_neighbors_cannot_read_are_counted_and_limited(images, tmp_p
     for file in sorted(tested.rglob("*.*"))[:damaged]:
         file.write_bytes(b"no image")
     settings = [f"data.root={images}", "data.workers=0", f"knn.test={tested}", "knn.k=1"]
+    settings.append("knn.epochs=1")
     config = configuration("shapes_r18", [*settings, "knn.size=8", "data.max_unreadable=0.1"])
     sets, ranks = KnnSets(config, open_source(images)), Ranks(0, 1, 0, torch.device("cpu"))
     if damaged == 1:
@@ -166,6 +167,7 @@ def test_a_list_of_classes_leaves_the_others_out_of_the_neighbors(images, tmp_pa
     (tmp_path / "classes.txt").write_text("b\n")
     own = open_source(images, tmp_path / "classes.txt")
     settings = [f"data.root={images}", "data.workers=0", f"knn.test={images}", "knn.k=1"]
+    settings.append("knn.epochs=1")
     config = configuration("shapes_r18", [*settings, "knn.size=8"])
     sets = KnnSets(config, own)
     described = sets.described()
