@@ -111,6 +111,8 @@ def _stage_alone(arguments, environment, cwd):
     os.environ.update(environment)
     os.chdir(cwd or ROOT)
     sys.argv[:] = arguments
+    # Workers of the loader import the script that was started, which makes Detectron2 importable.
+    sys.modules["__main__"].__file__, sys.modules["__main__"].__spec__ = arguments[0], None
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         os.dup2(out.fileno(), 1)
         os.dup2(err.fileno(), 2)

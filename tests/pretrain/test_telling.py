@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from functools import partial
 
@@ -94,7 +95,8 @@ def test_multiply_adds_are_those_that_are_published():
 def test_weights_and_biases_offline(images, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    train(images, tmp_path / "run", "log.wandb=intl", "engine.stop_after_steps=2")
+    own = (sys.executable,)  # which writes the rest as it ends
+    train(images, tmp_path / "run", "log.wandb=intl", "engine.stop_after_steps=2", launcher=own)
     (offline,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     (file,) = offline.glob("*.wandb")
     identity = read_manifest(tmp_path / "run")["id"]

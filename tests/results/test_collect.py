@@ -327,12 +327,12 @@ def test_all_finders_find_what_is_collected(tmp_path, capsys):
         os.utime(report, (later := time.time() + 60 * number, later))
         before = _state([runs])
         assert set(before) == {entry.path for entry in collect([runs], cache=False).entries}
-        assert _collected(report, runs)
+        assert _collected(report, runs, 0.0)
         made = write(runs, write.__name__)
         for file in made.iterdir():
             os.utime(file, (later + 1, later + 1))
         assert _state([runs]) != before
-        assert not _collected(report, runs)
+        assert not _collected(report, runs, 0.0)
 
 
 def test_a_path_that_does_not_exist(tmp_path):

@@ -232,7 +232,7 @@ def test_gpus_are_named_as_the_environment_names_them(monkeypatch):
 
 
 def test_folders_of_any_name_are_looked_into(tmp_path):
-    """Those beside a ledger are its logs and copies of the sources; others are anyone's."""
+    """Ledgers beside a ledger are of its logs and copies of the sources; runs are everywhere."""
     for name in ("codec", "slurm", "mine"):
         Ledger(tmp_path / name, "local").write()
     for name in ("code", "code1", "slurm"):
@@ -240,7 +240,7 @@ def test_folders_of_any_name_are_looked_into(tmp_path):
         (tmp_path / "mine" / name / "run").mkdir()
         (tmp_path / "mine" / name / "run" / "manifest.json").write_text(json.dumps(MANIFEST))
     assert [ledger.folder.name for ledger in find([tmp_path])] == ["codec", "mine", "slurm"]
-    assert by_hand([tmp_path]) == []
+    assert [run.parent.name for run in by_hand([tmp_path])] == ["code", "code1", "slurm"]
 
 
 def test_a_run_by_hand_whose_process_is_gone_is_not_running(tmp_path):
