@@ -18,6 +18,7 @@ except ModuleNotFoundError:
 from dataclasses import asdict
 
 from detection.config import as_dict, load_config
+from intl_transfer.command_line import parse
 from intl_transfer.evaluation.command import configuration
 from intl_transfer.evaluation.kinds import KINDS
 from intl_transfer.results.protocols import FILE
@@ -98,7 +99,7 @@ def _settings(one: Published) -> dict[str, Any]:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    parse(argparse.ArgumentParser(description=__doc__))
     PLACE.write_text(json.dumps(entries(), indent=1) + "\n")
     print(f"wrote {PLACE}")
 

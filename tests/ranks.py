@@ -60,11 +60,7 @@ def _as_by_torchrun(
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port}
     os.environ.update({key: str(value) for key, value in own.items()})
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"})
-    try:
-        outcome = (True, function(*args))
-    except Exception:
-        outcome = (False, traceback.format_exc())
-    (Path(folder) / f"{rank}.pkl").write_bytes(pickle.dumps(outcome))
+    _write_outcome(rank, folder, function, *args)
 
 
 def _in_group(
@@ -79,13 +75,18 @@ def _in_group(
         world_size=world_size,
         timeout=timedelta(seconds=120),
     )
-    try:
-        outcome = (True, function(rank, world_size, *args))
-    except Exception:
-        outcome = (False, traceback.format_exc())
-    (Path(folder) / f"{rank}.pkl").write_bytes(pickle.dumps(outcome))
-    if outcome[0]:
+    if _write_outcome(rank, folder, function, rank, world_size, *args):
         dist.barrier()
         dist.destroy_process_group()
     else:
         os._exit(1)  # the other ranks may be waiting in a collective: do not join them
+
+
+def _write_outcome(rank: int, folder: str, function: Callable[..., Any], *args: Any) -> bool:
+    """Leaves what a rank returned or raised for the process that started it."""
+    try:
+        outcome = (True, function(*args))
+    except Exception:
+        outcome = (False, traceback.format_exc())
+    (Path(folder) / f"{rank}.pkl").write_bytes(pickle.dumps(outcome))
+    return outcome[0]

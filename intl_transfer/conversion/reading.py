@@ -20,6 +20,7 @@ from intl_transfer.errors import UserError
 from intl_transfer.files.jsons import parse_json
 from intl_transfer.files.pickles import PickleError
 from intl_transfer.files.placeholders import Stored, module_state, modules_in
+from intl_transfer.files.stamps import Stamp, stamp_of
 from intl_transfer.files.torch_files import ZIP, Pickled, read_pickled
 
 _EXPECTED = "expected what torch.save or safetensors writes, or a pickle of numpy arrays"
@@ -123,26 +124,25 @@ def unchanged(path: Path) -> Iterator[None]:
     Raises:
         UserError: if it was rewritten, instead of an error that this may have caused.
     """
-    before = _version(path)
+    before = _stamp(path)
     try:
         yield
     except (OSError, UserError):
-        if _version(path) == before:
+        if _stamp(path) == before:
             raise
-    if _version(path) != before:
+    if _stamp(path) != before:
         raise UserError(
             f"{path} was rewritten or removed while it was read. Next: wait for the training that "
             "writes it, or copy the file and give the copy"
         )
 
 
-def _version(path: Path) -> tuple[int, ...] | None:
-    """What differs between two contents of a file; None if there is none."""
+def _stamp(path: Path) -> Stamp | None:
+    """A file's stamp; None if there is none."""
     try:
-        found = path.stat()
+        return stamp_of(path.stat())
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def read_content(path: Path, mmap: bool = True, verified: bool = False) -> Content:

@@ -10,8 +10,6 @@ ENDINGS = (".pth", ".pt", ".tar", ".ckpt", ".safetensors", ".bin", ".pkl", ".npz
 # Names that a file of any run, conversion or model hub has; after some, the number of the step.
 _ANY = ("backbone", "checkpoint", "model", "model_final", "pytorch_model")
 _NUMBERED = re.compile(r"(?:step|model)_\d+")
-#: The folder of a run's checkpoints.
-CHECKPOINTS = "checkpoints"
 
 
 def default_name(file: str | PurePath) -> str:
@@ -25,7 +23,7 @@ def default_name(file: str | PurePath) -> str:
     """
     path = PurePath(file)
     name = without_endings(path)
-    folder = path.parent.parent if path.parent.name == CHECKPOINTS else path.parent
+    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     if folder.name and _NUMBERED.fullmatch(name):
         return f"{folder.name}_{name}"
     return folder.name if folder.name and name in _ANY else name

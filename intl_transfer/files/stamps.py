@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import time
 
-#: File systems keep times to 2 s at the coarsest (FAT): what is younger could change again and
-#: have the same times, in ns.
-COARSEST = 2_500_000_000
+# File systems keep times to 2 s at the coarsest (FAT): what is younger could change again and
+# have the same times, in ns.
+_COARSEST = 2_500_000_000
 
 Stamp = list[int]
 
@@ -22,4 +22,4 @@ def stamp_of(status: os.stat_result) -> Stamp:
 
 def is_settled(stamp: Stamp) -> bool:
     """Whether a later change will have another stamp, since the last one was not just now."""
-    return time.time_ns() - stamp[0] > COARSEST
+    return time.time_ns() - stamp[0] > _COARSEST

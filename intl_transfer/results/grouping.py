@@ -52,8 +52,9 @@ def measured_tables(runs: Sequence[Run], lr_selection: LrSelection = "separate")
     for key, members in sorted(blocks.items()):
         without = {_RATE} if key[5] == CHOSEN else set()
         found = _split(members, without)
-        words = apart([_differing(key, one) for one in found])
-        tables += [_table(key, *pair) for pair in zip(found, words, strict=True)]
+        differing = [_differing(key, one) for one in found]
+        words = apart(differing)
+        tables += [_table(key, *parts) for parts in zip(found, differing, words, strict=True)]
     return tables
 
 
@@ -132,10 +133,12 @@ def _differing(key: tuple[str, ...], found: Group[Run]) -> dict[str, Any]:
     return {**found.differing, **({_FREEZE_AT: frozen} if frozen else {}), **contradicting}
 
 
-def _table(key: tuple[str, ...], found: Group[Run], words: str) -> Table:
-    """A table, given what sets it apart from its neighbors in words."""
+def _table(
+    key: tuple[str, ...], found: Group[Run], differing: Mapping[str, Any], words: str
+) -> Table:
+    """A table, given what sets it apart from its neighbors, also in words."""
     name, architecture, schedule, iterations, batch, lr, further = key
-    runs, differing = found.members, _differing(key, found)
+    runs = found.members
     tasks = _in_order({task: None for run in runs for task in run.tasks})
     differences = ", ".join(text for text in (further, words) if text)
     standard = not further and set(differing) <= {_FREEZE_AT, NORM} and not deviations(runs)

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import traceback
 from pathlib import Path
 
 import pytest
@@ -122,9 +121,6 @@ def _stage_alone(arguments, environment, cwd):
             status = main()
         except SystemExit as exit:
             status = exit.code
-        except BaseException:
-            traceback.print_exc()
-            status = 1
         printed = []
         for stream, file in ((sys.stdout, out), (sys.stderr, err)):
             stream.flush()

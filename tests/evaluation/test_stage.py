@@ -33,7 +33,6 @@ from tests.ranks import run_ranks, run_stage
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
 # Two epochs of four steps (36 images), of which semi sees half.
 SMALL = [
     "data.size=32",
@@ -73,9 +72,9 @@ def evaluate(*arguments, expected=0):
     assert main(words(*arguments)) == expected
 
 
-def started(arguments, launcher=(sys.executable,)):
+def started(arguments):
     return subprocess.Popen(
-        [*launcher, "-m", "intl_transfer", *arguments],
+        [sys.executable, "-m", "intl_transfer", *arguments],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

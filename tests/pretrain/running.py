@@ -7,7 +7,6 @@ import io
 import os
 import subprocess
 import sys
-import traceback
 import warnings
 from pathlib import Path
 from unittest import mock
@@ -97,9 +96,6 @@ def trained_here(arguments):
             status = main()
         except SystemExit as exit:  # of the parser
             status = exit.code
-        except Exception:
-            traceback.print_exc()
-            status = 1
     return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
 
