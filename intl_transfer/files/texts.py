@@ -32,10 +32,8 @@ def read_bytes(path: str | Path, most: int, what: str) -> bytes:
     """
     path = Path(path)
     try:
-        # Without waiting for whoever writes to a pipe.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with os.fdopen(descriptor, "rb") as file:
-            state = os.fstat(descriptor)
+        with open(path, "rb", opener=_without_waiting) as file:
+            state = os.fstat(file.fileno())
             if not stat.S_ISREG(state.st_mode):
                 raise UserError(f"{path} is no plain file; expected {what}")
             if state.st_size > most:
@@ -117,3 +115,8 @@ def lines_of(path: str | Path, what: str, most: int = 1 << 30) -> list[str]:
     except FileNotFoundError as error:
         raise UserError(str(error)) from None
     return [stripped for line in text.splitlines() if (stripped := line.strip())]
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens a pipe at once, not when somebody writes to it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

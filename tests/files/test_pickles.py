@@ -176,9 +176,9 @@ def test_networks_in_networks_without_end_have_one():
         outer.state = {"_parameters": {}, "_modules": {"a": inner, "b": inner}}
         inner = outer
     inner.state["_modules"]["self"] = inner
-    started = time.perf_counter()
+    started = time.process_time()
     assert module_state(inner) == {}
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
 
 
 FORGED = {
@@ -199,10 +199,10 @@ FORGED = {
 @pytest.mark.parametrize("what", FORGED)
 def test_forged_pickles_end_soon_and_in_little_memory(what):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(PickleError):
         loads(b"\x80\x02" + FORGED[what] + b".")
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
 
 
