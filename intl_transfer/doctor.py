@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from intl_transfer.errors import UserError
+from intl_transfer.errors import UserError, first_line
 from intl_transfer.places import NEEDS_CLONE, clone
 
 _PACKAGES = (
@@ -228,35 +228,53 @@ def _datasets() -> list[dict[str, Any]]:
 
     root, imagenet = data_root(), Path(located("datasets/imagenet"))
 
-    def splits(*names: str) -> list[str]:
-        return [f"ImageSets/Main/{name}.txt" for name in names]
-
     coco, voc7, voc12 = root / "coco", root / "VOC2007", root / "VOC2012"
-    required = {
-        "shapes": (root / "shapes", ["COMPLETE.json"]),
-        "photo_cutouts": (root / "photo_cutouts", ["COMPLETE.json"]),
-        "ImageNet": (imagenet, ["train", "val"]),
+    missing = {
+        "shapes": (root / "shapes", _absent(root / "shapes", "COMPLETE.json")),
+        "photo_cutouts": (
+            root / "photo_cutouts",
+            _absent(root / "photo_cutouts", "COMPLETE.json"),
+        ),
+        "ImageNet": (imagenet, _without_images(imagenet, "train", "val")),
         "COCO 2017": (
             coco,
-            [
+            _absent(
+                coco,
                 "annotations/instances_train2017.json",
                 "annotations/instances_val2017.json",
                 "train2017",
                 "val2017",
-            ],
+            ),
         ),
-        "VOC 2007": (voc7, ["Annotations", *splits("trainval", "test"), "JPEGImages"]),
-        "VOC 2012": (voc12, ["Annotations", *splits("trainval"), "JPEGImages"]),
+        "VOC 2007": (voc7, _absent(voc7, *_voc("trainval", "test"))),
+        "VOC 2012": (voc12, _absent(voc12, *_voc("trainval"))),
     }
     return [
-        {
-            "name": name,
-            "folder": str(folder.resolve()),
-            "missing": [part for part in parts if not (folder / part).exists()],
-            "found": all((folder / part).exists() for part in parts),
-        }
-        for name, (folder, parts) in required.items()
+        {"name": name, "folder": str(folder.resolve()), "missing": parts, "found": not parts}
+        for name, (folder, parts) in missing.items()
     ]
+
+
+def _voc(*splits: str) -> list[str]:
+    return ["Annotations", *(f"ImageSets/Main/{name}.txt" for name in splits), "JPEGImages"]
+
+
+def _absent(folder: Path, *parts: str) -> list[str]:
+    return [part for part in parts if not (folder / part).exists()]
+
+
+def _without_images(folder: Path, *parts: str) -> list[str]:
+    """The parts of a data set in which the stages would find no image of a class, and why."""
+    from intl_transfer.data.sources import check_first
+
+    missing = _absent(folder, *parts)
+    for part in parts:
+        if part not in missing:
+            try:
+                check_first(folder / part)
+            except (UserError, OSError) as error:
+                missing.append(first_line(error))
+    return missing
 
 
 def _show(report: dict[str, Any]) -> None:

@@ -146,10 +146,23 @@ def is_set_up(dev: bool) -> bool:
     """
     found, wanted = read_stamp(), stamp(dev)
     same = found.get("inputs") == wanted["inputs"] and (found.get("dev") or not dev)
-    if not same or UNFINISHED.exists() or not venv_python().exists():
+    if not same or UNFINISHED.exists() or not venv_python().exists() or not is_installed():
         return False
-    keys = ("prefix", "version")
-    return is_inside() or all(found["python"].get(k) == wanted["python"][k] for k in keys)
+    python = found["python"]
+    if python.get("version") != sys.version:  # its packages are for that one
+        return False
+    return is_inside() or python.get("prefix") == sys.prefix
+
+
+def packages() -> Path:
+    """The folder of the packages that `.venv` has for this version of Python."""
+    version = ".".join(map(str, sys.version_info[:2]))
+    return VENV / "lib" / f"python{version}" / "site-packages"
+
+
+def is_installed() -> bool:
+    """Whether the last package of a set-up is there: of `.venv`, parts may be cleaned away."""
+    return any(packages().glob("intl_transfer-*.dist-info"))
 
 
 def is_inside() -> bool:
@@ -162,9 +175,10 @@ def outside() -> "str | None":
     if not is_inside():
         return None
     made_by = read_stamp().get("python", {}).get("executable")
-    for python in (made_by, getattr(sys, "_base_executable", None)):
-        if python and os.path.exists(python) and not str(python).startswith(str(VENV)):
-            return str(python)
+    own = os.path.realpath(str(VENV / "bin"))
+    for python in map(str, filter(None, (made_by, getattr(sys, "_base_executable", None)))):
+        if os.path.exists(python) and os.path.realpath(os.path.dirname(python)) != own:
+            return python
     raise SetupError(
         f"this is the Python of {VENV} itself, and the one that made it is gone; `deactivate`, "
         "then `make setup`"
@@ -176,7 +190,8 @@ def without_venv() -> "dict[str, str]":
     hidden = ("VIRTUAL_ENV", "VIRTUAL_ENV_PROMPT", "PYTHONHOME")
     environment = {key: value for key, value in os.environ.items() if key not in hidden}
     paths = environment.get("PATH", "").split(os.pathsep)
-    environment["PATH"] = os.pathsep.join(p for p in paths if p != str(VENV / "bin"))
+    own = os.path.realpath(str(VENV / "bin"))
+    environment["PATH"] = os.pathsep.join(p for p in paths if os.path.realpath(p) != own)
     return environment
 
 
@@ -302,13 +317,14 @@ def make_venv(system: bool) -> None:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     if not is_whole_venv(version, system):
         options = ["--system-site-packages"] if system else []
-        command = [sys.executable, "-m", "venv", "--clear", *options, str(VENV)]
+        # `.venv` may be a link to another disk, which venv does not take.
+        place = os.path.realpath(str(VENV))
+        command = [sys.executable, "-m", "venv", "--clear", *options, place]
         run(f".venv with Python {version}", command)
     if system and sys.prefix != sys.base_prefix:
         # Of a Python in a virtual environment, venv shares the packages of the base alone.
         lines = [f"import site; site.addsitedir({path!r})" for path in site.getsitepackages()]
-        packages = VENV / "lib" / f"python{version}" / "site-packages"
-        (packages / "shared_environment.pth").write_text("\n".join(lines) + "\n")
+        (packages() / "shared_environment.pth").write_text("\n".join(lines) + "\n")
 
 
 def is_whole_venv(version: str, system: bool) -> bool:

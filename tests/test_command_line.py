@@ -1,17 +1,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from intl_transfer import __version__, doctor
 from intl_transfer.cli import COMMANDS, main
 from intl_transfer.command_line import parse
+from intl_transfer.data.sources import open_source
+from intl_transfer.errors import UserError
 from pretrain import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +44,31 @@ def test_every_command_explains_itself(name, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([name, "--help"])
     assert len(capsys.readouterr().out.splitlines()) > 5
+
+
+@pytest.mark.parametrize("layout", ["folders", "tars", "empty", "flat", "bare"])
+def test_doctor_finds_imagenet_where_the_stages_do(layout, tmp_path, monkeypatch):
+    """Existing folders were enough: empty ones, or with images without classes."""
+    monkeypatch.setenv("IMAGENET_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for part in ("train", "val"):
+        for wnid in ("n01440764", "n01443537"):
+            inside = "" if layout == "flat" else f"{wnid}/"
+            image = tmp_path / part / inside / f"{wnid}_1.png"
+            image.parent.mkdir(parents=True, exist_ok=True)
+            if layout != "empty":
+                Image.new("RGB", (4, 4)).save(image)
+            if layout in ("tars", "bare"):
+                name = wnid if layout == "tars" else f"{part}-{wnid[-1]}"
+                with tarfile.open(tmp_path / part / f"{name}.tar", "w") as archive:
+                    archive.add(image, image.name)
+                shutil.rmtree(image.parent)
+    (found,) = (data for data in doctor._datasets() if data["name"] == "ImageNet")
+    assert found["found"] == (layout in ("folders", "tars"))
+    for part in ("train", "val"):
+        with contextlib.suppress(UserError):
+            source = open_source("datasets/imagenet/" + part)
+            assert (len(source.classes) == 2) == found["found"]
 
 
 def test_doctor_reports_what_is_here(capsys, tmp_path, monkeypatch):

@@ -168,7 +168,12 @@ def run_main(setup, monkeypatch, tmp_path, install, *arguments):
     monkeypatch.setattr(setup, "UNFINISHED", venv / "setup.unfinished")
     monkeypatch.setattr(setup, "installed", lambda: "torch==1")
     monkeypatch.setattr(setup, "LOG", tmp_path / "logs" / "setup.log")
-    monkeypatch.setattr(setup, "install", lambda dev, lock: install(dev))
+
+    def installs(dev, lock):
+        install(dev)
+        (setup.packages() / "intl_transfer-0.1.0.dist-info").mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(setup, "install", installs)
     monkeypatch.setattr(setup, "check_disk", lambda *sizes: None)
     return setup.main(arguments)
 
@@ -234,7 +239,10 @@ def test_in_the_activated_environment_nothing_is_installed_anew(setup, monkeypat
         "setup.LOG = setup.VENV / 'setup.log'\n"
         "setup.installed = lambda: ''\n"
         "setup.check_disk = lambda *sizes: None\n"
-        "setup.install = lambda dev, lock: print('installs')\n"
+        "def install(dev, lock):\n"
+        "    print('installs')\n"
+        "    (setup.packages() / 'intl_transfer-0.1.0.dist-info').mkdir()\n"
+        "setup.install = install\n"
         "print(setup.outside(), setup.main())\n"
     )
 
@@ -246,6 +254,35 @@ def test_in_the_activated_environment_nothing_is_installed_anew(setup, monkeypat
     again = run(made / "bin" / "python3")
     assert again.startswith(f"set up already: {made}\n")
     assert str(made) not in again.splitlines()[1]  # and it knows who could make it again
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_packages_of_another_python_or_none_are_no_set_up(setup, monkeypatch, tmp_path, inside):
+    """After an upgrade of the system, of whose Python that of `.venv` is a link, and a cleaning."""
+    assert run_main(setup, monkeypatch, tmp_path, lambda dev: None) == 0
+    monkeypatch.setattr(setup, "is_inside", lambda: inside)
+    assert setup.is_set_up(False)
+    with monkeypatch.context() as later:
+        later.setattr(sys, "version", "3.99.1 (main)")
+        assert not setup.is_set_up(False)
+    shutil.rmtree(setup.VENV / "lib")
+    assert not setup.is_set_up(False)
+
+
+def test_an_environment_may_lie_on_another_disk(setup, monkeypatch, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / ".venv").symlink_to(tmp_path / "disk")
+    monkeypatch.setattr(setup, "VENV", tmp_path / ".venv")
+
+    def run(title, command):
+        subprocess.run([*command[:3], "--without-pip", *command[3:]], check=True)
+
+    monkeypatch.setattr(setup, "run", run)
+    setup.make_venv(system=False)
+    assert (tmp_path / "disk" / "bin" / "python").exists()
+    assert setup.packages().is_dir()
+    monkeypatch.setenv("PATH", f"{tmp_path}/disk/bin:/usr/bin")
+    assert setup.without_venv()["PATH"] == "/usr/bin"
 
 
 def test_a_failing_step_gives_its_own_last_word(setup, monkeypatch, tmp_path):

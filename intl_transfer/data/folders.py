@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -24,6 +24,7 @@ import numpy as np
 from intl_transfer.data.augment import Pixels
 from intl_transfer.data.images import EXTENSIONS, read_image
 from intl_transfer.data.made import command_for
+from intl_transfer.data.parts import part_among, part_below, some_of
 from intl_transfer.data.source import ImageSource, NameTable, cache_file
 from intl_transfer.errors import UserError
 from intl_transfer.files.stamps import Stamp, is_settled, stamp_of
@@ -33,7 +34,7 @@ from intl_transfer.runs.progress import print_line
 _VERSION = 5
 # The stamp of a folder whose list is not to be kept.
 _UNKNOWN: Stamp = []
-_PARTS = ("train", "training", "trainval", "val", "valid", "validation", "test", "testing")
+_ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 # Of macOS, Linux, Windows, Synology and QNAP. Whole names: sets of characters have classes such as
 # "#", "$" and "@".
 _SYSTEM_FOLDERS = frozenset(
@@ -61,7 +62,8 @@ class _Class:
 class FolderSource(ImageSource):
     """A folder of ``CLASS/IMAGE`` files, in the order of torchvision's ``ImageFolder``.
 
-    Files that are no images are left out, and counted in a note when the folder is listed.
+    Files that are no images, and images and archives beside the class folders, are left out, and
+    counted in a note when the folder is listed.
 
     Args:
         root: the folder. Images may also be in subfolders of a class.
@@ -72,26 +74,18 @@ class FolderSource(ImageSource):
         listed: number of class folders that had to be listed; 0 if the cache was up to date.
 
     Raises:
-        UserError: if the folder does not exist, has no class folders, or has one without images.
+        UserError: if the folder does not exist, has no class folders, or has one without images, or
+            there are parts of a data set (``train/`` and ``val/``) among them or in one.
     """
 
     def __init__(self, root: str | Path, key: str = "data.root", upright: bool = True) -> None:
         self._root, self._upright = Path(root), upright
-        if not self._root.is_dir():
-            raise UserError(
-                f"no image folder {root} (looked for {self._root.resolve()}); expected CLASS/IMAGE "
-                f"files, .tar shards or CIFAR's files in it. {_remedy(self._root, key)}"
-            )
-        _refuse_parts(self._root, key)
+        _check_folder(self._root, key)
         listings, self.listed = _listings(self._root)
+        _refuse_parts_below(self._root, listings)
         empty = [entry.name for entry in listings if not entry.files]
-        if not listings or len(empty) == len(listings):
-            loose = sum(is_image(path.name) for path in self._root.iterdir())
-            found = f"{loose} images lie in it directly" if loose else f"{len(listings)} folders"
-            raise UserError(
-                f"{root}: no images in class folders ({found}); expected CLASS/IMAGE files. "
-                "Without classes, put all images into one folder below it"
-            )
+        if len(empty) == len(listings):
+            raise _without_images(self._root, len(listings))
         if empty:
             raise UserError(
                 f"{root}: no image in class folder '{empty[0]}'"
@@ -100,6 +94,8 @@ class FolderSource(ImageSource):
             )
         if self.listed:
             say_others(self._root, (one.others for one in listings))
+            unpacked = {entry.name for entry in listings}
+            say_beside(self._root, "class folders", loose_in(self._root, unpacked))
         self.classes = [entry.name for entry in listings]
         counts = [len(entry.files) for entry in listings]
         self.labels = np.repeat(np.arange(len(listings)), counts).astype(np.int64)
@@ -153,21 +149,6 @@ def has_classes(root: str | Path) -> bool:
     )
 
 
-def part_among(names: Sequence[str], has_folders: Callable[[str], bool]) -> str | None:
-    """The part of a data set to give instead, where its folders are parts and not classes.
-
-    Args:
-        names: of the folders, all of them.
-        has_folders: whether one has folders in it: a class may be called "test".
-    """
-    if any(name.lower() not in _PARTS for name in names):
-        return None
-    inner = [name for name in names if has_folders(name)]
-    return next(
-        (name for name in inner if name.lower().startswith("train")), next(iter(inner), None)
-    )
-
-
 def classes_of(paths: Sequence[str], where: str) -> list[str]:
     """The class of each image of a packed tree: its first folder, "" without one.
 
@@ -188,24 +169,113 @@ def classes_of(paths: Sequence[str], where: str) -> list[str]:
     while depth < deepest and len({parts[depth] for parts in split.values()}) == 1:
         depth += 1
     names = {folder: parts[depth] if parts else "" for folder, parts in split.items()}
-    inner = {parts[depth] for parts in split.values() if len(parts) > depth + 1}
-    if part_among(sorted(set(names.values())), inner.__contains__) is not None:
+    inner: dict[str, list[str]] = {name: [] for name in names.values()}
+    for parts in split.values():
+        if parts:
+            inner[parts[depth]].append("/".join(parts[depth + 1 :]))
+    below = part_below(inner)
+    if below or part_among(inner, lambda name: any(inner[name])) is not None:
+        some = some_of(f"{below[0]}/{part}" for part in below[1]) if below else some_of(inner)
         raise UserError(
-            f"{where}: images lie below {', '.join(sorted(set(names.values())))}: parts of a data "
-            "set, not classes. Pack each of them by itself"
+            f"{where}: images lie below {some}: parts of a data set, not classes. Pack each of "
+            "them by itself"
         )
     return [names[folder] for folder in folders]
 
 
-def _refuse_parts(root: Path, key: str) -> None:
-    """Refuses the parent of ``train/`` and ``val/``: these are splits, not classes."""
+def _refuse_parts_below(root: Path, listings: Sequence[_Class]) -> None:
+    """Refuses ``images/train`` and ``images/val``: all would be the class "images"."""
+    below = part_below({entry.name: entry.folders for entry in listings})
+    if below is not None:
+        name, inside, given = below
+        raise UserError(
+            f"{root / name} holds {some_of(inside)}: parts of a data set, of which one is to be "
+            "read. Expected PART/CLASS/IMAGE files, and the folder of one part"
+            + (f", such as {root / name / given}" if len(listings) == 1 else "")
+        )
+
+
+def _check_folder(root: Path, key: str) -> list[str]:
+    """The class folders of what exists, has some, and is not the parent of ``train/`` and ``val/``.
+
+    Raises:
+        UserError: if it is not.
+    """
+    if not root.is_dir():
+        raise UserError(
+            f"no image folder {root} (looked for {root.resolve()}); expected CLASS/IMAGE files, "
+            f".tar shards or CIFAR's files in it. {_remedy(root, key)}"
+        )
     names = class_folders(root)
     given = part_among(names, lambda name: bool(class_folders(root / name)))
     if given is not None:
         raise UserError(
-            f"{root} holds {', '.join(names)}: parts of a data set, not classes. Give one of them, "
+            f"{root} holds {some_of(names)}: parts of a data set, not classes. Give one of them, "
             f"{key}={root / given}"
         )
+    if not names:
+        raise _without_images(root, 0)
+    return names
+
+
+def check_first(root: str | Path, key: str = "data.root") -> None:
+    """Refuses a folder in which :class:`FolderSource` would find no image of its first class.
+
+    Args:
+        root: the folder.
+        key: the setting that names it, for messages.
+
+    Raises:
+        UserError: if there is none.
+    """
+    names = _check_folder(Path(root), key)
+    first = _list(Path(root), names[0])
+    _refuse_parts_below(Path(root), [first])
+    if not first.files:
+        raise _without_images(Path(root), len(names))
+
+
+def _without_images(root: Path, folders: int) -> UserError:
+    loose = loose_in(root)
+    found = f"{folders} folders"
+    if loose:
+        found = f"{counted(loose)} lie in it directly"
+    return UserError(
+        f"{root}: no images in class folders ({found}); expected CLASS/IMAGE files. "
+        "Without classes, put all images into one folder below it"
+    )
+
+
+def loose_in(root: Path, unpacked: Collection[str] = ()) -> Counter[str]:
+    """Numbers of the images and archives that lie in a folder directly.
+
+    Args:
+        root: the folder.
+        unpacked: class folders; the archives of these names are theirs.
+    """
+    found: Counter[str] = Counter()
+    with os.scandir(root) as entries:
+        names = [entry.name for entry in entries if not _is_folder(entry)]
+    for name in names:
+        end = next((end for end in _ARCHIVES if name.lower().endswith(end)), None)
+        if is_image(name):
+            found["images"] += 1
+        elif end and not name.startswith(".") and name[: -len(end)] not in unpacked:
+            found["archives"] += 1
+    return found
+
+
+def say_beside(root: str | Path, what: str, loose: Mapping[str, int]) -> None:
+    """Says what lies beside the class folders or the shards that are read, and is not."""
+    if loose:
+        print_line(f"note: {root}: beside its {what}, {counted(loose)} are left out")
+
+
+def counted(numbers: Mapping[str, int]) -> str:
+    """Numbers of things in words, the most first, at most 8."""
+    most = Counter(numbers).most_common()
+    rest = f" and {len(most) - 8} more" if len(most) > 8 else ""
+    return ", ".join(f"{count:,} {name or 'without one'}" for name, count in most[:8]) + rest
 
 
 def _remedy(root: Path, key: str) -> str:
@@ -295,10 +365,10 @@ def say_others(root: str | Path, others: Iterable[Mapping[str, int]]) -> None:
     """Says which files of a data set are left out, by the numbers of their endings."""
     counts = sum(map(Counter, others), Counter[str]())
     if counts:
-        words = [f"{count:,} {ending or 'without one'}" for ending, count in counts.most_common(8)]
-        rest = f" and {len(counts) - 8} more" if len(counts) > 8 else ""
-        print_line(f"note: {root}: files that are no images, by their ending, are left out: "
-                   f"{', '.join(words)}{rest}")  # fmt: skip
+        print_line(
+            f"note: {root}: files that are no images, by their ending, are left out: "
+            f"{counted(counts)}"
+        )
 
 
 def _cache_file(root: Path) -> Path:

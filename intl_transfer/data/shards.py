@@ -14,8 +14,8 @@ import json
 import math
 import os
 import re
-import tarfile
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
@@ -26,22 +26,30 @@ from numpy.typing import NDArray
 
 from intl_transfer.data.augment import Pixels
 from intl_transfer.data.folders import (
+    class_folders,
     classes_of,
+    counted,
     ending,
     is_companion,
     is_hidden,
     is_image,
+    loose_in,
+    say_beside,
     say_others,
 )
 from intl_transfer.data.images import UnreadableImageError, decode_image
-from intl_transfer.data.source import ImageSource, NameTable, cache_file
+from intl_transfer.data.parts import part_among, some_of
+from intl_transfer.data.source import WITHOUT_CLASSES, ImageSource, NameTable, cache_file
+from intl_transfer.data.tars import files_in
 from intl_transfer.errors import UserError
 from intl_transfer.files.stamps import is_settled, stamp_of
 from intl_transfer.runs.atomic import write_atomically
+from intl_transfer.runs.progress import print_line
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _WINDOW = 16  # shards among which images are shuffled
-_VERSION = 5
+_VERSION = 6
+_LABELS = (".cls.txt", ".cls")
 _LONGEST_LABEL = 4096  # bytes
 _MOST_SHARDS = 1_000_000
 
@@ -49,11 +57,13 @@ _MOST_SHARDS = 1_000_000
 def are_shards(root: str | Path) -> bool:
     """Whether a path denotes tar shards: a pattern of ``.tar`` files, or a folder with some."""
     text = str(root)
-    if text.endswith(".tar"):
+    if text.lower().endswith(".tar"):
         return True
-    return os.path.isdir(text) and any(
-        name.endswith(".tar") and not is_companion(name) for name in os.listdir(text)
-    )
+    return os.path.isdir(text) and any(map(_is_shard, os.listdir(text)))
+
+
+def _is_shard(name: str) -> bool:
+    return name.lower().endswith(".tar") and not name.startswith(".")
 
 
 def shard_files(root: str | Path) -> list[str]:
@@ -67,7 +77,7 @@ def shard_files(root: str | Path) -> list[str]:
     """
     text = str(root)
     if os.path.isdir(text):
-        return sorted(glob(os.path.join(glob_escape(text), "*.tar")))
+        return sorted(os.path.join(text, name) for name in os.listdir(text) if _is_shard(name))
     parts: list[list[str]] = []
     position = 0
     for match in _BRACES.finditer(text):
@@ -93,16 +103,12 @@ def shard_files(root: str | Path) -> list[str]:
     return files
 
 
-def glob_escape(text: str) -> str:
-    """A path with pattern characters escaped."""
-    return re.sub(r"([*?[])", r"[\1]", text)
-
-
 class TarSource(ImageSource):
     """Images in tar shards: members ``KEY.jpg`` with ``KEY.cls`` beside, or ``CLASS/NAME.jpg``.
 
     A key ends at the last dot, or where that has no label at the first, as in webdataset. Folders
     mean what they mean to :class:`~intl_transfer.data.folders.FolderSource`, but one around all.
+    Without labels and folders the tar is the class, if its name is not a shard's number.
 
     Args:
         root: for :func:`shard_files`.
@@ -118,7 +124,8 @@ class TarSource(ImageSource):
         with ThreadPoolExecutor(8) as pool:
             indexed = list(pool.map(_index, self._files))
         tables = [table for table, _ in indexed]
-        if any(is_new for _, is_new in indexed):
+        is_new = any(new for _, new in indexed)
+        if is_new:
             say_others(root, (json.loads(table["others"].tobytes()) for table in tables))
         counts = [len(table["offsets"]) for table in tables]
         if not sum(counts):
@@ -126,23 +133,23 @@ class TarSource(ImageSource):
         self._ends = np.cumsum(counts)
         self._offsets = np.concatenate([table["offsets"] for table in tables])
         self._sizes = np.concatenate([table["sizes"] for table in tables])
-        names = [name for table in tables for name in NameTable(table["names"], table["ends"])]
-        written = [
-            label for table in tables for label in NameTable(table["cls"], table["cls_ends"])
-        ]
-        label_of = written if any(written) else classes_of(names, str(root))
-        if any(label_of) and not all(label_of):
-            bare = [name for name, label in zip(names, label_of, strict=True) if not label]
-            raise UserError(
-                f"{root}: {len(bare)} of {len(names)} images have no class, the first: {bare[0]}. "
-                "Expected a .cls beside each, or a folder around each; images without any labels "
-                "have neither"
+        names, label_of, are_tars = _labeled(root, self._files, tables)
+        if is_new and os.path.isdir(root):
+            say_beside(root, "shards", _beside(Path(root)))
+        if is_new and are_tars:
+            print_line(
+                f"note: {root}: no image has a folder or a label; the name of its tar is taken for "
+                f"its class, {some_of(set(label_of))}"
             )
         # Numbers as numbers: 10 comes after 9.
         known = sorted(set(label_of), key=_in_order)
         self.classes = known
         number = {name: index for index, name in enumerate(known)}
         self.labels = np.array([number[label] for label in label_of], np.int64)
+        beside = sum(
+            (Counter(json.loads(table["beside"].tobytes())) for table in tables), Counter()
+        )
+        self.beside = counted(beside)
         self._names = NameTable.of(names)
         self._open: dict[int, int] = {}
         self._process = os.getpid()
@@ -220,40 +227,116 @@ def _index(file: str) -> tuple[dict[str, NDArray[Any]], bool]:
     return table, True
 
 
+def check_first(root: str | Path) -> None:
+    """Refuses shards in the first of which :class:`TarSource` would find no image with a class.
+
+    Args:
+        root: for :func:`shard_files`.
+
+    Raises:
+        UserError: if there is none.
+    """
+    files = shard_files(root)[:2]  # one has no name to differ from
+    names, label_of, _ = _labeled(root, files, [_read_headers(file) for file in files])
+    if not names:
+        raise UserError(f"{files[0]}: a tar shard without any image")
+    if not any(label_of):
+        raise UserError(f"{files[0]}: images without classes, {WITHOUT_CLASSES}")
+
+
+def _labeled(
+    root: str | Path, files: Sequence[str], tables: Sequence[Mapping[str, NDArray[Any]]]
+) -> tuple[list[str], list[str], bool]:
+    """All images' names, their labels, and whether these are the names of their tars.
+
+    Raises:
+        UserError: if only some images have a label, or folders or tars are parts of a data set.
+    """
+    inside = [list(NameTable(table["names"], table["ends"])) for table in tables]
+    names = [name for some in inside for name in some]
+    written = [label for table in tables for label in NameTable(table["cls"], table["cls_ends"])]
+    label_of = written if any(written) else classes_of(names, str(root))
+    if not any(label_of):
+        tars = {Path(file).stem: some for file, some in zip(files, inside, strict=True) if some}
+        if len(tars) == sum(map(bool, inside)) and _are_classes(root, tars):
+            return names, [tar for tar, some in tars.items() for _ in some], True
+    elif not all(label_of):
+        bare = [name for name, label in zip(names, label_of, strict=True) if not label]
+        raise UserError(
+            f"{root}: {len(bare)} of {len(names)} images have no class, the first: {bare[0]}. "
+            "Expected a .cls beside each, or a folder around each; images without any labels "
+            "have neither"
+        )
+    return names, label_of, False
+
+
+def _are_classes(root: str | Path, tars: Mapping[str, Sequence[str]]) -> bool:
+    """Whether each tar is a class, as ImageNet's training images are packed, and not a shard.
+
+    Where names of tars differ in their numbers alone, they are classes if all images are named
+    after their tar (``n01440764_10026.JPEG``) and no two numbers are adjacent.
+
+    Args:
+        root: they are, for messages.
+        tars: their names, without endings, and those of the images in each.
+    """
+    if len(tars) < 2:
+        return False
+    if part_among(tars, lambda name: False, are_classes=False) is not None:
+        raise UserError(
+            f"{root} holds {some_of(f'{tar}.tar' for tar in tars)}: parts of a data set, not "
+            "classes. Give one of them"
+        )
+    numbers: dict[str, list[list[int]]] = {}
+    for tar in tars:
+        digits = [int(number) for number in re.findall(r"[0-9]+", tar)]
+        numbers.setdefault(re.sub(r"[0-9]+", "0", tar), []).append(digits)
+    pairs = [pair for some in numbers.values() for pair in itertools.pairwise(sorted(some))]
+    adjacent = any(sum(abs(a - b) for a, b in zip(*pair, strict=True)) <= 1 for pair in pairs)
+    named = all(
+        re.match(re.escape(tar) + r"[\W_]", name) for tar, names in tars.items() for name in names
+    )
+    return not pairs or (named and not adjacent)
+
+
+def _beside(folder: Path) -> Counter[str]:
+    """Numbers of what lies beside the shards of a folder, and is not read."""
+    found = loose_in(folder)
+    found["archives"] -= sum(map(_is_shard, os.listdir(folder)))
+    found["folders"] = len(class_folders(folder))
+    return +found
+
+
 def _read_headers(file: str) -> dict[str, NDArray[Any]]:
     labels: dict[str, str] = {}
     images: list[tuple[str, int, int]] = []
     others: list[str] = []
-    try:
-        with tarfile.open(file, "r:") as archive:
-            for member in archive:
-                if not member.isfile() or member.issparse():
-                    continue
-                # Names that are not UTF-8 could not be stored in a manifest.
-                name = member.name.encode(errors="surrogateescape").decode(errors="replace")
-                *parents, last = (part for part in name.split("/") if part not in ("", "."))
-                if is_companion(last) or any(map(is_hidden, parents)):
-                    continue
-                name = "/".join([*parents, last])
-                if is_image(name):
-                    images.append((name, member.offset_data, member.size))
-                elif not last.startswith("."):
-                    others.append(name)
-                if name.endswith(".cls"):
-                    content = archive.extractfile(member)
-                    text = content.read(_LONGEST_LABEL) if content else b""
-                    labels[_key(name)] = text.decode(errors="replace").strip()
-            end = max((offset + size for _, offset, size in images), default=0)
-    except Exception as error:  # a damaged header can cause any exception
-        reason = str(error) or type(error).__name__
-        raise UserError(f"{file} is not a whole, uncompressed tar file ({reason})") from None
-    if end > os.path.getsize(file) or any(size < 0 for _, _, size in images):
-        raise UserError(f"{file} is cut off: an image ends behind the file's end")
+    files = files_in(file)
+    with open(file, "rb") as opened:
+        for name, packed in files.items():
+            *parents, last = name.split("/")
+            if is_companion(last) or any(is_hidden(one) for one in parents if one != ".."):
+                continue
+            key = _labels_key(name)
+            if packed.problem and (is_image(last) or key is not None or packed.link):
+                raise UserError(
+                    f"{file}: {name} {packed.problem}; pack it again with `tar --dereference "
+                    "--hard-dereference`"
+                )
+            if key is not None:
+                opened.seek(packed.offset)
+                text = opened.read(min(packed.size, _LONGEST_LABEL))
+                labels[key] = text.decode(errors="replace").strip()
+            elif is_image(last):
+                images.append((name, packed.offset, packed.size))
+            elif not last.startswith("."):
+                others.append(name)
     names = NameTable.of(name for name, _, _ in images)
     cls = NameTable.of(_labels_of([name for name, _, _ in images], labels))
     # What has an image's key belongs to its sample.
     keys = {key for name, _, _ in images for key in (_key(name), _webdatasets_key(name))}
     counts = Counter(ending(name) for name in others if _key(name) not in keys)
+    beside = Counter(ending(name) for name in others if _key(name) in keys)
     return {
         "names": names.text,
         "ends": names.ends,
@@ -262,7 +345,14 @@ def _read_headers(file: str) -> dict[str, NDArray[Any]]:
         "offsets": np.array([offset for _, offset, _ in images], np.int64),
         "sizes": np.array([size for _, _, size in images], np.int64),
         "others": np.frombuffer(json.dumps(counts).encode(), np.uint8),
+        "beside": np.frombuffer(json.dumps(beside).encode(), np.uint8),
     }
+
+
+def _labels_key(name: str) -> str | None:
+    """The key of the image that a file is the label of; None if it is none."""
+    end = next((end for end in _LABELS if name.lower().endswith(end)), None)
+    return name[: -len(end)] if end else None
 
 
 def _labels_of(names: list[str], labels: dict[str, str]) -> list[str]:

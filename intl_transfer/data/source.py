@@ -21,6 +21,8 @@ from intl_transfer.runs.records import ImageSet
 #: Number of evenly spaced images in a source's digest: a data set drawn or encoded differently is
 #: detected without reading all of it.
 SAMPLE = 64
+#: What gives images classes, for messages.
+WITHOUT_CLASSES = "expected a folder for each class, in tar shards also a .cls beside each image"
 
 
 class ImageSource(ABC):
@@ -29,10 +31,12 @@ class ImageSource(ABC):
     Attributes:
         classes: class names; a label is an index into it.
         labels: of every image, int64.
+        beside: files beside the images that are not read and may be their labels, in words.
     """
 
     classes: Sequence[str]
     labels: NDArray[np.int64]
+    beside: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -159,7 +163,7 @@ class Subset(ImageSource):
     def __init__(
         self, source: ImageSource, indices: NDArray[np.int64], classes: Sequence[str] | None = None
     ) -> None:
-        self.source, self._indices = source, indices
+        self.source, self._indices, self.beside = source, indices, source.beside
         self.keeps_classes = classes is not None
         self.classes = source.classes if classes is None else classes
         labels = source.labels[indices]

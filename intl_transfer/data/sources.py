@@ -10,7 +10,7 @@ import numpy as np
 
 from intl_transfer.data import cifar, folders, idx, shards
 from intl_transfer.data.roots import located
-from intl_transfer.data.source import ImageSource, Subset
+from intl_transfer.data.source import WITHOUT_CLASSES, ImageSource, Subset
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.files.texts import lines_of
 
@@ -116,8 +116,16 @@ def with_classes_of(
         keys: of both in the configuration, for messages.
 
     Raises:
-        UserError: if a class is in one of both only.
+        UserError: if there are fewer than two classes, which any classifier tells apart, or one is
+            in one of both only.
     """
+    if len(train.classes) < 2:
+        found = f", '{train.classes[0]}'" if any(train.classes) else ""
+        unread = f"; beside them, {train.beside} are not read" if train.beside else ""
+        raise UserError(
+            f"{keys[0]}: images of {len(train.classes)} class{found}, and labels need two or more: "
+            f"{WITHOUT_CLASSES}{unread}"
+        )
     ours, theirs = set(train.classes), set(test.classes)
     if isinstance(train, Subset) and train.keeps_classes:
         theirs &= ours
@@ -206,3 +214,22 @@ def open_source(
     else:
         source = folders.FolderSource(place, key, upright)
     return select(source, subset) if subset else source
+
+
+def check_first(root: str | Path, key: str = "data.root") -> None:
+    """Refuses class folders or shards without an image of a class, by a look at the first of them.
+
+    Listing all of a large data set, as :func:`open_source` does, takes minutes.
+
+    Args:
+        root: class folders or shards, as for :func:`open_source`.
+        key: the setting that names it, for messages.
+
+    Raises:
+        UserError: if there is no such data set, or no such image where the first ones should be.
+    """
+    place = located(root)
+    if shards.are_shards(place) and not folders.has_classes(place):
+        shards.check_first(place)
+    else:
+        folders.check_first(place, key)

@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import pickletools
+import subprocess
 import tarfile
 import time
 from pathlib import Path
@@ -23,7 +24,7 @@ from intl_transfer.data.images import FORMATS, UnreadableImageError
 from intl_transfer.data.roots import located
 from intl_transfer.data.shards import TarSource, shard_files
 from intl_transfer.data.source import NameTable
-from intl_transfer.data.sources import open_source
+from intl_transfer.data.sources import open_source, with_classes_of
 from intl_transfer.data.views import ViewConfig, build_views
 from intl_transfer.errors import UserError
 from intl_transfer.evaluation.features import EvaluationImages
@@ -333,6 +334,62 @@ def test_shards_of_which_some_images_lie_in_folders(tmp_path):
     assert list(_shard(tmp_path / "b.tar", {"a.png": png(0), "b.png": png(1)}).labels) == [0, 0]
 
 
+def test_images_of_one_class_are_not_classified(tmp_path):
+    """Any weights gave 100 %: of shards with their labels in another file, one class ''."""
+    for end, match in ((".json", "; beside them, 2 .json are not read"), ("", "a .cls beside")):
+        members = {f"{i}.png": png(i) for i in range(2)}
+        members |= {f"{i}{end}": b"0" for i in range(2)} if end else {}
+        source = _shard(tmp_path / f"a{end}.tar", members)
+        with pytest.raises(UserError, match=rf"^knn\.train: images of 1 class, .*{match}"):
+            with_classes_of(source, source, ("knn.train", "knn.test"))
+    for end in (".CLS", ".cls.txt"):
+        members = {f"{i}.png": png(i) for i in range(2)}
+        members |= {f"{i}{end}": b"%d" % i for i in range(2)}
+        assert _shard(tmp_path / f"b{end}.tar", members).classes == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("tars", "are_classes"),
+    [
+        ({"n01440764": "n01440764_1.png", "n01443537": "n01443537_9.png"}, True),
+        ({"cat": "1.png", "dog": "1.png"}, True),
+        ({"train-0001": "1.png", "train-0003": "2.png"}, False),
+        ({"train-0001": "train-0001_1.png", "train-0002": "train-0002_1.png"}, False),
+        ({"train-0": "1.png", "train-1": "2.png", "extra": "3.png"}, False),
+        ({"cat": "1.png"}, False),
+    ],
+)
+def test_a_tar_for_each_class(tmp_path, capsys, tars, are_classes):
+    """As ImageNet's training images are packed; numbered shards are no classes."""
+    for tar, image in tars.items():
+        _shard(tmp_path / f"{tar}.tar", {image: png(0)})
+    capsys.readouterr()
+    for index in (tmp_path / "cache").rglob("shard-*"):  # of single tars
+        index.unlink()
+    source = open_source(tmp_path)
+    assert source.classes == (sorted(tars) if are_classes else [""])
+    said = "the name of its tar is taken for its class" in capsys.readouterr().out
+    assert said == are_classes
+
+
+def test_what_lies_beside_shards_and_class_folders_is_counted(tmp_path, capsys):
+    """A half unpacked training set was a whole one."""
+    for root in ("shards", "folders"):
+        (tmp_path / root).mkdir()
+        for name in ("a.png", "n01.tar.gz", "n02.zip"):
+            (tmp_path / root / name).write_bytes(png(0))
+    _picture(tmp_path / "folders" / "n01" / "a.png")
+    _shard(tmp_path / "shards" / "A.TAR", {"cat/0.png": png(0)})
+    with tarfile.open(tmp_path / "shards" / "b.tar", "w") as archive:
+        add(archive, "dog/0.png", png(0))
+    assert open_source(tmp_path / "shards").classes == ["cat", "dog"]
+    assert open_source(tmp_path / "folders").classes == ["n01"]
+    assert capsys.readouterr().out == (
+        f"note: {tmp_path}/shards: beside its shards, 2 archives, 1 images are left out\n"
+        f"note: {tmp_path}/folders: beside its class folders, 1 images, 1 archives are left out\n"
+    )
+
+
 def test_long_labels_are_told_apart(tmp_path):
     members = {f"{i}.png": png(i) for i in range(2)} | {f"{i}.cls": b"a" * 90 + b"%d" % i
                                                         for i in range(2)}  # fmt: skip
@@ -379,6 +436,57 @@ def test_a_tree_and_its_shard_are_the_same_data_set(tmp_path, capsys, names, top
     assert dict(listed(shard)) == {
         f"{tmp_path}/a.tar/{inside}{name}": label for name, label in classes.items()
     }
+
+
+def test_a_shard_holds_what_extracting_it_leaves(tmp_path):
+    """Links and members that are stored again (``tar -u``)."""
+    links = [
+        (tarfile.LNKTYPE, "cat/a.png", "dog/hard.png"),
+        (tarfile.SYMTYPE, "../cat/a.png", "dog/soft.png"),
+        (tarfile.SYMTYPE, "soft.png", "dog/chain.png"),
+        (tarfile.SYMTYPE, "/nowhere", "dog/notes"),
+    ]
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, seed in (("cat/a.png", 1), ("./dog/b.png", 2), ("/cat/c.png", 3)):
+            add(archive, name, png(seed))
+        for kind, target, name in links:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            archive.addfile(info)
+        add(archive, "./cat/a.png", png(4))
+    (tmp_path / "tree").mkdir()
+    subprocess.run(
+        ["tar", "-xf", "../a.tar"], cwd=tmp_path / "tree", check=True, stderr=subprocess.DEVNULL
+    )
+    tree, shard = FolderSource(tmp_path / "tree"), TarSource(tmp_path / "a.tar")
+
+    def held(source, root):
+        found = range(len(source))
+        return {source.name(i).removeprefix(str(root)): source.content(i) for i in found}
+
+    assert held(shard, tmp_path / "a.tar") == held(tree, tmp_path / "tree")
+    assert len(shard) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("dog/soft.png", "/data/b.png"),
+        ("dog/soft.png", "soft.png"),
+        ("dog/inner", "../cat"),
+        ("../dog/b.png", None),
+    ],
+)
+def test_images_that_a_shard_does_not_hold_are_refused(tmp_path, name, target):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        add(archive, "cat/a.png", png(1))
+        info = tarfile.TarInfo(name)
+        if target is not None:
+            info.type, info.linkname = tarfile.SYMTYPE, target
+        archive.addfile(info)
+    match = f"{name} " + ("is a link to " if target else "has a path out of it")
+    with pytest.raises(UserError, match=rf"a\.tar: {match}.*pack it again with `tar"):
+        TarSource(tmp_path / "a.tar")
 
 
 def test_parts_of_a_data_set_are_no_classes_in_shards_either(tmp_path):
@@ -638,6 +746,36 @@ def test_the_parent_of_train_and_val_is_no_set_of_two_classes(tmp_path):
     assert open_source(tmp_path / "rail").classes == ["test", "train"]
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("folders", "given"),
+    [
+        ("train.X1/cat train.X2/dog val.X/cat", "train.X1"),
+        ("train.X1/cat train.X2/dog", "train.X1"),
+        ("train2017 val2017", "train2017"),
+        ("train_set/cat val_set/cat", "train_set"),
+        ("dev/cat train/cat", "train"),
+        ("train/cat val/cat extra/cat", "train"),
+        ("images/train images/val labels", "images"),
+        ("train_interior train_station/platform", None),
+        ("cat/old dog/new", None),
+    ],
+)
+def test_parts_of_a_data_set_by_other_names_are_no_classes(tmp_path, folders, given, packed):
+    for folder in folders.split():
+        _picture(tmp_path / "tree" / folder / "a.png")
+    place = tmp_path / "tree"
+    if packed:
+        place = tmp_path / "a.tar"
+        with tarfile.open(place, "w") as archive:
+            archive.add(tmp_path / "tree", ".")
+    if given is None:
+        assert len(open_source(place).classes) == 2
+        return
+    with pytest.raises(UserError, match=rf"{given}.*parts of a data set"):
+        open_source(place)
+
+
 def test_folders_of_the_system_are_no_classes(tmp_path):
     for name in ("cat", ".snapshot", "@eaDir", "#recycle", ".cache", "cat/@eaDir", "cat/.thumbs"):
         _picture(tmp_path / name / "a.png")
@@ -740,6 +878,9 @@ def test_mnists_format(tmp_path, packed):
     np.testing.assert_array_equal(train.image(1), np.stack([pixels[1]] * 3, -1))
     assert train.described().digest != test.described().digest
     broken = tmp_path / ("train-images-idx3-ubyte" + ".gz" * packed)
-    broken.write_bytes(broken.read_bytes()[:20])
-    with pytest.raises(UserError, match=r"cannot be read|no IDX|damaged"):
-        open_source(tmp_path)
+    whole = broken.read_bytes()
+    # Cut off, and with damaged blocks (RFC 1951: 3 is no kind of them).
+    for damaged in (whole[:20], whole[:10] + b"\7" * 40 + whole[50:]):
+        broken.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"cannot be read|no IDX|damaged"):
+            open_source(tmp_path)

@@ -166,20 +166,26 @@ def test_unreadable_images_of_neighbors_are_found_before_the_first_step(images, 
 
 def test_a_list_of_classes_leaves_the_others_out_of_the_neighbors(images, tmp_path):
     """As in evaluations: ImageNet-100 is tested on the folder of all 1,000 classes."""
-    (tmp_path / "classes.txt").write_text("b\n")
-    own = open_source(images, tmp_path / "classes.txt")
-    settings = [f"data.root={images}", "data.workers=0", f"knn.test={images}", "knn.k=1"]
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    more = tmp_path / "more"
+    shutil.copytree(images, more)
+    shutil.copytree(images / "b", more / "c")
+    own = open_source(more, tmp_path / "classes.txt")
+    settings = [f"data.root={more}", "data.workers=0", f"knn.test={more}", "knn.k=1"]
     settings.append("knn.epochs=1")
     config = configuration("shapes_r18", [*settings, "knn.size=8"])
     sets = KnnSets(config, own)
     described = sets.described()
-    assert [described[name].images for name in ("knn_train", "knn_test")] == [13, 13]
+    assert [described[name].images for name in ("knn_train", "knn_test")] == [len(own)] * 2
     assert sets.accuracy(nn.Flatten(), Ranks(0, 1, 0, torch.device("cpu"))) == 100.0
     (tmp_path / "other" / "b").mkdir(parents=True)
     Image.new("RGB", (9, 9)).save(tmp_path / "other" / "b" / "x.png")
     config.knn.test, whole = str(tmp_path / "other"), open_source(images)
     with pytest.raises(UserError, match=r"data\.root has 2 classes and knn\.test 1, of which 'a'"):
         KnnSets(config, whole)
+    (tmp_path / "classes.txt").write_text("b\n")
+    with pytest.raises(UserError, match=r"^data\.root: images of 1 class, 'b', and labels need"):
+        KnnSets(config, open_source(more, tmp_path / "classes.txt"))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_says_what_it_saw(images, tmp_path):
