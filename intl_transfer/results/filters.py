@@ -153,7 +153,8 @@ def choose_rows(tables: Sequence[Table], conditions: Sequence[Condition]) -> lis
             row for row in table.rows if all(c.holds(_ROW_KEYS[c.key](row)) for c in conditions)
         ]
         if rows:
-            chosen.append(dataclasses.replace(table, rows=rows))
+            left_out = sum(row.compared for row in table.rows) - sum(row.compared for row in rows)
+            chosen.append(dataclasses.replace(table, rows=rows, hidden=left_out))
     return chosen
 
 

@@ -164,6 +164,7 @@ def _merged(one: Row, other: Row) -> Row:
         marks=one.marks | other.marks,
         each=one.each | other.each,
         chosen_over=one.chosen_over | other.chosen_over,
+        tried=one.tried | other.tried,
     )
 
 

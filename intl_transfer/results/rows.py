@@ -50,6 +50,7 @@ class Row:
         words: distinguishes it from other rows of the method, or "".
         chosen_over: by (task, metric), if its learning rate was chosen, the maximum number of runs
             at another rate.
+        tried: by (task, metric), the number of learning rates of which its own was chosen.
         source: of a published row.
         cite: its key in ``published.bib``.
         shown: the user's name for it, instead of method and words.
@@ -70,6 +71,7 @@ class Row:
     marks: dict[Column, Mark] = field(default_factory=dict)
     words: str = ""
     chosen_over: dict[Column, int] = field(default_factory=dict)
+    tried: dict[Column, int] = field(default_factory=dict)
     source: str = ""
     cite: str = ""
     shown: str = ""
@@ -164,6 +166,8 @@ class Table:
         headings: of groups, if not the tasks' names.
         shown: the columns to show; all if None.
         legend: explanations of this table's marks and spreads, one line each.
+        baseline: the label of the row that others were tested against, shown or not; "" if none.
+        hidden: the number of compared rows that are not shown.
     """
 
     title: str
@@ -178,6 +182,8 @@ class Table:
     headings: dict[str, str] = field(default_factory=dict)
     shown: tuple[Column, ...] | None = None
     legend: tuple[str, ...] = ()
+    baseline: str = ""
+    hidden: int = 0
 
     @property
     def key(self) -> str:
@@ -197,7 +203,7 @@ class Table:
         words += [] if measured else ["published"]
         if self.shown is not None:
             words += dict.fromkeys(metric for _, metric in self.shown)
-        words += ["vs baseline"] if any(row.baseline for row in self.rows) else []
+        words += ["vs baseline"] if self.baseline else []
         return " ".join(word for word in words if word)
 
     def columns(self) -> list[Column]:
