@@ -301,7 +301,7 @@ def make_row(
     """
     given, members = members, repetitions(members)
     start = members[0].start
-    names = dict.fromkeys(run.start.detail for run in members)
+    names = [run.start.detail for run in members]
     columns = [
         (task, metric)
         for task in tasks
@@ -315,7 +315,7 @@ def make_row(
     missing = set(stated) - set(members[0].protocol) if members[0].external else set()
     return Row(
         start.method,
-        _joined(list(names)),
+        joined_details(names),
         metrics,
         max((summary.n for summary in metrics.values()), default=len(members)),
         notes=(
@@ -335,8 +335,13 @@ def make_row(
     )
 
 
-def _joined(details: Sequence[str]) -> str:
-    """The detail of one row: all names of equal configurations."""
+def joined_details(found: Iterable[str]) -> str:
+    """The detail of one row: all names of equal configurations.
+
+    Args:
+        found: the details of its runs that count.
+    """
+    details = list(dict.fromkeys(found))
     if len(details) == 1:
         return details[0]
     parts = [detail.split(", ", 1) for detail in details]
