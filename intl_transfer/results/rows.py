@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +59,7 @@ class Row:
         shown: the user's name for it, instead of method and words.
         group: rows of a group are adjacent, below its name.
         rule: whether a rule is above it.
+        order: the user's, rows with smaller numbers first.
         each: by (task, metric), the value of each run that has one, by its path.
     """
 
@@ -80,6 +82,7 @@ class Row:
     shown: str = ""
     group: str = ""
     rule: bool = False
+    order: float = math.inf
     each: dict[Column, dict[Path, float]] = field(default_factory=dict)
 
     @property
