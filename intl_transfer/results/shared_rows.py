@@ -96,10 +96,12 @@ def rows_of(
             of_task.samples |= {s.run.path: s for _, s in found}
             if not all(s.from_pretraining for _, s in found):
                 of_task.evaluated[column] = [s.run for _, s in found]
-        used = {path: s for found in of_tasks.values() for path, s in found.samples.items()}
+        used = {path: s for one in of_tasks.values() for path, s in one.samples.items()}
         runs = tuple(sample.run for sample in used.values())
         more = (further[key],) if further and key in further else ()
-        notes_of = {(task,): (*found.all_notes(), *more) for task, found in of_tasks.items()}
+        notes_of: dict[tuple[str, ...], tuple[str, ...]] = {
+            (task,): (*of_task.all_notes(), *more) for task, of_task in of_tasks.items()
+        }
         rows.append(
             Row(
                 members[0][2].run.start.method,
