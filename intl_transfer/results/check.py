@@ -23,7 +23,7 @@ from intl_transfer.results.reading import disagreement
 from intl_transfer.runs import MANIFEST, METRICS, RESULTS, sha256_file
 from intl_transfer.runs.directory import read_json_object
 from intl_transfer.runs.folders import looks_external, run_folders, unsearched
-from intl_transfer.runs.metrics import read_lines
+from intl_transfer.runs.metrics import numbered_lines
 from intl_transfer.runs.records import (
     DOCUMENTED,
     STAGES,
@@ -221,10 +221,16 @@ def _check_backbone(folder: Path, results: PretrainResults, found: Findings) -> 
 
 
 def _check_metrics(file: Path, found: Findings) -> None:
-    """Checks every line; an incomplete last line, left by a crash, is accepted."""
-    for index, line in enumerate(read_lines(file)):
+    """Checks every line; those cut short by a crash are accepted."""
+    for number, line in numbered_lines(file):
+        if line is None:
+            found.errors.append(
+                f"{file.name}: line {number}: expected a JSON object; the file is damaged: copy it "
+                "again"
+            )
+            return
         try:
             MetricsLine.model_validate(line)
         except ValidationError as error:
-            found.errors.append(f"{file.name}: line {index + 1}: {next(problems_of(error))}")
+            found.errors.append(f"{file.name}: line {number}: {next(problems_of(error))}")
             return

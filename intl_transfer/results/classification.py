@@ -9,14 +9,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from intl_transfer.results.collect import Collection
-from intl_transfer.results.grouping import common_order
+from intl_transfer.results.grouping import common_order, joined_details
 from intl_transfer.results.power import primary_columns
 from intl_transfer.results.published import (
     published_benchmarks,
     published_linear,
     published_small,
 )
-from intl_transfer.results.rows import Row, Table
+from intl_transfer.results.rows import Row, Table, with_notes
 from intl_transfer.results.run import IMAGENET
 from intl_transfer.results.samples import (
     Sample,
@@ -26,7 +26,7 @@ from intl_transfer.results.samples import (
     pretrained,
     sample_of,
 )
-from intl_transfer.results.shared_rows import Entry, rows_of, shared_rows
+from intl_transfer.results.shared_rows import Entry, detail_of, rows_of, shared_rows
 from intl_transfer.results.starts import with_keys
 
 #: The small data sets of the literature, on ResNet-18, and their columns.
@@ -105,10 +105,7 @@ def classification_tables(collection: Collection, published: bool = False) -> li
 
 def _linear_table(protocol: str, samples: Sequence[Sample]) -> Table:
     # Epochs are columns: configurations that differ only in epochs share a row.
-    details = {
-        index: _EPOCHS_IN_NAME.sub("", s.run.start.detail).replace(f", {s.epochs_as_read} ep", "")
-        for index, s in enumerate(samples)
-    }
+    details = {index: _without_epochs(s) for index, s in enumerate(samples)}
     columns = {
         index: ("linear", f"{s.epochs:g} ep" if s.epochs else _NO_EPOCHS)
         for index, s in enumerate(samples)
@@ -120,11 +117,16 @@ def _linear_table(protocol: str, samples: Sequence[Sample]) -> Table:
         for index, sample in enumerate(samples)
         if "top-1" in sample.metrics
     ]
-    named = {keys[index]: detail for index, detail in details.items()}
-    rows = rows_of(entries, named, sharing.notes)
+    rows = rows_of(entries, lambda used: joined_details(map(_without_epochs, used)), sharing.notes)
     table = Table(f"{_LINEAR_TITLE} ({protocol})", ("linear",), rows)
     table.dataset, table.architecture, table.schedule = "imagenet", "resnet50", protocol
     return _finish_linear(table, published=False)
+
+
+def _without_epochs(sample: Sample) -> str:
+    """The detail of its initialization, without epochs."""
+    detail = _EPOCHS_IN_NAME.sub("", sample.run.start.detail)
+    return detail.replace(f", {sample.epochs_as_read} ep", "")
 
 
 def _finish_linear(table: Table, published: bool = True) -> Table:
@@ -146,7 +148,7 @@ def _best_first(table: Table) -> Table:
         return row.published, 0 if row.published else -max(means, default=-math.inf)
 
     table.rows.sort(key=standing)
-    return table
+    return with_notes(table)
 
 
 def _by_epochs(column: str) -> tuple[bool, float]:
@@ -158,20 +160,12 @@ def _small_tables(samples: Sequence[Sample], published: bool) -> list[Table]:
     columns = {index: (sample.dataset, "") for index, sample in enumerate(samples)}
     # One row per method if every data set has one pretraining; otherwise one per pretraining.
     sharing = shared_rows(samples, columns, dict.fromkeys(columns, ""), _SMALL_SETS)
-    details: dict[str, dict[str, str]] = defaultdict(dict)
     entries: list[Entry] = []
     for index, sample in enumerate(samples):
-        key = sharing.keys[index]
-        if key in sharing.shared:
-            details[key].setdefault(sample.dataset, sample.run.start.detail)
         for name, value in sample.metrics.items():
             metric = "5-NN" if sample.kind == "knn" else name
-            entries.append((key, (sample.dataset, metric), value, sample))
-    joined = {
-        key: "; ".join(dict.fromkeys(found[name] for name in SMALL if name in found))
-        for key, found in details.items()
-    }
-    rows = rows_of(entries, joined, sharing.notes)
+            entries.append((sharing.keys[index], (sample.dataset, metric), value, sample))
+    rows = rows_of(entries, _details_by_dataset, sharing.notes)
     if published:
         rows += [
             entry.row("epochs", "evaluation")
@@ -196,6 +190,12 @@ def _small_tables(samples: Sequence[Sample], published: bool) -> list[Table]:
     }
     datasets = " + ".join(tasks)
     return [_best_first(Table(title, tasks, rows, datasets, "resnet18", "", metrics=columns_of))]
+
+
+def _details_by_dataset(samples: Sequence[Sample]) -> str:
+    """The details of a row's initializations, in the order of the columns."""
+    by_dataset = [[s for s in samples if s.dataset == name] for name in SMALL]
+    return "; ".join(dict.fromkeys(detail_of(found) for found in by_dataset if found))
 
 
 def _online_tables() -> list[Table]:

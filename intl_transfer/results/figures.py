@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from matplotlib.transforms import ScaledTranslation
 from intl_transfer.analysis.style import COLORS, COLUMN, LINES, paper_style, save
 from intl_transfer.results.collect import Collection
 from intl_transfer.results.grid import clean
-from intl_transfer.results.grouping import repetitions, summary_of
+from intl_transfer.results.grouping import joined_details, repetitions, summary_of
 from intl_transfer.results.power import primary_columns
 from intl_transfer.results.rounding import rounded
 from intl_transfer.results.rows import Part, Row, Table
@@ -359,18 +360,23 @@ def _pretraining_groups(collection: Collection) -> dict[str, list[Path]]:
     starts = keyed(
         [start_of_pretraining(collection.manifests[p], collection.pretraining[p]) for p in paths]
     )
-    methods: dict[str, list[Start]] = {}
-    for start in {start.key: start for start in starts}.values():
-        methods.setdefault(start.method, []).append(start)
-    words: dict[str, str] = {}
-    for found in methods.values():
-        words |= distinctions(found)
-    groups: dict[str, list[_Pretraining]] = {}
+    found: dict[str, list[_Pretraining]] = {}
     for path, start in zip(paths, starts, strict=True):
-        name = ", ".join(part for part in (start.method, words[start.key]) if part)
         run = _Pretraining(path, collection.manifests[path], start)
-        groups.setdefault(f"{name} ({start.detail})", []).append(run)
-    return {label: [run.path for run in repetitions(runs)] for label, runs in groups.items()}
+        found.setdefault(start.key, []).append(run)
+    counted = {key: repetitions(runs) for key, runs in found.items()}
+    methods: dict[str, list[Start]] = {}
+    for runs in counted.values():
+        detail = joined_details(run.start.detail for run in runs)
+        start = dataclasses.replace(runs[0].start, detail=detail)
+        methods.setdefault(start.method, []).append(start)
+    groups: dict[str, list[Path]] = {}
+    for alike in methods.values():
+        words = distinctions(alike)
+        for start in alike:
+            name = ", ".join(part for part in (start.method, words[start.key]) if part)
+            groups[f"{name} ({start.detail})"] = [run.path for run in counted[start.key]]
+    return groups
 
 
 def _of_pretraining(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from intl_transfer.errors import UserError, did_you_mean
-from intl_transfer.results.rows import Column, Row, Table
+from intl_transfer.results.rows import Column, Row, Table, with_notes
 from intl_transfer.runs.aliases import ALIASES
 
 _ROW_KEYS: dict[str, Callable[[Row], str]] = {
@@ -136,7 +136,8 @@ def choose_tasks(table: Table, conditions: Sequence[Condition]) -> Table:
         task for task in table.tasks if fits(dataclasses.replace(table, dataset=task), conditions)
     ]
     rows = [row for row in table.rows if any(task in kept for task, _ in row.metrics)]
-    return dataclasses.replace(table, tasks=tuple(kept), dataset=" + ".join(kept), rows=rows)
+    of_kept = dataclasses.replace(table, tasks=tuple(kept), dataset=" + ".join(kept), rows=rows)
+    return with_notes(of_kept)
 
 
 def choose_rows(tables: Sequence[Table], conditions: Sequence[Condition]) -> list[Table]:
@@ -153,7 +154,8 @@ def choose_rows(tables: Sequence[Table], conditions: Sequence[Condition]) -> lis
             row for row in table.rows if all(c.holds(_ROW_KEYS[c.key](row)) for c in conditions)
         ]
         if rows:
-            chosen.append(dataclasses.replace(table, rows=rows))
+            left_out = sum(row.compared for row in table.rows) - sum(row.compared for row in rows)
+            chosen.append(dataclasses.replace(table, rows=rows, hidden=left_out))
     return chosen
 
 
@@ -247,7 +249,8 @@ def choose_columns(tables: Sequence[Table], selected: Sequence[str]) -> list[Tab
         rows = [row for row in table.rows if any(column in row.metrics for column in shown)]
         if shown and rows:
             tasks = tuple(order)
-            chosen.append(dataclasses.replace(table, rows=rows, shown=tuple(shown), tasks=tasks))
+            of_shown = dataclasses.replace(table, rows=rows, shown=tuple(shown), tasks=tasks)
+            chosen.append(with_notes(of_shown))
     return chosen
 
 

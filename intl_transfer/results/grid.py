@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -204,6 +205,21 @@ def _cell(table: Table, row: Row, column: tuple[str, str], precision: int, sprea
         f"n = {fewer}" if (fewer := table.fewer(row, column)) else "",
         "†" if mark.alone else "",
     )
+
+
+def separated(lines: Sequence[Line]) -> Iterator[tuple[Line, str, bool]]:
+    """Each line, with the heading above it, or "", and whether a rule is above both.
+
+    Rows after a group that are not of it have a rule, and no heading.
+
+    Args:
+        lines: of one table.
+    """
+    group = ""
+    for index, line in enumerate(lines):
+        changes = line.group != group
+        yield line, line.group if changes else "", index > 0 and (changes or line.rule)
+        group = line.group
 
 
 def spread_text(summary: Summary, precision: int, spread: Spread) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from intl_transfer.results.notes import NOT_STATED_NOTE, provenance_notes
@@ -157,14 +158,13 @@ def _table(
     )
     ranked = primary_columns(table)
     for members in groups.values():
-        chosen, note, over = (
-            _choose_rate(members, next(iter(ranked), (tasks[0], "AP")), name)
-            if lr == CHOSEN
-            else (members, "", 0)
-        )
-        further_notes = (*notes, *((note,) if note else ()))
-        row = make_row(chosen, tasks, further_notes, stated)
-        table.rows.append(dataclasses.replace(row, chosen_over=dict.fromkeys(row.metrics, over)))
+        chosen = _Choice(members)
+        if lr == CHOSEN:
+            chosen = _choose_rate(members, next(iter(ranked), (tasks[0], "AP")), name)
+        further_notes = (*notes, *((chosen.note,) if chosen.note else ()))
+        row = make_row(chosen.runs, tasks, further_notes, stated)
+        over, tried = (dict.fromkeys(row.metrics, n) for n in (chosen.over, chosen.tried))
+        table.rows.append(dataclasses.replace(row, chosen_over=over, tried=tried))
     table.rows.sort(key=lambda row: -rank(row, ranked))
     return table
 
@@ -301,7 +301,7 @@ def make_row(
     """
     given, members = members, repetitions(members)
     start = members[0].start
-    names = dict.fromkeys(run.start.detail for run in members)
+    names = [run.start.detail for run in members]
     columns = [
         (task, metric)
         for task in tasks
@@ -315,7 +315,7 @@ def make_row(
     missing = set(stated) - set(members[0].protocol) if members[0].external else set()
     return Row(
         start.method,
-        _joined(list(names)),
+        joined_details(names),
         metrics,
         max((summary.n for summary in metrics.values()), default=len(members)),
         notes=(
@@ -335,8 +335,13 @@ def make_row(
     )
 
 
-def _joined(details: Sequence[str]) -> str:
-    """The detail of one row: all names of equal configurations."""
+def joined_details(found: Iterable[str]) -> str:
+    """The detail of one row: all names of equal configurations.
+
+    Args:
+        found: the details of its runs that count.
+    """
+    details = list(dict.fromkeys(found))
     if len(details) == 1:
         return details[0]
     parts = [detail.split(", ", 1) for detail in details]
@@ -382,19 +387,31 @@ def _numbers(run: Run, task: str) -> dict[str, float]:
     }
 
 
-def _choose_rate(
-    members: Sequence[Run], column: Column, dataset: str
-) -> tuple[list[Run], str, int]:
-    """The runs at the learning rate with the highest mean of a column, with a footnote.
+@dataclass(frozen=True)
+class _Choice:
+    """The runs of a row, at one learning rate.
 
-    The third value is the maximum number of repetitions at another rate.
+    Attributes:
+        runs: at that rate.
+        note: footnote on the choice, or "".
+        over: the maximum number of repetitions at another rate.
+        tried: the number of rates.
     """
+
+    runs: Sequence[Run]
+    note: str = ""
+    over: int = 0
+    tried: int = 1
+
+
+def _choose_rate(members: Sequence[Run], column: Column, dataset: str) -> _Choice:
+    """The runs at the learning rate with the highest mean of a column, with a footnote."""
     rates: dict[str, list[Run]] = defaultdict(list)
     for run in members:
         rates[run.comparable[5]].append(run)
     if len(rates) == 1:
         (rate,) = rates
-        return list(members), f"lr {rate or 'not stated'}, the only one tried", 0
+        return _Choice(members, f"lr {rate or 'not stated'}, the only one tried")
     means, counts = {}, {}
     for rate, given in rates.items():
         runs = repetitions(given)  # of which the row will be
@@ -406,9 +423,8 @@ def _choose_rate(
     best = max(ordered, key=lambda rate: means[rate])
     words = {rate: f"{rate or 'not stated'} (n = {counts[rate]})" for rate in ordered}
     over = max(count for rate, count in counts.items() if rate != best)
-    return (
-        rates[best],
+    note = (
         f"lr {words[best]}, chosen out of {len(rates)} by mean {' '.join(column)} on "
-        f"{dataset}, the reported data: {', '.join(words.values())}",
-        over,
+        f"{dataset}, the reported data: {', '.join(words.values())}"
     )
+    return _Choice(rates[best], note, over, len(rates))

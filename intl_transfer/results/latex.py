@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
 
-from intl_transfer.results.grid import Cell, Grid, Line
+from intl_transfer.results.grid import Cell, Grid, Line, separated
 from intl_transfer.results.latex_text import escape_latex
 
 __all__ = ["LatexOptions", "escape_latex", "latex"]
@@ -207,18 +207,17 @@ def _body(grid: Grid, beside: Sequence[bool], kept: dict[int, int]) -> list[str]
     columns = list(accumulate([2 if further else 1 for further in beside], initial=0))[-1]
     columns += len(grid.leading)
     lines: list[str] = []
-    published, group = False, ""
-    for line in grid.lines:
-        heading = line.group if line.group != group else ""
+    published = False
+    for line, heading, rule in separated(grid.lines):
         if line.published and not published:
             heading = heading or "published"
         are_measured_again = published and not line.published
-        if lines and (heading or line.rule or line.group != group or are_measured_again):
+        if lines and (heading or rule or are_measured_again):
             lines.append(r"    \midrule")
         if heading:
             text = rf"\textit{{{escape_latex(heading)}}}"
             lines.append(rf"    \multicolumn{{{columns}}}{{l}}{{{text}}} \\")
-        published, group = line.published, line.group
+        published = line.published
         lines.append("    " + _row(grid, line, beside, kept) + r" \\")
     return lines
 

@@ -13,7 +13,7 @@ from intl_transfer.results.published import (
     published_detection,
     published_row,
 )
-from intl_transfer.results.rows import CHOSEN, Metrics, Part, Row, Table, without_split
+from intl_transfer.results.rows import CHOSEN, Metrics, Part, Row, Table, head, with_notes
 from intl_transfer.results.run import Run
 from intl_transfer.runs.architectures import RCNN
 
@@ -23,11 +23,6 @@ _COCO, _VOC = "coco_2017_val", "voc_2007_test"
 # SimSiam's VOC column is in rows labeled with their COCO schedule; whether it was trained for 24 k
 # iterations is not stated, so it is kept separate.
 _NOT_STATED = "schedule not stated"
-
-
-def head(dataset: str) -> str:
-    """A data set's short name for column headings."""
-    return {_COCO: "COCO", _VOC: "VOC"}.get(dataset) or without_split(dataset)
 
 
 def join(tables: Sequence[Table]) -> list[Table]:
@@ -131,7 +126,8 @@ def _side_by_side(left: Table, right: Table) -> Table:
     tables = [_headed(left), _headed(right)]
     rows: dict[str, Row] = {}
     for table in tables:
-        for row in table.rows:
+        for found in table.rows:
+            row = dataclasses.replace(found, notes_of={table.tasks: found.notes})
             key = row.runs[0].start.key
             other = rows.get(key)
             rows[key] = row if other is None else _merged(other, row)
@@ -139,7 +135,7 @@ def _side_by_side(left: Table, right: Table) -> Table:
     ranked = [column for table in tables for column in primary_columns(table)]
     parts = left.parts + right.parts
     backbones = [part.architecture for part in parts]
-    return Table(
+    joined = Table(
         "; ".join(part.title for part in parts),
         tasks,
         sorted(rows.values(), key=lambda row: -rank(row, ranked)),
@@ -150,6 +146,7 @@ def _side_by_side(left: Table, right: Table) -> Table:
         headings=tables[0].headings | tables[1].headings,
         metrics=left.metrics | right.metrics,
     )
+    return with_notes(joined)
 
 
 def _merged(one: Row, other: Row) -> Row:
@@ -157,13 +154,14 @@ def _merged(one: Row, other: Row) -> Row:
         one,
         metrics=one.metrics | other.metrics,
         n=max(one.n, other.n),
-        notes=tuple(dict.fromkeys(one.notes + other.notes)),
+        notes_of=one.notes_of | other.notes_of,
         runs=one.runs + other.runs,
         external=one.external or other.external,
         baseline=one.baseline or other.baseline,
         marks=one.marks | other.marks,
         each=one.each | other.each,
         chosen_over=one.chosen_over | other.chosen_over,
+        tried=one.tried | other.tried,
     )
 
 

@@ -31,7 +31,7 @@ def as_csv(tables: Sequence[Table]) -> str:
     statistics = [f"{t}_{m}_{s}" for t, m in columns for s in _STATISTICS]
     further = [f"{t}_{m}_{s}" for t, m in columns for s in _FURTHER]
     head = ["table", "initialization", "pretraining", "published", "n", *statistics]
-    head += ["notes", "runs", "external", "baseline", *further]
+    head += ["notes", "runs", "external", "baseline", *further, "group"]
     writer.writerow(map(cell, head))
     for table in tables:
         for row in table.rows:
@@ -46,7 +46,7 @@ def as_csv(tables: Sequence[Table]) -> str:
             usual = [values.get(key) for values in described for key in _STATISTICS]
             more = [values.get(key) for values in described for key in _FURTHER]
             notes = "; ".join(row.notes)
-            tail = [notes, runs, int(row.external), int(row.baseline), *more]
+            tail = [notes, runs, int(row.external), int(row.baseline), *more, row.group]
             writer.writerow(map(cell, [*first, row.n or None, *usual, *tail]))
     return out.getvalue()
 
@@ -80,6 +80,7 @@ def _row(table: Table, row: Row) -> dict[str, Any]:
         "published": row.published,
         "external": row.external,
         "baseline": row.baseline,
+        "group": row.group or None,
         "n": row.n or None,
         "figures": metrics,
         "notes": list(row.notes),

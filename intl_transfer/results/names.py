@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ def _naming(file: str | Path, key: str, value: Any) -> Naming:
 def name_rows(
     tables: Sequence[Table], namings: Sequence[Naming], file: str = "--names"
 ) -> list[Table]:
-    """Applies the user's names, order and groups to rows.
+    """Gives rows the user's names, and the order and groups for :func:`arrange_rows`.
 
     Args:
         tables: any.
@@ -128,7 +129,7 @@ def name_rows(
 
 
 def _named(table: Table, namings: Sequence[Naming], file: str, used: set[str]) -> Table:
-    rows, orders = [], {}
+    rows = []
     owners: dict[tuple[str, str, bool], Row] = {}
     for row in table.rows:
         fitting = [naming for naming in namings if naming.fits(row)]
@@ -140,9 +141,13 @@ def _named(table: Table, namings: Sequence[Naming], file: str, used: set[str]) -
         if fitting:
             (naming,) = fitting
             used.add(naming.key)
-            row = dataclasses.replace(row, shown=naming.name, group=naming.group, rule=naming.rule)
-            if naming.order is not None:
-                orders[id(row)] = naming.order
+            row = dataclasses.replace(
+                row,
+                shown=naming.name,
+                group=naming.group,
+                rule=naming.rule,
+                order=math.inf if naming.order is None else naming.order,
+            )
         label = (row.name, row.detail, row.published)
         if label in owners and (fitting or owners[label].shown):
             raise UserError(
@@ -151,15 +156,25 @@ def _named(table: Table, namings: Sequence[Naming], file: str, used: set[str]) -
             )
         owners[label] = row
         rows.append(row)
-    groups = {group: index for index, group in enumerate(dict.fromkeys(_in_order(rows, orders)))}
-    rows.sort(key=lambda row: (row.published, groups[row.group], orders.get(id(row), float("inf"))))
     return dataclasses.replace(table, rows=rows)
 
 
-def _in_order(rows: Sequence[Row], orders: Mapping[int, float]) -> list[str]:
-    """The groups of rows, in the order of their first."""
-    ordered = sorted(rows, key=lambda row: orders.get(id(row), float("inf")))
-    return [row.group for row in ordered]
+def arrange_rows(table: Table) -> Table:
+    """Moves rows to the user's order and groups, controls below the others, then published ones.
+
+    Args:
+        table: sorted; what the user does not order keeps its place.
+    """
+
+    def standing(row: Row) -> tuple[bool, bool, float]:
+        return row.published, row.control, row.order
+
+    first = dict.fromkeys(row.group for row in sorted(table.rows, key=standing))
+    groups = {group: index for index, group in enumerate(first)}
+    rows = sorted(
+        table.rows, key=lambda row: (row.published, row.control, groups[row.group], row.order)
+    )
+    return dataclasses.replace(table, rows=rows)
 
 
 def _own(row: Row) -> str:

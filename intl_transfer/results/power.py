@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
 
 from intl_transfer.results.rounding import rounded
 from intl_transfer.results.rows import Column, Row, Table
-from intl_transfer.results.statistics import Summary
+from intl_transfer.results.statistics import Summary, compare_summaries
 
 ALPHA, POWER = 0.05, 0.8
 #: Maximum number of repetitions considered.
@@ -60,38 +62,79 @@ def pooled_spread(summaries: Sequence[Summary]) -> tuple[float, int] | None:
     return (spread, freedom) if spread > 0 else None
 
 
-def resolvable(spread: float, freedom: int, n: int) -> float:
+def paired_spread(summaries: Sequence[Summary]) -> tuple[float, int, int] | None:
+    """The spread over seeds of the differences of rows with the same seeds, pooled over pairs.
+
+    What rows of one seed share cancels in their differences, so rows that spread by points can
+    differ by tenths that are found.
+
+    Args:
+        summaries: of one column.
+
+    Returns:
+        Standard deviation of a difference, number of pairs of rows, fewest seeds; None if no rows
+        are tested in pairs.
+    """
+    tests = [compare_summaries(*pair) for pair in combinations(summaries, 2)]
+    found = [test for test in tests if test is not None and test.test == "paired"]
+    if not found:
+        return None
+    squares = sum((test.n - 1) * test.n * test.error**2 for test in found)
+    spread = math.sqrt(squares / sum(test.n - 1 for test in found))
+    return spread, len(found), min(test.n for test in found)
+
+
+@dataclass(frozen=True)
+class _Design:
+    """A test of two rows of n repetitions: degrees of freedom, and error for a spread of 1."""
+
+    freedom: int
+    error: float
+
+
+def _design(n: int, paired: bool) -> _Design:
+    return _Design(n - 1, math.sqrt(1 / n)) if paired else _Design(2 * n - 2, math.sqrt(2 / n))
+
+
+def resolvable(spread: float, n: int, paired: bool = False) -> float:
     """The smallest difference of two rows that a two-sided t test at 5 % finds.
 
     Args:
-        spread: standard deviation of single runs, pooled.
-        freedom: its degrees of freedom.
-        n: repetitions of each row.
+        spread: standard deviation of single runs; of their differences over seeds if paired.
+        n: repetitions of each row, at least 2.
+        paired: whether the rows have the same seeds.
 
     Returns:
-        ``t(0.975; freedom) spread sqrt(2 / n)``: half of the interval of a difference.
+        Half of the interval of a difference: ``t(0.975; 2 n - 2) spread sqrt(2 / n)``; if paired,
+        ``t(0.975; n - 1) spread sqrt(1 / n)``.
     """
     from scipy import stats
 
-    return float(stats.t.ppf(1 - ALPHA / 2, freedom)) * spread * math.sqrt(2 / n)
+    design = _design(n, paired)
+    return float(stats.t.ppf(1 - ALPHA / 2, design.freedom)) * spread * design.error
 
 
-def power(difference: float, spread: float, n: int, alpha: float = ALPHA) -> float:
+def power(
+    difference: float, spread: float, n: int, alpha: float = ALPHA, paired: bool = False
+) -> float:
     """The power of a two-sided t test of two rows of n repetitions.
 
     Args:
         difference: of the true means.
-        spread: standard deviation of single runs, the same in both rows.
+        spread: standard deviation of single runs, the same in both rows; of their differences over
+            seeds if paired.
         n: repetitions of each row, at least 2.
         alpha: level of the test.
+        paired: whether the rows have the same seeds.
 
     Returns:
-        The power, by the noncentral t distribution with ``2 n - 2`` degrees of freedom and
-        noncentrality ``difference / (spread sqrt(2 / n))``.
+        The power, by the noncentral t distribution with ``2 n - 2`` degrees of freedom (``n - 1``
+        if paired) and noncentrality ``difference / (spread sqrt(2 / n))`` (``sqrt(1 / n)``).
     """
     from scipy import stats
 
-    freedom, shift = 2 * n - 2, difference / (spread * math.sqrt(2 / n))
+    design = _design(n, paired)
+    freedom, shift = design.freedom, difference / (spread * design.error)
     limit = stats.t.ppf(1 - alpha / 2, freedom)
     above = float(stats.nct.sf(limit, freedom, abs(shift)))
     below = float(stats.nct.cdf(-limit, freedom, abs(shift)))
@@ -100,25 +143,30 @@ def power(difference: float, spread: float, n: int, alpha: float = ALPHA) -> flo
 
 
 def runs_needed(
-    difference: float, spread: float, target: float = POWER, alpha: float = ALPHA
+    difference: float,
+    spread: float,
+    target: float = POWER,
+    alpha: float = ALPHA,
+    paired: bool = False,
 ) -> int | None:
     """Repetitions of each of two rows needed to detect a true difference with a given power.
 
     Args:
         difference: of the true means, not zero.
-        spread: standard deviation of single runs.
+        spread: standard deviation of single runs; of their differences over seeds if paired.
         target: the power, from 0 to 1.
         alpha: level of the test.
+        paired: whether the rows have the same seeds.
 
     Returns:
         The smallest number; None for more than a thousand.
     """
-    if power(difference, spread, _MOST, alpha) < target:
+    if power(difference, spread, _MOST, alpha, paired) < target:
         return None
     low, high = 1, _MOST  # low is too few, high is enough
     while high - low > 1:
         middle = (low + high) // 2
-        if middle > 1 and power(difference, spread, middle, alpha) >= target:
+        if middle > 1 and power(difference, spread, middle, alpha, paired) >= target:
             high = middle
         else:
             low = middle
@@ -128,6 +176,9 @@ def runs_needed(
 def power_report(tables: Sequence[Table]) -> str:
     """For each table and tested column: its spread, resolved differences, needed repetitions.
 
+    One line for rows with seeds of their own, whose spread is that of single runs, and one for rows
+    with the same seeds, whose spread is that of their differences.
+
     Args:
         tables: only rows that are compared are used: measured, and no controls.
     """
@@ -136,31 +187,37 @@ def power_report(tables: Sequence[Table]) -> str:
     lines: list[list[str]] = []
     for table in tables:
         for column in primary_columns(table):
+            name = f"{table.heading(column[0])} {column[1]}, {table.title}"
             summaries = summaries_of(table.rows, column)
-            found = pooled_spread(summaries)
-            if found is None:
-                continue
-            spread, freedom = found
-            fewest = min(s.n for s in summaries if s.n > 1)
-            need = [runs_needed(difference, spread) for difference in DIFFERENCES]
-            lines.append(
-                [
-                    f"{table.heading(column[0])} {column[1]}, {table.title}",
-                    f"{rounded(spread, 2)} ({freedom} d.f.)",
-                    str(fewest),
-                    rounded(resolvable(spread, freedom, fewest), 2),
-                    *("> 1000" if number is None else str(number) for number in need),
-                ]
-            )
+            if (pooled := pooled_spread(summaries)) is not None:
+                spread, freedom = pooled
+                fewest = min(s.n for s in summaries if s.n > 1)
+                lines.append(_line([name, "Welch's"], spread, f"{freedom} d.f.", fewest, False))
+            if (differences := paired_spread(summaries)) is not None:
+                spread, pairs, fewest = differences
+                count = f"{pairs} {'pair' if pairs == 1 else 'pairs'} of rows"
+                lines.append(_line([name, "paired"], spread, count, fewest, True))
     if not lines:
         return "no column with two runs of one row: the spread over seeds is unknown"
-    heads = ["column", "spread", "n", "resolved", *(f"n for {d:g}" for d in DIFFERENCES)]
+    heads = ["column", "test", "spread", "n", "resolved", *(f"n for {d:g}" for d in DIFFERENCES)]
     text = tabulate(lines, heads, tablefmt="github", disable_numparse=True)
     return (
         f"{text}\n\n"
-        "spread: standard deviation over repetitions, pooled over the rows. resolved: the smallest "
-        "difference of two rows with n repetitions that a two-sided t test at 5 % finds. n for D: "
-        f"repetitions of each row so that a true difference of D points is found in "
+        "spread: standard deviation over repetitions, pooled over the rows; for the paired test, "
+        "of the differences of rows with the same seeds, pooled over pairs of rows. resolved: the "
+        "smallest difference of two rows with n repetitions that a two-sided t test at 5 % finds. "
+        "n for D: repetitions of each row so that a true difference of D points is found in "
         f"{100 * POWER:.0f} % of the studies; of several rows against one baseline, Holm's "
         "correction asks for more."
     )
+
+
+def _line(first: list[str], spread: float, known_by: str, n: int, paired: bool) -> list[str]:
+    need = [runs_needed(difference, spread, paired=paired) for difference in DIFFERENCES]
+    return [
+        *first,
+        f"{rounded(spread, 2)} ({known_by})",
+        str(n),
+        rounded(resolvable(spread, n, paired), 2),
+        *("> 1000" if number is None else str(number) for number in need),
+    ]

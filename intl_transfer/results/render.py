@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from tabulate import tabulate
 
 from intl_transfer.errors import UserError, require_choice
-from intl_transfer.results.grid import HIDEABLE, Grid, Line, Spread, make_grid
+from intl_transfer.results.grid import HIDEABLE, Grid, Line, Spread, make_grid, separated
 from intl_transfer.results.latex import Float, LatexOptions, latex
 from intl_transfer.results.longform import as_long_csv
 from intl_transfer.results.machine_readable import as_csv, as_json
@@ -107,12 +107,10 @@ def _markdown(grids: Sequence[Grid], link: str = "") -> str:
     parts = []
     for grid in grids:
         rows = []
-        group = ""
-        for line in grid.lines:
-            if line.group != group and line.group:
+        for line, heading, rule in separated(grid.lines):
+            if heading or rule:  # a rule is a row, too: Markdown has no others
                 blank = [""] * (len(grid.leading) + len(grid.metrics) - 1)
-                rows.append([f"_{safe(line.group)}_", *blank])
-            group = line.group
+                rows.append([f"_{safe(heading)}_" if heading else "—", *blank])
             name = safe(line.name) + _numbers(line)
             name = f"_{name}_" if line.published else name
             values = [
@@ -152,15 +150,13 @@ def _console(grids: Sequence[Grid]) -> str:
             drawn.add_column(Text(name), justify=justify, min_width=min(len(name), 10))
         for group, metric in zip(groups, grid.metrics, strict=True):
             drawn.add_column(Text(f"{group}\n{metric}"), justify="right")
-        group = ""
-        for index, line in enumerate(grid.lines):
-            if line.group != group and line.group:
-                drawn.add_row(Text(line.group, "italic"))
-            group = line.group
+        ruled = [rule or line.published for line, _, rule in separated(grid.lines)]
+        for index, (line, heading, _) in enumerate(separated(grid.lines)):
+            if heading:
+                drawn.add_row(Text(heading, "italic"))
             values = [cell.text + (" *" if cell.best else "") for cell in line.cells]
             cells = _cells(grid, line, line.name + _numbers(line), values, line.detail)
-            after = grid.lines[index + 1] if index + 1 < len(grid.lines) else None
-            last = after is None or after.published or after.rule or after.group != line.group
+            last = index + 1 == len(ruled) or ruled[index + 1]
             style = "dim italic" if line.published else ""
             drawn.add_row(
                 *(Text(cell, style) for cell in cells), end_section=last and not line.published

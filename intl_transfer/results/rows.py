@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +45,7 @@ class Row:
         n: number of repetitions; 0 if a published row does not state it.
         published: True for a row from the literature.
         notes: footnotes.
+        notes_of: those of each part of a table, by its tasks, if it has several.
         runs: the runs behind a measured row.
         external: True for a row from external Detectron2 folders.
         baseline: True for the row that the others are tested against.
@@ -50,11 +53,13 @@ class Row:
         words: distinguishes it from other rows of the method, or "".
         chosen_over: by (task, metric), if its learning rate was chosen, the maximum number of runs
             at another rate.
+        tried: by (task, metric), the number of learning rates of which its own was chosen.
         source: of a published row.
         cite: its key in ``published.bib``.
         shown: the user's name for it, instead of method and words.
         group: rows of a group are adjacent, below its name.
         rule: whether a rule is above it.
+        order: the user's, rows with smaller numbers first.
         each: by (task, metric), the value of each run that has one, by its path.
     """
 
@@ -70,11 +75,14 @@ class Row:
     marks: dict[Column, Mark] = field(default_factory=dict)
     words: str = ""
     chosen_over: dict[Column, int] = field(default_factory=dict)
+    tried: dict[Column, int] = field(default_factory=dict)
+    notes_of: dict[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict)
     source: str = ""
     cite: str = ""
     shown: str = ""
     group: str = ""
     rule: bool = False
+    order: float = math.inf
     each: dict[Column, dict[Path, float]] = field(default_factory=dict)
 
     @property
@@ -164,6 +172,8 @@ class Table:
         headings: of groups, if not the tasks' names.
         shown: the columns to show; all if None.
         legend: explanations of this table's marks and spreads, one line each.
+        baseline: the label of the row that others were tested against, shown or not; "" if none.
+        hidden: the number of compared rows that are not shown.
     """
 
     title: str
@@ -178,6 +188,8 @@ class Table:
     headings: dict[str, str] = field(default_factory=dict)
     shown: tuple[Column, ...] | None = None
     legend: tuple[str, ...] = ()
+    baseline: str = ""
+    hidden: int = 0
 
     @property
     def key(self) -> str:
@@ -197,7 +209,7 @@ class Table:
         words += [] if measured else ["published"]
         if self.shown is not None:
             words += dict.fromkeys(metric for _, metric in self.shown)
-        words += ["vs baseline"] if any(row.baseline for row in self.rows) else []
+        words += ["vs baseline"] if self.baseline else []
         return " ".join(word for word in words if word)
 
     def columns(self) -> list[Column]:
@@ -216,7 +228,7 @@ class Table:
         return found[0] if found else task if task in self.dataset.split(" + ") else self.dataset
 
     def count(self, row: Row) -> str:
-        """Repetitions of a row, per part if they differ: ``3`` or ``1, 5``."""
+        """Repetitions of a row in the columns shown, per part if they differ: ``3``, ``1, 5``."""
         counts = [self._count(row, tasks) for tasks in self._groups()]
         different = list(dict.fromkeys(count for count in counts if count))
         if len(different) <= 1:
@@ -232,12 +244,49 @@ class Table:
         return summary.short_count
 
     def _groups(self) -> list[tuple[str, ...]]:
-        return [part.tasks for part in self.parts] or [(task,) for task in self.tasks]
+        groups = [part.tasks for part in self.parts] or [(task,) for task in self.tasks]
+        return [tasks for tasks in groups if not set(tasks).isdisjoint(self.tasks)]
 
     def _count(self, row: Row, tasks: tuple[str, ...]) -> str:
-        found = [summary for (task, _), summary in row.metrics.items() if task in tasks]
+        shown = [column for column in self.columns() if column[0] in tasks]
+        found = [row.metrics[column] for column in shown if column in row.metrics]
         most = max(found, key=lambda summary: (summary.n, summary.runs), default=None)
         return "" if most is None else most.count
+
+
+def with_notes(table: Table) -> Table:
+    """The footnotes of rows over several parts: of those shown, named if they are not of all.
+
+    Args:
+        table: whose rows may have :attr:`Row.notes_of`.
+    """
+    rows = [
+        dataclasses.replace(row, notes=_notes(table, row)) if row.notes_of else row
+        for row in table.rows
+    ]
+    return dataclasses.replace(table, rows=rows)
+
+
+def _notes(table: Table, row: Row) -> tuple[str, ...]:
+    shown = {task for task, _ in table.columns() if any(task == other for other, _ in row.metrics)}
+    names = {part.tasks: head(part.dataset) for part in table.parts}
+    found = {tasks: notes for tasks, notes in row.notes_of.items() if not shown.isdisjoint(tasks)}
+    words = [
+        note
+        if all(note in theirs for theirs in found.values())
+        else f"{names.get(tasks, ', '.join(tasks))}: {note}"
+        for tasks, notes in found.items()
+        for note in notes
+    ]
+    return tuple(dict.fromkeys(words))
+
+
+_HEADS = {"coco_2017_val": "COCO", "voc_2007_test": "VOC"}
+
+
+def head(dataset: str) -> str:
+    """A data set's short name for column headings."""
+    return _HEADS.get(dataset) or without_split(dataset)
 
 
 # At the end of a data set's name, of several joined by `` + ``, too.

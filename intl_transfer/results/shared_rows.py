@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from intl_transfer.results.grouping import repetitions, same_seed_notes, summary_of
+from intl_transfer.results.grouping import (
+    joined_details,
+    repetitions,
+    same_seed_notes,
+    summary_of,
+)
 from intl_transfer.results.notes import provenance_notes, seen_notes
 from intl_transfer.results.rows import Column, Metrics, Row
 from intl_transfer.results.run import Run
@@ -25,16 +30,51 @@ _NOT_COMPARED = "whether the pretrainings of its columns differ in other setting
 Entry = tuple[str, Column, float, Sample]
 
 
+@dataclass
+class _OfTask:
+    """What counts in the columns of one task of a row.
+
+    Attributes:
+        samples: by the run's path.
+        evaluated: runs of each column with dedicated evaluations.
+        notes: footnotes on what counts.
+    """
+
+    samples: dict[Path, Sample] = field(default_factory=dict)
+    evaluated: dict[Column, list[Run]] = field(default_factory=dict)
+    notes: dict[str, None] = field(default_factory=dict)
+
+    def all_notes(self) -> tuple[str, ...]:
+        """Footnotes on its samples and on what counts of them."""
+        runs = [sample.run for sample in self.samples.values()]
+        evaluated = [run for run in runs if run.manifest.stage == "evaluation"]
+        on_the_way = [run for run in runs if run.manifest.stage == "pretrain"]
+        notes = dict.fromkeys(note for sample in self.samples.values() for note in sample.notes)
+        notes |= dict.fromkeys(seen_notes(on_the_way))
+        if evaluated:
+            notes |= dict.fromkeys(provenance_notes(evaluated, self.evaluated))
+        return tuple(notes | self.notes)
+
+
+def detail_of(samples: Sequence[Sample]) -> str:
+    """The detail of one row: that of its initialization, by all of its names.
+
+    Args:
+        samples: of the row, that count.
+    """
+    return joined_details(sample.run.start.detail for sample in samples)
+
+
 def rows_of(
     entries: Sequence[Entry],
-    details: Mapping[str, str] | None = None,
+    detail: Callable[[Sequence[Sample]], str] = detail_of,
     further: Mapping[str, str] | None = None,
 ) -> list[Row]:
     """Rows with the metrics of each column over runs.
 
     Args:
         entries: key of the row, column, value, sample.
-        details: of rows, by key, if different from those of the initializations.
+        detail: of a row, by its samples that count.
         further: footnotes of rows, by key.
     """
     groups: dict[str, list[tuple[Column, float, Sample]]] = defaultdict(list)
@@ -44,39 +84,33 @@ def rows_of(
     for key, members in groups.items():
         metrics: Metrics = {}
         each: dict[Column, dict[Path, float]] = {}
-        by_column: dict[Column, list[Run]] = {}
-        used: dict[Path, Sample] = {}
-        further_notes: dict[str, None] = {}
+        of_tasks: dict[str, _OfTask] = defaultdict(_OfTask)
         for column in dict.fromkeys(column for column, _, _ in members):
             found, words = _counted([(v, s) for c, v, s in members if c == column])
-            further_notes |= dict.fromkeys(words)
-            used |= {s.run.path: s for _, s in found}
             summary = summary_of([s.run for _, s in found], [v for v, _ in found])
             assert summary is not None
             metrics[column] = summary
             each[column] = {s.run.path: v for v, s in found}
+            of_task = of_tasks[column[0]]
+            of_task.notes |= dict.fromkeys(words)
+            of_task.samples |= {s.run.path: s for _, s in found}
             if not all(s.from_pretraining for _, s in found):
-                by_column[column] = [s.run for _, s in found]
-        start = members[0][2].run.start
+                of_task.evaluated[column] = [s.run for _, s in found]
+        used = {path: s for one in of_tasks.values() for path, s in one.samples.items()}
         runs = tuple(sample.run for sample in used.values())
-        n = max(summary.n for summary in metrics.values())
-        notes = dict.fromkeys(note for sample in used.values() for note in sample.notes)
-        evaluated = [run for run in runs if run.manifest.stage == "evaluation"]
-        on_the_way = [run for run in runs if run.manifest.stage == "pretrain"]
-        notes |= dict.fromkeys(seen_notes(on_the_way))
-        if evaluated:
-            notes |= dict.fromkeys(provenance_notes(evaluated, by_column))
-        notes |= further_notes
-        if further and key in further:
-            notes[further[key]] = None
-        detail = (details or {}).get(key, start.detail)
-        external = any(run.external for run in runs)
+        more = (further[key],) if further and key in further else ()
+        notes_of: dict[tuple[str, ...], tuple[str, ...]] = {
+            (task,): (*of_task.all_notes(), *more) for task, of_task in of_tasks.items()
+        }
         rows.append(
             Row(
-                *(start.method, detail, metrics, n),
-                notes=tuple(notes),
+                members[0][2].run.start.method,
+                detail(list(used.values())),
+                metrics,
+                max(summary.n for summary in metrics.values()),
+                notes_of=notes_of,
                 runs=runs,
-                external=external,
+                external=any(run.external for run in runs),
                 each=each,
             )
         )
@@ -141,10 +175,15 @@ def shared_rows(
         details: of the row, by its index.
         told: patterns of the settings that columns tell.
     """
-    named: dict[tuple[Any, ...], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    named: dict[tuple[Any, ...], dict[str, list[int]]] = defaultdict(dict)
+    by_start: dict[str, list[int]] = defaultdict(list)
     for index, sample in enumerate(samples):
-        name = sample.run.start.method, details[index], sample.results.external
-        named[name][sample.run.start.key].append(index)
+        by_start[sample.run.start.key].append(index)
+    for start, indices in by_start.items():
+        # One initialization is one row, under whatever names its configuration had.
+        known = joined_details(sorted({details[index] for index in indices}))
+        first = samples[indices[0]]
+        named[first.run.start.method, known, first.results.external][start] = indices
 
     def settings(indices: Sequence[int]) -> dict[str, Any]:
         own = samples[indices[0]].run.start.settings

@@ -2,25 +2,29 @@
 
 Rows without a significant difference are not marked, which with few seeds is nearly all of them.
 Tests are against a user-specified baseline, in one predefined metric per task (AP, top-1), before
-any selection: the columns, rows or layout shown do not affect the claims.
+any selection: the columns, rows or layout shown do not affect the claims. Rows at a learning rate
+that was selected on the tested metric pay for it: their p values are multiplied by the number of
+rates tried.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from intl_transfer.errors import UserError, did_you_mean
-from intl_transfer.results.power import (
-    pooled_spread,
-    primary_columns,
-    resolvable,
-    summaries_of,
-)
+from intl_transfer.results.power import primary_columns
 from intl_transfer.results.rounding import rounded
 from intl_transfer.results.rows import Column, Mark, Row, Table
-from intl_transfer.results.statistics import Comparison, TestMethod, compare, holm, level
+from intl_transfer.results.statistics import (
+    Comparison,
+    TestMethod,
+    compare_summaries,
+    correct,
+    level,
+)
 
 ALPHA = 0.05
 _TESTS = {"paired": "paired over seeds", "welch": "Welch's"}
@@ -42,7 +46,8 @@ def compare_with_baseline(
         method: of the tests.
 
     Returns:
-        New tables, with :attr:`intl_transfer.results.rows.Mark.comparison`.
+        New tables, with :attr:`intl_transfer.results.rows.Mark.comparison`, and the baseline's
+        label.
 
     Raises:
         UserError: if no row, or several rows of one table, match the baseline.
@@ -72,15 +77,14 @@ def _compared(table: Table, chosen: Row | None, method: TestMethod) -> Table:
             break
         tests = [(row, _compare(row, chosen, column, method)) for row in measured]
         done = [(row, test) for row, test in tests if row is not chosen and test is not None]
-        corrected = holm([test.p for _, test in done])
-        for (row, test), p in zip(done, corrected, strict=True):
-            comparison = dataclasses.replace(test, p_holm=p, family=len(done))
+        family = correct([test for _, test in done])
+        for (row, _), comparison in zip(done, family, strict=True):
             found.setdefault(id(row), {})[column] = Mark(comparison=comparison)
     rows = [
         dataclasses.replace(row, marks=found.get(id(row), {}), baseline=row is chosen)
         for row in table.rows
     ]
-    return dataclasses.replace(table, rows=rows)
+    return dataclasses.replace(table, rows=rows, baseline=chosen.label if chosen else "")
 
 
 def mark_best(tables: Sequence[Table], baseline: str | None = None) -> list[Table]:
@@ -147,7 +151,10 @@ def _of_best(table: Table, rows: Sequence[Row]) -> list[str]:
     if not columns:
         return []
     of = _names(table, columns).removeprefix("each of ")
-    return [f"Bold: highest measured mean of {of}, the primary metric of each task; no test."]
+    among = f" among the rows shown ({table.hidden} not shown)" if table.hidden else ""
+    return [
+        f"Bold: highest measured mean of {of}{among}, the primary metric of each task; no test."
+    ]
 
 
 def _of_single_runs(rows: Sequence[Row]) -> list[str]:
@@ -185,29 +192,22 @@ def _only(table: Table, name: str, found: Sequence[Row]) -> Row | None:
 
 
 def _compare(first: Row, second: Row, column: Column, method: TestMethod) -> Comparison | None:
-    sides = [side for row in (first, second) if (side := row.metrics.get(column)) is not None]
-    if len({bool(side.each) for side in sides}) > 1 or any(not side.seeds for side in sides):
-        # Pretrainings against fine-tunings: their seeds are not paired.
-        if method == "paired":
-            return None
-        method = "welch"
-    return compare(_values(first, column), _values(second, column), method)
-
-
-def _values(row: Row, column: Column) -> list[tuple[int, float]]:
-    """(seed, value) of every run that has a value."""
-    summary = row.metrics.get(column)
-    if summary is None:
-        return []
-    return list(zip(summary.seeds or range(summary.n), summary.values, strict=True))
+    if column not in first.metrics or column not in second.metrics:
+        return None
+    found = compare_summaries(first.metrics[column], second.metrics[column], method)
+    tried = first.tried.get(column, 1) * second.tried.get(column, 1)
+    return None if found is None else dataclasses.replace(found, tried=tried)
 
 
 def _of_comparisons(table: Table, rows: Sequence[Row], baseline: str) -> list[str]:
     """The legend of the tests: comparison, family, and resolution."""
-    chosen = next((row for row in rows if row.baseline), None)
-    if chosen is None:
+    if not table.baseline:
         return [f"No row of the baseline '{baseline}' in this table."]
-    columns = primary_columns(table)
+    # Under the name that is shown, which a names file may have changed since.
+    shown = next((row.label for row in rows if row.baseline), f"{table.baseline}, not shown")
+    columns = [column for column in primary_columns(table) if column in table.columns()]
+    if not columns:
+        return [f"No column shown is tested against {shown}: tests are of the primary metrics."]
     tests = {
         column: [c for row in rows if (c := _comparison(row, column)) is not None]
         for column in columns
@@ -215,8 +215,8 @@ def _of_comparisons(table: Table, rows: Sequence[Row], baseline: str) -> list[st
     tested = [column for column in columns if tests[column]]
     if not tested:
         return [
-            f"No row could be tested against {chosen.label}: a test takes two runs on each side, "
-            "with some spread."
+            f"No row could be tested against {shown}: a test takes two runs on each side, with "
+            "some spread."
         ]
     kinds = {c.test for column in tested for c in tests[column]}
     sizes = {column: tests[column][0].family for column in tested}
@@ -225,13 +225,19 @@ def _of_comparisons(table: Table, rows: Sequence[Row], baseline: str) -> list[st
         for size in sorted(set(sizes.values()))
         if (same := [column for column in tested if sizes[column] == size])
     )
+    tried = [c.tried for column in tested for c in tests[column]]
+    selection = (
+        f"p times the pairs of learning rates tried ({_range(tried)}), " if max(tried) > 1 else ""
+    )
     lines = [
-        f"↑, ↓: significantly above, below {chosen.label} (p ≤ {ALPHA:g}, two-sided t test, "
-        f"{' and '.join(_TESTS[kind] for kind in sorted(kinds))}, Holm over {over}); other metrics "
-        "are not tested. No mark says nothing."
+        f"↑, ↓: significantly above, below {shown} (p ≤ {ALPHA:g}, two-sided t test, "
+        f"{' and '.join(_TESTS[kind] for kind in sorted(kinds))}, {selection}Holm over {over}); "
+        "other metrics are not tested. No mark says nothing."
     ]
-    limits = [limit for column in tested if (limit := _limit(table, rows, column))]
-    return [*lines, *([f"{'; '.join(limits)}."] if limits else [])]
+    if selection:
+        lines.append("Differences and their intervals are not corrected for the choice of rates.")
+    limits = [_limit(table, column, tests[column]) for column in tested]
+    return [*lines, f"{'; '.join(limits)}."]
 
 
 def _comparison(row: Row, column: Column) -> Comparison | None:
@@ -244,13 +250,22 @@ def _names(table: Table, columns: Sequence[Column]) -> str:
     return names[0] if len(names) == 1 else f"each of {', '.join(names)}"
 
 
-def _limit(table: Table, rows: Sequence[Row], column: Column) -> str | None:
-    """The differences that a column's seeds cannot resolve, from the rows' spread."""
-    found = summaries_of(rows, column)
-    pooled = pooled_spread(found)
-    if pooled is None:
-        return None
-    n = min(summary.n for summary in found if summary.n > 1)
-    points = resolvable(*pooled, n)
+def _limit(table: Table, column: Column, tests: Sequence[Comparison]) -> str:
+    """The differences that the tests of a column could not have found.
+
+    Half of each test's own interval: a smaller difference has no mark, whatever the correction.
+    """
+    points = [test.resolution for test in tests]
+    digits = 1 if min(points) >= 0.05 else math.ceil(-math.log10(min(points)))
+    low, high = rounded(min(points), digits), rounded(max(points), digits)
+    below = low if low == high else f"{low} to {high}, depending on the row,"
     what = _names(table, [column])
-    return f"n = {n}: differences of {what} below {rounded(points)} are not resolved"
+    return (
+        f"n = {_range([t.n for t in tests])}: differences of {what} below {below} are not resolved"
+    )
+
+
+def _range(numbers: Sequence[int]) -> str:
+    """``3``, or ``3-5``."""
+    low, high = min(numbers), max(numbers)
+    return f"{low}" if low == high else f"{low}-{high}"

@@ -114,11 +114,15 @@ class Comparison:
     Attributes:
         difference: of the means.
         p: its p value.
-        p_holm: after Holm's correction over a column's rows; None before.
+        p_holm: corrected for the rates tried, and by Holm over a column's rows; None before.
         test: ``"paired"`` or ``"welch"``.
         low: lower end of the difference's 95 % interval, by the same test, not corrected.
         high: its upper end.
         family: number of comparisons in Holm's correction; 0 before.
+        n: repetitions of the smaller side, or pairs.
+        error: standard error of the difference.
+        tried: the pairs of learning rates of which this one was selected, by which p is multiplied
+            before Holm's correction.
     """
 
     difference: float
@@ -128,6 +132,14 @@ class Comparison:
     low: float = math.nan
     high: float = math.nan
     family: int = 0
+    n: int = 0
+    error: float = math.nan
+    tried: int = 1
+
+    @property
+    def resolution(self) -> float:
+        """The smallest difference that it would find without correction: half of its interval."""
+        return (self.high - self.low) / 2
 
     def significant(self, alpha: float = 0.05) -> bool:
         """Whether the corrected p value is at most alpha."""
@@ -241,7 +253,47 @@ def compare(
         return None
     difference = float(a.mean() - b.mean())
     half = float(stats.t.ppf(0.975, freedom)) * error
-    return Comparison(difference, p, method, None, difference - half, difference + half)
+    ends = (difference - half, difference + half)
+    return Comparison(difference, p, method, None, *ends, n=min(len(a), len(b)), error=error)
+
+
+def compare_summaries(
+    first: Summary, second: Summary, method: TestMethod = "auto"
+) -> Comparison | None:
+    """:func:`compare` of two rows' repetitions.
+
+    Args:
+        first: of one row.
+        second: of the other row.
+        method: of the test. Pretrainings and fine-tunings, whose seeds are not the same, and
+            repetitions without known seeds are not paired.
+
+    Returns:
+        The comparison, first minus second; None if it cannot be tested.
+    """
+    sides = (first, second)
+    if len({bool(side.each) for side in sides}) > 1 or not all(side.seeds for side in sides):
+        if method == "paired":
+            return None
+        method = "welch"
+    a, b = (list(zip(side.seeds or range(side.n), side.values, strict=True)) for side in sides)
+    return compare(a, b, method)
+
+
+def correct(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Comparisons of one family, corrected for selection and for multiple tests.
+
+    A selected pair of learning rates has at best the smallest p value of all pairs: times their
+    number (Bonferroni), it is a p value again, which Holm's correction takes.
+
+    Args:
+        comparisons: of the rows of one column.
+    """
+    values = holm([min(1.0, one.tried * one.p) for one in comparisons])
+    return [
+        dataclasses.replace(one, p_holm=p, family=len(comparisons))
+        for one, p in zip(comparisons, values, strict=True)
+    ]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

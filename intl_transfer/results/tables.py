@@ -21,7 +21,7 @@ from intl_transfer.results.filters import (
 )
 from intl_transfer.results.grouping import LrSelection, measured_tables
 from intl_transfer.results.layout import Layout, join, most_standard_first, with_published
-from intl_transfer.results.names import Naming, name_rows
+from intl_transfer.results.names import Naming, arrange_rows, name_rows
 from intl_transfer.results.rows import Column, Mark, Metrics, Part, Row, Table
 from intl_transfer.results.run import Start
 from intl_transfer.results.significance import compare_with_baseline, mark_best
@@ -127,16 +127,10 @@ def _build_tables(collection: Collection, published: bool, options: TableOptions
             if not tables:
                 raise nothing_fits(all_tables, conditions)
     tables = choose_columns(tables, options.columns)
-    tables = [_controls_last(table) for table in sort_rows(tables, options.sort, options.reverse)]
     if options.names:
         tables = name_rows(tables, options.names)
+    tables = [arrange_rows(table) for table in sort_rows(tables, options.sort, options.reverse)]
     return mark_best(tables, options.baseline)
-
-
-def _controls_last(table: Table) -> Table:
-    """Moves controls below the measured rows, which they belong to; published ones follow."""
-    rows = sorted(table.rows, key=lambda row: (row.published, row.control))
-    return dataclasses.replace(table, rows=rows)
 
 
 def with_words(table: Table) -> Table:

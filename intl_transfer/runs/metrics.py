@@ -56,24 +56,52 @@ def read_lines(
         One dictionary per line, in file order; empty if the file is missing, unreadable or not a
         regular file.
     """
-    file = Path(file)
-    if file.is_dir():
-        file = file / METRICS
-    try:
-        if not file.is_file() or file.stat().st_size > LARGEST_BYTES:
-            return  # missing, or a pipe, which would block
-        data = file.read_bytes() if tail_bytes is None else end_of(file, tail_bytes)
-    except OSError:  # while the folder is being synchronized
-        return
-    lines = data.splitlines()
+    lines = _raw_lines(Path(file), tail_bytes)
     every = max(1, len(lines) // most) if most is not None else 1
     for index, line in enumerate(lines):
         chosen = index % every == 0 or index == len(lines) - 1
         if chosen or any(mark in line for mark in always):
-            with contextlib.suppress(ValueError, RecursionError):  # truncated, or not ours
-                row = json.loads(line)
-                if isinstance(row, dict):
-                    yield row
+            row = _object(line)
+            if row is not None:  # neither truncated nor somebody else's
+                yield row
+
+
+def numbered_lines(file: str | Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """The lines of a metrics file with their numbers, also those that no reader understands.
+
+    Args:
+        file: as for :func:`read_lines`.
+
+    Yields:
+        Number, from 1, and content of each line; None for what is no JSON object. Blank lines and
+        objects cut short, which a crash leaves and a resumed run continues after, are skipped.
+    """
+    for number, line in enumerate(_raw_lines(Path(file)), 1):
+        row = _object(line)
+        is_cut = line.startswith(b"{") and line.count(b"{") > line.count(b"}")
+        if row is not None or (line.strip() and not is_cut):
+            yield number, row
+
+
+def _raw_lines(file: Path, tail_bytes: int | None = None) -> list[bytes]:
+    """The lines of a file, or of its end; none if it cannot be read."""
+    if file.is_dir():
+        file = file / METRICS
+    try:
+        if not file.is_file() or file.stat().st_size > LARGEST_BYTES:
+            return []  # missing, or a pipe, which would block
+        data = file.read_bytes() if tail_bytes is None else end_of(file, tail_bytes)
+    except OSError:  # while the folder is being synchronized
+        return []
+    return data.splitlines()
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    with contextlib.suppress(ValueError, RecursionError):
+        row = json.loads(line)
+        if isinstance(row, dict):
+            return row
+    return None
 
 
 def read_metrics(

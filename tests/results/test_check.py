@@ -130,7 +130,14 @@ def test_metrics_lines_and_the_backbone_are_looked_at(tmp_path, capsys):
         'metrics.jsonl: line 3: step: expected a whole number, found "four"'
         in (check(capsys, run.path)[1])
     )
-    (run.path / "metrics.jsonl").unlink()
+    metrics = run.path / "metrics.jsonl"
+    metrics.write_bytes(b'{"time": 1, "evaluation": {"box": {"AP": 1}\n{"time": 2, "step": "x"}\n')
+    assert "line 2: step" in check(capsys, run.path)[1]  # after one cut short by a crash
+    for damaged in (b"garbage\n" * 50, bytes(4096), b'{"time": 1}\n[1]\n', b'{"time": 1,}'):
+        metrics.write_bytes(damaged)
+        number = 2 if b"[1]" in damaged else 1
+        assert f"line {number}: expected a JSON object" in check(capsys, run.path)[1]
+    metrics.unlink()
     (run.path / "backbone.safetensors").write_bytes(b"other")
     write_results(run.path, backbone_file="backbone.safetensors")
     assert "is not the file whose backbone_sha256" in check(capsys, run.path)[1]

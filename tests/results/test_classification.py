@@ -45,6 +45,36 @@ def test_imagenet_linear_has_a_column_for_each_number_of_epochs(tmp_path):
     assert "batch 256" in {row.detail for row in table.rows if row.published}
 
 
+def test_names_of_one_configuration_are_one_row(tmp_path):
+    settings = {"optim.epochs": 100, "loss.method": "intl"}
+    for seed, name in enumerate(("a", "b")):
+        origin = {"sha": name * 64, "id": name, "config_name": name, "seed": seed}
+        evaluation_run(
+            tmp_path, name, seed=seed, dataset="imagenet", backbone="resnet50", top1=70 + seed,
+            origin={**origin, "epochs": 100, "dataset": "imagenet", "settings": settings},
+        )  # fmt: skip
+    (table,) = tables_of(tmp_path)
+    (row,) = table.rows
+    assert (row.detail, row.metrics["linear", "100 ep"].n) == ("a / b, imagenet", 2)
+
+
+def test_notes_are_of_the_data_sets_that_they_name(tmp_path):
+    """And shown with their columns."""
+    for seed in (0, 1):
+        evaluation_run(tmp_path, f"a{seed}", seed=seed)
+    evaluation_run(tmp_path, "b", dataset="cifar100")
+    once = "the pretraining run was not among the folders read"
+    repeated = "fine-tunings of one pretraining"
+    for columns, expected in (
+        ((), (once, f"cifar10: {repeated}")),
+        (("cifar10",), (once, repeated)),
+        (("cifar100",), (once,)),
+    ):
+        (table,) = build_tables(collect([tmp_path]), options=TableOptions(columns=columns))
+        (row,) = table.rows
+        assert all(note.startswith(text) for note, text in zip(row.notes, expected, strict=True))
+
+
 def test_protocols_of_evaluation_are_not_mixed(tmp_path):
     imagenet(tmp_path, 100, 0, 73.0)
     imagenet(tmp_path, 100, 1, 71.0, protocol={"epochs": 90}, epoch=90)

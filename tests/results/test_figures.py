@@ -176,8 +176,11 @@ def test_plots_are_means_over_pretrainings_as_tables(tmp_path):
 
 
 def test_a_repeated_pretraining_is_drawn_once_as_tables_count_it(tmp_path):
+    """Under another name of its configuration, too."""
     for name, accuracy, year in (("first", 30.0, 2024), ("again", 90.0, 2025)):
-        run = pretraining_run(tmp_path, name, sha=name[0] * 64, knn_accuracy=accuracy)
+        run = pretraining_run(
+            tmp_path, name, sha=name[0] * 64, knn_accuracy=accuracy, config_name=name
+        )
         run.manifest.ended = f"{year}-05-01T12:00:00+00:00"
         run.save()
         for epoch in (1, 2):
@@ -186,10 +189,11 @@ def test_a_repeated_pretraining_is_drawn_once_as_tables_count_it(tmp_path):
     (table,) = build_tables(found)
     (row,) = table.rows
     assert (row.n, row.metrics["k-NN", "top-1"].mean) == (1, 90.0)
+    assert row.detail == "again, 20 ep, shapes"
     drawn = dict(figures._figures(found, [table], figures._styles(found, [table])))
     (line,) = drawn["pretrain_knn"].axes[0].lines
     assert line.get_ydata().tolist() == [90.0, 90.0]
-    assert ", n = " not in line.get_label()
+    assert line.get_label() == row.label
 
 
 def test_many_classes_and_rows(tmp_path):

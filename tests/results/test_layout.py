@@ -167,6 +167,52 @@ def test_a_rate_that_one_run_chose_is_marked(tmp_path):
     assert "†: Learning rate chosen by a single run, over means of several: INTL." in text
 
 
+def test_notes_and_counts_are_of_the_columns_shown(tmp_path):
+    """COCO's runs repeat one pretraining and saw the test images; VOC's have two pretrainings."""
+    seen = {"name": "x_coco_val", "train": ["x_coco_val"], "layout": "coco"}
+    unseen = {"name": "x_voc_test", "train": ["x_voc_trainval"], "layout": "voc"}
+    for name in "12":
+        start = start_of("INTL", name * 64, seed=int(name), settings={"loss.method": "intl"})
+        detection_run(
+            tmp_path, f"voc{name}", 57.0, layout="voc", initialization=start, dataset=unseen
+        )
+    start = start_of("INTL", "1" * 64, seed=1, settings={"loss.method": "intl"})
+    for seed in range(3):
+        detection_run(tmp_path, f"coco{seed}", 38.0, seed=seed, initialization=start, dataset=seen)
+    one, tested = "fine-tunings of one pretraining", "tested on the training images"
+    for columns, count, expected in (
+        ((), "3, 2 pretrainings", (f"x_coco: {tested}", f"x_coco: {one}")),
+        (("box", "mask"), "3", (tested, one)),
+        (("voc",), "2 pretrainings", ()),
+    ):
+        (table,) = tables_of(tmp_path, columns=columns)
+        (row,) = table.rows
+        assert table.count(row) == count
+        found = [note for note in row.notes if one in note or tested in note]
+        assert all(note.startswith(text) for note, text in zip(found, expected, strict=True))
+
+
+def test_a_baseline_that_is_not_shown_is_named(tmp_path):
+    for seed, wave in enumerate((0.1, -0.2, 0.3)):
+        coco(tmp_path, f"a{seed}", 38 + wave, seed=seed)
+        coco(tmp_path, f"b{seed}", 37 - wave, seed=seed, method="MoCo v2")
+        coco(tmp_path, f"c{seed}", 30 + wave / 2, seed=seed, method="random init")
+    options = {"baseline": "random init", "columns": ("AP",)}
+    whole, part = (
+        tables_of(tmp_path, rows=rows, **options)[0] for rows in ((), ("method!=random init,INTL",))
+    )
+    (row,) = part.rows
+    (same,) = (row for row in whole.rows if row.method == "MoCo v2")
+    assert row.marks["box", "AP"].comparison == same.marks["box", "AP"].comparison
+    assert "below random init, not shown (p" in part.legend[-2]
+    assert "Holm over the 2 rows of each of" in part.legend[-2]
+    assert not any(mark.best for mark in row.marks.values())  # nothing shown to be better than
+    (two,) = tables_of(tmp_path, rows=("method!=INTL",), **options)
+    assert "det. AP, COCO seg. AP among the rows shown (1 not shown)" in two.legend[0]
+    (other,) = tables_of(tmp_path, baseline="random init", columns=("AP50",))
+    assert "No column shown is tested against random init" in other.legend[-1]
+
+
 def test_bold_is_of_the_primary_metric_alone(tmp_path):
     coco(tmp_path, "a", 38.0, metrics={"box": {"AP": 38.0, "AP50": 50.0, "AP75": 40.0}})
     coco(tmp_path, "b", method="MoCo v2", metrics={"box": {"AP": 37.0, "AP50": 60.0, "AP75": 45.0}})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import re
 
 import pytest
@@ -57,8 +59,26 @@ def test_order_groups_and_rules_in_every_form(runs, tmp_path):
         *("textit{none}", "random init", "midrule", "textit{contrast}", "MoCo", "BYOL"),
         *("midrule", "INTL"),
     ]
-    assert "_contrast_" in render([table], "md")
-    assert "contrast" in render([table], "console")
+    body = render([table], "md").split("\n\n")[1].splitlines()[2:]
+    firsts = [line.split("|")[1].partition("[")[0].strip() for line in body]
+    expected = ["_none_", "random init (baseline)", "_contrast_", "MoCo", "BYOL", "—", "INTL"]
+    assert firsts == expected
+    kept = [re.match(r"[│├] ?(─|\w+)", line) for line in render([table], "console").splitlines()]
+    expected = ["none", "random", "─", "contrast", "MoCo", "BYOL", "─", "INTL"]
+    assert [found.group(1) for found in kept if found] == expected
+    groups = ["none", "contrast", "contrast", None]
+    assert [row["group"] for row in json.loads(render([table], "json"))[0]["rows"]] == groups
+    lines = csv.DictReader(render([table], "csv").splitlines())
+    assert [line["group"] for line in lines] == [group or "" for group in groups]
+
+
+def test_rows_are_sorted_by_the_names_that_are_shown_and_controls_are_last(runs, tmp_path):
+    config = {"CONTROL": {"SHUFFLE_LABELS": True}}
+    detection_run(runs, "control", 50.0, method="BYOL", sha="B" * 64, config=config)
+    names = "INTL: Zeta\nMoCo v2: {name: Eta, group: spectral}\n"
+    table = named(runs, tmp_path, names, sort="method")
+    control = "control: labels shuffled (BYOL)"
+    assert [row.name for row in table.rows] == ["BYOL", "random init", "Zeta", "Eta", control]
 
 
 @pytest.mark.parametrize(

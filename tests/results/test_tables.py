@@ -9,6 +9,7 @@ import statistics
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from intl_transfer.errors import UserError
 from intl_transfer.results import TableOptions, build_tables, collect, render
@@ -285,12 +286,52 @@ def test_the_baseline_is_tested_over_seeds_with_holms_correction(tmp_path):
         ("mask", "AP"),
     }
     assert "paired over seeds, Holm over the 1 row of each of" in table.legend[-2]
-    variances = [np.var(x, ddof=1) for x in ([39.1, 39.4, 39.9], [38.0, 38.4, 38.8])]
-    spread = math.sqrt(sum(variances) / 2)
-    limit = stats.t.ppf(0.975, 4) * spread * math.sqrt(2 / 3)
+    limit = (interval.high - interval.low) / 2
     assert f"n = 3: differences of COCO det. AP below {limit:.1f} are not" in table.legend[-1]
     assert "39.5 ± 0.4 ↑" in render([table], "md")
     assert "39.5 +1.1 [" in render([table], "md", spread="difference")
+
+
+def test_no_mark_contradicts_what_is_said_to_be_resolved(tmp_path):
+    """Seeds spread by points, which cancel in the differences that are tested."""
+    for seed, base in enumerate((30.0, 33.0, 28.0, 35.0)):
+        detection_run(tmp_path, f"base{seed}", base, method="MoCo v2", seed=seed)
+        near = base + 0.3 + 0.02 * (seed % 2)
+        detection_run(tmp_path, f"near{seed}", near, seed=seed)
+        detection_run(tmp_path, f"far{seed}", base + seed, method="BYOL", seed=seed)
+    (table,) = tables_of(tmp_path, baseline="MoCo v2", columns=("box.AP",))
+    tests = {row.method: row.marks["box", "AP"].comparison for row in table.rows if row.marks}
+    assert tests["INTL"].significant()
+    assert tests["INTL"].difference > tests["INTL"].resolution
+    halves = [stats.t.ppf(0.975, 3) * np.std(x, ddof=1) / 2 for x in ([0, 0.02] * 2, range(4))]
+    assert [tests[name].resolution for name in ("INTL", "BYOL")] == pytest.approx(halves)
+    expected = f"below {halves[0]:.2f} to {halves[1]:.2f}, depending on the row, are not resolved"
+    assert expected in table.legend[-1]
+
+
+def test_a_selected_rate_pays_for_the_selection(tmp_path):
+    """Its p value counts the pairs of rates: on both sides, of which the best are compared."""
+    rng = np.random.default_rng(0)
+    for seed in range(4):
+        for rate in (0.01, 0.02, 0.04):
+            name, plan = f"{rate}{seed}", {**PLAN, "base_lr": rate}
+            detection_run(tmp_path, f"a{name}", rng.normal(39, 0.3), seed=seed, schedule=plan)
+            if rate < 0.04:
+                ap = rng.normal(38, 0.3)
+                detection_run(tmp_path, f"b{name}", ap, method="MoCo v2", seed=seed, schedule=plan)
+        detection_run(tmp_path, f"c{seed}", rng.normal(37, 0.3), method="BYOL", seed=seed)
+    options = {"baseline": "MoCo v2", "columns": ("box.AP",)}
+    (table,) = tables_of(tmp_path, lr_selection="best", **options)
+    tests = {row.method: row.marks["box", "AP"].comparison for row in table.rows if row.marks}
+    assert {name: test.tried for name, test in tests.items()} == {"INTL": 6, "BYOL": 2}
+    p = [min(1, tests[name].p * tests[name].tried) for name in ("INTL", "BYOL")]
+    expected = multipletests(p, method="holm")[1]
+    assert [tests[name].p_holm for name in ("INTL", "BYOL")] == pytest.approx(expected)
+    assert any(
+        "p times the pairs of learning rates tried (2-6), Holm" in one for one in table.legend
+    )
+    for one in tables_of(tmp_path, **options):
+        assert not any("learning rates tried" in text for text in one.legend)
 
 
 def test_other_seeds_are_tested_by_welch(tmp_path):

@@ -14,6 +14,7 @@ import pytest
 
 from intl_transfer.cli import main
 from intl_transfer.results import TableOptions, build_tables, collect
+from intl_transfer.results.names import Naming
 from intl_transfer.results.report import write_report
 from intl_transfer.results.rounding import rounded
 from tests.results.report.conftest import report_of
@@ -40,6 +41,22 @@ def test_a_table_of_three_seeds_fits_and_the_primary_result_is_on_the_first_scre
     best = first.locator("td.best").first.bounding_box()
     assert best["y"] + best["height"] < 900
     assert "↑" in first.locator("td.best").first.inner_text()
+
+
+def test_groups_of_a_names_file_are_blocks(visit, tmp_path):
+    for method, ap in (("INTL", 39.0), ("BYOL", 38.0), ("MoCo v2", 37.0)):
+        detection_run(tmp_path / "runs", method, ap, method=method, sha=method[0] * 64)
+    names = (Naming("INTL", group="spectral"),)
+    found = collect([tmp_path / "runs"], cache=False)
+    tables = build_tables(found, options=TableOptions(names=names))
+    seen = visit(write_report(found, tables, tmp_path / "page"), WIDE)
+    bodies = seen.page.locator("section.card table.results").first.locator("tbody")
+    firsts = [body.locator("th > a, .block-name span") for body in bodies.all()]
+    assert [found.all_inner_texts() for found in firsts] == [
+        ["spectral", "INTL"],
+        ["BYOL", "MoCo v2"],
+    ]
+    assert bodies.nth(1).get_attribute("class") == "apart"
 
 
 def test_the_list_of_contents_leads_to_every_table(visit, against):

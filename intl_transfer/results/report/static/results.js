@@ -76,14 +76,39 @@ export const tableNames = (table) =>
     .map((title) => titleParts(title)[0])
     .join(" and ");
 
+/**
+ * Rows in blocks: neighbors of one group below its name, and what is of none.
+ * @param {Row[]} rows
+ * @param {string} name of those at the beginning that are of no group
+ * @param {string} kind
+ * @param {(row: Row) => Line} line
+ * @returns {Block[]}
+ */
+function groupBlocks(rows, name, kind, line) {
+  /** @type {Block[]} */
+  const blocks = [];
+  rows.forEach((row, i) => {
+    if (i === 0 || row.group !== rows[i - 1].group) {
+      const after = blocks.length > 0;
+      const apart = after && !row.group ? "apart" : "";
+      const words = [kind, apart].filter(Boolean).join(" ");
+      blocks.push({ name: row.group || (after ? "" : name), class: words || undefined, lines: [] });
+    }
+    blocks[blocks.length - 1].lines.push(line(row));
+  });
+  return blocks;
+}
+
 /** @param {Table} table */
 function resultTable(table) {
   const shown = table.rows.filter((row) => place.published || !row.published);
   const widths = table.columns.map((_, i) => columnWidths(shown, i));
-  /** @type {(published: boolean) => Line[]} */
-  const lines = (published) =>
-    shown.filter((row) => row.published === published).map((row) => tableLine(row, widths));
-  const [measured, published] = [lines(false), lines(true)];
+  /** @type {(row: Row) => Line} */
+  const line = (row) => tableLine(row, widths);
+  const [measured, published] = [
+    shown.filter((row) => !row.published),
+    shown.filter((row) => row.published),
+  ];
   const made = sortable({
     id: table.key,
     title: table.title,
@@ -92,11 +117,11 @@ function resultTable(table) {
     legend: table.legend,
     class: "results",
     blocks: [
-      { name: published.length && measured.length ? "measured" : "", lines: measured },
-      { name: published.length ? "published" : "", class: "published", lines: published },
+      ...groupBlocks(measured, published.length ? "measured" : "", "", line),
+      ...groupBlocks(published, "published", "published", line),
     ],
   });
-  const used = new Set([...measured, ...published].flatMap((line) => line.notes));
+  const used = new Set(shown.flatMap((row) => row.notes));
   const notes = table.notes.map((note, i) => used.has(i + 1) && h("li", { value: i + 1 }, note));
   const parts = partTitles(table);
   const node = h(
