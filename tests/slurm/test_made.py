@@ -115,12 +115,13 @@ def test_what_was_made_of_edited_settings_is_made_again(tmp_path, monkeypatch):
     manifest(trained, config=config)
     monkeypatch.setattr(made, "read_results", lambda _: {"backbone_sha256": "1" * 64})
     run = {"settings": {"optim.base_lr": config["optim.base_lr"]}, "seed": 0}
-    report = {"provenance": {"source_sha256": "1" * 64, "pretrain_run": run}}
+    written = hashlib.sha256(b"weights").hexdigest()
+    report = {"provenance": {"source_sha256": "1" * 64, "pretrain_run": run}, "sha256": written}
     weights = tmp_path / "weights" / "intl.pth"
     weights.parent.mkdir()
     weights.write_bytes(b"weights")
     weights.with_suffix(".json").write_text(json.dumps(report))
-    used = {"role": "weights", "sha256": hashlib.sha256(b"weights").hexdigest()}
+    used = {"role": "weights", "sha256": written}
     known = jobs["evaluation"].settings
     evaluated = {key: known[key] for key in known if key != "weights"}
     target = tmp_path / "evaluation" / "knn" / "intl_seed0"
