@@ -223,8 +223,11 @@ IMPLIED: dict[str, dict[str, Any]] = {
     "pretrain": {
         "data.normalize": "imagenet",
         "data.exif_orientation": False,
+        "data.subset": None,
         "loss.stable": True,
         "loss.g": None,
+        "optim.optimizer": "sgd",
+        "optim.clip_norm": None,
     },
     "evaluation": {
         "data.normalize": None,
@@ -385,7 +388,8 @@ def role_of(stage: str, key: str, settings: Mapping[str, Any]) -> Role:
 def select(stage: str, config: Mapping[str, Any], *roles: Role) -> dict[str, Any]:
     """The settings of given roles by dotted key, including implied values of missing keys.
 
-    Values with one meaning (:data:`SYNONYMS`) are written as one.
+    Values with one meaning (:data:`SYNONYMS`) are written as one. An empty section states nothing,
+    like one that is missing.
 
     Args:
         stage: of :data:`RULES`.
@@ -401,7 +405,8 @@ def select(stage: str, config: Mapping[str, Any], *roles: Role) -> dict[str, Any
     return {
         key: value
         for key, value in settings.items()
-        if (role_of(stage, key, settings) in roles if _rules_of(stage, key) else keeps_unnamed)
+        if not (isinstance(value, Mapping) and not value)
+        and (role_of(stage, key, settings) in roles if _rules_of(stage, key) else keeps_unnamed)
     }
 
 
