@@ -26,6 +26,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Final, Generic, Literal, TypeVar
 
 from intl_transfer.runs.aliases import standard_key
+from intl_transfer.runs.private import portable
 
 Role = Literal["decides", "weights", "control", "seed", "free"]
 T = TypeVar("T")
@@ -467,10 +468,11 @@ def differences(stage: str, before: Mapping[str, Any], now: Mapping[str, Any]) -
 
     Returns:
         By dotted key ``{"before", "now"}``, None if a configuration lacks the key; free keys are
-        excluded.
+        excluded, and the folders of files, whose content counts as ``dataset.*``.
     """
     kept: tuple[Role, ...] = ("decides", "weights", "control", "seed")
-    return contrast(select(stage, before, *kept), select(stage, now, *kept))
+    settings = [portable(select(stage, config, *kept)) for config in (before, now)]
+    return contrast(*settings)
 
 
 def contrast(before: Mapping[str, Any], now: Mapping[str, Any]) -> Differences:
