@@ -420,6 +420,10 @@ class Results(Record):
     """As in the manifest."""
     seed: int
     """As in the manifest."""
+    run: str | None = None
+    """Id of the run, as in the manifest."""
+    session: int | None = None
+    """Number of the session that wrote this, which is the last one of a finished run."""
     external: str | None = None
     """Who or what measured this, if not this project."""
     source: str | None = None
