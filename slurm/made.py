@@ -15,7 +15,8 @@ from intl_transfer.runs import read_manifest, read_results, sha256_file
 from intl_transfer.runs.private import portable
 from intl_transfer.runs.records import Manifest
 from intl_transfer.runs.schedules import BATCH_KEY, at_batch
-from intl_transfer.runs.settings import Differences, contrast, flatten, identity
+from intl_transfer.runs.settings import Differences, contrast, flatten, identity, locations
+from slurm.images import moved
 
 #: Stages whose work is a run directory.
 RUNS = ("pretrain", "detection", "evaluation")
@@ -31,6 +32,16 @@ _SETTLED = (
     *("MODEL.MASK_ON", "INPUT.MASK_FORMAT", "MODEL.*.NUM_CLASSES", "CUSTOM_DATASETS.*.CLASSES"),
     *(f"MODEL.RESNETS.{key}" for key in ("DEPTH", "RES2_OUT_CHANNELS", "WIDTH_PER_GROUP")),
 )
+
+
+def job_settings(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a job, by dotted key: what identifies its run, and where its images lie.
+
+    Args:
+        stage: of the job.
+        config: all of them.
+    """
+    return {**identity(stage, config), **locations(stage, config)}
 
 
 def changes(
@@ -52,7 +63,8 @@ def changes(
         if manifest is None:
             return {}
         found = _changed_run(stage, manifest, settings, made_with)
-        return found or changed_weights(manifest, settings.get(WEIGHTS))
+        found = found or changed_weights(manifest, settings.get(WEIGHTS))
+        return found or moved(stage, manifest, settings)
     stated = _stated(target) if stage == "convert" else {}
     before = {**(made_with or {}), **stated}
     now = {**settings, **portable({key: settings[key] for key in stated if key in settings})}
@@ -77,11 +89,11 @@ def _changed_run(
     if stage == "detection":
         now = _adapted(now, manifest)
     found = contrast(identity(stage, manifest.config), identity(stage, now))
-    asked = contrast(made_with, settings) if made_with is not None else {}
+    edited = contrast(made_with, settings) if made_with is not None else {}
     return {
         key: change
         for key, change in found.items()
-        if key in asked or not any(fnmatchcase(key, settled) for settled in _SETTLED)
+        if key in edited or not any(fnmatchcase(key, settled) for settled in _SETTLED)
     }
 
 

@@ -432,6 +432,17 @@ def identity(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
     return select(stage, config, "decides", "control", "seed")
 
 
+def locations(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that say where images lie, by dotted key; what these are counts instead."""
+    settings = flatten(config)
+    rules = {key: rule_of(stage, key, settings) for key in settings}
+    return {
+        key: settings[key]
+        for key, rule in rules.items()
+        if rule is not None and rule.reason == _CONTENT
+    }
+
+
 def comparable(value: Any) -> Any:
     """A hashable form of a setting, equal for equal settings.
 
