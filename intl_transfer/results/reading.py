@@ -24,7 +24,6 @@ from intl_transfer.runs.records import (
     Record,
     results_of,
 )
-from intl_transfer.runs.settings import comparable
 
 #: Upper limit, larger than any manifest or results file of ours.
 LARGEST_BYTES = 64 << 20
@@ -259,7 +258,8 @@ def _of_other_sessions(manifest: Manifest, results: AnyResults | Mapping[str, An
         return None
     key, name = _LENGTHS[manifest.stage]
     planned, made = _at(manifest.config, key), _at(results, name)
-    if None in (planned, made) or comparable(planned) == comparable(made):
+    stated = all(isinstance(length, (int, float)) for length in (planned, made))
+    if not stated or planned == made:
         return None
     return f"{key} is {planned} in {MANIFEST}, and {name} is {made} in {RESULTS}"
 

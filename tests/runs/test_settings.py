@@ -48,6 +48,7 @@ def stage_configs():
     own |= {"FOLDER": "f", "SPLIT": "s"}
     cfg = as_dict(load_config("coco_R50_C4"))
     cfg["CUSTOM_DATASETS"] = {"mine": own}
+    cfg["SOLVER"]["MAX_ITER"] = 90000  # as the results below are of
     return {
         "pretrain": dataclasses.asdict(pretrain),
         "evaluation": dataclasses.asdict(EvaluationConfig(kind="linear")),
