@@ -2,7 +2,8 @@
 
     python slurm/convert.py RUN_OR_CHECKPOINT OUT.pth
 
-Calls `intl-transfer convert`. A conversion whose report has the same source hash is not repeated.
+Calls `intl-transfer convert`. It is not repeated if the report beside OUT names this file and the
+source by their hashes.
 """
 
 from __future__ import annotations

@@ -17,12 +17,11 @@ from intl_transfer.evaluation.config import EvaluationConfig
 from intl_transfer.runs.changes import as_begun
 from intl_transfer.runs.controls import ControlConfig
 from intl_transfer.runs.given import WORDS
-from intl_transfer.runs.settings import identity
 from slurm import launch_detection
 from slurm.configs import config_of_job
 from slurm.executors import with_sources
 from slurm.ledger import Job
-from slurm.made import WEIGHTS
+from slurm.made import WEIGHTS, job_settings
 from slurm.module import command as of_module
 from slurm.plan import OF_PLAN, refuse_own
 from slurm.resources import Resources, fitting, tasks_per_node
@@ -176,7 +175,7 @@ class Classification:
             settings = configuration(config, evaluation.overrides, begun)
         if settings.kind != "knn":
             rank_batch_size(settings.optim.batch_size, requested.nodes * tasks_per_node(requested))
-        decided = {**identity("evaluation", dataclasses.asdict(settings)), "seed": seed}
+        decided = {**job_settings("evaluation", dataclasses.asdict(settings)), "seed": seed}
         if rate is not None:
             decided["optim.lr"] = rate
         overrides = [*evaluation.overrides, f"seed={seed}"]

@@ -31,7 +31,6 @@ from intl_transfer.errors import UserError
 from intl_transfer.files.names import default_name
 from intl_transfer.runs import read_manifest
 from intl_transfer.runs.config import resolve_config
-from intl_transfer.runs.settings import identity
 from slurm.configs import config_of_job
 from slurm.convert import command as conversion
 from slurm.executors import (
@@ -45,7 +44,7 @@ from slurm.graph import stage_job
 from slurm.launching import launch_copy
 from slurm.ledger import Job
 from slurm.local import fit, visible_gpus
-from slurm.made import RANDOM, RATE, WEIGHTS, converted_from, source_hash
+from slurm.made import RANDOM, RATE, WEIGHTS, converted_from, job_settings, source_hash
 from slurm.options import make_parser, parsed
 from slurm.resources import Resources, add_arguments, fitting, resources
 
@@ -196,7 +195,7 @@ def settings_of(config: str, opts: tuple[str, ...]) -> dict[str, Any]:
     if "--scale-to-batch" in options:
         scale_to_batch(cfg, int(options["--scale-to-batch"]))
     rate = {RATE: float(options["--lr"])} if "--lr" in options else {}
-    return {**identity("detection", as_dict(cfg)), **rate}
+    return {**job_settings("detection", as_dict(cfg)), **rate}
 
 
 @functools.cache

@@ -28,7 +28,6 @@ from intl_transfer.boundary import Boundary
 from intl_transfer.data.loaders import rank_batch_size
 from intl_transfer.runs.changes import as_begun
 from intl_transfer.runs.config import config_name
-from intl_transfer.runs.settings import identity
 from pretrain.checks import configuration
 from pretrain.config import PretrainConfig
 from slurm.configs import config_of_job
@@ -43,6 +42,7 @@ from slurm.graph import stage_job
 from slurm.launching import launch_copy
 from slurm.ledger import Job
 from slurm.local import fit, visible_gpus
+from slurm.made import job_settings
 from slurm.options import make_parser, parsed
 from slurm.plan import refuse_own
 from slurm.resources import Resources, add_arguments, crowded, fitting, resources, tasks_per_node
@@ -162,7 +162,7 @@ def pretraining(
         command=command,
         resources=dataclasses.asdict(requested),
         folder=str(Path.cwd()),
-        settings=identity("pretrain", dataclasses.asdict(resolved)),
+        settings=job_settings("pretrain", dataclasses.asdict(resolved)),
         title=title,
     )
 

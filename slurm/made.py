@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from intl_transfer.errors import UserError
+from intl_transfer.files.stamps import is_settled, stamp_of
 from intl_transfer.runs import read_manifest, read_results, sha256_file
 from intl_transfer.runs.private import portable
 from intl_transfer.runs.records import Manifest
 from intl_transfer.runs.schedules import BATCH_KEY, at_batch
-from intl_transfer.runs.settings import Differences, contrast, flatten, identity
+from intl_transfer.runs.settings import Differences, contrast, flatten, identity, locations
+from slurm.images import moved
 
 #: Stages whose work is a run directory.
 RUNS = ("pretrain", "detection", "evaluation")
@@ -29,6 +32,16 @@ _SETTLED = (
     *("MODEL.MASK_ON", "INPUT.MASK_FORMAT", "MODEL.*.NUM_CLASSES", "CUSTOM_DATASETS.*.CLASSES"),
     *(f"MODEL.RESNETS.{key}" for key in ("DEPTH", "RES2_OUT_CHANNELS", "WIDTH_PER_GROUP")),
 )
+
+
+def job_settings(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a job, by dotted key: what identifies its run, and where its images lie.
+
+    Args:
+        stage: of the job.
+        config: all of them.
+    """
+    return {**identity(stage, config), **locations(stage, config)}
 
 
 def changes(
@@ -50,7 +63,8 @@ def changes(
         if manifest is None:
             return {}
         found = _changed_run(stage, manifest, settings, made_with)
-        return found or changed_weights(manifest, settings.get(WEIGHTS))
+        found = found or changed_weights(manifest, settings.get(WEIGHTS))
+        return found or moved(stage, manifest, settings)
     stated = _stated(target) if stage == "convert" else {}
     before = {**(made_with or {}), **stated}
     now = {**settings, **portable({key: settings[key] for key in stated if key in settings})}
@@ -75,11 +89,11 @@ def _changed_run(
     if stage == "detection":
         now = _adapted(now, manifest)
     found = contrast(identity(stage, manifest.config), identity(stage, now))
-    asked = contrast(made_with, settings) if made_with is not None else {}
+    edited = contrast(made_with, settings) if made_with is not None else {}
     return {
         key: change
         for key, change in found.items()
-        if key in asked or not any(fnmatchcase(key, settled) for settled in _SETTLED)
+        if key in edited or not any(fnmatchcase(key, settled) for settled in _SETTLED)
     }
 
 
@@ -95,7 +109,7 @@ def _adapted(settings: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
 def changed_weights(manifest: Manifest, weights: object) -> Differences:
     """Weights that are not those that a run began with, also under the same path.
 
-    Converted again from the same source they are the same.
+    Converted again from the same network of the same source they are the same.
 
     Args:
         manifest: of the run.
@@ -108,15 +122,29 @@ def changed_weights(manifest: Manifest, weights: object) -> Differences:
         return {WEIGHTS: {"before": RANDOM if used is None else used.path, "now": weights}}
     if used is None or not Path(weights).exists():
         return {}
-    before = used.provenance.source_sha256 if used.provenance is not None else None
-    now = converted_from(Path(weights))
-    if not (before and now):
-        try:
-            before, now = used.sha256, source_hash(weights)
-        except (UserError, OSError):
-            return {}
-    key = f"{WEIGHTS} sha256"
-    return {key: {"before": before, "now": now}} if before and now and before != now else {}
+    try:
+        found = source_hash(weights)
+    except (UserError, OSError):
+        return {}
+    if not (used.sha256 and found) or used.sha256 == found:
+        return {}
+    before = _network({} if used.provenance is None else used.provenance.as_json())
+    now = _network(conversion_of(Path(weights)))
+    if not (before["sha256"] and now["sha256"]):
+        before, now = {"sha256": used.sha256}, {"sha256": found}
+    return {f"{WEIGHTS} {fact}": change for fact, change in contrast(before, now).items()}
+
+
+def _network(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the weights of a conversion and how they see images."""
+    pixels = provenance.get("pixels") or {}
+    return {
+        "sha256": provenance.get("source_sha256"),
+        "branch": provenance.get("branch"),
+        "stem": provenance.get("stem"),
+        # How it is known how the images were normalized changes nothing.
+        "pixels": {key: value for key, value in pixels.items() if key != "source"},
+    }
 
 
 def source_hash(source: str) -> str | None:
@@ -126,28 +154,44 @@ def source_hash(source: str) -> str | None:
         results = read_results(path)
         found = results.get("backbone_sha256") if results is not None else None
         return str(found) if found else None
-    return sha256_file(path) if path.is_file() else None
+    return _sha256(path) if path.is_file() else None
 
 
-def _provenance(target: Path) -> dict[str, Any]:
-    """What the report beside a converted file says of its source; empty without one."""
+def _sha256(file: Path) -> str:
+    """A file's hash; many jobs ask for that of one file, which is read once while it stays."""
+    stamp = stamp_of(file.stat())
+    return _hash_at(file, tuple(stamp)) if is_settled(stamp) else sha256_file(file)
+
+
+@functools.lru_cache(maxsize=1024)
+def _hash_at(file: Path, stamp: tuple[int, ...]) -> str:
+    return sha256_file(file)
+
+
+def conversion_of(target: Path) -> dict[str, Any]:
+    """The provenance of a converted file, by the report beside it.
+
+    Empty without a report, and if the file is not the one that the report is of: either may have
+    been replaced since.
+    """
     try:
-        found = json.loads(target.with_suffix(".json").read_text())["provenance"]
+        report = json.loads(target.with_suffix(".json").read_text())
+        found, written = report["provenance"], report["sha256"]
+        is_its_own = isinstance(found, dict) and written == _sha256(target)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if is_its_own else {}
 
 
 def converted_from(target: Path) -> str | None:
-    """The hash of what a file was converted from, by the report beside it; None without one."""
-    found = _provenance(target).get("source_sha256")
+    """The hash of what a file was converted from; None if no report of this file states it."""
+    found = conversion_of(target).get("source_sha256")
     return str(found) if found else None
 
 
 def _stated(target: Path) -> dict[str, Any]:
     """The settings that a conversion's report states, with the keys of the job's."""
-    provenance = _provenance(target)
-    run = provenance.get("pretrain_run")
+    run = conversion_of(target).get("pretrain_run")
     if not isinstance(run, dict) or not isinstance(run.get("settings"), dict):
         return {}
     stated = {**run["settings"], **({"seed": run["seed"]} if "seed" in run else {})}

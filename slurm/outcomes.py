@@ -116,13 +116,13 @@ def settled_status(folder: Path, patience: float = LATE) -> str | None:
 
 
 def converted(source: str, target: Path) -> bool:
-    """Whether a conversion's report has the hash of the source, or the source was removed since."""
-    report = target.with_suffix(".json")
+    """Whether a file was converted from the source, or from one that was removed since.
+
+    By the report beside it, which counts only for the file that it is of.
+    """
+    made = converted_from(target)
     try:
-        if not Path(source).exists():
-            return target.is_file() and report.is_file()
-        made = converted_from(target)
-        return target.is_file() and bool(made) and made == source_hash(source)
+        return made is not None and (not Path(source).exists() or made == source_hash(source))
     except (OSError, UserError):
         return False
 

@@ -16,7 +16,7 @@ from intl_transfer.runs.changes import decided
 from intl_transfer.runs.folders import run_folders, unsearched
 from intl_transfer.runs.records import AnyResults, Manifest, PretrainResults
 from intl_transfer.runs.settings import flatten, group
-from intl_transfer.runs.times import in_seconds
+from intl_transfer.runs.times import in_one_order, moment
 from intl_transfer.runs.wording import apart
 
 
@@ -159,8 +159,8 @@ def _best(named: Sequence[tuple[str, Run]]) -> list[Run]:
     return list(best.values())
 
 
-def _time(run: Run) -> float | None:
-    return in_seconds(run.manifest.ended or run.manifest.started)
+def _time(run: Run) -> str | None:
+    return run.manifest.ended or run.manifest.started
 
 
 def _are_undecided(one: Run, other: Run) -> bool:
@@ -168,13 +168,15 @@ def _are_undecided(one: Run, other: Run) -> bool:
     if one is other or one.manifest.id == other.manifest.id != "":
         return False  # of copies, the one that is furthest counts
     both = [run.manifest.status == "finished" for run in (one, other)]
-    return both[0] == both[1] and None in (_time(one), _time(other))
+    times = in_one_order({"one": [_time(one)], "other": [_time(other)]})
+    return both[0] == both[1] and times is None
 
 
 def _furthest(run: Run) -> tuple[bool, float, int]:
     """Sort key of copies and repeats, last the one that counts."""
-    time = _time(run)
-    return run.manifest.status == "finished", -math.inf if time is None else time, len(run.lines)
+    time = moment(_time(run))
+    seconds = -math.inf if time is None else time[1]
+    return run.manifest.status == "finished", seconds, len(run.lines)
 
 
 def require_one_experiment(runs: Sequence[Run], what: str) -> None:

@@ -15,16 +15,17 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from intl_transfer.errors import UserError
+from intl_transfer.results.reading import Entry
 from intl_transfer.results.series import CURVES
 from intl_transfer.runs import MANIFEST, METRICS, RESULTS, read_metrics
 from intl_transfer.runs.directory import read_json_object
 from intl_transfer.runs.private import Privacy
-from intl_transfer.runs.times import in_seconds
+from intl_transfer.runs.settings import fingerprint
+from intl_transfer.runs.times import in_seconds, moment, since_first
 
 #: What a sweep is drawn by, beside its runs.
 SWEEP = "sweep.yaml"
@@ -77,6 +78,7 @@ def archive(roots: Sequence[Path], out: Path, is_anonymous: bool = False) -> tup
     if out.exists():
         raise UserError(f"--out {out} is there already; choose a new folder, or remove it")
     found = collect(roots, cache=False)
+    by_path = {entry.path: entry for entry in found.entries}
     finished, failed = list[Path](), list[Path]()
     for entry in found.entries:
         if entry.status == "failed":
@@ -91,8 +93,7 @@ def archive(roots: Sequence[Path], out: Path, is_anonymous: bool = False) -> tup
         names = ", ".join(map(str, roots))
         raise UserError(f"{names}: no finished run; expected run directories with {RESULTS}")
     privacy = privacy_of(found, roots, is_anonymous)
-    ended = [in_seconds(entry.manifest.ended) for entry in found.entries if entry.manifest]
-    first = min((time for time in ended if time is not None), default=0.0) if is_anonymous else None
+    times = _times(found.entries) if is_anonymous else None
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         copy = Path(scratch) / out.name
@@ -100,7 +101,7 @@ def archive(roots: Sequence[Path], out: Path, is_anonymous: bool = False) -> tup
         for run in (*finished, *failed):
             folder = copy / _placed(run, roots, placed, "runs")
             folder.mkdir(parents=True)
-            for name, content in _records(run, privacy, first):
+            for name, content in _records(by_path[run], privacy, times):
                 (folder / name).write_text(content)
         for file in _sweeps((*finished, *failed), roots):
             text = privacy.text(file.read_text())
@@ -149,18 +150,41 @@ def _sweeps(runs: Sequence[Path], roots: Sequence[Path]) -> list[Path]:
     return [folder / SWEEP for folder in sorted(folders) if (folder / SWEEP).is_file()]
 
 
-def _records(run: Path, privacy: Privacy, first: float | None) -> Iterator[tuple[str, str]]:
-    """The files of a run's copy; ``first`` is the time from which an anonymous copy counts."""
-    is_anonymous = first is not None
+def _times(entries: Sequence[Entry]) -> dict[Path, str]:
+    """When runs ended, as an anonymous copy states it: after the first of them.
+
+    Which of two is the newer one decides tables; on which day it ended does not. Those copied from
+    an anonymous archive keep its times.
+    """
+    runs = [(entry.path, entry.manifest) for entry in entries if entry.manifest is not None]
+    ended = {path: in_seconds(manifest.ended) for path, manifest in runs}
+    first = min((seconds for seconds in ended.values() if seconds is not None), default=0.0)
+    after = {path: seconds - first for path, seconds in ended.items() if seconds is not None}
+    archive = fingerprint(
+        {f"{manifest.id} {number}": after.get(path) for number, (path, manifest) in enumerate(runs)}
+    )
+    found = {path: since_first(seconds, archive) for path, seconds in after.items()}
+    kept = {path: manifest.ended for path, manifest in runs if moment(manifest.ended) is not None}
+    return {path: found.get(path) or text for path, text in kept.items() if text is not None}
+
+
+def _records(
+    entry: Entry, privacy: Privacy, times: Mapping[Path, str] | None
+) -> Iterator[tuple[str, str]]:
+    """The files of a run's copy; ``times`` are those of an anonymous one."""
+    from intl_transfer.results.copies import identity
+
+    run = entry.path
     for name in (MANIFEST, RESULTS):
         if (run / name).is_file():
-            record = privacy.value(content := read_json_object(run / name))
-            # Which of two runs is the newer one decides tables; on which day it ended does not.
-            if first is not None and (ended := in_seconds(content.get("ended"))) is not None:
-                record["ended"] = datetime.fromtimestamp(ended - first, timezone.utc).isoformat()
+            record = privacy.value(read_json_object(run / name))
+            if times is not None and name == MANIFEST and run in times:
+                record["ended"] = times[run]
+            if name == RESULTS and entry.manifest is not None and not entry.manifest.id:
+                record["copy_of"] = identity(entry)  # without paths it is no longer to be seen
             yield name, _lines(record)
     lines = _drawn(read_metrics(run))
-    if is_anonymous:  # seconds since the first of them
+    if times is not None:  # seconds since the first of them
         lines = [{**line, "time": line.get("time", 0) - lines[0].get("time", 0)} for line in lines]
     if lines:
         yield METRICS, "".join(json.dumps(privacy.value(line)) + "\n" for line in lines)

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.results.checks import problem_of, warnings_of
-from intl_transfer.results.reading import disagreement
+from intl_transfer.results.reading import disagreement, unfinished_with_results
 from intl_transfer.runs import MANIFEST, METRICS, RESULTS, sha256_file
 from intl_transfer.runs.directory import read_json_object
 from intl_transfer.runs.folders import looks_external, run_folders, unsearched
@@ -123,7 +123,7 @@ def check(folder: Path) -> Findings:
             "rest of the run directory"
         )
     if manifest is not None:
-        _check_status(manifest, content if results is not None else None, content, found)
+        _check_status(folder, manifest, content if results is not None else None, content, found)
     if results is not None:
         problem = problem_of(results, manifest.config if manifest is not None else None)
         if problem:
@@ -187,6 +187,7 @@ def _unknown(record: Record, place: str = "") -> Iterator[tuple[str, list[str]]]
 
 
 def _check_status(
+    folder: Path,
     manifest: Manifest,
     results: Mapping[str, Any] | None,
     content: Mapping[str, Any] | None,
@@ -201,10 +202,8 @@ def _check_status(
     if manifest.status == "finished" and content is None and not found.errors:
         found.errors.append(f"{MANIFEST}: status is finished, and there is no {RESULTS}")
     if manifest.status != "finished" and content is not None:
-        found.errors.append(
-            f"{MANIFEST}: status is {manifest.status}, and there is {RESULTS}; it was copied half, "
-            "or stopped in its last moment: copy it again, or run the same command again"
-        )
+        problem = unfinished_with_results(folder, manifest, content)
+        found.errors += [] if problem is None else [problem]
     problem = disagreement(manifest, results or {})
     if problem:
         found.errors.append(f"{RESULTS}: {problem}")

@@ -16,7 +16,7 @@ from intl_transfer.results.run import METRICS, TASKS, Repeated, Run, pretraining
 from intl_transfer.results.starts import assumed_note
 from intl_transfer.results.statistics import Summary, level, summarize, summarize_pretrainings
 from intl_transfer.runs.settings import Group, comparable, group
-from intl_transfer.runs.times import in_seconds
+from intl_transfer.runs.times import in_one_order
 from intl_transfer.runs.wording import apart
 
 R = TypeVar("R", bound=Repeated)
@@ -251,11 +251,11 @@ def repetitions(runs: Sequence[R]) -> list[R]:
             ended[run.start.unit_seed][unit].append(run)
     older: set[str] = set()
     for units in ended.values():
-        theirs = {u: [in_seconds(run.start.unit_ended) for run in units[u]] for u in units}
-        made = {u: [in_seconds(run.manifest.ended) for run in units[u]] for u in units}
+        theirs = {u: [run.start.unit_ended for run in units[u]] for u in units}
+        made = {u: [run.manifest.ended for run in units[u]] for u in units}
         for times in (theirs, made):
-            known = {u: [t for t in times[u] if t is not None] for u in units}
-            if known == times:
+            known = in_one_order(times)
+            if known is not None:
                 older |= units.keys() - {max(units, key=lambda unit: (max(known[unit]), unit))}
                 break
     return [run for run in runs if _unit(run) not in older]

@@ -16,7 +16,14 @@ from intl_transfer.errors import UserError
 from intl_transfer.runs import MANIFEST, METRICS, RESULTS
 from intl_transfer.runs.directory import read_json_object
 from intl_transfer.runs.lock import holder_alive
-from intl_transfer.runs.records import DOCUMENTED, SCHEMA, AnyResults, Manifest, results_of
+from intl_transfer.runs.records import (
+    DOCUMENTED,
+    SCHEMA,
+    AnyResults,
+    Manifest,
+    Record,
+    results_of,
+)
 
 #: Upper limit, larger than any manifest or results file of ours.
 LARGEST_BYTES = 64 << 20
@@ -191,21 +198,77 @@ def state_of(
         return "finished", ""
     if status != "running":
         return status, manifest.error or ""
-    if results is not None:
-        return "inconsistent", (
-            f"{path} has {RESULTS}, but its manifest says running; it was copied half, or stopped "
-            "in its last moment: copy it again, or run the same command again"
-        )
+    if results is not None and (problem := unfinished_with_results(path, manifest, results)):
+        return "inconsistent", f"{path}: {problem}"
     return _alive(path, stalled_after)
 
 
+def unfinished_with_results(
+    path: Path, manifest: Manifest, results: AnyResults | Mapping[str, Any]
+) -> str | None:
+    """What is wrong with a run that is not finished and has results; None for one that goes on.
+
+    Args:
+        path: the folder.
+        manifest: its manifest.
+        results: its results, which may be those of an earlier session.
+    """
+    if _of_other_sessions(manifest, results):
+        return None
+    holder = holder_alive(path) if manifest.status == "running" else None
+    if holder is not None and holder[1]:
+        return None
+    return (
+        f"{MANIFEST}: status is {manifest.status}, and there is {RESULTS}; it was copied half, or "
+        "stopped in its last moment: copy it again, or run the same command again"
+    )
+
+
 def disagreement(manifest: Manifest, results: Mapping[str, Any]) -> str | None:
-    """A contradiction between the two files of a finished run, if any."""
+    """A contradiction between the two files of a run, if any."""
     for key in ("stage", "seed"):
         there, here = manifest[key], results.get(key, manifest[key])
         if here != there:
             return f"{key} is {there!r} in {MANIFEST} and {here!r} in {RESULTS}"
-    return None
+    problem = _of_other_sessions(manifest, results) if manifest.status == "finished" else None
+    return None if problem is None else f"{problem}. They were copied at different times"
+
+
+#: By stage, the length of a run in its configuration and in its results.
+_LENGTHS = {
+    "pretrain": ("optim.epochs", "epochs"),
+    "detection": ("SOLVER.MAX_ITER", "schedule.iterations"),
+    "evaluation": ("optim.epochs", "epoch"),
+}
+
+
+def _of_other_sessions(manifest: Manifest, results: AnyResults | Mapping[str, Any]) -> str | None:
+    """Why results are not of the manifest's last session; None if they may be.
+
+    Earlier versions did not record the session. A run that was continued had another length.
+    """
+    if results.get("external") is not None:
+        return None
+    run, session = results.get("run"), results.get("session")
+    if run is not None and run != manifest.id:
+        return f"run is {manifest.id} in {MANIFEST} and {run} in {RESULTS}"
+    if session is not None and session != len(manifest.sessions):
+        return f"{RESULTS} is of session {session}, {MANIFEST} of {len(manifest.sessions)}"
+    if manifest.stage not in _LENGTHS:
+        return None
+    key, name = _LENGTHS[manifest.stage]
+    planned, made = _at(manifest.config, key), _at(results, name)
+    stated = all(isinstance(length, (int, float)) for length in (planned, made))
+    if not stated or planned == made:
+        return None
+    return f"{key} is {planned} in {MANIFEST}, and {name} is {made} in {RESULTS}"
+
+
+def _at(values: Any, key: str) -> Any:
+    """A nested value by its dotted key; None if there is none."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, (Mapping, Record)) else None
+    return values
 
 
 def _alive(path: Path, stalled_after: float) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from intl_transfer.runs.changes import changed_midway, ranks_of
+from intl_transfer.runs.private import portable
 from intl_transfer.runs.records import DetectionResults, EvaluationResults, Labels, Manifest
 from intl_transfer.runs.settings import CHANGED, below, deciding, flatten
 
@@ -121,7 +122,7 @@ class Run:
     def protocol(self) -> dict[str, Any]:
         """Deciding settings and data other than the initialization's, by dotted key."""
         results, stage = self.results, self.manifest.stage
-        found = deciding(stage, self.manifest.config) | changed_midway(self.manifest)
+        found = portable(deciding(stage, self.manifest.config)) | changed_midway(self.manifest)
         if not self.manifest.config and isinstance(results, EvaluationResults):
             found |= {f"protocol.{key}": value for key, value in results.protocol.items()}
         if any(key.startswith("pixels.") for key in self.start.settings):

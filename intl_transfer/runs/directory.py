@@ -201,6 +201,8 @@ class RunDirectory:
             # NaN stays what it is: a metric that is not defined.
             values = jsonable({**known, **results}, str(file), nonfinite=float)
             results = results_of(values, str(file))
+        # So that the manifest and the results of two sessions are not taken for one run.
+        results.run, results.session = self.manifest.id, len(self.manifest.sessions)
         write_json(file, results.as_json())
         self._close("finished", None)
 

@@ -305,7 +305,7 @@ class Manifest(Record):
     started: str | None = None
     """In UTC, ISO 8601."""
     ended: str | None = None
-    """In UTC, ISO 8601."""
+    """In UTC, ISO 8601; in an anonymous archive, seconds after the end of its first run."""
     error: str | None = None
     """The error's text of a failed run, the reason of an interrupted one."""
     failed_saves: int | None = None
@@ -420,10 +420,16 @@ class Results(Record):
     """As in the manifest."""
     seed: int
     """As in the manifest."""
+    run: str | None = None
+    """Id of the run, as in the manifest."""
+    session: int | None = None
+    """Number of the session that wrote this, which is the last one of a finished run."""
     external: str | None = None
     """Who or what measured this, if not this project."""
     source: str | None = None
     """Source file of external metrics."""
+    copy_of: str | None = None
+    """Of external results in an archive: digest of the original, of which this is a copy."""
     evaluator: Evaluator | None = None
     """The evaluator, as far as it affects metrics."""
     not_stated: list[str] = Field(default_factory=list)

@@ -26,6 +26,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Final, Generic, Literal, TypeVar
 
 from intl_transfer.runs.aliases import standard_key
+from intl_transfer.runs.private import portable
 
 Role = Literal["decides", "weights", "control", "seed", "free"]
 T = TypeVar("T")
@@ -223,8 +224,11 @@ IMPLIED: dict[str, dict[str, Any]] = {
     "pretrain": {
         "data.normalize": "imagenet",
         "data.exif_orientation": False,
+        "data.subset": None,
         "loss.stable": True,
         "loss.g": None,
+        "optim.optimizer": "sgd",
+        "optim.clip_norm": None,
     },
     "evaluation": {
         "data.normalize": None,
@@ -385,7 +389,8 @@ def role_of(stage: str, key: str, settings: Mapping[str, Any]) -> Role:
 def select(stage: str, config: Mapping[str, Any], *roles: Role) -> dict[str, Any]:
     """The settings of given roles by dotted key, including implied values of missing keys.
 
-    Values with one meaning (:data:`SYNONYMS`) are written as one.
+    Values with one meaning (:data:`SYNONYMS`) are written as one. An empty section states nothing,
+    like one that is missing.
 
     Args:
         stage: of :data:`RULES`.
@@ -401,7 +406,8 @@ def select(stage: str, config: Mapping[str, Any], *roles: Role) -> dict[str, Any
     return {
         key: value
         for key, value in settings.items()
-        if (role_of(stage, key, settings) in roles if _rules_of(stage, key) else keeps_unnamed)
+        if not (isinstance(value, Mapping) and not value)
+        and (role_of(stage, key, settings) in roles if _rules_of(stage, key) else keeps_unnamed)
     }
 
 
@@ -424,6 +430,17 @@ def identity(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
     Settings of the weights are excluded; they are recorded with the weights.
     """
     return select(stage, config, "decides", "control", "seed")
+
+
+def locations(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that say where images lie, by dotted key; what these are counts instead."""
+    settings = flatten(config)
+    rules = {key: rule_of(stage, key, settings) for key in settings}
+    return {
+        key: settings[key]
+        for key, rule in rules.items()
+        if rule is not None and rule.reason == _CONTENT
+    }
 
 
 def comparable(value: Any) -> Any:
@@ -462,10 +479,11 @@ def differences(stage: str, before: Mapping[str, Any], now: Mapping[str, Any]) -
 
     Returns:
         By dotted key ``{"before", "now"}``, None if a configuration lacks the key; free keys are
-        excluded.
+        excluded, and the folders of files, whose content counts as ``dataset.*``.
     """
     kept: tuple[Role, ...] = ("decides", "weights", "control", "seed")
-    return contrast(select(stage, before, *kept), select(stage, now, *kept))
+    settings = [portable(select(stage, config, *kept)) for config in (before, now)]
+    return contrast(*settings)
 
 
 def contrast(before: Mapping[str, Any], now: Mapping[str, Any]) -> Differences:

@@ -45,6 +45,7 @@ def fixed(run: RunDirectory, identity: str) -> RunDirectory:
     manifest.started = manifest.ended = TIME
     manifest.git = GitState(revision="0" * 40, dirty=False)
     run.save()
+    write_results(run.path, run=manifest.id)
     return run
 
 

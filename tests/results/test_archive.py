@@ -13,7 +13,13 @@ from intl_transfer.results.archive import archive
 from intl_transfer.results.figures import draw_figures
 from intl_transfer.results.series import lines_of
 from intl_transfer.runs import read_manifest
-from tests.results.synthetic import detection_run, log_detection, pretraining_run, start_of
+from tests.results.synthetic import (
+    detection_run,
+    hand_made_run,
+    log_detection,
+    pretraining_run,
+    start_of,
+)
 
 
 def shown(root):
@@ -146,3 +152,42 @@ def test_pretrainings_of_one_seed_keep_their_order_without_their_times(tmp_path)
     archive([tmp_path / "runs"], tmp_path / "out", True)
     assert shown(tmp_path / "out") == shown(tmp_path / "runs")
     assert "2024" not in "".join(file.read_text() for file in (tmp_path / "out").rglob("*.json"))
+
+
+def test_beside_the_originals_an_archive_changes_no_table(tmp_path):
+    """Paths that it leaves out made its runs further repetitions, or tables of their own."""
+    runs = tmp_path / "runs"
+    listed = {"DATASETS": {"LABELS": {"LIST": "/home/jo/lists/mine.txt", "FRACTION": 1.0}}}
+    for seed in (0, 1):
+        detection_run(runs, f"plain{seed}", 30.0 + seed, seed=seed)
+        detection_run(runs, f"listed{seed}", 31.0 + seed, seed=seed, config=listed)
+    for name, fields in (("stated", {}), ("unknown", {"not_stated": ["seed"]})):
+        initialization = {"kind": "pretrained", "method": name}
+        metrics = {"box": {"AP": 38.512}}
+        more = {"initialization": initialization, "metrics": metrics, "log": "/home/jo/log.txt"}
+        hand_made_run(runs, name, **more, **fields)
+    for is_anonymous in (False, True):
+        out = tmp_path / f"anonymous_{is_anonymous}"
+        archive([runs], out, is_anonymous)
+        found = collect([runs, out], cache=False)
+        assert render(build_tables(found), "md", precision=9) == shown(runs)
+        assert [entry.status for entry in found.entries].count("copy") == 6
+
+
+def test_times_of_two_anonymous_archives_are_not_compared(tmp_path):
+    """Each began in 1970: May's run was newer than June's."""
+    for name, ap, month in (("old", 30.0, 5), ("new", 35.0, 6)):
+        run = detection_run(tmp_path / "runs" / name, name, ap)
+        run.manifest.ended = f"2024-{month:02}-01T00:00:00+00:00"
+        run.save()
+        archive([tmp_path / "runs" / name], tmp_path / "archived" / name, True)
+
+    def counted(*roots):
+        runs = collect([tmp_path / root for root in roots], cache=False).runs
+        return [run.metric("box", "AP") for run in runs]
+
+    assert counted("runs") == counted("runs", "archived/new") == counted("runs", "archived") == [35]
+    assert sorted(counted("archived")) == [30, 35]  # no times say which is newer
+    archive([tmp_path / "runs"], tmp_path / "both", True)
+    archive([tmp_path / "both"], tmp_path / "again", True)
+    assert counted("both") == counted("again") == counted("both", "again") == [35]

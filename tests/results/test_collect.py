@@ -11,11 +11,12 @@ import time
 import pytest
 
 from intl_transfer.analysis.reading import find_runs
+from intl_transfer.cli import main
 from intl_transfer.errors import UserError
 from intl_transfer.results import build_tables, collect
 from intl_transfer.results.report.watch import _state
 from intl_transfer.runs import METRICS, RunDirectory, write_json
-from intl_transfer.runs.lock import LOCK
+from intl_transfer.runs.lock import LOCK, directory_lock
 from slurm.outcomes import _collected, run_directories
 from tests.results.synthetic import (
     detection_run,
@@ -37,6 +38,40 @@ def begin(root, name, stage="detection"):
 
 def states(found):
     return {entry.path.name: entry.status for entry in found.entries}
+
+
+def test_a_manifest_and_results_of_two_sessions_are_no_run(tmp_path, capsys):
+    """A manifest of 200 epochs beside the results of 100: rows came out, and `check` said ok."""
+    start = {"stage": "pretrain", "name": "pre", "config_name": "c", "seed": 0}
+    pretraining_run(tmp_path, "pre", epochs=100)
+    detection_run(tmp_path, "det", config={"SOLVER": {"MAX_ITER": 180000}})
+    evaluation_run(tmp_path, "ev", config={"optim": {"epochs": 200}})
+    before = (tmp_path / "pre/results.json").read_text()
+    run = RunDirectory.start(tmp_path / "pre", config={"optim": {"epochs": 200}}, **start)
+    run.finish({**json.loads(before), "epochs": 200})
+    assert states(collect([tmp_path], cache=False))["pre"] == "finished"
+    (tmp_path / "pre/results.json").write_text(before)
+    found = collect([tmp_path], cache=False)
+    assert set(states(found).values()) == {"inconsistent"}
+    assert sum("copied at different times" in text for text in found.problems) == 3
+    assert main(["check", str(tmp_path)]) == 1
+    assert capsys.readouterr().out.count("copied at different times") == 3
+
+
+def test_a_continued_run_is_running_beside_the_results_of_before(tmp_path, capsys):
+    """It was `copied half: copy it again, or run the same command again`."""
+    start = {"stage": "pretrain", "name": "pre", "config_name": "c", "seed": 0}
+    pretraining_run(tmp_path, "pre")
+    run = RunDirectory.start(tmp_path / "pre", config={"optim": {"epochs": 40}}, **start)
+    for changes in ({}, {"session": None, "run": None}):  # as earlier versions: by its length
+        write_results(run.path, **changes)
+        found = collect([tmp_path], cache=False)
+        assert (states(found), found.problems) == ({"pre": "running"}, [])
+        assert main(["check", str(tmp_path)]) == 0
+    run = RunDirectory.start(tmp_path / "pre", config={"optim": {"epochs": 20}}, **start)
+    assert states(collect([tmp_path], cache=False)) == {"pre": "inconsistent"}
+    with directory_lock(run.path):  # its process lives
+        assert states(collect([tmp_path], cache=False)) == {"pre": "running"}
 
 
 def test_states_are_told_apart(tmp_path):
@@ -345,11 +380,11 @@ def test_a_thousand_runs_take_seconds(tmp_path):
     first = detection_run(tmp_path, "run0").path
     pretraining_run(tmp_path, "p", "a" * 64)
     texts = {name: (first / name).read_text() for name in ("manifest.json", "results.json")}
+    identity = json.loads(texts["manifest.json"])["id"]
     for index in range(1, 1000):
         folder = tmp_path / f"run{index}"
         folder.mkdir()
         for name, text in texts.items():
-            identity = json.loads(text).get("id", "-")
             text = text.replace('"seed": 0', f'"seed": {index}')
             (folder / name).write_text(text.replace(identity, f"{index:032x}"))
     began = time.process_time()

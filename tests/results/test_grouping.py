@@ -14,7 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from intl_transfer.results import TableOptions, build_tables, collect
-from tests.results.synthetic import detection_run, start_of, write_results
+from intl_transfer.runs import read_manifest, write_json
+from intl_transfer.runs.records import ImageSet
+from tests.results.synthetic import detection_run, evaluation_run, start_of, write_results
 
 PRETRAIN = {
     "loss.iterations": [4, 8],
@@ -189,18 +191,41 @@ def test_settings_changed_midway_are_another_experiment(tmp_path):
     assert any("changed.SOLVER.BASE_LR 0.02 to 0.01" in title for title in titles)
 
 
-def test_one_id_with_other_contents_counts_twice_and_is_named(tmp_path):
+def test_of_one_id_with_other_figures_the_newer_counts_or_none(tmp_path):
+    """They were a repetition: two runs of one seed."""
     detection_run(tmp_path, "one", 38.0)
     shutil.copytree(tmp_path / "one", tmp_path / "other")
     content = json.loads((tmp_path / "other" / "results.json").read_text())
     content["metrics"]["box"]["AP"] = 40.0
     write_results(tmp_path / "other", metrics=content["metrics"])
-    found = collect([tmp_path])
-    assert len(found.runs) == 2
+    found = collect([tmp_path], cache=False)
+    assert found.runs == []
+    assert [entry.status for entry in found.entries] == ["inconsistent"] * 2
     (problem,) = found.problems
-    assert "have one id, but differ in their results; both count" in problem
+    assert "one id, but differ in their results, and no times say which is newer" in problem
+    write_json(
+        tmp_path / "other" / "manifest.json",
+        {**read_manifest(tmp_path / "one").as_json(), "ended": "2999-01-01T00:00:00+00:00"},
+    )
+    found = collect([tmp_path], cache=False)
+    assert {entry.path.name: entry.status for entry in found.entries} == {
+        "one": "superseded",
+        "other": "finished",
+    }
     (row,) = build_tables(found)[0].rows
-    assert row.metrics["box", "AP"].values == (38.0, 40.0)
+    assert row.metrics["box", "AP"].values == (40.0,)
+
+
+def test_where_a_list_of_images_lies_parts_no_tables(tmp_path):
+    for seed, folder in enumerate(("/home/jo/lists", "/scratch/x/lists", "/scratch/x/others")):
+        run = evaluation_run(
+            tmp_path, f"e{seed}", seed=seed, config={"data": {"subset": f"{folder}/ten.txt"}}
+        )
+        content = "2" if folder.endswith("others") else "1"
+        run.manifest.dataset = {"train": ImageSet(digest=content * 64)}
+        run.save()
+    counts = [row.n for table in build_tables(collect([tmp_path])) for row in table.rows]
+    assert sorted(counts) == [1, 2]
 
 
 @pytest.mark.parametrize("order", [("a_backup", "runs"), ("runs", "a_backup")])

@@ -319,6 +319,7 @@ def test_batch_norms_of_a_run_that_changed_its_processes(tmp_path):
         first = run.manifest.sessions[0]
         run.manifest.sessions = [first.model_copy(update={"world_size": n}) for n in sizes]
         run.save()
+        write_results(run.path, session=2)
     assert len(tables(tmp_path)) == 2
 
 
@@ -329,6 +330,7 @@ def test_batch_norms_of_a_run_that_does_not_state_its_processes(tmp_path):
         first = run.manifest.sessions[0]
         run.manifest.sessions = [first.model_copy(update={"world_size": size})] * 2
         run.save()
+        write_results(run.path, session=2)
     (table,) = tables(tmp_path)
     (row,) = table.rows
     assert (row.n, len(table.rows)) == (2, 1)
@@ -568,6 +570,7 @@ def test_runs_changed_midway_are_not_averaged_as_no_record_says_when(tmp_path):
         later = {"started": f"2024-05-01T{hours}:00:00+00:00", "changes": change}
         run.manifest.sessions = [first, first.model_copy(update=later)]
         run.save()
+        write_results(run.path, session=2)
         settings = {"loss.method": "intl", "changed.optim.weight_decay": "0.0001 to 0.001"}
         for repeat in (0, 1):  # of weights that were changed: the fine-tunings repeat
             origin = {"sha": f"{seed}" * 64, "id": f"p{seed}", "seed": seed, "settings": settings}

@@ -44,6 +44,8 @@ def test_a_run_from_start_to_end(tmp_path):
         "schema": 1,
         "stage": "pretrain",
         "seed": 0,
+        "run": manifest.id,
+        "session": 1,
         "final_loss": 2.5,
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -47,6 +48,7 @@ def stage_configs():
     own |= {"FOLDER": "f", "SPLIT": "s"}
     cfg = as_dict(load_config("coco_R50_C4"))
     cfg["CUSTOM_DATASETS"] = {"mine": own}
+    cfg["SOLVER"]["MAX_ITER"] = 90000  # as the results below are of
     return {
         "pretrain": dataclasses.asdict(pretrain),
         "evaluation": dataclasses.asdict(EvaluationConfig(kind="linear")),
@@ -142,20 +144,44 @@ def test_rules_name_keys_that_exist():
             assert any(fnmatchcase(key, rule.key) for key in keys), (stage, rule.key)
 
 
+#: Keys whose default is no longer what runs without them did.
+NEW_DEFAULTS = {
+    ("evaluation", "data.interpolation"),  # crops were bicubic once
+    ("evaluation", "data.exif_orientation"),  # tags were left aside, as by torchvision
+    ("pretrain", "data.exif_orientation"),
+    ("evaluation", "model.zero_init_residual"),  # random weights began at zero, ResNet-18 too
+}
+
+
 def test_what_absent_keys_imply_is_the_default_but_where_that_was_changed():
-    changed = {
-        ("evaluation", "data.interpolation"),  # crops were bicubic once
-        ("evaluation", "data.exif_orientation"),  # tags were left aside, as by torchvision
-        ("pretrain", "data.exif_orientation"),
-        ("evaluation", "model.zero_init_residual"),  # random weights began at zero, ResNet-18 too
-    }
     for stage, values in IMPLIED.items():
         config = flatten({**CONFIGS, "neighbors": CONFIGS["pretrain"]["knn"]}[stage])
         for key, value in values.items():
-            if (stage, key) in changed:
+            if (stage, key) in NEW_DEFAULTS:
                 assert comparable(config[key]) != comparable(value), key
             elif key in config:  # those of Detectron2's main branch may not be installed
                 assert comparable(config[key]) == comparable(value), key
+
+
+def test_every_key_that_the_first_versions_lack_implies_a_value():
+    """Runs of before `optim.optimizer`, `optim.clip_norm` or `data.subset` could not go on.
+
+    ``first_keys.json`` holds the keys of the first versions; of detection, they are Detectron2's.
+    """
+    from detectron2.config import get_cfg
+
+    first = json.loads((Path(__file__).parent / "first_keys.json").read_text())
+    first["detection"] = list(flatten(get_cfg()))
+    now = {
+        "pretrain": dataclasses.asdict(PretrainConfig(views=[])),
+        "evaluation": CONFIGS["evaluation"],
+        "detection": {**CONFIGS["detection"], "CUSTOM_DATASETS": {}},
+    }
+    for stage, config in now.items():
+        settings = flatten(config)
+        old = {key: settings[key] for key in settings if key in first[stage]}
+        other = {key for of, key in NEW_DEFAULTS if of == stage}
+        assert set(differences(stage, old, config)) == other
 
 
 def test_settings_of_other_kinds_of_evaluation_are_free_there():

@@ -6,10 +6,13 @@ import hashlib
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
+from intl_transfer.data.sources import open_source
 from intl_transfer.errors import UserError
 from slurm import graph, launch_detection, launching, made, plan
 from slurm.benchmark import BenchmarkPlan, read
@@ -115,12 +118,13 @@ def test_what_was_made_of_edited_settings_is_made_again(tmp_path, monkeypatch):
     manifest(trained, config=config)
     monkeypatch.setattr(made, "read_results", lambda _: {"backbone_sha256": "1" * 64})
     run = {"settings": {"optim.base_lr": config["optim.base_lr"]}, "seed": 0}
-    report = {"provenance": {"source_sha256": "1" * 64, "pretrain_run": run}}
+    written = hashlib.sha256(b"weights").hexdigest()
+    report = {"provenance": {"source_sha256": "1" * 64, "pretrain_run": run}, "sha256": written}
     weights = tmp_path / "weights" / "intl.pth"
     weights.parent.mkdir()
     weights.write_bytes(b"weights")
     weights.with_suffix(".json").write_text(json.dumps(report))
-    used = {"role": "weights", "sha256": hashlib.sha256(b"weights").hexdigest()}
+    used = {"role": "weights", "sha256": written}
     known = jobs["evaluation"].settings
     evaluated = {key: known[key] for key in known if key != "weights"}
     target = tmp_path / "evaluation" / "knn" / "intl_seed0"
@@ -144,6 +148,39 @@ def test_what_was_made_of_edited_settings_is_made_again(tmp_path, monkeypatch):
     shutil.rmtree(trained)  # to save space
     assert due() == []
     assert due("optim.base_lr=0.01") == everything
+
+
+def test_other_images_at_another_place_are_other_settings(tmp_path):
+    """With another `datasets` the old pretraining was finished, and its evaluations were new."""
+    for place, shade in (("a", 0), ("moved", 0), ("b", 200)):
+        for index, label in enumerate(("x", "y")):
+            (tmp_path / place / label).mkdir(parents=True)
+            Image.new("RGB", (8, 8), (shade, index, 0)).save(tmp_path / place / label / "0.png")
+    digests = {place: open_source(str(tmp_path / place)).described().digest for place in "ab"}
+
+    def jobs(place):
+        root = str(tmp_path / place)
+        start = {**START, "overrides": [f"data.root={root}"]}
+        knn = {**KNN, "overrides": [f"data.train={root}", f"data.test={root}"]}
+        more = {"initializations": {"intl": start}, "evaluations": {"knn": knn}}
+        made = benchmark(tmp_path, **more).jobs()
+        return [job for job in made if job.stage in ("pretrain", "evaluation")]
+
+    for job in jobs("a"):
+        names = ("train",) if job.stage == "pretrain" else ("train", "test")
+        images = {name: {"digest": digests["a"]} for name in names}
+        config = {key: job.settings[key] for key in job.settings if key != "weights"}
+        used = [{"role": "weights", "sha256": "1" * 64}] if job.stage == "evaluation" else []
+        more = {"stage": job.stage, "config": config, "dataset": images, "inputs": used}
+        manifest(Path(job.target), **more)
+    assert [job.changes() for job in jobs("moved")] == [{}, {}]
+    other = {"before": digests["a"], "now": digests["b"]}
+    assert [job.changes() for job in jobs("b")] == [
+        {"dataset.train.digest": other},
+        {"dataset.train.digest": other, "dataset.test.digest": other},
+    ]
+    pretraining, _ = jobs("nowhere")  # what is not known is named
+    assert list(pretraining.changes()) == ["data.root"]
 
 
 @pytest.mark.parametrize(

@@ -449,12 +449,23 @@ def test_other_weights_under_the_same_name_are_other_settings(tmp_path):
     weights.write_bytes(b"others")
     now = hashlib.sha256(b"others").hexdigest()
     assert made.changes() == {"weights sha256": {"before": used["sha256"], "now": now}}
-    # What was converted anew from the same source is the same.
-    report = {"provenance": {"source_sha256": "1" * 64}}
-    weights.with_suffix(".json").write_text(json.dumps(report))
-    used["provenance"] = {"source_sha256": "1" * 64}
+    # What was converted anew from the same network of the same source is the same.
+    source = {"source_sha256": "1" * 64, "branch": "online", "pixels": {"mean": [1.0]}}
+    used["provenance"] = {**source, "pixels": {"mean": [1.0], "source": "stated"}}
     (tmp_path / "one" / "manifest.json").write_text(json.dumps(manifest))
-    assert made.changes() == {}
+    for change, differing in (
+        ({}, set()),
+        ({"branch": "target"}, {"weights branch"}),
+        ({"pixels": {"mean": [2.0]}}, {"weights pixels"}),
+        ({"source_sha256": "2" * 64}, {"weights sha256"}),
+    ):
+        report = {"provenance": {**source, **change}, "sha256": now}
+        weights.with_suffix(".json").write_text(json.dumps(report))
+        assert made.changes().keys() == differing
+    # A report that is not this file's says nothing of it.
+    report = {"provenance": source, "sha256": used["sha256"]}
+    weights.with_suffix(".json").write_text(json.dumps(report))
+    assert made.changes() == {"weights sha256": {"before": used["sha256"], "now": now}}
 
 
 def test_runs_of_one_name_are_not_converted_over_each_other(tmp_path):
@@ -462,7 +473,8 @@ def test_runs_of_one_name_are_not_converted_over_each_other(tmp_path):
     target = tmp_path / "weights" / "seed0.pth"
     target.parent.mkdir()
     target.write_bytes(b"converted")
-    report = {"provenance": {"source_sha256": "1" * 64}}
+    written = hashlib.sha256(b"converted").hexdigest()
+    report = {"provenance": {"source_sha256": "1" * 64}, "sha256": written}
     target.with_suffix(".json").write_text(json.dumps(report))
     run = tmp_path / "b" / "seed0"
     run.mkdir(parents=True)
@@ -486,16 +498,23 @@ def test_a_dry_run_prints_what_jobs_would_run(tmp_path, monkeypatch, capsys):
     assert re.search(rf"convert\.py {run} {target}$", printed, re.M)
 
 
-def test_a_conversion_is_done_if_its_report_names_the_source(tmp_path):
+def test_a_conversion_is_done_if_its_report_names_the_source_and_the_file(tmp_path):
+    """Another pretraining's weights in its place were `already converted`."""
     source, target = tmp_path / "in.pth", tmp_path / "out.pth"
     source.write_bytes(b"weights")
-    report = {"provenance": {"source_sha256": "0" * 64}}
+    written = hashlib.sha256(b"converted").hexdigest()
+    report = {"provenance": {"source_sha256": "0" * 64}, "sha256": written}
     target.write_bytes(b"converted")
     (tmp_path / "out.json").write_text(json.dumps(report))
     assert not converted(str(source), target)
     report["provenance"]["source_sha256"] = hashlib.sha256(b"weights").hexdigest()
     (tmp_path / "out.json").write_text(json.dumps(report))
     assert converted(str(source), target)
+    assert converted(str(tmp_path / "removed.pth"), target)
+    target.write_bytes(b"replaced!")
+    assert not converted(str(source), target)
+    assert not converted(str(tmp_path / "removed.pth"), target)
+    target.write_bytes(b"converted")
     source.write_bytes(b"others")
     assert not converted(str(source), target)
     (tmp_path / "out.json").write_text("{")
