@@ -109,7 +109,7 @@ def changed_weights(manifest: Manifest, weights: object) -> Differences:
     if used is None or not Path(weights).exists():
         return {}
     before = used.provenance.source_sha256 if used.provenance is not None else None
-    now = converted_from(Path(weights))
+    now = _provenance(Path(weights)).get("source_sha256")
     if not (before and now):
         try:
             before, now = used.sha256, source_hash(weights)
@@ -129,18 +129,27 @@ def source_hash(source: str) -> str | None:
     return sha256_file(path) if path.is_file() else None
 
 
-def _provenance(target: Path) -> dict[str, Any]:
-    """What the report beside a converted file says of its source; empty without one."""
+def _report(target: Path) -> dict[str, Any]:
+    """The report beside a converted file; empty without one."""
     try:
-        found = json.loads(target.with_suffix(".json").read_text())["provenance"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        found = json.loads(target.with_suffix(".json").read_text())
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
+def _provenance(target: Path) -> dict[str, Any]:
+    """What the report beside a converted file says of its source; empty without one."""
+    found = _report(target).get("provenance")
+    return found if isinstance(found, dict) else {}
+
+
 def converted_from(target: Path) -> str | None:
-    """The hash of what a file was converted from, by the report beside it; None without one."""
-    found = _provenance(target).get("source_sha256")
+    """The hash of the file that a file was converted from; None if no report states it.
+
+    That may have been a converted file itself, of which the provenance is its source's.
+    """
+    found = _report(target).get("read_sha256") or _provenance(target).get("source_sha256")
     return str(found) if found else None
 
 

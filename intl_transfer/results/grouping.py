@@ -255,8 +255,12 @@ def repetitions(runs: Sequence[R]) -> list[R]:
         made = {u: [in_seconds(run.manifest.ended) for run in units[u]] for u in units}
         for times in (theirs, made):
             known = {u: [t for t in times[u] if t is not None] for u in units}
-            if known == times:
-                older |= units.keys() - {max(units, key=lambda unit: (max(known[unit]), unit))}
+            if known != times:
+                continue
+            last = {u: max(found) for u, found in known.items()}
+            newest = {u for u, time in last.items() if time == max(last.values())}
+            if len(newest) == 1:
+                older |= units.keys() - newest
                 break
     return [run for run in runs if _unit(run) not in older]
 

@@ -10,11 +10,15 @@ import shutil
 import pytest
 import yaml
 
+from intl_transfer.conversion import convert
 from intl_transfer.errors import UserError
+from intl_transfer.runs.checkpoint import save_checkpoint
 from slurm import graph, launch_detection, launching, made, plan
 from slurm.benchmark import BenchmarkPlan, read
 from slurm.controller import Row
 from slurm.ledger import Ledger
+from slurm.outcomes import converted
+from tests.conversion.test_conversion import checkpoint
 from tests.pretrain.running import ROOT
 from tests.slurm.work import MANIFEST, make_job
 
@@ -144,6 +148,17 @@ def test_what_was_made_of_edited_settings_is_made_again(tmp_path, monkeypatch):
     shutil.rmtree(trained)  # to save space
     assert due() == []
     assert due("optim.base_lr=0.01") == everything
+
+
+def test_a_conversion_of_a_converted_file_is_told_from_that_of_another(tmp_path):
+    """Both files are of one checkpoint, which is what their provenance states."""
+    file = save_checkpoint(tmp_path, 1, checkpoint(1))
+    source, out = tmp_path / "w.safetensors", tmp_path / "w_again.pth"
+    convert(file, source, "online")
+    convert(source, out)
+    assert converted(str(source), out)
+    convert(file, source, "target", force=True)
+    assert not converted(str(source), out)
 
 
 @pytest.mark.parametrize(
