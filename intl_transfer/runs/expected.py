@@ -61,8 +61,9 @@ def refuse_other_start(
     elif methods and start.method_is_inferred:
         found = f"are taken to be by {own} for names in their file alone"
     elif epochs is not None and (run is None or not _is_whole(run, epochs)):
-        stated = run is not None and run.epochs is not None
-        found = f"are of {epochs_in_words(run)} epochs" if stated else "do not state their epochs"
+        found = "do not state their epochs"
+        if run is not None and run.epochs is not None:
+            found = f"are of {epochs_in_words(run)} epochs"
     else:
         return
     expected = [f"by {' or '.join(methods)}"] if methods else []
