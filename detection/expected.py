@@ -79,6 +79,26 @@ def check_expected_start(
     refuse_other_start(name, start, expected.METHODS, expected.EPOCHS or None)
 
 
+def check_expected_end(cfg: Any, arguments: argparse.Namespace, done: int | None) -> None:
+    """Refuses a comparison of a detector that is not the recipe's last one.
+
+    Args:
+        cfg: the configuration of the test.
+        arguments: the command line.
+        done: iterations after which the detector was saved; None if its file does not state them.
+
+    Raises:
+        UserError: if they are not those of the recipe.
+    """
+    if not is_requested(arguments) or _KEY in arguments.opts[::2] or done == cfg.SOLVER.MAX_ITER:
+        return
+    found = "does not state its iterations" if done is None else f"is of iteration {done}"
+    raise UserError(
+        f"{FLAG}: {arguments.config or arguments.weights} says what to expect after "
+        f"{cfg.SOLVER.MAX_ITER} iterations; {arguments.weights} {found}"
+    )
+
+
 def _refuse_others(settings: dict[str, Any], arguments: argparse.Namespace) -> None:
     """Refuses settings that are not the recipe's; a detector of its own has none."""
     if _KEY not in arguments.opts[::2] and arguments.config is not None:

@@ -26,7 +26,6 @@ from intl_transfer.files.names import without_endings
 from intl_transfer.runs import (
     MANIFEST,
     RunDirectory,
-    sha256_file,
     write_atomically,
 )
 from intl_transfer.runs.architectures import architecture
@@ -83,7 +82,7 @@ def continuation(
 
     Args:
         cfg: the configuration.
-        content: of the weights file.
+        content: of the weights file, from :func:`detection.weights.read_weights`.
         images: content of the data sets.
         allow: whether the run may continue with different ones.
         resumes: whether checkpoints without a manifest are continued, too.
@@ -122,9 +121,7 @@ def initialization(cfg: Any, content: dict[str, Any] | None) -> Initialization:
             "backbone": built.backbone,
             "method": f"{before}, then {built.meta} on {', '.join(record.train)}",
         }
-    return described(
-        sha256_file(cfg.MODEL.WEIGHTS), provenance if isinstance(provenance, dict) else None
-    )
+    return described(content["sha256"], provenance if isinstance(provenance, dict) else None)
 
 
 def inputs(cfg: Any, start: Initialization) -> list[dict[str, Any]]:

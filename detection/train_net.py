@@ -33,12 +33,18 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
+from detection.checkpoints import iterations_of
 from detection.checks import check_settings
 from detection.config import CONFIGS, RANDOM, as_dict, config_of, load_config
 from detection.curves import draw_curves
 from detection.demo import demonstrate
 from detection.evaluators import summarize
-from detection.expected import check_expected, check_expected_start, is_requested
+from detection.expected import (
+    check_expected,
+    check_expected_end,
+    check_expected_start,
+    is_requested,
+)
 from detection.machines import launch
 from detection.pictures import write_pictures
 from detection.session import (
@@ -61,7 +67,7 @@ from intl_transfer.boundary import Boundary
 from intl_transfer.data.detection_roles import label_problem, mask_setting
 from intl_transfer.errors import UserError
 from intl_transfer.files.jsons import parse_json
-from intl_transfer.runs import MANIFEST, RunDirectory, sha256_file, write_json
+from intl_transfer.runs import MANIFEST, RunDirectory, write_json
 from intl_transfer.runs.architectures import architecture
 from intl_transfer.runs.changes import Continuation
 from intl_transfer.runs.config import config_name, resolve_config
@@ -249,7 +255,7 @@ def prepare_evaluation(
     check_expected(cfg, arguments)
     require_one_test_set(cfg)
     weights.check_whole(content["model"], str(file))
-    refuse_others(Path(cfg.OUTPUT_DIR), file)
+    refuse_others(Path(cfg.OUTPUT_DIR), content["sha256"])
     follow_file(cfg, content, record, arguments)
     datasets.register(cfg.CUSTOM_DATASETS)
     found = datasets.examine(list(cfg.DATASETS.TEST))
@@ -265,6 +271,8 @@ def prepare_evaluation(
     datasets.fit_to_data(cfg, found, None)  # without masks, only boxes are tested
     check_settings(cfg, str(file))
     check_expected_start(cfg, arguments, None if record is None else record.initialization, record)
+    content["iterations"] = iterations_of(file)
+    check_expected_end(cfg, arguments, content["iterations"])
     cfg.freeze()
     images = datasets.described(found)
     seen = {} if record is None else {own: record.dataset.get(own) for own in record.train}
@@ -275,12 +283,12 @@ def prepare_evaluation(
     return cfg, content, images
 
 
-def refuse_others(folder: Path, file: Path) -> None:
+def refuse_others(folder: Path, sha256: str) -> None:
     """Refuses an output directory whose files are not of an evaluation of this detector.
 
     Args:
         folder: the output directory.
-        file: the detector's.
+        sha256: of the detector's file.
 
     Raises:
         UserError: if a run or the evaluation of another file is in it.
@@ -293,7 +301,7 @@ def refuse_others(folder: Path, file: Path) -> None:
         return
     found = parse_json(earlier.read_bytes(), str(earlier))
     of = found.get("weights") if isinstance(found, dict) else None
-    if not isinstance(of, dict) or of.get("sha256") != sha256_file(file):
+    if not isinstance(of, dict) or of.get("sha256") != sha256:
         whose = of.get("path") if isinstance(of, dict) else None
         raise UserError(f"{earlier} is the evaluation of {whose or 'another detector'}; {advice}")
 
@@ -400,7 +408,11 @@ def evaluate(cfg: Any, content: dict[str, Any], verify: bool = False) -> None:
             "metrics": metrics,
             "dataset": name,
             "architecture": content["architecture"],
-            "weights": {"path": cfg.MODEL.WEIGHTS, "sha256": sha256_file(cfg.MODEL.WEIGHTS)},
+            "weights": {
+                "path": cfg.MODEL.WEIGHTS,
+                "sha256": content["sha256"],
+                "iterations": content["iterations"],
+            },
             "test_augmentation": cfg.TEST.AUG.ENABLED,
             "protocol": detector.protocol(as_dict(cfg)),
         }

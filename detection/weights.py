@@ -14,13 +14,13 @@ from detection.config import CONFIGS
 from intl_transfer.conversion.adapters.caffe2 import CAFFE2
 from intl_transfer.conversion.adapters.detectron2 import DETECTRON2
 from intl_transfer.conversion.configurations import with_configurations
-from intl_transfer.conversion.reading import Content, read_content
+from intl_transfer.conversion.reading import Content, read_content, unchanged
 from intl_transfer.conversion.settings import config_values
 from intl_transfer.conversion.stated import was_assumed
 from intl_transfer.errors import UserError
 from intl_transfer.files.yaml_bases import files_of
 from intl_transfer.files.yamls import read_yaml
-from intl_transfer.runs import MANIFEST, read_manifest
+from intl_transfer.runs import MANIFEST, read_manifest, sha256_file
 from intl_transfer.runs.config import resolve_config
 from intl_transfer.runs.controls import permuted
 from intl_transfer.runs.settings import flatten
@@ -45,11 +45,13 @@ def read_weights(path: str) -> dict[str, Any]:
             ...}``), or Caffe2's blobs.
 
     Returns:
-        The file's content; ``model`` maps Detectron2's names to tensors. If image preprocessing is
-        known or recorded, it is in ``settings``: ``values`` by key, ``source``, and ``is_assumed``.
+        The file's content, of one moment; ``model`` maps Detectron2's names to tensors, ``sha256``
+        is the file's hash. If image preprocessing is known or recorded, it is in ``settings``:
+        ``values`` by key, ``source``, and ``is_assumed``.
 
     Raises:
-        UserError: if the file is missing, damaged, or not a Detectron2 checkpoint.
+        UserError: if the file is missing, damaged, not a Detectron2 checkpoint, or replaced while
+            it is read.
     """
     if path == "":
         raise UserError(
@@ -70,7 +72,9 @@ def read_weights(path: str) -> dict[str, Any]:
             "scratch with --weights random"
         )
     try:
-        read = read_content(file, mmap=False, verified=True)
+        with unchanged(file):
+            read = read_content(file, mmap=False, verified=True)
+            sha256 = sha256_file(file)
     except UserError as error:
         raise UserError(f"weights cannot be read: {error}") from None
     content = dict(read.values)
@@ -85,7 +89,7 @@ def read_weights(path: str) -> dict[str, Any]:
     if "stem.conv1.weight" in content["model"]:  # a backbone: matched by the ends of its names
         content["matching_heuristics"] = True
     settings = _settings_of(read)
-    return {**content, **({"settings": settings} if settings else {})}
+    return {**content, "sha256": sha256, **({"settings": settings} if settings else {})}
 
 
 def _folder(folder: Path) -> str:

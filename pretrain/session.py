@@ -81,6 +81,7 @@ class State:
             **self._trained(),
             "progress": {
                 "step": step,
+                "epoch": step / self._steps_per_epoch,
                 "seconds": self.seconds + progress.elapsed(),
                 "last": self.last,
             },
@@ -162,7 +163,10 @@ def open_run(
 
 
 def describe(run: RunDirectory, config: PretrainConfig) -> dict[str, Any]:
-    """What a backbone says of the run it comes from, its deciding settings among it."""
+    """What a backbone says of the run it comes from, its deciding settings among it.
+
+    The epochs are those of the whole schedule; a checkpoint's progress states those done.
+    """
     manifest, further = run.manifest, dict[str, Any]()
     if not config.model.sync_batchnorm:  # statistics of each rank's share of the batch
         further["batch_norm.ranks"] = ranks_of(manifest)

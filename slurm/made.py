@@ -168,24 +168,32 @@ def _hash_at(file: Path, stamp: tuple[int, ...]) -> str:
     return sha256_file(file)
 
 
-def conversion_of(target: Path) -> dict[str, Any]:
-    """The provenance of a converted file, by the report beside it.
+def _report(target: Path) -> dict[str, Any]:
+    """The report beside a converted file.
 
-    Empty without a report, and if the file is not the one that the report is of: either may have
-    been replaced since.
+    Empty without one, and if the file is not the one that it is of: either may have been replaced
+    since.
     """
     try:
-        report = json.loads(target.with_suffix(".json").read_text())
-        found, written = report["provenance"], report["sha256"]
-        is_its_own = isinstance(found, dict) and written == _sha256(target)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        found = json.loads(target.with_suffix(".json").read_text())
+        is_its_own = isinstance(found, dict) and found["sha256"] == _sha256(target)
+    except (OSError, ValueError, KeyError, RecursionError):
         return {}
     return found if is_its_own else {}
 
 
+def conversion_of(target: Path) -> dict[str, Any]:
+    """The provenance of a converted file, by the report beside it; empty if none is of this file."""
+    found = _report(target).get("provenance")
+    return found if isinstance(found, dict) else {}
+
+
 def converted_from(target: Path) -> str | None:
-    """The hash of what a file was converted from; None if no report of this file states it."""
-    found = conversion_of(target).get("source_sha256")
+    """The hash of the file that a file was converted from; None if no report of it states it.
+
+    That may have been a converted file itself, of which the provenance is its source's.
+    """
+    found = _report(target).get("read_sha256") or conversion_of(target).get("source_sha256")
     return str(found) if found else None
 
 

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from intl_transfer.conversion.evidence import from_json, of_images
 from intl_transfer.conversion.settings import PIXELS
+from intl_transfer.runs.wording import epochs_in_words
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -174,7 +175,8 @@ def _pretraining(report: dict[str, Any]) -> str:
     provenance = report["provenance"]
     run = provenance["pretrain_run"] or {}
     found = [_method(provenance)]
-    stated = {"epochs": run.get("epochs", report.get("epochs")), "dataset": run.get("dataset")}
+    epochs = epochs_in_words(run) if run.get("epochs") is not None else report.get("epochs")
+    stated = {"epochs": epochs, "dataset": run.get("dataset")}
     for fact, value in stated.items():
         source = from_json(provenance["evidence"].get(fact))
         if value is not None and source is not None:

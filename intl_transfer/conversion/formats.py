@@ -49,6 +49,7 @@ from intl_transfer.conversion.stated import (
     branch_source,
     epochs_of,
     evidence_before,
+    run_so_far,
     sources_of_run,
     was_assumed,
     with_sources,
@@ -193,7 +194,7 @@ def _network_in(path: Path, branch: str | None) -> Backbone:
         path,
         state,
         kind,
-        branch=branch,
+        branch=_branch_converted(path, recorded["provenance"], branch, requested),
         method=method,
         pretrain_run=run,
         dropped=dropped,
@@ -253,6 +254,23 @@ def _branch_of(
             f"{path} OUT --branch {shlex.quote(branches[0].strip(chr(39)))}"
         )
     return chosen(branches, branch, f"{path} ({adapter.name})"), branch
+
+
+def _branch_converted(
+    path: Path, provenance: Mapping[str, Any], branch: str, requested: str | None
+) -> str:
+    """The branch of a file's network: of a converted one, that of its source.
+
+    Raises:
+        UserError: if the other one of the two was requested.
+    """
+    before = provenance.get("branch")
+    if not isinstance(before, str):
+        return branch
+    asked = None if requested is None else ALIASES.get(requested, requested)
+    if asked is not None and {asked, before} == {ONLINE, TARGET}:
+        raise UserError(f"{path} was converted from the branch '{before}'; omit --branch {asked}")
+    return before
 
 
 def _opened(path: Path) -> tuple[Content, str | None]:
@@ -319,6 +337,7 @@ def _from_own(path: Path, content: Mapping[str, Any], branch: str) -> Backbone:
     run = content.get("run")
     method = run.get("method") if isinstance(run, dict) else None
     method, run = origin_of(method, run, path)
+    run = run_so_far(run, content, str(path))
     branches = (ONLINE, TARGET) if content.get("target") is not None else (ONLINE,)
     config = content.get("config")
     parts = [config.get(part) if isinstance(config, dict) else None for part in ("model", "data")]

@@ -14,6 +14,7 @@ import yaml
 
 from intl_transfer.conversion.settings import Settings
 from intl_transfer.errors import UserError
+from intl_transfer.runs.wording import epochs_in_words
 
 #: Formats written as a folder.
 HUB = ("timm", "transformers")
@@ -130,7 +131,7 @@ def _card(
     evidence = provenance.get("evidence") or {}
     facts = {
         "method": provenance.get("method"),
-        "epochs": run.get("epochs"),
+        "epochs": epochs_in_words(run) if run.get("epochs") is not None else None,
         "dataset": run.get("dataset"),
         "branch": provenance.get("branch"),
         "stem": provenance.get("stem"),

@@ -10,10 +10,20 @@ from intl_transfer.conversion.backbone import Backbone
 from intl_transfer.runs.private import portable_path
 from intl_transfer.runs.records import Initialization, Provenance
 
+# Facts of a network itself, and those that a user may have added to its file's.
+_OF_NOW = (
+    *("branch", "backbone", "method", "pretrain_run", "label"),
+    *("stem", "stem_source", "pixels", "evidence"),
+)
+
 
 def provenance_of(backbone: Backbone, architecture: str) -> dict[str, Any]:
-    """The provenance of a backbone, for reports, converted files and results."""
-    return {
+    """The provenance of a backbone, for reports, converted files and results.
+
+    That of a converted file is its source's, however often it was converted since; facts given by
+    the user or assumed are those of now.
+    """
+    found = {
         "source_path": portable_path(backbone.source_path),
         "source_sha256": backbone.source_sha256,
         "source_format": backbone.source_format,
@@ -27,6 +37,9 @@ def provenance_of(backbone: Backbone, architecture: str) -> dict[str, Any]:
         "pixels": {**backbone.settings.described(), "source": backbone.settings.source},
         "evidence": {fact: source.as_json() for fact, source in backbone.evidence().items()},
     }
+    earlier = (backbone.provenance or {}).items()
+    kept = {key: value for key, value in earlier if isinstance(key, str) and isinstance(value, str)}
+    return {**found, **kept, **{key: found[key] for key in _OF_NOW if key in found}}
 
 
 def initialization(

@@ -141,6 +141,7 @@ def _described(backbone: Backbone, architecture: str, to: str) -> dict[str, Any]
     """The part of the report that is known before writing."""
     return {
         "provenance": provenance_of(backbone, architecture),
+        "read_sha256": backbone.source_sha256,  # of a converted file not that of its source
         "architecture": architecture,
         "branches": list(backbone.branches),
         "epochs": backbone.epochs,
@@ -201,11 +202,17 @@ def _check_read_back(written: Path, backbone: Backbone, report: Mapping[str, Any
                 f"conversion refused: {name} of the written file are read back as {facts[1]}, "
                 f"expected {facts[0]}. Nothing was written"
             )
-    found = again.state
+    kept, found = report["provenance"], provenance_of(again, report["architecture"])
+    for name in ("branch", "source_sha256"):
+        if found[name] != kept[name]:
+            raise UserError(
+                f"conversion refused: {name} of the written file is read back as {found[name]}, "
+                f"expected {kept[name]}. Nothing was written"
+            )
     for key, tensor in backbone.state.items():
         if key.endswith("num_batches_tracked"):
             continue
-        if key not in found or not torch.equal(found[key], tensor):
+        if key not in again.state or not torch.equal(again.state[key], tensor):
             raise UserError(
                 f"conversion refused: '{key}' is not read back unchanged from the written file. "
                 "Nothing "

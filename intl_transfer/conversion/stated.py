@@ -21,6 +21,7 @@ from intl_transfer.conversion.reading import Content
 from intl_transfer.conversion.settings import Settings
 from intl_transfer.files.placeholders import plain
 from intl_transfer.runs.aliases import earlier_spellings
+from intl_transfer.runs.changes import epochs_done
 
 
 def evidence_before(provenance: Mapping[str, Any]) -> dict[str, Source]:
@@ -103,6 +104,28 @@ def is_by_iteration(config: Mapping[str, Any]) -> bool:
     """
     kinds = [str(first(config, key, "type")) for key in ("train_cfg", "runner")]
     return first(config, "train_cfg", "by_epoch") is False or any("IterBased" in k for k in kinds)
+
+
+def run_so_far(
+    run: Mapping[str, Any] | None, content: Mapping[str, Any], where: str
+) -> dict[str, Any] | None:
+    """What a checkpoint of this project states of its run, with the epochs done by then.
+
+    Args:
+        run: as the checkpoint states it, with the epochs of the whole schedule.
+        content: of the checkpoint.
+        where: its file, for messages.
+
+    Returns:
+        The run, with ``planned_epochs`` unless all are known to be done.
+    """
+    if run is None or (planned := run.get("epochs")) is None:
+        return None if run is None else dict(run)
+    done = epochs_done(content, where)
+    if done == planned:
+        return dict(run)
+    shown = int(done) if done is not None and done.is_integer() else done
+    return {**run, "epochs": shown, "planned_epochs": planned}
 
 
 def sources_of_run(run: Mapping[str, Any] | None) -> dict[str, Source]:

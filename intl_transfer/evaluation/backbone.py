@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from intl_transfer.conversion.audit import audit
-from intl_transfer.conversion.backbone import Backbone
 from intl_transfer.conversion.evidence import configured
 from intl_transfer.conversion.formats import read_backbone
 from intl_transfer.conversion.pipeline import (
@@ -144,7 +143,7 @@ def load_evaluated_backbone(
             backbone = replace(backbone, settings=own)
     else:
         network = torchvision_network(backbone.state, architecture, backbone.settings)
-    provenance = _provenance(backbone, architecture)
+    provenance = provenance_of(backbone, architecture)
     pixels = backbone.settings.described()
     start = initialization(backbone.source_sha256, provenance)
     start.pixels = pixels
@@ -204,13 +203,3 @@ def recorded_model(subject: EvaluatedBackbone, model: ModelConfig) -> ModelConfi
         if zero is None:
             zero = starts_at_zero(subject.architecture)
     return ModelConfig(subject.architecture, subject.stem, zero)
-
-
-def _provenance(backbone: Backbone, architecture: str) -> dict[str, Any]:
-    """The provenance of a backbone; for a converted file, that of its source."""
-    found = provenance_of(backbone, architecture)
-    if backbone.provenance is None:
-        return found
-    # Facts given by the user or assumed are those of this run.
-    now = ("method", "pretrain_run", "stem", "stem_source", "pixels", "evidence")
-    return {**found, **backbone.provenance, **{key: found[key] for key in now}}

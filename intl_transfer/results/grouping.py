@@ -255,8 +255,12 @@ def repetitions(runs: Sequence[R]) -> list[R]:
         made = {u: [run.manifest.ended for run in units[u]] for u in units}
         for times in (theirs, made):
             known = in_one_order(times)
-            if known is not None:
-                older |= units.keys() - {max(units, key=lambda unit: (max(known[unit]), unit))}
+            if known is None:
+                continue
+            last = {u: max(found) for u, found in known.items()}
+            newest = {u for u, time in last.items() if time == max(last.values())}
+            if len(newest) == 1:
+                older |= units.keys() - newest
                 break
     return [run for run in runs if _unit(run) not in older]
 

@@ -18,8 +18,9 @@ from intl_transfer.results.rounding import rounded
 from intl_transfer.results.rows import Column, Row, Table
 from intl_transfer.results.run import Run
 from intl_transfer.results.statistics import Summary
-from intl_transfer.runs import write_atomically
+from intl_transfer.runs import MANIFEST, read_manifest, read_results, write_atomically
 from intl_transfer.runs.atomic import sha256_file
+from intl_transfer.runs.records import PretrainResults, PretrainRun, Provenance
 
 _BEGIN, _END = "<!-- results of intl-transfer -->", "<!-- end of results -->"
 
@@ -120,17 +121,35 @@ def _pretrainings(row: Row, column: Column) -> str:
 
 def _rows_of(tables: Sequence[Table], card: Path) -> list[tuple[Table, Row]]:
     """The rows with a run from a backbone next to the card, with their tables."""
-    hashes = {sha256_file(one) for one in sorted(card.parent.glob("*.safetensors"))}
-    folder = card.parent.resolve()
+    folder = card.parent
+    hashes = {sha256_file(one) for one in sorted(folder.glob("*.safetensors"))}
+    identity, results = "", None
+    if (folder / MANIFEST).exists():
+        identity, results = read_manifest(folder).id, read_results(folder)
+    made = results if isinstance(results, PretrainResults) else None
+    if made is not None and made.backbone_sha256:
+        hashes.add(made.backbone_sha256)
     return [
         (table, row)
         for table in tables
         for row in table.rows
         if any(
-            hashes & _hashes(run) or (run.parent is not None and run.parent.resolve() == folder)
+            hashes & _hashes(run) or (made is not None and _is_of_the_end(run, identity, made))
             for run in row.runs
         )
     ]
+
+
+def _is_of_the_end(run: Run, identity: str, made: PretrainResults) -> bool:
+    """Whether a run's weights are a pretraining's final backbone, from whichever file.
+
+    A checkpoint of the middle is another network, as is one of before the run was continued.
+    """
+    provenance = run.results.initialization.provenance or Provenance()
+    origin = provenance.pretrain_run or PretrainRun()
+    is_whole = origin.planned_epochs is None and origin.epochs == made.epochs
+    is_online = provenance.branch in (None, "online")
+    return bool(identity) and origin.id == identity and is_whole and is_online
 
 
 def _hashes(run: Run) -> set[str]:

@@ -39,7 +39,10 @@ from intl_transfer.runs.settings import (
     nested,
     select,
 )
-from intl_transfer.runs.wording import method_title, setting_in_words
+from intl_transfer.runs.wording import epochs_in_words, method_title, setting_in_words
+
+# Of weights from the middle of a pretraining; others do not have it.
+_EPOCHS_DONE = "checkpoint.epochs"
 
 #: Footnote of a row in which files of one ``--name`` count as repetitions.
 STATED = "repetitions according to `convert --name`; the settings of these pretrainings are unknown"
@@ -70,16 +73,17 @@ def start_of(
     settings |= below("pixels", _pixels_of(initialization, stage, config) or {})
     method = initialization.method or "unknown"
     weights = provenance.source_sha256 or initialization.weights_sha256
+    identity = origin.id or (parent.id if parent is not None else None)
+    branch = provenance.branch or "online"
+    so_far = _so_far(origin, weights)
     notes: tuple[str, ...] = ()
     made, removed = _made_by(origin, parent, by_hash)
     trained = f"trained with {in_words(removed)}" if removed else ""
     control = ", ".join(words for words in (in_words(controls), trained) if words)
     if initialization.kind != "random":
         settings.pop("model.zero_init_residual", None)  # of random weights
-        branch = provenance.branch or "online"
-        settings |= {"branch": branch}
+        settings |= {"branch": branch, **so_far}
         if made:
-            identity = parent.id if parent is not None else origin.id
             settings |= made | told_apart(made, identity or weights or "not stated")
             # As stated by the run, not by the user.
             titles = [one.full_title for one in METHODS.values()]
@@ -99,7 +103,7 @@ def start_of(
         settings,
         label=provenance.label,
         word=_word(provenance, origin),
-        unit=None if initialization.kind == "random" else weights,
+        unit=None if initialization.kind == "random" else _unit(identity, branch, so_far, weights),
         unit_seed=origin.seed if origin.seed is not None else parent.seed if parent else None,
         unit_ended=parent.ended if parent else None,
         notes=notes,
@@ -116,14 +120,29 @@ def _made_by(
     stage = "evaluation" if "kind" in made else "pretrain" if parent is None else parent.stage
     if made:  # with implied values of newer settings, without free ones
         made = select(stage, made, "decides", "weights", "control")
-    if parent is not None:
-        theirs = settings_of_pretraining(parent)
-        made = made | theirs if by_hash else theirs | made
+    # The run may have continued since, and by other settings than the file states.
+    if parent is not None and (by_hash or not made):
+        made |= settings_of_pretraining(parent)
     controls = select(stage, made, "control") if made else {}
     removed = {key: value for key, value in controls.items() if value}
     # Below a name of their own: a run from these weights can have a control of its own.
     made = {key: value for key, value in made.items() if key not in controls}
     return made | below("trained", removed), removed
+
+
+def _so_far(origin: PretrainRun, weights: str | None) -> dict[str, Any]:
+    """What sets a checkpoint of the middle apart from others of its run; empty for the end's."""
+    if origin.planned_epochs is None:
+        return {}
+    done = origin.epochs if origin.epochs is not None else weights
+    return {_EPOCHS_DONE: done}
+
+
+def _unit(
+    identity: str | None, branch: str, so_far: Mapping[str, Any], weights: str | None
+) -> str | None:
+    """A pretraining, whatever files its weights were written to; by these if its id is unknown."""
+    return fingerprint({"run": identity, "branch": branch, **so_far}) if identity else weights
 
 
 def _stated_file(config: Mapping[str, Any]) -> str:
@@ -188,7 +207,7 @@ def _detail(
     if initialization.detail:
         return initialization.detail
     if origin.model_fields_set:
-        return f"{origin.config_name}, {origin.epochs} ep, {origin.dataset}"
+        return f"{origin.config_name}, {epochs_in_words(origin)} ep, {origin.dataset}"
     if initialization.kind == "random" or is_known:
         return ""
     # Without a name, different weights are different rows.
@@ -249,7 +268,10 @@ def assumed_note(keys: Sequence[str]) -> str:
 
 
 #: Settings shown in the column of the pretraining.
-_SHOWN = ("optim.epochs", "data.name", "pretraining.epochs", "pretraining.dataset")
+_SHOWN = (
+    *("optim.epochs", "data.name", "pretraining.epochs", "pretraining.dataset"),
+    _EPOCHS_DONE,
+)
 _MOST = 2
 #: Of external runs, which are marked as such: it tells those of several evaluators apart.
 _EVALUATOR = "measured_by"

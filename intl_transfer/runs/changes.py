@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from intl_transfer.errors import UserError
 from intl_transfer.runs.aliases import standard_key
-from intl_transfer.runs.checkpoint import list_checkpoints, newest_origin, step_of
+from intl_transfer.runs.checkpoint import (
+    list_checkpoints,
+    manifest_in,
+    newest_origin,
+    step_of,
+)
 from intl_transfer.runs.directory import MANIFEST, Origin, read_manifest
 from intl_transfer.runs.private import portable
 from intl_transfer.runs.records import ImageSet, Manifest
@@ -202,6 +208,29 @@ def _steps_per_epoch(images: ImageSet | None, settings: Mapping[str, Any]) -> in
     if images is None or images.images is None or batch is None:
         return None
     return images.images // int(batch)
+
+
+def epochs_done(content: Mapping[str, Any], where: str) -> float | None:
+    """The epochs of pretraining that were done when a checkpoint was written.
+
+    Args:
+        content: of the checkpoint; those of earlier versions state their steps alone.
+        where: its file, for messages.
+
+    Returns:
+        None if they are not known.
+    """
+    progress = content.get("progress")
+    stated = progress if isinstance(progress, Mapping) else {}
+    if isinstance(epoch := stated.get("epoch"), (int, float)):
+        return float(epoch)
+    manifest, step = None, stated.get("step")
+    with contextlib.suppress(UserError):  # a damaged record, which states nothing
+        manifest = manifest_in(content, where)
+    if manifest is None or not isinstance(step, int):
+        return None
+    per_epoch = _steps_per_epoch(manifest.dataset.get("train"), flatten(manifest.config))
+    return step / per_epoch if per_epoch else None
 
 
 class Continuation:

@@ -7,8 +7,9 @@ from typing import Any
 
 from intl_transfer.errors import UserError
 from intl_transfer.runs.changes import in_lines
-from intl_transfer.runs.records import Initialization
+from intl_transfer.runs.records import Initialization, PretrainRun
 from intl_transfer.runs.settings import Role, contrast, select
+from intl_transfer.runs.wording import epochs_in_words
 
 FLAG = "--check-expected"
 # A control is another experiment, and so are weights that see other pixels.
@@ -55,13 +56,14 @@ def refuse_other_start(
     start = start or Initialization()
     own = start.kind if start.kind in ("random", "supervised") else start.method
     run = start.provenance.pretrain_run if start.provenance is not None else None
-    after = run.epochs if run is not None else None
     if methods and own not in methods:
         found = f"are by {own}" if own else "do not state their method"
     elif methods and start.method_is_inferred:
         found = f"are taken to be by {own} for names in their file alone"
-    elif epochs is not None and not _same_number(after, epochs):
-        found = "do not state their epochs" if after is None else f"are of {after} epochs"
+    elif epochs is not None and (run is None or not _is_whole(run, epochs)):
+        found = "do not state their epochs"
+        if run is not None and run.epochs is not None:
+            found = f"are of {epochs_in_words(run)} epochs"
     else:
         return
     expected = [f"by {' or '.join(methods)}"] if methods else []
@@ -72,8 +74,9 @@ def refuse_other_start(
     )
 
 
-def _same_number(one: Any, other: float) -> bool:
+def _is_whole(run: PretrainRun, epochs: float) -> bool:
+    """Whether weights are of the end of a pretraining of so many epochs."""
     try:
-        return float(one) == other
-    except (TypeError, ValueError):
+        return run.planned_epochs is None and float(run.epochs or 0) == epochs
+    except ValueError:
         return False

@@ -175,7 +175,9 @@ class PretrainRun(Record):
     method: str | None = None
     """Its name in tables."""
     epochs: int | float | str | None = None
-    """Of pretraining."""
+    """Of pretraining, done when the weights were saved."""
+    planned_epochs: int | float | None = None
+    """Of its whole schedule, for weights of before its end; null for those of the end."""
     dataset: str | None = None
     """Data set used for pretraining."""
     seed: int | None = None

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from intl_transfer.methods import METHODS
+from intl_transfer.runs.records import PretrainRun
 from intl_transfer.runs.settings import NOT_STATED
 
 _INDEX = re.compile(r"\[(\d+)\]")
@@ -25,6 +26,16 @@ def method_title(loss: Mapping[str, Any]) -> str:
     """
     method = str(loss.get("method", "intl"))
     return METHODS[method].title_under(loss) if method in METHODS else method
+
+
+def epochs_in_words(run: Mapping[str, Any] | PretrainRun) -> str:
+    """The epochs of a pretraining: ``200``, or ``50 of 200`` of a checkpoint of the middle.
+
+    Args:
+        run: as weights state it.
+    """
+    done, planned = _value_in_words(run.get("epochs")), run.get("planned_epochs")
+    return done if planned is None else f"{done} of {_value_in_words(planned)}"
 
 
 def setting_in_words(key: str, value: Any) -> str:

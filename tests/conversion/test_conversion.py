@@ -297,6 +297,23 @@ def test_finished_runs_give_their_backbone_with_its_origin(tmp_path):
         convert(run.path, tmp_path / "other.pth", given=CheckpointMetadata(epochs=3))
 
 
+def test_a_conversion_of_a_conversion_is_of_the_same_network(tmp_path):
+    """The moving average became the online network, of another source."""
+    file = save_checkpoint(tmp_path, 1, checkpoint(1))
+    places = ("once.safetensors", "hub/model.safetensors", "plain.pth", "last.pth")
+    forms = (None, "timm", "torchvision", None)
+    source, branch = file, "target"
+    for place, form in zip(places, forms, strict=True):
+        report = convert(source, tmp_path / place, branch, to=form)
+        kept = report["provenance"]
+        assert (kept["branch"], kept["source_sha256"]) == ("target", sha256_file(file))
+        assert kept["source_format"] == "intl-transfer checkpoint"
+        assert report["read_sha256"] == sha256_file(source)
+        source, branch = tmp_path / place, None
+    with pytest.raises(UserError, match="converted from the branch 'target'; omit --branch online"):
+        read_backbone(source, "online")
+
+
 def test_runs_that_have_nothing_to_give(tmp_path):
     run = start_run(tmp_path / "run")
     with pytest.raises(UserError, match="no readable checkpoint; its status is 'running'"):

@@ -80,6 +80,7 @@ def test_moved_out_of_its_folder_it_scores_the_same(run, moved, stage, config, c
     again, before = flat(detections(Path("again"))), flat(detections(run))
     assert np.array(again) == pytest.approx(np.array(before), rel=1e-4)
     record = json.loads(Path("again/evaluation.json").read_text())
+    assert record["weights"]["iterations"] == read_results(run).iteration
     sizes = ("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "TEST.DETECTIONS_PER_IMAGE")
     assert [record["protocol"][key] for key in sizes] == [64, 64, 60]
     found = record["metrics"]

@@ -8,7 +8,12 @@ import pytest
 from detectron2.evaluation import verify_results
 
 from detection.config import CONFIGS, load_config
-from detection.expected import check_expected, check_expected_start, is_requested
+from detection.expected import (
+    check_expected,
+    check_expected_end,
+    check_expected_start,
+    is_requested,
+)
 from detection.settings import resolve
 from intl_transfer.errors import UserError
 from intl_transfer.results.published import published_detection
@@ -91,9 +96,9 @@ def test_controls_and_other_pixels_are_not_compared(key, value):
         requested("voc_R50_C4_scratch", key, value)
 
 
-def start(method, epochs=None):
+def start(method, epochs=None, **stated):
     kind = method if method in ("random", "supervised") else "pretrained"
-    run = PretrainRun(method=method, epochs=epochs)
+    run = PretrainRun(method=method, epochs=epochs, **stated)
     return Initialization(kind=kind, method=method, provenance=Provenance(pretrain_run=run))
 
 
@@ -107,7 +112,10 @@ def start(method, epochs=None):
         ),
         (
             *("coco_R50_C4_2x_intl", start("INTL", 200)),
-            [start("BYOL", 200), start("INTL", 800), start("INTL"), start("INTL", "?")],
+            [
+                *(start("BYOL", 200), start("INTL", 800), start("INTL"), start("INTL", "?")),
+                start("INTL", 200, planned_epochs=800),  # a checkpoint of the middle
+            ],
         ),
     ],
 )
@@ -120,6 +128,18 @@ def test_figures_are_compared_with_those_of_their_own_weights_alone(config, righ
     changed = load_config(config, ["INPUT.FORMAT", "RGBA"])  # as the weights' file might say
     with pytest.raises(UserError, match=r"INPUT\.FORMAT"):
         check_expected_start(changed, words, right)
+
+
+@pytest.mark.parametrize("done", [85000, None])
+def test_figures_are_of_the_last_iteration(done):
+    name = "coco_R50_C4_1x_scratch"
+    words = arguments(config=name, weights="model.pth", check_expected=True)
+    check_expected_end(load_config(name), words, 90000)
+    found = "is of iteration 85000" if done else "does not state its iterations"
+    with pytest.raises(UserError, match=f"after 90000 iterations; model.pth {found}"):
+        check_expected_end(load_config(name), words, done)
+    words.opts = [KEY, "[['bbox', 'AP', 1.0, 0.5]]"]
+    check_expected_end(load_config(name), words, done)
 
 
 @pytest.mark.parametrize(

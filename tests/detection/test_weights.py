@@ -16,6 +16,7 @@ from intl_transfer.conversion import convert, verify
 from intl_transfer.conversion.pipeline import CheckpointMetadata
 from intl_transfer.conversion.settings import CAFFE, IMAGENET, UNIT
 from intl_transfer.errors import UserError
+from intl_transfer.runs import sha256_file
 from tests.conversion.layouts import caffe2
 from tests.conversion.test_conversion import backbone_state
 from tests.detection.conftest import TINY, train_net
@@ -154,6 +155,24 @@ def test_backbones_and_detectors_of_others(files, tmp_path):
     assert all(
         torch.equal(other.state_dict()[key], value) for key, value in model.state_dict().items()
     )
+
+
+def test_content_and_hash_are_of_one_moment(files, tmp_path, monkeypatch):
+    """A run recorded the hash of weights that had replaced those that it began with."""
+    file = tmp_path / "w.pth"
+    file.write_bytes((files / "imagenet.pth").read_bytes())
+    assert weights.read_weights(str(file))["sha256"] == sha256_file(files / "imagenet.pth")
+
+    other = tmp_path / "other.pth"
+    other.write_bytes((files / "unit.pth").read_bytes())
+
+    def replaced_first(path):
+        other.replace(path)
+        return sha256_file(path)
+
+    monkeypatch.setattr(weights, "sha256_file", replaced_first)
+    with pytest.raises(UserError, match=r"w\.pth was rewritten .*while it was read"):
+        weights.read_weights(str(file))
 
 
 def test_a_fragment_of_other_weights_is_noticed(files, tmp_path):

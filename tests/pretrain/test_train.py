@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from intl_transfer.conversion import convert, read_backbone
+from intl_transfer.conversion.command import _pretraining
 from intl_transfer.errors import UserError
 from intl_transfer.models import Encoder, build_backbone, build_projector
 from intl_transfer.runs import read_manifest, read_metrics, read_results, sha256_file
@@ -53,7 +55,7 @@ def test_resuming_is_bit_identical(images, tmp_path, overrides):
 
 
 def test_a_run_directory_says_all(images, tmp_path):
-    done = train(images, tmp_path / "run", "seed=3")
+    done = train(images, tmp_path / "run", "seed=3", "engine.milestone_epochs=1")
     assert "ETA" in done.stdout
     manifest, results = read_manifest(tmp_path / "run"), read_results(tmp_path / "run")
     assert manifest["status"] == "finished"
@@ -71,6 +73,30 @@ def test_a_run_directory_says_all(images, tmp_path):
     other = train(images, tmp_path / "run", "seed=4", check=False)
     assert other.returncode == 2
     assert "seed: 3 before, 4 now" in other.stderr
+    assert_epochs_done_are_stated(tmp_path / "run", tmp_path / "former.pt")
+
+
+def assert_epochs_done_are_stated(run, former):
+    """A checkpoint of the middle had all of the schedule, and shared the final one's row."""
+    middle, end = (run / "checkpoints" / f"step_0000000{step}.pt" for step in (3, 6))
+    whole = read_backbone(run).pretrain_run
+    assert whole["epochs"] == 2
+    assert read_backbone(end).pretrain_run == whole
+    found = read_backbone(middle).pretrain_run
+    assert found == {**whole, "epochs": 1, "planned_epochs": 2}
+    # Those of earlier versions state the step alone.
+    content = torch.load(middle, weights_only=True)
+    del content["progress"]["epoch"]
+    torch.save(content, former)
+    assert read_backbone(former).pretrain_run == found
+    torch.save({**content, "progress": {"step": 2}}, former)
+    report = convert(former, former.with_suffix(".safetensors"))
+    assert "epochs 0.666667 of 2: stated" in _pretraining(report)
+    del content["manifest"]["dataset"], content["progress"]
+    torch.save(content, former)
+    unknown = read_backbone(former)
+    assert unknown.pretrain_run == {**whole, "epochs": None, "planned_epochs": 2}
+    assert "epochs" not in unknown.sources
 
 
 def test_a_damaged_checkpoint_is_passed_over(images, tmp_path):

@@ -50,7 +50,13 @@ def fixed(run: RunDirectory, identity: str) -> RunDirectory:
 
 
 def provenance(sha: str = SHA, method: str = "INTL", **run) -> dict:
-    described = {"id": "p", "config_name": "shapes_r18", "epochs": 20, "dataset": "shapes", **run}
+    described = {
+        "id": sha[:32],
+        "config_name": "shapes_r18",
+        "epochs": 20,
+        "dataset": "shapes",
+        **run,
+    }
     return {
         "source_sha256": sha,
         "source_path": "/elsewhere/backbone.safetensors",

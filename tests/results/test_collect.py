@@ -14,8 +14,10 @@ from intl_transfer.analysis.reading import find_runs
 from intl_transfer.cli import main
 from intl_transfer.errors import UserError
 from intl_transfer.results import build_tables, collect
+from intl_transfer.results.exports import export
 from intl_transfer.results.report.watch import _state
 from intl_transfer.runs import METRICS, RunDirectory, write_json
+from intl_transfer.runs.changes import run_described
 from intl_transfer.runs.lock import LOCK, directory_lock
 from slurm.outcomes import _collected, run_directories
 from tests.results.synthetic import (
@@ -497,6 +499,7 @@ def test_what_is_not_searched_is_named(tmp_path):
     [
         (("2024-05-01T12:00:00+05:00", "2024-05-01T11:00:00+00:00"), (40.0,), "newest one counts"),
         ((None, "2024-05-01T11:00:00+00:00"), (30.0, 40.0), "no times say which is the newest"),
+        (("2024-05-01T11:00:00+00:00",) * 2, (30.0, 40.0), "no times say which is the newest"),
     ],
 )
 def test_which_of_two_pretrainings_of_one_seed_is_the_newest(tmp_path, ended, aps, said):
@@ -510,3 +513,77 @@ def test_which_of_two_pretrainings_of_one_seed_is_the_newest(tmp_path, ended, ap
     (row,) = table.rows
     assert row.metrics["box", "AP"].values == aps
     assert any(said in note for note in row.notes)
+
+
+def run_of(seed, epochs=20, **known):
+    """What weights state of a pretraining."""
+    settings = {"loss.method": "intl", "optim.epochs": epochs}
+    return {"id": f"{seed}" * 32, "seed": seed, "epochs": epochs, "settings": settings, **known}
+
+
+def test_files_of_one_pretraining_are_one_pretraining(tmp_path):
+    """Half of the fine-tunings vanished, as if of an older pretraining of the same seed."""
+    for seed, sha in enumerate("aabb"):
+        start = start_of("INTL", sha * 64, **run_of(0))
+        detection_run(tmp_path, f"d{seed}", 30.0 + seed, seed=seed, initialization=start)
+    (table,) = build_tables(collect([tmp_path], cache=False))
+    (row,) = table.rows
+    assert row.metrics["box", "AP"].values == (30.0, 31.0, 32.0, 33.0)
+    assert not any("same seed" in note for note in row.notes)
+
+
+def test_a_checkpoint_of_the_middle_is_another_start(tmp_path):
+    """Its figures stood in the final backbone's row, by whichever file's hash came first."""
+    pretraining_run(tmp_path, "p", "a" * 64)
+    known = json.loads((tmp_path / "p" / "manifest.json").read_text())["id"]
+    starts = {"a": {}, "b": {"epochs": 5}, "c": {"epochs": 10}, "d": {"epochs": None}}
+    for index, (sha, done) in enumerate(starts.items()):
+        planned = {"planned_epochs": 20} if done else {}
+        run = {**run_of(0), "id": known, **done, **planned}
+        start = start_of("INTL", sha * 64, **run)
+        detection_run(tmp_path, f"d{sha}", 30.0 + index, initialization=start)
+    (table,) = [
+        one for one in build_tables(collect([tmp_path], cache=False)) if one.tasks[0] == "box"
+    ]
+    found = {row.detail: row.metrics["box", "AP"].values for row in table.rows}
+    assert found == {
+        "shapes_r18, 20 ep, shapes": (30.0,),
+        "shapes_r18, 5 of 20 ep, shapes": (31.0,),
+        "shapes_r18, 10 of 20 ep, shapes": (32.0,),
+        "shapes_r18, not set of 20 ep, shapes": (33.0,),
+    }
+    card = tmp_path / "p" / "README.md"
+    card.write_text("# p\n")
+    export([table], f"card={card}")
+    assert "| COCO det. AP | 30.00 | 1 |" in card.read_text()
+    assert "31.00" not in card.read_text()
+
+
+def test_a_continued_pretraining_leaves_its_former_weights_as_they_were(tmp_path):
+    """With its folder, they were of the settings that it continued with."""
+    for seed in (0, 1):
+        run = pretraining_run(tmp_path, f"p{seed}", f"{seed}" * 64, seed=seed)
+        facts = {"epochs": 20, "dataset": "shapes"}
+        described = run_described(run.manifest, "pretrain", run.manifest.config, {}, **facts)
+        start = start_of("INTL", f"{seed}" * 64, **described)
+        detection_run(tmp_path, f"d{seed}", 30.0 + seed, initialization=start)
+
+    def row():
+        tables = build_tables(collect([tmp_path], cache=False))
+        (table,) = [one for one in tables if one.tasks[0] == "box"]
+        (found,) = table.rows
+        return table, found.name, found.metrics["box", "AP"].values
+
+    before = row()[1:]
+    manifest = json.loads((tmp_path / "p0" / "manifest.json").read_text())
+    config = {**manifest["config"], "optim": {"epochs": 40}}
+    known = {key: manifest[key] for key in ("stage", "name", "config_name", "seed")}
+    changes = {"optim.epochs": {"before": 20, "now": 40}}
+    again = RunDirectory.start(tmp_path / "p0", config=config, changes=changes, **known)
+    results = json.loads((tmp_path / "p0" / "results.json").read_text())
+    again.finish({**results, "epochs": 40, "backbone_sha256": "9" * 64})
+    table, *after = row()
+    assert tuple(after) == before
+    (tmp_path / "p0" / "README.md").write_text("# 40 epochs\n")
+    with pytest.raises(UserError, match="no row of the tables is initialized with a backbone"):
+        export([table], f"card={tmp_path / 'p0' / 'README.md'}")

@@ -12,12 +12,16 @@ import pytest
 import yaml
 from PIL import Image
 
+from intl_transfer.conversion import convert
 from intl_transfer.data.sources import open_source
 from intl_transfer.errors import UserError
+from intl_transfer.runs.checkpoint import save_checkpoint
 from slurm import graph, launch_detection, launching, made, plan
 from slurm.benchmark import BenchmarkPlan, read
 from slurm.controller import Row
 from slurm.ledger import Ledger
+from slurm.outcomes import converted
+from tests.conversion.test_conversion import checkpoint
 from tests.pretrain.running import ROOT
 from tests.slurm.work import MANIFEST, make_job
 
@@ -181,6 +185,17 @@ def test_other_images_at_another_place_are_other_settings(tmp_path):
     ]
     pretraining, _ = jobs("nowhere")  # what is not known is named
     assert list(pretraining.changes()) == ["data.root"]
+
+
+def test_a_conversion_of_a_converted_file_is_told_from_that_of_another(tmp_path):
+    """Both files are of one checkpoint, which is what their provenance states."""
+    file = save_checkpoint(tmp_path, 1, checkpoint(1))
+    source, out = tmp_path / "w.safetensors", tmp_path / "w_again.pth"
+    convert(file, source, "online")
+    convert(source, out)
+    assert converted(str(source), out)
+    convert(file, source, "target", force=True)
+    assert not converted(str(source), out)
 
 
 @pytest.mark.parametrize(
