@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from intl_transfer.results.rounding import rounded
-from intl_transfer.results.rows import Mark, Row, Table
+from intl_transfer.results.rows import Mark, Row, Table, with_kind
 from intl_transfer.results.statistics import Comparison, Summary
 
 Spread = Literal["std", "t", "bootstrap", "difference", "none"]
@@ -86,8 +86,7 @@ class Line:
     @property
     def name(self) -> str:
         """The method, with its kind unless it is an ordinary measured row."""
-        kinds = (["external"] if self.external else []) + (["baseline"] if self.baseline else [])
-        return f"{self.method} ({', '.join(kinds)})" if kinds else self.method
+        return with_kind(self.method, self.external, self.baseline)
 
 
 @dataclass(frozen=True)

@@ -224,8 +224,7 @@ function seedFold(table) {
 }
 
 /** @type {(table: Table) => HTMLElement} */
-const curveFold = (table) =>
-  fold("Curves over the training", () => rowCurves(table.rows.filter((row) => row.runs.length)));
+const curveFold = (table) => fold("Curves over the training", () => rowCurves(table, table.rows));
 
 /** Link, kind and name of each count that is not 0. */
 function counts() {
