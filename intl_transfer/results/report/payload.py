@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from intl_transfer.results.alike import Alike, alike, unique_names
 from intl_transfer.results.collect import Collection
 from intl_transfer.results.reading import Entry
-from intl_transfer.results.report.alike import Alike, alike
 from intl_transfer.results.report.details import Cache, describe, provenance_of
 from intl_transfer.results.report.evidence import evidence_of
 from intl_transfer.results.report.series import POINTS
@@ -202,15 +201,7 @@ def _names(tables: Sequence[Table]) -> list[str]:
     for table in tables:
         short = [f"{part.dataset}, schedule {part.schedule}" for part in table.parts]
         names.append(" and ".join(short) or table.title)
-    for name in [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        places = [index for index, other in enumerate(names) if other == name]
-        words = [set(re.split(r"[,;()] *", tables[index].title)) for index in places]
-        shared = set.intersection(*words)
-        for index in places:
-            title = re.split(r"[,;()] *", tables[index].title)
-            own = [word for word in title if word and word not in shared]
-            names[index] = f"{name}: {', '.join(own) or tables[index].key}"
-    return names
+    return unique_names(names, [table.title for table in tables], [table.key for table in tables])
 
 
 def _table(table: Table, keys: dict[Path, str], protocols: Sequence[Alike]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,9 +17,9 @@ class Alike:
     Figures are compared, and averaged, only within them.
 
     Attributes:
-        key: unique on the page.
+        key: begins with the table's.
         name: its headings, unique in the table.
-        title: its protocol in words, unique on the page.
+        title: its protocol in words, which no other has.
         columns: also those that are not shown.
     """
 
@@ -50,7 +51,7 @@ def alike(table: Table, key: str) -> list[Alike]:
 
     Args:
         table: of any layout.
-        key: of the table, unique on the page.
+        key: of the table, unique among tables.
     """
     groups: list[frozenset[Column]] = []
     for row in table.rows:
@@ -78,6 +79,16 @@ def alike(table: Table, key: str) -> list[Alike]:
     ]
 
 
+def protocols(table: Table) -> dict[Column, str]:
+    """By column, its protocol in words; where runs have no figure in it, that of its part.
+
+    Args:
+        table: any.
+    """
+    stated = {column: table.protocol_of(column[0]) for row in table.rows for column in row.metrics}
+    return stated | {column: one.title for one in alike(table, "") for column in one.columns}
+
+
 def _columns_of(row: Row, run: Run) -> frozenset[Column]:
     return frozenset(column for column, values in row.each.items() if run.path in values)
 
@@ -93,3 +104,47 @@ def _names(table: Table, groups: Sequence[Sequence[Column]]) -> list[str]:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(names))
+
+
+def short_names(tables: Sequence[Table]) -> list[dict[Column, str]]:
+    """For each table, the short unique name of what a column was measured alike with.
+
+    Args:
+        tables: all, among which names are unique.
+    """
+    found = [(table, one) for i, table in enumerate(tables) for one in alike(table, str(i))]
+    short = [_short(table, one) for table, one in found]
+    names = unique_names(short, [one.title for _, one in found], [one.key for _, one in found])
+    by_table: dict[int, dict[Column, str]] = {id(table): {} for table in tables}
+    for (table, one), name in zip(found, names, strict=True):
+        by_table[id(table)] |= dict.fromkeys(one.columns, name)
+    return [by_table[id(table)] for table in tables]
+
+
+def _short(table: Table, one: Alike) -> str:
+    task = min(one.columns)[0]
+    part = table.part_of(task)
+    if part is not None:
+        return f"{part.dataset}, schedule {part.schedule}"
+    dataset = table.dataset_of(task)
+    return one.name if one.name.startswith(dataset) else f"{dataset}, {one.name}"
+
+
+def unique_names(short: Sequence[str], titles: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """Short names, with the words of titles that tell them apart where they are the same.
+
+    Args:
+        short: names.
+        titles: as long as it takes.
+        keys: for titles that do not differ.
+    """
+    names = list(short)
+    for name in [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        places = [index for index, other in enumerate(names) if other == name]
+        words = [set(re.split(r"[,;()] *", titles[index])) for index in places]
+        shared = set.intersection(*words)
+        for index in places:
+            title = re.split(r"[,;()] *", titles[index])
+            own = [word for word in title if word and word not in shared]
+            names[index] = f"{name}: {', '.join(own) or keys[index]}"
+    return names
