@@ -21,6 +21,11 @@ interface Overview {
   built: string;
   /** Seconds after which the page loads itself again. */
   refresh: number | null;
+  /** Digits after the point, and whether deviations are shown, at first. */
+  digits: number;
+  spread: boolean;
+  /** What ± is, for copies. */
+  spreads: { measured: string; published: string };
 }
 
 interface Table {

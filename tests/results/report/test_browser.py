@@ -210,6 +210,8 @@ def test_tables_are_copied_as_they_are_shown(visit, report):
     assert [re.match(r"(?:\*\*)?([\d.]+) ± [\d.]+", cell)[1] for cell in cells[3:]] == shown
     assert [cell.startswith("**") for cell in cells[3:]] == [False, True, False] * 3
     assert "random init" not in markdown
+    assert "\n±: sample standard deviation over n repetitions.  \n" in markdown
+    assert "$\\pm$: sample standard deviation" in latex
     figures = "S[table-format=2.1]@{}l" * 9
     assert latex.count(f"\\begin{{tabular}}{{llr{figures}}}") == 1
     assert "imagenet\\_r50\\_ep200, 200 ep, imagenet & 3 & " in latex

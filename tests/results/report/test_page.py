@@ -15,6 +15,7 @@ import pytest
 from intl_transfer.cli import main
 from intl_transfer.errors import UserError
 from intl_transfer.results import TableOptions, build_tables, collect
+from intl_transfer.results.outputs import write_folder
 from intl_transfer.results.report import watch, write_report
 from intl_transfer.results.report.modules import as_script, in_order, one_script
 from intl_transfer.results.report.payload import build_payload
@@ -177,6 +178,24 @@ def test_a_report_of_nothing(tmp_path):
     (tmp_path / "runs").mkdir()
     page = report_of(tmp_path / "runs", tmp_path / "new" / "report").read_text()
     assert part(page, "overview")["runs"] == {}
+
+
+def test_the_page_begins_with_the_digits_and_spread_of_the_tables(tmp_path):
+    for seed in range(2):
+        detection_run(tmp_path / "runs", f"{seed}", 30.0 + seed / 3, seed=seed)
+    found = collect([tmp_path / "runs"], cache=False)
+    tables = build_tables(found)
+    shown = {}
+    for spread in ("std", "none", "t"):
+        out = tmp_path / spread
+        write_folder(found, tables, out, {"precision": 4, "spread": spread})
+        page = (out / "index.html").read_text()
+        overview = part(page, "overview")
+        assert overview["digits"] == 4
+        assert "| 30.1667" in page  # of the page without scripts
+        assert overview["spreads"]["measured"] in (tmp_path / "std" / "table.md").read_text()
+        shown[spread] = overview["spread"]
+    assert shown == {"std": True, "none": False, "t": False}
 
 
 def test_many_runs_stay_a_page(tmp_path):

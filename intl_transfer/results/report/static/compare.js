@@ -81,14 +81,9 @@ function comparability(first, second) {
   const differ = COMPARABLE.filter(([field]) => first[field] !== second[field])
     .map(([field, name]) => `${name} (${first[field] ?? "none"} and ${second[field] ?? "none"})`)
     .join(", ");
-  if (differ || (one && other))
-    return h(
-      "p",
-      { class: "notice is-bad" },
-      differ
-        ? `Not comparable: they differ in ${differ}.`
-        : `Not comparable: the tables keep apart ${one?.title}, and ${other?.title}.`,
-    );
+  const apart = one && other && `the tables keep apart ${one.title}, and ${other.title}`;
+  const reason = differ ? `they differ in ${differ}` : apart;
+  if (reason) return h("p", { class: "notice is-bad" }, `Not comparable: ${reason}.`);
   const left = [!one && first.name, !other && second.name].filter(Boolean).join(" and ");
   return h(
     "p",

@@ -336,7 +336,7 @@ function overviewTools(draw, apply) {
     then();
   };
   /** @type {Choice[]} */
-  const digits = ["0", "1", "2", "3"].map((n) => [n, n]);
+  const digits = Array.from({ length: Math.max(3, DATA.digits) + 1 }, (_, n) => [`${n}`, `${n}`]);
   return h(
     "div",
     { class: "toolbar", role: "search" },
