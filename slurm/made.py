@@ -183,7 +183,7 @@ def _report(target: Path) -> dict[str, Any]:
 
 
 def conversion_of(target: Path) -> dict[str, Any]:
-    """The provenance of a converted file, by the report beside it; empty if none is of this file."""
+    """The provenance of a converted file, by the report of it; empty without one."""
     found = _report(target).get("provenance")
     return found if isinstance(found, dict) else {}
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from intl_transfer.errors import UserError, did_you_mean
+from intl_transfer.results.alike import short_names
 from intl_transfer.results.grid import clean
 from intl_transfer.results.longform import records
 from intl_transfer.results.model_card import write_card
 from intl_transfer.results.rows import Table
 
 _PROJECT = "intl-transfer"
+#: Characters of a run's name that Weights & Biases accepts.
+_LONGEST_NAME = 128
 # MLflow's names of metrics.
 _NO_NAME = re.compile(r"[^\w./ :-]+")
 
@@ -42,26 +46,61 @@ def export(tables: Sequence[Table], where: str, text: Text = clean) -> str:
     return _KINDS[kind](tables, target, text)
 
 
-def _runs(tables: Sequence[Table], text: Text) -> Iterator[tuple[dict[str, Any], dict[str, float]]]:
-    """Each run of each table: its description, and its metrics by ``task.metric``."""
-    grouped: dict[tuple[str, str], tuple[dict[str, Any], dict[str, float]]] = {}
+@dataclass(frozen=True)
+class _Exported:
+    """A run of a table.
+
+    Attributes:
+        name: its row, protocol and seeds, in at most 128 characters.
+        described: what it is, by name.
+        metrics: by ``task.metric``.
+    """
+
+    name: str
+    described: dict[str, Any]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def _runs(tables: Sequence[Table], text: Text) -> Iterator[_Exported]:
+    """Each run of each table."""
+    names = _names(tables)
+    grouped: dict[tuple[str, str], _Exported] = {}
     shown = records(tables, lambda value: clean(text(value)))
     for raw, one in zip(records(tables), shown, strict=True):
         if one["run"] is None:
             continue  # published: without runs
-        kept = ("task", "metric", "value", "std", "n", "notes")
-        described = {k: v for k, v in one.items() if k not in kept and v is not None}
+        kept = ("task", "metric", "value", "std", "n")
+        described = {k: v for k, v in one.items() if k not in kept and v not in (None, "")}
         # By its whole path: runs of two folders may be the same relative to them.
-        _, metrics = grouped.setdefault((raw["table"], raw["run"]), (described, {}))
-        metrics[f"{one['task']}.{one['metric']}"] = one["value"]
+        key = raw["table"], raw["run"]
+        if key not in grouped:
+            seeds = _seeds(one)
+            name = clean(text(names[key]))
+            most = _LONGEST_NAME - len(seeds)
+            name = name if len(name) <= most else f"{name[: most - 1]}…"
+            grouped[key] = _Exported(name + seeds, described)
+        grouped[key].metrics[f"{one['task']}.{one['metric']}"] = one["value"]
     if not grouped:
         raise UserError("nothing to export: no run in the tables has metrics")
     yield from grouped.values()
 
 
-def _name(described: dict[str, Any]) -> str:
-    seed = described.get("seed", "not stated")
-    return f"{described['initialization']}, {described['dataset']}, seed {seed}"
+def _names(tables: Sequence[Table]) -> dict[tuple[str, str], str]:
+    """By the table's key and the run's path: its row, with its kind, and its protocol, in short."""
+    return {
+        (table.key, str(path)): f"{row.title}, {names[column]}"
+        for table, names in zip(tables, short_names(tables), strict=True)
+        for row in table.rows
+        for column, values in row.each.items()
+        for path in values
+    }
+
+
+def _seeds(one: Mapping[str, Any]) -> str:
+    """``, pretraining seed 1, seed 0``, the first if known."""
+    first = one["pretraining_seed"]
+    own = "not stated" if one["seed"] is None else one["seed"]
+    return f"{'' if first is None else f', pretraining seed {first}'}, seed {own}"
 
 
 def _to_mlflow(tables: Sequence[Table], target: str, text: Text) -> str:
@@ -82,11 +121,11 @@ def _to_mlflow(tables: Sequence[Table], target: str, text: Text) -> str:
     known = client.get_experiment_by_name(_PROJECT)
     experiment = known.experiment_id if known else client.create_experiment(_PROJECT)
     count = 0
-    for described, metrics in _runs(tables, text):
-        run = client.create_run(experiment, run_name=_name(described)).info.run_id
-        for key, value in described.items():
+    for one in _runs(tables, text):
+        run = client.create_run(experiment, run_name=one.name).info.run_id
+        for key, value in one.described.items():
             client.log_param(run, key, value)
-        for key, value in metrics.items():
+        for key, value in one.metrics.items():
             client.log_metric(run, _NO_NAME.sub("_", key), value)
         client.set_terminated(run)
         count += 1
@@ -104,13 +143,13 @@ def _to_wandb(tables: Sequence[Table], target: str, text: Text) -> str:
         ) from None
     Path(target).mkdir(parents=True, exist_ok=True)
     count = 0
-    for described, metrics in _runs(tables, text):
+    for one in _runs(tables, text):
         with wandb.init(
             project=_PROJECT,
             dir=target,
             mode="offline",
-            name=_name(described),
-            config=described,
+            name=one.name,
+            config=one.described,
             settings=wandb.Settings(
                 silent=True,
                 console="off",
@@ -121,7 +160,7 @@ def _to_wandb(tables: Sequence[Table], target: str, text: Text) -> str:
                 x_disable_machine_info=True,
             ),
         ) as run:
-            run.summary.update(metrics)
+            run.summary.update(one.metrics)
         count += 1
     # Its service writes in the background; wait for it, so that files are complete.
     wandb.teardown()

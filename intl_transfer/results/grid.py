@@ -7,16 +7,18 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from intl_transfer.results.rounding import rounded
-from intl_transfer.results.rows import Mark, Row, Table
+from intl_transfer.results.rows import Mark, Row, Table, with_kind
 from intl_transfer.results.statistics import Comparison, Summary
 
 Spread = Literal["std", "t", "bootstrap", "difference", "none"]
 HIDEABLE = ("pretraining", "n")
 
-_SPREADS = {
+#: Legends of what stands beside a mean, by kind; of published rows, whatever it is.
+SPREADS = {
     "std": "±: sample standard deviation over n repetitions.",
     "t": "[ ]: 95 % t interval of the mean over n repetitions.",
     "bootstrap": "[ ]: 95 % bootstrap interval of the mean over n repetitions (percentiles).",
+    "published": "± of published rows: as their source prints it.",
     "difference": "+, −: difference to the baseline with its 95 % interval, which is of this one "
     "comparison; elsewhere ±: sample standard deviation over n repetitions.",
 }
@@ -87,8 +89,7 @@ class Line:
     @property
     def name(self) -> str:
         """The method, with its kind unless it is an ordinary measured row."""
-        kinds = (["external"] if self.external else []) + (["baseline"] if self.baseline else [])
-        return f"{self.method} ({', '.join(kinds)})" if kinds else self.method
+        return with_kind(self.method, self.external, self.baseline)
 
 
 @dataclass(frozen=True)
@@ -151,9 +152,9 @@ def make_grid(
     legend = list(table.legend)
     spreads = {line.published for line in lines for cell in line.cells if cell.spread}
     if True in spreads:
-        legend.insert(0, "± of published rows: as their source prints it.")
+        legend.insert(0, SPREADS["published"])
     if False in spreads:
-        legend.insert(0, _SPREADS[spread])
+        legend.insert(0, SPREADS[spread])
     metrics = [clean(metric) for _, metric in columns]
     return Grid(
         *(clean(table.title), groups, metrics, lines, notes, legend, hide),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 _SPECIALS = {
@@ -23,9 +24,17 @@ _ACCENTS = {
 }  # fmt: skip
 
 
+# Between two characters that TeX would print as one: `--name` has no dash.
+_LIGATURES = re.compile(r"(?<=-)(?=-)|(?<=[`?!])(?=`)|(?<=')(?=')|(?<=,)(?=,)")
+
+
 def escape_latex(text: str) -> str:
-    """Escapes text for LaTeX; characters without a glyph in pdflatex become their code points."""
-    return "".join(map(_character, text))
+    """Escapes text for LaTeX; characters without a glyph in pdflatex become their code points.
+
+    Letters are composed first: names from macOS have their accents apart.
+    """
+    parts = _LIGATURES.split(unicodedata.normalize("NFC", text))
+    return "{}".join("".join(map(_character, part)) for part in parts)
 
 
 def _character(character: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from intl_transfer.errors import UserError
+from intl_transfer.results.alike import protocols
 from intl_transfer.results.grid import clean
 from intl_transfer.results.rows import Column, Row, Table
 from intl_transfer.results.run import Run
@@ -19,6 +20,9 @@ COLUMNS: dict[str, str] = {
     "dataset": "string",
     "architecture": "string",
     "schedule": "string",
+    "protocol": "string",
+    "lr": "string",
+    "labels": "string",
     "initialization": "string",
     "pretraining": "string",
     "source": "string",
@@ -48,10 +52,12 @@ def records(
         text: applied to every text; control characters are always removed.
     """
     for table in tables:
+        protocol = protocols(table)
         for row in table.rows:
             for column in row.metrics:
+                described = {**_described(table, row, column), "protocol": protocol[column]}
                 for own in _measured(row, column) if row.each else _summarized(row, column):
-                    found = {**_described(table, row, column), **own}
+                    found = {**described, **own}
                     yield {
                         key: text(value) if isinstance(value, str) else value
                         for key, value in ((key, found.get(key)) for key in COLUMNS)
@@ -59,13 +65,15 @@ def records(
 
 
 def _described(table: Table, row: Row, column: Column) -> dict[str, Any]:
-    part = next((part for part in table.parts if column[0] in part.tasks), table)
+    part = table.part_of(column[0])
     return {
         "table": table.key,
         "family": table.family,
         "dataset": table.dataset_of(column[0]),
-        "architecture": part.architecture,
-        "schedule": part.schedule,
+        "architecture": (part or table).architecture,
+        "schedule": (part or table).schedule,
+        "lr": part.lr or None if part else None,
+        "labels": part.labels or None if part else None,
         "initialization": row.name,
         "pretraining": row.detail,
         "source": row.source if row.published else "external" if row.external else "measured",

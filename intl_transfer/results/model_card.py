@@ -13,7 +13,10 @@ import yaml
 
 from intl_transfer.errors import UserError
 from intl_transfer.files.yamls import parse_yaml
+from intl_transfer.results.alike import protocols
 from intl_transfer.results.grid import clean
+from intl_transfer.results.power import PRIMARY
+from intl_transfer.results.render import escape_markdown
 from intl_transfer.results.rounding import rounded
 from intl_transfer.results.rows import Column, Row, Table
 from intl_transfer.results.run import Run
@@ -23,6 +26,7 @@ from intl_transfer.runs.atomic import sha256_file
 from intl_transfer.runs.records import PretrainResults, PretrainRun, Provenance
 
 _BEGIN, _END = "<!-- results of intl-transfer -->", "<!-- end of results -->"
+_ALONE = "†: a single run, beside means of several."
 
 Text = Callable[[str], str]
 
@@ -69,20 +73,28 @@ class _Result:
     """One metric of one row.
 
     Attributes:
-        name: of the row.
+        name: of the row, with its kind.
         dataset: its name.
-        protocol: detector or network, and schedule.
+        protocol: data set, detector or network, and settings, which tell it from others.
         metric: with its column group.
+        quantity: the metric alone.
+        task: as model hubs call it.
         summary: of the runs.
         pretrainings: those that a mean is over, with their seeds, in words; "" for one.
+        alone: whether it is a single run, beside means of several.
+        notes: footnotes.
     """
 
     name: str
     dataset: str
     protocol: str
     metric: str
+    quantity: str
+    task: str
     summary: Summary
     pretrainings: str
+    alone: bool
+    notes: tuple[str, ...]
 
     @property
     def repetitions(self) -> str:
@@ -94,18 +106,33 @@ class _Result:
 
 
 def _results(table: Table, row: Row) -> Iterator[_Result]:
+    protocol = protocols(table)
     for column in table.columns():
         if (summary := row.metrics.get(column)) is None:
             continue
-        part = next((p for p in table.parts if column[0] in p.tasks), table)
+        task, metric = column
+        heading = table.heading(task)
+        mark = row.marks.get(column)
         yield _Result(
-            row.name,
-            part.dataset,
-            f"{part.architecture}, {part.schedule}".strip(", "),
-            f"{table.heading(column[0])} {column[1]}",
-            summary,
-            _pretrainings(row, column),
+            name=row.title,
+            dataset=table.dataset_of(task),
+            protocol=protocol[column],
+            metric=f"{heading} {metric}",
+            # Columns of one metric are named by what it is measured at: epochs.
+            quantity=heading if heading in PRIMARY else metric,
+            task=_hub_task(table, task),
+            summary=summary,
+            pretrainings=_pretrainings(row, column),
+            alone=mark is not None and mark.alone,
+            notes=row.notes,
         )
+
+
+def _hub_task(table: Table, task: str) -> str:
+    """A column group's task, as model hubs call it."""
+    if table.family != "detection":
+        return "image-classification"
+    return "image-segmentation" if task == "mask" else "object-detection"
 
 
 def _pretrainings(row: Row, column: Column) -> str:
@@ -160,32 +187,41 @@ def _hashes(run: Run) -> set[str]:
 
 
 def _section(results: Sequence[_Result], text: Text) -> str:
-    """The results as a section of the card."""
+    """The results as a section of the card, each with its footnotes, as in tables."""
     lines = ["", _BEGIN, "", "## Results", ""]
     lines += ["| initialization | data | metric | mean ± std | n |", "|---|---|---|---|---|"]
+    notes = list(dict.fromkeys(note for one in results for note in one.notes))
     for one in results:
-        shown = rounded(one.summary.mean, 2)
+        shown = rounded(one.summary.mean, 2) + "†" * one.alone
         shown += f" ± {rounded(one.summary.std, 2)}" if one.summary.std is not None else ""
-        cells = (one.name, f"{one.dataset}, {one.protocol}".strip(", "), one.metric)
-        safe = [clean(text(cell)).replace("|", "\\|") for cell in cells]
-        lines.append(f"| {' | '.join(safe)} | {shown} | {one.repetitions} |")
-    return "\n".join([*lines, "", _END, ""])
+        name, *safe = (_safe(text(cell)) for cell in (one.name, one.protocol, one.metric))
+        numbers = ",".join(str(notes.index(note) + 1) for note in one.notes)
+        name += f" [{numbers}]" if numbers else ""
+        lines.append(f"| {' | '.join([name, *safe])} | {shown} | {one.repetitions} |")
+    foot = [_ALONE] if any(one.alone for one in results) else []
+    foot += [f"[{number}] {_safe(text(note))}" for number, note in enumerate(notes, 1)]
+    # Two trailing spaces are a line break in Markdown.
+    return "\n".join([*lines, "", *(f"{line}  " for line in foot), *[""] * bool(foot), _END, ""])
+
+
+def _safe(text: str) -> str:
+    return escape_markdown(clean(text))
 
 
 def _hub_entry(text: Text, one: _Result) -> dict[str, Any]:
     """One result in the form of model hubs' ``model-index``."""
-    data = clean(text(one.dataset))
     mean = f", mean of {one.repetitions}" if one.pretrainings else ""
+    notes = [clean(text(note)) for note in one.notes]
     metric = {
-        "type": one.metric.split()[-1],
+        "type": one.quantity,
         "name": clean(text(one.metric + mean)),
         "value": one.summary.mean,
+        **({"args": {"notes": notes}} if notes else {}),
     }
-    return {
-        "task": {"type": "object-detection" if "AP" in one.metric else "image-classification"},
-        "dataset": {"type": data, "name": data},
-        "metrics": [metric],
-    }
+    protocol = clean(text(one.protocol))
+    # Hubs tell results apart by the data set and its configuration, not by its name.
+    data = {"type": clean(text(one.dataset)), "name": protocol, "config": protocol}
+    return {"task": {"type": one.task}, "dataset": data, "metrics": [metric]}
 
 
 def _with_index(file: Path, results: Sequence[_Result], text: Text) -> str:

@@ -76,9 +76,17 @@ def write_folder(
             write_atomically(file, lambda out, text=text: out.write(text))  # type: ignore[misc]
             files.append(file)
         files += write_bibliography(tables, folder)
-        files.append(
-            write_report(collection, tables, folder, refresh=refresh, cache=cache, privacy=privacy)
+        report = write_report(
+            collection,
+            tables,
+            folder,
+            refresh=refresh,
+            cache=cache,
+            privacy=privacy,
+            precision=rendering.get("precision", 1),
+            spread=rendering.get("spread", "std"),
         )
+        files.append(report)
     except OSError as error:
         raise UserError(f"--out {folder} cannot be written: {error.strerror or error}") from None
     names = ", ".join(file.name for file in files[:-1])

@@ -19,6 +19,18 @@ Column = tuple[str, str]
 Metrics = dict[Column, Summary]
 
 
+def with_kind(name: str, external: bool, baseline: bool) -> str:
+    """The name of a row with its kind, unless it is an ordinary measured one.
+
+    Args:
+        name: of the row.
+        external: whether it was not measured by this project.
+        baseline: whether the others are tested against it.
+    """
+    kinds = (["external"] if external else []) + (["baseline"] if baseline else [])
+    return f"{name} ({', '.join(kinds)})" if kinds else name
+
+
 @dataclass(frozen=True)
 class Mark:
     """Statistical marks of one cell.
@@ -111,6 +123,16 @@ class Row:
     def label(self) -> str:
         """Name and detail: ``INTL (shapes_r18, 20 ep, shapes)``."""
         return f"{self.name} ({self.detail})" if self.detail else self.name
+
+    @property
+    def title(self) -> str:
+        """The name with its kind, as tables show it: ``INTL (external)``."""
+        return with_kind(self.name, self.external, self.baseline)
+
+    @property
+    def full_title(self) -> str:
+        """Title and detail, which no other measured row of the table has."""
+        return f"{self.title} ({self.detail})" if self.detail else self.title
 
 
 @dataclass(frozen=True)
@@ -222,10 +244,21 @@ class Table:
         """Of a column group."""
         return self.headings.get(task, {"voc": "VOC"}.get(task, task))
 
+    def part_of(self, task: str) -> Part | None:
+        """The part that a column group is of; None in a table without parts."""
+        return next((part for part in self.parts if task in part.tasks), None)
+
+    def protocol_of(self, task: str) -> str:
+        """Data set and protocol of a column group in words, which tell it from other tables'."""
+        part = self.part_of(task)
+        return part.title if part else self.title
+
     def dataset_of(self, task: str) -> str:
-        """Data set and protocol of a column group."""
-        found = [part.dataset for part in self.parts if task in part.tasks]
-        return found[0] if found else task if task in self.dataset.split(" + ") else self.dataset
+        """The data set of a column group."""
+        part = self.part_of(task)
+        if part is not None:
+            return part.dataset
+        return task if task in self.dataset.split(" + ") else self.dataset
 
     def count(self, row: Row) -> str:
         """Repetitions of a row in the columns shown, per part if they differ: ``3``, ``1, 5``."""

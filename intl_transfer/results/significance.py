@@ -54,7 +54,7 @@ def compare_with_baseline(
     """
     named = [_baseline(table, baseline) for table in tables]
     keys = {row.start_key for row in named if row is not None}
-    names = sorted({row.name for table in tables for row in table.rows if row.compared})
+    names = sorted({row.title for table in tables for row in table.rows if row.compared})
     if names and not keys:
         raise UserError(
             f"--baseline: no measured row '{baseline}'.{did_you_mean(baseline, names)} "
@@ -177,16 +177,21 @@ def _of_single_runs(rows: Sequence[Row]) -> list[str]:
 def _baseline(table: Table, name: str) -> Row | None:
     """The row that a table shows under a name; None if there is none."""
     rows = [row for row in table.rows if row.compared]
-    found = [row for row in rows if name in (row.method, row.name, row.label)]
-    found = [row for row in found if row.name == name] or found
-    return _only(table, name, found or [row for row in rows if fnmatchcase(row.label, name)])
+    # As it is shown, with its kind, before what several rows have in common.
+    found = (
+        [row for row in rows if name == row.title]
+        or [row for row in rows if name == row.full_title]
+        or [row for row in rows if name in (row.method, row.name, row.label)]
+        or [row for row in rows if fnmatchcase(row.full_title, name)]
+    )
+    return _only(table, name, found)
 
 
 def _only(table: Table, name: str, found: Sequence[Row]) -> Row | None:
     if len(found) > 1:
         raise UserError(
             f"--baseline: '{name}' fits {len(found)} rows of the table '{table.title}': "
-            f"{'; '.join(row.label for row in found)}. Give one of these in full"
+            f"{'; '.join(row.full_title for row in found)}. Give one of these in full"
         )
     return found[0] if found else None
 

@@ -21,6 +21,11 @@ interface Overview {
   built: string;
   /** Seconds after which the page loads itself again. */
   refresh: number | null;
+  /** Digits after the point, and whether deviations are shown, at first. */
+  digits: number;
+  spread: boolean;
+  /** What ± is, for copies. */
+  spreads: { measured: string; published: string };
 }
 
 interface Table {
@@ -28,12 +33,25 @@ interface Table {
   name: string;
   title: string;
   parts: { title: string; dataset: string; tasks: string[] }[];
+  /** What was measured alike: columns in which the same runs have figures. */
+  protocols: Protocol[];
   columns: { task: string; metric: string; group: string }[];
   notes: string[];
   legend: string[];
   rows: Row[];
   /** In base64, by form; empty where none is drawn. */
   pictures: { svg?: string; pdf?: string };
+}
+
+/** Figures are compared, and averaged, only within one. */
+interface Protocol {
+  key: string;
+  /** Its columns' headings. */
+  name: string;
+  /** Data set and protocol in words, which no other has. */
+  title: string;
+  /** Indices of the columns that are shown. */
+  columns: number[];
 }
 
 interface Row {
@@ -51,6 +69,8 @@ interface Row {
   /** By column. */
   figures: (Figure | null)[];
   runs: string[];
+  /** By protocol (its key): the runs, and how many repetitions their means are over. */
+  measured: { key: string; n: string; runs: string[] }[];
   /** By column, the figure of every run. */
   each: Value[][];
 }
@@ -92,8 +112,9 @@ interface Run {
   figures: Record<string, number>;
   last: LastLine;
   total: Total;
-  /** The table's row that it stands in, and its pretraining run. */
+  /** The table's row that it stands in, the key of its protocol, and its pretraining run. */
   row: FileText;
+  protocol: FileText;
   parent: FileText;
 }
 

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import re
 import shutil
 import struct
 from pathlib import Path
@@ -18,7 +19,7 @@ import yaml
 from intl_transfer.cli import main
 from intl_transfer.errors import UserError
 from intl_transfer.results import build_tables, collect, render
-from intl_transfer.results.exports import export
+from intl_transfer.results.exports import _runs, export
 from intl_transfer.results.longform import COLUMNS, as_parquet
 from tests.results.synthetic import (
     detection_run,
@@ -174,8 +175,10 @@ def test_the_model_card_has_the_results_once(runs, tables, tmp_path):
     }
     assert values["COCO det. AP"] == pytest.approx(np.mean(APS))
     assert text.count("## Results") == 1
-    line = "| INTL | coco_2017_val, Mask R-CNN resnet50-C4, 1x | COCO det. AP | 38.43 ± 0.45 | 3 |"
-    assert line in text
+    plan = "schedule 1x (90000 iterations, batch 16, lr 0.02)"
+    data = f"coco\\_2017\\_val, Mask R-CNN resnet50-C4, {plan}"
+    assert f"| INTL [1] | {data} | COCO det. AP | 38.43 ± 0.45 | 3 |" in text
+    assert "[1] fine-tunings of one pretraining: the spread over" in text
     assert text.count("# INTL") == 1
     # Beside the weights themselves, wherever they were copied.
     (tmp_path / "README.md").write_text("# mine\n")
@@ -213,6 +216,50 @@ def test_controls_are_no_results_of_a_model_card(tmp_path):
     controls = [table for table in alone if table.family == "detection"]
     with pytest.raises(UserError, match=r"no row of the tables .* controls left out"):
         export(controls, f"card={card}")
+
+
+def test_exports_tell_apart_what_tables_do(tmp_path):
+    """By rate, data, share of labels and epochs; with the footnotes of tables."""
+    hub = pytest.importorskip("huggingface_hub.repocard_data")
+    (tmp_path / "w.safetensors").write_bytes(b"weights")
+    origin, method = {"sha": hashlib.sha256(b"weights").hexdigest()}, "Alpha *x* <b>"
+    plan = {"name": "1x", "iterations": 90000, "batch_size": 16}
+    for rate in (0.02, 0.002):
+        run = {"schedule": {**plan, "base_lr": rate}, **origin}
+        detection_run(tmp_path, f"lr {rate}", 1000 * rate + 10, method=method, **run)
+    seen = {"name": "voc_2007_test", "train": ["voc_2007_test"], "layout": "voc", "images": 4952}
+    detection_run(tmp_path, "seen", method=method, layout="voc", dataset=seen, **origin)
+    common = {"method": method, "origin": origin}
+    for share in (1, 10):
+        few = {"epochs": 20, "labels_percent": share}
+        evaluation_run(tmp_path, f"{share} %", kind="semi", protocol=few, **common)
+    large = {"dataset": "imagenet", "backbone": "resnet50", "method": method}
+    evaluation_run(tmp_path, "linear", **large, origin={**origin, "epochs": 100})
+    tables = build_tables(collect([tmp_path], cache=False))
+    card = tmp_path / "README.md"
+    card.write_text("---\nlicense: mit\n---\n")
+    export(tables, f"card={card}")
+    ((name, index),) = [
+        hub.model_index_to_eval_results([model])
+        for model in yaml.safe_load(card.read_text().split("---")[1])["model-index"]
+    ]
+    assert name == method
+    assert {one.metric_type for one in index} == {"AP50", "AP", "AP75", "top-1", "top-5"}
+    keys = [(one.unique_identifier, one.metric_type) for one in index]
+    assert len(set(keys)) == len(keys) > 10  # as the hub's own library groups them
+    text = card.read_text()
+    number = re.search(r"\[(\d)\] tested on the training images", text)[1]
+    marked = [line for line in text.splitlines() if re.match(rf"\| .* \[[\d,]*{number}", line)]
+    assert len(marked) == 3
+    assert all("| Alpha \\*x\\* \\<b\\> [" in line and "voc\\_2007" in line for line in marked)
+    found = list(_runs(tables, str))
+    assert len({one.name for one in found}) == len(found) == 6
+    assert {one.described.get("lr") for one in found} == {"0.02", "0.002", None}
+    (warned,) = [one for one in found if "training images" in one.described["notes"]]
+    assert warned.described["protocol"].startswith("voc_2007_test, Faster R-CNN")
+    frame = pd.read_csv(io.StringIO(render(tables, "long")))
+    assert (frame.groupby("protocol").run.nunique() == 1).all()
+    assert frame.protocol.nunique() == 6
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,10 @@ def test_latex_compiles_in_ones_own_document_whatever_the_names(tmp_path):
 
 def test_letters_in_latex():
     assert escape_latex("é ï Ł ß 中 ½ ﬁ m²") == r"\'{e} \"{\i} \L{} \ss{} [U+4E2D] [U+00BD] fi m2"
+    letters = "".join(map(chr, range(0xC0, 0x250)))
+    assert escape_latex(unicodedata.normalize("NFD", letters)) == escape_latex(letters)
+    # Printed as they are written: no dash, closing quotes or inverted question mark.
+    assert escape_latex("--name a---b '' ?` –") == r"-{}-name a-{}-{}-b '{}' ?{}` --"
 
 
 def test_csv_and_json_lead_back_to_the_runs(tmp_path):

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from intl_transfer.results.collect import Collection
+from intl_transfer.results.grid import SPREADS, Spread
 from intl_transfer.results.render import render
 from intl_transfer.results.report.details import Cache
 from intl_transfer.results.report.drawn import pictures_of
@@ -44,6 +45,8 @@ def write_report(
     refresh: int | None = None,
     cache: Cache | None = None,
     privacy: Privacy | None = None,
+    precision: int = 1,
+    spread: Spread = "std",
 ) -> Path:
     """Writes the report: one self-contained file without network requests.
 
@@ -54,6 +57,8 @@ def write_report(
         refresh: seconds after which an open page reloads; None: never.
         cache: kept between builds, so that only changed runs are read again.
         privacy: takes out what tells of machines and people; None leaves it in.
+        precision: number of decimals that the page begins with.
+        spread: beside means; the page begins with standard deviations, or none.
 
     Returns:
         The page, ``folder/index.html``.
@@ -66,8 +71,13 @@ def write_report(
         **payload.overview,
         "built": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "refresh": refresh,
+        "digits": precision,
+        # Intervals are for tables, whose numbers of digits are fixed.
+        "spread": spread in ("std", "difference"),
+        "spreads": {"measured": SPREADS["std"], "published": SPREADS["published"]},
     }
-    details, plain = payload.details, render(tables, "md") if tables else NOTHING
+    words = render(tables, "md", precision, spread=spread) if tables else NOTHING
+    details, plain = payload.details, words
     if privacy is not None:
         overview, plain = privacy.value(overview), privacy.text(plain)
         details = {key: privacy.value(detail) for key, detail in details.items()}

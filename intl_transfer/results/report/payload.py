@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from intl_transfer.results.alike import Alike, alike, unique_names
 from intl_transfer.results.collect import Collection
 from intl_transfer.results.reading import Entry
 from intl_transfer.results.report.details import Cache, describe, provenance_of
@@ -57,6 +57,8 @@ def build_payload(
     keys = {entry.path: _page_of(entry) for entry in entries}
     parents = _parents(collection, entries)
     rows = _row_of_each_run(tables)
+    protocols = [alike(table, str(number)) for number, table in enumerate(tables)]
+    protocol_of = _protocol_of_each_run(tables, protocols)
     detecting = sum(entry.stage == "detection" for entry in entries)
     points = min(POINTS, max(100, _CURVES // max(1, len(entries))))
     pictures = min(_PICTURES_A_RUN, max(1, _PICTURES // max(1, detecting)))
@@ -73,12 +75,13 @@ def build_payload(
         runs[key] = {
             **_summary(entry, detail),
             "row": rows.get(entry.path),
+            "protocol": protocol_of.get(entry.path),
             "parent": keys.get(parent) if parent else None,
         }
     payload.overview = {
         "tables": [
-            {**_table(table, keys), "name": name}
-            for table, name in zip(tables, _names(tables), strict=True)
+            {**_table(table, keys, found), "name": name}
+            for table, found, name in zip(tables, protocols, _names(tables), strict=True)
         ],
         "runs": runs,
         "configs": bases,
@@ -166,9 +169,26 @@ def _row_of_each_run(tables: Iterable[Table]) -> dict[Path, str]:
     return {run.path: _row_key(table, row) for table, row in rows for run in row.runs}
 
 
+def _protocol_of_each_run(
+    tables: Sequence[Table], protocols: Sequence[Sequence[Alike]]
+) -> dict[Path, str]:
+    """The key of what each run was measured alike with; none of runs that are in no table."""
+    return {
+        run.path: one.key
+        for table, found in zip(tables, protocols, strict=True)
+        for one in found
+        for row in table.rows
+        for run in one.runs(row)
+    }
+
+
 def _row_key(table: Table, row: Row) -> str:
-    """A key that is stable between builds, whatever rows are added or removed."""
-    return _short_hash([table.title, row.name, row.detail, row.published])
+    """A key that is stable between builds, whatever rows are added or removed.
+
+    Measured rows have the key of their initialization: names need not differ from external ones'.
+    """
+    own = [row.start_key] if row.runs else [row.name, row.detail, row.source]
+    return _short_hash([table.title, *own])
 
 
 def _short_hash(words: Any) -> str:
@@ -181,18 +201,10 @@ def _names(tables: Sequence[Table]) -> list[str]:
     for table in tables:
         short = [f"{part.dataset}, schedule {part.schedule}" for part in table.parts]
         names.append(" and ".join(short) or table.title)
-    for name in [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        places = [index for index, other in enumerate(names) if other == name]
-        words = [set(re.split(r"[,;()] *", tables[index].title)) for index in places]
-        shared = set.intersection(*words)
-        for index in places:
-            title = re.split(r"[,;()] *", tables[index].title)
-            own = [word for word in title if word and word not in shared]
-            names[index] = f"{name}: {', '.join(own) or tables[index].key}"
-    return names
+    return unique_names(names, [table.title for table in tables], [table.key for table in tables])
 
 
-def _table(table: Table, keys: dict[Path, str]) -> dict[str, Any]:
+def _table(table: Table, keys: dict[Path, str], protocols: Sequence[Alike]) -> dict[str, Any]:
     notes: list[str] = []
     for row in table.rows:
         notes += [note for note in row.notes if note not in notes]
@@ -203,22 +215,39 @@ def _table(table: Table, keys: dict[Path, str]) -> dict[str, Any]:
             {"title": part.title, "dataset": part.dataset, "tasks": list(part.tasks)}
             for part in table.parts
         ],
+        "protocols": [
+            {"key": one.key, "name": one.name, "title": one.title, "columns": one.shown(table)}
+            for one in protocols
+        ],
         "columns": [
             {"task": task, "metric": metric, "group": table.heading(task)}
             for task, metric in table.columns()
         ],
         "notes": notes,
         "legend": list(table.legend),
-        "rows": [_row(table, row, notes, keys) for row in table.rows],
+        "rows": [_row(table, row, notes, keys, protocols) for row in table.rows],
     }
 
 
-def _row(table: Table, row: Row, notes: list[str], keys: dict[Path, str]) -> dict[str, Any]:
-    kinds = (["external"] if row.external else []) + (["baseline"] if row.baseline else [])
+def _row(
+    table: Table,
+    row: Row,
+    notes: list[str],
+    keys: dict[Path, str],
+    protocols: Sequence[Alike],
+) -> dict[str, Any]:
     runs = [run for run in row.runs if run.path in keys]
+    measured = [
+        {
+            "key": one.key,
+            "n": one.count(row),
+            "runs": [keys[run.path] for run in one.runs(row) if run.path in keys],
+        }
+        for one in protocols
+    ]
     return {
         "key": _row_key(table, row),
-        "method": f"{row.name} ({', '.join(kinds)})" if kinds else row.name,
+        "method": row.title,
         "detail": row.detail,
         "n": table.count(row),
         "published": row.published,
@@ -227,6 +256,7 @@ def _row(table: Table, row: Row, notes: list[str], keys: dict[Path, str]) -> dic
         "notes": [notes.index(note) + 1 for note in row.notes],
         "figures": [_cell(table, row, column) for column in table.columns()],
         "runs": [keys[run.path] for run in runs],
+        "measured": [found for found in measured if found["runs"]],
         "each": [_of_each_run(row, runs, column) for column in table.columns()],
     }
 

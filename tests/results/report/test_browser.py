@@ -8,7 +8,8 @@ import statistics
 
 import pytest
 
-from tests.results.report.conftest import routes
+from tests.results.report.conftest import report_of, routes
+from tests.results.synthetic import detection_run, evaluation_run, pretraining_run
 
 WIDTHS = (1280, 400)
 
@@ -152,6 +153,44 @@ def test_two_runs_are_chosen_and_compared(visit, report, study):
     assert "Not comparable: they differ in data set" in seen.page.locator(".notice").inner_text()
 
 
+def test_what_tables_keep_apart_is_neither_compared_nor_averaged(visit, tmp_path):
+    """Whatever settings they differ in: the page judges by the tables."""
+    runs = tmp_path / "runs"
+    for share, top1 in ((1, 20.0), (10, 80.0)):
+        few = {"epochs": 20, "labels_percent": share}
+        run = evaluation_run(runs, f"{share} %", kind="semi", protocol=few, top1=top1)
+        for step in (1, 2):
+            run.log(step=step, test_top1=top1 * step / 2)
+    for sha in ("0" * 64, "1" * 64):
+        pretraining_run(runs, f"pretraining {sha[0]}", sha, seed=int(sha[0]))
+        for seed in range(3):
+            detection_run(runs, f"{sha[0]} {seed}", 30.0 + seed, seed=seed, sha=sha)
+    seen = visit(report_of(runs, tmp_path / "report"))
+    overview = seen.overview()
+    keys = {run["name"]: key for key, run in overview["runs"].items()}
+    told = {
+        ("1 %", "10 %"): "Not comparable: the tables keep apart cifar10",
+        ("0 0", "1 0"): "may be compared: coco_2017_val",
+        ("pretraining 0", "pretraining 1"): "no table has pretraining 0 and pretraining 1",
+    }
+    for (first, second), expected in told.items():
+        seen.go(f"#/compare/{keys[first]}/{keys[second]}")
+        assert expected in seen.page.locator(".notice").inner_text()
+    means = {
+        "1 %": ["mean ± std of 1 run 20.0 28.0", "mean ± std of 1 run 80.0 88.0"],
+        "0 0": ["mean ± std of 2 pretrainings × 3 51.0 ± 0.0 31.0 ± 0.0 32.5 ± 0.0"],
+    }
+    for name, expected in means.items():
+        seen.go(f"#/row/{overview['runs'][keys[name]]['row']}")
+        shown = [" ".join(text.split()) for text in seen.texts("tbody.summary")]
+        assert [text[: len(whole)] for text, whole in zip(shown, expected, strict=True)] == expected
+    seen.go(f"#/row/{overview['runs'][keys['1 %']]['row']}")
+    assert seen.page.get_by_label("Columns").locator("option").all_inner_texts() == [
+        "1 % labels",
+        "10 % labels",
+    ]
+
+
 def test_tables_are_copied_as_they_are_shown(visit, report):
     seen = visit(report)
     taken = "window.taken = []; navigator.clipboard.writeText = async (t) => { taken.push(t); };"
@@ -171,6 +210,8 @@ def test_tables_are_copied_as_they_are_shown(visit, report):
     assert [re.match(r"(?:\*\*)?([\d.]+) ± [\d.]+", cell)[1] for cell in cells[3:]] == shown
     assert [cell.startswith("**") for cell in cells[3:]] == [False, True, False] * 3
     assert "random init" not in markdown
+    assert "\n±: sample standard deviation over n repetitions.  \n" in markdown
+    assert "$\\pm$: sample standard deviation" in latex
     figures = "S[table-format=2.1]@{}l" * 9
     assert latex.count(f"\\begin{{tabular}}{{llr{figures}}}") == 1
     assert "imagenet\\_r50\\_ep200, 200 ep, imagenet & 3 & " in latex

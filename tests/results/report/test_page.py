@@ -14,13 +14,20 @@ import pytest
 
 from intl_transfer.cli import main
 from intl_transfer.errors import UserError
-from intl_transfer.results import build_tables, collect
+from intl_transfer.results import TableOptions, build_tables, collect
+from intl_transfer.results.outputs import write_folder
 from intl_transfer.results.report import watch, write_report
 from intl_transfer.results.report.modules import as_script, in_order, one_script
 from intl_transfer.results.report.payload import build_payload
 from tests.results.report.conftest import report_of
 from tests.results.report.study import detection, write_lines
-from tests.results.synthetic import external_run
+from tests.results.synthetic import (
+    detection_run,
+    evaluation_run,
+    external_run,
+    hand_made_run,
+    pretraining_run,
+)
 
 
 def part(page, name):
@@ -94,10 +101,103 @@ def test_the_page_states_the_seeds_that_tables_state(tmp_path):
     assert (facts["moco_v2"]["seed"], facts["byol_seed0"]["seed"]) == ("null", "0")
 
 
+def test_runs_are_of_one_protocol_where_their_tables_have_them_in_one_column(tmp_path):
+    """Shares of labels, lengths of pretraining and settings of a test are protocols apart."""
+    for size in (800, 999):
+        config = {"INPUT": {"MIN_SIZE_TEST": size}}
+        for seed in (0, 1):
+            detection_run(tmp_path, f"{size} {seed}", seed=seed, config=config)
+    for share in (1, 10):
+        few = {"epochs": 20, "labels_percent": share}
+        evaluation_run(tmp_path, f"{share} %", kind="semi", protocol=few)
+    for epochs in (100, 800):
+        origin = {"sha": f"{epochs}", "epochs": epochs}
+        large = {"dataset": "imagenet", "backbone": "resnet50", "origin": origin}
+        evaluation_run(tmp_path, f"{epochs} ep", **large)
+    evaluation_run(tmp_path, "linear", dataset="shapes")
+    evaluation_run(tmp_path, "knn", kind="knn", dataset="shapes")
+    pretraining_run(tmp_path, "without a figure")
+    found = collect([tmp_path], cache=False)
+    overview = build_payload(found, build_tables(found)).overview
+    protocols = {one["key"]: one for table in overview["tables"] for one in table["protocols"]}
+    of = {run["name"]: run["protocol"] for run in overview["runs"].values()}
+    assert of.pop("without a figure") is None
+    assert of["800 0"] == of["800 1"] != of["999 0"] == of["999 1"]
+    assert set(of.values()) == set(protocols)
+    assert len({one["title"] for one in protocols.values()}) == len(protocols) == 8
+    assert protocols[of["999 0"]]["title"].endswith("INPUT.MIN_SIZE_TEST 999)")
+    assert protocols[of["1 %"]]["name"] == "1 % labels"
+    assert protocols[of["800 ep"]]["name"] == "top-1 800 ep"
+    rows = [row for table in overview["tables"] for row in table["rows"]]
+    (shares,) = [row for row in rows if len(row["measured"]) == 2]
+    assert [len(one["runs"]) for one in shares["measured"]] == [1, 1]  # not averaged
+
+
+def test_a_row_s_runs_state_what_its_mean_is_over(tmp_path):
+    """The repetitions of the table: of pretrainings, where there are several."""
+    for seed in range(2):
+        sha = str(seed) * 64
+        pretraining_run(tmp_path, f"p{seed}", sha, seed=seed)
+        for own in range(3):
+            detection_run(tmp_path, f"{seed} {own}", 30.0 + own, seed=own, sha=sha)
+    found = collect([tmp_path], cache=False)
+    tables = build_tables(found)
+    (row,) = build_payload(found, tables).overview["tables"][0]["rows"]
+    (measured,) = row["measured"]
+    assert len(measured["runs"]) == 6
+    assert measured["n"] == tables[0].count(tables[0].rows[0]) == "2 pretrainings × 3"
+    assert row["figures"][0]["std"] == 0  # not that of the six runs
+
+
+def test_an_external_row_of_the_same_name_has_its_own_page(tmp_path):
+    """It leads to its own runs, and either one is named as a baseline."""
+    start = {"kind": "pretrained", "method": "Alpha", "weights_sha256": "a" * 64}
+    for seed in range(2):
+        run = detection_run(tmp_path, f"own{seed}", 30.0 + seed, seed=seed, initialization=start)
+        metrics = {"box": {"AP": 20.0 + seed}}
+        common = {"initialization": start, "seed": seed, "metrics": metrics}
+        results = json.loads((run.path / "results.json").read_text())
+        schedule = {name: results[name] for name in ("dataset", "architecture", "schedule")}
+        hand_made_run(tmp_path, f"other{seed}", **common, **schedule, iteration=90000)
+    found = collect([tmp_path], cache=False)
+    overview = build_payload(found, build_tables(found)).overview
+    rows = {row["method"]: row for table in overview["tables"] for row in table["rows"]}
+    assert set(rows) == {"Alpha", "Alpha (external)"}
+    assert len({row["key"] for row in rows.values()}) == 2
+    for row in rows.values():
+        assert {overview["runs"][key]["row"] for key in row["runs"]} == {row["key"]}
+    for name, row in rows.items():
+        for given in (name, f"{name} ({row['detail']})"):
+            (table,) = build_tables(found, options=TableOptions(baseline=given))
+            assert [r.external for r in table.rows if r.baseline] == ["external" in name]
+    with pytest.raises(UserError, match=r"fits 2 rows .* Alpha \(external\)"):
+        build_tables(found, options=TableOptions(baseline="Alph*"))
+
+
 def test_a_report_of_nothing(tmp_path):
     (tmp_path / "runs").mkdir()
     page = report_of(tmp_path / "runs", tmp_path / "new" / "report").read_text()
     assert part(page, "overview")["runs"] == {}
+
+
+def test_the_page_begins_with_the_digits_and_spread_of_the_tables(tmp_path, monkeypatch):
+    pictures = "intl_transfer.results.report.page.pictures_of"
+    monkeypatch.setattr(pictures, lambda tables, privacy: [{} for _ in tables])  # which take long
+    for seed in range(2):
+        detection_run(tmp_path / "runs", f"{seed}", 30.0 + seed / 3, seed=seed)
+    found = collect([tmp_path / "runs"], cache=False)
+    tables = build_tables(found)
+    shown = {}
+    for spread in ("std", "none", "t"):
+        out = tmp_path / spread
+        write_folder(found, tables, out, {"precision": 4, "spread": spread})
+        page = (out / "index.html").read_text()
+        overview = part(page, "overview")
+        assert overview["digits"] == 4
+        assert "| 30.1667" in page  # of the page without scripts
+        assert overview["spreads"]["measured"] in (tmp_path / "std" / "table.md").read_text()
+        shown[spread] = overview["spread"]
+    assert shown == {"std": True, "none": False, "t": False}
 
 
 def test_many_runs_stay_a_page(tmp_path):

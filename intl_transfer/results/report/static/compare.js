@@ -59,22 +59,36 @@ const COMPARABLE = [
 ];
 
 /**
- * Whether two runs' figures may be compared.
+ * The protocol of a run's row; undefined for runs that are in no table.
+ * @param {Run} run
+ */
+const protocolOf = (run) =>
+  DATA.tables.flatMap((table) => table.protocols).find((one) => one.key === run.protocol);
+
+/**
+ * Whether two runs' figures may be compared: as the tables do it.
  * @param {Run} first
  * @param {Run} second
  */
 function comparability(first, second) {
-  const differ = COMPARABLE.filter(([field]) => first[field] !== second[field]);
-  if (!differ.length)
+  const [one, other] = [protocolOf(first), protocolOf(second)];
+  if (one && one === other)
     return h(
       "p",
       { class: "notice is-ok" },
-      "Same data, detector and schedule: these figures may be compared. One pair of runs says little without other seeds.",
+      `Of one protocol, in which figures may be compared: ${one.title}. One pair of runs says little without other seeds.`,
     );
+  const differ = COMPARABLE.filter(([field]) => first[field] !== second[field])
+    .map(([field, name]) => `${name} (${first[field] ?? "none"} and ${second[field] ?? "none"})`)
+    .join(", ");
+  const apart = one && other && `the tables keep apart ${one.title}, and ${other.title}`;
+  const reason = differ ? `they differ in ${differ}` : apart;
+  if (reason) return h("p", { class: "notice is-bad" }, `Not comparable: ${reason}.`);
+  const left = [!one && first.name, !other && second.name].filter(Boolean).join(" and ");
   return h(
     "p",
-    { class: "notice is-bad" },
-    `Not comparable: they differ in ${differ.map(([field, name]) => `${name} (${first[field] ?? "none"} and ${second[field] ?? "none"})`).join(", ")}.`,
+    { class: "notice" },
+    `Not known whether these figures may be compared: no table has ${left}.`,
   );
 }
 

@@ -1,6 +1,6 @@
 // Figures out of the page, as Markdown or LaTeX: the rows that are shown, in the order shown.
 
-import { h, say } from "./core.js";
+import { DATA, h, say } from "./core.js";
 
 /** @type {(text: string) => string} */
 const markdownText = (text) =>
@@ -60,8 +60,19 @@ function latexCharacter(c) {
     : `[U+${(c.codePointAt(0) ?? 0).toString(16).toUpperCase().padStart(4, "0")}]`;
 }
 
-/** @type {(text: string) => string} */
-const latexText = (text) => [...text].map(latexCharacter).join("");
+// Between two characters that TeX would print as one: `--name` has no dash.
+const LIGATURES = /(?<=-)(?=-)|(?<=[`?!])(?=`)|(?<=')(?=')|(?<=,)(?=,)/;
+
+/**
+ * Text for LaTeX; letters are composed first, since names from macOS have their accents apart.
+ * @type {(text: string) => string}
+ */
+const latexText = (text) =>
+  text
+    .normalize("NFC")
+    .split(LIGATURES)
+    .map((part) => [...part].map(latexCharacter).join(""))
+    .join("{}");
 
 /**
  * The notes that visible rows use, renumbered.
@@ -75,6 +86,23 @@ function usedNotes(sheet) {
     /** @type {(row: SheetRow) => string} */
     marks: (row) => row.notes.map((n) => numbers.get(n)).join(","),
   };
+}
+
+/**
+ * What ± is where it is shown, and the table's own legend.
+ * @param {Sheet} sheet
+ */
+function legendOf(sheet) {
+  /** @type {(italic: boolean) => boolean} */
+  const spread = (italic) =>
+    sheet.blocks
+      .flat()
+      .some((row) => row.italic === italic && row.beside.some((text) => text?.includes("±")));
+  return [
+    spread(false) && DATA.spreads.measured,
+    spread(true) && DATA.spreads.published,
+    ...sheet.legend,
+  ].filter((line) => line !== false);
 }
 
 /** @param {Sheet} sheet */
@@ -103,7 +131,7 @@ function asMarkdown(sheet) {
   const italics = sheet.blocks.flat().some((row) => row.italic)
     ? ["_In italics: published._  "]
     : [];
-  const legend = sheet.legend.map((line) => `${markdownText(line)}  `);
+  const legend = legendOf(sheet).map((line) => `${markdownText(line)}  `);
   const foot = [
     ...italics,
     ...legend,
@@ -203,7 +231,7 @@ function asLatex(sheet) {
     "  \\ifdim\\wd0>\\linewidth\\resizebox{\\linewidth}{!}{\\usebox0}\\else\\usebox0\\fi",
   );
   const notes = [
-    ...sheet.legend.map((line) => latexText(line).replace(/^Bold:/, "\\textbf{Bold}:")),
+    ...legendOf(sheet).map((line) => latexText(line).replace(/^Bold:/, "\\textbf{Bold}:")),
     ...texts.map((note, i) => `\\textsuperscript{${i + 1}}${latexText(note)}`),
   ];
   if (notes.length)

@@ -130,8 +130,8 @@ export const choices = remembered("localStorage", "intl-transfer", { theme: "aut
 export const place = remembered("sessionStorage", `intl-transfer ${location.pathname}`, {
   filter: "",
   published: true,
-  spread: true,
-  digits: 1,
+  spread: DATA.spread,
+  digits: DATA.digits,
   sorts: {},
   chosen: [],
   runs: "",

@@ -249,8 +249,7 @@ function seedFold(table) {
 }
 
 /** @type {(table: Table) => HTMLElement} */
-const curveFold = (table) =>
-  fold("Curves over the training", () => rowCurves(table.rows.filter((row) => row.runs.length)));
+const curveFold = (table) => fold("Curves over the training", () => rowCurves(table, table.rows));
 
 /** Link, kind and name of each count that is not 0. */
 function counts() {
@@ -362,7 +361,7 @@ function overviewTools(draw, apply) {
     then();
   };
   /** @type {Choice[]} */
-  const digits = ["0", "1", "2", "3"].map((n) => [n, n]);
+  const digits = Array.from({ length: Math.max(3, DATA.digits) + 1 }, (_, n) => [`${n}`, `${n}`]);
   return h(
     "div",
     { class: "toolbar", role: "search" },

@@ -10,56 +10,49 @@ import { missingPage } from "./runs.js";
 import { cell, choice, figure, seedCell, sortable } from "./tables.js";
 
 /**
- * Runs that may share a chart: of the same stage, data, detector and schedule.
- * @param {string} key
- */
-function protocolOf(key) {
-  const run = DATA.runs[key];
-  return [run.stage === "pretrain" ? "pretraining" : "", run.dataset, run.detector, run.schedule]
-    .filter(Boolean)
-    .join(", ");
-}
-
-/**
- * Curves of rows, each a band over its runs; what was not trained alike is kept apart.
- * @param {Row[]} rows
+ * Curves of rows, each a band over its runs; what was not measured alike, or on the way, is kept apart.
+ * @param {Table} table
+ * @param {Row[]} rows of it
  * @param {boolean} all
  */
-export function rowCurves(rows, all = false) {
+export function rowCurves(table, rows, all = false) {
   /** @type {Map<string, Map<string, string[]>>} */
   const groups = new Map();
-  for (const row of rows) {
-    for (const key of row.runs) {
-      const protocol = protocolOf(key);
-      /** @type {Map<string, string[]>} */
-      const lines = groups.get(protocol) ?? new Map();
-      groups.set(protocol, lines);
+  for (const protocol of table.protocols) {
+    for (const row of rows) {
       const name =
         rows.filter((r) => r.method === row.method).length > 1
           ? `${row.method}, ${row.detail}`
           : row.method;
-      lines.set(name, [...(lines.get(name) || []), key]);
+      for (const key of row.measured.find((one) => one.key === protocol.key)?.runs ?? []) {
+        const onTheWay = DATA.runs[key].stage === "pretrain";
+        const group = onTheWay ? `pretraining, ${protocol.name}` : protocol.name;
+        /** @type {Map<string, string[]>} */
+        const lines = groups.get(group) ?? new Map();
+        groups.set(group, lines);
+        lines.set(name, [...(lines.get(name) || []), key]);
+      }
     }
   }
-  const protocols = [...groups.keys()];
+  const names = [...groups.keys()];
   const body = h("div");
-  /** @type {(protocol: string) => void} */
-  const draw = (protocol) =>
+  /** @type {(name: string) => void} */
+  const draw = (name) =>
     body.replaceChildren(
       ...[
         groupCurves(
-          [...(groups.get(protocol) ?? [])].map(([name, runs]) => ({ name, runs })),
+          [...(groups.get(name) ?? [])].map(([line, runs]) => ({ name: line, runs })),
           all,
         ),
       ].flat(),
     );
-  draw(protocols[0]);
+  draw(names[0]);
   return [
-    protocols.length > 1 &&
+    names.length > 1 &&
       choice(
-        "Trained on",
-        protocols.map((p) => [p, p]),
-        protocols[0],
+        "Columns",
+        names.map((name) => [name, name]),
+        names[0],
         draw,
       ),
     body,
@@ -75,15 +68,14 @@ export function rowPage(key) {
   const table = DATA.tables.find((t) => t.rows.some((row) => row.key === key));
   const row = table?.rows.find((r) => r.key === key);
   if (!table || !row) return missingPage("row of a table");
-  const parts = table.parts.length ? table.parts : [{ title: table.title, tasks: null }];
-  const cards = parts.map((part, k) => rowCard(table, row, part, k)).filter(Boolean);
+  const cards = table.protocols.map((one) => rowCard(table, row, one)).filter(Boolean);
   return [
     h("p", { class: "crumbs" }, h("a", { href: "#/" }, "Results"), " / ", table.title),
     heading(1, row.method),
     h("p", { class: "lead" }, row.detail),
     row.notes.map((n) => h("p", { class: "notice" }, table.notes[n - 1])),
     h("div", { class: "cards" }, cards),
-    row.runs.length > 0 && section("Curves, seeds as bands", rowCurves([row], true)),
+    row.runs.length > 0 && section("Curves, seeds as bands", rowCurves(table, [row], true)),
     section(
       "Evidence",
       factsTable("Evidence", row.evidence.lines),
@@ -96,28 +88,33 @@ export function rowPage(key) {
 }
 
 /**
- * The runs behind a row's figures on one data set.
+ * What a mean is over: "3 runs", "2 pretrainings × 3".
+ * @param {string} n
+ */
+const repetitions = (n) => (/^\d+$/.test(n) ? several(Number(n), "run") : n);
+
+/**
+ * The runs behind a row's figures of one protocol.
  * @param {Table} table
  * @param {Row} row
- * @param {{title: string, tasks: string[] | null}} part of the table
- * @param {number} number
+ * @param {Protocol} protocol of the table
  */
-function rowCard(table, row, part, number) {
-  const chosen = table.columns
-    .map((_, i) => i)
-    .filter((i) => !part.tasks || part.tasks.includes(table.columns[i].task));
-  const lines = row.runs
-    .map((key, k) => ({
+function rowCard(table, row, protocol) {
+  const measured = row.measured.find((one) => one.key === protocol.key);
+  const chosen = protocol.columns;
+  if (!measured) return null;
+  const lines = measured.runs
+    .map((key) => ({
       key,
       run: DATA.runs[key],
-      values: chosen.map((i) => row.each[i][k] ?? null),
+      values: chosen.map((i) => row.each[i][row.runs.indexOf(key)] ?? null),
     }))
     .filter((line) => line.values.some((value) => value !== null));
   if (!lines.length) return null;
   const columns = figureColumns(table);
   const made = sortable({
-    id: `row-${row.key}-${number}`,
-    title: `${row.method}: ${part.title}`,
+    id: `row-${row.key}-${protocol.key}`,
+    title: `${row.method}: ${protocol.title}`,
     class: "results",
     columns: [
       { name: "run" },
@@ -141,7 +138,7 @@ function rowCard(table, row, part, number) {
         lines: [
           {
             cells: [
-              cell(`mean ± std of ${several(lines.length, "run")}`),
+              cell(`mean ± std of ${repetitions(measured.n)}`),
               cell(""),
               ...chosen.map((i) => ({
                 value: row.figures[i]?.mean,
@@ -163,7 +160,7 @@ function rowCard(table, row, part, number) {
       { class: "card-head" },
       heading(2, several(lines.length, "run")),
       copyButtons(made.sheet),
-      h("p", { class: "sub" }, part.title),
+      h("p", { class: "sub" }, protocol.title),
     ),
     made.node,
   );
