@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,7 @@ def _read(folder: Path, name: str, magic: int) -> NDArray[np.uint8]:
     try:
         with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as opened:
             data = opened.read(_LARGEST)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{file} cannot be read ({error})") from None
     dimensions = magic & 0xFF
     head = np.frombuffer(data[: 4 * (1 + dimensions)], ">u4")

@@ -740,6 +740,8 @@ def test_mnists_format(tmp_path, packed):
     np.testing.assert_array_equal(train.image(1), np.stack([pixels[1]] * 3, -1))
     assert train.described().digest != test.described().digest
     broken = tmp_path / ("train-images-idx3-ubyte" + ".gz" * packed)
-    broken.write_bytes(broken.read_bytes()[:20])
-    with pytest.raises(UserError, match=r"cannot be read|no IDX|damaged"):
-        open_source(tmp_path)
+    whole = broken.read_bytes()
+    for damaged in (whole[:20], whole[:12] + b"\xff" * 40 + whole[52:]):
+        broken.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"cannot be read|no IDX|damaged"):
+            open_source(tmp_path)
