@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from intl_transfer.results.grouping import repetitions, same_seed_notes, summary_of
-from intl_transfer.results.notes import provenance_notes, seen_notes
+from intl_transfer.results.notes import code_notes, provenance_notes, seen_notes
 from intl_transfer.results.rows import Column, Metrics, Row
 from intl_transfer.results.run import Run
 from intl_transfer.results.samples import Sample
@@ -63,7 +63,7 @@ def rows_of(
         notes = dict.fromkeys(note for sample in used.values() for note in sample.notes)
         evaluated = [run for run in runs if run.manifest.stage == "evaluation"]
         on_the_way = [run for run in runs if run.manifest.stage == "pretrain"]
-        notes |= dict.fromkeys(seen_notes(on_the_way))
+        notes |= dict.fromkeys((*seen_notes(on_the_way), *code_notes(on_the_way)))
         if evaluated:
             notes |= dict.fromkeys(provenance_notes(evaluated, by_column))
         notes |= further_notes
