@@ -17,7 +17,7 @@ from intl_transfer.errors import UserError
 from intl_transfer.runs import late
 from intl_transfer.runs.progress import print_line
 from slurm import controller, jobs
-from slurm.resources import Resources, tasks_per_node
+from slurm.resources import Resources, requests_gpus, tasks_per_node
 
 _ALL = 1_000_000  # jobs of an array at a time, more than any array has
 
@@ -68,12 +68,14 @@ def make_executor(
         "slurm_array_parallelism": requested.parallel or _ALL,
         "slurm_setup": requested.setup or None,
         "gpus_per_node": requested.gpus_per_node
-        if requested.gpus_per_node and not requested.gres
+        if requested.gpus_per_node and not requests_gpus(requested)
         else None,
         "cpus_per_task": requested.cpus_per_gpu,
         "slurm_signal_delay_s": requested.signal_seconds,
         "slurm_srun_args": srun_arguments(requested),
-        "slurm_additional_parameters": {k: v for k, v in further.items() if v is not None},
+        "slurm_additional_parameters": {
+            key: value for key, value in further.items() if value is not None and value is not False
+        },
     }
     common.update({key: value for key, value in options.items() if value is not None})
     executor.update_parameters(**common)

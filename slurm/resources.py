@@ -36,11 +36,14 @@ SMALL = {
     "time": 60,
 }
 
-# `gpu`, `gpu:a100`, `gpu:4`, `gpu:a100:4`; without a number it is one, and sockets may follow.
+# `gpu`, `gpu:a100`, `gpu:4`, `gpu:a100:4`, `gres/gpu=4`; without a number it is one, and sockets
+# may follow.
 _GPUS = re.compile(
-    r"(?P<kind>(?:^|,)gpu(?::[^:,()]+(?=:\d)|:[^:,()]*[^:,()\d][^:,()]*)?)"
-    r"(?::(?P<count>\d+))?(?=[,(]|$)"
+    r"(?P<kind>(?:^|,)(?:gres/)?gpu(?::[^:=,()]+(?=[:=]\d)|:[^:=,()]*[^:=,()\d][^:=,()]*)?)"
+    r"(?:[:=](?P<count>\d+))?(?=[,(]|$)"
 )
+#: Whole GPUs, and shares of them, as SLURM calls them.
+_OF_GPUS = re.compile(r"(?:^|,)(?:gres/)?(?:gpu|mps|shard)(?=[:=,(]|$)", re.IGNORECASE)
 #: Options of ``sbatch`` that have a field, which the command line can override, and those by which
 #: jobs are found again.
 _OWN = {
@@ -48,12 +51,23 @@ _OWN = {
     **{name: name for name in ("mem", "nodes", "gres")},
     "mail-user": "mail_user",
     "mail-type": "mail_type",
-    "gpus-per-node": "gpus_per_node",
+    **dict.fromkeys(("gpus", "gpus-per-node"), "gpus_per_node"),
+    "ntasks": "nodes and ranks_per_node",
     "ntasks-per-node": "ranks_per_node",
     "cpus-per-task": "cpus_per_gpu",
     "signal": "signal_seconds",
     **dict.fromkeys(("job-name", "array", "output", "error", "dependency", "open-mode"), ""),
 }
+#: Letters for options of ``sbatch``.
+_LETTERS = {
+    "A": "account", "B": "extra-node-info", "C": "constraint", "D": "chdir", "F": "nodefile",
+    "G": "gpus", "H": "hold", "J": "job-name", "L": "licenses", "M": "clusters", "N": "nodes",
+    "O": "overcommit", "Q": "quiet", "S": "core-spec", "V": "version", "W": "wait",
+    "a": "array", "b": "begin", "c": "cpus-per-task", "d": "dependency", "e": "error",
+    "h": "help", "i": "input", "k": "no-kill", "m": "distribution", "n": "ntasks", "o": "output",
+    "p": "partition", "q": "qos", "s": "oversubscribe", "t": "time", "v": "verbose",
+    "w": "nodelist", "x": "exclude",
+}  # fmt: skip
 
 
 @dataclass
@@ -85,7 +99,8 @@ class Resources:
             machine.
         environment: environment variables of jobs, for example NCCL's.
         setup: shell commands to run before the job on each node.
-        sbatch: further options of ``sbatch``, by name.
+        sbatch: further options of ``sbatch``, by name; ``true`` if they have no value, ``false``
+            to leave one out.
         srun: further arguments of the ``srun`` that starts the tasks, for example
             ``--cpu-bind=cores``, ``--gpu-bind=single:1`` or ``--container-image=...``.
         small: fields that differ for small CPU jobs, for example ``{partition: cpu}``.
@@ -239,11 +254,7 @@ def checked(values: Mapping[str, Any], where: str) -> Resources:
         if value is not None and value < minimum:
             raise UserError(f"{where}: {name} is {value}; expected at least {minimum}")
     _count_gres(requested, values, where)
-    for key in requested.sbatch:
-        option = str(key).replace("_", "-").lstrip("-")
-        if option in _OWN:
-            advice = f"give it as {_OWN[option]}" if _OWN[option] else "the launcher sets it"
-            raise UserError(f"{where}: sbatch.{key}: {advice}")
+    requested.sbatch = _options(requested.sbatch, where)
     if requested.cluster == "auto":
         requested.cluster = "slurm" if shutil.which("sbatch") else "local"
     if requested.cluster != "slurm" and requested.nodes > 1:
@@ -257,6 +268,11 @@ def _count_gres(requested: Resources, values: Mapping[str, Any], where: str) -> 
     """Sets the number of GPUs from ``gres``, so that the two agree."""
     found = list(_GPUS.finditer(requested.gres or ""))
     if not found:
+        if requested.gres and values.get("gpus_per_node") is None:
+            raise UserError(
+                f"{where}: gres {requested.gres} has no known number of GPUs; give gpus_per_node, "
+                "too (0 for none)"
+            )
         return
     number = sum(int(one["count"] or 1) for one in found)
     if values.get("gpus_per_node") not in (None, number):
@@ -265,6 +281,36 @@ def _count_gres(requested: Resources, values: Mapping[str, Any], where: str) -> 
             f"{values['gpus_per_node']}; set only one of them, or both to the same number"
         )
     requested.gpus_per_node = number
+
+
+def _options(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Options of ``sbatch`` by their long names.
+
+    Args:
+        given: by name, also with underscores or leading dashes, or by letter.
+        where: their source, for messages.
+
+    Raises:
+        UserError: for one given twice, one that has a field, and an unknown letter.
+    """
+    options: dict[str, Any] = {}
+    for key, value in given.items():
+        option = str(key).replace("_", "-").lstrip("-")
+        option = _LETTERS.get(option, option)
+        if len(option) == 1:
+            raise UserError(f"{where}: sbatch.{key}: sbatch has no such option; give its long name")
+        if option in _OWN:
+            advice = f"give it as {_OWN[option]}" if _OWN[option] else "the launcher sets it"
+            raise UserError(f"{where}: sbatch.{key}: {advice}")
+        if option in options:
+            raise UserError(f"{where}: sbatch.{key}: {option} a second time")
+        options[option] = ",".join(map(str, value)) if isinstance(value, list) else value
+    return options
+
+
+def requests_gpus(requested: Resources) -> bool:
+    """Whether ``gres`` requests GPUs or shares of them, so that their number is not requested."""
+    return _OF_GPUS.search(requested.gres or "") is not None
 
 
 def small(values: Mapping[str, Any], where: str) -> Resources:

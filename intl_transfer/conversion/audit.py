@@ -54,6 +54,7 @@ def audit(state: Mapping[str, Tensor], small_stem: bool = False) -> str:
                 f"{key}: expected shape {tuple(expected[key])} in a {architecture}, found "
                 f"{tuple(tensor.shape)}{_order(tensor, expected[key])}"
             )
+    check_numbers(state)
     for key, tensor in state.items():
         if not key.endswith(_COUNTER):
             _check_values(key, tensor)
@@ -118,6 +119,22 @@ def check_whole(state: Mapping[str, Tensor]) -> str:
     architecture = _architecture(state)
     _check_names(state, _shapes(architecture), architecture)
     return architecture
+
+
+def check_numbers(state: Mapping[str, Tensor]) -> None:
+    """The part of the audit that any use of a backbone needs: numbers that can be computed with.
+
+    Args:
+        state: torchvision names.
+
+    Raises:
+        UserError: naming the first tensor that is not finite, or the first negative variance.
+    """
+    for key, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{key} contains NaN or infinite values")
+        if key.endswith("running_var") and (tensor < 0).any():
+            raise UserError(f"{key} contains a negative variance, {float(tensor.min()):.3g}")
 
 
 def _check_kind(state: Mapping[str, Tensor]) -> None:
@@ -220,10 +237,6 @@ def _order(tensor: Tensor, expected: torch.Size) -> str:
 def _check_values(key: str, tensor: Tensor) -> None:
     if not tensor.is_floating_point():
         raise UserError(f"{key}: expected floating-point numbers, found {tensor.dtype}")
-    if not torch.isfinite(tensor).all():
-        raise UserError(f"{key} contains NaN or infinite values")
-    if key.endswith("running_var") and (tensor < 0).any():
-        raise UserError(f"{key} contains a negative variance, {float(tensor.min()):.3g}")
     if (tensor.ndim == 4 or key.endswith("running_var")) and not tensor.any():
         raise UserError(f"{key} is zero throughout: it was never trained, or never loaded")
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from intl_transfer.conversion.adapters.base import ONLINE
-from intl_transfer.conversion.audit import check_whole, has_small_stem
+from intl_transfer.conversion.audit import check_numbers, check_whole, has_small_stem
 from intl_transfer.conversion.evidence import ASSUMED, FACTS, Source, inferred, stated
 from intl_transfer.conversion.settings import IMAGENET, Settings, from_statistics
 from intl_transfer.data.statistics import statistics_of
@@ -150,7 +150,8 @@ def build_backbone(
         facts: further fields of :class:`Backbone`.
 
     Raises:
-        UserError: if the network is not a complete ResNet, or contradicts the stated stem.
+        UserError: if the network is not a complete ResNet, has numbers that are not finite or
+            negative variances, or contradicts the stated stem.
     """
     dropped = [*dropped, *(key for key in state if key.startswith("fc."))]
     state = {
@@ -160,6 +161,7 @@ def build_backbone(
     }
     try:
         check_whole(state)
+        check_numbers(state)
     except UserError as error:
         raise UserError(f"{path}{_behind(facts.get('prefix', ''))}: {error}") from None
     facts["stem"], source = _stem(state, stem, format_stem, path)

@@ -74,7 +74,8 @@ def load_backbone(path: str | Path, branch: str | None = None) -> dict[str, Tens
         Name to tensor, float32, without the classifier.
 
     Raises:
-        UserError: if the file is missing, damaged, unsafe or has an unknown format.
+        UserError: if the file is missing, damaged, unsafe or has an unknown format, or its numbers
+            are not finite.
     """
     return read_backbone(path, branch).state
 

@@ -1,4 +1,4 @@
-"""The reader of YAML files.
+"""The reader of YAML files, and of single values on a command line.
 
 Plain values only: tags, which create objects, are refused, the expanded size of aliases is bounded,
 and every error is one line with file, line and column.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,35 +26,58 @@ _WHAT = "a YAML file"
 _OWN_TAGS = {
     f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "seq", "map")
 }
+_TEXT = "tag:yaml.org,2002:str"
 _Parser: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-_INTEGER = "tag:yaml.org,2002:int"
-_DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]*)$")
+_MERGE = "tag:yaml.org,2002:merge"
+_DECIMAL = {
+    "tag:yaml.org,2002:int": re.compile(r"-?(?:0|[1-9][0-9]*)$"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+][0-9]+)?$"
+        r"|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
+    ),
+}
 
 
 class _Loader(_Parser):  # type: ignore[misc]  # one of two classes
-    """The safe loader, without dates, which JSON cannot represent, and with decimal integers only.
+    """The safe loader, without dates, which JSON cannot represent, and with decimal numbers only.
 
-    YAML 1.1 would read ``0123`` as 83 and ``12:30`` as 750; they are texts, as they are written.
+    YAML 1.1 would read ``0123`` as 83 and ``1:30.5`` as 90.5; they are texts, as they are written.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - as the base class has it
         first: [
-            (tag, _DECIMAL if tag == _INTEGER else pattern)
+            (tag, _DECIMAL.get(tag, pattern))
             for tag, pattern in pairs
-            if tag != "tag:yaml.org,2002:timestamp"
+            if tag in _OWN_TAGS or tag == _MERGE
         ]
         for first, pairs in _Parser.yaml_implicit_resolvers.items()
     }
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
-        """A value; invalid numbers are reported with their position."""
+        """A value; invalid numbers and truth values are reported with their position."""
         try:
             return super().construct_object(node, deep)
         except (ValueError, OverflowError) as error:
             reason = str(error).split(";")[0]
-            raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark) from None
+        except LookupError:  # of PyYAML's own tables
+            kind = str(node.tag).rpartition(":")[2]
+            reason = f"'{str(node.value)[:60]}' is not of the type !!{kind}"
+        raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark)
+
+    def scalar(self, text: str, tag: str | None, implicit: tuple[bool, bool], mark: Any) -> Any:
+        """The value of a single text.
+
+        Args:
+            text: without quotes.
+            tag: as given; None for none.
+            implicit: whether a missing tag follows from the text, if it is plain, and if quoted.
+            mark: its position.
+        """
+        if tag is None or tag == "!":
+            tag = self.resolve(yaml.ScalarNode, text, implicit)
+        return self.construct_object(yaml.ScalarNode(tag, text, mark))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -97,9 +121,40 @@ def parse_yaml(text: str, where: str) -> Any:
     Raises:
         UserError: in one line, with line and column.
     """
-    try:
+    with _in_one_line(text, where):
         _check(text, where)
         return yaml.load(text, Loader=_Loader)
+
+
+def parse_value(text: str, where: str) -> Any:
+    """The value in a ``key=value``: YAML in brackets or quotes, and otherwise one word.
+
+    A word is a number, a truth value or nothing where it is in a file. Else it is a text as it is
+    given: comments, anchors and other forms of YAML would be lost without a trace, and folders have
+    such names (``exp #2``).
+
+    Args:
+        text: behind the equals sign.
+        where: its source, for messages.
+
+    Raises:
+        UserError: in one line, with line and column.
+    """
+    word = text.strip()
+    if has_surrogate(text) or word.startswith(("[", "{", "'", '"')):
+        return parse_yaml(text, where)
+    with _in_one_line(text, where):
+        loader = _Loader("")
+        tag = loader.resolve(yaml.ScalarNode, word, (True, False))
+        is_text = tag not in _OWN_TAGS or tag == _TEXT
+        return text if is_text else loader.scalar(word, tag, (True, False), None)
+
+
+@contextmanager
+def _in_one_line(text: str, where: str) -> Iterator[None]:
+    """Errors of the parser, named with their source and position."""
+    try:
+        yield
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = error.problem or error.context or "not valid"
@@ -129,14 +184,14 @@ class _Open:
         size: values in it so far, itself among them.
         is_mapping: whether keys and values take turns.
         expects_key: whether the next value is a key.
-        keys: so far.
+        keys: so far, as they are written, and their values: ``yes`` and ``true`` are one.
     """
 
     anchor: str | None
     is_mapping: bool
     size: int = 1
     expects_key: bool = True
-    keys: set[str] = field(default_factory=set)
+    keys: set[Any] = field(default_factory=set)
 
 
 def _error(where: str, mark: Any, reason: str) -> UserError:
@@ -193,9 +248,10 @@ def _check_scalar(event: Any, container: _Open, where: str) -> None:
     if has_surrogate(event.value):
         raise _error(where, event.start_mark, "half of a surrogate pair, which is no character")
     if container.is_mapping and container.expects_key and event.value != "<<":
-        if event.value in container.keys:
+        key = _Loader("").scalar(event.value, event.tag, event.implicit, event.start_mark)
+        if event.value in container.keys or key in container.keys:
             raise _error(where, event.start_mark, f"the key '{event.value[:60]}' a second time")
-        container.keys.add(event.value)
+        container.keys |= {event.value, key}
 
 
 def _count(container: _Open, size: int, where: str, event: Any) -> None:

@@ -172,6 +172,7 @@ def meet(then: Callable[[], float | None]) -> dict[str, Any]:
     import torch
     import torch.distributed as dist
 
+    from intl_transfer.runs.distributed import gpu_index
     from intl_transfer.runs.rendezvous import meet as rendezvous
     from intl_transfer.runs.rendezvous import place_in_environment
 
@@ -183,8 +184,8 @@ def meet(then: Callable[[], float | None]) -> dict[str, Any]:
         try:
             device = torch.device("cpu")
             if backend == "nccl":
-                local = int(os.environ.get("LOCAL_RANK", "0"))
-                device = torch.device("cuda", local if torch.cuda.device_count() > 1 else 0)
+                index = gpu_index(int(os.environ.get("LOCAL_RANK", "0")))
+                device = torch.device("cuda", index)
                 torch.cuda.set_device(device)
             limit, place = float(RENDEZVOUS_SECONDS), place_in_environment()
             options: dict[str, Any] = {}

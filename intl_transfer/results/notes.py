@@ -48,7 +48,7 @@ def provenance_notes(
             notes.append("weights without a pretraining run of this project")
         if words := _of_one_pretraining(columns or {("", ""): members}):
             notes.append(words)
-    return (*notes, *_code_notes(members))
+    return (*notes, *code_notes(members))
 
 
 def seen_notes(runs: Sequence[Run]) -> tuple[str, ...]:
@@ -75,8 +75,12 @@ def _of_one_pretraining(columns: Mapping[Column, Sequence[Run]]) -> str:
     return f"fine-tunings of one pretraining{which}: the spread over pretrainings is not included"
 
 
-def _code_notes(members: Sequence[Run]) -> list[str]:
-    """A footnote on runs with several versions of the code."""
+def code_notes(members: Sequence[Run]) -> list[str]:
+    """Footnotes on runs with several versions of the code, or changed ones.
+
+    Args:
+        members: runs of one row.
+    """
     notes = []
     # What a run does not record (a library that it did not load) is no other version.
     versions: defaultdict[str, set[str]] = defaultdict(set)

@@ -129,7 +129,7 @@ class Run:
             # What normalized the images is known, whatever else was configured.
             found = {k: v for k, v in found.items() if not k.startswith("data.normalize")}
         found |= told_apart(found, self.manifest.id or str(self.path))
-        found |= flatten(results.settings)
+        found |= flatten(results.settings) | _further(results)
         tested = found.get("DATASETS.TEST")
         if isinstance(tested, (list, tuple)) and results.dataset.name in tested:
             found["DATASETS.TEST"] = [
@@ -180,6 +180,14 @@ class Run:
         values: Any = self.results.metrics.get(task)
         value = values.get(metric) if isinstance(values, Mapping) else None
         return None if value is None else float(value)
+
+
+def _further(results: DetectionResults | EvaluationResults) -> dict[str, Any]:
+    """Fields that no record knows, such as a network's width: what is not known decides."""
+    found = flatten(results.model_extra or {})
+    for name, part in (("dataset", results.dataset), ("architecture", results.architecture)):
+        found |= below(name, part.model_extra or {})
+    return found
 
 
 def set_name(name: str) -> str:

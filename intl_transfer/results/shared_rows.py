@@ -15,7 +15,7 @@ from intl_transfer.results.grouping import (
     same_seed_notes,
     summary_of,
 )
-from intl_transfer.results.notes import provenance_notes, seen_notes
+from intl_transfer.results.notes import code_notes, provenance_notes, seen_notes
 from intl_transfer.results.rows import Column, Metrics, Row
 from intl_transfer.results.run import Run
 from intl_transfer.results.samples import Sample
@@ -50,7 +50,7 @@ class _OfTask:
         evaluated = [run for run in runs if run.manifest.stage == "evaluation"]
         on_the_way = [run for run in runs if run.manifest.stage == "pretrain"]
         notes = dict.fromkeys(note for sample in self.samples.values() for note in sample.notes)
-        notes |= dict.fromkeys(seen_notes(on_the_way))
+        notes |= dict.fromkeys((*seen_notes(on_the_way), *code_notes(on_the_way)))
         if evaluated:
             notes |= dict.fromkeys(provenance_notes(evaluated, self.evaluated))
         return tuple(notes | self.notes)

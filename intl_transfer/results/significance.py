@@ -84,7 +84,7 @@ def _compared(table: Table, chosen: Row | None, method: TestMethod) -> Table:
         dataclasses.replace(row, marks=found.get(id(row), {}), baseline=row is chosen)
         for row in table.rows
     ]
-    return dataclasses.replace(table, rows=rows, baseline=chosen.label if chosen else "")
+    return dataclasses.replace(table, rows=rows, baseline=_named(chosen) if chosen else "")
 
 
 def mark_best(tables: Sequence[Table], baseline: str | None = None) -> list[Table]:
@@ -204,12 +204,17 @@ def _compare(first: Row, second: Row, column: Column, method: TestMethod) -> Com
     return None if found is None else dataclasses.replace(found, tried=tried)
 
 
+def _named(row: Row) -> str:
+    """A baseline, named as rows are that are none."""
+    return dataclasses.replace(row, baseline=False).full_title
+
+
 def _of_comparisons(table: Table, rows: Sequence[Row], baseline: str) -> list[str]:
     """The legend of the tests: comparison, family, and resolution."""
     if not table.baseline:
         return [f"No row of the baseline '{baseline}' in this table."]
     # Under the name that is shown, which a names file may have changed since.
-    shown = next((row.label for row in rows if row.baseline), f"{table.baseline}, not shown")
+    shown = next((_named(row) for row in rows if row.baseline), f"{table.baseline}, not shown")
     columns = [column for column in primary_columns(table) if column in table.columns()]
     if not columns:
         return [f"No column shown is tested against {shown}: tests are of the primary metrics."]

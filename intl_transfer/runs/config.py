@@ -15,7 +15,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from intl_transfer.errors import UserError, did_you_mean
 from intl_transfer.files.interpolation import check_interpolations, check_size
 from intl_transfer.files.texts import is_file
-from intl_transfer.files.yamls import parse_yaml, read_yaml
+from intl_transfer.files.yamls import parse_value, read_yaml
 from intl_transfer.places import expanded
 from intl_transfer.runs.aliases import standard_keys
 from intl_transfer.runs.given import check_given
@@ -108,11 +108,13 @@ def _parsed(override: str) -> Any:
     where = f"'{override}'"
     if len(override) > _LONGEST_OVERRIDE:
         raise UserError(f"'{override[:60]}…': an override of {len(override):,} characters")
-    parse_yaml(value, where)
-    check_interpolations(value, where)
+    config = OmegaConf.create({})
+    given = parse_value(value, where)
+    check_interpolations(given, where)
     try:
-        return OmegaConf.from_dotlist([override])
-    except Exception as error:  # of OmegaConf, its grammar, or YAML's
+        OmegaConf.update(config, key, given)
+        return config
+    except Exception as error:  # of OmegaConf, or its grammar
         raise UserError(f"{where}: expected key=value; {_reason(error)}") from None
 
 

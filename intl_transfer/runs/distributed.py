@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from intl_transfer.devices import cannot_start
@@ -27,8 +28,9 @@ class Ranks:
     Attributes:
         rank: global rank, 0 to ``world_size - 1``.
         world_size: number of processes on all nodes.
-        local_rank: rank on this node, which is also the index of its GPU.
-        device: of this process.
+        local_rank: rank on this node.
+        device: of this process. The index of a GPU is that among those this process sees, which
+            is not the local rank where the site binds GPUs to tasks.
     """
 
     rank: int
@@ -97,7 +99,7 @@ def process_group(device: str = "auto", timeout_minutes: float = 30) -> Iterator
 
     Raises:
         UserError: if CUDA is requested and not available, there are more ranks than GPUs on this
-            node, or torchrun's variables are incomplete.
+            node, several ranks have the same GPU, or torchrun's variables are incomplete.
     """
     world_size = _number("WORLD_SIZE", 1, least=1)
     missing = [
@@ -118,15 +120,14 @@ def process_group(device: str = "auto", timeout_minutes: float = 30) -> Iterator
         expected = f"expected 0 to {world_size - 1}"
         raise UserError(f"RANK is {rank}, and WORLD_SIZE is {world_size}; {expected}")
     ranks = Ranks(rank, world_size, local_rank, _device(device, local_rank))
-    if world_size > 1:
-        place, options = place_in_environment(), dict[str, Any]()
-        if place is not None:
-            store = meet(place, rank, world_size, os.environ["MASTER_ADDR"])
-            options = {"store": store, "rank": rank, "world_size": world_size}
+    if several:
+        timeout = timedelta(minutes=timeout_minutes)
+        store = _store(ranks, timeout)
+        if ranks.device.type == "cuda":
+            _check_gpus(ranks, store)
+        backend = "nccl" if ranks.device.type == "cuda" else "gloo"
         dist.init_process_group(
-            "nccl" if ranks.device.type == "cuda" else "gloo",
-            timeout=timedelta(minutes=timeout_minutes),
-            **options,
+            backend, timeout=timeout, store=store, rank=rank, world_size=world_size
         )
     try:
         yield ranks
@@ -149,7 +150,7 @@ def parallelize(
         static: whether each forward pass is followed by a backward pass with the same parameters
             every time; unused parameters are then not searched for.
     """
-    devices = [ranks.local_rank] if ranks.device.type == "cuda" else None
+    devices = [ranks.device.index] if ranks.device.type == "cuda" else None
     # torch 2.14 renamed the argument and warns of the old name.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
@@ -182,18 +183,61 @@ def _device(requested: str, local_rank: int) -> torch.device:
         return torch.device("cpu")
     if not available:
         raise UserError("device is cuda, but torch sees no GPU here; use device=cpu or auto")
-    count = torch.cuda.device_count()
-    # If the site binds one GPU to each task, a task sees only that one, as number 0. Ranks that
-    # torchrun starts see the same: two would meet on one GPU, and NCCL fail with a riddle.
-    is_bound = count == 1 and "TORCHELASTIC_RUN_ID" not in os.environ
-    index = 0 if is_bound else local_rank
-    if index >= count:
-        raise UserError(
-            f"local rank {local_rank} has no GPU: {count} found on this node; start at most "
-            "that many ranks per node"
-        )
+    index = gpu_index(local_rank)
     try:
         torch.cuda.set_device(index)  # what starts CUDA
     except Exception as error:
         raise UserError(cannot_start(error)) from None
     return torch.device("cuda", index)
+
+
+def gpu_index(local_rank: int) -> int:
+    """The index of a rank's GPU, among those that this process sees.
+
+    Ranks of torchrun see the same GPUs. Tasks of SLURM may each see their own, one or several
+    (``--gpus-per-task``, ``--gpu-bind``): they count through them.
+
+    Args:
+        local_rank: rank on this node.
+
+    Raises:
+        UserError: if there are more ranks of torchrun than GPUs.
+    """
+    count = torch.cuda.device_count()
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return local_rank % count
+    if local_rank >= count:
+        raise UserError(
+            f"local rank {local_rank} has no GPU: {count} found on this node; start at most "
+            "that many ranks per node"
+        )
+    return local_rank
+
+
+def _store(ranks: Ranks, timeout: timedelta) -> Any:
+    """The store by which ranks form their process group."""
+    rank, world_size, place = ranks.rank, ranks.world_size, place_in_environment()
+    if place is not None:
+        return meet(place, rank, world_size, os.environ["MASTER_ADDR"])
+    store = next(iter(rendezvous("env://", rank, world_size, timeout=timeout)))[0]
+    store.set_timeout(timeout)
+    return store
+
+
+def _check_gpus(ranks: Ranks, store: Any) -> None:
+    """Refuses ranks that share a GPU: NCCL would fail with a riddle."""
+    own = str(torch.cuda.get_device_properties(ranks.device).uuid)
+    everyone = range(ranks.world_size)
+    store.set(f"gpu/{ranks.rank}", own)
+    gpus = [gpu.decode() for gpu in store.multi_get([f"gpu/{rank}" for rank in everyone])]
+    # Rank 0 holds the store: it leaves last.
+    store.set(f"gpu/known/{ranks.rank}", "")
+    if ranks.is_main:
+        store.wait([f"gpu/known/{rank}" for rank in everyone])
+    same = [str(rank) for rank in everyone if gpus[rank] == own]
+    if len(same) > 1:
+        raise UserError(
+            f"ranks {', '.join(same)} have one GPU ({own}); start at most as many ranks per node "
+            "as it has GPUs, and if the site binds GPUs to tasks, give each its own "
+            "(--gpu-bind=single:1)"
+        )

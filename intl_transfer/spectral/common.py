@@ -68,7 +68,7 @@ def finite(values: Tensor) -> Tensor:
     finite in its total variance. On a GPU this waits for the covariance.
 
     Args:
-        values: one number of each of V batches, shape (V,) or ().
+        values: one number of each of V batches, shape (V,) or (), or several, (V, ...).
 
     Returns:
         ``values``.
@@ -77,12 +77,37 @@ def finite(values: Tensor) -> Tensor:
         NonFiniteError: if one is NaN or infinite.
     """
     precision = str(values.dtype).removeprefix("torch.")
+    is_finite = torch.isfinite(values.detach())
     return require(
         values,
-        torch.isfinite(values.detach()),
+        is_finite.flatten(1).all(-1) if is_finite.dim() > 1 else is_finite,
         "nonfinite",
         f"NaN or infinity in the embeddings{{where}}, or values so large that the result "
         f"overflows {precision}; look at the network's activations, or lower the learning rate",
+    )
+
+
+def total_variance(sigma: Tensor, centered: Tensor) -> Tensor:
+    """The trace of covariances, unless squares are beyond the range of float64.
+
+    Args:
+        sigma: covariances, (..., n, n).
+        centered: the embeddings that they are of, (..., N, d).
+
+    Returns:
+        Shape (...); zero of embeddings that do not vary.
+
+    Raises:
+        NonFiniteError: if a trace is NaN or infinite, or nothing is left of it although embeddings
+            vary: squares of values below 1e-154 are no normal numbers.
+    """
+    trace = finite(sigma.diagonal(dim1=-2, dim2=-1).sum(-1))
+    is_left = trace.detach() >= torch.finfo(trace.dtype).tiny
+    return require(
+        trace,
+        is_left | ~centered.detach().flatten(-2).any(-1),
+        "nonfinite",
+        "embeddings{where} so small that nothing is left of their variance; scale them",
     )
 
 

@@ -24,7 +24,7 @@ from intl_transfer.spectral.common import (
     check_iterations,
     check_spread,
     degrees_of_freedom,
-    finite,
+    total_variance,
 )
 from intl_transfer.spectral.gram import self_product
 from intl_transfer.spectral.iternorm import iternorm_eigenvalue
@@ -48,7 +48,7 @@ def spectrum(z: Tensor, axis: Axis = "channel") -> Tensor:
     Raises:
         ValueError: for an unknown axis, a wrong shape, or a batch too small to have a variance.
         TypeError: if ``z`` is not a floating-point tensor.
-        NonFiniteError: if ``z`` holds NaN or infinity.
+        NonFiniteError: if ``z`` holds NaN or infinity, or values whose squares float64 cannot hold.
 
     Example:
         >>> import torch
@@ -71,7 +71,7 @@ def _covariance(centered: Tensor, axis: Axis) -> Tensor:
     """Of float64 rows (..., N, d), on the smaller side."""
     small = centered if centered.shape[-2] <= centered.shape[-1] else centered.mT
     covariance = self_product(small) / degrees_of_freedom(centered, axis)
-    finite(covariance.diagonal(dim1=-2, dim2=-1).sum(-1))
+    total_variance(covariance, centered)
     return covariance
 
 

@@ -24,8 +24,8 @@ from intl_transfer.spectral.common import (
     check_iterations,
     check_spread,
     degrees_of_freedom,
-    finite,
     representable,
+    total_variance,
 )
 from intl_transfer.spectral.gram import gram
 from intl_transfer.spectral.guards import require
@@ -74,8 +74,8 @@ def spectral_transform(
             axis, one sample on the batch axis, ranks with different numbers of rows, or a g that
             does not map each eigenvalue independently.
         TypeError: if ``z`` is not a floating-point tensor.
-        NonFiniteError: if ``z`` holds NaN or infinity, g maps an eigenvalue to one, or the result
-            is beyond the range of float32.
+        NonFiniteError: if ``z`` holds NaN or infinity, g maps an eigenvalue to one, the result is
+            beyond the range of float32, or the variance below that of float64.
 
     Example:
         >>> import torch
@@ -103,7 +103,7 @@ def _transform(
         centered = center(rows.double(), axis)
         left = _solves_samples(centered, axis)
         sigma = gram(centered if left else centered.mT) / degrees_of_freedom(centered, axis)
-        trace = finite(sigma.diagonal(dim1=-2, dim2=-1).sum(-1))
+        trace = total_variance(sigma, centered)
         # A batch without variance is decomposed as the identity, and multiplied with zeros.
         is_zero = (trace < torch.finfo(trace.dtype).tiny)[..., None, None]
         n = sigma.shape[-1]
@@ -234,7 +234,7 @@ def cholesky_whitening(
         centered = center(rows.double(), axis)
         sigma = gram(centered if axis == "channel" else centered.mT)
         sigma = sigma / degrees_of_freedom(centered, axis)
-        trace = finite(sigma.diagonal(dim1=-2, dim2=-1).sum(-1))
+        trace = total_variance(sigma, centered)
         eye = torch.eye(sigma.shape[-1], dtype=sigma.dtype, device=sigma.device)
         sigma = (1 - shrinkage) * sigma + shrinkage * eye
         factor, info = torch.linalg.cholesky_ex(sigma)

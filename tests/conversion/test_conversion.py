@@ -178,6 +178,20 @@ def test_the_audit_names_what_is_wrong(tmp_path, change, message):
     assert not (tmp_path / "out.pth").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_nan, r"in\.pth: layer2\.0\.conv1\.weight contains NaN"),
+        (_negative, r"in\.pth: bn1\.running_var contains a negative variance, -0\.1"),
+    ],
+)
+def test_numbers_that_no_network_has_are_not_read_either(tmp_path, change, message):
+    """Only conversion refused them; features made of them are NaN."""
+    torch.save(damaged(change), tmp_path / "in.pth")
+    with pytest.raises(UserError, match=message):
+        load_backbone(tmp_path / "in.pth")
+
+
 def test_wrappers_prefixes_and_half_precision(tmp_path):
     state = backbone_state()
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "a.pth")

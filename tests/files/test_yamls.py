@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from intl_transfer.errors import UserError
-from intl_transfer.files.yamls import parse_yaml, read_yaml
+from intl_transfer.files.yamls import parse_value, parse_yaml, read_yaml
 from intl_transfer.runs.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -206,8 +206,8 @@ def test_interpolations_end(load, text, reason):
 
 @pytest.mark.parametrize(
     "override",
-    ["name=[", "name={a: ", "=1", "seed", "name=*x", "name=!!python/name:os.system x", "a..b=1",
-     "seed[0]=1", "more.a=&a [*a]", "values=" + "[" * 1000, "name=${", "name='", "seed=x",
+    ["name=[", "name={a: ", "=1", "seed", "name=['x", "name=[!!python/name:os.system x]", "a..b=1",
+     "seed[0]=1", "more.a=[&a [*a]]", "values=" + "[" * 1000, "name=${", "name='", "seed=x",
      "values=" + "x" * 200_000, ".=1", "part=3", "[0]=1"],
 )  # fmt: skip
 def test_overrides_that_cannot_be_are_one_line(load, override):
@@ -233,8 +233,36 @@ def test_bases(load, tmp_path):
         load("base: [a]")
 
 
-@pytest.mark.parametrize("text", ["0123", "12:30", "0x10", "0b11", "1_000", "+5", "-0"])
-def test_integers_in_other_forms_stay_as_they_are_written(text):
+@pytest.mark.parametrize(
+    "text", ["0123", "12:30", "0x10", "0b11", "1_000", "+5", "-0", "1:30.5", "1_0.5", "="]
+)
+def test_numbers_in_other_forms_stay_as_they_are_written(text):
     """YAML 1.1 reads other numbers, and a partition of that name was another one."""
-    assert parse_yaml(text, "x") == (text if text != "-0" else 0)
-    assert parse_yaml("-12", "x") == -12
+    for parse in (parse_yaml, parse_value):
+        assert parse(text, "x") == (text if text != "-0" else 0)
+        assert parse("-12", "x") == -12
+        assert [parse(one, "x") for one in ("1.5", "-.5", "2.e-3")] == [1.5, -0.5, 0.002]
+
+
+@given(text=st.text("ab01 .:-+_#&*!|>%@,=x~yes", max_size=8))
+def test_a_word_of_a_command_line_is_itself_or_what_a_file_has(text):
+    """`output_dir=exp #2` was `exp`, and `&x` nothing."""
+    value = parse_value(text, "x")
+    assert value == text or value == parse_yaml(text, "x")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["yes: 1\ntrue: 2", "null: 1\n~: 2", "1.0: a\n1.00: b", "{1: a, 1.0: b}", "a: 1\n'a': 2"],
+)
+def test_keys_of_one_value_are_one_key(text):
+    """The last one won, as a dictionary has it."""
+    with pytest.raises(UserError, match="a second time"):
+        parse_yaml(text, "x")
+    assert len(yaml.safe_load(text)) == 1
+
+
+@pytest.mark.parametrize("text", ["!!bool maybe", '!!int ""', '!!float ""', "{!!bool maybe: 1}"])
+def test_values_that_are_not_of_their_type_are_named(text):
+    with pytest.raises(UserError, match=r"x, line 1, column [12]: not valid YAML: '.*' is not of"):
+        parse_yaml(text, "x")

@@ -329,3 +329,21 @@ def test_rows_are_in_the_order_of_what_is_marked(tmp_path, dataset, backbone):
     (table,) = tables_of(tmp_path)
     assert [row.method for row in table.rows] == ["SimCLR", "INTL", "VICReg"]
     assert "**29.0**" in render([table])
+
+
+def test_pretrainings_of_several_sources_say_so(tmp_path):
+    """As rows of evaluations and of detection do."""
+    for seed, dirty in enumerate((False, True)):
+        sha = f"{seed}" * 64
+        run = pretraining_run(tmp_path, f"p{seed}", sha, seed=seed, knn_accuracy=57.0)
+        file = run.path / "manifest.json"
+        manifest = json.loads(file.read_text())
+        manifest["git"] = {"revision": f"{seed}" * 40, "dirty": dirty}
+        file.write_text(json.dumps(manifest))
+    (table,) = tables_of(tmp_path)
+    (row,) = table.rows
+    assert row.n == 2
+    assert {
+        "1 of 2 runs made by sources with changes that were not committed",
+        "of 2 revisions of the sources",
+    } < set(row.notes)

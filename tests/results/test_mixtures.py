@@ -591,3 +591,22 @@ def test_equal_protocols_in_two_forms_are_one(tmp_path):
         evaluation_run(tmp_path, f"run{seed}", seed=seed, protocol=form, epoch=100)
     (table,) = tables(tmp_path)
     assert [row.n for row in table.rows] == [2]
+
+
+@pytest.mark.parametrize(
+    "field", ["protocol.size", "config.b", "architecture.width", "dataset.digest", "augmentation"]
+)
+@pytest.mark.parametrize("stage", ["detection", "evaluation"])
+def test_fields_that_nobody_knows_decide(tmp_path, stage, field):
+    """A ResNet of double width was averaged with one of single width."""
+    for seed, value in enumerate((1, 1, 2)):
+        form: dict = {"metrics": {"box": {"AP": 38.0}}} if stage == "detection" else {**HAND_MADE}
+        form.setdefault("dataset", {"name": "coco_2017_val"})
+        form.setdefault("architecture", {"backbone": "resnet50"})
+        *within, last = field.split(".")
+        for key in within:
+            form[key] = {**form.get(key, {}), last: value}
+        if not within:
+            form[last] = value
+        hand_made_run(tmp_path, f"{seed}", **{**form, "seed": seed})
+    assert sorted(row.n for table in tables(tmp_path) for row in table.rows) == [1, 2]

@@ -81,6 +81,12 @@ def test_values_are_what_was_written(folder, override, message):
     )
 
 
+@pytest.mark.parametrize("text", ["0123", "exp #2", "&x", "# x", "a: b", "x ", "12:30", "1e5"])
+def test_texts_of_a_command_line_are_what_was_written(folder, text):
+    """Another YAML than that of files read them: data.root=0123 was the folder 83."""
+    assert load_config(Outer, "child", [f"name={text}"], folder).name == text
+
+
 def test_the_home_is_meant_by_a_tilde(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder))
     (folder / "mine.yaml").write_text("base: ~/base\nname: ~/x\nwords: {a: [~/y]}\n")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -356,11 +357,51 @@ def test_jobs_of_a_killed_launcher_are_looked_for_before_launching_elsewhere(tmp
 def test_gpus_of_a_gres_are_counted_as_slurm_counts_them():
     """Without a number it is one; there were eight ranks for it, by default."""
     counts = {"gpu": 1, "gpu:a100": 1, "gpu:2080ti:4": 4, "gpu:1g.5gb:2": 2, "gpu:a:2,gpu:b": 3}
-    counts |= {"tmpfs:1T,gpu:v100:8(S:0-1)": 8, "gpu:1": 1, "gpumem:4": 8}
+    counts |= {"tmpfs:1T,gpu:v100:8(S:0-1)": 8, "gpu:1": 1, "gres/gpu:4": 4, "gpu=4": 4}
     for gres, number in counts.items():
         requested = resources.checked({"gres": gres, "cluster": "slurm"}, "x")
         assert requested.gpus_per_node == number, gres
     assert resources.layered({"gres": "gpu:a100"}, {"gpus_per_node": 2})["gres"] == "gpu:a100:2"
+
+
+@pytest.mark.parametrize(
+    ("gres", "requested"), [("shard:2", False), ("GPU:8", False), ("gpumem:4", True), ("x:1", True)]
+)
+def test_a_gres_without_a_number_of_gpus_needs_one(gres, requested):
+    """There were eight ranks for two shares of a GPU, and no GPU beside a disk."""
+    values = {"gres": gres, "cluster": "slurm"}
+    with pytest.raises(UserError, match=f"x: gres {gres} has no known number of GPUs; give gpus"):
+        resources.checked(values, "x")
+    lines = script_of({**values, "gpus_per_node": 8})
+    assert ("--gpus-per-node=8" in lines) == requested
+
+
+def script_of(values):
+    """The lines for sbatch."""
+    executor = mock.Mock()
+    with mock.patch("submitit.AutoExecutor", return_value=executor):
+        make_executor(resources.checked(values, "x"), Path("x"), "name")
+    given = executor.update_parameters.call_args[1]
+    further = given.pop("slurm_additional_parameters")
+    return [f"--{key.replace('_', '-')}={value}" for key, value in {**given, **further}.items()]
+
+
+def test_options_of_sbatch_stand_there_once():
+    """`false` was `--exclusive=False`, and `kill_on_invalid_dep` stood beside ours."""
+    options = {"exclusive": False, "kill_on_invalid_dep": "no", "L": ["a", "b"], "nice": 0}
+    lines = script_of({"cluster": "slurm", "sbatch": options})
+    found = [line for line in lines if re.match("--(excl|kill|lic|nice|L)", line)]
+    assert found == ["--kill-on-invalid-dep=no", "--licenses=a,b", "--nice=0"]
+
+
+@pytest.mark.skipif(shutil.which("sbatch") is None, reason="no sbatch here")
+def test_letters_are_those_of_sbatch(tmp_path):
+    (tmp_path / "slurm.conf").write_text("ClusterName=x\nSlurmctldHost=x\n")
+    environment = {**os.environ, "SLURM_CONF": f"{tmp_path}/slurm.conf"}
+    done = subprocess.run(["sbatch", "--help"], env=environment, capture_output=True, text=True)
+    found = dict(re.findall(r"^ *-(\w), --([a-z-]+)", done.stdout, re.MULTILINE))
+    assert len(found) > 20
+    assert found.items() <= resources._LETTERS.items()
 
 
 def test_a_job_cannot_be_told_to_save_before_it_begins():
@@ -416,6 +457,10 @@ def test_gres_and_the_number_of_gpus_cannot_differ():
         ({"signal_seconds": -1}, "x: signal_seconds is -1; expected at least 0"),
         ({"sbatch": {"job_name": "mine"}}, "x: sbatch.job_name: the launcher sets it"),
         ({"sbatch": {"mail-user": "me"}}, "x: sbatch.mail-user: give it as mail_user"),
+        ({"sbatch": {"p": "gpu"}}, "x: sbatch.p: give it as partition"),
+        ({"sbatch": {"gpus": 8}}, "x: sbatch.gpus: give it as gpus_per_node"),
+        ({"sbatch": {"r": 8}}, "x: sbatch.r: sbatch has no such option; give its long name"),
+        ({"sbatch": {"a_b": 8, "a-b": 8}}, "x: sbatch.a-b: a-b a second time"),
         # YAML's own reading of `off`, `12.10` and `on`.
         ({"environment": {"WANDB_SILENT": True}}, "x: environment.WANDB_SILENT is a text"),
         ({"environment": {"CUDA": 12.1}}, r"x: environment.CUDA .* a number \(12.1\); put it in"),

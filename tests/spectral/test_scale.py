@@ -11,7 +11,11 @@ from intl_transfer.spectral import (
     NonFiniteError,
     PowerTransform,
     alignment,
+    barlow_twins_loss,
+    cholesky_whitening,
+    condition_indicator,
     diagnose,
+    effective_rank,
     feature_std,
     intl_ema_loss,
     intl_loss,
@@ -274,3 +278,32 @@ def test_without_waiting_no_bit_differs_and_bad_values_become_nan(axis: str, sha
                 assert intl_ema_loss([first], broken, axis, 4, 0.05).isnan()
     with pytest.raises(NonFiniteError):
         loss(broken)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e-160, 1e-150, 1e150, 1e200, 1e300])
+def test_float64_beyond_its_squares_is_refused_or_right(scale: float) -> None:
+    """Whitening gave zeros at 1e-160, ranks were 0, and Barlow Twins without eps was 42 times off.
+
+    All of these know no scale.
+    """
+    functions = {
+        "iternorm": iternorm,
+        "power": lambda z: power_transform(z, 0.5),
+        "Cholesky": lambda z: cholesky_whitening(z, "channel"),
+        "rank": lambda z: effective_rank(spectrum(z)),
+        "condition": lambda z: condition_indicator(spectrum(z)),
+        "Barlow Twins": lambda z: barlow_twins_loss([z, z.flip(0)], eps=0.0 if scale > 1 else 1.0),
+    }
+    z = embeddings(12, 20, 0)
+    right = set()
+    for name, f in functions.items():
+        try:
+            value = f(z * scale)
+        except NonFiniteError:
+            continue
+        expected = f(z) if name != "Barlow Twins" or scale > 1 else torch.tensor(20.0).double()
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6)
+        right.add(name)
+    assert "iternorm" in right
+    assert right == set(functions) or not 1e-154 < scale < 1e154
+    assert power_transform(torch.zeros(12, 20).double(), 0.5).eq(0).all()

@@ -56,7 +56,7 @@ def barlow_twins_loss(
     z, exchange, rows = prepare(views, group, distributed, smallest_batch=2)
     with full_precision(z.device):
         z = z - exchange.sum(z.sum(-2, keepdim=True)) / rows
-        variance = exchange.sum(squared_sums(z)) / rows
+        variance = finite(exchange.sum(squared_sums(z)) / rows)
         z = z * (variance + eps).rsqrt().to(z.dtype)
         correlation = exchange.reduce(product(z[:1].mT, z[1:])) / rows
         on = (1 - correlation.diagonal(dim1=-2, dim2=-1)).square().sum(-1)
