@@ -129,7 +129,7 @@ class Run:
             # What normalized the images is known, whatever else was configured.
             found = {k: v for k, v in found.items() if not k.startswith("data.normalize")}
         found |= told_apart(found, self.manifest.id or str(self.path))
-        found |= flatten(results.settings) | _further(results)
+        found |= portable(flatten(results.settings) | _further(results))
         tested = found.get("DATASETS.TEST")
         if isinstance(tested, (list, tuple)) and results.dataset.name in tested:
             found["DATASETS.TEST"] = [

@@ -291,7 +291,9 @@ def test_pretrainings_of_one_seed_are_named_at_the_best_rate_too(tmp_path):
             start = start_of("INTL", name * 64, **known)
             start["provenance"] = provenance(name * 64, "INTL", **known)
             plan = {"base_lr": rate}
-            coco(tmp_path, f"{rate}{name}", 38.0 + rate, initialization=start, plan=plan)
+            run = coco(tmp_path, f"{rate}{name}", 38.0 + rate, initialization=start, plan=plan)
+            run.manifest.ended = f"2026-01-0{name}T00:00:00+00:00"
+            run.save()
     notes = [table.rows[0].notes for table in tables_of(tmp_path)]
     (best,) = tables_of(tmp_path, lr_selection="best")
     said = "of pretrainings with the same seed, the newest one counts"

@@ -342,7 +342,7 @@ def test_runs_of_two_folders_with_one_name_are_exported_each(tmp_path):
         detection_run(tmp_path / folder, "coco", ap, seed=int(ap))
     found = tables(tmp_path)
     shown = list(_runs(found, lambda text: text.replace("one/", "").replace("two/", "")))
-    assert sorted(metrics["box.AP"] for _, metrics in shown) == [30.0, 40.0]
+    assert sorted(one.metrics["box.AP"] for one in shown) == [30.0, 40.0]
 
 
 def test_an_evaluation_of_several_sets_is_not_mixed(tmp_path):

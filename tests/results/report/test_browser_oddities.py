@@ -130,7 +130,8 @@ def test_a_live_page_shows_what_is_new_and_stays_where_it_is(visit, study, tmp_p
     file = report_of(runs, tmp_path / "report", refresh=1)
     seen = visit(file)
     seen.go("#/runs")
-    seen.page.evaluate("scrollTo(0, 300)")
+    # Waits go on when the page reloads; evaluations in between would fail.
+    seen.page.wait_for_function("() => { scrollTo(0, 300); return scrollY === 300; }")
     before = seen.page.locator("tbody tr").count()
     detection(runs, "INTL", 3, 41.0, pictures=False)
     report_of(runs, tmp_path / "report", refresh=1)
