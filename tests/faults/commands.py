@@ -17,6 +17,7 @@ from tests.pretrain.running import TINY
 
 MODULES = ["pretrain.train", "intl_transfer.cli", "detection.train_net"]
 _TIMES = ("wall_time_s", "images_per_second", "data_share", "peak_memory_mb", "time")
+_IDS = ("id", "run", "session", "source_path")
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,12 @@ def tensors(file: Path) -> dict[str, Any]:
 
 
 def settled(value: Any) -> Any:
-    """JSON without what may differ from run to run: times, ids and hashes of files with ids."""
+    """JSON without what may differ from run to run: times, sessions, ids, and hashes with them."""
     if isinstance(value, dict):
         return {
             key: settled(inner)
             for key, inner in value.items()
-            if key not in _TIMES and not key.endswith("sha256") and key not in ("id", "source_path")
+            if key not in (*_TIMES, *_IDS) and not key.endswith("sha256")
         }
     return [settled(item) for item in value] if isinstance(value, list) else value
 
