@@ -15,7 +15,7 @@ from intl_transfer import detectron2_compat
 detectron2_compat.install()
 
 #: GB that the tests of two workers take at one time, rounded up from what was measured.
-_ROOM = 5
+_ROOM = 3
 
 #: The folders that each fixture made when it was set up.
 _made: dict[pytest.FixtureDef[object], set[Path]] = {}
