@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import socket
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from intl_transfer.conversion.reading import read_content
 from intl_transfer.errors import UserError, first_line
@@ -39,14 +41,20 @@ def label(path: Path) -> str:
     return default_name(path.resolve())
 
 
-def iterations_of(path: Path) -> int | None:
+def iterations_of(path: Path, content: Mapping[str, Any] | None = None) -> int | None:
     """The iterations after which a checkpoint was saved; None if it does not state them.
+
+    Args:
+        path: its file.
+        content: of the file, where it was read before.
 
     Raises:
         UserError: if the file is damaged.
     """
     match = _NUMBERED.fullmatch(path.name)  # counted from 0
-    last = match.group(1) if match else read_content(path).values.get("iteration")
+    if match:
+        return int(match.group(1)) + 1
+    last = (read_content(path).values if content is None else content).get("iteration")
     return None if last is None else int(last) + 1
 
 

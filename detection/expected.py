@@ -69,7 +69,7 @@ def check_expected_start(
         UserError: if the weights are others, or settings that belong to them, or the detector was
             trained otherwise.
     """
-    if not is_requested(arguments) or _KEY in arguments.opts[::2]:
+    if not _is_with_the_recipe(arguments):
         return
     for settings in (as_dict(cfg), *([] if trained is None else [trained.config])):
         _refuse_others(settings, arguments)
@@ -90,7 +90,7 @@ def check_expected_end(cfg: Any, arguments: argparse.Namespace, done: int | None
     Raises:
         UserError: if they are not those of the recipe.
     """
-    if not is_requested(arguments) or _KEY in arguments.opts[::2] or done == cfg.SOLVER.MAX_ITER:
+    if not _is_with_the_recipe(arguments) or done == cfg.SOLVER.MAX_ITER:
         return
     found = "does not state its iterations" if done is None else f"is of iteration {done}"
     raise UserError(
@@ -99,9 +99,14 @@ def check_expected_end(cfg: Any, arguments: argparse.Namespace, done: int | None
     )
 
 
+def _is_with_the_recipe(arguments: argparse.Namespace) -> bool:
+    """Whether a comparison is requested, and with the recipe's figures, not with the user's."""
+    return is_requested(arguments) and _KEY not in arguments.opts[::2]
+
+
 def _refuse_others(settings: dict[str, Any], arguments: argparse.Namespace) -> None:
     """Refuses settings that are not the recipe's; a detector of its own has none."""
-    if _KEY not in arguments.opts[::2] and arguments.config is not None:
+    if _is_with_the_recipe(arguments) and arguments.config is not None:
         recipe = as_dict(load_config(arguments.config))
         refuse_other_settings("detection", arguments.config, recipe, settings)
 

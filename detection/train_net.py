@@ -271,7 +271,7 @@ def prepare_evaluation(
     datasets.fit_to_data(cfg, found, None)  # without masks, only boxes are tested
     check_settings(cfg, str(file))
     check_expected_start(cfg, arguments, None if record is None else record.initialization, record)
-    content["iterations"] = iterations_of(file)
+    content["iterations"] = iterations_of(file, content)
     check_expected_end(cfg, arguments, content["iterations"])
     cfg.freeze()
     images = datasets.described(found)
